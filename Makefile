@@ -1,0 +1,36 @@
+# `make demo` and `make test` are all that a newcomer needs. Both make .venv if it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Installed again only when the package's own description changes.
+$(VENV)/demo.stamp: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,tested]'
+	@touch $@
+
+$(VENV)/dev.stamp: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/demo.stamp
+
+demo: $(VENV)/demo.stamp  ## Pretrain on 3,000 emoji, then print and draw what was learnt
+	$(BIN)/python tools/pretrain.py --config configs/pretrain/demo.yaml --run-dir runs/demo
+
+test: lint  ## Lint, types, layers and the fast tests
+	$(BIN)/python -m pytest
+
+test-all: lint  ## The same with the slow tests
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) runs/demo .pytest_cache .hypothesis .ruff_cache

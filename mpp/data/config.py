@@ -1,0 +1,59 @@
+"""What the data can be told. Free of torch, so that `--help` is instant."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and how they are augmented."""
+
+    source: str = ""
+    """folder:DIR, shards:GLOB, array:FILE.npy, cifar10:DIR, cifar100:DIR or demo. `--data` is short for it."""
+    download: bool = field(default=False, metadata={"free": True})
+    """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Random resized crop: smallest and largest share of the image's area. 1 1 takes the largest centred crop."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    """Random resized crop: smallest and largest aspect ratio, relative to the input's own."""
+    hflip: float = 0.5
+    """Probability of a left-right flip."""
+    vflip: float = 0.0
+    """Probability of an up-down flip; 0.5 suits satellite and microscopy images."""
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Colour jitter strength: brightness, contrast, saturation, hue (the last two need 3 channels)."""
+    grayscale: float = 0.0
+    """Probability of dropping the colours (needs 3 channels)."""
+    mean: tuple[float, ...] = (0.5,)
+    """Normalisation mean on a 0 to 1 scale, one number or one per channel."""
+    std: tuple[float, ...] = (0.5,)
+    """Normalisation standard deviation on a 0 to 1 scale, one number or one per channel."""
+    workers: int = field(default=-1, metadata={"free": True})
+    """Loader processes per device; -1 takes the cores there are, shared between local ranks."""
+    max_bad: str = field(default="1%", metadata={"free": True})
+    """Stop once more than this share of the images read could not be decoded."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"data.crop_scale must be two numbers, 0 < low <= high <= 1, got {list(self.crop_scale)}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"data.crop_ratio must be two numbers, 0 < low <= high, got {list(self.crop_ratio)}")
+        for key in ("hflip", "vflip", "grayscale"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"data.{key} is a probability, 0 to 1, got {getattr(self, key)}")
+        if any(v < 0 for v in self.jitter) or self.jitter[3] > 0.5:
+            raise ValueError(f"data.jitter takes strengths of 0 and more, hue at most 0.5, got {list(self.jitter)}")
+        if any(s <= 0 for s in self.std):
+            raise ValueError(f"data.std must be positive, got {list(self.std)}")
+        if self.workers < -1:
+            raise ValueError(f"data.workers must be -1 (auto) or at least 0, got {self.workers}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"data.max_bad is a share such as 1%, got {self.max_bad!r}")
+
+    @property
+    def max_bad_share(self) -> float:
+        """`max_bad` as a number from 0 to 1, or -1 where it is none."""
+        try:
+            return float(self.max_bad.removesuffix("%")) / (100 if self.max_bad.endswith("%") else 1)
+        except ValueError:
+            return -1.0

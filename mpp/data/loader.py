@@ -1,0 +1,334 @@
+"""Batches: an endless stream for training and one ordered pass for evaluation.
+
+    position p of the stream -> epoch p // n, place p % n -> index permutation(seed, epoch)[place]
+                             -> read, decode, transform with draws from (seed, epoch, index) -> a slot of batch p // B
+
+No worker and no rank has a random state of its own, so the stream is the same bits for any number of either, from
+whatever position it starts.
+"""
+
+import atexit
+import functools
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from mpp.data.base import Source, place
+from mpp.data.decode import BadImage, decode, one_line
+
+Transform = Callable[[np.ndarray], Tensor]
+
+_ATTEMPTS = 20
+# What the draws are for: SeedSequence pads with zeros, so that [a, b] and [a, b, 0] alone would be the same.
+_ORDER, _SAMPLE, _REPLACEMENT = 1, 2, 3
+_DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Batch(TypedDict):
+    """One micro-batch."""
+
+    images: Tensor
+    """uint8 (B, C, h, w)."""
+    index: Tensor
+    """int64 (B,), of the images that are in it: in the place of a bad one, its replacement's."""
+    label: Tensor
+    """int64 (B,), -1 where there is none."""
+    bad: list[tuple[int, str]]
+    """Index and reason of each image that could not be used."""
+
+
+def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The order of one epoch: int64 (length,)."""
+    return np.random.default_rng([_ORDER, seed, epoch]).permutation(length)
+
+
+def stream(
+    source: Source,
+    transform: Transform,
+    channels: int,
+    *,
+    seed: int,
+    batch_size: int,
+    micro_batch: int,
+    start: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Training batches without end. Close it (`.close()`) or drop it to end its workers.
+
+    Args:
+        source: what to read.
+        transform: pixels to uint8 (C, h, w); draws from torch's global CPU generator only.
+        channels: of the decoded images.
+        seed: of the order and every draw.
+        batch_size: global batch, over all ranks.
+        micro_batch: images in each batch that this rank gets; divides batch_size / world.
+        start: position in the stream, in images; a multiple of batch_size.
+        rank: which of `world` equal shares of each global batch this is.
+        world: number of ranks.
+        workers: loader processes; 0 reads in this one.
+        pin_memory: into page-locked memory, where there is CUDA.
+
+    Raises:
+        ValueError: sizes that do not divide.
+        BadImage: (while iterating) 20 images in a row could not be used.
+    """
+    if len(source) < 1:
+        raise ValueError(f"{source.name}: the source is empty")
+    if batch_size % world or (batch_size // world) % micro_batch or not 0 <= rank < world:
+        sizes = f"batch_size {batch_size}, world {world}, rank {rank}, micro_batch {micro_batch}"
+        raise ValueError(f"each of the ranks takes an equal share in equal micro-batches, got {sizes}")
+    if start < 0 or start % batch_size:
+        raise ValueError(f"the stream starts at a multiple of batch_size ({batch_size}), got {start}")
+    slots = _Slots(len(source), seed, batch_size, micro_batch, start, rank, world)
+    return _batches(_Loader(_Training(source, transform, channels, seed), slots, workers, pin_memory))
+
+
+def sequential(
+    source: Source,
+    transform: Transform,
+    channels: int,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Evaluation batches: the given images in order, the last batch as small as it is. Bad images are left out.
+
+    Args:
+        source: what to read.
+        transform: pixels to uint8 (C, h, w).
+        channels: of the decoded images.
+        indices: which images.
+        batch_size: images a batch, bad ones counted.
+        workers: loader processes; 0 reads in this one.
+    """
+    order = [int(index) for index in indices]
+    parts = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    return _batches(_Loader(_Evaluation(source, transform, channels), parts, min(workers, len(parts)), False))
+
+
+def worker_count(config_workers: int, local_world: int) -> int:
+    """Loader processes for one rank: as configured, or for -1 the cores here shared by the `local_world` ranks.
+
+    0, reading in the training process itself, where a share would be one core or none.
+    """
+    if config_workers >= 0:
+        return config_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // max(1, local_world)
+    return share if share > 1 else 0
+
+
+class _Slots:
+    """Yields this rank's micro-batches as lists of (epoch, index), without end."""
+
+    def __init__(
+        self, length: int, seed: int, batch_size: int, micro_batch: int, start: int, rank: int, world: int
+    ) -> None:
+        self.length, self.seed, self.batch_size, self.micro_batch = length, seed, batch_size, micro_batch
+        self.start, self.share = start, batch_size // world
+        self.first = rank * self.share
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        known, order = -1, np.empty(0, dtype=np.int64)
+        begin = self.start
+        while True:
+            for slot in range(begin + self.first, begin + self.first + self.share, self.micro_batch):
+                keys: list[tuple[int, int]] = []
+                for position in range(slot, slot + self.micro_batch):
+                    epoch, place_in_epoch = divmod(position, self.length)
+                    if epoch != known:
+                        known, order = epoch, permutation(self.seed, epoch, self.length)
+                    keys.append((epoch, int(order[place_in_epoch])))
+                yield keys
+            begin += self.batch_size
+
+
+class _Reader:
+    """Reads, decodes and transforms; collects batches."""
+
+    def __init__(self, source: Source, transform: Transform, channels: int) -> None:
+        self.source, self.transform, self.channels = source, transform, channels
+
+    def pixels(self, index: int) -> tuple[np.ndarray, int]:
+        """Decoded image and label; BadImage with the place and the reason."""
+        try:
+            data, label = self.source.read(index)
+            return decode(data, self.channels), -1 if label is None else label
+        except (BadImage, OSError) as error:
+            where, reason = place(self.source, index), one_line(error)
+            raise BadImage(reason if not where or where in reason else f"{where}: {reason}") from error
+
+    def batch(self, samples: list[tuple[int, Tensor, int]], bad: list[tuple[int, str]]) -> Batch:
+        height, width = getattr(self.transform, "image_hw", (0, 0))
+        images = [image for _, image, _ in samples]
+        return {
+            "images": torch.stack(images)
+            if images
+            else torch.empty(0, self.channels, height, width, dtype=torch.uint8),
+            "index": torch.tensor([index for index, _, _ in samples], dtype=torch.int64),
+            "label": torch.tensor([label for _, _, label in samples], dtype=torch.int64),
+            "bad": bad,
+        }
+
+
+class _Training(_Reader):
+    """Samples by (epoch, index), with replacements for bad ones."""
+
+    def __init__(self, source: Source, transform: Transform, channels: int, seed: int) -> None:
+        super().__init__(source, transform, channels)
+        self.seed = seed
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | BadImage:
+        bad: list[tuple[int, str]] = []
+        try:
+            return self.batch([self.sample(epoch, index, bad) for epoch, index in keys], bad)
+        except BadImage as error:
+            return error  # raised inside a worker it would arrive with the worker's whole traceback as its text
+
+    def sample(self, epoch: int, index: int, bad: list[tuple[int, str]]) -> tuple[int, Tensor, int]:
+        """Index, transformed image and label; a bad image is noted and another one drawn."""
+        shown = index
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                pixels, label = self.pixels(shown)
+                break
+            except BadImage as error:
+                bad.append((shown, str(error)))
+            shown = _draw(_REPLACEMENT, self.seed, epoch, index, attempt) % len(self.source)
+        else:
+            raise BadImage(
+                f"{_ATTEMPTS} images in a row could not be decoded; check {self.source.name}. The last: {bad[-1][1]}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also reset the generators of accelerators, which are not ours.
+            torch.default_generator.manual_seed(_draw(_SAMPLE, self.seed, epoch, index))
+            return shown, self.transform(pixels), label
+
+
+class _Evaluation(_Reader):
+    """Samples by index, without the bad ones."""
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        samples: list[tuple[int, Tensor, int]] = []
+        bad: list[tuple[int, str]] = []
+        for index in indices:
+            try:
+                pixels, label = self.pixels(index)
+            except BadImage as error:
+                bad.append((index, str(error)))
+            else:
+                samples.append((index, self.transform(pixels), label))
+        return self.batch(samples, bad)
+
+
+def _draw(*key: int) -> int:
+    """A 64-bit number that depends on the key alone."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def _itself(batch: Any) -> Any:
+    return batch
+
+
+class _Loader(StatefulDataLoader[Any]):
+    """torchdata's loader, for samples that come as whole batches."""
+
+    def __init__(self, dataset: Any, batches: Any, workers: int, pin_memory: bool) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 on torch 2.13
+            super().__init__(
+                dataset,
+                batch_sampler=batches,
+                num_workers=workers,
+                collate_fn=_itself,
+                pin_memory=pin_memory and torch.cuda.is_available(),
+                worker_init_fn=_start_worker,
+                generator=torch.Generator(),  # else each start would draw from, and so move, the global one
+                snapshot_every_n_steps=None,  # the position is the caller's: nothing to carry back from the workers
+            )
+
+    def check_worker_number_rationality(self) -> None:
+        """Silent: `data.workers` is the user's choice, also where it exceeds the cores."""
+
+
+def _start_worker(_: int) -> None:
+    """Workers leave signals to the main process, which decides when to stop, and never outlive it."""
+    torch.set_num_threads(1)
+    for number in _DEAF_TO:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _start(loader: _Loader) -> Any:
+    """The loader's iterator, and with it the workers."""
+    # Until a worker has started up it would obey signals; it inherits the mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop(iterator: Any) -> None:
+    """Ends the workers. Private names of torch's, for without them a worker would only end by a signal it ignores."""
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            if worker.is_alive():
+                worker.kill()
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """What workers have: sums over an image, as for its contrast, round differently on more threads."""
+    before = torch.get_num_threads()
+    try:
+        if wanted:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if wanted:
+            torch.set_num_threads(before)
+
+
+def _batches(loader: _Loader) -> Iterator[Batch]:
+    iterator = _start(loader)
+    stop = functools.partial(_stop, iterator)
+    # Registered after torch's own hook it runs before it, which would wait long for workers that do not know.
+    atexit.register(stop)
+    try:
+        while True:
+            try:
+                with _one_thread(loader.num_workers == 0):
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            if isinstance(batch, BadImage):
+                raise batch
+            batch["bad"] = [(index, reason) for index, reason in batch["bad"]]  # pinning makes lists of tuples
+            yield batch
+    finally:
+        atexit.unregister(stop)
+        stop()

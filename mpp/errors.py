@@ -1,0 +1,13 @@
+"""Errors that are the user's to mend: each is one clear line, printed without a traceback."""
+
+
+class UserError(Exception):
+    """Something asked for cannot be done; the text names the thing, the value and what to do next."""
+
+    exit_code = 2
+
+
+class RunError(UserError):
+    """A run that had started had to stop; the text says why and where it can go on."""
+
+    exit_code = 1

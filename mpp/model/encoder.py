@@ -1,0 +1,171 @@
+"""The encoder: a timm VisionTransformer by its timm name, opened at one seam.
+
+`embed(images)` gives the patch tokens before position embeddings; `encode(tokens)` adds class token and positions and
+runs the blocks. Whatever happens in between (corruption, packing) needs to know nothing of the encoder's inside.
+This is the only file that knows timm's private names.
+"""
+
+import difflib
+from typing import Any
+
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+import timm
+import torch
+from jaxtyping import Float
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mpp.errors import UserError
+from mpp.model.attention import Attention, attention_weights, resolve_backend
+from mpp.model.config import ModelConfig
+from mpp.model.posembed import build_position
+
+
+class Encoder(nn.Module):
+    """A timm VisionTransformer with the seam between patch embedding and blocks.
+
+    Attributes:
+        vit: the timm model, without head.
+        grid: rows and columns of patches.
+        patch: height and width in pixels of the image area behind one token.
+    """
+
+    def __init__(self, vit: VisionTransformer, position: nn.Module | None = None) -> None:
+        super().__init__()
+        self.vit: Any = vit  # its blocks and norms are typed as bare modules
+        self.position = position
+        rows, columns = vit.patch_embed.grid_size
+        height, width = vit.patch_embed.img_size
+        self.grid: tuple[int, int] = (rows, columns)
+        self.image_hw: tuple[int, int] = (height, width)
+        self.patch: tuple[int, int] = (height // rows, width // columns)
+        self.in_chans: int = vit.in_chans
+        self.embed_dim: int = vit.embed_dim
+        self.num_prefix_tokens: int = vit.num_prefix_tokens
+
+    def embed(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+        """Patch tokens of normalised images, before position embeddings, rows first (equation 1 without E_pos)."""
+        tokens = self.vit.patch_embed(images)
+        return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
+
+    def encode(self, tokens: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """All tokens after the last block and LayerNorm (equations 1 to 4); `num_prefix_tokens` come first."""
+        x = self._enter(tokens)
+        for block in self.vit.blocks:
+            if self.vit.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.vit.norm(x)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens dim"]:
+        """`encode(embed(images))`."""
+        return self.encode(self.embed(images))
+
+    def attention_maps(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> list[Float[Tensor, "batch heads tokens tokens"]]:
+        """Attention weights of every block, by the explicit form; rows sum to 1.
+
+        Raises:
+            UserError: an encoder whose blocks are not timm's plain pre-norm `Block`.
+        """
+        if not all(isinstance(block, Block) for block in self.vit.blocks):
+            raise UserError(f"attention maps need timm's plain blocks, not {type(self.vit.blocks[0]).__name__}")
+        x, maps = self._enter(self.embed(images)), []
+        for block in self.vit.blocks:
+            q, k, _ = block.attn.heads(block.norm1(x))
+            maps.append(attention_weights(q, k))
+            x = block(x)
+        return maps
+
+    def _enter(self, tokens: Tensor) -> Tensor:
+        if self.position is not None:
+            tokens = tokens + self.position().to(tokens.dtype)
+        if self.vit.dynamic_img_size:
+            tokens = tokens.unflatten(1, self.grid)
+        return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
+
+
+def create_vit(config: ModelConfig, **overrides: Any) -> VisionTransformer:
+    """timm's own model for `config`, without head and with mean-pooled patch tokens; `overrides` go to timm.
+
+    Raises:
+        UserError: an unknown name, a model that is not a VisionTransformer, sizes that do not fit.
+    """
+    if not timm.is_model(config.name):
+        near = difflib.get_close_matches(config.name, timm.list_models("vit_*"), 3)
+        raise UserError(f"timm {timm.__version__} has no model {config.name!r}; near it: {', '.join(near) or 'none'}")
+    if "vision_transformer" not in timm.models.model_entrypoint(config.name).__module__:
+        raise UserError(
+            f"model.name {config.name!r} is not a VisionTransformer, which masked patch prediction needs; "
+            "vit_base_patch16_224 is one, vit_base_r50_s16_224 a hybrid"
+        )
+    settings: dict[str, Any] = {
+        "img_size": config.image_hw,
+        "in_chans": config.in_chans,
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "pos_embed": None if config.pos_embed == "learned" else "none",
+        "act_layer": None if config.act == "gelu" else config.act,
+        "drop_path_rate": config.drop_path,
+    }
+    if config.patch_size:
+        settings["patch_size"] = (config.patch_size[0], config.patch_size[-1])
+    settings.update(overrides)
+    # fc_norm=False keeps the last LayerNorm where it is for the class token: before the pooling.
+    vit = _call_timm(config, num_classes=0, global_pool="avg", fc_norm=False, **settings)
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(
+            f"model.name {config.name!r} is a {type(vit).__name__}; masked patch prediction needs a VisionTransformer"
+        )
+    return vit
+
+
+def _call_timm(config: ModelConfig, **settings: Any) -> nn.Module:
+    try:
+        return timm.create_model(config.name, **settings)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        told = {k: v for k, v in settings.items() if v is not None and hasattr(config, k)}
+        raise UserError(f"timm cannot build {config.name!r} with {told}: {error}") from error
+
+
+def build_encoder(config: ModelConfig, device: torch.device | str = "cpu") -> Encoder:
+    """The encoder that `config` describes, freshly initialised, on `device` ("meta" allocates nothing).
+
+    The weights are drawn on the CPU from torch's global generator, so they are the same for every device.
+
+    Raises:
+        UserError: see `create_vit`; an image that is not a whole number of patches; a kernel that cannot run.
+    """
+    device = torch.device(device)
+    backend = "sdpa" if device.type == "meta" else resolve_backend(config.attention, device)
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        vit = create_vit(config, attn_layer=Attention)
+        _check_sizes(config, vit)
+        position = build_position(config.pos_embed, vit.patch_embed.grid_size, vit.embed_dim)
+    layers = [module for module in vit.modules() if isinstance(module, Attention)]
+    if len(layers) != len(list(vit.blocks.children())):
+        raise UserError(f"model.name {config.name!r} has blocks with an attention of its own; choose another ViT")
+    for layer in layers:
+        layer.backend = backend
+    vit.set_grad_checkpointing(config.grad_checkpointing)
+    return Encoder(vit, position).to(device)
+
+
+def _check_sizes(config: ModelConfig, vit: VisionTransformer) -> None:
+    if hasattr(vit.patch_embed, "backbone"):
+        if config.patch_size:
+            raise UserError(f"model.patch_size does not apply to the hybrid {config.name!r}: its stem sets it")
+        step = vit.patch_embed.feat_ratio(as_scalar=False)
+    else:
+        step = vit.patch_embed.patch_size
+    for size, patch in zip(config.image_hw, step, strict=True):
+        if size % patch:
+            low = size // patch * patch
+            near = f"{low} or {low + patch}" if low else f"{patch}"
+            raise UserError(f"model.img_size {size} is not a multiple of the patch size {patch}; take {near}")

@@ -1,0 +1,30 @@
+"""What the objective can be told. Free of torch, so that `--help` is instant."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Masked patch prediction; the defaults are the paper's (appendix B.1.2)."""
+
+    target: Literal["mean_colour", "colour_4x4", "pixels"] = "mean_colour"
+    """What is predicted: the patch's mean colour, its 4x4 downsized colours, or all its pixels (L2)."""
+    bits: int = 3
+    """Bits per colour channel of the two colour targets."""
+    ratio: float = 0.5
+    """Share of the patches that is corrupted; K = round(ratio * N) in every image."""
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Probabilities that a corrupted patch becomes [mask], becomes another patch, or stays unchanged."""
+    picking: Literal["uniform", "block"] = "uniform"
+    """Which patches: uniformly at random, or in rectangular blocks."""
+    random_from: Literal["image", "batch"] = "image"
+    """Where the other patch of a random replacement comes from."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"objective.ratio must be in (0, 1], got {self.ratio}")
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"objective.bits must be 1 to 8, got {self.bits}")
+        if any(p < 0 for p in self.split) or abs(sum(self.split) - 1) > 1e-6:
+            raise ValueError(f"objective.split must be three probabilities that sum to 1, got {list(self.split)}")

@@ -1,0 +1,159 @@
+"""Which patches are corrupted, and how (paper, appendix B.1.2).
+
+1. `pick_patches` chooses exactly K = round(ratio * N) patches of every image.
+2. `draw_corruption` decides for each of them, independently: replace its embedding by the learnable [mask] embedding
+   (80 %), by a random other patch's embedding (10 %), or leave it (10 %).
+3. `corrupt` applies that to patch embeddings to which no position embedding has been added yet.
+
+All draws are pure functions of a generator and are made for the whole global batch at once, of which each device takes
+its rows: the corruption is the same on any number of devices.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+MASK, RANDOM, UNCHANGED = 0, 1, 2
+KINDS = ("masked", "random", "unchanged")
+
+
+class Corruption(NamedTuple):
+    """The corruption of a batch of B images, K patches each.
+
+    Attributes:
+        picked: (B, K) int64, the corrupted patches, ascending.
+        kinds: (B, K) int64, MASK, RANDOM or UNCHANGED.
+        other: (B, K) int64, for RANDOM the patch whose embedding is taken: within the image, or within the group of
+            `group` images (row-major) that it was drawn for.
+        group: number of consecutive images that `other` counts through; 1 keeps replacements within the image.
+    """
+
+    picked: Int[Tensor, "B K"]
+    kinds: Int[Tensor, "B K"]
+    other: Int[Tensor, "B K"]
+    group: int = 1
+
+    def rows(self, start: int, stop: int) -> "Corruption":
+        """The corruption of images start to stop; both must be multiples of `group`."""
+        if start % self.group or stop % self.group:
+            raise ValueError(f"rows {start}:{stop} cut through a group of {self.group} images")
+        return Corruption(self.picked[start:stop], self.kinds[start:stop], self.other[start:stop], self.group)
+
+    def to(self, device: torch.device) -> "Corruption":
+        picked, kinds, other = (t.to(device, non_blocking=True) for t in self[:3])
+        return Corruption(picked, kinds, other, self.group)
+
+
+def num_picked(ratio: float, patches: int) -> int:
+    """K = round(ratio * N), at least 1."""
+    return max(round(ratio * patches), 1)
+
+
+def pick_patches(
+    batch: int, grid: tuple[int, int], ratio: float, generator: Generator, style: str = "uniform"
+) -> Int[Tensor, "B K"]:
+    """K patches of each image, ascending: uniformly without replacement, or in rectangular blocks.
+
+    Blocks have areas from 4 patches to a fifth of the grid and log-uniform aspect ratios from 0.3 to 1/0.3 (as in
+    BEiT, arXiv 2106.08254, algorithm 1); they are laid until K patches are covered, and the last one is cut to fit.
+    """
+    patches = grid[0] * grid[1]
+    k = num_picked(ratio, patches)
+    if style == "uniform":
+        order = torch.rand(batch, patches, generator=generator, device=generator.device).argsort(dim=1)
+        return order[:, :k].sort(dim=1).values
+    if style == "block":
+        return _pick_blocks(batch, grid, k, generator)
+    raise ValueError(f"no picking style {style!r}; there are uniform and block")
+
+
+def _pick_blocks(batch: int, grid: tuple[int, int], k: int, generator: Generator) -> Int[Tensor, "B K"]:
+    rows, columns = grid
+    device = generator.device
+    row = torch.arange(rows, device=device)[None, :, None]
+    column = torch.arange(columns, device=device)[None, None, :]
+    taken = torch.zeros(batch, rows * columns, dtype=torch.bool, device=device)
+    left = torch.full((batch, 1), k, device=device)
+    while bool((left > 0).any()):
+        # One block for every image at a time; in images that are full already nothing more is accepted.
+        draw = torch.rand(batch, 4, generator=generator, device=device).unbind(1)
+        smallest = min(4, k)
+        area = smallest + draw[0] * (max(rows * columns / 5, smallest) - smallest)
+        aspect = torch.exp((2 * draw[1] - 1) * math.log(1 / 0.3))
+        height = (area * aspect).sqrt().round().clamp(1, rows)
+        width = (area / aspect).sqrt().round().clamp(1, columns)
+        top, start = (draw[2] * (rows - height + 1)).floor(), (draw[3] * (columns - width + 1)).floor()
+        top, height, start, width = (x.long()[:, None, None] for x in (top, height, start, width))
+        block = (row >= top) & (row < top + height) & (column >= start) & (column < start + width)
+        new = block.flatten(1) & ~taken
+        new &= new.cumsum(dim=1) <= left
+        taken |= new
+        left -= new.sum(dim=1, keepdim=True)
+    return taken.nonzero()[:, 1].view(batch, k)
+
+
+def draw_corruption(
+    picked: Int[Tensor, "B K"],
+    patches: int,
+    generator: Generator,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    group: int = 1,
+) -> Corruption:
+    """Draws the kind of every picked patch, and for random replacements the other patch.
+
+    The other patch is uniform over all patches of the image (of the `group` images for group > 1) but the patch itself
+    and those hidden behind [mask]: the pixels of a masked patch reach its own prediction on no path. Where nothing
+    else is left, a masked one is taken, never the patch itself.
+
+    Raises:
+        ValueError: a single patch, which has no other; a batch that is not a multiple of `group`.
+    """
+    batch, k = picked.shape
+    if split[RANDOM] > 0 and patches * group < 2:
+        raise ValueError("an image of one patch has no other patch to take; set objective.split to 0.9 0 0.1")
+    if batch % group:
+        raise ValueError(f"a batch of {batch} images is not a multiple of the group of {group}")
+    device = picked.device
+    draw = torch.rand(batch, k, generator=generator, device=device)
+    kinds = torch.full_like(picked, UNCHANGED)
+    kinds[draw < split[MASK] + split[RANDOM]] = RANDOM
+    kinds[draw < split[MASK]] = MASK
+    uniform = torch.rand(batch, k, generator=generator, device=device, dtype=torch.float64)
+
+    hidden = torch.zeros(batch, patches, dtype=torch.bool, device=device).scatter(1, picked, kinds == MASK)
+    hidden = hidden.view(batch // group, group * patches)
+    own = (picked.view(-1, group, k) + patches * torch.arange(group, device=device)[None, :, None]).flatten(1)
+    other = _other(hidden, own, uniform.view(batch // group, group * k))
+    return Corruption(picked, kinds, other.view(batch, k), group)
+
+
+def _other(hidden: Bool[Tensor, "G M"], own: Int[Tensor, "G J"], uniform: Float[Tensor, "G J"]) -> Int[Tensor, "G J"]:
+    """For each own patch another of the M, uniform over those not hidden."""
+    visible_first = hidden.to(torch.int8).argsort(dim=1, stable=True)
+    place = torch.empty_like(visible_first).scatter(
+        1, visible_first, torch.arange(hidden.shape[1], device=hidden.device).expand_as(visible_first)
+    )
+    own_place = place.gather(1, own)
+    count = (~hidden).sum(dim=1, keepdim=True)
+    choices = count - (~hidden).gather(1, own).long()
+    chosen = (uniform * choices).long().clamp(max=(choices - 1).clamp(min=0))
+    chosen = chosen + (chosen >= own_place).long()  # steps over the patch itself
+    return visible_first.gather(1, chosen.clamp(max=hidden.shape[1] - 1))
+
+
+def corrupt(
+    tokens: Float[Tensor, "B N D"], corruption: Corruption, mask_token: Float[Tensor, " D"]
+) -> Float[Tensor, "B N D"]:
+    """The patch embeddings with the picked ones corrupted; `tokens` itself is left as it is."""
+    batch, patches, dim = tokens.shape
+    picked, kinds, other, group = corruption
+    pool = tokens.reshape(batch // group, group * patches, dim)
+    take = other.reshape(batch // group, -1, 1).expand(-1, -1, dim)
+    replacement = pool.gather(1, take).view(batch, -1, dim)
+    at = picked[..., None].expand(-1, -1, dim)
+    replacement = torch.where(kinds[..., None] == RANDOM, replacement, tokens.gather(1, at))
+    replacement = torch.where(kinds[..., None] == MASK, mask_token.to(tokens.dtype), replacement)
+    return tokens.scatter(1, at, replacement)

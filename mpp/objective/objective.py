@@ -1,0 +1,202 @@
+"""Masked patch prediction: embed, corrupt, encode, predict at the corrupted patches (paper, section 4.6 and B.1.2).
+
+tokens = encoder.embed(pixels)                    before position embeddings
+tokens = corrupt(tokens, corruption, mask_token)  80 % [mask], 10 % another patch, 10 % unchanged
+tokens = encoder.encode(tokens)
+output = head(tokens of the K corrupted patches)  the head runs on no other token
+loss   = mean over all K, the unchanged ones included
+"""
+
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from mpp.objective.masking import KINDS, Corruption, corrupt
+from mpp.objective.target import ColourTarget, Target, cell_sums
+
+Figures = dict[str, Tensor]
+"""Name -> (2,) float64: a sum and the count that it runs over; any union's mean is its sums over its counts."""
+
+
+class PatchEncoder(Protocol):
+    """The seam that the objective needs of an encoder."""
+
+    grid: tuple[int, int]
+    patch: tuple[int, int]
+    embed_dim: int
+    num_prefix_tokens: int
+
+    def embed(self, images: Tensor) -> Tensor: ...
+
+    def encode(self, tokens: Tensor) -> Tensor: ...
+
+
+E = TypeVar("E", bound=PatchEncoder)
+
+
+class MaskedPatchPrediction(nn.Module, Generic[E]):
+    """The encoder with what the objective adds: a [mask] embedding and a linear head.
+
+    Attributes:
+        frequent: (predictions,) the most frequent class (for pixels: the mean patch), which the first trivial baseline
+            predicts everywhere; set once by `Survey.frequent`.
+    """
+
+    encoder: E
+    target: Target
+    frequent: Tensor
+    distance: Tensor
+
+    def __init__(self, encoder: E, target: Target) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.target = target
+        self.mask_token = nn.Parameter(torch.empty(encoder.embed_dim))
+        self.head = nn.Linear(encoder.embed_dim, target.outputs)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        if isinstance(target, ColourTarget):
+            self.register_buffer("frequent", torch.zeros(target.predictions, dtype=torch.int64))
+        else:
+            self.register_buffer("frequent", torch.zeros(target.outputs))
+        self.register_buffer("distance", patch_distances(encoder.grid, encoder.patch), persistent=False)
+
+    def predict(
+        self, pixels: Float[Tensor, "batch channels height width"], corruption: Corruption
+    ) -> Float[Tensor, "batch k outputs"]:
+        """The head's output at the corrupted patches of normalised images."""
+        tokens = corrupt(self.encoder.embed(pixels), corruption, self.mask_token)
+        tokens = self.encoder.encode(tokens)
+        at = (corruption.picked + self.encoder.num_prefix_tokens)[..., None].expand(-1, -1, tokens.shape[-1])
+        return self.head(tokens.gather(1, at))
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "batch channels height width"],
+        pixels: Float[Tensor, "batch channels height width"],
+        corruption: Corruption,
+    ) -> tuple[Float[Tensor, ""], Figures]:
+        """Loss and figures of a batch.
+
+        Args:
+            images: raw pixels 0 to 255, after augmentation.
+            pixels: the same, normalised.
+            corruption: what is corrupted.
+        """
+        output = self.predict(pixels, corruption)
+        target = _at(self.target.of(images), corruption.picked)
+        loss = self.target.loss(output, target)
+        with torch.no_grad():
+            figures = self._figures(images, corruption, output.detach(), target, loss.detach())
+        return loss.mean(), figures
+
+    def _figures(self, images: Tensor, corruption: Corruption, output: Tensor, target: Tensor, loss: Tensor) -> Figures:
+        name = self.target.score_name
+        score = self.target.score(output, target)
+        ones = torch.ones_like(score)
+        figures = {"loss": _sum(loss, ones), name: _sum(score, ones)}
+        for number, kind in enumerate(KINDS):
+            weight = (corruption.kinds == number).to(score.dtype)
+            figures[f"loss_{kind}"] = _sum(loss, weight)
+            figures[f"{name}_{kind}"] = _sum(score, weight)
+        figures[f"{name}_baseline_frequent"] = _sum(self.target.agreement(self.frequent[None, None], target), ones)
+        colours = neighbour_colours(mean_colours(images, self.encoder.patch), corruption.picked, self.distance)
+        guess = self.target.of_constant(colours)
+        figures[f"{name}_baseline_neighbours"] = _sum(self.target.agreement(guess, target), ones)
+        return figures
+
+
+def _at(values: Tensor, picked: Int[Tensor, "batch k"]) -> Tensor:
+    return values.gather(1, picked[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _sum(values: Tensor, weight: Tensor) -> Tensor:
+    return torch.stack([(values * weight).sum(dtype=torch.float64), weight.sum(dtype=torch.float64)])
+
+
+def patch_distances(grid: tuple[int, int], patch: tuple[int, int]) -> Int[Tensor, "n n"]:
+    """Squared distances in pixels between the centres of any two patches."""
+    row = torch.arange(grid[0]).repeat_interleave(grid[1]) * patch[0]
+    column = torch.arange(grid[1]).repeat(grid[0]) * patch[1]
+    return (row[:, None] - row[None]) ** 2 + (column[:, None] - column[None]) ** 2
+
+
+def mean_colours(
+    images: UInt8[Tensor, "batch channels height width"], patch: tuple[int, int]
+) -> Float[Tensor, "batch patches channels"]:
+    """Mean colour of every patch, 0 to 255."""
+    return (cell_sums(images, patch).float() / (patch[0] * patch[1])).flatten(2).transpose(1, 2)
+
+
+def neighbour_colours(
+    colours: Float[Tensor, "batch n channels"], picked: Int[Tensor, "batch k"], distance: Int[Tensor, "n n"]
+) -> Float[Tensor, "batch k channels"]:
+    """The second trivial baseline: the mean colour of the nearest uncorrupted patches of each picked patch.
+
+    All uncorrupted patches at the smallest distance count alike. Where every patch is corrupted: mid-grey.
+    """
+    batch, n, _ = colours.shape
+    visible = torch.ones(batch, n, dtype=torch.bool, device=colours.device).scatter(1, picked, False)
+    far = torch.iinfo(distance.dtype).max
+    d = distance[picked].masked_fill(~visible[:, None], far)  # (batch, k, n)
+    nearest = d.amin(dim=-1, keepdim=True)
+    weight = ((d == nearest) & (nearest < far)).to(colours.dtype)
+    with torch.autocast(colours.device.type, enabled=False):
+        total = weight @ colours
+    count = weight.sum(dim=-1, keepdim=True)
+    return torch.where(count > 0, total / count.clamp(min=1), 127.5)
+
+
+class Survey(NamedTuple):
+    """What the targets of a sample of images look like, before any training.
+
+    Attributes:
+        images: number of images looked at.
+        counts: (classes,) how often each class occurs over all patches and predictions; None for pixels.
+        frequent: what the first trivial baseline predicts (see `MaskedPatchPrediction.frequent`).
+    """
+
+    images: int
+    counts: Int[Tensor, " classes"] | None
+    frequent: Tensor
+
+    @property
+    def perplexity(self) -> float:
+        """Effective number of classes, the exponential of the entropy."""
+        assert self.counts is not None
+        share = self.counts[self.counts > 0].double() / self.counts.sum()
+        return float(torch.exp(-(share * share.log()).sum()))
+
+    @property
+    def largest_share(self) -> float:
+        """Share of the most frequent class."""
+        assert self.counts is not None
+        return float(self.counts.max() / self.counts.sum())
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether almost all targets are the same, the usual sign of wrongly scaled input."""
+        return self.counts is not None and (self.largest_share > 0.9 or self.perplexity < 1.5)
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        if self.counts is None:
+            return f"targets: pixels, surveyed on {self.images:,} images"
+        used = int((self.counts > 0).sum())
+        return (
+            f"targets: {used} of {len(self.counts)} classes occur in {self.images:,} images, effectively "
+            f"{self.perplexity:.1f}; the most frequent is {self.largest_share:.1%} of the patches"
+        )
+
+
+def survey_targets(target: Target, images: UInt8[Tensor, "batch channels height width"]) -> Survey:
+    """Histogram and most frequent value of the targets of `images`."""
+    values = target.of(images)
+    if not isinstance(target, ColourTarget):
+        return Survey(len(images), None, values.mean(dim=(0, 1)))
+    flat = values.flatten(0, 1)
+    slots = torch.stack([torch.bincount(slot, minlength=target.classes) for slot in flat.unbind(1)])
+    return Survey(len(images), slots.sum(dim=0), slots.argmax(dim=1))

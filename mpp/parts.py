@@ -1,0 +1,216 @@
+"""The parts of one pretraining run, built from its config: data, model, optimiser, schedule, and the step between them.
+
+Every random draw derives from the seed and from what is drawn for: (seed, epoch, index) for augmentation, (seed, images
+seen) for the corruption of a global batch.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from mpp.data.loader import stream, worker_count
+from mpp.data.source import Source, open_source
+from mpp.data.transform import TrainTransform, normalise
+from mpp.dist import World
+from mpp.errors import UserError
+from mpp.model.encoder import Encoder, build_encoder
+from mpp.objective.masking import Corruption, draw_corruption, pick_patches
+from mpp.objective.objective import Figures, MaskedPatchPrediction, Survey, survey_targets
+from mpp.objective.target import build_target
+from mpp.recipes import PretrainConfig
+from mpp.train.loop import Schedule, State
+from mpp.train.optim import build_ema, build_optimizer
+from mpp.train.parallel import autocast, choose_precision, prepare
+from mpp.train.schedule import learning_rate, parse_duration
+
+SURVEY_IMAGES = 512
+_CORRUPTION, _DROPOUT, _SURVEY = 1, 2, 3  # so that no two kinds of draws share a seed
+
+
+@dataclass
+class Run:
+    """All the parts of one pretraining run, built from its config."""
+
+    config: PretrainConfig
+    world: World
+    device: torch.device
+    precision: str
+    source: Source
+    model: MaskedPatchPrediction[Encoder]
+    wrapped: nn.Module
+    state: State
+    schedule: Schedule
+    micro_batch: int
+    workers: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run_dir)
+
+    @property
+    def exported(self) -> MaskedPatchPrediction[Encoder]:
+        """The model that is looked at and exported: the moving average, if there is one."""
+        ema = self.state.ema
+        return cast(MaskedPatchPrediction[Encoder], ema.module) if ema is not None else self.model
+
+    def steps(self, duration: str, name: str) -> int:
+        """A duration of the config in steps; 0 for an empty one."""
+        if not duration:
+            return 0
+        length = parse_duration(duration, name)
+        return length.steps(self.schedule.batch_size, len(self.source), self.schedule.total_steps)
+
+
+def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
+    """Opens the source and builds model, optimiser and schedule; writes nothing.
+
+    Raises:
+        UserError: settings that do not fit each other, the machine or the source.
+    """
+    size = config.train.batch_size
+    if size % world.size:
+        raise UserError(f"train.batch_size {size} is not a multiple of the {world.size} processes")
+    share = size // world.size
+    micro = max(n for n in range(1, min(config.train.micro_batch, share) + 1) if share % n == 0)
+    precision = choose_precision(config.train.precision, device)
+    source = open_source(config.data.source, download=config.data.download)
+    total = parse_duration(config.train.length, "train.length").steps(size, len(source))
+    schedule = Schedule(total, size, share // micro, _rate(config, total, len(source)), config.optim.clip_norm)
+    model = build_model(config, device)
+    state = State(
+        model,
+        build_optimizer(model, config.optim),
+        build_ema(model, config.optim.ema_decay),
+        GradScaler(device.type) if precision == "fp16" else None,
+    )
+    wrapped = prepare(model, device, world, config.train.compile)
+    workers = worker_count(config.data.workers, world.local_size)
+    return Run(config, world, device, precision, source, model, wrapped, state, schedule, micro, workers)
+
+
+def build_model(config: PretrainConfig, device: torch.device | str) -> MaskedPatchPrediction[Encoder]:
+    """Encoder, [mask] embedding and head, drawn from the seed; on "meta" nothing is allocated."""
+    channels = config.model.in_chans
+    for key in ("mean", "std"):
+        if len(getattr(config.data, key)) not in (1, channels):
+            raise UserError(f"data.{key} takes one number or {channels}, one per channel of model.in_chans")
+    torch.manual_seed(config.train.seed)
+    encoder = build_encoder(config.model, device)
+    objective = config.objective
+    target = build_target(objective.target, encoder.patch, channels, objective.bits)
+    patches = encoder.grid[0] * encoder.grid[1]
+    if patches < 2 and objective.split[1] > 0 and objective.random_from == "image":
+        raise UserError("model.img_size holds one patch, which has no other to be replaced by; take smaller patches")
+    with torch.device("meta" if str(device) == "meta" else "cpu"):
+        return MaskedPatchPrediction(encoder, target).to(device)
+
+
+def _rate(config: PretrainConfig, total: int, epoch: int) -> Callable[[int], float]:
+    def steps(duration: str, name: str) -> int:
+        return parse_duration(duration, name).steps(config.train.batch_size, epoch, total)
+
+    plan = config.schedule
+    parts = [steps(getattr(plan, key), f"schedule.{key}") for key in ("warmup", "cooldown", "timescale")]
+    try:
+        return learning_rate(plan.kind, config.optim.lr, total, *parts)
+    except ValueError as error:
+        raise UserError(f"schedule: {error}") from error
+
+
+def survey_source(parts: Run) -> Survey:
+    """The targets of the first augmented images of the run's source."""
+    config = parts.config
+    transform = TrainTransform(config.data, parts.model.encoder.image_hw, config.model.in_chans)
+    seed = derive_seed(config.train.seed, _SURVEY) % 2**31
+    batches = stream(
+        parts.source,
+        transform,
+        config.model.in_chans,
+        seed=seed,
+        batch_size=SURVEY_IMAGES,
+        micro_batch=SURVEY_IMAGES // 8,
+        start=0,
+        workers=parts.workers,
+    )
+    images = torch.cat([next(batches)["images"] for _ in range(8)])
+    batches.close()
+    return survey_targets(parts.model.target, images)
+
+
+def training_batches(
+    parts: Run, report_bad: Callable[[list[tuple[int, str]], int], None] = lambda bad, images: None
+) -> Generator[dict[str, Any]]:
+    """This rank's endless micro-batches from `state.images_seen` on, with their place.
+
+    Each has `images` (uint8, on the device), `position` (images seen before its update) and `slot` (its first row in
+    the global batch). `report_bad` hears of the files that could not be decoded and of the number of images read.
+    """
+    config, schedule, micro = parts.config, parts.schedule, parts.micro_batch
+    start = parts.state.images_seen
+    share = schedule.batch_size // parts.world.size
+    cuda = parts.device.type == "cuda"
+    batches = stream(
+        parts.source,
+        TrainTransform(config.data, parts.model.encoder.image_hw, config.model.in_chans),
+        config.model.in_chans,
+        seed=config.train.seed,
+        batch_size=schedule.batch_size,
+        micro_batch=micro,
+        start=start,
+        rank=parts.world.rank,
+        world=parts.world.size,
+        workers=parts.workers,
+        pin_memory=cuda,
+    )
+    try:
+        for number, batch in enumerate(batches):
+            update, part = divmod(number, schedule.accumulate)
+            report_bad(batch["bad"], len(batch["images"]))
+            yield {
+                "images": batch["images"].to(parts.device, non_blocking=cuda),
+                "position": start + update * schedule.batch_size,
+                "slot": parts.world.rank * share + part * micro,
+            }
+    finally:
+        batches.close()
+
+
+def derive_seed(*parts: int) -> int:
+    """A seed below 2^63 from several numbers, such that different numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def draw(parts: Run, position: int, batch: int) -> Corruption:
+    """The corruption of the whole global batch that starts at `position` images seen."""
+    objective, grid = parts.config.objective, parts.model.encoder.grid
+    generator = torch.Generator(parts.device)
+    generator.manual_seed(derive_seed(parts.config.train.seed, _CORRUPTION, position))
+    picked = pick_patches(batch, grid, objective.ratio, generator, objective.picking)
+    group = parts.micro_batch if objective.random_from == "batch" and batch % parts.micro_batch == 0 else 1
+    return draw_corruption(picked, grid[0] * grid[1], generator, objective.split, group)
+
+
+def training_step(parts: Run, precision: str | None = None) -> Callable[[nn.Module, Any], tuple[Tensor, Figures]]:
+    """The step of `fit`: corrupts a micro-batch and gives its loss and figures."""
+    config = parts.config
+    precision = precision or parts.precision
+    drawn: dict[int, Corruption] = {}
+
+    def step(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Figures]:
+        position, slot, images = batch["position"], batch["slot"], batch["images"]
+        if position not in drawn:
+            drawn.clear()
+            drawn[position] = draw(parts, position, config.train.batch_size)
+        corruption = drawn[position].rows(slot, slot + len(images))
+        if config.model.drop_path:
+            torch.manual_seed(derive_seed(config.train.seed, _DROPOUT, position, slot))
+        with autocast(precision, parts.device):
+            return model(images, normalise(images, config.data.mean, config.data.std), corruption)
+
+    return step

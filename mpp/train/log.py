@@ -1,0 +1,206 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events, pictures, and lines on the terminal.
+
+Everything but times (`time/...`) is a function of the config, so a run that was killed and resumed ends with the same
+rows: rows written after the checkpoint that a run resumes from are dropped, and the sums of an unfinished interval are
+part of the checkpoint.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mpp import dist
+
+
+class Meter:
+    """Running sums and counts of figures, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, figures: Mapping[str, Tensor]) -> None:
+        """Adds figures, each a (2,) tensor of a sum and a count."""
+        for name, value in figures.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def read(self) -> dict[str, float]:
+        """Means over all ranks since the last reading, weighted by count; names that counted nothing are left out."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        total = dist.sum_over_ranks(torch.stack([self._sums[name].double() for name in names])).cpu()
+        self._sums = {}
+        return {name: float(s / n) for name, (s, n) in zip(names, total, strict=True) if n > 0}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """This rank's sums."""
+        return {name: value.cpu() for name, value in self._sums.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        self._sums = {name: value.to(device) for name, value in state.items()}
+
+
+class RunLog:
+    """The files of one run; on ranks other than 0 and in dry runs (`folder` None) it writes nothing."""
+
+    def __init__(self, folder: Path | None, resume_step: int = 0) -> None:
+        self.folder = folder
+        self._events: Any = None
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rows = folder / "metrics.jsonl"
+        _keep_rows(self._rows, resume_step)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+
+    def row(self, step: int, images: int, figures: Mapping[str, Any]) -> None:
+        """Writes one row of figures."""
+        if self.folder is None:
+            return
+        with self._rows.open("a") as file:
+            file.write(json.dumps({"step": step, "images": images, **figures}) + "\n")
+        for name, value in figures.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._events.add_scalar(_tag(name), value, step)
+
+    def picture(self, name: str, step: int, picture: np.ndarray) -> Path | None:
+        """Writes a picture (H, W, 3) uint8 as PNG and to TensorBoard."""
+        if self.folder is None:
+            return None
+        path = self.folder / "pictures" / f"{name}_{step:09d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path)
+        self._events.add_image(name, picture, step, dataformats="HWC")
+        return path
+
+    def flush(self) -> None:
+        """Brings everything to disk as far as the operating system goes."""
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def _tag(name: str) -> str:
+    """TensorBoard groups by the part before the slash."""
+    return name if "/" in name else f"train/{name}"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a crash cut short is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def _keep_rows(path: Path, last_step: int) -> None:
+    kept = [row for row in read_rows(path) if row["step"] <= last_step] if last_step else []
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.replace(path)
+
+
+class Clock:
+    """Images per second, share of the time spent waiting for data, and time left."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._waited = 0.0
+        self._images = self._first_images = 0
+
+    def waited(self, seconds: float) -> None:
+        """Adds time in which the loop waited for the next batch."""
+        self._waited += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Leaves out time in which the run looked at itself instead of training."""
+        self._start += seconds
+        self._last += seconds
+
+    def begin(self, images: int) -> None:
+        """Starts counting at `images` images seen."""
+        self._start = self._last = time.perf_counter()
+        self._images = self._first_images = images
+
+    def read(self, images: int, total_images: int) -> dict[str, float]:
+        """Times since the last reading, when `images` have been seen of `total_images`."""
+        now = time.perf_counter()
+        span = max(now - self._last, 1e-9)
+        overall = (images - self._first_images) / max(now - self._start, 1e-9)
+        figures = {
+            "time/images_per_second": (images - self._images) / span,
+            "time/data_wait": self._waited / span,
+            "time/elapsed": now - self._start,
+            "time/left": (total_images - images) / overall if overall else 0.0,
+        }
+        self._last, self._waited, self._images = now, 0.0, images
+        return figures
+
+
+class Terminal:
+    """Progress for a person: a bar on a terminal, plain lines elsewhere; silent on ranks other than 0."""
+
+    def __init__(self, total_steps: int, done: int, on: bool = True) -> None:
+        self.on = on
+        self._total = total_steps
+        self._bar: Any = None
+        if on and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            columns = (BarColumn(), MofNCompleteColumn(), "steps", TimeRemainingColumn(), "left")
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=total_steps, completed=done)
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self.on:
+            print(text, file=sys.stderr, flush=True)
+
+    def row(self, step: int, figures: Mapping[str, float], score: str) -> None:
+        """The line of one row of metrics."""
+        parts = [f"step {step}/{self._total}", f"loss {figures['loss']:.4f}"]
+        unit = (lambda v: f"{v:.1%}") if score == "accuracy" else (lambda v: f"{v:.4f}")
+        parts.append(f"{score} {unit(figures[score])}")
+        trivial = [figures[f"{score}_baseline_{name}"] for name in ("frequent", "neighbours")]
+        parts.append(f"(baselines {unit(trivial[0])}, {unit(trivial[1])})")
+        parts.append(f"lr {figures['lr']:.2e}")
+        parts.append(f"{figures['time/images_per_second']:.0f} images/s")
+        parts.append(f"data wait {figures['time/data_wait']:.0%}")
+        parts.append(f"{_clock(figures['time/left'])} left")
+        self.say("  ".join(parts))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, hours = round(seconds) // 60, round(seconds) // 3600
+    return f"{hours}:{minutes % 60:02d}:{round(seconds) % 60:02d}"

@@ -1,0 +1,254 @@
+"""The training loop. It knows no model: a step gives loss and figures of a batch, the loop does the rest.
+
+Progress is one number, images seen; learning rate, sampler position and every random draw derive from it, so a state
+that was saved and loaded goes on in the same bits.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from mpp import dist
+from mpp.errors import RunError
+from mpp.train.log import Clock, Meter
+from mpp.train.parallel import gradient_sync
+from mpp.train.schedule import is_due
+
+EXIT_REQUEUE = 75
+"""Exit status of a run that was asked to stop, and saved itself: EX_TEMPFAIL, "try again"."""
+
+Step = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
+"""step(model, batch) -> loss (a scalar) and figures (each a sum and a count)."""
+
+
+@dataclass
+class State:
+    """All that a run is, beside its config: what is saved and restored."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    ema: AveragedModel | None = None
+    scaler: GradScaler | None = None
+    meter: Meter = field(default_factory=Meter)
+    clock: Clock = field(default_factory=Clock)
+    images_seen: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only; times are not part of it."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "meter": self.meter.state_dict(),
+            "images_seen": self.images_seen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: a state of another model or optimiser.
+        """
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            # A run resumed with a moving average that it did not have before starts it at the weights.
+            self.ema.load_state_dict(state["ema"]) if state["ema"] else self.ema.module.load_state_dict(state["model"])
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.meter.load_state_dict(state["meter"], next(self.model.parameters()).device)
+        self.images_seen = state["images_seen"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of a run in steps.
+
+    Attributes:
+        total_steps: updates in all.
+        batch_size: images per update over all devices.
+        accumulate: micro-batches per update and device.
+        rate: learning rate of the update after `step` finished ones.
+        clip_norm: largest global gradient norm; 0: unclipped.
+    """
+
+    total_steps: int
+    batch_size: int
+    accumulate: int
+    rate: Callable[[int], float]
+    clip_norm: float = 0.0
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved itself."""
+
+
+class NonFinite(RunError):
+    """A loss or gradient that is not a number; `batches` are the micro-batches of that update, `step` its number."""
+
+    def __init__(self, step: int, batches: Sequence[Any]) -> None:
+        super().__init__(f"the loss is not finite at step {step}")
+        self.step = step
+        self.batches = batches
+
+
+Every = tuple[int, Callable[[State], None]]
+"""A period in steps and what is done then, and once more after the last step."""
+
+
+def fit(
+    state: State,
+    model: nn.Module,
+    batches: Iterator[Any],
+    step: Step,
+    schedule: Schedule,
+    every: Sequence[Every] = (),
+    stop_requested: Callable[[], bool] = lambda: False,
+    save: Callable[[State], object] = lambda state: None,
+) -> None:
+    """Trains from `state.images_seen` to the end of the schedule.
+
+    Args:
+        state: restored or fresh; changed in place.
+        model: what `step` calls: `state.model` itself, compiled or wrapped for data parallelism.
+        batches: this rank's micro-batches, from `state.images_seen` on.
+        step: loss and figures of one micro-batch.
+        schedule: the course of the run.
+        every: called in this order after each step that is due.
+        stop_requested: asked after each step; if any rank says yes, the state is saved and `Interrupted` raised.
+        save: saves the state.
+
+    Raises:
+        Interrupted: after a requested stop.
+        NonFinite: a loss or gradient that is not finite; the weights are those before that update.
+    """
+    guard = FiniteGuard(state)
+    state.clock.begin(state.images_seen)
+    for done in range(state.images_seen // schedule.batch_size, schedule.total_steps):
+        rate = schedule.rate(done)
+        for group in state.optimizer.param_groups:
+            # In place where the optimiser keeps it as a tensor, so that nothing is compiled or copied anew.
+            group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else group.update(lr=rate)
+        update(state, model, batches, step, schedule, guard, done + 1)
+        state.images_seen += schedule.batch_size
+        for period, function in every:
+            if is_due(done + 1, period, schedule.total_steps):
+                function(state)
+        if done + 1 < schedule.total_steps and dist.any_rank(stop_requested()):
+            guard.settle()
+            save(state)
+            raise Interrupted
+    guard.settle()
+
+
+def update(
+    state: State,
+    model: nn.Module,
+    batches: Iterator[Any],
+    step: Step,
+    schedule: Schedule,
+    guard: "FiniteGuard",
+    number: int,
+) -> None:
+    """One optimiser update from `schedule.accumulate` micro-batches."""
+    state.optimizer.zero_grad(set_to_none=True)
+    used = []
+    for micro in range(schedule.accumulate):
+        began = time.perf_counter()
+        batch = next(batches)
+        state.clock.waited(time.perf_counter() - began)
+        used.append(batch)
+        with gradient_sync(model, on=micro == schedule.accumulate - 1):
+            loss, figures = step(model, batch)
+            loss = loss / schedule.accumulate
+            (state.scaler.scale(loss) if state.scaler else loss).backward()
+        state.meter.add(figures)
+    if state.scaler:
+        state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), schedule.clip_norm or math.inf)
+    # With a scaler an infinite gradient is a matter of the scale, which is then lowered; the loss must be finite.
+    guard.check(loss.detach() if state.scaler else norm, number, used)
+    if state.scaler:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.meter.add({"grad_norm": torch.stack([norm.double(), torch.ones_like(norm, dtype=torch.float64)])})
+        state.optimizer.step()
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
+
+
+class FiniteGuard:
+    """Stops the run at a value that is not finite, before the update that it would spoil.
+
+    On CUDA the fused optimiser skips that update on the device, and the host hears of it one step later, so that
+    nobody waits for the device.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._optimizer = state.optimizer
+        self._scaled = state.scaler is not None
+        self._pending: tuple[Tensor, torch.cuda.Event, int, list[Any]] | None = None
+
+    def check(self, value: Tensor, number: int, batches: list[Any]) -> None:
+        """Looks at the loss or gradient norm of update `number`.
+
+        Raises:
+            NonFinite: of this update, or on CUDA of the one before.
+        """
+        if value.device.type != "cuda":
+            if not math.isfinite(value.item()):
+                raise NonFinite(number, batches)
+            return
+        finite = torch.isfinite(value)
+        if not self._scaled:
+            self._optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+            self._optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+        self.settle()
+        event = torch.cuda.Event()
+        copy = finite.to("cpu", non_blocking=True)
+        event.record()
+        self._pending = (copy, event, number, batches)
+
+    def settle(self) -> None:
+        """Waits for the verdict on the last update looked at."""
+        if self._pending is not None:
+            finite, event, number, batches = self._pending
+            self._pending = None
+            event.synchronize()
+            if not finite.item():
+                raise NonFinite(number, batches)
+
+
+class StopSignal:
+    """Remembers SIGTERM, SIGUSR1 and the first Ctrl-C until the step in progress is done."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+
+    def __call__(self) -> bool:
+        return self.received is not None
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def restore(self) -> None:
+        """Puts the earlier handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

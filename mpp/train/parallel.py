@@ -1,0 +1,81 @@
+"""Where and in what numbers a model runs: device, precision, compilation, data parallelism."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mpp.dist import World
+from mpp.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def choose_device(name: str, world: World) -> torch.device:
+    """The device that `name` means; auto takes CUDA (one device per local rank), then MPS, then the CPU.
+
+    Raises:
+        UserError: a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"train.device {name!r} is not a device; take auto, cuda, cuda:1, mps or cpu") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = device.index if device.index is not None else world.local_rank
+        if index >= count:
+            raise UserError(f"train.device {name}: this machine has {count} CUDA devices; take auto or cpu")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("train.device mps: not available here; take auto or cpu")
+    elif device.type not in ("cpu", "mps"):
+        raise UserError(f"train.device {name!r} is not supported; take auto, cuda, cuda:1, mps or cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """bf16, fp16 or fp32 for `name` on `device`; auto takes bf16 where the hardware computes it.
+
+    Raises:
+        UserError: fp16 elsewhere than on CUDA.
+    """
+    if name == "fp16" and device.type != "cuda":
+        raise UserError(f"train.precision fp16 needs CUDA, not {device.type}; take bf16 or fp32")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        # Without such instructions bf16 is emulated, and slower than fp32.
+        can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "fp32"
+    return "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which a forward pass runs in `precision`, with weights in fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])
+
+
+def prepare(model: nn.Module, device: torch.device, world: World, compile_mode: str) -> nn.Module:
+    """The module that the training step calls: compiled if asked for, and averaged over ranks by DDP."""
+    if compile_mode == "on" or (compile_mode == "auto" and device.type == "cuda"):
+        model.compile()
+    if world.size > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return model
+
+
+def gradient_sync(model: nn.Module, on: bool) -> AbstractContextManager[None]:
+    """The context of a backward pass whose gradients are (not) averaged over ranks at once."""
+    no_sync: Callable[[], AbstractContextManager[None]] | None = getattr(model, "no_sync", None)
+    return nullcontext() if on or no_sync is None else no_sync()

@@ -1,0 +1,318 @@
+"""What one sees of a pretraining run: rows of figures, pictures of reconstructions, few-shot accuracy, bad files."""
+
+import contextlib
+import csv
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpp import dist
+from mpp.data.loader import sequential
+from mpp.data.source import Source
+from mpp.data.transform import EvalTransform, normalise
+from mpp.downstream.features import extract_features, pool
+from mpp.downstream.fewshot import Fewshot, FewshotResult, evaluations
+from mpp.errors import RunError
+from mpp.model.encoder import Encoder
+from mpp.objective.objective import MaskedPatchPrediction
+from mpp.objective.picture import draw_sheet, reconstruct
+from mpp.parts import Run, draw
+from mpp.train.log import RunLog, Terminal, read_rows
+from mpp.train.loop import Every, State
+from mpp.train.parallel import autocast
+
+EVALUATION_BATCH = 128
+_FEW_READ = 1000  # below this many images, the share of bad files is taken of this many
+
+
+class BadFiles:
+    """Counts and names the files that could not be decoded; too many of them end the run.
+
+    Args:
+        path: bad_files.csv of the run; None writes nothing.
+        max_share: of the images read.
+    """
+
+    def __init__(self, path: Path | None, max_share: float) -> None:
+        self._path = path
+        self._max_share = max_share
+        self._read = 0
+        self._reasons: dict[int, str] = {}
+
+    def add(self, bad: list[tuple[int, str]], images: int) -> None:
+        """Notes the bad files met while reading `images` images.
+
+        Raises:
+            RunError: past the allowed share.
+        """
+        self._read += images
+        for index, reason in bad:
+            if index not in self._reasons:
+                self._reasons[index] = reason
+                if self._path is not None:
+                    with self._path.open("a", newline="") as file:
+                        csv.writer(file).writerow([index, reason])
+        limit = self._max_share * max(self._read, _FEW_READ)
+        if len(self._reasons) > limit:
+            index, reason = next(reversed(self._reasons.items()))
+            where = f"; all are in {self._path}" if self._path else ""
+            raise RunError(
+                f"{len(self._reasons)} of the first {self._read} images cannot be decoded, more than data.max_bad "
+                f"allows (the last is image {index}: {reason}){where}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+
+class Watch:
+    """Everything that looks at a run while it trains. Only rank 0 writes; a dry run writes nothing."""
+
+    def __init__(self, parts: Run, resumed: int, dry: bool = False) -> None:
+        config, main = parts.config, parts.world.main
+        self._parts = parts
+        self._terminal = Terminal(parts.schedule.total_steps, resumed, on=main)
+        # Few-shot sources are opened first: what is wrong with them must be said before anything is written.
+        self.fewshot = Fewshot.open(config.fewshot, config.data.download) if config.fewshot.data else None
+        folder = parts.folder if main and not dry else None
+        self._log = RunLog(folder, resumed)
+        self.bad_files = BadFiles(folder / "bad_files.csv" if folder else None, config.data.max_bad_share)
+        self.evaluation_seconds = 0.0
+        self._pictured: Tensor | None = None
+
+    def every(self) -> list[Every]:
+        """What is due how often."""
+        parts, config = self._parts, self._parts.config
+        due: list[Every] = [(1, self._advance), (parts.steps(config.log.every, "log.every"), self._row)]
+        if config.log.pictures:
+            due.append((parts.steps(config.log.pictures, "log.pictures"), self._picture))
+        if self.fewshot is not None:
+            due.append((self.fewshot_period, self._fewshot))
+        return due
+
+    @property
+    def fewshot_period(self) -> int:
+        """Steps between few-shot evaluations; 0: only before the first and after the last step."""
+        assert self.fewshot is not None
+        schedule, every = self._parts.schedule, self._parts.config.fewshot.every
+        images = self.fewshot.num_images
+        return evaluations(every, schedule.total_steps, schedule.batch_size, images, len(self._parts.source))
+
+    def initial(self) -> None:
+        """Looks at the untrained model."""
+        if self._parts.config.log.pictures:
+            self._picture(self._parts.state)
+        if self.fewshot is not None:
+            self._fewshot(self._parts.state)
+
+    def say(self, text: str) -> None:
+        self._terminal.say(text)
+
+    def event(self, figures: dict[str, Any], step: int) -> None:
+        """Writes down something that is not a figure."""
+        self._log.row(step, self._parts.state.images_seen, figures)
+
+    def flush(self) -> None:
+        self._log.flush()
+
+    def finish(self, text: str) -> None:
+        """The last words of a run, on standard output."""
+        self._terminal.close()
+        if self._parts.world.main:
+            print(text)
+
+    def close(self) -> None:
+        self._terminal.close()
+        self._log.close()
+
+    def _step(self, state: State) -> int:
+        return state.images_seen // self._parts.schedule.batch_size
+
+    def _advance(self, state: State) -> None:
+        self._terminal.advance(self._step(state))
+
+    def _row(self, state: State) -> None:
+        parts, step = self._parts, self._step(state)
+        figures = state.meter.read()
+        figures["epoch"] = state.images_seen / len(parts.source)
+        figures["lr"] = parts.schedule.rate(step - 1)
+        if len(self.bad_files):
+            figures["time/bad_files"] = len(self.bad_files)
+        total = parts.schedule.total_steps * parts.schedule.batch_size
+        figures |= state.clock.read(state.images_seen, total)
+        self._log.row(step, state.images_seen, figures)
+        self._terminal.row(step, figures, parts.model.target.score_name)
+
+    def _picture(self, state: State) -> None:
+        """The same images with the same corruption each time."""
+        parts = self._parts
+        if not parts.world.main:
+            return
+        began = time.perf_counter()
+        images = self._pictured_images()
+        pixels = normalise(images, parts.config.data.mean, parts.config.data.std)
+        with evaluating(parts) as model, autocast(parts.precision, parts.device):
+            rows = reconstruct(model, images, pixels, draw(parts, 0, len(images)))
+        self._log.picture("reconstruction", self._step(state), draw_sheet(rows))
+        state.clock.paused(time.perf_counter() - began)
+
+    def _pictured_images(self) -> Tensor:
+        parts = self._parts
+        if self._pictured is None:
+            number = min(parts.config.log.num_pictures, len(parts.source))
+            indices = np.random.default_rng(parts.config.train.seed).choice(len(parts.source), number, replace=False)
+            batches = self._read(parts.source, indices, workers=0)
+            self._pictured = torch.cat([batch["images"] for batch in batches]).to(parts.device)
+        return self._pictured
+
+    def _read(self, source: Source, indices: np.ndarray, workers: int) -> Any:
+        parts = self._parts
+        channels = parts.config.model.in_chans
+        transform = EvalTransform(parts.config.data, parts.model.encoder.image_hw, channels)
+        return sequential(source, transform, channels, indices.tolist(), batch_size=EVALUATION_BATCH, workers=workers)
+
+    def _fewshot(self, state: State) -> None:
+        assert self.fewshot is not None
+        began = time.perf_counter()
+        with evaluating(self._parts) as model:
+            result = self.fewshot.run(lambda source, indices: self._extract(model, source, indices))
+        seconds = time.perf_counter() - began
+        self.evaluation_seconds += seconds
+        state.clock.paused(seconds)
+        step = self._step(state)
+        self._log.row(step, state.images_seen, {**result.figures(), "time/fewshot_seconds": seconds})
+        self.say(f"step {step}  few-shot accuracy: {_fewshot_line(result)}")
+
+    def _extract(
+        self, model: MaskedPatchPrediction[Encoder], source: Source, indices: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean-pooled features of all images, read by all ranks together, in order of index."""
+        parts, encoder = self._parts, model.encoder
+
+        def encode(images: Tensor) -> Tensor:
+            with autocast(parts.precision, parts.device):
+                tokens = encoder(normalise(images, parts.config.data.mean, parts.config.data.std))
+            return pool(tokens.float(), encoder.num_prefix_tokens, "mean")
+
+        mine = self._read(source, indices[parts.world.rank :: parts.world.size], parts.workers)
+        found = dist.gather(extract_features(encode, mine, parts.device))
+        features, kept = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        order = np.argsort(kept)
+        return features[order], kept[order]
+
+    def stopwatch(self, seconds: list[float]) -> Callable[[State], None]:
+        """Collects the moments at which steps end, for a dry run."""
+
+        def note(state: State) -> None:
+            if self._parts.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter())
+
+        return note
+
+
+@contextlib.contextmanager
+def evaluating(parts: Run) -> Iterator[MaskedPatchPrediction[Encoder]]:
+    """The model that would be exported, in evaluation mode for a while."""
+    model = parts.exported
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train()
+
+
+def _fewshot_line(result: FewshotResult) -> str:
+    shots = zip(result.shots, result.mean, result.spread, strict=True)
+    return ", ".join(f"{k} shots {m:.1%} ± {s:.1%}" if k > 1 else f"1 shot {m:.1%} ± {s:.1%}" for k, m, s in shots)
+
+
+def summary(folder: Path, score: str) -> str:
+    """What a finished run has to say, from its own rows."""
+    rows = read_rows(folder / "metrics.jsonl")
+    trained = [row for row in rows if score in row]
+    evaluated = [row for row in rows if any(name.startswith("fewshot/") for name in row)]
+    lines = ["", f"Finished: {rows[-1]['step']:,} steps, {rows[-1]['images']:,} images.", ""]
+    last = trained[-1]
+    unit: Callable[[float], str] = (lambda v: f"{v:7.1%}") if score == "accuracy" else (lambda v: f"{v:7.4f}")
+    better = "higher" if score == "accuracy" else "lower"
+    lines += [
+        f"Prediction of corrupted patches, {score} ({better} is better), mean over the last {_span(trained)} steps:",
+        f"  {unit(last[f'{score}_masked'])}  the model, at masked patches" if f"{score}_masked" in last else "",
+        f"  {unit(last[score])}  the model, at all corrupted patches",
+        f"  {unit(last[f'{score}_baseline_neighbours'])}  trivial: the colour of the nearest visible patches",
+        f"  {unit(last[f'{score}_baseline_frequent'])}  trivial: always the most frequent colour",
+        "",
+    ]
+    if len(evaluated) > 1:
+        first, final = evaluated[0], evaluated[-1]
+        lines.append("Few-shot accuracy on frozen features (mean ± standard deviation over the draws of the shots):")
+        lines.append(f"  {'shots':>8}  {'random init':>15}  {'pretrained':>15}")
+        for name in (n for n in final if n.startswith("fewshot/") and n.endswith("shot")):
+            cells = (f"{row[name]:.1%} ± {row[name + '_std']:.1%}" for row in (first, final))
+            shots = name.removeprefix("fewshot/").removesuffix("shot")
+            lines.append(f"  {shots:>8}  " + "  ".join(f"{c:>15}" for c in cells))
+        lines.append("")
+    lines += [
+        f"pictures     {folder / 'pictures'}",
+        f"curves       tensorboard --logdir {folder / 'tensorboard'}",
+        f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)',
+    ]
+    return "\n".join(lines)
+
+
+def _span(trained: list[dict[str, Any]]) -> int:
+    return trained[-1]["step"] - (trained[-2]["step"] if len(trained) > 1 else 0)
+
+
+def dry_run_report(parts: Run, ends: list[float], watch: Watch) -> str:
+    """What the full run would take, judged by the second of two steps (the first pays for warming up)."""
+    schedule = parts.schedule
+    seconds = ends[1] - ends[0]
+    speed = schedule.batch_size / seconds
+    training = seconds * schedule.total_steps
+    parameters = sum(p.numel() for p in parts.model.encoder.parameters())
+    lines = [
+        "",
+        f"images       {len(parts.source):,} ({parts.source.describe()})",
+        f"model        {parts.config.model.name}, {parameters / 1e6:.1f}M parameters, "
+        f"{parts.model.encoder.grid[0]}x{parts.model.encoder.grid[1]} patches",
+        f"device       {_device_name(parts)}, {parts.precision}, {parts.world.size} process(es)",
+        f"batch        {schedule.batch_size} = {parts.world.size} x {schedule.accumulate} x {parts.micro_batch}",
+        f"memory       {_peak_memory(parts)}",
+        f"speed        {speed:,.1f} images/s ({seconds:.2f} s/step)",
+        f"full run     {schedule.total_steps:,} steps, {schedule.total_steps * schedule.batch_size:,} images, "
+        f"{_duration(training)}",
+    ]
+    if watch.fewshot is not None:
+        period = watch.fewshot_period
+        times = 1 + (schedule.total_steps // period if period else 1)
+        cost = times * watch.evaluation_seconds
+        share = cost / (cost + training)
+        lines.append(f"few-shot     {watch.evaluation_seconds:.1f} s each, {times} times: {share:.1%} of the run")
+    lines.append("dry run: nothing was written")
+    return "\n".join(lines)
+
+
+def _device_name(parts: Run) -> str:
+    return torch.cuda.get_device_name() if parts.device.type == "cuda" else str(parts.device)
+
+
+def _peak_memory(parts: Run) -> str:
+    if parts.device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB peak on the device"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB peak of this process"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,26 @@
+"""What the tests share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mpp.torchvision_import  # noqa: F401  (makes timm importable beside the CPU build of torch)
+
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+@pytest.fixture
+def shared() -> Callable[[str], Path]:
+    """The path of a shared file, from $MPP_SHARED or from `shared` beside the repository; skips where it is missing."""
+    folder = Path(os.environ.get("MPP_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+
+    def find(relative: str) -> Path:
+        path = folder / relative
+        if not path.exists():
+            pytest.skip(f"{path} is not there (set MPP_SHARED to the folder with {relative})")
+        return path
+
+    return find

@@ -1,0 +1,271 @@
+"""Draws, results, and which images an evaluation needs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpp.data.source import SourceError
+from mpp.downstream import fewshot
+from mpp.downstream.config import FewshotConfig
+from mpp.downstream.fewshot import Fewshot, FewshotResult, draw_shots, evaluate, evaluations
+from mpp.train.schedule import is_due
+
+
+class Fake:
+    """A source of nothing but labels, whose images must never be read."""
+
+    def __init__(self, labels: list[int] | np.ndarray | None, classes: str | None = None, name: str = "fake") -> None:
+        self.name = name
+        self.classes = None if classes is None else tuple(classes.split())
+        self._labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return 0 if self._labels is None else len(self._labels)
+
+    def read(self, index: int) -> tuple[bytes, int | None]:
+        raise AssertionError(f"image {index} was read")
+
+    def labels(self) -> np.ndarray | None:
+        return self._labels
+
+    def describe(self) -> str:
+        return self.name
+
+
+class Reader:
+    """Features that give the class away, and a record of what was asked for."""
+
+    def __init__(self, lost: tuple[int, ...] = ()) -> None:
+        self.asked: list[tuple[str, list[int]]] = []
+        self.lost = lost
+
+    def __call__(self, source: fewshot.Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.asked.append((source.name, indices.tolist()))
+        kept = np.setdiff1d(indices, self.lost)[::-1]  # a loader may return another order
+        labels, classes = source.labels(), source.classes
+        assert labels is not None
+        assert classes is not None
+        meaning = np.array([ord(name[0]) - ord("a") for name in classes])[labels[kept]]
+        return np.eye(8)[meaning], kept
+
+
+def config(**changes) -> FewshotConfig:
+    return FewshotConfig(**({"data": "fake", "shots": (1, 2), "seeds": (0, 1)} | changes))
+
+
+def test_draws_and_accuracies_of_the_original_code(shared: Callable[[str], Path]) -> None:
+    with np.load(shared("fixtures/fewshot_lsr.npz"), allow_pickle=False) as fixture:
+        features, test = fixture["pool_features"], fixture["test_features"]
+        labels, test_labels = (fixture[key].astype(int) for key in ("pool_labels", "test_labels"))
+        shots = tuple(fixture["shots"].astype(int).tolist())
+        picked = {(seed, k): fixture[f"seed{seed}/{k}shot/index"].astype(int) for seed in range(3) for k in shots}
+        accuracy = fixture["evaluator_acc_l2_1024"]
+    for (seed, k), want in picked.items():
+        np.testing.assert_array_equal(draw_shots(labels, k, seed, 20), want)
+    result = evaluate(features, labels, test, test_labels, 20, shots=shots, seeds=(0, 1, 2))
+    np.testing.assert_array_equal(result.accuracy.astype(np.float32), accuracy)
+    fewer = int((np.bincount(labels, minlength=20) < 25).sum())
+    assert 0 < fewer
+    assert result.short_classes == {1: 0, 5: 0, 10: 0, 25: fewer}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    labels=st.lists(st.integers(-1, 5), max_size=40).map(lambda values: np.array(values, dtype=np.int64)),
+    shots=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+)
+def test_draws_are_the_evaluators_line_for_line(labels: np.ndarray, shots: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    want = [rng.permutation(np.where(labels == c)[0])[:shots] for c in range(5)]
+    got = draw_shots(labels, shots, seed, 5)
+    assert got.tolist() == np.concatenate(want).tolist()
+    assert got.dtype == np.int64
+    assert set(got) <= set(draw_shots(labels, shots + 1, seed, 5))
+
+
+def test_result_by_hand() -> None:
+    result = FewshotResult((1, 10), np.array([[0.25, 0.5], [0.75, 0.5]]), {1: 0, 10: 3}, dropped=2)
+    assert result.mean.tolist() == [0.5, 0.5]
+    np.testing.assert_allclose(result.spread, [np.sqrt(0.125), 0.0])
+    assert result.figures("cifar") == pytest.approx(
+        {"cifar/1shot": 0.5, "cifar/1shot_std": 0.125**0.5, "cifar/10shot": 0.5, "cifar/10shot_std": 0.0}
+    )
+    assert result.table().splitlines() == [
+        "shots  accuracy    std   (2 seeds)",
+        "    1     50.0%  35.4%",
+        "   10     50.0%   0.0%   3 classes have fewer images",
+        "2 images could not be decoded",
+    ]
+    assert FewshotResult((1,), np.array([[0.25]])).spread.tolist() == [0.0]
+
+
+def test_only_the_images_needed_are_asked_for() -> None:
+    labels = np.repeat([0, 1, 2], 30)
+    task = Fewshot.build(config(max_test=7), Fake(labels, "a b c"), Fake(np.repeat([2, 0, 1], 20), "a b c", "held"))
+    reader = Reader()
+    result = task.run(reader)
+    needed = {i for seed in (0, 1) for i in draw_shots(labels, 2, seed, 3).tolist()}
+    (train, train_asked), (test, test_asked) = reader.asked
+    assert (train, test) == ("fake", "held")
+    assert train_asked == sorted(needed)
+    assert len(test_asked) == len(set(test_asked)) == 7
+    assert task.num_images == len(needed) + 7
+    assert result.accuracy.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert result.dropped == 0
+    again = Fewshot.build(config(max_test=7, seeds=(5,)), task.train, task.test)
+    assert again.test_indices.tolist() == test_asked  # whatever the seeds
+
+
+def test_equals_an_evaluation_of_the_whole_pool() -> None:
+    rng = np.random.default_rng(1)
+    labels, test_labels = rng.integers(0, 4, 80), rng.integers(0, 4, 50)
+    features, test_features = rng.normal(size=(80, 6)), rng.normal(size=(50, 6))
+    held = {"pool": features, "held": test_features}
+    task = Fewshot.build(config(), Fake(labels, "a b c d", "pool"), Fake(test_labels, "a b c d", "held"))
+    result = task.run(lambda source, indices: (held[source.name][indices], indices))
+    want = evaluate(features, labels, test_features, test_labels, 4, shots=(1, 2), seeds=(0, 1))
+    np.testing.assert_array_equal(result.accuracy, want.accuracy)
+    assert result.short_classes == want.short_classes
+
+
+@settings(max_examples=40, deadline=None)
+@given(counts=st.lists(st.integers(0, 30), min_size=2, max_size=6).filter(lambda c: sum(n > 1 for n in c) > 1))
+def test_a_fifth_is_held_out_and_never_learned_from(counts: list[int]) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    task = Fewshot.build(config(shots=(1, 25)), Fake(labels, " ".join("abcdef"[: len(counts)])))
+    held = np.bincount(task.test_labels[task.test_labels >= 0], minlength=len(counts))
+    assert held.tolist() == [max(round(n / 5), 1) if n > 1 else 0 for n in counts]
+    assert not set(task.test_indices) & set(task.train_indices)
+    reader = Reader()
+    task.run(reader)
+    asked = [index for _, indices in reader.asked for index in indices]
+    assert len(asked) == len(set(asked)) == task.num_images
+
+
+def test_images_that_do_not_decode_are_left_out() -> None:
+    labels = np.repeat([0, 1], 10)
+    task = Fewshot.build(config(shots=(2,), seeds=(0,)), Fake(labels, "a b"), Fake(labels, "a b", "held"))
+    lost = tuple(task.train_indices[:1].tolist())
+    result = task.run(Reader(lost))
+    assert result.dropped == 1 + np.isin(lost, task.test_indices).sum()
+    assert result.accuracy.tolist() == [[1.0]]
+    with pytest.raises(ValueError, match="no image left"):
+        task.run(Reader(tuple(range(20))))
+
+
+def test_extract_is_held_to_what_it_was_asked_for() -> None:
+    task = Fewshot.build(config(), Fake(np.repeat([0, 1], 10), "a b"))
+    with pytest.raises(ValueError, match="asked for 7 images and returned others"):
+        assert len(task.train_indices) == 7
+        task.run(lambda source, indices: (np.zeros((len(indices), 2)), np.arange(len(indices)) + 100))
+
+    def twice(source: fewshot.Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features, kept = Reader()(source, indices)
+        return np.concatenate([features, features[:2]]), np.concatenate([kept, kept[:2]])
+
+    assert task.run(twice).accuracy.tolist() == task.run(Reader()).accuracy.tolist()
+    assert task.run(twice).dropped == 0
+
+
+def test_test_classes_are_matched_by_name() -> None:
+    task = Fewshot.build(config(), Fake(np.repeat([0, 1, 2], 9), "a b c"), Fake([0, 1, 2, 0, -1], "c a b", "held"))
+    assert task.test_labels.tolist() == [2, 0, 1, 2, -1]
+    assert task.test_indices.tolist() == [0, 1, 2, 3]
+    assert task.run(Reader()).accuracy.min() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (Fake(None), None, r"fake has no labels, which few-shot evaluation needs"),
+        (Fake([-1, -1], "a b"), None, r"fake has no labels"),
+        (Fake([0, 0, 0], "a"), None, r"needs images of at least two classes; fake has fewer"),
+        (Fake([1, 1, 1], "a b"), None, r"needs images of at least two classes; fake has fewer"),
+        (Fake([0, 2], "a b"), None, r"fake has label 2, but only 2 classes"),
+        (Fake([0, 1], "a b"), None, r"no class of fake has two images, one to hold out: name a fewshot.test"),
+        (Fake([0, 1], "a b"), Fake(None, name="held"), r"held has no labels"),
+        (Fake([0, 1], "a b"), Fake([0, 1], "a c", "held"), r"held lacks 1 of the classes of fake: b"),
+        (Fake([0, 1], "a b"), Fake([0], "a"), r"the test split of fake lacks 1 of the classes of fake: b"),
+        (Fake([0, 1], "a b"), Fake([0, 1], "a b c d e f g h", "x"), r"fake lacks 6 .* of x: c, d, e, f, g, ..."),
+        (Fake([0, 1]), Fake([0, 2], None, "held"), r"fake lacks 1 of the classes of held: 2"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(train: Fake, test: Fake | None, message: str) -> None:
+    with pytest.raises(SourceError, match=f"^[^\n]*{message}[^\n]*$"):
+        Fewshot.build(config(), train, test)
+
+
+def test_numbers_for_names_mean_the_same_in_both() -> None:
+    task = Fewshot.build(config(), Fake([0, 1, 2, 3]), Fake([2, 0, 1], None, "held"))
+    assert task.num_classes == 4
+    assert task.test_labels.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("data", "test", "opened"),
+    [
+        ("split", "", [("split", "train"), ("split", "test")]),
+        ("whole", "", [("whole", "train")]),
+        ("whole", "split", [("whole", "train"), ("split", "test")]),
+        ("split", "whole", [("split", "train"), ("whole", "train")]),
+        ("split", "split", [("split", "train"), ("split", "test")]),
+    ],
+)
+def test_which_sources_are_opened(
+    monkeypatch: pytest.MonkeyPatch, data: str, test: str, opened: list[tuple[str, str]]
+) -> None:
+    log: list[tuple[str, str]] = []
+
+    def open_source(spec: str, split: str = "train", download: bool = False) -> Fake:
+        log.append((spec, split))
+        return Fake(np.repeat([0, 1], 10), "a b", spec)
+
+    monkeypatch.setattr(fewshot, "open_source", open_source)
+    monkeypatch.setattr(fewshot, "has_split", lambda spec: spec == "split")
+    task = Fewshot.open(config(data=data, test=test))
+    assert log == opened
+    assert (task.test is task.train) == (len(opened) == 1)
+    with pytest.raises(SourceError, match=r"fewshot.test is fewshot.data, whole, .* leave fewshot.test empty"):
+        Fewshot.open(config(data="whole", test="whole"))
+    with pytest.raises(SourceError, match=r"name their source as fewshot.data"):
+        Fewshot.open(FewshotConfig())
+
+
+@settings(max_examples=200, deadline=None)
+@given(total=st.integers(1, 100_000), batch=st.integers(1, 4096), images=st.integers(1, 100_000))
+def test_auto_spends_what_it_may_and_no_more(total: int, batch: int, images: int) -> None:
+    def cost(period: int) -> float:
+        times = 1 + sum(is_due(step, period, total) for step in range(1, total + 1))
+        assert times <= 20
+        return times * images / 3 / (total * batch)
+
+    total = min(total, 3000)  # the sum above is slow
+    period = evaluations("auto", total, batch, images)
+    assert 0 <= period < total
+    if period:
+        assert cost(period) < 0.02
+    shorter = period - 1 if period else total - 1
+    if shorter > 0:
+        times = 1 + sum(is_due(step, shorter, total) for step in range(1, total + 1))
+        assert times > 20 or times * images / 3 >= 0.02 * total * batch * (1 - 1e-9)
+
+
+def test_period_by_hand() -> None:
+    # 10,000 steps of 64: 2% are 12,800 images; 2,400 images cost 800 each: 15 evaluations cost 12,000, 16 all of it.
+    assert evaluations("auto", 10_000, 64, 2400) == 715  # 0, 715, ..., 9295, 10000
+    assert evaluations("auto", 10_000, 64, 24) == 527  # 20 at most
+    assert evaluations("auto", 10_000, 64, 12_800) == 0  # 4,267 each: three would cost more than 12,800
+    assert evaluations("auto", 5, 4096, 3) == 1
+    assert evaluations("500 steps", 10_000, 64, 2400) == 500
+    assert evaluations("5%", 10_000, 64, 2400) == 500
+    assert evaluations("0 steps", 10_000, 64, 2400) == 0
+    assert evaluations("2 epochs", 10_000, 64, 2400, epoch_images=640) == 20
+    with pytest.raises(ValueError, match="needs the number of images in an epoch"):
+        evaluations("2 epochs", 10_000, 64, 2400)
+    with pytest.raises(ValueError, match=r"fewshot\.every"):
+        evaluations("often", 10_000, 64, 2400)

@@ -1,0 +1,171 @@
+"""The attention kernels against timm's attention and against the formula."""
+
+import copy
+import importlib.util
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from timm.layers.attention import Attention as TimmAttention
+from torch import nn
+
+from mpp.errors import UserError
+from mpp.model import attention
+from mpp.model.attention import KERNELS, Attention, attention_weights, resolve_backend
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "qkv bias": {"qkv_bias": True},
+    "qk norm": {"qkv_bias": True, "qk_norm": True, "norm_layer": nn.LayerNorm},
+    "scale norm": {"scale_norm": True, "norm_layer": nn.LayerNorm},
+    "gated": {"gated": True},
+    "head width of its own": {"attn_head_dim": 5},
+    "no output bias": {"proj_bias": False},
+    "dropout, not in training": {"attn_drop": 0.9, "proj_drop": 0.9},
+}
+
+
+def pair(backend: str, settings: dict[str, Any]) -> tuple[Attention, TimmAttention]:
+    """Our attention and timm's explicit one with the same random weights, in float64."""
+    torch.manual_seed(0)
+    theirs = TimmAttention(24, num_heads=3, **settings).double().eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    theirs.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue]
+    ours = Attention(24, num_heads=3, **settings).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    ours.backend = backend
+    return ours, theirs
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("backend", ["sdpa", "explicit"])
+def test_forward_equals_timms(backend: str, settings: dict[str, Any]) -> None:
+    ours, theirs = pair(backend, settings)
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("backend", ["sdpa", "explicit"])
+def test_backward_equals_timms(backend: str, settings: dict[str, Any]) -> None:
+    models = pair(backend, settings)
+    x, towards = torch.randn(2, 2, 7, 24, dtype=torch.float64).unbind(0)
+    gradients = []
+    for model in models:
+        at = x.clone().requires_grad_()
+        (model(at) * towards).sum().backward()
+        gradients.append([at.grad, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+def softmax_rows(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """softmax(q k^T / sqrt(E)) of one head, entry by entry."""
+    rows = []
+    for query in q:
+        scores = [math.exp(sum(a * b for a, b in zip(query, key, strict=True)) / math.sqrt(len(query))) for key in k]
+        rows.append([score / sum(scores) for score in scores])
+    return np.array(rows)
+
+
+def test_weights_are_the_papers_formula() -> None:
+    q, k = torch.randn(2, 1, 2, 5, 4, dtype=torch.float64).unbind(0)
+    expected = [softmax_rows(q[0, head].numpy(), k[0, head].numpy()) for head in range(2)]
+    np.testing.assert_allclose(attention_weights(q, k)[0].numpy(), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "explicit"])
+def test_a_kernel_is_the_weighted_mean_of_the_values(kernel: str) -> None:
+    q, k, v = torch.randn(3, 1, 1, 5, 4, dtype=torch.float64).unbind(0)
+    expected = softmax_rows(q[0, 0].numpy(), k[0, 0].numpy()) @ v[0, 0].numpy()
+    np.testing.assert_allclose(KERNELS[kernel](q, k, v, 0.0)[0, 0].numpy(), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "explicit"])
+def test_dropout_leaves_the_output_unbiased(kernel: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 6, 4, dtype=torch.float64).unbind(0)
+    many = KERNELS[kernel](*(x.expand(4000, -1, -1, -1) for x in (q, k, v)), 0.5)
+    error = (many.mean(dim=0) - KERNELS[kernel](q, k, v, 0.0)[0]).abs()
+    assert (many.std(dim=0) > 0.05).all()
+    assert (error < 5 * many.std(dim=0) / math.sqrt(4000)).all()
+
+
+def test_a_mask_is_refused() -> None:
+    layer, x = Attention(24, num_heads=3), torch.zeros(1, 4, 24)
+    with pytest.raises(NotImplementedError, match="masked attention"):
+        layer(x, attn_mask=torch.zeros(4, 4))
+    with pytest.raises(NotImplementedError, match="masked attention"):
+        layer(x, is_causal=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "installed", "expected"),
+    [
+        ("auto", CPU, True, "sdpa"),
+        ("auto", MPS, True, "sdpa"),
+        ("auto", CUDA, True, "xformers"),
+        ("auto", CUDA, False, "sdpa"),
+        ("xformers", CUDA, True, "xformers"),
+        ("sdpa", CPU, False, "sdpa"),
+        ("sdpa", CUDA, True, "sdpa"),
+        ("explicit", CUDA, True, "explicit"),
+        ("explicit", CPU, True, "explicit"),
+    ],
+)
+def test_the_kernel_that_a_name_means(
+    name: str, device: torch.device, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
+    assert resolve_backend(name, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "available", "reason"),
+    [
+        (CPU, True, True, "no attention kernel for the device 'cpu'"),
+        (MPS, True, True, "no attention kernel for the device 'mps'"),
+        (CUDA, False, True, "pip install xformers"),
+        (CUDA, True, False, "this torch sees no CUDA device"),
+    ],
+)
+def test_xformers_by_name_where_it_cannot_run_says_why_and_what_to_do(
+    device: torch.device, installed: bool, available: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
+    with pytest.raises(UserError, match="use auto or sdpa") as caught:
+        resolve_backend("xformers", device)
+    assert reason in str(caught.value)
+
+
+def test_the_choice_of_kernel_adds_no_parameters() -> None:
+    ours, theirs = pair("sdpa", {})
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+
+
+def test_a_backend_belongs_to_one_layer() -> None:
+    first = Attention(24, num_heads=3)
+    second = copy.deepcopy(first)
+    first.backend = "explicit"
+    assert (second.backend, Attention.backend) == ("sdpa", "sdpa")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(attention.xformers_obstacle(CUDA) is not None, reason="needs CUDA and xformers")
+@pytest.mark.parametrize("tokens", [16, 197])
+@pytest.mark.parametrize("width", [16, 64])
+def test_xformers_agrees_with_sdpa_in_bf16(tokens: int, width: int) -> None:
+    torch.manual_seed(0)
+    q, k, v, towards = torch.randn(4, 2, 3, tokens, width, device="cuda", dtype=torch.bfloat16).unbind(0)
+    results = []
+    for kernel in ("xformers", "sdpa"):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = KERNELS[kernel](*inputs, 0.0)
+        results.append([out, *torch.autograd.grad((out * towards).sum(), inputs)])
+    torch.testing.assert_close(*results, rtol=2e-2, atol=2e-2)

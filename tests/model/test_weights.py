@@ -1,0 +1,133 @@
+"""An exported encoder, read back by timm alone."""
+
+import dataclasses
+import json
+import socket
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from mpp.model.config import ModelConfig
+from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.weights import save_timm_folder, timm_state
+
+TINY = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)
+SIZE: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+
+CASES = {
+    "plain": TINY,
+    "tanh gelu": dataclasses.replace(TINY, act="gelu_tanh"),
+    "eight channels": dataclasses.replace(TINY, in_chans=8),
+    "flat patches": dataclasses.replace(TINY, img_size=(32, 24), patch_size=(8, 4)),
+    "no positions": dataclasses.replace(TINY, pos_embed="none"),
+    "2d positions": dataclasses.replace(TINY, pos_embed="2d", img_size=(16, 40)),
+    "sincos2d positions": dataclasses.replace(TINY, pos_embed="sincos2d"),
+    "stochastic depth": dataclasses.replace(TINY, drop_path=0.3),
+    "registers": ModelConfig("vit_small_patch14_reg4_dinov2", img_size=(28, 42), **SIZE),
+    "registers, 2d positions": ModelConfig("vit_small_patch14_reg4_dinov2", img_size=(28,), pos_embed="2d", **SIZE),
+    "no class token": ModelConfig("test_vit2", img_size=(32,), patch_size=(8,), **SIZE),
+    "hybrid": ModelConfig("vit_tiny_r_s16_p8_224", img_size=(64,), depth=1),
+}
+
+
+def build(config: ModelConfig) -> Encoder:
+    """An encoder with no weight at its initial value."""
+    torch.manual_seed(0)
+    encoder = build_encoder(config).eval()
+    for parameter in encoder.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return encoder
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+def test_timm_gives_the_same_features(config: ModelConfig, tmp_path: Path) -> None:
+    encoder = build(config)
+    save_timm_folder(encoder, config, tmp_path, (0.5,), (0.5,))
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(2, config.in_chans, *config.image_hw)
+    with torch.no_grad():
+        tokens = encoder(images)
+        torch.testing.assert_close(loaded.forward_features(images), tokens, rtol=0, atol=2e-5)
+        pooled = tokens[:, encoder.num_prefix_tokens :].mean(dim=1)
+        torch.testing.assert_close(loaded(images), pooled, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "given", "expected"),
+    [
+        (3, (0.5,), [0.5, 0.5, 0.5]),
+        (3, (0.1, 0.2, 0.3), [0.1, 0.2, 0.3]),
+        (1, (0.25,), [0.25]),
+        (8, (0.5,), [0.5] * 8),
+    ],
+)
+def test_the_data_config_is_as_told(
+    channels: int, given: tuple[float, ...], expected: list[float], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, in_chans=channels, img_size=(16, 40))
+    save_timm_folder(build(config), config, tmp_path, given, tuple(2 * x for x in given))
+    told = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    assert told["input_size"] == [channels, 16, 40]
+    assert told["mean"] == pytest.approx(expected)
+    assert told["std"] == pytest.approx([2 * x for x in expected])
+
+
+def test_timms_data_config_gives_the_same_numbers(tmp_path: Path) -> None:
+    save_timm_folder(build(TINY), TINY, tmp_path, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    data = timm.data.resolve_model_data_config(loaded)  # pyright: ignore[reportAttributeAccessIssue]
+    assert (data["input_size"], *data["mean"], *data["std"]) == ((3, 32, 32), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+def test_the_folder_does_not_claim_somebody_elses_weights(tmp_path: Path) -> None:
+    save_timm_folder(build(TINY), TINY, tmp_path, (0.5,), (0.5,))
+    told = json.loads((tmp_path / "config.json").read_text())
+    assert "augreg" not in json.dumps(told)
+    assert not told["pretrained_cfg"].get("license")
+    assert not told["pretrained_cfg"].get("hf_hub_id")
+
+
+@pytest.mark.parametrize("case", ["plain", "2d positions", "hybrid"])
+def test_the_file_holds_exactly_timms_names(case: str, tmp_path: Path) -> None:
+    save_timm_folder(build(CASES[case]), CASES[case], tmp_path, (0.5,), (0.5,))
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=False)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(loaded.state_dict())
+
+
+@pytest.mark.parametrize("case", ["registers, 2d positions", "2d positions", "sincos2d positions"])
+def test_a_2d_embedding_is_written_out_as_timms_table(case: str) -> None:
+    encoder = build(CASES[case])
+    assert encoder.position is not None
+    table = timm_state(encoder)["pos_embed"][0]
+    prefix = 0 if encoder.vit.no_embed_class else encoder.num_prefix_tokens
+    assert not table[:prefix].any()
+    torch.testing.assert_close(table[prefix:], encoder.position().detach(), rtol=0, atol=0)
+
+
+def test_saving_leaves_the_encoder_and_the_random_numbers_alone(tmp_path: Path) -> None:
+    config = CASES["2d positions"]
+    encoder = build(config)
+    before, random = {k: v.clone() for k, v in encoder.state_dict().items()}, torch.get_rng_state()
+    save_timm_folder(encoder, config, tmp_path, (0.5,), (0.5,))
+    torch.testing.assert_close(dict(encoder.state_dict()), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Missing key"):
+        save_timm_folder(build(TINY), dataclasses.replace(TINY, depth=3), tmp_path, (0.5,), (0.5,))
+    assert not (tmp_path / "model.safetensors").exists()

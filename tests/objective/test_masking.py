@@ -1,0 +1,304 @@
+"""Which patches are corrupted and how: exact counts, the draws' probabilities within 5 sigma, and no leak."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+
+from mpp.model.config import ModelConfig
+from mpp.model.encoder import Encoder, build_encoder
+from mpp.objective.masking import (
+    MASK,
+    RANDOM,
+    UNCHANGED,
+    Corruption,
+    corrupt,
+    draw_corruption,
+    num_picked,
+    pick_patches,
+)
+from mpp.objective.objective import MaskedPatchPrediction
+from mpp.objective.target import ColourTarget
+
+Grid = tuple[int, int]
+grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
+ratios = st.floats(0.01, 1.0)
+seeds = st.integers(0, 2**32)
+styles = st.sampled_from(["uniform", "block"])
+unhurried = settings(deadline=None, max_examples=60, derandomize=True)
+
+
+def seeded(seed: int) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def within(count: float, trials: int, probability: float, sigmas: float = 5) -> bool:
+    """Whether a count is within `sigmas` of a binomial's mean."""
+    return abs(count - trials * probability) <= sigmas * math.sqrt(trials * probability * (1 - probability))
+
+
+@unhurried
+@given(ratios, st.integers(1, 1000))
+def test_k_is_the_nearest_whole_number_and_at_least_one(ratio: float, patches: int) -> None:
+    k = num_picked(ratio, patches)
+    assert 1 <= k <= patches
+    assert abs(k - ratio * patches) <= 0.5 or k == 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "patches", "k"), [(0.5, 196, 98), (0.15, 196, 29), (0.5, 64, 32), (1.0, 9, 9), (0.01, 9, 1)]
+)
+def test_k_of_the_papers_ratios(ratio: float, patches: int, k: int) -> None:
+    assert num_picked(ratio, patches) == k
+
+
+@unhurried
+@given(grids, ratios, seeds, styles)
+def test_exactly_k_patches_of_every_image_are_picked_ascending_and_distinct(
+    grid: Grid, ratio: float, seed: int, style: str
+) -> None:
+    patches = grid[0] * grid[1]
+    picked = pick_patches(3, grid, ratio, seeded(seed), style)
+    assert picked.shape == (3, num_picked(ratio, patches))
+    assert picked.dtype == torch.int64
+    assert (picked.diff(dim=1) > 0).all()
+    assert picked.min() >= 0
+    assert picked.max() < patches
+
+
+@unhurried
+@given(grids, ratios, seeds, styles)
+def test_equal_generators_pick_equally(grid: Grid, ratio: float, seed: int, style: str) -> None:
+    assert torch.equal(*(pick_patches(3, grid, ratio, seeded(seed), style) for _ in range(2)))
+
+
+@pytest.mark.parametrize("style", ["uniform", "block"])
+def test_images_and_seeds_differ(style: str) -> None:
+    first, second = (pick_patches(2, (8, 8), 0.5, seeded(seed), style) for seed in (0, 1))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_an_unknown_style_is_refused() -> None:
+    with pytest.raises(ValueError, match="no picking style 'rows'; there are uniform and block"):
+        pick_patches(1, (4, 4), 0.5, seeded(0), "rows")
+
+
+def test_uniform_picking_takes_every_patch_equally_often() -> None:
+    trials = 20_000
+    counts = pick_patches(trials, (3, 4), 5 / 12, seeded(0)).flatten().bincount(minlength=12)
+    assert all(within(count, trials, 5 / 12) for count in counts.tolist()), counts
+
+
+def pair_counts(picked: Tensor, grid: Grid) -> dict[tuple[int, int], int]:
+    """How often any two patches are picked together."""
+    taken = torch.zeros(len(picked), grid[0] * grid[1]).scatter(1, picked, 1.0)
+    together = (taken.T @ taken).long()
+    return {(a, b): int(together[a, b]) for a, b in itertools.combinations(range(grid[0] * grid[1]), 2)}
+
+
+def test_uniform_picking_takes_every_pair_equally_often() -> None:
+    trials = 20_000
+    counts = pair_counts(pick_patches(trials, (3, 4), 5 / 12, seeded(0)), (3, 4))
+    assert all(within(count, trials, 5 * 4 / (12 * 11)) for count in counts.values()), counts
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (5, 9)])
+def test_block_picking_takes_neighbours_together_more_often_than_uniform_picking(grid: Grid) -> None:
+    trials, patches = 4000, grid[0] * grid[1]
+    k = num_picked(0.4, patches)
+    counts = pair_counts(pick_patches(trials, grid, 0.4, seeded(0), "block"), grid)
+    neighbours = [n for (a, b), n in counts.items() if b - a == grid[1] or (b - a == 1 and b % grid[1])]
+    chance = k * (k - 1) / (patches * (patches - 1))
+    assert sum(neighbours) / len(neighbours) / trials > 1.2 * chance
+
+
+KINDS_OF = [(0.8, 0.1, 0.1), (0.5, 0.2, 0.3), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+
+
+@pytest.mark.parametrize("split", KINDS_OF)
+@pytest.mark.parametrize("group", [1, 4])
+def test_kinds_have_the_probabilities_of_the_split(split: tuple[float, float, float], group: int) -> None:
+    picked = pick_patches(4000, (4, 4), 0.5, seeded(0))
+    kinds = draw_corruption(picked, 16, seeded(1), split, group).kinds
+    for kind, probability in zip((MASK, RANDOM, UNCHANGED), split, strict=True):
+        assert within(int((kinds == kind).sum()), kinds.numel(), probability)
+
+
+def test_kinds_of_two_patches_of_an_image_are_independent() -> None:
+    kinds = draw_corruption(torch.tensor([[0, 1]]).expand(40_000, 2), 9, seeded(0), (0.5, 0.3, 0.2)).kinds
+    for a, b in itertools.product(range(3), repeat=2):
+        both = int(((kinds[:, 0] == a) & (kinds[:, 1] == b)).sum())
+        assert within(both, 40_000, (0.5, 0.3, 0.2)[a] * (0.5, 0.3, 0.2)[b])
+
+
+@unhurried
+@given(
+    st.integers(1, 7), st.integers(1, 7), ratios, seeds, st.sampled_from([1, 2, 3]), st.sampled_from(KINDS_OF[:2])
+)
+def test_a_replacement_is_never_the_patch_itself_and_hidden_only_where_nothing_else_is_left(
+    rows: int, columns: int, ratio: float, seed: int, group: int, split: tuple[float, float, float]
+) -> None:
+    patches = rows * columns
+    if patches * group < 2:
+        return
+    picked = pick_patches(2 * group, (rows, columns), ratio, seeded(seed))
+    drawn = draw_corruption(picked, patches, seeded(seed + 1), split, group)
+    for start in range(0, 2 * group, group):
+        images = range(group)
+        own = [[image * patches + p for p in drawn.picked[start + image].tolist()] for image in images]
+        kinds = drawn.kinds[start : start + group].tolist()
+        hidden = {own[i][j] for i in images for j, kind in enumerate(kinds[i]) if kind == MASK}
+        for i, j in itertools.product(images, range(picked.shape[1])):
+            if kinds[i][j] != RANDOM:
+                continue
+            source = int(drawn.other[start + i, j])
+            allowed = set(range(group * patches)) - {own[i][j]}
+            assert source in (allowed - hidden or allowed)
+
+
+def test_two_patches_both_random_take_each_other() -> None:
+    drawn = draw_corruption(torch.tensor([[0, 1]]), 2, seeded(0), (0.0, 1.0, 0.0))
+    assert drawn.other.tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_replacements_come_equally_often_from_every_allowed_patch(group: int) -> None:
+    patches, picked = 5, torch.tensor([[0, 2, 3]])
+    drawn = draw_corruption(picked.expand(40_000 * group, 3), patches, seeded(0), (0.5, 0.5, 0.0), group)
+    own = (picked + patches * torch.arange(group)[:, None]).flatten().tolist()
+    kinds, other = drawn.kinds.view(-1, group * 3), drawn.other.view(-1, group * 3)
+    code = (kinds * 2 ** torch.arange(group * 3)).sum(dim=1)  # which of them are masked
+    for pattern in code.unique().tolist():
+        rows = code == pattern
+        row_kinds = kinds[rows][0].tolist()
+        hidden = {p for p, kind in zip(own, row_kinds, strict=True) if kind == MASK}
+        for j in (j for j, kind in enumerate(row_kinds) if kind == RANDOM):
+            allowed = set(range(group * patches)) - hidden - {own[j]}
+            counts = other[rows, j].bincount(minlength=group * patches).tolist()
+            assert all(within(counts[p], sum(counts), 1 / len(allowed)) for p in allowed), (pattern, counts)
+
+
+@unhurried
+@given(seeds, st.sampled_from([1, 2]))
+def test_equal_generators_corrupt_equally(seed: int, group: int) -> None:
+    picked = pick_patches(4, (3, 4), 0.5, seeded(0))
+    first, second = (draw_corruption(picked, 12, seeded(seed), group=group) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+
+
+def test_one_patch_has_no_other() -> None:
+    with pytest.raises(ValueError, match=r"no other patch to take; set objective\.split to 0\.9 0 0\.1"):
+        draw_corruption(torch.tensor([[0]]), 1, seeded(0))
+    assert draw_corruption(torch.tensor([[0]]), 1, seeded(0), (0.9, 0.0, 0.1)).kinds.shape == (1, 1)
+
+
+def test_a_batch_that_is_no_multiple_of_the_group_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch of 3 images is not a multiple of the group of 2"):
+        draw_corruption(pick_patches(3, (2, 2), 0.5, seeded(0)), 4, seeded(0), group=2)
+
+
+def sample(group: int, seed: int = 0, batch: int = 6) -> tuple[Tensor, Corruption, Tensor]:
+    """Tokens of a 3x4 grid, a corruption with all three kinds, and a mask token."""
+    picked = pick_patches(batch, (3, 4), 0.5, seeded(seed))
+    drawn = draw_corruption(picked, 12, seeded(seed + 1), (0.4, 0.4, 0.2), group)
+    return torch.randn(batch, 12, 5, generator=seeded(seed + 2)), drawn, torch.randn(5, generator=seeded(seed + 3))
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_rows_corrupt_as_the_whole_batch_does(group: int) -> None:
+    tokens, drawn, mask = sample(group)
+    whole = corrupt(tokens, drawn, mask)
+    for start in range(0, 6, group):
+        part = corrupt(tokens[start : start + group], drawn.rows(start, start + group), mask)
+        assert torch.equal(part, whole[start : start + group])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(1, 4), (0, 3)])
+def test_rows_never_cut_through_a_group(start: int, stop: int) -> None:
+    with pytest.raises(ValueError, match=f"rows {start}:{stop} cut through a group of 2"):
+        sample(2)[1].rows(start, stop)
+
+
+def test_corrupt_by_hand() -> None:
+    tokens = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
+    drawn = Corruption(torch.tensor([[0, 2, 3]]), torch.tensor([[MASK, RANDOM, UNCHANGED]]), torch.tensor([[3, 1, 0]]))
+    assert corrupt(tokens, drawn, torch.tensor([9.0])).flatten().tolist() == [9, 2, 2, 4]
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_corrupt_equals_a_loop(group: int) -> None:
+    tokens, drawn, mask = sample(group)
+    expected = tokens.clone()
+    for image, j in itertools.product(range(6), range(6)):
+        at, kind, source = (int(x[image, j]) for x in drawn[:3])
+        if kind == MASK:
+            expected[image, at] = mask
+        elif kind == RANDOM:
+            expected[image, at] = tokens[image // group * group + source // 12, source % 12]
+    assert torch.equal(corrupt(tokens, drawn, mask), expected)
+
+
+def test_corrupt_leaves_its_input_as_it_is() -> None:
+    tokens, drawn, mask = sample(1)
+    before = tokens.clone()
+    corrupt(tokens, drawn, mask)
+    assert torch.equal(tokens, before)
+
+
+def test_the_mask_token_gets_the_gradient_of_every_masked_patch() -> None:
+    tokens, drawn, mask = sample(1)
+    mask.requires_grad_()
+    corrupt(tokens, drawn, mask).sum().backward()
+    assert mask.grad is not None
+    assert mask.grad.tolist() == [int((drawn.kinds == MASK).sum())] * 5
+
+
+def test_tokens_keep_their_dtype_under_a_mask_token_of_another() -> None:
+    tokens, drawn, mask = sample(1)
+    assert corrupt(tokens.bfloat16(), drawn, mask).dtype == torch.bfloat16
+
+
+CONFIG = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)
+
+
+def pixel_gradients(group: int, seed: int) -> tuple[Corruption, Tensor]:
+    """For each corrupted patch (image, j): how its prediction depends on the pixels of each patch (image', patch)."""
+    torch.manual_seed(seed)
+    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(build_encoder(CONFIG), ColourTarget((8, 8), 3)).double()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    picked = pick_patches(4, (4, 4), 0.5, seeded(seed))
+    drawn = draw_corruption(picked, 16, seeded(seed + 1), group=group)
+    pixels = torch.randn(4, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    output = model.predict(pixels, drawn)
+    towards = torch.randn(output.shape[-1], dtype=torch.float64)
+    rows = []
+    for image, j in itertools.product(range(4), range(8)):
+        (gradient,) = torch.autograd.grad(output[image, j] @ towards, pixels, retain_graph=True)
+        rows.append(gradient.abs().view(4, 3, 4, 8, 4, 8).amax(dim=(1, 3, 5)).flatten(1))
+    return drawn, torch.stack(rows).view(4, 8, 4, 16)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_masked_patchs_own_pixels_never_reach_its_prediction(seed: int, group: int) -> None:
+    drawn, gradients = pixel_gradients(group, seed)
+    own = torch.stack([gradients[i, j, i, drawn.picked[i, j]] for i in range(4) for j in range(8)]).view(4, 8)
+    masked = drawn.kinds == MASK
+    assert masked.any()
+    assert (own[masked] == 0).all()
+    # The control: what is left unchanged does reach its own prediction.
+    assert (own[drawn.kinds == UNCHANGED] > 0).all()
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_every_uncorrupted_patch_of_the_image_reaches_every_prediction(group: int) -> None:
+    drawn, gradients = pixel_gradients(group, 0)
+    for image in range(4):
+        visible = sorted(set(range(16)) - set(drawn.picked[image].tolist()))
+        assert (gradients[image, :, image, visible] > 0).all()

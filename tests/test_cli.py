@@ -1,0 +1,151 @@
+"""The commands as processes, as far as they go without torch, and how they turn a run's end into an exit code."""
+
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mpp.cli import pretrain
+from mpp.config import ConfigError, UserError
+from mpp.recipes import PretrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def call(*argv: str, cwd: Path = ROOT, python: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs tools/pretrain.py."""
+    command = [sys.executable, *python, str(ROOT / "tools" / "pretrain.py"), *argv]
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    environment |= {"PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(command, check=False, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_help_is_complete_and_never_loads_torch(tmp_path: Path) -> None:
+    done = call("--help", cwd=tmp_path, python=("-X", "importtime"), COLUMNS="80")
+    assert done.returncode == 0
+    for flag in ("--config FILE", "--run-dir STR", "--model.img-size", "--optim.lr FLOAT", "--log.num-pictures INT"):
+        assert flag in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "mpp.config" in modules
+    assert not modules & {"torch", "timm", "numpy"}
+
+
+WRONG = [
+    ([], "no images to learn from: give --data, such as --data folder:/my/images or --data demo"),
+    (["--data", "demo"], "nowhere to write to: give --run-dir, such as --run-dir runs/first, or --dry-run"),
+    (["--optim.lrr", "3"], "no setting '--optim.lrr'; did you mean '--optim.lr'?"),
+]
+
+
+@pytest.mark.parametrize(("argv", "line"), WRONG)
+def test_an_error_is_one_line_and_exit_code_2(argv: list[str], line: str) -> None:
+    done = call(*argv)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"pretrain: error: {line}\n")
+
+
+def test_a_wrong_config_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("optim: {lr: fast}")
+    done = call("--config", "x.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "pretrain: error: x.yaml: optim.lr: takes a number, got 'fast'\n")
+
+
+def test_rank_0_speaks_for_all_about_settings() -> None:
+    assert call("--lr", "3", RANK="0").stderr == "pretrain: error: no setting '--lr'; did you mean '--optim.lr'?\n"
+    done = call("--lr", "3", RANK="1")
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_help_into_a_closed_pipe_is_quiet() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "pretrain.py"), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+Run = Callable[[PretrainConfig], int]
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
+    """Puts a function in the place of `mpp.pretrain.run`, which needs torch."""
+    monkeypatch.delenv("RANK", raising=False)
+
+    def put(run: Run) -> None:
+        module = types.ModuleType("mpp.pretrain")
+        module.__dict__["run"] = run
+        monkeypatch.setitem(sys.modules, "mpp.pretrain", module)
+
+    return put
+
+
+ARGV = ["--data", "demo", "--run-dir", "runs/first"]
+
+
+def test_the_recipe_gets_the_config_and_gives_the_exit_code(recipe) -> None:
+    seen: list[PretrainConfig] = []
+
+    def run(config: PretrainConfig) -> int:
+        seen.append(config)
+        return 75
+
+    recipe(run)
+    assert pretrain([*ARGV, "--train.seed", "7"]) == 75
+    assert pretrain(["--data", "demo", "--dry-run"]) == 75
+    assert [(config.run_dir, config.dry_run, config.train.seed) for config in seen] == [
+        ("runs/first", False, 7),
+        ("", True, 0),
+    ]
+
+
+def test_the_process_s_own_arguments_are_the_default(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe(lambda config: len(config.run_dir))
+    monkeypatch.setattr(sys, "argv", ["pretrain", *ARGV])
+    assert pretrain() == len("runs/first")
+
+
+ENDS = [
+    (UserError("no room in runs/first"), "0", 2, "pretrain: error: no room in runs/first\n"),
+    (UserError("two\nlines"), "0", 2, "pretrain: error: two lines\n"),
+    (ConfigError("the config changed"), "0", 2, "pretrain: error: the config changed\n"),
+    (ConfigError("the config changed"), "3", 2, ""),
+    (UserError("no room in runs/first"), "3", 2, "pretrain: error: [rank 3] no room in runs/first\n"),
+    (KeyboardInterrupt(), "0", 130, "pretrain: interrupted\n"),
+    (KeyboardInterrupt(), "3", 130, ""),
+]
+
+
+@pytest.mark.parametrize(("raised", "rank", "code", "line"), ENDS)
+def test_how_a_run_ends(
+    raised: BaseException,
+    rank: str,
+    code: int,
+    line: str,
+    recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(config: PretrainConfig) -> int:
+        raise raised
+
+    recipe(run)
+    monkeypatch.setenv("RANK", rank)
+    assert pretrain(ARGV) == code
+    assert capsys.readouterr().err == line
+
+
+def test_other_errors_keep_their_traceback(recipe) -> None:
+    def run(config: PretrainConfig) -> int:
+        raise ValueError("a bug")
+
+    recipe(run)
+    with pytest.raises(ValueError, match="a bug"):
+        pretrain(ARGV)

@@ -1,0 +1,484 @@
+"""Settings: what is accepted from YAML and from flags, and the one line that says what is not."""
+
+import math
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpp.config import ConfigError, UserError, differences, from_file, load_yaml, parse, to_dict, to_yaml
+from mpp.recipes import PretrainConfig
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder."""
+
+    name: str = "vit_base"
+    """Name in timm."""
+    size: tuple[int, ...] = (224,)
+    """Pixels."""
+    width: int | None = None
+    """Token width."""
+    remat: bool = False
+    """Recompute activations."""
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """The optimiser."""
+
+    lr: float = 2e-4
+    """Learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates."""
+    kind: Literal["adam", "adamw"] = "adamw"
+    """Which one."""
+    log_every: str = field(default="50 steps", metadata={"free": True})
+    """Distance between rows."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr must be positive, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data."""
+
+    source: str = ""
+    """Where the images are."""
+    workers: int = -1
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A small recipe."""
+
+    run_dir: str = field(default="", metadata={"free": True})
+    """Folder of the run."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether to compile."""
+    dry_run: bool = False
+    """Write nothing."""
+    encoder: Encoder = Encoder(name="vit_small")
+    optim: Optimiser = Optimiser()
+    data: Source = field(default=Source(), metadata={"free": True})
+
+
+def read(*argv: str) -> Recipe:
+    """The command line's config."""
+    return parse(Recipe, argv, "mpp", "A small recipe.", {"data": "data.source"})
+
+
+def complaint(*argv: str) -> str:
+    """The one line that a wrong command line gets."""
+    with pytest.raises(ConfigError) as caught:
+        read(*argv)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def yaml_file(tmp_path: Path):
+    def write(text: str) -> str:
+        path = tmp_path / "base.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def at(config: Any, name: str) -> Any:
+    """The value of a dotted name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def test_nothing_given_gives_the_defaults_of_the_recipe_not_of_its_groups() -> None:
+    assert read() == Recipe()
+    assert read("--encoder.width", "384").encoder == Encoder(name="vit_small", width=384)
+
+
+FLAGS = [
+    ("--run-dir runs/first", "run_dir", "runs/first"),
+    ("--run_dir runs/first", "run_dir", "runs/first"),
+    ("--data folder:/images", "data.source", "folder:/images"),
+    ("--data.source folder:/images", "data.source", "folder:/images"),
+    ("--data=--odd", "data.source", "--odd"),
+    ("--data.workers -1", "data.workers", -1),
+    ("--optim.lr 2e-4", "optim.lr", 2e-4),
+    ("--optim.lr=2e-4", "optim.lr", 2e-4),
+    ("--optim.lr 1", "optim.lr", 1.0),
+    ("--optim.lr 1 --optim.lr 2", "optim.lr", 2.0),
+    ("--optim.betas -0.5 -1e-3", "optim.betas", (-0.5, -0.001)),
+    ("--optim.betas=0.5 .9", "optim.betas", (0.5, 0.9)),
+    ("--optim.log-every=5%", "optim.log_every", "5%"),
+    ("--encoder.size 224 160", "encoder.size", (224, 160)),
+    ("--encoder.size", "encoder.size", ()),
+    ("--encoder.width 384", "encoder.width", 384),
+    ("--encoder.width None", "encoder.width", None),
+    ("--encoder.width null", "encoder.width", None),
+    ("--encoder.name=", "encoder.name", ""),
+    ("--encoder.remat", "encoder.remat", True),
+    ("--encoder.no-remat", "encoder.remat", False),
+    ("--encoder.remat off", "encoder.remat", False),
+    ("--dry-run --run-dir x", "dry_run", True),
+    ("--no-dry-run", "dry_run", False),
+    ("--dry_run=true", "dry_run", True),
+    ("--compile off", "compile", "off"),
+]
+
+
+@pytest.mark.parametrize(("argv", "name", "value"), FLAGS)
+def test_flags(argv: str, name: str, value: Any) -> None:
+    result = at(read(*argv.split()), name)
+    assert result == value
+    assert type(result) is type(value)
+
+
+def test_a_value_with_spaces_is_one_argument() -> None:
+    assert read("--optim.log-every", "100 steps").optim.log_every == "100 steps"
+
+
+YAML = [
+    ("compile: off", "compile", "off"),
+    ("compile: 'off'", "compile", "off"),
+    ("optim: {lr: 1e-3}", "optim.lr", 1e-3),
+    ("optim: {lr: 1.0e-03}", "optim.lr", 1e-3),
+    ("optim: {lr: .inf}", "optim.lr", math.inf),
+    ("optim: {lr: inf}", "optim.lr", math.inf),
+    ("optim.lr: 1e-3", "optim.lr", 1e-3),
+    ("optim: {log_every: 100 epochs}", "optim.log_every", "100 epochs"),
+    ("optim: {log_every: 010}", "optim.log_every", "010"),
+    ("encoder: {size: 224}", "encoder.size", (224,)),
+    ("encoder: {size: [224, 160]}", "encoder.size", (224, 160)),
+    ("encoder:\n  size:\n  - 224\n  - 160\n", "encoder.size", (224, 160)),
+    ("encoder: {size: []}", "encoder.size", ()),
+    ("encoder: {width: null}", "encoder.width", None),
+    ("encoder: {width: }", "encoder.width", None),
+    ("encoder: {width: ~}", "encoder.width", None),
+    ("encoder: {width: 12}", "encoder.width", 12),
+    ("encoder: {name: 'null'}", "encoder.name", "null"),
+    ("encoder: {name: ''}", "encoder.name", ""),
+    ("encoder: {remat: true}", "encoder.remat", True),
+    ("encoder: {remat: No}", "encoder.remat", False),
+    ("dry_run: on", "dry_run", True),
+    ("data: folder:/images", "data.source", "folder:/images"),
+    ("data: {source: folder:/images}", "data.source", "folder:/images"),
+    ("data: {source: --help}", "data.source", "--help"),
+    ("data: {workers: -1}", "data.workers", -1),
+    ("optim:\n  # lr: 3\n", "optim", Optimiser()),
+    ("# nothing\n", "optim", Optimiser()),
+    ("\ufeffcompile: on", "compile", "on"),
+    ("encoder: &e {name: &n x}\nrun_dir: *n", "run_dir", "x"),
+    ("encoder: {<<: {name: x, width: 3}, name: y}", "encoder", Encoder(name="y", width=3)),
+]
+
+
+@pytest.mark.parametrize(("text", "name", "value"), YAML)
+def test_yaml(text: str, name: str, value: Any, yaml_file) -> None:
+    path = yaml_file(text)
+    result = at(read("--config", path), name)
+    assert result == value
+    assert type(result) is type(value)
+
+
+def test_flags_override_the_file_wherever_it_is_named(yaml_file) -> None:
+    path = yaml_file("optim: {lr: 1e-3, kind: adam}")
+    for argv in (["--config", path, "--optim.lr", "3"], ["--optim.lr", "3", f"--config={path}"]):
+        assert read(*argv).optim == Optimiser(lr=3.0, kind="adam")
+
+
+WRONG_FLAGS = [
+    ("--optim.lrr 3", "no setting '--optim.lrr'; did you mean '--optim.lr'?"),
+    ("--lr 3", "no setting '--lr'; did you mean '--optim.lr'?"),
+    ("--encoder.lr 3", "no setting '--encoder.lr'; did you mean '--optim.lr'?"),
+    ("--Optim.LR=3", "no setting '--Optim.LR'; did you mean '--optim.lr'?"),
+    ("--rundir x", "no setting '--rundir'; did you mean '--run-dir'?"),
+    ("--logevery x", "no setting '--logevery'; did you mean '--optim.log-every'?"),
+    ("--confg x", "no setting '--confg'; did you mean '--config'?"),
+    ("--no-dry-runn", "no setting '--no-dry-runn'; did you mean '--dry-run'?"),
+    ("--xyzzy 3", "no setting '--xyzzy'; --help lists them all"),
+    ("--", "no setting '--'; --help lists them all"),
+    ("--optim 3", "no setting '--optim': it is a group of settings, such as --optim.lr, --optim.betas, --optim.kind"),
+    ("--optim.lr abc", "--optim.lr: takes a number, got 'abc'"),
+    ("--optim.lr", "--optim.lr: takes a number, got nothing"),
+    ("--optim.lr --run-dir x", "--optim.lr: takes a number, got nothing"),
+    ("--optim.lr 1 2", "--optim.lr: takes a number, got '1' '2'"),
+    ("--optim.lr -x", "--optim.lr: takes a number, got '-x'"),
+    ("--optim.lr=--help", "--optim.lr: takes a number, got '--help'"),
+    ("--optim.lr x --optim.lr 3", "--optim.lr: takes a number, got 'x'"),
+    ("--data.workers 1.5", "--data.workers: takes a whole number, got '1.5'"),
+    ("--encoder.width x", "--encoder.width: takes a whole number or none, got 'x'"),
+    ("--encoder.size 1 x", "--encoder.size: takes a list of whole numbers, got '1' 'x'"),
+    ("--optim.betas 1", "--optim.betas: takes 2 numbers, got '1'"),
+    ("--optim.kind adamww", "--optim.kind: takes one of adam, adamw, got 'adamww'; did you mean 'adamw'?"),
+    ("--compile 7", "--compile: takes one of auto, on, off, got '7'"),
+    ("--compile", "--compile: takes one of auto, on, off, got nothing"),
+    ("--run-dir", "--run-dir: takes one text, got nothing"),
+    ("--data a b", "--data: takes one text, got 'a' 'b'; put quotes around it"),
+    ("--dry-run 7", "--dry-run: takes true or false, got '7'"),
+    ("--no-dry-run true", "--no-dry-run: takes no value, got 'true'"),
+    ("--optim.lr -3", "optim.lr must be positive, got -3.0"),
+    ("stray --optim.lr 3", "unexpected 'stray'; settings are given as --NAME VALUE"),
+    ("-x", "unexpected '-x'; settings are given as --NAME VALUE"),
+    ("--config a.yaml --config b.yaml", "--config: given twice; it takes one file"),
+    ("--config", "--config: takes one file, got nothing"),
+    ("--config a.yaml b.yaml", "--config: takes one file, got 'a.yaml' 'b.yaml'"),
+]
+
+
+@pytest.mark.parametrize(("argv", "line"), WRONG_FLAGS)
+def test_wrong_flags(argv: str, line: str) -> None:
+    assert complaint(*argv.split()) == line
+
+
+def test_a_name_in_several_groups_lists_them() -> None:
+    with pytest.raises(ConfigError, match=r"'--\w+\.every' or '--\w+\.every' or '--\w+\.every'\?"):
+        parse(PretrainConfig, ["--every", "3"], "pretrain", "", {})
+
+
+WRONG_YAML = [
+    ("optim: {lrr: 3}", "{path}: no setting 'optim.lrr'; did you mean 'optim.lr'?"),
+    ("optm: {lr: 3}", "{path}: no setting 'optm'; did you mean 'optim'?"),
+    ("run-dir: x", "{path}: no setting 'run-dir'; did you mean 'run_dir'?"),
+    ("no_dry_run: true", "{path}: no setting 'no_dry_run'; did you mean 'dry_run'?"),
+    ("optim: 3", "{path}: no setting 'optim': it is a group of settings, such as optim.lr, optim.betas, optim.kind"),
+    ("optim: {lr: abc}", "{path}: optim.lr: takes a number, got 'abc'"),
+    ("optim: {lr: {a: b}}", "{path}: optim.lr: takes a number, got {{'a': 'b'}}"),
+    ("optim: {lr: }", "{path}: optim.lr: takes a number, got null"),
+    ("optim: {lr: [3]}", "{path}: optim.lr: takes a number, got ['3']"),
+    ("optim: {lr: !!float 3}", "{path}: optim.lr: takes a number, got 3.0"),
+    ("optim: {betas: [1, [2]]}", "{path}: optim.betas: takes 2 numbers, got '1' ['2']"),
+    ("encoder: {size: [1, null]}", "{path}: encoder.size: takes a list of whole numbers, got '1' null"),
+    ("encoder: {size: 224 160}", "{path}: encoder.size: takes a list of whole numbers, got '224 160'"),
+    ("encoder: {name: }", "{path}: encoder.name: takes one text, got null"),
+    ("encoder: {name: [a, b]}", "{path}: encoder.name: takes one text, got ['a', 'b']"),
+    ("dry_run: 7", "{path}: dry_run: takes true or false, got '7'"),
+    ("dry_run: []", "{path}: dry_run: takes true or false, got []"),
+    ("compile: of", "{path}: compile: takes one of auto, on, off, got 'of'; did you mean 'off'?"),
+    ("optim: {lr: -3}", "{path}: optim.lr must be positive, got -3.0"),
+    ("optim: {lr: 1}\noptim.lr: 2", "{path}: optim.lr is set twice"),
+    ("data: x\ndata.source: y", "{path}: data.source is set twice"),
+    ("optim:\n  lr: 1\n  lr: 2", "{path}:3: is not YAML that can be used: 'lr' is set twice"),
+    ("- a", "{path}: holds no settings; a mapping such as 'optim: {{lr: 2e-4}}' is expected"),
+    ("text", "{path}: holds no settings; a mapping such as 'optim: {{lr: 2e-4}}' is expected"),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), WRONG_YAML)
+def test_wrong_yaml(text: str, line: str, yaml_file) -> None:
+    path = yaml_file(text)
+    assert complaint("--config", path) == line.format(path=path)
+
+
+UNREADABLE = [
+    (b"optim:\n  lr: [1\nrun_dir: x", 3),
+    (b"optim:\n\tlr: 3", 2),
+    (b"optim: {lr: *nowhere}", 1),
+    (b"compile: on\n---\ncompile: off", 2),
+    (b"compile: !!python/object:os.system on", 1),
+    (b"? [a, b]\n: c", 1),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), UNREADABLE)
+def test_what_is_not_yaml_is_an_error_with_its_line(text: bytes, line: int, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text)
+    assert complaint("--config", str(path)).startswith(f"{path}:{line}: is not YAML that can be used: ")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    missing, latin, control = tmp_path / "none.yaml", tmp_path / "latin.yaml", tmp_path / "control.yaml"
+    latin.write_bytes(b"run_dir: caf\xe9")
+    control.write_bytes(b"run_dir: \x01")
+    assert complaint("--config", str(missing)) == f"{missing}: cannot be read: No such file or directory"
+    assert complaint("--config", str(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
+    assert complaint("--config", str(latin)).startswith(f"{latin}: is not UTF-8 text")
+    assert complaint("--config", str(control)).startswith(f"{control}: is not YAML: ")
+
+
+def test_a_bad_value_of_the_file_counts_unless_it_is_overridden(yaml_file) -> None:
+    path = yaml_file("optim: {lr: -1}")
+    assert complaint("--config", path) == f"{path}: optim.lr must be positive, got -1.0"
+    assert read("--config", path, "--optim.lr", "1").optim.lr == 1.0
+    assert complaint("--config", path, "--optim.lr", "-2") == "optim.lr must be positive, got -2.0"
+
+
+def test_config_errors_are_user_errors_and_value_errors() -> None:
+    assert issubclass(ConfigError, UserError)
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_load_yaml_keeps_scalars_as_text(yaml_file) -> None:
+    path = yaml_file("a: 1e-3\nb: off\nc: [1, 2.50]\nd: {e: null, f: 2020-01-01}")
+    assert load_yaml(Path(path)) == {"a": "1e-3", "b": "off", "c": ["1", "2.50"], "d": {"e": None, "f": "2020-01-01"}}
+
+
+def test_help_names_every_setting_with_its_text_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        read("--help", "--optim.lrr", "3")
+    assert exited.value.code == 0
+    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert text.startswith("usage: mpp [-h] [OPTIONS] A small recipe. ")
+    for flag in ("-h, --help", "--version", "--config FILE", "--run-dir STR", "--dry-run, --no-dry-run"):
+        assert f" {flag} " in text
+    assert "--optim.lr FLOAT Learning rate. (default: 0.0002)" in text
+    assert "--compile {auto,on,off} Whether to compile. (default: auto)" in text
+    assert "encoder options" in text
+    assert "--encoder.name STR Name in timm. (default: vit_small)" in text
+
+
+def test_help_shows_the_file_s_values_as_defaults(yaml_file, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("-h", "--config", yaml_file("optim: {lr: 0.25}"))
+    assert "(default: 0.25)" in capsys.readouterr().out
+
+
+def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        read("--version")
+    assert exited.value.code == 0
+    assert re.fullmatch(r"mpp \S.*\n", capsys.readouterr().out)
+
+
+def test_to_dict_is_plain_and_in_field_order() -> None:
+    plain = to_dict(Recipe())
+    assert list(plain) == ["run_dir", "compile", "dry_run", "encoder", "optim", "data"]
+    assert plain["encoder"] == {"name": "vit_small", "size": [224], "width": None, "remat": False}
+
+
+def test_to_yaml_reads_well() -> None:
+    assert to_yaml(Recipe(run_dir="runs/first", encoder=Encoder(size=(224, 160)))) == (
+        "run_dir: runs/first\n"
+        "compile: auto\n"
+        "dry_run: false\n"
+        "encoder:\n"
+        "  name: vit_base\n"
+        "  size: [224, 160]\n"
+        "  width: null\n"
+        "  remat: false\n"
+        "optim:\n"
+        "  lr: 0.0002\n"
+        "  betas: [0.9, 0.999]\n"
+        "  kind: adamw\n"
+        "  log_every: 50 steps\n"
+        "data:\n"
+        "  source: ''\n"
+        "  workers: -1\n"
+    )
+
+
+# Characters of any kind, surrogates included: a path may hold bytes that are no UTF-8.
+texts = st.text(st.characters()) | st.sampled_from(
+    ["null", "~", "off", "1e-3", "--help", "-h", "<<", "=", "---", ".inf"]
+)
+numbers = st.floats(allow_nan=False)
+recipes = st.builds(
+    Recipe,
+    run_dir=texts,
+    compile=st.sampled_from(["auto", "on", "off"]),
+    dry_run=st.booleans(),
+    encoder=st.builds(
+        Encoder,
+        name=texts,
+        size=st.lists(st.integers()).map(tuple),
+        width=st.none() | st.integers(),
+        remat=st.booleans(),
+    ),
+    optim=st.builds(Optimiser, lr=st.floats(0, exclude_min=True), betas=st.tuples(numbers, numbers), log_every=texts),
+    data=st.builds(Source, source=texts, workers=st.integers()),
+)
+
+
+@given(config=recipes)
+@settings(max_examples=60, deadline=None)
+def test_what_to_yaml_writes_is_read_back_exactly(config: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    again = from_file(Recipe, path)
+    assert again == config
+    assert repr(again) == repr(config)  # tells -0.0 from 0.0, 1 from 1.0
+
+
+def test_the_pretraining_recipe_is_read_back_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(PretrainConfig()), encoding="utf-8")
+    assert from_file(PretrainConfig, path) == PretrainConfig()
+    assert parse(PretrainConfig, ["--config", str(path)], "pretrain", "", {}) == PretrainConfig()
+
+
+def test_from_file_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("optim: {lrr: 3}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: no setting 'optim.lrr'")):
+        from_file(Recipe, path)
+
+
+DIFFERENCES: list[tuple[Any, list[str]]] = [
+    (Recipe(), []),
+    (Recipe(optim=Optimiser(lr=1e-3)), ["optim.lr: 0.0002 -> 0.001"]),
+    (Recipe(compile="on", optim=Optimiser(kind="adam")), ['compile: "auto" -> "on"', 'optim.kind: "adamw" -> "adam"']),
+    (Recipe(encoder=Encoder(name="vit_small", size=(8, 9), width=3, remat=True)), [
+        "encoder.size: [224] -> [8, 9]", "encoder.width: null -> 3", "encoder.remat: false -> true"
+    ]),
+    (Recipe(run_dir="elsewhere", optim=Optimiser(log_every="5%")), []),
+    (Recipe(data=Source(source="demo", workers=3)), []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("new", "lines"), DIFFERENCES)
+def test_differences_leave_free_fields_and_free_groups_out(new: Recipe, lines: list[str]) -> None:
+    assert differences(Recipe, to_dict(Recipe()), to_dict(new)) == lines
+
+
+def test_differences_see_settings_that_came_and_went_but_no_nan() -> None:
+    old = to_dict(replace(Recipe(), optim=Optimiser(betas=(math.nan, 1))))
+    new = to_dict(replace(Recipe(), optim=Optimiser(betas=(math.nan, 1.0))))
+    assert differences(Recipe, old, new) == []
+    del old["compile"]
+    del new["encoder"]["width"]
+    assert differences(Recipe, old, new) == ['compile: absent -> "auto"', "encoder.width: null -> absent"]
+
+
+NAMES = [
+    "run-dir",
+    "compile",
+    "dry-run",
+    "encoder.size",
+    "encoder.width",
+    "optim.lr",
+    "optim.betas",
+    "data",
+    "no-dry-run",
+]
+words = st.text(st.characters(exclude_characters="\0")) | st.sampled_from(
+    ["--", "--help", "-h", "-1", "None", "@x", "nan"]
+)
+
+
+@given(name=st.sampled_from(NAMES), tokens=st.lists(words, max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_any_text_is_a_value_or_one_line(
+    name: str, tokens: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    tree: dict[str, Any] = {name.replace("-", "_"): tokens[0] if len(tokens) == 1 else tokens}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    values = [word for word in tokens if not word.startswith("--") and word != "-h"]
+    for argv in (["--config", str(path)], [f"--{name}", *values], [f"--{name}={' '.join(tokens)}"]):
+        lines: list[str] = []
+        try:
+            read(*argv)
+        except ConfigError as error:
+            lines = str(error).splitlines()
+        assert len(lines) <= 1
