@@ -64,7 +64,12 @@ def open_cifar(kind: str, folder: Path, split: Split, download: bool) -> ListSou
         SourceError: neither version is there, a file is not the official one, or the download failed.
     """
     spec, facts = f"{kind}:{folder}", _CIFAR[kind]
-    found = _python_version(spec, facts, folder, split) or _binary_version(spec, facts, folder, split)
+    found = None
+    try:
+        found = _python_version(spec, facts, folder, split) or _binary_version(spec, facts, folder, split)
+    except SourceError:  # damaged, as by a download that broke off
+        if not download:
+            raise
     if found is None and download:
         try:
             with warnings.catch_warnings():

@@ -181,19 +181,17 @@ def _open_shard(spec: str, shard: Path) -> tuple[Path, _Index]:
     """The uncompressed file and its index, both from the cache where they are there."""
     info = shard.stat()
     key = hashlib.sha256(f"{shard.resolve()}\0{info.st_size}\0{info.st_mtime_ns}\0{_FORMAT}".encode()).hexdigest()[:32]
-    kept = cache_folder() / f"{key}.npz"
-    tar = shard
-    if _is_gzip(spec, shard):
+    kept, tar = cache_folder() / f"{key}.npz", shard
+    packed = _is_gzip(spec, shard)
+    if packed:
         tar = cache_folder() / f"{key}.tar"
-        if not tar.is_file():
-            _unpack(spec, shard, tar)
-    index = _load_index(kept, tar.stat().st_size)
+    index = _load_index(kept, tar.stat().st_size if tar.is_file() else -1)
     if index is None:
+        if packed:  # also where there is a .tar: only its index says that it is whole
+            _unpack(spec, shard, tar)
         try:
             index = _build_index(tar)
         except (tarfile.TarError, OSError, EOFError) as error:
-            if tar != shard:
-                tar.unlink(missing_ok=True)
             raise SourceError(f"{spec}: {shard} is not a complete tar file ({error}); make it again") from error
         except SourceError as error:
             raise SourceError(f"{spec}: {shard}: {error}") from error
@@ -241,7 +239,8 @@ def _unpack(spec: str, shard: Path, tar: Path) -> None:
 def _load_index(path: Path, tar_size: int) -> _Index | None:
     """The kept index; None where it is missing, damaged or of another file."""
     try:
-        with np.load(path, allow_pickle=False) as held:
+        # numpy leaves a file of its own open when the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             index = _Index(held["offsets"], held["sizes"], held["labels"], int(held["ignored"]))
             whole = int(held["tar_size"]) == tar_size
     except Exception:  # whatever is wrong with it, it can be made again

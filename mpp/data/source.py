@@ -161,7 +161,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 def _class_names(folder: Path) -> tuple[str, ...]:
     """First-level sub-folders that hold an image, sorted."""
     with os.scandir(folder) as found:
-        names = sorted(entry.name for entry in found if not _is_hidden(entry.name) and entry.is_dir())
+        names = sorted(entry.name for entry in found if not _is_hidden(entry.name) and Path(entry).is_dir())
     return tuple(name for name in names if next(_images_under(folder / name), None))
 
 
@@ -228,11 +228,12 @@ class ArraySource:
 
     def _load(self) -> tuple[np.ndarray, np.ndarray | None]:
         try:
-            held: Any = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            if isinstance(held, np.ndarray):
-                return held, None
-            with held:
-                arrays = {key: np.asarray(held[key]) for key in held.files}
+            with self.path.open("rb") as file:  # numpy leaves a file of its own open when the archive is damaged
+                if file.read(6) == b"\x93NUMPY":
+                    return np.load(self.path, mmap_mode="r", allow_pickle=False), None
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as held:
+                    arrays: dict[str, np.ndarray] = {key: np.asarray(held[key]) for key in held.files}
         except FileNotFoundError:
             raise SourceError(f"{self.name}: there is no file {self.path}; check the path") from None
         except IsADirectoryError:

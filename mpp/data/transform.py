@@ -14,7 +14,7 @@ from torchvision.transforms import v2  # isort: skip
 from torchvision.transforms.v2 import functional as F  # isort: skip
 
 _TRIES = 10
-_LONGEST = 4.0
+_LONGEST = 16.0
 """Evaluation cuts images more elongated than this (relative to the target) before it resizes them."""
 
 

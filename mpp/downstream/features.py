@@ -1,12 +1,14 @@
 """Features of a frozen encoder: batches of images in, one float32 row per image out."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
+
+from mpp.data.loader import Batch
 
 
 def pool(
@@ -29,20 +31,22 @@ def pool(
 
 
 def extract_features(
-    encode: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Tensor]], device: torch.device | str
+    encode: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device | str
 ) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, " n"]]:
     """Runs the batches through `encode`, without gradients, and collects the features of all images.
 
     Args:
         encode: uint8 (B, C, h, w) on the device -> float of any type (B, d).
-        batches: `images` uint8 (B, C, h, w) and `index` int64 (B,); images that did not decode are not in it.
+        batches: `images` uint8 (B, C, h, w) and `index` int64 (B,); images that did not decode are not in it, so that
+            a batch may be empty.
         device: where `encode` runs.
 
     Returns:
-        Features and the `index` of each row, in the order of the batches.
+        Features and the `index` of each row, in the order of the batches; (0, 0) and (0,) where there is no image at
+        all, as on a rank that has none to read.
 
     Raises:
-        ValueError: no batches, or features that are not one row per image.
+        ValueError: features that are not one row per image.
     """
     device = torch.device(device)
     rows: list[Tensor] = []
@@ -50,6 +54,8 @@ def extract_features(
     with torch.inference_mode():
         for batch in batches:
             images = batch["images"]
+            if not len(images):
+                continue
             encoded = encode(images.to(device, non_blocking=True))
             if encoded.ndim != 2 or len(encoded) != len(images):
                 raise ValueError(f"encode must return ({len(images)}, d) features, got {tuple(encoded.shape)}")
@@ -57,7 +63,7 @@ def extract_features(
             rows.append(encoded.float().to("cpu", non_blocking=True))
             index.append(batch["index"].clone())
         if not rows:
-            raise ValueError("no batches to extract features from")
+            return np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return torch.cat(rows).numpy(), torch.cat(index).numpy()

@@ -104,7 +104,6 @@ def fit(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_c
     std = features.std(axis=0, dtype=np.float64) + STD_OFFSET
     dead = np.append(features.min(axis=0) == features.max(axis=0), False)
     x_nd = _whiten(features, mean, std)
-    x_nd[:, dead] = 0.0  # what rounding of the mean left there
     if x_nd.shape[0] >= x_nd.shape[1]:
         eigenvalues, q = np.linalg.eigh(x_nd.T @ x_nd)
         left, right = q, q.T @ _times_targets(x_nd, labels, num_classes)

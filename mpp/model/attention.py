@@ -81,7 +81,8 @@ class Attention(TimmAttention):
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        return self.q_norm(q), self.k_norm(k), v
+        # Under autocast the norms give fp32, and xformers wants one type.
+        return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
 
     def forward(
         self, x: Float[Tensor, "B N D"], attn_mask: Tensor | None = None, is_causal: bool = False

@@ -14,6 +14,7 @@ import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 import timm
 import torch
 from jaxtyping import Float
+from timm.layers.attention import Attention as TimmAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -131,7 +132,8 @@ def _call_timm(config: ModelConfig, **settings: Any) -> nn.Module:
         return timm.create_model(config.name, **settings)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         told = {k: v for k, v in settings.items() if v is not None and hasattr(config, k)}
-        raise UserError(f"timm cannot build {config.name!r} with {told}: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"timm cannot build {config.name!r} with {told}: {reason}") from error
 
 
 def build_encoder(config: ModelConfig, device: torch.device | str = "cpu") -> Encoder:
@@ -144,20 +146,23 @@ def build_encoder(config: ModelConfig, device: torch.device | str = "cpu") -> En
     """
     device = torch.device(device)
     backend = "sdpa" if device.type == "meta" else resolve_backend(config.attention, device)
+    _check(config)
     with torch.device("meta" if device.type == "meta" else "cpu"):
         vit = create_vit(config, attn_layer=Attention)
-        _check_sizes(config, vit)
         position = build_position(config.pos_embed, vit.patch_embed.grid_size, vit.embed_dim)
-    layers = [module for module in vit.modules() if isinstance(module, Attention)]
-    if len(layers) != len(list(vit.blocks.children())):
-        raise UserError(f"model.name {config.name!r} has blocks with an attention of its own; choose another ViT")
-    for layer in layers:
-        layer.backend = backend
+    for module in vit.modules():
+        if isinstance(module, Attention):
+            module.backend = backend
     vit.set_grad_checkpointing(config.grad_checkpointing)
     return Encoder(vit, position).to(device)
 
 
-def _check_sizes(config: ModelConfig, vit: VisionTransformer) -> None:
+def _check(config: ModelConfig) -> None:
+    """Refuses what would be built as something else, or not at all; looks at the model at its own size, unallocated."""
+    with torch.device("meta"):
+        vit: Any = create_vit(config, img_size=None)
+    if not all(type(getattr(block, "attn", None)) is TimmAttention for block in vit.blocks):
+        raise UserError(f"model.name {config.name!r} has blocks with an attention of its own; choose another ViT")
     if hasattr(vit.patch_embed, "backbone"):
         if config.patch_size:
             raise UserError(f"model.patch_size does not apply to the hybrid {config.name!r}: its stem sets it")

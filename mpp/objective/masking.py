@@ -105,8 +105,8 @@ def draw_corruption(
     """Draws the kind of every picked patch, and for random replacements the other patch.
 
     The other patch is uniform over all patches of the image (of the `group` images for group > 1) but the patch itself
-    and those hidden behind [mask]: the pixels of a masked patch reach its own prediction on no path. Where nothing
-    else is left, a masked one is taken, never the patch itself.
+    and those hidden behind [mask]: the pixels of a masked patch reach its own prediction on no path (but in hybrids,
+    whose convolutions see beyond a patch). Where nothing else is left, a masked one is taken, never the patch itself.
 
     Raises:
         ValueError: a single patch, which has no other; a batch that is not a multiple of `group`.

@@ -163,7 +163,8 @@ def update(
 ) -> None:
     """One optimiser update from `schedule.accumulate` micro-batches."""
     state.optimizer.zero_grad(set_to_none=True)
-    used = []
+    used: list[Any] = []
+    total = torch.zeros(())
     for micro in range(schedule.accumulate):
         began = time.perf_counter()
         batch = next(batches)
@@ -173,12 +174,13 @@ def update(
             loss, figures = step(model, batch)
             loss = loss / schedule.accumulate
             (state.scaler.scale(loss) if state.scaler else loss).backward()
+        total = total.to(loss.device) + loss.detach()
         state.meter.add(figures)
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), schedule.clip_norm or math.inf)
     # With a scaler an infinite gradient is a matter of the scale, which is then lowered; the loss must be finite.
-    guard.check(loss.detach() if state.scaler else norm, number, used)
+    guard.check(total if state.scaler else norm, number, used)
     if state.scaler:
         state.scaler.step(state.optimizer)
         state.scaler.update()

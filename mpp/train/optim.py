@@ -36,5 +36,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """An exponential moving average of the weights, decay * average + (1 - decay) * weights; None for decay 0."""
+    """An exponential moving average of the weights, decay * average + (1 - decay) * weights; None for decay 0.
+
+    It starts at the weights after the first update.
+    """
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

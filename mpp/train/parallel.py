@@ -1,5 +1,6 @@
 """Where and in what numbers a model runs: device, precision, compilation, data parallelism."""
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -71,7 +72,10 @@ def prepare(model: nn.Module, device: torch.device, world: World, compile_mode: 
         model.compile()
     if world.size > 1:
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+        # Nothing in the model changes its buffers; torch 2.13 renamed the switch.
+        known = inspect.signature(DistributedDataParallel).parameters
+        switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **{switch: False})
     return model
 
 

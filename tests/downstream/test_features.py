@@ -1,18 +1,21 @@
 """Pooling, and running an encoder over batches."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mpp.data.loader import Batch
 from mpp.downstream.features import extract_features, pool
 
 
-def batch(images: Tensor, start: int, bad: list[int] | None = None) -> dict[str, Tensor]:
-    flags = torch.zeros(len(images), dtype=torch.bool)
-    flags[bad or []] = True
-    index = torch.arange(start, start + len(images))
-    return {"images": images, "index": index, "label": index % 3, "bad": flags}
+def batch(images: Tensor, start: int, bad: tuple[int, ...] = ()) -> Batch:
+    """As the loader gives it: the images whose number is in `bad` are not in it, but named."""
+    good = [i for i in range(len(images)) if start + i not in bad]
+    index = start + torch.tensor(good, dtype=torch.int64)
+    return {"images": images[good], "index": index, "label": index % 3, "bad": [(i, "truncated") for i in bad]}
 
 
 def encode(images: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ def test_features_are_those_of_the_encoder_in_order() -> None:
 
 def test_images_that_did_not_decode_are_left_out() -> None:
     images = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
-    features, index = extract_features(encode, [batch(images[:3], 0, [1]), batch(images[3:], 3, [0, 1, 2])], "cpu")
+    features, index = extract_features(encode, [batch(images[:3], 0, (1,)), batch(images[3:], 3, (3, 4, 5))], "cpu")
     assert index.tolist() == [0, 2]
     np.testing.assert_array_equal(features, encode(images[[0, 2]]).float().numpy())
 
@@ -67,7 +70,7 @@ def test_no_gradients_are_kept() -> None:
 def test_reused_index_buffers_are_copied() -> None:
     held = batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), 0)
 
-    def batches():
+    def batches() -> Iterator[Batch]:
         for start in (0, 2):
             held["index"].copy_(torch.arange(start, start + 2))
             yield held
@@ -75,9 +78,16 @@ def test_reused_index_buffers_are_copied() -> None:
     assert extract_features(encode, batches(), "cpu")[1].tolist() == [0, 1, 2, 3]
 
 
-def test_refuses_nothing_and_wrong_shapes() -> None:
-    with pytest.raises(ValueError, match="no batches"):
-        extract_features(encode, [], "cpu")
+@pytest.mark.parametrize("batches", [[], [batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), 0, (0, 1))]])
+def test_no_image_at_all_is_no_row(batches: list[Batch]) -> None:
+    def never(images: Tensor) -> Tensor:
+        raise AssertionError("an encoder need not cope with an empty batch")
+
+    features, index = extract_features(never, batches, "cpu")
+    assert (features.shape, features.dtype, index.shape, index.dtype) == ((0, 0), np.float32, (0,), np.int64)
+
+
+def test_refuses_wrong_shapes() -> None:
     with pytest.raises(ValueError, match=r"encode must return \(2, d\) features, got \(2, 3, 4, 4\)"):
         extract_features(lambda images: images.float(), [batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), 0)], "cpu")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.data.source import SourceError
-from mpp.downstream import fewshot
+from mpp.downstream import fewshot, ridge
 from mpp.downstream.config import FewshotConfig
 from mpp.downstream.fewshot import Fewshot, FewshotResult, draw_shots, evaluate, evaluations
 from mpp.train.schedule import is_due
@@ -67,9 +67,18 @@ def test_draws_and_accuracies_of_the_original_code(shared: Callable[[str], Path]
     for (seed, k), want in picked.items():
         np.testing.assert_array_equal(draw_shots(labels, k, seed, 20), want)
     result = evaluate(features, labels, test, test_labels, 20, shots=shots, seeds=(0, 1, 2))
-    np.testing.assert_array_equal(result.accuracy.astype(np.float32), accuracy)
+    got, want = np.rint(500 * result.accuracy), np.rint(500 * accuracy)
+    # The evaluator runs in float32 (off by up to 3e-4 at 25 shots). That flips one test row of all twelve cells, a tie
+    # to 5e-6; its own formulas with JAX in 64-bit mode give what we give.
+    tied, rows = 329, draw_shots(labels, 25, 2, 20)
+    logits = ridge.fit(features[rows], labels[rows], 20).logits(test[tied : tied + 1], [2.0**10])[0, 0]
+    best, second = np.argsort(logits)[:-3:-1]
+    assert best == test_labels[tied] != second
+    assert logits[best] - logits[second] < 1e-5
+    want[2, 3] += 1
+    np.testing.assert_array_equal(got, want)
     fewer = int((np.bincount(labels, minlength=20) < 25).sum())
-    assert 0 < fewer
+    assert fewer > 0
     assert result.short_classes == {1: 0, 5: 0, 10: 0, 25: fewer}
 
 
@@ -149,19 +158,27 @@ def test_a_fifth_is_held_out_and_never_learned_from(counts: list[int]) -> None:
 
 def test_images_that_do_not_decode_are_left_out() -> None:
     labels = np.repeat([0, 1], 10)
-    task = Fewshot.build(config(shots=(2,), seeds=(0,)), Fake(labels, "a b"), Fake(labels, "a b", "held"))
+    task = Fewshot.build(config(shots=(2,), seeds=(0,), l2=1e-3), Fake(labels, "a b"), Fake(labels, "a b", "held"))
     lost = tuple(task.train_indices[:1].tolist())
     result = task.run(Reader(lost))
     assert result.dropped == 1 + np.isin(lost, task.test_indices).sum()
     assert result.accuracy.tolist() == [[1.0]]
+    features = np.random.default_rng(0).normal(size=(20, 4))
+
+    def noise(source: fewshot.Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kept = np.setdiff1d(indices, lost)
+        return features[kept], kept
+
+    learned, tested = (np.setdiff1d(indices, lost) for indices in (task.train_indices, task.test_indices))
+    solved = ridge.fit(features[learned], labels[learned], 2)
+    assert task.run(noise).accuracy[0, 0] == solved.accuracy(features[tested], labels[tested], [1e-3])[0]
     with pytest.raises(ValueError, match="no image left"):
         task.run(Reader(tuple(range(20))))
 
 
 def test_extract_is_held_to_what_it_was_asked_for() -> None:
     task = Fewshot.build(config(), Fake(np.repeat([0, 1], 10), "a b"))
-    with pytest.raises(ValueError, match="asked for 7 images and returned others"):
-        assert len(task.train_indices) == 7
+    with pytest.raises(ValueError, match=f"asked for {len(task.train_indices)} images and returned others"):
         task.run(lambda source, indices: (np.zeros((len(indices), 2)), np.arange(len(indices)) + 100))
 
     def twice(source: fewshot.Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

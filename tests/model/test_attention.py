@@ -35,7 +35,7 @@ def pair(backend: str, settings: dict[str, Any]) -> tuple[Attention, TimmAttenti
     theirs = TimmAttention(24, num_heads=3, **settings).double().eval()
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.5)
-    theirs.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue]
+    theirs.fused_attn = False
     ours = Attention(24, num_heads=3, **settings).double().eval()
     ours.load_state_dict(theirs.state_dict())
     ours.backend = backend

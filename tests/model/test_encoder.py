@@ -242,7 +242,14 @@ def test_what_cannot_be_built_is_refused_with_its_name_and_a_way_out(config: Mod
 def jax_model(parameters: Path, **settings: Any) -> VisionTransformer:
     """timm's model with the weights of an original checkpoint, read by timm's own loader."""
     vit = VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=48, num_heads=3, mlp_ratio=2, num_classes=10, act_layer="gelu_tanh", **settings
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        num_heads=3,
+        mlp_ratio=2,
+        num_classes=10,
+        act_layer="gelu_tanh",
+        **settings,
     )
     vit.load_pretrained(str(parameters))
     return vit.eval()

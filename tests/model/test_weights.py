@@ -89,7 +89,7 @@ def test_the_data_config_is_as_told(
 def test_timms_data_config_gives_the_same_numbers(tmp_path: Path) -> None:
     save_timm_folder(build(TINY), TINY, tmp_path, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    data = timm.data.resolve_model_data_config(loaded)  # pyright: ignore[reportAttributeAccessIssue]
+    data = timm.data.resolve_model_data_config(loaded)
     assert (data["input_size"], *data["mean"], *data["std"]) == ((3, 32, 32), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 

@@ -137,9 +137,7 @@ def test_kinds_of_two_patches_of_an_image_are_independent() -> None:
 
 
 @unhurried
-@given(
-    st.integers(1, 7), st.integers(1, 7), ratios, seeds, st.sampled_from([1, 2, 3]), st.sampled_from(KINDS_OF[:2])
-)
+@given(st.integers(1, 7), st.integers(1, 7), ratios, seeds, st.sampled_from([1, 2, 3]), st.sampled_from(KINDS_OF[:2]))
 def test_a_replacement_is_never_the_patch_itself_and_hidden_only_where_nothing_else_is_left(
     rows: int, columns: int, ratio: float, seed: int, group: int, split: tuple[float, float, float]
 ) -> None:
@@ -269,7 +267,9 @@ CONFIG = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), de
 def pixel_gradients(group: int, seed: int) -> tuple[Corruption, Tensor]:
     """For each corrupted patch (image, j): how its prediction depends on the pixels of each patch (image', patch)."""
     torch.manual_seed(seed)
-    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(build_encoder(CONFIG), ColourTarget((8, 8), 3)).double()
+    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(
+        build_encoder(CONFIG), ColourTarget((8, 8), 3)
+    ).double()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     picked = pick_patches(4, (4, 4), 0.5, seeded(seed))

@@ -214,8 +214,10 @@ def test_the_colour_loss_is_the_mean_cross_entropy_of_a_patchs_predictions(targe
 def test_accuracy_is_the_share_of_a_patchs_predictions_that_are_right(target: ColourTarget) -> None:
     truth = target.of(noise(target.channels, (2, 2), (8, 8)))
     guess = torch.where(torch.rand(truth.shape) < 0.5, truth, (truth + 1) % target.classes)
-    expected = [[np.mean([g == t for g, t in zip(*pair, strict=True)]) for pair in zip(*row, strict=True)]
-                for row in zip(guess.tolist(), truth.tolist(), strict=True)]
+    expected = [
+        [np.mean([g == t for g, t in zip(*pair, strict=True)]) for pair in zip(*row, strict=True)]
+        for row in zip(guess.tolist(), truth.tolist(), strict=True)
+    ]
     output = one_hot(guess, target.classes)
     np.testing.assert_allclose(target.score(output, truth), expected, rtol=1e-6)
     np.testing.assert_allclose(target.agreement(guess, truth), expected, rtol=1e-6)

@@ -1,0 +1,272 @@
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.data.config import DataConfig
+from mpp.data.decode import BadImage
+from mpp.data.loader import permutation, sequential, stream, worker_count
+from mpp.data.source import ListSource, Subset
+from mpp.data.transform import EvalTransform, TrainTransform
+
+
+def numbered(length, side=12, bad=()):
+    """Images that hold their own index; those in `bad` are no images."""
+    images = [b"broken" if i in bad else np.full((side, side, 3), i, dtype=np.uint8) for i in range(length)]
+    return ListSource(images, [i % 3 for i in range(length)])
+
+
+def run(source, batches, transform=None, channels=3, **options):
+    """The first batches of a stream, closed after."""
+    settings = {"seed": 7, "batch_size": 8, "micro_batch": 4, "start": 0, **options}
+    it = stream(source, transform or EvalTransform(DataConfig(), (4, 4), 3), channels, **settings)
+    try:
+        return list(itertools.islice(it, batches))
+    finally:
+        it.close()
+
+
+def joined(batches, key):
+    return torch.cat([batch[key] for batch in batches])
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in ("images", "index", "label"))
+        assert a["bad"] == b["bad"]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Noise large enough that torch would share out the sums of contrast between threads."""
+    generator = np.random.default_rng(0)
+    return ListSource(list(generator.integers(0, 256, (13, 230, 260, 3), dtype=np.uint8)))
+
+
+@pytest.fixture
+def augment():
+    config = DataConfig(jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2)
+    return TrainTransform(config, (224, 224), 3)
+
+
+def test_each_epoch_holds_each_index_once_in_its_permutation():
+    batches = run(numbered(22), 11)  # 44 images: two epochs, which batches straddle
+    index = joined(batches, "index").numpy()
+    for epoch in range(2):
+        part = index[22 * epoch : 22 * (epoch + 1)]
+        np.testing.assert_array_equal(part, permutation(7, epoch, 22))
+        assert sorted(part) == list(range(22))
+    assert not np.array_equal(index[:22], index[22:])
+    assert torch.equal(joined(batches, "images")[:, 0, 0, 0], joined(batches, "index").to(torch.uint8))
+    assert torch.equal(joined(batches, "label"), joined(batches, "index") % 3)
+
+
+def test_shapes_and_types():
+    (batch,) = run(numbered(9), 1)
+    assert batch["images"].shape == (4, 3, 4, 4)
+    assert batch["images"].dtype == torch.uint8
+    assert batch["index"].dtype == batch["label"].dtype == torch.int64
+    assert batch["bad"] == []
+    unlabelled = ListSource([np.zeros((4, 4, 3), dtype=np.uint8)])
+    assert run(unlabelled, 1)[0]["label"].tolist() == [-1] * 4
+
+
+def test_a_source_smaller_than_a_batch():
+    batches = run(numbered(3), 4, batch_size=16, micro_batch=8)
+    index = joined(batches, "index").numpy()
+    expected = np.concatenate([permutation(7, epoch, 3) for epoch in range(11)])[:32]
+    np.testing.assert_array_equal(index, expected)
+
+
+def test_workers_and_threads_change_nothing(pictures, augment):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        alone = run(pictures, 4, augment)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(alone, run(pictures, 4, augment, workers=2))
+
+
+def test_more_workers_than_cores_do_not_warn():
+    source = numbered(9)
+    assert_same(run(source, 6), run(source, 6, workers=8))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumption(pictures, augment, workers):
+    whole = run(pictures, 6, augment)
+    assert_same(whole[4:], run(pictures, 2, augment, start=16, workers=workers))
+
+
+def test_ranks_share_each_batch():
+    source = numbered(11)
+    whole = run(source, 4, batch_size=12, micro_batch=6)
+    first = run(source, 4, batch_size=12, micro_batch=3, rank=0, world=2)
+    second = run(source, 4, batch_size=12, micro_batch=3, rank=1, world=2)
+    for half, (a, b) in enumerate(zip(whole[::2], whole[1::2], strict=True)):
+        for mine, theirs in ((first, a), (second, b)):
+            part = mine[2 * half : 2 * half + 2]
+            assert torch.equal(joined(part, "index"), theirs["index"])
+            assert torch.equal(joined(part, "images"), theirs["images"])
+
+
+def test_micro_batches_change_nothing(pictures, augment):
+    large, small = run(pictures, 1, augment, micro_batch=8), run(pictures, 4, augment, micro_batch=2)
+    assert torch.equal(large[0]["images"], joined(small, "images"))
+
+
+def test_draws_differ_by_epoch_and_seed(pictures, augment):
+    one = Subset(pictures, [0])
+    images = joined(run(one, 2, augment), "images")
+    assert len(torch.unique(images.flatten(1).sum(1))) == 8
+    assert not torch.equal(images, joined(run(one, 2, augment, seed=8), "images"))
+
+
+def test_global_generators_are_left_alone(pictures, augment):
+    torch.manual_seed(3)
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
+    run(pictures, 2, augment)
+    run(pictures, 2, augment, workers=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpys)
+
+
+def test_bad_images_are_replaced_and_named():
+    source = numbered(20, bad=(4, 5, 17))
+    batches = run(source, 5)
+    index = joined(batches, "index")
+    reported = [entry for batch in batches for entry in batch["bad"]]
+    assert {number for number, _ in reported} == {4, 5, 17}
+    assert all("not an image in a known format" in reason for _, reason in reported)
+    assert not {4, 5, 17} & set(index.tolist())
+    assert torch.equal(joined(batches, "images")[:, 0, 0, 0], index.to(torch.uint8))
+    order = permutation(7, 0, 20)
+    good = ~np.isin(order, (4, 5, 17))
+    np.testing.assert_array_equal(index.numpy()[good], order[good])
+    assert_same(batches, run(source, 5, workers=2))
+    assert_same(batches[2:], run(source, 3, start=8))
+
+
+def test_unreadable_files_are_bad_too(picture_folder):
+    from mpp.data.source import open_source
+
+    folder = picture_folder("0.png", "1.png", "2.png")
+    source = open_source(f"folder:{folder}")
+    (folder / "1.png").unlink()
+    bad = [entry for batch in run(source, 2) for entry in batch["bad"]]
+    assert bad
+    assert all(number == 1 and str(folder / "1.png") in reason for number, reason in bad)
+    (folder / "1.png").write_bytes(b"")
+    bad = [entry for batch in run(source, 2) for entry in batch["bad"]]
+    assert {reason for _, reason in bad} == {f"{folder / '1.png'}: empty file"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_but_bad_images_ends_in_one_line(workers):
+    with pytest.raises(BadImage, match=r"^20 images in a row could not be decoded; .*known format") as caught:
+        run(numbered(6, bad=range(6)), 1, workers=workers)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"batch_size": 9, "world": 2},
+        {"batch_size": 8, "micro_batch": 3},
+        {"start": 4},
+        {"start": -8},
+        {"rank": 2, "world": 2},
+    ],
+)
+def test_sizes_that_do_not_divide(sizes):
+    with pytest.raises(ValueError, match=r"equal|multiple"):
+        run(numbered(5), 1, **sizes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sequential(workers):
+    source = numbered(20, bad=(3, 9))
+    transform = EvalTransform(DataConfig(), (4, 4), 3)
+    wanted = [9, 2, 3, 11, 0, 9, 19]
+    batches = list(sequential(source, transform, 3, wanted, batch_size=3, workers=workers))
+    assert [batch["index"].tolist() for batch in batches] == [[2], [11, 0], [19]]
+    assert [[number for number, _ in batch["bad"]] for batch in batches] == [[9, 3], [9], []]
+    assert [batch["label"].tolist() for batch in batches] == [[2], [2, 0], [1]]
+    assert batches[1]["images"][:, 0, 0, 0].tolist() == [11, 0]
+
+
+def test_sequential_of_bad_images_and_of_nothing():
+    transform = EvalTransform(DataConfig(), (4, 6), 3)
+    (batch,) = sequential(numbered(4, bad=(1,)), transform, 3, [1], batch_size=2)
+    assert batch["images"].shape == (0, 3, 4, 6)
+    assert batch["index"].shape == (0,)
+    assert list(sequential(numbered(4), transform, 3, [], batch_size=2, workers=2)) == []
+
+
+def test_worker_count(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert [worker_count(-1, ranks) for ranks in (1, 2, 4, 8, 16)] == [8, 4, 2, 0, 0]
+    assert worker_count(0, 1) == 0
+    assert worker_count(3, 8) == 3
+
+
+SCRIPT = """
+    import multiprocessing, os, signal, sys, time
+    import numpy as np
+    from mpp.data.config import DataConfig
+    from mpp.data.loader import stream
+    from mpp.data.source import ListSource
+    from mpp.data.transform import EvalTransform
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
+    source = ListSource(list(np.zeros((9, 8, 8, 3), dtype=np.uint8)))
+    transform = EvalTransform(DataConfig(), (4, 4), 3)
+    batches = stream(source, transform, 3, seed=0, batch_size=4, micro_batch=4, start=0, workers=2)
+    next(batches)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.killpg(0, number)
+    time.sleep(0.2)
+    for _ in range(20):
+        next(batches)
+    print("alive", flush=True)
+    if sys.argv[1] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def exists(pid):
+    """Whether a process runs; one that has ended and only waits for its new parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
+def test_workers_ignore_the_groups_signals_and_end_with_their_parent():
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(SCRIPT)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    processes = {how: subprocess.Popen([*command, how], **pipes) for how in ("end", "die")}
+    for how, process in processes.items():
+        out, err = process.communicate(timeout=60)
+        pids, alive = out.splitlines()
+        assert alive == "alive"
+        assert process.returncode == (0 if how == "end" else -signal.SIGKILL)
+        assert err == ""
+        deadline = time.monotonic() + 10
+        while any(exists(pid) for pid in pids.split()):
+            assert time.monotonic() < deadline, "workers outlive their parent"
+            time.sleep(0.1)

@@ -1,0 +1,262 @@
+import gzip
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpp.data import shards
+from mpp.data.shards import expand_braces
+from mpp.data.source import SourceError, open_source
+
+
+def write_tar(path, members):
+    """`members`: (name, bytes or TarInfo) in order."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            if isinstance(data, tarfile.TarInfo):
+                data.name = name
+                tar.addfile(data)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_shards(folder, number=3, each=4):
+    """Shards whose images are not even images: nothing here decodes."""
+    for shard in range(number):
+        members = []
+        for i in range(each):
+            key = f"{shard * each + i:04d}"
+            members += [(f"{key}.jpg", f"image {key}".encode()), (f"{key}.cls", str(i % 3).encode())]
+        write_tar(folder / f"s-{shard:03d}.tar", members)
+    return folder
+
+
+def refused(spec):
+    with pytest.raises(SourceError) as caught:
+        open_source(spec)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def all_read(source):
+    return [source.read(i) for i in range(len(source))]
+
+
+def test_shards_equal_tarfile(tmp_path):
+    write_shards(tmp_path)
+    source = open_source(f"shards:{tmp_path}/s-{{000..002}}.tar")
+    expected = []
+    for path in sorted(tmp_path.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            held = {member.name: tar.extractfile(member).read() for member in tar}
+        expected += [(held[name], int(held[name[:-3] + "cls"])) for name in held if name.endswith("jpg")]
+    assert all_read(source) == expected
+    assert source.labels().tolist() == [label for _, label in expected]
+    assert source.classes == ("0", "1", "2")
+    assert source.describe() == "12 images in 3 classes"
+    assert source.where(5).startswith(str(tmp_path / "s-001.tar"))
+
+
+def test_globs_are_sorted_and_unique(tmp_path):
+    write_shards(tmp_path)
+    once = all_read(open_source(f"shards:{tmp_path}/*.tar"))
+    assert all_read(open_source(f"shards:{tmp_path}/s-{{002,00?,000}}.tar")) == once
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
+        ("{x,y}/{0..1}", ["x/0", "x/1", "y/0", "y/1"]),
+        ("a{,-b}.tar", ["a.tar", "a-b.tar"]),
+    ],
+)
+def test_braces(pattern, expected):
+    assert list(expand_braces(pattern)) == expected
+
+
+def test_naming(tmp_path):
+    directory = tarfile.TarInfo()
+    directory.type = tarfile.DIRTYPE
+    link, device = tarfile.TarInfo(), tarfile.TarInfo()
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    device.type = tarfile.CHRTYPE
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("x", directory),
+            ("x/b.cls", b" 1\n"),
+            ("x/b.seg.png", b"first"),
+            ("x/b.png", b"second image of one key"),
+            ("y.d/b.JPG", b"other folder"),
+            ("y.d/b.json", b'{"label": 0, "more": [1]}'),
+            ("c.webp", b"third"),
+            ("c.json", b'{"label": 5}'),
+            ("c.cls", b"2"),
+            ("c.txt", b"a caption"),
+            ("._c.jpg", b"what macOS adds"),
+            ("link.jpg", link),
+            ("device.jpg", device),
+        ],
+    )
+    source = open_source(f"shards:{tmp_path}/a.tar")
+    assert all_read(source) == [(b"first", 1), (b"other folder", 0), (b"third", 2)]
+    assert source.describe() == "3 images in 3 classes; ignored 5 other members"
+
+
+def test_unlabelled_and_partly_labelled(tmp_path):
+    write_tar(tmp_path / "none.tar", [("a.jpg", b"a"), ("b.jpg", b"b"), ("b.json", b'{"text": "x"}')])
+    source = open_source(f"shards:{tmp_path}/none.tar")
+    assert (source.classes, source.labels(), source.read(1)) == (None, None, (b"b", None))
+    write_tar(tmp_path / "some.tar", [("a.jpg", b"a"), ("a.cls", b"0"), ("b.jpg", b"b")])
+    source = open_source(f"shards:{tmp_path}/some.tar")
+    assert source.classes is None
+    assert source.describe() == "2 images, unlabelled; labels left aside, for 1 images have none"
+
+
+def test_class_names(tmp_path):
+    write_shards(tmp_path)
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    assert open_source(f"shards:{tmp_path}/*.tar").classes == ("ant", "bee", "cat")
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    assert "names 2 classes, but there is a label 2" in refused(f"shards:{tmp_path}/*.tar")
+
+
+def test_gzip_is_unpacked_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache" / "deep"))
+    write_shards(tmp_path, 2)
+    plain = all_read(open_source(f"shards:{tmp_path}/*.tar"))
+    for path in sorted(tmp_path.glob("*.tar")):
+        (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
+    monkeypatch.setattr(shards, "_unpack", None)
+    assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
+    monkeypatch.undo()
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache" / "deep"))
+    for unpacked in (tmp_path / "cache" / "deep").glob("*.tar"):
+        unpacked.write_bytes(unpacked.read_bytes()[:1024])
+    assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
+
+
+def test_the_index_is_kept_and_distrusted(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MPP_CACHE", str(cache))
+    spec = f"shards:{write_shards(tmp_path, 1)}/s-000.tar"
+    first = all_read(open_source(spec))
+    (kept,) = cache.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_build_index", None)
+        assert all_read(open_source(spec)) == first
+    whole = kept.read_bytes()
+    for damage in (b"", b"nonsense", whole[: len(whole) // 2], whole[:200] + b"\0" * 60 + whole[260:]):
+        kept.write_bytes(damage)
+        assert all_read(open_source(spec)) == first
+    np.savez(kept, offsets=np.array([{}], dtype=object), sizes=1, labels=1, ignored=0, tar_size=10240)
+    assert all_read(open_source(spec)) == first
+    write_tar(tmp_path / "s-000.tar", [("new.jpg", b"new"), ("new.cls", b"0")])
+    assert all_read(open_source(spec)) == [(b"new", 0)]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "file" / "cache"))
+    write_shards(tmp_path, 1)
+    assert len(open_source(f"shards:{tmp_path}/s-000.tar")) == 4
+    (tmp_path / "s.tar.gz").write_bytes(gzip.compress((tmp_path / "s-000.tar").read_bytes()))
+    text = refused(f"shards:{tmp_path}/s.tar.gz")
+    assert "cannot unpack s.tar.gz" in text
+    assert "set MPP_CACHE" in text
+
+
+def test_a_failed_unpacking_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0).bytes(100_000)
+    whole = gzip.compress(write_tar(tmp_path / "a.tar", [("a.jpg", noise)]).read_bytes())
+    for damaged in (whole[:50_000], whole[:-4] + b"\0\0\0\0", whole[:30_000] + b"\xff" * 500 + whole[30_500:]):
+        (tmp_path / "a.tar.gz").write_bytes(damaged)
+        assert "a.tar.gz is not a complete gzip file" in refused(f"shards:{tmp_path}/a.tar.gz")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_errors(tmp_path):
+    write_shards(tmp_path, 2)
+    assert f"{tmp_path}/s-002.tar matches no file" in refused(f"shards:{tmp_path}/s-{{000..002}}.tar")
+    assert f"{tmp_path}/no*.tar matches no file" in refused(f"shards:{tmp_path}/no*.tar")
+    assert "is a folder; write e.g. shards:DIR/*.tar" in refused(f"shards:{tmp_path}")
+    (tmp_path / "text.tar").write_text("not a tar file, " * 100)
+    assert "text.tar is not a complete tar file" in refused(f"shards:{tmp_path}/text.tar")
+    whole = (tmp_path / "s-000.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:700])
+    (tmp_path / "big.tar").write_bytes(write_tar(tmp_path / "b.tar", [("a.jpg", b"x" * 5000)]).read_bytes()[:2000])
+    assert "big.tar is not a complete tar file" in refused(f"shards:{tmp_path}/big.tar")
+    write_tar(tmp_path / "empty.tar", [("a.txt", b"x")])
+    assert "no image in 1 shard(s)" in refused(f"shards:{tmp_path}/empty.tar")
+
+
+@pytest.mark.parametrize(
+    ("member", "data", "text"),
+    [
+        ("a.cls", b"cat", "a.cls holds b'cat'; a .cls is a label in ASCII digits"),
+        ("a.cls", b"-1", "a .cls is a label in ASCII digits"),
+        ("a.cls", "٣".encode(), "a .cls is a label in ASCII digits"),
+        ("a.json", b"{", "a.json is not JSON"),
+        ("a.json", json.dumps({"label": "cat"}).encode(), "a.json has the label 'cat'; expected a whole number"),
+        ("a.json", json.dumps({"label": True}).encode(), "a.json has the label True"),
+    ],
+)
+def test_labels_that_are_none(member, data, text, tmp_path):
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"a"), (member, data)])
+    message = refused(f"shards:{tmp_path}/a.tar")
+    assert text in message
+    assert str(tmp_path / "a.tar") in message
+
+
+def test_a_shard_that_shrinks_gives_an_error_for_its_images(tmp_path):
+    source = open_source(f"shards:{write_shards(tmp_path, 1)}/s-000.tar")
+    os.truncate(tmp_path / "s-000.tar", 600)
+    assert source.read(0)[0] == b"image 0000"
+    with pytest.raises(OSError, match="changed since indexing"):
+        source.read(3)
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
+def test_descriptors_are_few_and_stay_at_home(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_OPEN_FILES", 2)
+    source = open_source(f"shards:{write_shards(tmp_path, 5, 2)}/*.tar")
+    before = descriptors()
+    expected = all_read(source)
+    assert all_read(source) == expected
+    copy = pickle.loads(pickle.dumps(source))
+    assert all_read(copy) == expected
+    assert descriptors() == before + 4
+    del source, copy
+    assert descriptors() == before
+
+
+def test_shared_cifar_equals_tarfile(shared):
+    path = shared("data/cifar10/cifar10-test-000000.tar.gz")
+    source = open_source(f"shards:{path}")
+    assert len(source) == 10_000
+    assert source.classes[:2] == ("airplane", "automobile")
+    assert np.bincount(source.labels()).tolist() == [1000] * 10
+    held = {}
+    with tarfile.open(path, "r|*") as tar:
+        for member in tar:
+            held[member.name] = tar.extractfile(member).read()
+            if len(held) == 200:
+                break
+    for i in range(100):
+        assert source.read(i) == (held[f"{i:06d}.jpg"], int(held[f"{i:06d}.cls"]))

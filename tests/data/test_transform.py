@@ -1,0 +1,235 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mpp.data.config import DataConfig
+from mpp.data.transform import EvalTransform, TrainTransform, normalise, resize
+
+from torchvision.transforms import v2  # isort: skip
+
+PLAIN = {"crop_scale": (1.0, 1.0), "hflip": 0.0}
+
+
+def noise(height, width, channels=3, seed=0):
+    """Smooth noise, like a photograph's; white noise would only test rounding."""
+    small = np.random.default_rng(seed).integers(
+        0, 256, (max(1, height // 8), max(1, width // 8), channels), dtype=np.uint8
+    )
+    planes = [Image.fromarray(small[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(channels)]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+def by_pillow(image, size):
+    """Each channel by Pillow's bicubic: int (C, h, w)."""
+    planes = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[2])]
+    return np.stack([np.asarray(p.resize(size[::-1], Image.Resampling.BICUBIC)) for p in planes]).astype(int)
+
+
+def assert_equal_but_for_rounding(out, reference):
+    """Both round to whole numbers between the two directions, in fixed point of their own."""
+    difference = np.abs(np.asarray(out).astype(int) - reference)
+    assert difference.max() <= 2
+    assert (difference > 1).mean() < 1e-3
+
+
+def ramp(height=240, width=200):
+    """Channel 0 holds the row, channel 1 the column, channel 2 nothing."""
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[..., 0], image[..., 1] = np.arange(height)[:, None], np.arange(width)[None]
+    return image
+
+
+def crops(transform, image, number):
+    """(rows, columns) that each of many crops spans, seen from the ramp's values."""
+    out = [transform(image)[:2].flatten(1).float() for _ in range(number)]
+    spans = torch.stack([pixels.amax(1) - pixels.amin(1) + 1 for pixels in out])
+    return spans.numpy()
+
+
+@pytest.mark.parametrize("size", [(224, 224), (96, 160), (500, 300), (7, 5)])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_resize_equals_pillow(size, channels):
+    image = noise(180, 240, channels)
+    out = resize(image, size)
+    assert out.dtype == torch.uint8
+    assert out.shape == (channels, *size)
+    assert_equal_but_for_rounding(out, by_pillow(image, size))
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    image = noise(30, 40)
+    np.testing.assert_array_equal(resize(image, (30, 40)).numpy(), image.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("hw", "target"), [((180, 240), (64, 64)), ((240, 180), (64, 64)), ((300, 200), (32, 96))])
+def test_evaluation_equals_pillow(hw, target):
+    image = noise(*hw)
+    scale = max(target[0] / hw[0], target[1] / hw[1])
+    size = round(hw[0] * scale), round(hw[1] * scale)
+    top, left = (size[0] - target[0]) // 2, (size[1] - target[1]) // 2
+    reference = by_pillow(image, size)[:, top : top + target[0], left : left + target[1]]
+    out = EvalTransform(DataConfig(), target, 3)(image)
+    assert out.is_contiguous()
+    assert_equal_but_for_rounding(out, reference)
+
+
+def test_evaluation_draws_nothing_and_keeps_what_fits():
+    image, before = noise(32, 32), torch.get_rng_state()
+    out = EvalTransform(DataConfig(), (32, 32), 3)(image)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(out.numpy(), image.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 5000), (5000, 1), (3, 2000), (2, 2)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
+@pytest.mark.parametrize("config", [DataConfig(), DataConfig(**PLAIN)], ids=["random", "plain"])
+def test_any_shape(hw, channels, config):
+    image = np.full((*hw, channels), 9, dtype=np.uint8)
+    for transform in (TrainTransform(config, (48, 32), channels), EvalTransform(config, (48, 32), channels)):
+        out = transform(image)
+        assert out.shape == (channels, 48, 32)
+        assert out.dtype == torch.uint8
+        assert out.is_contiguous()
+        assert out.unique().tolist() == [9]
+
+
+def test_crops_stay_within_scale_and_ratio():
+    torch.manual_seed(0)
+    low, high, narrow, wide = 0.2, 0.6, 0.75, 4 / 3
+    config = DataConfig(crop_scale=(low, high), crop_ratio=(narrow, wide), hflip=0)
+    rows, columns = crops(TrainTransform(config, (240, 240), 3), ramp(), 300).T
+    share, ratio = rows * columns / (240 * 200), columns / rows
+    assert low - 0.03 < share.min() < low + 0.05
+    assert high - 0.05 < share.max() < high + 0.03
+    assert narrow * 0.95 < ratio.min() < narrow * 1.1
+    assert wide * 0.9 < ratio.max() < wide * 1.05
+
+
+def test_crops_are_distributed_as_torchvisions():
+    torch.manual_seed(1)
+    ours = crops(TrainTransform(DataConfig(hflip=0), (96, 96), 3), ramp(), 500)
+    reference = v2.RandomResizedCrop(96, scale=(0.2, 1.0))
+    theirs = [reference.make_params([torch.zeros(3, 240, 200)]) for _ in range(500)]
+    for axis, key in enumerate(("height", "width")):
+        sizes = [crop[key] for crop in theirs]
+        assert ours[:, axis].mean() == pytest.approx(np.mean(sizes), rel=0.05)
+        assert ours[:, axis].std() == pytest.approx(np.std(sizes), rel=0.15)
+
+
+def test_ratio_is_relative_to_the_target():
+    torch.manual_seed(0)
+    config = DataConfig(crop_scale=(0.1, 0.3), crop_ratio=(1.0, 1.0), hflip=0)
+    rows, columns = crops(TrainTransform(config, (120, 240), 3), ramp(), 40).T
+    np.testing.assert_allclose(columns / rows, 2, rtol=0.06)
+
+
+def test_crops_reach_every_border():
+    torch.manual_seed(0)
+    transform = TrainTransform(DataConfig(crop_scale=(0.5, 0.9), hflip=0), (64, 64), 3)
+    out = torch.stack([transform(ramp(200, 200))[:2].flatten(1) for _ in range(200)])
+    assert out.amin(2).amin(0).tolist() <= [3, 3]
+    assert out.amax(2).amax(0).tolist() >= [196, 196]
+
+
+def test_full_scale_takes_the_largest_central_crop():
+    config = DataConfig(**PLAIN)
+    image = noise(100, 160)
+    assert_equal_but_for_rounding(TrainTransform(config, (50, 50), 3)(image), by_pillow(image[:, 30:130], (50, 50)))
+    square = noise(50, 50)
+    np.testing.assert_array_equal(TrainTransform(config, (50, 50), 3)(square).numpy(), square.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("key", "axis"), [("hflip", 2), ("vflip", 1)])
+def test_flips(key, axis):
+    torch.manual_seed(0)
+    image = noise(16, 16)
+    upright = torch.from_numpy(image).permute(2, 0, 1)
+    always = TrainTransform(DataConfig(**{**PLAIN, key: 1.0}), (16, 16), 3)
+    assert torch.equal(always(image), upright.flip(axis))
+    sometimes = TrainTransform(DataConfig(**{**PLAIN, key: 0.25}), (16, 16), 3)
+    flipped = np.mean([not torch.equal(sometimes(image), upright) for _ in range(400)])
+    assert 0.18 < flipped < 0.32
+
+
+def test_grayscale():
+    torch.manual_seed(0)
+    image = noise(16, 16)
+    out = TrainTransform(DataConfig(**PLAIN, grayscale=1.0), (16, 16), 3)(image)
+    luma = np.asarray(Image.fromarray(image).convert("L")).astype(int)
+    assert torch.equal(out[0], out[1])
+    assert torch.equal(out[0], out[2])
+    assert np.abs(out[0].numpy() - luma).max() <= 1
+    half = TrainTransform(DataConfig(**PLAIN, grayscale=0.5), (16, 16), 3)
+    assert 0.4 < np.mean([torch.equal(*half(image)[:2]) for _ in range(300)]) < 0.6
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_brightness_scales_by_a_uniform_factor(channels):
+    torch.manual_seed(0)
+    transform = TrainTransform(DataConfig(**PLAIN, jitter=(0.4, 0, 0, 0)), (4, 4), channels)
+    values = np.array([transform(np.full((4, 4, channels), 100, dtype=np.uint8)).float().mean() for _ in range(300)])
+    assert 59 <= values.min() < 65
+    assert 135 < values.max() <= 140
+    assert values.mean() == pytest.approx(100, abs=4)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_contrast_stretches_around_the_mean(channels):
+    torch.manual_seed(0)
+    image = np.full((4, 4, channels), 80, dtype=np.uint8)
+    image[:2] = 120
+    transform = TrainTransform(DataConfig(**PLAIN, jitter=(0, 0.5, 0, 0)), (4, 4), channels)
+    spans = []
+    for _ in range(200):
+        out = transform(image).float()
+        assert float(out.mean()) == pytest.approx(100, abs=1)
+        spans.append(float(out.max() - out.min()))
+    assert 19 <= min(spans) < 24
+    assert 56 < max(spans) <= 61
+
+
+def test_saturation_and_hue_keep_what_they_should():
+    torch.manual_seed(0)
+    image = noise(16, 16)
+    for jitter in ((0, 0, 0.5, 0), (0, 0, 0, 0.3)):
+        transform = TrainTransform(DataConfig(**PLAIN, jitter=jitter), (16, 16), 3)
+        grey = transform(image[..., :1].repeat(3, 2)).numpy().astype(int)
+        assert np.abs(grey - image[..., 0]).max() <= 1
+        assert not torch.equal(transform(image), transform(image))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"jitter": (0, 0, 0.1, 0)}, "saturation"),
+        ({"jitter": (0, 0, 0, 0.1)}, "hue"),
+        ({"grayscale": 0.1}, "grayscale"),
+    ],
+)
+def test_colour_needs_three_channels(options, name):
+    with pytest.raises(ValueError, match=f"{name} needs 3 channels, the images have 1"):
+        TrainTransform(DataConfig(**options), (8, 8), 1)
+
+
+def test_the_global_generator_decides():
+    transform = TrainTransform(DataConfig(jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.2, vflip=0.5), (32, 32), 3)
+    image = noise(60, 50)
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        runs.append(torch.stack([transform(image) for _ in range(5)]))
+    assert torch.equal(*runs)
+    assert not torch.equal(runs[0][0], runs[0][1])
+
+
+def test_normalise():
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    reference = v2.functional.normalize(images.float() / 255, list(mean), list(std))
+    out = normalise(images, mean, std)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, reference)
+    torch.testing.assert_close(normalise(images, (0.5,), (0.5,)), images.float() / 127.5 - 1, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"data.std has 2 numbers; images of 3 channels take 1 or 3"):
+        normalise(images, mean, (1.0, 2.0))

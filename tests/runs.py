@@ -1,0 +1,134 @@
+"""Starts the real command on a tiny problem, and reads what it left behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpp.train.checkpoint import Checkpoints, load_checkpoint
+from mpp.train.log import read_rows
+
+ROOT = Path(__file__).parent.parent
+TOOL = ROOT / "tools" / "pretrain.py"
+
+TINY = {
+    "model.name": "vit_tiny_patch16_224",
+    "model.img_size": "32",
+    "model.patch_size": "8",
+    "model.embed_dim": "48",
+    "model.num_heads": "3",
+    "model.depth": "2",
+    "model.drop_path": "0.1",
+    "train.length": "60 steps",
+    "train.batch_size": "16",
+    "train.micro_batch": "8",
+    "train.device": "cpu",
+    "optim.lr": "1e-3",
+    "optim.weight_decay": "0.05",
+    "optim.ema_decay": "0.9",
+    "data.workers": "0",
+    "checkpoint.every": "7 steps",
+    "checkpoint.keep_last": "3",
+    "log.every": "5 steps",
+    "log.pictures": "",
+    "fewshot.every": "25 steps",
+    "fewshot.shots": "1",
+    "fewshot.seeds": "0",
+}
+
+
+def write_images(folder: Path, number: int = 40) -> str:
+    """A labelled source of small images: smooth blobs whose colour tells the class."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(number) % 4
+    hue = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])[labels]
+    small = hue[:, None, None] + rng.normal(0, 40, (number, 5, 5, 3))
+    images = np.repeat(np.repeat(small, 8, 1), 8, 2).clip(0, 255).astype(np.uint8)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "images.npz", images=images, labels=labels)
+    return f"array:{folder / 'images.npz'}"
+
+
+def command(source: str, run_dir: Path | None, *flags: str, **changed: str) -> list[str]:
+    """The command line of a tiny run; `changed` are settings with `__` for the dot."""
+    settings = TINY | {"data.source": source, "fewshot.data": source}
+    settings |= {name.replace("__", "."): value for name, value in changed.items()}
+    if run_dir is not None:
+        settings["run_dir"] = str(run_dir)
+    words = [word for name, value in settings.items() for word in (f"--{name}", *(value.split(",") if value else [""]))]
+    return [str(TOOL), *words, *flags]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:mpp"}
+
+
+def start(words: list[str], **options: Any) -> "subprocess.Popen[str]":
+    """Starts the command without waiting for it."""
+    return subprocess.Popen(
+        [sys.executable, *words],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(words: list[str], code: int = 0, **options: Any) -> tuple[str, str]:
+    """Runs the command to its end, which must have the exit status `code`; standard output and error."""
+    process = start(words, **options)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit status {process.returncode}, not {code}\n{out}\n{err[-3000:]}"
+    return out, err
+
+
+def wait_for_checkpoint(process: "subprocess.Popen[str]", run_dir: Path, step: int = 0) -> None:
+    """Waits until the run has a checkpoint of `step` or later."""
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    while process.poll() is None and not any(s >= step for s in checkpoints.steps()):
+        time.sleep(0.005)
+
+
+def final_state(run_dir: Path) -> dict[str, Any]:
+    """The state in the newest checkpoint."""
+    latest = Checkpoints(run_dir / "checkpoints").latest()
+    assert latest is not None
+    return load_checkpoint(latest)
+
+
+def figures(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of the run without times."""
+    rows = read_rows(run_dir / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def assert_same(first: Any, second: Any, where: str = "state") -> None:
+    """Asserts that two nested states are equal to the bit."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for name in first:
+            assert_same(first[name], second[name], f"{where}.{name}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for number, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    elif isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype, where
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Asserts that two runs ended with the same weights, optimiser, averages, rows and exported model."""
+    assert_same(final_state(first), final_state(second))
+    assert figures(first) == figures(second)
+    model = Path("model", "model.safetensors")
+    assert (first / model).read_bytes() == (second / model).read_bytes()

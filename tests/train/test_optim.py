@@ -1,0 +1,143 @@
+"""Parameter groups, Adam against big_vision's chain and its formula, the moving average against its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mpp.model.config import ModelConfig
+from mpp.model.encoder import Encoder, build_encoder
+from mpp.objective.objective import MaskedPatchPrediction
+from mpp.objective.target import build_target
+from mpp.train.config import OptimConfig
+from mpp.train.loop import Schedule, State, fit
+from mpp.train.optim import build_ema, build_optimizer, parameter_groups
+
+SIZE: dict[str, Any] = {"img_size": (28,), "depth": 2, "embed_dim": 48, "num_heads": 3}
+MODELS = {
+    "plain": ModelConfig("vit_tiny_patch16_224", patch_size=(14,), **SIZE),
+    "2d": ModelConfig("vit_tiny_patch16_224", patch_size=(14,), pos_embed="2d", **SIZE),
+    "registers and layer scale": ModelConfig("vit_small_patch14_reg4_dinov2", **SIZE),
+    "hybrid": ModelConfig("vit_tiny_r_s16_p8_224", img_size=(64,), depth=1),
+}
+
+
+def pretraining_model(config: ModelConfig) -> MaskedPatchPrediction[Encoder]:
+    encoder = build_encoder(config)
+    return MaskedPatchPrediction(encoder, build_target("mean_colour", encoder.patch, 3, 3))
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_weight_decay_is_for_the_matrices_of_layers_alone(config: ModelConfig) -> None:
+    model = pretraining_model(config)
+    decayed = {p for group in parameter_groups(model, 0.1) if group["weight_decay"] == 0.1 for p in group["params"]}
+    kernels = {m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    assert decayed == kernels
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_every_trainable_parameter_is_in_one_group(config: ModelConfig) -> None:
+    model = pretraining_model(config)
+    model.encoder.vit.norm.requires_grad_(False)
+    grouped = [p for group in parameter_groups(model, 0.1) for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {p for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit.pos_embed", "vit.cls_token", "vit.reg_token", "position.x", "position.y", "mask_token", "vit.norm.weight"],
+)
+def test_weight_decay_spares(name: str) -> None:
+    spared = set()
+    for config in MODELS.values():
+        model = pretraining_model(config)
+        names = {p: n.removeprefix("encoder.") for n, p in model.named_parameters()}
+        spared |= {names[p] for g in parameter_groups(model, 0.1) if not g["weight_decay"] for p in g["params"]}
+    assert name in spared
+
+
+class Layer(nn.Module):
+    """A kernel and a bias whose gradients are what the batch says."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.kernel, self.bias = nn.Parameter(kernel.clone()), nn.Parameter(bias.clone())
+
+
+def given_gradients(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """A step whose gradients are the batch itself."""
+    return sum(((p * g).sum() for p, g in zip(model.parameters(), batch, strict=True)), torch.zeros(())), {}
+
+
+def test_updates_equal_big_visions(shared: Callable[[str], Path]) -> None:
+    """Its chain (clip to 1, Adam, times 0.01, plus 0.05 of the kernels, all times the schedule) is AdamW with the
+    weight decay 0.05 / 0.01: torch multiplies that by the learning rate, 0.01 times the schedule."""
+    data = np.load(shared("fixtures/optim.npz"), allow_pickle=False)
+    tensors = {key: torch.from_numpy(data[f"adam/{key}"]) for key in (
+        "init/layer/kernel", "init/layer/bias", "grad/layer/kernel", "grad/layer/bias", "schedule"
+    )}  # fmt: skip
+    model = Layer(tensors["init/layer/kernel"], tensors["init/layer/bias"])
+    state = State(model, build_optimizer(model, OptimConfig("adamw", lr=0.01, weight_decay=0.05 / 0.01)))
+    seen: list[dict[str, Tensor]] = []
+    fit(
+        state,
+        model,
+        zip(tensors["grad/layer/kernel"], tensors["grad/layer/bias"], strict=True),
+        given_gradients,
+        Schedule(12, 1, 1, lambda step: 0.01 * tensors["schedule"][step].item(), clip_norm=1.0),
+        [(1, lambda state: seen.append({n: p.detach().clone() for n, p in state.model.named_parameters()}))],
+    )
+    for name in ("kernel", "bias"):
+        ours = torch.stack([step[name] for step in seen])
+        np.testing.assert_allclose(ours, data[f"adam/float32/layer/{name}"], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_updates_equal_the_formula(name: str) -> None:
+    torch.manual_seed(0)
+    model = Layer(torch.randn(3, 2).double(), torch.randn(4).double())
+    config = OptimConfig(name, lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2)
+    optimizer = build_optimizer(model, config)
+    expected = [p.detach().numpy().copy() for p in model.parameters()]
+    first, second = [np.zeros_like(w) for w in expected], [np.zeros_like(w) for w in expected]
+    for t in range(1, 6):
+        gradients = [torch.randn_like(p) for p in model.parameters()]
+        for p, g in zip(model.parameters(), gradients, strict=True):
+            p.grad = g
+        optimizer.step()
+        for i, w in enumerate(expected):
+            decay = 0.2 if w.ndim > 1 else 0.0
+            g = gradients[i].numpy() + (decay * w if name == "adam" else 0)
+            first[i] = 0.8 * first[i] + 0.2 * g
+            second[i] = 0.9 * second[i] + 0.1 * g**2
+            if name == "adamw":
+                w = w - 0.1 * decay * w
+            step = (first[i] / (1 - 0.8**t)) / (np.sqrt(second[i] / (1 - 0.9**t)) + 1e-3)
+            expected[i] = w - 0.1 * step
+    for p, w in zip(model.parameters(), expected, strict=True):
+        np.testing.assert_allclose(p.detach(), w, atol=1e-12)
+
+
+def test_the_moving_average_is_its_formula_from_the_first_update_on() -> None:
+    torch.manual_seed(0)
+    model = Layer(torch.randn(3, 2), torch.randn(4))
+    ema = build_ema(model, 0.9)
+    assert ema is not None
+    expected: list[np.ndarray] = []
+    for _ in range(5):
+        for p in model.parameters():
+            p.data += torch.randn_like(p)
+        ema.update_parameters(model)
+        now = [p.detach().double().numpy().copy() for p in model.parameters()]
+        expected = [0.9 * a + 0.1 * w for a, w in zip(expected, now, strict=True)] if expected else now
+    for p, average in zip(ema.module.parameters(), expected, strict=True):
+        np.testing.assert_allclose(p.detach(), average, atol=1e-6)
+
+
+def test_no_decay_is_no_average() -> None:
+    assert build_ema(nn.Linear(2, 2), 0.0) is None

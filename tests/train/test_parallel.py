@@ -1,0 +1,171 @@
+"""The choices of device and precision, and what wraps a model."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mpp import dist
+from mpp.dist import World
+from mpp.errors import UserError
+from mpp.train.parallel import autocast, choose_device, choose_precision, gradient_sync, prepare
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Has no accelerator, until told."""
+    have(monkeypatch, 0, False)
+    return monkeypatch
+
+
+def have(patch: pytest.MonkeyPatch, cuda: int, mps: bool) -> list[torch.device]:
+    """Makes torch see so many CUDA devices, and MPS or not; returns the devices that are made current."""
+    current: list[torch.device] = []
+    patch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    patch.setattr(torch.cuda, "device_count", lambda: cuda)
+    patch.setattr(torch.cuda, "set_device", current.append)
+    patch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    return current
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "mps", "local_rank", "expected"),
+    [
+        ("auto", 0, False, 0, "cpu"),
+        ("auto", 0, True, 0, "mps"),
+        ("auto", 1, True, 0, "cuda:0"),
+        ("auto", 4, False, 3, "cuda:3"),
+        ("cuda", 4, False, 2, "cuda:2"),
+        ("cuda:1", 4, False, 0, "cuda:1"),
+        ("cpu", 4, True, 0, "cpu"),
+        ("mps", 0, True, 0, "mps"),
+    ],
+)
+def test_devices(name: str, cuda: int, mps: bool, local_rank: int, expected: str, machine: pytest.MonkeyPatch) -> None:
+    current = have(machine, cuda, mps)
+    device = choose_device(name, World(local_rank, 4, local_rank, 4))
+    assert str(device) == expected
+    assert current == ([device] if device.type == "cuda" else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "local_rank", "reason"),
+    [
+        ("cuda", 0, 0, "train.device cuda: this machine has 0 CUDA devices"),
+        ("cuda:1", 1, 0, "train.device cuda:1: this machine has 1 CUDA devices"),
+        ("auto", 2, 2, "this machine has 2 CUDA devices"),
+        ("mps", 0, 0, "train.device mps: not available here"),
+        ("gpu", 0, 0, "train.device 'gpu' is not a device"),
+        ("meta", 0, 0, "train.device 'meta' is not supported"),
+        ("", 0, 0, "train.device '' is not a device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_with_a_way_out(
+    name: str, cuda: int, local_rank: int, reason: str, machine: pytest.MonkeyPatch
+) -> None:
+    have(machine, cuda, False)
+    with pytest.raises(UserError, match=r"take auto.* cpu") as caught:
+        choose_device(name, World(local_rank, 4, local_rank, 4))
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "hardware", "expected"),
+    [
+        ("auto", CUDA, True, "bf16"),
+        ("auto", CUDA, False, "fp16"),
+        ("auto", MPS, False, "fp32"),
+        ("auto", CPU, {"amx_bf16": True}, "bf16"),
+        ("auto", CPU, {"avx512_bf16": True}, "bf16"),
+        ("auto", CPU, {"avx2": True, "amx_bf16": False}, "fp32"),
+        ("auto", CPU, {}, "fp32"),
+        ("bf16", CPU, {}, "bf16"),
+        ("fp32", CUDA, True, "fp32"),
+        ("fp16", CUDA, True, "fp16"),
+        ("bf16", CUDA, False, "bf16"),
+    ],
+)
+def test_precisions(
+    name: str, device: torch.device, hardware: object, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: hardware and not including_emulation
+    )
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: hardware, raising=False)
+    assert choose_precision(name, device) == expected
+
+
+@pytest.mark.parametrize("device", [CPU, MPS])
+def test_fp16_is_refused_elsewhere_than_on_cuda(device: torch.device) -> None:
+    with pytest.raises(UserError, match=f"fp16 needs CUDA, not {device.type}; take bf16 or fp32"):
+        choose_precision("fp16", device)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_computes_in_the_precision_with_weights_in_fp32(precision: str, dtype: torch.dtype) -> None:
+    layer = nn.Linear(2, 2)
+    with autocast(precision, CPU):
+        assert layer(torch.zeros(1, 2)).dtype == dtype
+    assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "compiled"),
+    [("on", CPU, True), ("off", CUDA, False), ("auto", CPU, False), ("auto", MPS, False), ("auto", CUDA, True)],
+)
+def test_compilation(mode: str, device: torch.device, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: calls.append(self))
+    model = nn.Linear(2, 2)
+    assert prepare(model, device, World(), mode) is model
+    assert calls == [model] * compiled
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.stop()
+
+
+@pytest.mark.usefixtures("group")
+def test_a_world_of_many_averages_gradients_by_ddp() -> None:
+    model = nn.Linear(2, 2)
+    wrapped = prepare(model, CPU, World(0, 2), "off")
+    assert isinstance(wrapped, DistributedDataParallel)
+    assert wrapped.module is model
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("on", [True, False])
+def test_gradients_are_averaged_with_the_last_micro_batch_alone(on: bool) -> None:
+    wrapped = DistributedDataParallel(nn.Linear(2, 2))
+    with gradient_sync(wrapped, on):
+        assert wrapped.require_backward_grad_sync == on
+    assert wrapped.require_backward_grad_sync
+
+
+def test_one_process_has_no_gradients_to_average() -> None:
+    model = nn.Linear(2, 2)
+    assert all(isinstance(gradient_sync(model, on), nullcontext) for on in (True, False))
+
+
+def test_without_torchrun_the_world_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert dist.world_from_environment() == World(0, 1, 0, 1)
+    assert dist.world_from_environment().main
+
+
+def test_torchruns_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    assert dist.world_from_environment() == World(5, 8, 1, 4)
+    assert not dist.world_from_environment().main
