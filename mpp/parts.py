@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from mpp import dist
 from mpp.data.loader import stream, worker_count
 from mpp.data.source import Source, open_source
 from mpp.data.transform import TrainTransform, normalise
@@ -79,7 +80,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     share = size // world.size
     micro = max(n for n in range(1, min(config.train.micro_batch, share) + 1) if share % n == 0)
     precision = choose_precision(config.train.precision, device)
-    source = open_source(config.data.source, download=config.data.download)
+    source = _open_once(config, world)
     total = parse_duration(config.train.length, "train.length").steps(size, len(source))
     schedule = Schedule(total, size, share // micro, _rate(config, total, len(source)), config.optim.clip_norm)
     model = build_model(config, device)
@@ -92,6 +93,16 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     wrapped = prepare(model, device, world, config.train.compile)
     workers = worker_count(config.data.workers, world.local_size)
     return Run(config, world, device, precision, source, model, wrapped, state, schedule, micro, workers)
+
+
+def _open_once(config: PretrainConfig, world: World) -> Source:
+    """Opens the source, on each machine in one process first, so that downloads and indices are made once."""
+    if world.local_rank:
+        dist.barrier()
+    source = open_source(config.data.source, download=config.data.download)
+    if not world.local_rank:
+        dist.barrier()
+    return source
 
 
 def build_model(config: PretrainConfig, device: torch.device | str) -> MaskedPatchPrediction[Encoder]:

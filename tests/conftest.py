@@ -4,10 +4,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
-import mpp.torchvision_import  # noqa: F401  (makes timm importable beside the CPU build of torch)
+# Shapes and types in the signatures of the tensor code are checked in every call that a test makes.
+jaxtyping.install_import_hook(["mpp.model", "mpp.objective"], "beartype.beartype")
+
+import mpp.torchvision_import  # noqa: E402, F401  (makes timm importable beside the CPU build of torch)
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 

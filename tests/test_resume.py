@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mpp.cli import pretrain
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.loop import EXIT_REQUEUE
 from tests import runs
@@ -34,8 +36,15 @@ def uninterrupted(source: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def kill(process: "subprocess.Popen[str]") -> None:
     """SIGKILL to the main process alone: its workers must notice by themselves."""
+    children = []
+    if process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while any(alive(child) for child in children):
+        assert time.monotonic() < deadline, "the workers of a killed run live on"
+        time.sleep(0.05)
 
 
 def kill_and_restart(source: str, run_dir: Path, moment: float, first_workers: str, then_workers: str) -> None:
@@ -78,18 +87,6 @@ def test_killed_again_and_again(source: str, uninterrupted: tuple[Path, float], 
         kill(process)
     runs.finish(runs.command(source, tmp_path / "run"))
     runs.assert_same_run(tmp_path / "run", reference)
-
-
-def test_workers_die_with_a_killed_run(source: str, tmp_path: Path) -> None:
-    process = runs.start(runs.command(source, tmp_path / "run", data__workers="2"))
-    runs.wait_for_checkpoint(process, tmp_path / "run", step=7)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert children
-    kill(process)
-    deadline = time.monotonic() + 30
-    while any(alive(child) for child in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(alive(child) for child in children)
 
 
 def alive(process: str) -> bool:
@@ -142,41 +139,49 @@ def test_full_disk_leaves_the_last_good_checkpoint(
     runs.assert_same_run(run_dir, uninterrupted[0])
 
 
-def test_finished_run_is_left_as_it_is(source: str, uninterrupted: tuple[Path, float]) -> None:
-    before = runs.figures(uninterrupted[0])
-    _, err = runs.finish(runs.command(source, uninterrupted[0]))
-    assert "is finished (60 steps)" in err
-    assert runs.figures(uninterrupted[0]) == before
+@pytest.fixture
+def copy(uninterrupted: tuple[Path, float], tmp_path: Path) -> Path:
+    """The finished run, to be spoilt."""
+    return shutil.copytree(uninterrupted[0], tmp_path / "copy")
 
 
-def test_changed_config_is_refused_with_the_difference(source: str, uninterrupted: tuple[Path, float]) -> None:
-    _, err = runs.finish(runs.command(source, uninterrupted[0], optim__lr="2e-3"), code=2)
-    assert "optim.lr: 0.001 -> 0.002" in err
-    assert "--resume force" in err
+def again(source: str, run_dir: Path, *flags: str, **changed: str) -> int:
+    """The same command once more, in this process."""
+    return pretrain(runs.command(source, run_dir, *flags, **changed)[1:])
 
 
-def test_forced_resume_goes_on_with_the_changed_config(source: str, tmp_path: Path) -> None:
-    runs.finish(runs.command(source, tmp_path / "run", train__length="10 steps"))
-    _, err = runs.finish(runs.command(source, tmp_path / "run", "--resume", "force", train__length="14 steps"))
-    assert "at step 10 of 14" in err
-    assert runs.final_state(tmp_path / "run")["images_seen"] == 14 * 16
+def test_finished_run_is_left_as_it_is(source: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = runs.figures(copy)
+    assert again(source, copy) == 0
+    assert "is finished (60 steps)" in capsys.readouterr().err
+    assert runs.figures(copy) == before
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "it is truncated or not a checkpoint"),
-        (lambda path: path.write_text("hello"), "it is truncated or not a checkpoint"),
-    ],
-    ids=["truncated", "foreign"],
-)
-def test_spoilt_checkpoint_is_refused_in_one_line(spoil, said: str, source: str, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    runs.finish(runs.command(source, run_dir, train__length="8 steps"))
-    latest = Checkpoints(run_dir / "checkpoints").latest()
+def test_changed_config_is_refused_with_the_difference(
+    source: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert again(source, copy, optim__lr="2e-3") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "optim.lr: 0.001 -> 0.002" in line
+    assert "--resume force" in line
+
+
+def test_forced_resume_goes_on_with_the_changed_config(
+    source: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert again(source, copy, "--resume", "force", train__length="64 steps") == 0
+    assert "at step 60 of 64" in capsys.readouterr().err
+    assert runs.final_state(copy)["images_seen"] == 64 * 16
+
+
+@pytest.mark.parametrize("keep", [0, 10, -1000], ids=["empty", "torn", "truncated"])
+def test_spoilt_checkpoint_is_refused_in_one_line(
+    keep: int, source: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latest = Checkpoints(copy / "checkpoints").latest()
     assert latest is not None
-    spoil(latest)
-    _, err = runs.finish(runs.command(source, run_dir, train__length="8 steps"), code=2)
-    assert said in err.splitlines()[-1]
-    assert str(latest) in err.splitlines()[-1]
-    assert "Traceback" not in err
+    latest.write_bytes(latest.read_bytes()[:keep])
+    assert again(source, copy) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "it is truncated or not a checkpoint" in line
+    assert str(latest) in line

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from mpp.errors import UserError
 
-class SourceError(ValueError):
+
+class SourceError(UserError, ValueError):
     """A source that cannot be opened: one line that names the thing, the value, and what to do next."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """A map from index to image.
 

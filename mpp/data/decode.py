@@ -12,6 +12,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from mpp.errors import RunError
+
 MAX_PIXELS = 178_956_970
 """Larger images are refused before decoding: Pillow's own limit of a decompression bomb."""
 
@@ -29,7 +31,7 @@ _TURNS = {
 }
 
 
-class BadImage(Exception):
+class BadImage(RunError):
     """An image that cannot be used; its text is the reason, in one line."""
 
 

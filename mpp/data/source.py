@@ -180,7 +180,10 @@ def open_folder(spec: str, folder: Path, split: Split = "train") -> FileSource:
     ignored: Counter[str] = Counter()
     try:
         paths = list(_images_under(root, ignored))
-        classes = _class_names(splits.get("train", folder))
+        folders = [path.rpartition("/")[0].partition("/")[0] for path in paths]
+        # A test split counts by the train split's classes, for it may lack some.
+        held_out = root != splits.get("train", root)
+        classes = _class_names(splits["train"]) if held_out else tuple(sorted({name for name in folders if name}))
     except OSError as error:
         raise SourceError(f"{spec}: cannot list {error.filename} ({error.strerror}); check its permissions") from error
     passed = [f"{number:,} {kind}" for kind in ("hidden", "other") if (number := ignored[kind])]
@@ -190,10 +193,9 @@ def open_folder(spec: str, folder: Path, split: Split = "train") -> FileSource:
         raise SourceError(
             f"{spec}: no image in {root}{f' ({note})' if note else ''}; expected files that end in {extensions}"
         )
-    if len(classes) < 2 or not all("/" in path for path in paths):
+    if len(classes) < 2 or not all(folders):
         return FileSource(spec, root, paths, note=note)
     numbers = {name: label for label, name in enumerate(classes)}
-    folders = [path.partition("/")[0] for path in paths]
     if strange := sorted(set(folders) - set(numbers)):
         raise SourceError(
             f"{spec}: {root / strange[0]} is no class of {splits['train']}; the two need the same folders"

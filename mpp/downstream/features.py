@@ -12,7 +12,7 @@ from mpp.data.loader import Batch
 
 
 def pool(
-    tokens: Float[Tensor, "b p+n d"], num_prefix_tokens: int, how: Literal["mean", "token"]
+    tokens: Float[Tensor, "b tokens d"], num_prefix_tokens: int, how: Literal["mean", "token"]
 ) -> Float[Tensor, "b d"]:
     """One vector per image from all its tokens, the `num_prefix_tokens` before the patches included.
 

@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
@@ -125,7 +124,7 @@ class Fewshot:
     l2: float
 
     @classmethod
-    def open(cls, config: FewshotConfig, download: bool = False) -> Self:
+    def open(cls, config: FewshotConfig, download: bool = False) -> "Fewshot":
         """Opens the labelled sources that the config names, and decides once which images are needed.
 
         Raises:
@@ -147,7 +146,7 @@ class Fewshot:
         return cls.build(config, train, test)
 
     @classmethod
-    def build(cls, config: FewshotConfig, train: Source, test: Source | None = None) -> Self:
+    def build(cls, config: FewshotConfig, train: Source, test: Source | None = None) -> "Fewshot":
         """As `open`, from sources that are open already. Without `test`, a fifth of each class is held out.
 
         At most `config.max_test` test images are drawn, uniformly and by a fixed seed, so that they are the same in

@@ -8,16 +8,17 @@ One eigendecomposition of the smaller Gram matrix, X'X = Q E Q' or XX' = Q E Q',
                                          left = X'Q, right = Q'Y     where n <  d + 1
 
 Source: arXiv 2010.11929, section 4.1 "Metrics"; big_vision, evaluators/fewshot_lsr.py. That code runs in float32, which
-loses digits to the constant of 100; here everything is float64. NumPy, because its BLAS proved faster than torch's here
-(X'X of 10,000 x 769: 0.07 s against 0.21 s; the eigendecomposition of that: 0.055 s against 0.067 s).
+loses digits to the constant of 100; here everything is float64. The products are NumPy's, whose BLAS proved faster
+than torch's (X'X of 10,000 x 769 on two cores: 0.07 s against 0.21 s).
 
-Letters: n images, d features, K classes, m test images, L strengths, r = min(n, d + 1).
+Letters: n images, d features, w = d + 1, K classes, m test images, L strengths, r = min(n, w).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float64, Int
 
 BIAS_CONSTANT = 100.0  # a large constant feature, so that its weight, the bias, is almost unregularised
@@ -35,10 +36,10 @@ class Ridge:
     """Their biased standard deviation + 1e-5."""
     eigenvalues: Float64[np.ndarray, " r"]
     """Of the smaller Gram matrix, ascending; not below 0."""
-    left: Float64[np.ndarray, "d+1 r"]
+    left: Float64[np.ndarray, "w r"]
     right: Float64[np.ndarray, "r K"]
 
-    def weights(self, l2: Sequence[float]) -> Float64[np.ndarray, "L d+1 K"]:
+    def weights(self, l2: Sequence[float]) -> Float64[np.ndarray, "L w K"]:
         """The solution for each l2; the last row multiplies the constant feature of 100.
 
         `accuracy` and `logits` are cheaper than a product with these: they stay in the eigenbasis.
@@ -103,26 +104,41 @@ def fit(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_c
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64) + STD_OFFSET
     dead = np.append(features.min(axis=0) == features.max(axis=0), False)
-    x_nd = _whiten(features, mean, std)
-    if x_nd.shape[0] >= x_nd.shape[1]:
-        eigenvalues, q = np.linalg.eigh(x_nd.T @ x_nd)
-        left, right = q, q.T @ _times_targets(x_nd, labels, num_classes)
+    x_nw = _whiten(features, mean, std)
+    if x_nw.shape[0] >= x_nw.shape[1]:
+        eigenvalues, q = _eigh(x_nw.T @ x_nw)
+        left, right = q, q.T @ _times_targets(x_nw, labels, num_classes)
     else:
-        eigenvalues, q = np.linalg.eigh(x_nd @ x_nd.T)
-        left, right = x_nd.T @ q, _times_targets(q, labels, num_classes)
+        eigenvalues, q = _eigh(x_nw @ x_nw.T)
+        left, right = x_nw.T @ q, _times_targets(q, labels, num_classes)
     left[dead] = 0.0  # their weights are 0, exactly: a test image that differs there is divided by 1e-5
     return Ridge(mean, std, eigenvalues.clip(min=0.0), left, right)
 
 
+def _eigh(gram: Float64[np.ndarray, "r r"]) -> tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, "r r"]]:
+    """Eigenvalues, ascending, and eigenvectors in columns, on one thread.
+
+    LAPACK's threads wait for each other at every column. Beside busy cores, as loader workers are while pretraining
+    runs, two of them took 7 s for 769 x 769 where one takes 0.1 s. NumPy cannot be told; torch can.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        eigenvalues, q = torch.linalg.eigh(torch.from_numpy(gram))
+    finally:
+        torch.set_num_threads(threads)
+    return eigenvalues.numpy(), q.numpy()
+
+
 def _whiten(
     features: Float[np.ndarray, "n d"], mean: Float64[np.ndarray, " d"], std: Float64[np.ndarray, " d"]
-) -> Float64[np.ndarray, "n d+1"]:
+) -> Float64[np.ndarray, "n w"]:
     """Zero mean and unit variance per dimension, and after that the constant feature."""
-    x_nd = np.empty((len(features), len(mean) + 1))
-    np.subtract(features, mean, out=x_nd[:, :-1])
-    x_nd[:, :-1] /= std
-    x_nd[:, -1] = BIAS_CONSTANT
-    return x_nd
+    x_nw = np.empty((len(features), len(mean) + 1))
+    np.subtract(features, mean, out=x_nw[:, :-1])
+    x_nw[:, :-1] /= std
+    x_nw[:, -1] = BIAS_CONSTANT
+    return x_nw
 
 
 def _times_targets(

@@ -7,7 +7,7 @@ output = head(tokens of the K corrupted patches)  the head runs on no other toke
 loss   = mean over all K, the unchanged ones included
 """
 
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -20,6 +20,7 @@ Figures = dict[str, Tensor]
 """Name -> (2,) float64: a sum and the count that it runs over; any union's mean is its sums over its counts."""
 
 
+@runtime_checkable
 class PatchEncoder(Protocol):
     """The seam that the objective needs of an encoder."""
 

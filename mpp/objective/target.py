@@ -104,7 +104,7 @@ class ColourTarget:
         return self.agreement(guess, target)
 
     def agreement(
-        self, guess: Int[Tensor, "*#batch predictions"], target: Int[Tensor, "batch k predictions"]
+        self, guess: Int[Tensor, "#batch #k predictions"], target: Int[Tensor, "batch k predictions"]
     ) -> Float[Tensor, "batch k"]:
         """Share of equal classes per patch."""
         return (guess == target).float().mean(dim=-1)
@@ -161,7 +161,7 @@ class PixelTarget:
     score = loss
 
     def agreement(
-        self, guess: Float[Tensor, "*#batch outputs"], target: Float[Tensor, "batch k outputs"]
+        self, guess: Float[Tensor, "#batch #k outputs"], target: Float[Tensor, "batch k outputs"]
     ) -> Float[Tensor, "batch k"]:
         """Mean squared error of a given guess per patch."""
         return (guess - target).square().mean(dim=-1)

@@ -163,17 +163,30 @@ def test_images_that_do_not_decode_are_left_out() -> None:
     result = task.run(Reader(lost))
     assert result.dropped == 1 + np.isin(lost, task.test_indices).sum()
     assert result.accuracy.tolist() == [[1.0]]
-    features = np.random.default_rng(0).normal(size=(20, 4))
-
-    def noise(source: fewshot.Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        kept = np.setdiff1d(indices, lost)
-        return features[kept], kept
-
-    learned, tested = (np.setdiff1d(indices, lost) for indices in (task.train_indices, task.test_indices))
-    solved = ridge.fit(features[learned], labels[learned], 2)
-    assert task.run(noise).accuracy[0, 0] == solved.accuracy(features[tested], labels[tested], [1e-3])[0]
     with pytest.raises(ValueError, match="no image left"):
         task.run(Reader(tuple(range(20))))
+
+
+def test_lost_shots_are_not_replaced() -> None:
+    rng = np.random.default_rng(0)
+    labels, test_labels = rng.integers(0, 4, 80), rng.integers(0, 4, 500)
+    features, test_features = rng.normal(size=(80, 6)), rng.normal(size=(500, 6))
+    task = Fewshot.build(
+        config(shots=(2, 9), seeds=(0, 1, 2)), Fake(labels, "a b c d"), Fake(test_labels, "a b c d", "x")
+    )
+    lost = task.train_indices[::3]
+
+    def extract(source: fewshot.Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kept = np.setdiff1d(indices, lost) if source.name == "fake" else indices
+        return (features if source.name == "fake" else test_features)[kept], kept
+
+    result = task.run(extract)
+    for row, seed in enumerate((0, 1, 2)):
+        for column, shots in enumerate((2, 9)):
+            rows = [i for i in draw_shots(labels, shots, seed, 4) if i not in lost]
+            want = ridge.fit(features[rows], labels[rows], 4).accuracy(test_features, test_labels, [2.0**10])[0]
+            assert result.accuracy[row, column] == want
+    assert result.dropped == len(lost)
 
 
 def test_extract_is_held_to_what_it_was_asked_for() -> None:

@@ -107,8 +107,8 @@ def test_the_trivial_baselines_are_scored_on_the_picked_patches(target: Target) 
     frequent, near = 0.0, 0.0
     for b, j in itertools.product(range(3), range(6)):
         truth = target.of(images)[b, drawn.picked[b, j]]
-        frequent += target.agreement(model.frequent[None], truth[None]).item()
-        near += target.agreement(neighbours[b, j][None], truth[None]).item()
+        frequent += target.agreement(model.frequent[None, None], truth[None, None]).item()
+        near += target.agreement(neighbours[b, j][None, None], truth[None, None]).item()
     name = target.score_name
     assert figures[f"{name}_baseline_frequent"].tolist() == pytest.approx([frequent, 18], rel=1e-5)
     assert figures[f"{name}_baseline_neighbours"].tolist() == pytest.approx([near, 18], rel=1e-5)
