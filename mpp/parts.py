@@ -7,7 +7,7 @@ seen) for the corruption of a global batch.
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from mpp.data.loader import stream, worker_count
 from mpp.data.source import Source, open_source
 from mpp.data.transform import TrainTransform, normalise
 from mpp.dist import World
+from mpp.downstream.fewshot import Fewshot
 from mpp.errors import UserError
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
@@ -29,6 +30,8 @@ from mpp.train.loop import Schedule, State
 from mpp.train.optim import build_ema, build_optimizer
 from mpp.train.parallel import autocast, choose_precision, prepare
 from mpp.train.schedule import learning_rate, parse_duration
+
+T = TypeVar("T")
 
 SURVEY_IMAGES = 512
 _CORRUPTION, _DROPOUT, _SURVEY = 1, 2, 3  # so that no two kinds of draws share a seed
@@ -43,10 +46,12 @@ class Run:
     device: torch.device
     precision: str
     source: Source
+    transform: TrainTransform
     model: MaskedPatchPrediction[Encoder]
     wrapped: nn.Module
     state: State
     schedule: Schedule
+    fewshot: Fewshot | None
     micro_batch: int
     workers: int
 
@@ -80,10 +85,14 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     share = size // world.size
     micro = max(n for n in range(1, min(config.train.micro_batch, share) + 1) if share % n == 0)
     precision = choose_precision(config.train.precision, device)
-    source = _open_once(config, world)
+    source = _once_a_machine(world, lambda: open_source(config.data.source, download=config.data.download))
+    fewshot = None
+    if config.fewshot.data:
+        fewshot = _once_a_machine(world, lambda: Fewshot.open(config.fewshot, config.data.download))
     total = parse_duration(config.train.length, "train.length").steps(size, len(source))
     schedule = Schedule(total, size, share // micro, _rate(config, total, len(source)), config.optim.clip_norm)
     model = build_model(config, device)
+    transform = TrainTransform(config.data, model.encoder.image_hw, config.model.in_chans)
     state = State(
         model,
         build_optimizer(model, config.optim),
@@ -92,17 +101,20 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     )
     wrapped = prepare(model, device, world, config.train.compile)
     workers = worker_count(config.data.workers, world.local_size)
-    return Run(config, world, device, precision, source, model, wrapped, state, schedule, micro, workers)
+    return Run(
+        config, world, device, precision, source, transform, model, wrapped, state, schedule, fewshot, micro, workers
+    )
 
 
-def _open_once(config: PretrainConfig, world: World) -> Source:
-    """Opens the source, on each machine in one process first, so that downloads and indices are made once."""
+def _once_a_machine(world: World, opened: Callable[[], T]) -> T:
+    """Calls `opened` on each machine in one process first, so that downloads and indices are made once."""
     if world.local_rank:
         dist.barrier()
-    source = open_source(config.data.source, download=config.data.download)
-    if not world.local_rank:
-        dist.barrier()
-    return source
+    try:
+        return opened()
+    finally:
+        if not world.local_rank:
+            dist.barrier()
 
 
 def build_model(config: PretrainConfig, device: torch.device | str) -> MaskedPatchPrediction[Encoder]:
@@ -137,11 +149,10 @@ def _rate(config: PretrainConfig, total: int, epoch: int) -> Callable[[int], flo
 def survey_source(parts: Run) -> Survey:
     """The targets of the first augmented images of the run's source."""
     config = parts.config
-    transform = TrainTransform(config.data, parts.model.encoder.image_hw, config.model.in_chans)
     seed = derive_seed(config.train.seed, _SURVEY) % 2**31
     batches = stream(
         parts.source,
-        transform,
+        parts.transform,
         config.model.in_chans,
         seed=seed,
         batch_size=SURVEY_IMAGES,
@@ -168,7 +179,7 @@ def training_batches(
     cuda = parts.device.type == "cuda"
     batches = stream(
         parts.source,
-        TrainTransform(config.data, parts.model.encoder.image_hw, config.model.in_chans),
+        parts.transform,
         config.model.in_chans,
         seed=config.train.seed,
         batch_size=schedule.batch_size,
@@ -194,7 +205,8 @@ def training_batches(
 
 def derive_seed(*parts: int) -> int:
     """A seed below 2^63 from several numbers, such that different numbers give unrelated seeds."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    # Their count is part of the key: SeedSequence pads with zeros, so that (1, 2) and (1, 2, 0) would be the same.
+    return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def draw(parts: Run, position: int, batch: int) -> Corruption:

@@ -94,10 +94,13 @@ def _resume(parts: Run, checkpoints: Checkpoints) -> int:
             raise UserError(f"{latest} does not fit this model and optimiser: {reason}") from error
     dist.barrier()
     if parts.world.main:
-        parts.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(to_yaml(config))
-        temporary.replace(path)
+        try:
+            parts.folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(to_yaml(config))
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {parts.folder}: {error.strerror}") from error
     return parts.state.images_seen // config.train.batch_size
 
 
@@ -178,7 +181,8 @@ def export(parts: Run) -> None:
 def _dry_run(parts: Run) -> int:
     watch = Watch(parts, 0, dry=True)
     start(parts, watch)
-    two = replace(parts.schedule, total_steps=2)
+    # One micro-batch shows the memory, and a step's time is that of its micro-batches.
+    two = replace(parts.schedule, total_steps=2, accumulate=1)
     batches = training_batches(parts)
     seconds: list[float] = []
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import resource
 import sys
 import time
@@ -18,7 +19,7 @@ from mpp.data.loader import sequential
 from mpp.data.source import Source
 from mpp.data.transform import EvalTransform, normalise
 from mpp.downstream.features import extract_features, pool
-from mpp.downstream.fewshot import Fewshot, FewshotResult, evaluations
+from mpp.downstream.fewshot import FewshotResult, evaluations
 from mpp.errors import RunError
 from mpp.model.encoder import Encoder
 from mpp.objective.objective import MaskedPatchPrediction
@@ -36,15 +37,21 @@ class BadFiles:
     """Counts and names the files that could not be decoded; too many of them end the run.
 
     Args:
-        path: bad_files.csv of the run; None writes nothing.
+        path: bad_files.csv of the run, read where the run goes on; None writes nothing.
         max_share: of the images read.
+        read: images read before this start of the run.
     """
 
-    def __init__(self, path: Path | None, max_share: float) -> None:
+    def __init__(self, path: Path | None, max_share: float, read: int = 0) -> None:
         self._path = path
         self._max_share = max_share
-        self._read = 0
+        self._read = read
         self._reasons: dict[int, str] = {}
+        if path is not None and path.exists() and read:
+            with path.open(newline="") as file:
+                self._reasons = {int(row[0]): row[1] for row in csv.reader(file) if len(row) == 2}
+        elif path is not None:
+            path.unlink(missing_ok=True)
 
     def add(self, bad: list[tuple[int, str]], images: int) -> None:
         """Notes the bad files met while reading `images` images.
@@ -79,11 +86,12 @@ class Watch:
         config, main = parts.config, parts.world.main
         self._parts = parts
         self._terminal = Terminal(parts.schedule.total_steps, resumed, on=main)
-        # Few-shot sources are opened first: what is wrong with them must be said before anything is written.
-        self.fewshot = Fewshot.open(config.fewshot, config.data.download) if config.fewshot.data else None
         folder = parts.folder if main and not dry else None
         self._log = RunLog(folder, resumed)
-        self.bad_files = BadFiles(folder / "bad_files.csv" if folder else None, config.data.max_bad_share)
+        # Each rank reads its own share of the images, so each keeps its own list and judges by its own share.
+        name = "bad_files.csv" if main else f"bad_files.rank{parts.world.rank}.csv"
+        read = parts.state.images_seen // parts.world.size
+        self.bad_files = BadFiles(None if dry else parts.folder / name, config.data.max_bad_share, read)
         self.evaluation_seconds = 0.0
         self._pictured: Tensor | None = None
 
@@ -93,23 +101,23 @@ class Watch:
         due: list[Every] = [(1, self._advance), (parts.steps(config.log.every, "log.every"), self._row)]
         if config.log.pictures:
             due.append((parts.steps(config.log.pictures, "log.pictures"), self._picture))
-        if self.fewshot is not None:
+        if parts.fewshot is not None:
             due.append((self.fewshot_period, self._fewshot))
         return due
 
     @property
     def fewshot_period(self) -> int:
         """Steps between few-shot evaluations; 0: only before the first and after the last step."""
-        assert self.fewshot is not None
+        assert self._parts.fewshot is not None
         schedule, every = self._parts.schedule, self._parts.config.fewshot.every
-        images = self.fewshot.num_images
+        images = self._parts.fewshot.num_images
         return evaluations(every, schedule.total_steps, schedule.batch_size, images, len(self._parts.source))
 
     def initial(self) -> None:
         """Looks at the untrained model."""
         if self._parts.config.log.pictures:
             self._picture(self._parts.state)
-        if self.fewshot is not None:
+        if self._parts.fewshot is not None:
             self._fewshot(self._parts.state)
 
     def say(self, text: str) -> None:
@@ -179,10 +187,11 @@ class Watch:
         return sequential(source, transform, channels, indices.tolist(), batch_size=EVALUATION_BATCH, workers=workers)
 
     def _fewshot(self, state: State) -> None:
-        assert self.fewshot is not None
+        fewshot = self._parts.fewshot
+        assert fewshot is not None
         began = time.perf_counter()
         with evaluating(self._parts) as model:
-            result = self.fewshot.run(lambda source, indices: self._extract(model, source, indices))
+            result = fewshot.run(lambda source, indices: self._extract(model, source, indices))
         seconds = time.perf_counter() - began
         self.evaluation_seconds += seconds
         state.clock.paused(seconds)
@@ -202,7 +211,9 @@ class Watch:
             return pool(tokens.float(), encoder.num_prefix_tokens, "mean")
 
         mine = self._read(source, indices[parts.world.rank :: parts.world.size], parts.workers)
-        found = dist.gather(extract_features(encode, mine, parts.device))
+        found = [part for part in dist.gather(extract_features(encode, mine, parts.device)) if len(part[1])]
+        if not found:
+            raise RunError(f"none of the {len(indices)} images for the few-shot evaluation could be decoded")
         features, kept = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         order = np.argsort(kept)
         return features[order], kept[order]
@@ -273,15 +284,15 @@ def _span(trained: list[dict[str, Any]]) -> int:
 
 
 def dry_run_report(parts: Run, ends: list[float], watch: Watch) -> str:
-    """What the full run would take, judged by the second of two steps (the first pays for warming up)."""
+    """What the full run would take, judged by the second of two micro-batches (the first pays for warming up)."""
     schedule = parts.schedule
-    seconds = ends[1] - ends[0]
+    seconds = (ends[1] - ends[0]) * schedule.accumulate
     speed = schedule.batch_size / seconds
     training = seconds * schedule.total_steps
     parameters = sum(p.numel() for p in parts.model.encoder.parameters())
     lines = [
         "",
-        f"images       {len(parts.source):,} ({parts.source.describe()})",
+        f"images       {parts.source.describe()}",
         f"model        {parts.config.model.name}, {parameters / 1e6:.1f}M parameters, "
         f"{parts.model.encoder.grid[0]}x{parts.model.encoder.grid[1]} patches",
         f"device       {_device_name(parts)}, {parts.precision}, {parts.world.size} process(es)",
@@ -291,9 +302,9 @@ def dry_run_report(parts: Run, ends: list[float], watch: Watch) -> str:
         f"full run     {schedule.total_steps:,} steps, {schedule.total_steps * schedule.batch_size:,} images, "
         f"{_duration(training)}",
     ]
-    if watch.fewshot is not None:
+    if parts.fewshot is not None:
         period = watch.fewshot_period
-        times = 1 + (schedule.total_steps // period if period else 1)
+        times = 1 + (math.ceil(schedule.total_steps / period) if period else 1)  # before the first step, too
         cost = times * watch.evaluation_seconds
         share = cost / (cost + training)
         lines.append(f"few-shot     {watch.evaluation_seconds:.1f} s each, {times} times: {share:.1%} of the run")

@@ -69,10 +69,10 @@ def environment() -> dict[str, str]:
 
 
 def start(words: list[str], **options: Any) -> "subprocess.Popen[str]":
-    """Starts the command without waiting for it."""
+    """Starts the command without waiting for it; `env` adds to the environment."""
     return subprocess.Popen(
         [sys.executable, *words],
-        env=environment(),
+        env=environment() | options.pop("env", {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypedDict
 
@@ -65,7 +65,7 @@ def stream(
     world: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Training batches without end. Close it (`.close()`) or drop it to end its workers.
 
     Args:
@@ -104,7 +104,7 @@ def sequential(
     *,
     batch_size: int,
     workers: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Evaluation batches: the given images in order, the last batch as small as it is. Bad images are left out.
 
     Args:
@@ -313,7 +313,7 @@ def _one_thread(wanted: bool) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _batches(loader: _Loader) -> Iterator[Batch]:
+def _batches(loader: _Loader) -> Generator[Batch]:
     iterator = _start(loader)
     stop = functools.partial(_stop, iterator)
     # Registered after torch's own hook it runs before it, which would wait long for workers that do not know.

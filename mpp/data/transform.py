@@ -9,6 +9,7 @@ from torch import Tensor
 
 import mpp.torchvision_import  # noqa: F401
 from mpp.data.config import DataConfig
+from mpp.errors import UserError
 
 from torchvision.transforms import v2  # isort: skip
 from torchvision.transforms.v2 import functional as F  # isort: skip
@@ -27,14 +28,14 @@ class TrainTransform:
         channels: of the images.
 
     Raises:
-        ValueError: saturation, hue or greyscale for images that do not have 3 channels.
+        UserError: saturation, hue or greyscale for images that do not have 3 channels.
     """
 
     def __init__(self, config: DataConfig, image_hw: tuple[int, int], channels: int) -> None:
         brightness, contrast, saturation, hue = config.jitter
         for key, value in (("jitter's saturation", saturation), ("jitter's hue", hue), ("grayscale", config.grayscale)):
             if value and channels != 3:
-                raise ValueError(f"data.{key} needs 3 channels, the images have {channels}: set it to 0, got {value}")
+                raise UserError(f"data.{key} needs 3 channels, the images have {channels}: set it to 0, got {value}")
         self.config, self.image_hw, self.channels = config, image_hw, channels
         jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
         self._jitter = jitter if any(config.jitter) else None

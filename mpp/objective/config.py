@@ -19,7 +19,7 @@ class ObjectiveConfig:
     picking: Literal["uniform", "block"] = "uniform"
     """Which patches: uniformly at random, or in rectangular blocks."""
     random_from: Literal["image", "batch"] = "image"
-    """Where the other patch of a random replacement comes from."""
+    """Where the other patch of a random replacement is from; batch: the images of a micro-batch (train.micro_batch)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:

@@ -23,7 +23,7 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic: auto takes bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
     device: str = field(default="auto", metadata={"free": True})
-    """auto, cuda, cuda:1, mps or cpu."""
+    """auto, cuda, cuda:1 or cpu."""
     compile: Literal["auto", "on", "off"] = field(default="auto", metadata={"free": True})
     """torch.compile: auto is on for CUDA and off elsewhere, where it gains little."""
     seed: int = 0

@@ -63,7 +63,8 @@ class RunLog:
         _keep_rows(self._rows, resume_step)
         from torch.utils.tensorboard import SummaryWriter
 
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+        # TensorBoard hides what an earlier start wrote after the step that this one goes on from.
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else 0)
 
     def row(self, step: int, images: int, figures: Mapping[str, Any]) -> None:
         """Writes one row of figures."""

@@ -138,8 +138,7 @@ def fit(
     for done in range(state.images_seen // schedule.batch_size, schedule.total_steps):
         rate = schedule.rate(done)
         for group in state.optimizer.param_groups:
-            # In place where the optimiser keeps it as a tensor, so that nothing is compiled or copied anew.
-            group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else group.update(lr=rate)
+            group["lr"] = rate
         update(state, model, batches, step, schedule, guard, done + 1)
         state.images_seen += schedule.batch_size
         for period, function in every:

@@ -1,6 +1,5 @@
 """The optimiser: Adam or AdamW over two groups of parameters, and the moving average of the weights."""
 
-import torch
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -28,7 +27,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     device = next(model.parameters()).device.type
     return kind(
         parameter_groups(model, config.weight_decay),
-        lr=torch.tensor(config.lr) if device == "cuda" else config.lr,
+        lr=config.lr,
         betas=config.betas,
         eps=config.eps,
         fused=device in ("cuda", "cpu"),

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,17 +16,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_device(name: str, world: World) -> torch.device:
-    """The device that `name` means; auto takes CUDA (one device per local rank), then MPS, then the CPU.
+    """The device that `name` means; auto takes CUDA (one device per local rank), else the CPU.
 
     Raises:
         UserError: a device that is not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"train.device {name!r} is not a device; take auto, cuda, cuda:1, mps or cpu") from error
+        raise UserError(f"train.device {name!r} is not a device; take auto, cuda, cuda:1 or cpu") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = device.index if device.index is not None else world.local_rank
@@ -33,10 +34,8 @@ def choose_device(name: str, world: World) -> torch.device:
             raise UserError(f"train.device {name}: this machine has {count} CUDA devices; take auto or cpu")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("train.device mps: not available here; take auto or cpu")
-    elif device.type not in ("cpu", "mps"):
-        raise UserError(f"train.device {name!r} is not supported; take auto, cuda, cuda:1, mps or cpu")
+    elif device.type != "cpu":
+        raise UserError(f"train.device {name!r} is not supported; take auto, cuda, cuda:1 or cpu")
     return device
 
 
@@ -52,11 +51,9 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu":
-        # Without such instructions bf16 is emulated, and slower than fp32.
-        can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "fp32"
-    return "fp32"
+    # Without such instructions bf16 is emulated, and slower than fp32.
+    can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -75,7 +72,8 @@ def prepare(model: nn.Module, device: torch.device, world: World, compile_mode: 
         # Nothing in the model changes its buffers; torch 2.13 renamed the switch.
         known = inspect.signature(DistributedDataParallel).parameters
         switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **{switch: False})
+        options: dict[str, Any] = {switch: False}
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **options)
     return model
 
 

@@ -5,6 +5,7 @@ from PIL import Image
 
 from mpp.data.config import DataConfig
 from mpp.data.transform import EvalTransform, TrainTransform, normalise, resize
+from mpp.errors import UserError
 
 from torchvision.transforms import v2  # isort: skip
 
@@ -208,7 +209,7 @@ def test_saturation_and_hue_keep_what_they_should():
     ],
 )
 def test_colour_needs_three_channels(options, name):
-    with pytest.raises(ValueError, match=f"{name} needs 3 channels, the images have 1"):
+    with pytest.raises(UserError, match=f"{name} needs 3 channels, the images have 1"):
         TrainTransform(DataConfig(**options), (8, 8), 1)
 
 

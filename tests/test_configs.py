@@ -1,0 +1,177 @@
+"""Every shipped config: it parses, builds, can be trained on what it is meant for, and says what the paper says."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import mpp.parts
+from mpp.cli import _ALIASES
+from mpp.config import from_file, parse
+from mpp.dist import World
+from mpp.downstream.config import FewshotConfig
+from mpp.errors import UserError
+from mpp.model.config import ModelConfig
+from mpp.model.encoder import build_encoder
+from mpp.parts import build, build_model
+from mpp.recipes import PretrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+NAMES = [path.stem for path in PATHS]
+PAPER = {"paper_b16": 86, "paper_l16": 307, "paper_h14": 632}
+# Images that each config was written for; JFT-300M has about 303 million.
+IMAGES = {"base": 20_000, "cifar10_ti4": 50_000, "demo": 3_000, "in1k_b16": 1_281_167} | dict.fromkeys(
+    PAPER, 303 * 10**6
+)
+
+
+def load(name: str) -> PretrainConfig:
+    return from_file(PretrainConfig, ROOT / "configs" / "pretrain" / f"{name}.yaml")
+
+
+def header(path: Path) -> list[str]:
+    """The comment that a config opens with."""
+    lines = path.read_text().splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return [line.removeprefix("#").strip() for line in lines[:end]]
+
+
+def command(path: Path) -> tuple[list[str], str]:
+    """The words behind `tools/pretrain.py` in the header's command, and the rest of the header."""
+    text = "\n".join(header(path)).replace("\\\n", " ")
+    before, _, after = text.partition("tools/pretrain.py ")
+    line, _, rest = after.partition("\n")
+    line, gap, remark = line.partition("   (")  # `command    (remark)`
+    if before.splitlines()[-1].count("(") == 1:  # `make demo   (or: python tools/pretrain.py ...)`
+        line = line.removesuffix(")")
+    prose = "\n".join([*before.splitlines()[:-1], gap + remark, rest])
+    return shlex.split(line), prose
+
+
+def test_the_issue_s_configs_are_all_there() -> None:
+    assert set(NAMES) == set(IMAGES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_parses_and_its_model_and_objective_build(name: str) -> None:
+    config = load(name)
+    model = build_model(config, "meta")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert model.head.out_features == model.target.outputs == 512
+    height, width = config.model.image_hw
+    assert model.encoder.grid == (height // model.encoder.patch[0], width // model.encoder.patch[1])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_it_opens_with_a_command_that_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words, _ = command(path)
+    assert words[: words.index("--config") + 2][-1] == str(path.relative_to(ROOT))
+    config = parse(PretrainConfig, words, "pretrain", "", _ALIASES)
+    assert config.data.source
+    assert config.run_dir
+    # What the command leaves alone is the file's.
+    file = from_file(PretrainConfig, path)
+    assert (config.model, config.objective, config.train) == (file.model, file.objective, file.train)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_settings_that_its_header_mentions_exist(path: Path) -> None:
+    argv: list[str] = []
+    for flag, value in re.findall(r'(--[a-z][a-z_.-]*)(?: ("[^"]+"|[^\s`()]+))?', command(path)[1]):
+        tries = [[flag, value.strip('".,;')], [flag]] if value else [[flag]]
+        argv += next((words for words in tries if parses([*argv, *words])), tries[0])
+    parse(PretrainConfig, argv, "pretrain", "", _ALIASES)
+
+
+def parses(argv: list[str]) -> bool:
+    try:
+        parse(PretrainConfig, argv, "pretrain", "", _ALIASES)
+    except UserError:
+        return False
+    return True
+
+
+def count(config: ModelConfig, classes: int) -> int:
+    """Parameters of the encoder, and of a linear classifier on top of it."""
+    encoder = build_encoder(config, "meta")
+    return sum(parameter.numel() for parameter in encoder.parameters()) + classes * (encoder.embed_dim + 1)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_parameters_are_the_paper_s_table_1(name: str) -> None:
+    """The table counts the encoder with the classifier of ImageNet's 1,000 classes: 86.6M, 306.5M, 632.0M.
+
+    Its 307M for ViT-L are those of L/32; the patches of L/16 are smaller and more, which makes 304.3M.
+    """
+    config = load(name).model
+    counted = dataclasses.replace(config, patch_size=(32,)) if name == "paper_l16" else config
+    assert count(counted, 1000) / 1e6 == pytest.approx(PAPER[name], abs=0.6)
+
+
+# Layers, width, MLP, patch: the paper's table 1.
+SHAPES = {"paper_b16": (12, 768, 3072, 16), "paper_l16": (24, 1024, 4096, 16), "paper_h14": (32, 1280, 5120, 14)}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_parameters_are_the_formula_s(name: str) -> None:
+    layers, width, mlp, patch = SHAPES[name]
+    attention, norm = 4 * (width * width + width), 2 * width
+    block = attention + 2 * norm + (width * mlp + mlp) + (mlp * width + width)
+    tokens = (224 // patch) ** 2 + 1
+    expected = (3 * patch**2 + 1) * width + width + tokens * width + layers * block + norm
+    assert count(load(name).model, 0) == expected
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_s_configs_say_what_appendix_b_1_2_says(name: str) -> None:
+    config = load(name)
+    assert (config.optim.name, config.optim.lr) == ("adam", 2e-4)
+    assert (config.optim.betas, config.optim.eps) == ((0.9, 0.999), 1e-8)
+    assert (config.optim.weight_decay, config.optim.clip_norm, config.optim.ema_decay) == (0, 0, 0)
+    assert (config.schedule.kind, config.schedule.cooldown) == ("cosine", "0 steps")
+    assert config.train.batch_size == 4096
+    objective = config.objective
+    assert (objective.target, objective.bits) == ("mean_colour", 3)
+    assert (objective.ratio, objective.split) == (0.5, (0.8, 0.1, 0.1))
+    assert (objective.picking, objective.random_from) == ("uniform", "image")
+    assert (config.model.pos_embed, config.model.act, config.model.drop_path) == ("learned", "gelu_tanh", 0)
+    assert config.model.image_hw == (224, 224)
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch):
+    """Puts a source that has a length and nothing else in the place of every other."""
+
+    class Unread:
+        def __init__(self, length: int) -> None:
+            self.length = length
+
+        def __len__(self) -> int:
+            return self.length
+
+    return lambda length: monkeypatch.setattr(mpp.parts, "open_source", lambda *_, **__: Unread(length))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_schedule_fits_the_images_that_it_is_meant_for(name: str, unread) -> None:
+    unread(IMAGES[name])
+    config = load(name)
+    small = dataclasses.replace(config.model, depth=1, embed_dim=48, num_heads=3)
+    small = dataclasses.replace(config, model=small, fewshot=FewshotConfig())
+    run = build(small, World(), torch.device("cpu"))
+    total, rate = run.schedule.total_steps, run.schedule.rate
+    warmup = run.steps(config.schedule.warmup, "schedule.warmup")
+    assert 1 < warmup < total / 2
+    assert rate(0) == 0 < rate(1) < rate(warmup) == pytest.approx(config.optim.lr)
+    assert rate(warmup) > rate((warmup + total) // 2) > rate(total) == pytest.approx(0, abs=1e-12)
+    assert run.schedule.accumulate * run.micro_batch == config.train.batch_size
+    for name_, every in (("checkpoint.every", config.checkpoint.every), ("log.every", config.log.every)):
+        assert 1 <= run.steps(every, name_) <= total / 4
+    if name in PAPER:
+        assert (total, warmup) == (1_000_000, 10_000)
+        assert 13 < total * run.schedule.batch_size / IMAGES[name] < 14  # "14 epochs"
