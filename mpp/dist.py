@@ -44,6 +44,11 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of processes, of the group that was started."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if dist.is_initialized():

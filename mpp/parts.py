@@ -28,7 +28,7 @@ from mpp.objective.target import build_target
 from mpp.recipes import PretrainConfig
 from mpp.train.loop import Schedule, State
 from mpp.train.optim import build_ema, build_optimizer
-from mpp.train.parallel import autocast, choose_precision, prepare
+from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
 from mpp.train.schedule import learning_rate, parse_duration
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         fewshot = _once_a_machine(world, lambda: Fewshot.open(config.fewshot, config.data.download))
     total = parse_duration(config.train.length, "train.length").steps(size, len(source))
     schedule = Schedule(total, size, share // micro, _rate(config, total, len(source)), config.optim.clip_norm)
-    model = build_model(config, device)
+    model = build_model(config, device, DTYPES[precision])
     transform = TrainTransform(config.data, model.encoder.image_hw, config.model.in_chans)
     state = State(
         model,
@@ -117,14 +117,19 @@ def _once_a_machine(world: World, opened: Callable[[], T]) -> T:
             dist.barrier()
 
 
-def build_model(config: PretrainConfig, device: torch.device | str) -> MaskedPatchPrediction[Encoder]:
-    """Encoder, [mask] embedding and head, drawn from the seed; on "meta" nothing is allocated."""
+def build_model(
+    config: PretrainConfig, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> MaskedPatchPrediction[Encoder]:
+    """Encoder, [mask] embedding and head, drawn from the seed; on "meta" nothing is allocated.
+
+    `dtype` is what attention will be computed in.
+    """
     channels = config.model.in_chans
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) not in (1, channels):
             raise UserError(f"data.{key} takes one number or {channels}, one per channel of model.in_chans")
     torch.manual_seed(config.train.seed)
-    encoder = build_encoder(config.model, device)
+    encoder = build_encoder(config.model, device, dtype)
     objective = config.objective
     target = build_target(objective.target, encoder.patch, channels, objective.bits)
     patches = encoder.grid[0] * encoder.grid[1]

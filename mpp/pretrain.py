@@ -12,6 +12,7 @@ import math
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -22,10 +23,11 @@ from mpp.errors import RunError, UserError
 from mpp.model.weights import save_timm_folder
 from mpp.parts import Run, build, survey_source, training_batches, training_step
 from mpp.recipes import PretrainConfig
+from mpp.report import dry_run_report, summary
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, NonFinite, State, StopSignal, fit
 from mpp.train.parallel import choose_device
-from mpp.watch import Watch, dry_run_report, summary
+from mpp.watch import Watch
 
 
 def run(config: PretrainConfig) -> int:
@@ -40,10 +42,19 @@ def run(config: PretrainConfig) -> int:
     dist.start(world, device)
     try:
         return _run(config, world, device)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory on {device}: halve --train.micro-batch (now {config.train.micro_batch}), which leaves the "
+            "result as it is, or set --model.grad-checkpointing; then run the same command again"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise RunError(f"cannot write to {config.run_dir}: {error.strerror}; make room, run it again") from error
+        latest = Checkpoints(Path(config.run_dir) / "checkpoints").latest()
+        raise RunError(
+            f"cannot write to {config.run_dir}: {error.strerror}; the last good checkpoint is {latest}; make room and "
+            "run the same command again"
+        ) from error
     finally:
         dist.stop()
 
@@ -76,23 +87,17 @@ def _resume(parts: Run, checkpoints: Checkpoints) -> int:
     """
     config, path = parts.config, parts.folder / "config.yaml"
     latest = checkpoints.latest()
-    if path.exists() and config.resume != "force":
-        old = to_dict(from_file(PretrainConfig, path))
-        changed = differences(PretrainConfig, old, to_dict(config))
-        if changed:
-            raise UserError(
-                f"{parts.folder} holds a run with another config ({'; '.join(changed)}); choose another --run-dir, or "
-                "go on with the changed one by --resume force"
-            )
-    elif latest and not path.exists():
-        raise UserError(f"{parts.folder} has checkpoints but no config.yaml; choose another --run-dir")
-    if latest:
+    if latest:  # without a checkpoint there is nothing of an earlier start to go on with
+        if not path.exists():
+            raise UserError(f"{parts.folder} has checkpoints but no config.yaml; choose another --run-dir")
+        _check_config(from_file(PretrainConfig, path), config)
         try:
             parts.state.load_state_dict(load_checkpoint(latest))
         except (KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{latest} does not fit this model and optimiser: {reason}") from error
-    dist.barrier()
+    if len(set(dist.gather(parts.state.images_seen))) > 1:
+        raise UserError(f"the processes see different checkpoints in {parts.folder}; it must be a shared folder")
     if parts.world.main:
         try:
             parts.folder.mkdir(parents=True, exist_ok=True)
@@ -104,25 +109,43 @@ def _resume(parts: Run, checkpoints: Checkpoints) -> int:
     return parts.state.images_seen // config.train.batch_size
 
 
+def _check_config(old: PretrainConfig, new: PretrainConfig) -> None:
+    """Refuses to go on with a changed config, but by force.
+
+    Raises:
+        UserError: naming the changed settings.
+    """
+    changed = differences(PretrainConfig, to_dict(old), to_dict(new))
+    if changed and new.resume != "force":
+        raise UserError(
+            f"{new.run_dir} holds a run with another config ({'; '.join(changed)}); choose another --run-dir, or go on "
+            "with the changed one by --resume force"
+        )
+    if old.train.batch_size != new.train.batch_size:  # steps, rows and checkpoints are counted in it
+        raise UserError(
+            f"train.batch_size cannot change within a run ({old.train.batch_size} -> {new.train.batch_size}); choose "
+            "another --run-dir, or change --train.micro-batch"
+        )
+
+
 def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> int:
     config, total = parts.config, parts.schedule.total_steps
     if resumed >= total:
         watch.say(f"{parts.folder} is finished ({resumed} steps)")
-        export(parts)
-        return 0
-    if resumed:
-        watch.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
-    else:
-        start(parts, watch)
+        return _finish(parts, watch)
 
     def save(state: State) -> None:
         # Rows first: a checkpoint must never be newer than the rows that lead to it.
         watch.flush()
+        content = state.state_dict()
         if parts.world.main:
-            checkpoints.save(state.images_seen // config.train.batch_size, state.state_dict())
+            checkpoints.save(state.images_seen // config.train.batch_size, content)
         dist.barrier()
 
-    if not checkpoints.steps():
+    if resumed:
+        watch.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
+    else:
+        start(parts, watch)
         save(parts.state)
     every: list[Every] = [*watch.every(), (parts.steps(config.checkpoint.every, "checkpoint.every"), save)]
     batches = training_batches(parts, watch.bad_files.add)
@@ -130,15 +153,21 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
     try:
         fit(parts.state, parts.wrapped, batches, training_step(parts), parts.schedule, every, signals, save)
     except Interrupted:
-        watch.say(f"stopped by {signals.received}; saved as {checkpoints.latest()}; the same command again goes on")
+        by = signals.received.name if signals.received else "a signal to another process"
+        watch.say(f"stopped by {by}; saved as {checkpoints.latest()}; the same command again goes on")
         return 130 if signals.received == signal.SIGINT else EXIT_REQUEUE
     except NonFinite as error:
         raise RunError(diagnose(parts, error, checkpoints, watch)) from error
     finally:
         batches.close()
         signals.restore()
+    return _finish(parts, watch)
+
+
+def _finish(parts: Run, watch: Watch) -> int:
     export(parts)
-    watch.finish(summary(parts.folder, parts.model.target.score_name))
+    if parts.world.main:
+        watch.finish(summary(parts.folder, parts.model.target.score_name))
     return 0
 
 
@@ -159,15 +188,16 @@ def start(parts: Run, watch: Watch) -> None:
 def diagnose(parts: Run, error: NonFinite, checkpoints: Checkpoints, watch: Watch) -> str:
     """Tries the offending batch again in fp32, writes that down, and says what to try."""
     step = training_step(parts, "fp32")
+    parts.model.encoder.use_attention("sdpa")  # not every kernel takes fp32
     with torch.no_grad():
-        losses = [float(step(parts.model, batch)[0]) for batch in error.batches]
-    loss = sum(losses) / len(losses)
+        losses = [step(parts.model, batch)[0].double() for batch in error.batches]
+    loss = float(dist.sum_over_ranks(torch.stack(losses).mean()) / parts.world.size)
     if parts.precision != "fp32" and math.isfinite(loss):
         advice = f"in fp32 the same batch gives {loss:.4f}: try --train.precision fp32 (or bf16, if this was fp16)"
     else:
         advice = "fp32 is no better: try a lower --optim.lr, a longer --schedule.warmup or --optim.clip_norm 1"
     watch.event({"event": "non_finite", "precision": parts.precision, "fp32_loss": str(loss)}, error.step)
-    return f"{error}; {advice}; the last good checkpoint is {checkpoints.latest()}"
+    return f"{error}; {advice} (with --resume force); the last good checkpoint is {checkpoints.latest()}"
 
 
 def export(parts: Run) -> None:

@@ -2,9 +2,6 @@
 
 import contextlib
 import csv
-import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +22,7 @@ from mpp.model.encoder import Encoder
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.picture import draw_sheet, reconstruct
 from mpp.parts import Run, draw
-from mpp.train.log import RunLog, Terminal, read_rows
+from mpp.train.log import RunLog, Terminal
 from mpp.train.loop import Every, State
 from mpp.train.parallel import autocast
 
@@ -191,13 +188,20 @@ class Watch:
         assert fewshot is not None
         began = time.perf_counter()
         with evaluating(self._parts) as model:
-            result = fewshot.run(lambda source, indices: self._extract(model, source, indices))
+            try:
+                result = fewshot.run(lambda source, indices: self._extract(model, source, indices))
+            except ValueError as error:
+                raise RunError(f"few-shot evaluation: {error}") from error
         seconds = time.perf_counter() - began
         self.evaluation_seconds += seconds
         state.clock.paused(seconds)
         step = self._step(state)
         self._log.row(step, state.images_seen, {**result.figures(), "time/fewshot_seconds": seconds})
         self.say(f"step {step}  few-shot accuracy: {_fewshot_line(result)}")
+        if step == 0:
+            for shots, classes in result.short_classes.items():
+                if classes:
+                    self.say(f"note: {classes} classes have fewer than {shots} labelled images; all of them are used")
 
     def _extract(
         self, model: MaskedPatchPrediction[Encoder], source: Source, indices: np.ndarray
@@ -243,87 +247,3 @@ def evaluating(parts: Run) -> Iterator[MaskedPatchPrediction[Encoder]]:
 def _fewshot_line(result: FewshotResult) -> str:
     shots = zip(result.shots, result.mean, result.spread, strict=True)
     return ", ".join(f"{k} shots {m:.1%} ± {s:.1%}" if k > 1 else f"1 shot {m:.1%} ± {s:.1%}" for k, m, s in shots)
-
-
-def summary(folder: Path, score: str) -> str:
-    """What a finished run has to say, from its own rows."""
-    rows = read_rows(folder / "metrics.jsonl")
-    trained = [row for row in rows if score in row]
-    evaluated = [row for row in rows if any(name.startswith("fewshot/") for name in row)]
-    lines = ["", f"Finished: {rows[-1]['step']:,} steps, {rows[-1]['images']:,} images.", ""]
-    last = trained[-1]
-    unit: Callable[[float], str] = (lambda v: f"{v:7.1%}") if score == "accuracy" else (lambda v: f"{v:7.4f}")
-    better = "higher" if score == "accuracy" else "lower"
-    lines += [
-        f"Prediction of corrupted patches, {score} ({better} is better), mean over the last {_span(trained)} steps:",
-        f"  {unit(last[f'{score}_masked'])}  the model, at masked patches" if f"{score}_masked" in last else "",
-        f"  {unit(last[score])}  the model, at all corrupted patches",
-        f"  {unit(last[f'{score}_baseline_neighbours'])}  trivial: the colour of the nearest visible patches",
-        f"  {unit(last[f'{score}_baseline_frequent'])}  trivial: always the most frequent colour",
-        "",
-    ]
-    if len(evaluated) > 1:
-        first, final = evaluated[0], evaluated[-1]
-        lines.append("Few-shot accuracy on frozen features (mean ± standard deviation over the draws of the shots):")
-        lines.append(f"  {'shots':>8}  {'random init':>15}  {'pretrained':>15}")
-        for name in (n for n in final if n.startswith("fewshot/") and n.endswith("shot")):
-            cells = (f"{row[name]:.1%} ± {row[name + '_std']:.1%}" for row in (first, final))
-            shots = name.removeprefix("fewshot/").removesuffix("shot")
-            lines.append(f"  {shots:>8}  " + "  ".join(f"{c:>15}" for c in cells))
-        lines.append("")
-    lines += [
-        f"pictures     {folder / 'pictures'}",
-        f"curves       tensorboard --logdir {folder / 'tensorboard'}",
-        f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)',
-    ]
-    return "\n".join(lines)
-
-
-def _span(trained: list[dict[str, Any]]) -> int:
-    return trained[-1]["step"] - (trained[-2]["step"] if len(trained) > 1 else 0)
-
-
-def dry_run_report(parts: Run, ends: list[float], watch: Watch) -> str:
-    """What the full run would take, judged by the second of two micro-batches (the first pays for warming up)."""
-    schedule = parts.schedule
-    seconds = (ends[1] - ends[0]) * schedule.accumulate
-    speed = schedule.batch_size / seconds
-    training = seconds * schedule.total_steps
-    parameters = sum(p.numel() for p in parts.model.encoder.parameters())
-    lines = [
-        "",
-        f"images       {parts.source.describe()}",
-        f"model        {parts.config.model.name}, {parameters / 1e6:.1f}M parameters, "
-        f"{parts.model.encoder.grid[0]}x{parts.model.encoder.grid[1]} patches",
-        f"device       {_device_name(parts)}, {parts.precision}, {parts.world.size} process(es)",
-        f"batch        {schedule.batch_size} = {parts.world.size} x {schedule.accumulate} x {parts.micro_batch}",
-        f"memory       {_peak_memory(parts)}",
-        f"speed        {speed:,.1f} images/s ({seconds:.2f} s/step)",
-        f"full run     {schedule.total_steps:,} steps, {schedule.total_steps * schedule.batch_size:,} images, "
-        f"{_duration(training)}",
-    ]
-    if parts.fewshot is not None:
-        period = watch.fewshot_period
-        times = 1 + (math.ceil(schedule.total_steps / period) if period else 1)  # before the first step, too
-        cost = times * watch.evaluation_seconds
-        share = cost / (cost + training)
-        lines.append(f"few-shot     {watch.evaluation_seconds:.1f} s each, {times} times: {share:.1%} of the run")
-    lines.append("dry run: nothing was written")
-    return "\n".join(lines)
-
-
-def _device_name(parts: Run) -> str:
-    return torch.cuda.get_device_name() if parts.device.type == "cuda" else str(parts.device)
-
-
-def _peak_memory(parts: Run) -> str:
-    if parts.device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB peak on the device"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB peak of this process"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

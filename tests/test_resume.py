@@ -174,6 +174,24 @@ def test_forced_resume_goes_on_with_the_changed_config(
     assert runs.final_state(copy)["images_seen"] == 64 * 16
 
 
+def test_forced_resume_takes_the_optimisers_new_options(source: str, copy: Path) -> None:
+    assert again(source, copy, "--resume", "force", train__length="62 steps", optim__weight_decay="0.25") == 0
+    groups = runs.final_state(copy)["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
+
+
+def test_another_batch_size_is_refused_even_by_force(
+    source: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert again(source, copy, "--resume", "force", train__batch_size="8") == 2
+    assert "train.batch_size cannot change within a run (16 -> 8)" in capsys.readouterr().err
+
+
+def test_a_start_without_a_checkpoint_does_not_bind_its_config(source: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("optim:\n  lr: 0.5\n")
+    assert again(source, tmp_path, train__length="1 steps") == 0
+
+
 @pytest.mark.parametrize("keep", [0, 10, -1000], ids=["empty", "torn", "truncated"])
 def test_spoilt_checkpoint_is_refused_in_one_line(
     keep: int, source: str, copy: Path, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,8 @@ from mpp.dist import World
 from mpp.errors import RunError
 from mpp.parts import Run, build
 from mpp.recipes import PretrainConfig
-from mpp.watch import BadFiles, Watch, dry_run_report, summary
+from mpp.report import dry_run_report, summary
+from mpp.watch import BadFiles, Watch
 from tests import runs
 
 

@@ -4,4 +4,5 @@ import sys
 
 from mpp.cli import pretrain
 
-sys.exit(pretrain())
+if __name__ == "__main__":  # loader workers that are spawned import this file again
+    sys.exit(pretrain())

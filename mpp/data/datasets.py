@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import tarfile
+import urllib.error
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ def open_cifar(kind: str, folder: Path, split: Split, download: bool) -> ListSou
                 facts.python(str(folder), download=True)
         except Exception as error:  # urllib, ssl, tarfile and torchvision each raise their own
             reason = str(error).partition("\n")[0]
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it is the open answer, too
             raise SourceError(
                 f"{spec}: the download of {facts.python.url} failed ({reason}); fetch it by hand"
             ) from error

@@ -11,6 +11,7 @@ import atexit
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -257,6 +258,7 @@ class _Loader(StatefulDataLoader[Any]):
                 collate_fn=_itself,
                 pin_memory=pin_memory and torch.cuda.is_available(),
                 worker_init_fn=_start_worker,
+                multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
                 generator=torch.Generator(),  # else each start would draw from, and so move, the global one
                 snapshot_every_n_steps=None,  # the position is the caller's: nothing to carry back from the workers
             )

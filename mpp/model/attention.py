@@ -4,8 +4,10 @@ The three kernels compute the same function, softmax(q k^T / sqrt(E)) v, and agr
 N tokens, H heads, E head width.
 """
 
+import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 
 import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 
@@ -20,28 +22,50 @@ from mpp.errors import UserError
 
 HeadsFirst = Float[Tensor, "B H N E"]
 
+# Set by the trial run. An import within the forward pass would break torch.compile's graph in every block.
+_memory_efficient_attention: Callable[..., Tensor] | None = None
 
-def xformers_obstacle(device: torch.device) -> str | None:
-    """Why xformers' memory-efficient attention cannot run on `device`, or None where it can."""
+
+def xformers_obstacle(device: torch.device, dtype: torch.dtype = torch.float32, width: int = 64) -> str | None:
+    """Why xformers' memory-efficient attention cannot run for heads of this type and width, or None where it can."""
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed (pip install xformers)"
     if device.type != "cuda":
         return f"xformers has no attention kernel for the device {device.type!r}"
     if not torch.cuda.is_available():
         return "this torch sees no CUDA device"
+    return _try_xformers(device, dtype, width)
+
+
+@functools.cache
+def _try_xformers(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+    """Runs it once, forward and backward: which GPUs, types and widths it has kernels for changes by release."""
+    global _memory_efficient_attention
+    try:
+        # Imported only when needed: it costs a second, and warns of missing CPU kernels that nobody asked for.
+        logging.getLogger("xformers").setLevel(logging.ERROR)
+        from xformers.ops import memory_efficient_attention
+
+        _memory_efficient_attention = memory_efficient_attention
+        x = torch.zeros(1, 8, 1, width, device=device, dtype=dtype, requires_grad=True)
+        memory_efficient_attention(x, x, x).sum().backward()
+    except Exception as error:  # whatever a foreign build raises
+        return f"xformers failed a trial on {device} in {dtype}: {(str(error) or type(error).__name__).splitlines()[0]}"
     return None
 
 
-def resolve_backend(name: str, device: torch.device) -> str:
-    """The kernel that `name` means on `device`: xformers on CUDA where it runs, else sdpa, for "auto".
+def resolve_backend(name: str, device: torch.device, dtype: torch.dtype = torch.float32, width: int = 64) -> str:
+    """The kernel that `name` means for heads of this type and width; "auto" is xformers where it runs, else sdpa.
 
     Raises:
         UserError: a kernel asked for by name that cannot run here, with the reason.
     """
-    obstacle = xformers_obstacle(device)
+    if name not in ("auto", "xformers"):
+        return name
+    obstacle = xformers_obstacle(device, dtype, width)
     if name == "auto":
         return "sdpa" if obstacle else "xformers"
-    if name == "xformers" and obstacle:
+    if obstacle:
         raise UserError(f"model.attention xformers cannot run here: {obstacle}; use auto or sdpa")
     return name
 
@@ -60,12 +84,9 @@ def _sdpa(q: HeadsFirst, k: HeadsFirst, v: HeadsFirst, dropout: float) -> HeadsF
 
 
 def _xformers(q: HeadsFirst, k: HeadsFirst, v: HeadsFirst, dropout: float) -> HeadsFirst:
-    # Imported at the first call: it costs a second, and warns of missing CPU kernels that nobody asked for.
-    logging.getLogger("xformers").setLevel(logging.ERROR)
-    from xformers.ops import memory_efficient_attention
-
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # xformers has tokens before heads
-    return memory_efficient_attention(q, k, v, p=dropout).transpose(1, 2)
+    assert _memory_efficient_attention is not None, "xformers_obstacle comes first"
+    return _memory_efficient_attention(q, k, v, p=dropout).transpose(1, 2)
 
 
 KERNELS = {"xformers": _xformers, "sdpa": _sdpa, "explicit": _explicit}

@@ -31,7 +31,7 @@ class ModelConfig:
     drop_path: float = 0.0
     """Stochastic depth rate at the last block, rising linearly from 0."""
     grad_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory for a second forward pass."""
 
     def __post_init__(self) -> None:
         for key in ("img_size", "patch_size"):

@@ -66,6 +66,11 @@ class Encoder(nn.Module):
         """`encode(embed(images))`."""
         return self.encode(self.embed(images))
 
+    def use_attention(self, backend: str) -> None:
+        """Computes attention by the kernel named xformers, sdpa or explicit from now on."""
+        for block in self.vit.blocks:
+            block.attn.backend = backend
+
     def attention_maps(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> list[Float[Tensor, "batch heads tokens tokens"]]:
@@ -97,6 +102,9 @@ def create_vit(config: ModelConfig, **overrides: Any) -> VisionTransformer:
     Raises:
         UserError: an unknown name, a model that is not a VisionTransformer, sizes that do not fit.
     """
+    if "." in config.name:
+        bare = config.name.partition(".")[0]
+        raise UserError(f"model.name {config.name!r} names weights, which pretraining does not load; take {bare}")
     if not timm.is_model(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models("vit_*"), 3)
         raise UserError(f"timm {timm.__version__} has no model {config.name!r}; near it: {', '.join(near) or 'none'}")
@@ -136,8 +144,12 @@ def _call_timm(config: ModelConfig, **settings: Any) -> nn.Module:
         raise UserError(f"timm cannot build {config.name!r} with {told}: {reason}") from error
 
 
-def build_encoder(config: ModelConfig, device: torch.device | str = "cpu") -> Encoder:
+def build_encoder(
+    config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Encoder:
     """The encoder that `config` describes, freshly initialised, on `device` ("meta" allocates nothing).
+
+    `dtype` is what attention will be computed in, under autocast; the kernel is chosen for it.
 
     The weights are drawn on the CPU from torch's global generator, so they are the same for every device.
 
@@ -145,16 +157,16 @@ def build_encoder(config: ModelConfig, device: torch.device | str = "cpu") -> En
         UserError: see `create_vit`; an image that is not a whole number of patches; a kernel that cannot run.
     """
     device = torch.device(device)
-    backend = "sdpa" if device.type == "meta" else resolve_backend(config.attention, device)
     _check(config)
     with torch.device("meta" if device.type == "meta" else "cpu"):
         vit = create_vit(config, attn_layer=Attention)
         position = build_position(config.pos_embed, vit.patch_embed.grid_size, vit.embed_dim)
-    for module in vit.modules():
-        if isinstance(module, Attention):
-            module.backend = backend
     vit.set_grad_checkpointing(config.grad_checkpointing)
-    return Encoder(vit, position).to(device)
+    encoder = Encoder(vit, position)
+    if device.type != "meta":
+        width = encoder.vit.blocks[0].attn.head_dim
+        encoder.use_attention(resolve_backend(config.attention, device, dtype, width))
+    return encoder.to(device)
 
 
 def _check(config: ModelConfig) -> None:
@@ -163,6 +175,11 @@ def _check(config: ModelConfig) -> None:
         vit: Any = create_vit(config, img_size=None)
     if not all(type(getattr(block, "attn", None)) is TimmAttention for block in vit.blocks):
         raise UserError(f"model.name {config.name!r} has blocks with an attention of its own; choose another ViT")
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in vit.modules()):
+        raise UserError(
+            f"model.name {config.name!r} has batch normalisation, whose statistics differ by process; "
+            "choose a ViT or a hybrid without, such as vit_base_r50_s16_224"
+        )
     if hasattr(vit.patch_embed, "backbone"):
         if config.patch_size:
             raise UserError(f"model.patch_size does not apply to the hybrid {config.name!r}: its stem sets it")

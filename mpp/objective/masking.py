@@ -42,10 +42,6 @@ class Corruption(NamedTuple):
             raise ValueError(f"rows {start}:{stop} cut through a group of {self.group} images")
         return Corruption(self.picked[start:stop], self.kinds[start:stop], self.other[start:stop], self.group)
 
-    def to(self, device: torch.device) -> "Corruption":
-        picked, kinds, other = (t.to(device, non_blocking=True) for t in self[:3])
-        return Corruption(picked, kinds, other, self.group)
-
 
 def num_picked(ratio: float, patches: int) -> int:
     """K = round(ratio * N), at least 1."""

@@ -71,13 +71,12 @@ class Checkpoints:
             raise RunError(
                 f"cannot write the checkpoint {path}: {reason}; {where}; make room and run the same command again"
             ) from error
-        self._clean()
+        self._clean(step)
         return path
 
-    def _clean(self) -> None:
-        steps = self.steps()
-        for step in steps[: -self.keep_last]:
-            if not (self.keep_every and step % self.keep_every == 0):
+    def _clean(self, newest: int) -> None:
+        for step in self.steps()[: -self.keep_last]:
+            if step != newest and not (self.keep_every and step % self.keep_every == 0):
                 self.path(step).unlink(missing_ok=True)
         for stale in self.folder.glob("step_*.tmp"):  # of a run that was killed while writing
             stale.unlink(missing_ok=True)

@@ -19,7 +19,8 @@ class TrainConfig:
     batch_size: int = 1024
     """Global batch size: images per update over all devices."""
     micro_batch: int = field(default=256, metadata={"free": True})
-    """Most images per device in one forward pass; larger shares of the batch are accumulated."""
+    """Most images per device in one forward pass; larger shares of the batch are accumulated. The result is the same
+    to rounding, but for drop_path and random_from batch, which draw by micro-batch."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic: auto takes bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
     device: str = field(default="auto", metadata={"free": True})
@@ -30,8 +31,9 @@ class TrainConfig:
     """Every random draw derives from it."""
 
     def __post_init__(self) -> None:
-        if parse_duration(self.length, "train.length").unit == "percent":
-            raise ValueError(f"train.length needs steps, epochs or images, got {self.length!r}")
+        length = parse_duration(self.length, "train.length")
+        if length.unit == "percent" or not length.value:
+            raise ValueError(f"train.length needs steps, epochs or images above 0, got {self.length!r}")
         for key in ("batch_size", "micro_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"train.{key} must be at least 1, got {getattr(self, key)}")
@@ -84,7 +86,9 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         for key in ("warmup", "cooldown", "timescale"):
-            parse_duration(getattr(self, key), f"schedule.{key}")
+            length = parse_duration(getattr(self, key), f"schedule.{key}")
+            if key == "timescale" and not length.value:
+                raise ValueError(f"schedule.timescale must be above 0, got {self.timescale!r}")
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ rows: rows written after the checkpoint that a run resumes from are dropped, and
 part of the checkpoint.
 """
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,16 @@ class Meter:
         """This rank's sums."""
         return {name: value.cpu() for name, value in self._sums.items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        self._sums = {name: value.to(device) for name, value in state.items()}
+    def load_state_dict(self, states: Sequence[Mapping[str, Tensor]], device: torch.device) -> None:
+        """This rank's sums among those of all ranks; where there are more now or fewer, rank 0 takes all."""
+        rank, size = dist.rank_and_size()
+        if len(states) == size:
+            states = [states[rank]]
+        elif rank:
+            states = []
+        self._sums = {}
+        for state in states:
+            self.add({name: value.to(device) for name, value in state.items()})
 
 
 class RunLog:
@@ -90,10 +100,13 @@ class RunLog:
         """Brings everything to disk as far as the operating system goes."""
         if self._events is not None:
             self._events.flush()
+            with self._rows.open("a") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # of a full disk enough has been said
+                self._events.close()
 
 
 def _tag(name: str) -> str:

@@ -44,13 +44,13 @@ class State:
     images_seen: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only; times are not part of it."""
+        """Tensors and plain values only; times are not part of it. To be called on all ranks together."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "meter": self.meter.state_dict(),
+            "meter": dist.gather(self.meter.state_dict()),
             "images_seen": self.images_seen,
         }
 
@@ -61,10 +61,15 @@ class State:
             KeyError, ValueError, RuntimeError: a state of another model or optimiser.
         """
         self.model.load_state_dict(state["model"])
+        # The moments are the run's, their options the config's: a forced resume may change those.
+        options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            # A run resumed with a moving average that it did not have before starts it at the weights.
-            self.ema.load_state_dict(state["ema"]) if state["ema"] else self.ema.module.load_state_dict(state["model"])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
+        if self.ema is not None and state["ema"]:
+            self.ema.load_state_dict(state["ema"])
+        elif self.ema is not None:  # a moving average that the run did not have before starts at its weights
+            self.ema.module.load_state_dict(state["model"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.meter.load_state_dict(state["meter"], next(self.model.parameters()).device)
@@ -143,6 +148,8 @@ def fit(
         state.images_seen += schedule.batch_size
         for period, function in every:
             if is_due(done + 1, period, schedule.total_steps):
+                if period != 1:  # what is rarely done must not see or save a step that failed
+                    guard.settle()
                 function(state)
         if done + 1 < schedule.total_steps and dist.any_rank(stop_requested()):
             guard.settle()
@@ -163,7 +170,7 @@ def update(
     """One optimiser update from `schedule.accumulate` micro-batches."""
     state.optimizer.zero_grad(set_to_none=True)
     used: list[Any] = []
-    total = torch.zeros(())
+    losses: list[Tensor] = []
     for micro in range(schedule.accumulate):
         began = time.perf_counter()
         batch = next(batches)
@@ -173,13 +180,13 @@ def update(
             loss, figures = step(model, batch)
             loss = loss / schedule.accumulate
             (state.scaler.scale(loss) if state.scaler else loss).backward()
-        total = total.to(loss.device) + loss.detach()
+        losses.append(loss.detach())
         state.meter.add(figures)
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), schedule.clip_norm or math.inf)
     # With a scaler an infinite gradient is a matter of the scale, which is then lowered; the loss must be finite.
-    guard.check(total if state.scaler else norm, number, used)
+    guard.check(dist.sum_over_ranks(torch.stack(losses).sum()) if state.scaler else norm, number, used)
     if state.scaler:
         state.scaler.step(state.optimizer)
         state.scaler.update()

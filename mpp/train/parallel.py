@@ -1,6 +1,7 @@
 """Where and in what numbers a model runs: device, precision, compilation, data parallelism."""
 
 import inspect
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -64,8 +65,12 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def prepare(model: nn.Module, device: torch.device, world: World, compile_mode: str) -> nn.Module:
-    """The module that the training step calls: compiled if asked for, and averaged over ranks by DDP."""
-    if compile_mode == "on" or (compile_mode == "auto" and device.type == "cuda"):
+    """The module that the training step calls: compiled if asked for, and averaged over ranks by DDP.
+
+    auto compiles on CUDA, where there is the C compiler that torch.compile needs.
+    """
+    can = device.type == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang")))
+    if compile_mode == "on" or (compile_mode == "auto" and can):
         model.compile()
     if world.size > 1:
         ids = [device.index] if device.type == "cuda" else None

@@ -122,7 +122,25 @@ def test_the_kernel_that_a_name_means(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
+    monkeypatch.setattr(attention, "_try_xformers", lambda *_: None)
     assert resolve_backend(name, device) == expected
+
+
+def test_xformers_that_fails_its_trial_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(attention, "_try_xformers", lambda *_: "no kernel for float32")
+    assert resolve_backend("auto", CUDA) == "sdpa"
+    with pytest.raises(UserError, match="no kernel for float32; use auto or sdpa"):
+        resolve_backend("xformers", CUDA)
+
+
+def test_the_trial_of_xformers_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On the CPU it has no kernel, which the trial finds out by itself.
+    attention._try_xformers.cache_clear()
+    reason = attention._try_xformers(CPU, torch.float32, 64)
+    assert reason is not None
+    assert reason.startswith("xformers failed a trial on cpu in torch.float32: ")
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,18 @@ def test_reading_a_meter_empties_it() -> None:
 def test_a_meter_goes_on_from_its_state() -> None:
     meters = Meter(), Meter()
     meters[0].add({"loss": figure(6, 3)})
-    meters[1].load_state_dict(meters[0].state_dict(), torch.device("cpu"))
+    meters[1].load_state_dict([meters[0].state_dict()], torch.device("cpu"))
     for meter in meters:
         meter.add({"loss": figure(5, 1)})
     assert meters[0].read() == meters[1].read() == {"loss": 11 / 4}
+
+
+def test_a_meter_takes_the_sums_of_all_ranks_where_their_number_changed() -> None:
+    meters = Meter(), Meter(), Meter()
+    for number, meter in enumerate(meters[:2]):
+        meter.add({"loss": figure(6 + number, 3)})
+    meters[2].load_state_dict([meter.state_dict() for meter in meters[:2]], torch.device("cpu"))
+    assert meters[2].read() == {"loss": 13 / 6}
 
 
 def test_a_meter_does_not_change_the_figures_it_is_given() -> None:
