@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-slow lint clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -23,8 +23,8 @@ demo: $(VENV)/demo.stamp  ## Pretrain on 3,000 emoji, then print and draw what w
 test: lint  ## Lint, types, layers and the fast tests
 	$(BIN)/python -m pytest
 
-test-all: lint  ## The same with the slow tests
-	$(BIN)/python -m pytest -m 'slow or not slow'
+test-slow: $(VENV)/dev.stamp  ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

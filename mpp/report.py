@@ -20,11 +20,11 @@ def summary(folder: Path, score: str) -> str:
     trained = [row for row in rows if score in row]
     evaluated = [row for row in rows if any(name.startswith("fewshot/") for name in row)]
     lines = ["", f"Finished: {rows[-1]['step']:,} steps, {rows[-1]['images']:,} images.", ""]
-    last = trained[-1]
+    last, span = _last_part(trained, score)
     unit: Callable[[float], str] = (lambda v: f"{v:7.1%}") if score == "accuracy" else (lambda v: f"{v:7.4f}")
     better = "higher" if score == "accuracy" else "lower"
     lines += [
-        f"Prediction of corrupted patches, {score} ({better} is better), mean over the last {_span(trained)} steps:",
+        f"Prediction of corrupted patches, {score} ({better} is better), mean over the last {span} steps:",
         f"  {unit(last[f'{score}_masked'])}  the model, at masked patches" if f"{score}_masked" in last else "",
         f"  {unit(last[score])}  the model, at all corrupted patches",
         f"  {unit(last[f'{score}_baseline_neighbours'])}  trivial: the colour of the nearest visible patches",
@@ -48,8 +48,21 @@ def summary(folder: Path, score: str) -> str:
     return "\n".join(lines)
 
 
-def _span(trained: list[dict[str, Any]]) -> int:
-    return trained[-1]["step"] - (trained[-2]["step"] if len(trained) > 1 else 0)
+def _last_part(trained: list[dict[str, Any]], score: str) -> tuple[dict[str, float], int]:
+    """Means of the scores over the last rows, as many as make a twentieth of the run, and their steps."""
+    total: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    span = 0
+    for number in range(len(trained) - 1, -1, -1):
+        steps = trained[number]["step"] - (trained[number - 1]["step"] if number else 0)
+        for name, value in trained[number].items():
+            if name.startswith(score):
+                total[name] = total.get(name, 0.0) + steps * value
+                weights[name] = weights.get(name, 0) + steps
+        span += steps
+        if 20 * span >= trained[-1]["step"]:
+            break
+    return {name: value / weights[name] for name, value in total.items()}, span
 
 
 def dry_run_report(parts: Run, ends: list[float], watch: Watch) -> str:
