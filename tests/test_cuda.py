@@ -1,0 +1,62 @@
+"""What only a CUDA device can show: the fused optimiser's guard, the kernels and precisions end to end."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mpp.cli import pretrain
+from mpp.train.config import OptimConfig
+from mpp.train.loop import NonFinite, Schedule, State, fit
+from mpp.train.optim import build_optimizer
+from tests import runs
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("compiled", ["on", "off"])
+@pytest.mark.parametrize("attention", ["auto", "xformers", "sdpa", "explicit"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_learns_and_resumes(precision: str, attention: str, compiled: str, tmp_path: Path) -> None:
+    changed = {
+        "train__device": "cuda",
+        "train__precision": precision,
+        "train__compile": compiled,
+        "model__attention": attention,
+        "data__workers": "2",
+    }
+    source = runs.write_images(tmp_path / "images")
+    for length in ("30 steps", "60 steps"):
+        words = runs.command(source, tmp_path / "run", "--resume", "force", train__length=length, **changed)
+        assert pretrain(words[1:]) == 0
+    losses = [row["loss"] for row in runs.figures(tmp_path / "run") if "loss" in row]
+    assert len(losses) == 12
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_told_one_step_later() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3, device="cuda")
+    state = State(model, build_optimizer(model, OptimConfig()))
+    seen: list[dict[str, Tensor]] = []
+
+    def step(model: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return model(batch).square().mean(), {}
+
+    def batches() -> Iterator[Tensor]:
+        for number in range(8):
+            yield torch.full((4, 5), math.nan if number == 3 else 1.0, device="cuda")
+
+    def note(state: State) -> None:
+        seen.append({name: value.clone() for name, value in state.model.state_dict().items()})
+
+    with pytest.raises(NonFinite, match="not finite at step 4"):
+        fit(state, model, batches(), step, Schedule(8, 4, 1, lambda _: 0.1), [(1, note)])
+    assert all(value.isfinite().all() for weights in seen for value in weights.values())
+    torch.testing.assert_close(seen[3], seen[2], rtol=0, atol=0)
