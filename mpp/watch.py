@@ -180,7 +180,7 @@ class Watch:
     def _read(self, source: Source, indices: np.ndarray, workers: int) -> Any:
         parts = self._parts
         channels = parts.config.model.in_chans
-        transform = EvalTransform(parts.config.data, parts.model.encoder.image_hw, channels)
+        transform = EvalTransform(parts.model.encoder.image_hw)
         return sequential(source, transform, channels, indices.tolist(), batch_size=EVALUATION_BATCH, workers=workers)
 
     def _fewshot(self, state: State) -> None:

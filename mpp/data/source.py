@@ -186,8 +186,11 @@ def open_folder(spec: str, folder: Path, split: Split = "train") -> FileSource:
         classes = _class_names(splits["train"]) if held_out else tuple(sorted({name for name in folders if name}))
     except OSError as error:
         raise SourceError(f"{spec}: cannot list {error.filename} ({error.strerror}); check its permissions") from error
+    parts = [f"{root.name}/ alone, as its sub-folders are splits"] if splits else []
     passed = [f"{number:,} {kind}" for kind in ("hidden", "other") if (number := ignored[kind])]
-    note = f"ignored {' and '.join(passed)} {'file' if sum(ignored.values()) == 1 else 'files'}" if passed else ""
+    if passed:
+        parts.append(f"ignored {' and '.join(passed)} {'file' if sum(ignored.values()) == 1 else 'files'}")
+    note = "; ".join(parts)
     if not paths:
         extensions = " ".join(IMAGE_EXTENSIONS)
         raise SourceError(

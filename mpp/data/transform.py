@@ -90,13 +90,11 @@ class EvalTransform:
     """Resizes, keeping the aspect, until the target just fits, and takes its centre. Nothing is random.
 
     Args:
-        config: unused so far; every transform takes the same three.
         image_hw: height and width of the result.
-        channels: of the images.
     """
 
-    def __init__(self, config: DataConfig, image_hw: tuple[int, int], channels: int) -> None:
-        self.config, self.image_hw, self.channels = config, image_hw, channels
+    def __init__(self, image_hw: tuple[int, int]) -> None:
+        self.image_hw = image_hw
 
     def __call__(self, image: np.ndarray) -> Tensor:
         """uint8 (H, W, C) array of any size to uint8 (C, h, w) tensor."""

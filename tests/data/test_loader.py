@@ -27,7 +27,7 @@ def numbered(length, side=12, bad=()):
 def run(source, batches, transform=None, channels=3, **options):
     """The first batches of a stream, closed after."""
     settings = {"seed": 7, "batch_size": 8, "micro_batch": 4, "start": 0, **options}
-    it = stream(source, transform or EvalTransform(DataConfig(), (4, 4), 3), channels, **settings)
+    it = stream(source, transform or EvalTransform((4, 4)), channels, **settings)
     try:
         return list(itertools.islice(it, batches))
     finally:
@@ -197,7 +197,7 @@ def test_sizes_that_do_not_divide(sizes):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sequential(workers):
     source = numbered(20, bad=(3, 9))
-    transform = EvalTransform(DataConfig(), (4, 4), 3)
+    transform = EvalTransform((4, 4))
     wanted = [9, 2, 3, 11, 0, 9, 19]
     batches = list(sequential(source, transform, 3, wanted, batch_size=3, workers=workers))
     assert [batch["index"].tolist() for batch in batches] == [[2], [11, 0], [19]]
@@ -207,7 +207,7 @@ def test_sequential(workers):
 
 
 def test_sequential_of_bad_images_and_of_nothing():
-    transform = EvalTransform(DataConfig(), (4, 6), 3)
+    transform = EvalTransform((4, 6))
     (batch,) = sequential(numbered(4, bad=(1,)), transform, 3, [1], batch_size=2)
     assert batch["images"].shape == (0, 3, 4, 6)
     assert batch["index"].shape == (0,)
@@ -232,7 +232,7 @@ SCRIPT = """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
     source = ListSource(list(np.zeros((9, 8, 8, 3), dtype=np.uint8)))
-    transform = EvalTransform(DataConfig(), (4, 4), 3)
+    transform = EvalTransform((4, 4))
     batches = stream(source, transform, 3, seed=0, batch_size=4, micro_batch=4, start=0, workers=2)
     next(batches)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)

@@ -70,14 +70,14 @@ def test_evaluation_equals_pillow(hw, target):
     size = round(hw[0] * scale), round(hw[1] * scale)
     top, left = (size[0] - target[0]) // 2, (size[1] - target[1]) // 2
     reference = by_pillow(image, size)[:, top : top + target[0], left : left + target[1]]
-    out = EvalTransform(DataConfig(), target, 3)(image)
+    out = EvalTransform(target)(image)
     assert out.is_contiguous()
     assert_equal_but_for_rounding(out, reference)
 
 
 def test_evaluation_draws_nothing_and_keeps_what_fits():
     image, before = noise(32, 32), torch.get_rng_state()
-    out = EvalTransform(DataConfig(), (32, 32), 3)(image)
+    out = EvalTransform((32, 32))(image)
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(out.numpy(), image.transpose(2, 0, 1))
 
@@ -87,7 +87,7 @@ def test_evaluation_draws_nothing_and_keeps_what_fits():
 @pytest.mark.parametrize("config", [DataConfig(), DataConfig(**PLAIN)], ids=["random", "plain"])
 def test_any_shape(hw, channels, config):
     image = np.full((*hw, channels), 9, dtype=np.uint8)
-    for transform in (TrainTransform(config, (48, 32), channels), EvalTransform(config, (48, 32), channels)):
+    for transform in (TrainTransform(config, (48, 32), channels), EvalTransform((48, 32))):
         out = transform(image)
         assert out.shape == (channels, 48, 32)
         assert out.dtype == torch.uint8

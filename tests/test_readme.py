@@ -1,0 +1,52 @@
+"""What the README says is so: its Python runs, its commands parse, its links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import mpp
+from mpp.cli import _ALIASES
+from mpp.config import parse
+from mpp.recipes import PretrainConfig
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^ {4}(?:torchrun .*?|python )(tools/pretrain\.py .*)$", TEXT, re.MULTILINE)
+
+
+def test_the_python_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names: dict[str, torch.Tensor] = {}
+    exec(code, names)
+    assert names["tokens"].shape == (8, 197, 384)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = [word for word in shlex.split(command, comments=True) if word != "..."]
+    config = parse(PretrainConfig, words[1:], "pretrain", "", _ALIASES)
+    assert config.data.source == "folder:/my/images"
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) == 3
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT))))
+def test_the_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", TEXT))))
+def test_the_make_targets_exist(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", mpp.__all__)
+def test_the_public_names_are_there(name: str) -> None:
+    assert getattr(mpp, name).__name__ == name
+    assert name in dir(mpp)
