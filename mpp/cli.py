@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from mpp.config import ConfigError, UserError, parse
+from mpp.config import parse
+from mpp.errors import ConfigError, UserError
 from mpp.recipes import PretrainConfig
 
 T = TypeVar("T")

@@ -26,17 +26,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
-import yaml
 
-from mpp.errors import UserError
+from mpp.errors import ConfigError
+from mpp.yaml_text import dump_yaml, load_yaml
 
 T = TypeVar("T")
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
-
-class ConfigError(UserError, ValueError):
-    """A setting that cannot be used: one line that names the file or flag, the value and what is accepted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,29 +76,6 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str, aliase
     return _build(cls, settings + [_resolve(flag, kinds, aliases) for flag in flags if flag.name != "config"])
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, its scalars as text: `1e-3` and `off` stay what was written; only null becomes None.
-
-    Raises:
-        ConfigError: unreadable, not YAML (with the line), a key twice in one mapping, not a mapping.
-    """
-    try:
-        loaded = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{path}{line}: is not YAML that can be used: {problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, dict | None):
-        raise ConfigError(f"{path}: holds no settings; a mapping such as 'optim: {{lr: 2e-4}}' is expected")
-    return loaded or {}
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested dicts of str, int, float, bool, None and lists of those, in field order."""
     return dataclasses.asdict(
@@ -112,7 +85,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """A config as YAML in field order; read again, it gives an equal config, floats bit for bit."""
-    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31)
+    return dump_yaml(to_dict(config))
 
 
 def from_file(cls: type[T], path: Path) -> T:
@@ -324,33 +297,3 @@ def _version(cls: type[Any]) -> str:
         return metadata.version(cls.__module__.partition(".")[0])
     except metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-class _TextLoader(yaml.SafeLoader):
-    """Reads scalars as text, apart from null; a key twice in one mapping is an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.MarkedYAMLError(problem=f"{name!r} is set twice", problem_mark=key.start_mark)
-            seen.add(name)
-        return node
-
-
-_TextLoader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag.endswith((":null", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes lists on one line, `img_size: [224, 160]`, and odd characters as escapes: PyYAML would lose some."""
-
-
-_Dumper.add_representer(list, lambda out, items: out.represent_sequence("tag:yaml.org,2002:seq", items, True))
-_Dumper.add_representer(
-    str, lambda out, text: out.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"')
-)

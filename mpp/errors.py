@@ -7,6 +7,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class ConfigError(UserError, ValueError):
+    """A setting that cannot be used: one line that names the file or flag, the value and what is accepted."""
+
+
 class RunError(UserError):
     """A run that had started had to stop; the text says why and where it can go on."""
 

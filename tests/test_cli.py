@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mpp.cli import pretrain
-from mpp.config import ConfigError, UserError
+from mpp.errors import ConfigError, UserError
 from mpp.recipes import PretrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent

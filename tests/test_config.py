@@ -11,8 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.config import ConfigError, UserError, differences, from_file, load_yaml, parse, to_dict, to_yaml
+from mpp.config import differences, from_file, parse, to_dict, to_yaml
+from mpp.errors import ConfigError, UserError
 from mpp.recipes import PretrainConfig
+from mpp.yaml_text import load_yaml
 
 
 @dataclass(frozen=True)
