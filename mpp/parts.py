@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from mpp import dist
-from mpp.data.loader import stream, worker_count
+from mpp.data.loader import number_of, stream, worker_count
 from mpp.data.source import Source, open_source
 from mpp.data.transform import TrainTransform, normalise
 from mpp.dist import World
@@ -210,8 +209,7 @@ def training_batches(
 
 def derive_seed(*parts: int) -> int:
     """A seed below 2^63 from several numbers, such that different numbers give unrelated seeds."""
-    # Their count is part of the key: SeedSequence pads with zeros, so that (1, 2) and (1, 2, 0) would be the same.
-    return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1, np.uint64)[0] >> 1)
+    return number_of(len(parts), *parts) >> 1  # with their count, zeros at the end count too
 
 
 def draw(parts: Run, position: int, batch: int) -> Corruption:

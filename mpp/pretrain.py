@@ -106,7 +106,7 @@ def _resume(parts: Run, checkpoints: Checkpoints) -> int:
             temporary.replace(path)
         except OSError as error:
             raise UserError(f"cannot write to the run folder {parts.folder}: {error.strerror}") from error
-    return parts.state.images_seen // config.train.batch_size
+    return parts.schedule.step(parts.state.images_seen)
 
 
 def _check_config(old: PretrainConfig, new: PretrainConfig) -> None:
@@ -139,7 +139,7 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
         watch.flush()
         content = state.state_dict()
         if parts.world.main:
-            checkpoints.save(state.images_seen // config.train.batch_size, content)
+            checkpoints.save(parts.schedule.step(state.images_seen), content)
         dist.barrier()
 
     if resumed:

@@ -128,17 +128,16 @@ class Watch:
         self._log.flush()
 
     def finish(self, text: str) -> None:
-        """The last words of a run, on standard output."""
+        """The last words of a run, on standard output; for rank 0 to say."""
         self._terminal.close()
-        if self._parts.world.main:
-            print(text)
+        print(text)
 
     def close(self) -> None:
         self._terminal.close()
         self._log.close()
 
     def _step(self, state: State) -> int:
-        return state.images_seen // self._parts.schedule.batch_size
+        return self._parts.schedule.step(state.images_seen)
 
     def _advance(self, state: State) -> None:
         self._terminal.advance(self._step(state))

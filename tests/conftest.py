@@ -28,3 +28,11 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Small labelled images for tiny runs."""
+    from tests import runs
+
+    return runs.write_images(tmp_path_factory.mktemp("images"))

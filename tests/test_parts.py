@@ -23,11 +23,6 @@ from tests import runs
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return runs.write_images(tmp_path_factory.mktemp("images"))
-
-
 def tiny(source: str, **changed: str) -> PretrainConfig:
     """The config of the tests' command line, without few-shot evaluation."""
     words = runs.command(source, None, **{"fewshot__data": ""} | changed)[1:]

@@ -18,11 +18,6 @@ from tests import runs
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return runs.write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="session")
 def uninterrupted(source: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A run from start to end, and the seconds between its first checkpoint and its end."""
     run_dir = tmp_path_factory.mktemp("reference") / "run"

@@ -21,11 +21,6 @@ from mpp.watch import BadFiles, Watch
 from tests import runs
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return runs.write_images(tmp_path_factory.mktemp("images"))
-
-
 def tiny(source: str, **changed: str) -> Run:
     config = parse(PretrainConfig, runs.command(source, None, **changed)[1:], "pretrain", "", {})
     return build(config, World(), torch.device("cpu"))

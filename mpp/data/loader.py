@@ -209,14 +209,14 @@ class _Training(_Reader):
                 break
             except BadImage as error:
                 bad.append((shown, str(error)))
-            shown = _draw(_REPLACEMENT, self.seed, epoch, index, attempt) % len(self.source)
+            shown = number_of(_REPLACEMENT, self.seed, epoch, index, attempt) % len(self.source)
         else:
             raise BadImage(
                 f"{_ATTEMPTS} images in a row could not be decoded; check {self.source.name}. The last: {bad[-1][1]}"
             )
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also reset the generators of accelerators, which are not ours.
-            torch.default_generator.manual_seed(_draw(_SAMPLE, self.seed, epoch, index))
+            torch.default_generator.manual_seed(number_of(_SAMPLE, self.seed, epoch, index))
             return shown, self.transform(pixels), label
 
 
@@ -236,8 +236,8 @@ class _Evaluation(_Reader):
         return self.batch(samples, bad)
 
 
-def _draw(*key: int) -> int:
-    """A 64-bit number that depends on the key alone."""
+def number_of(*key: int) -> int:
+    """A 64-bit number that depends on the key alone; zeros at its end do not count."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 

@@ -94,6 +94,10 @@ class Schedule:
     rate: Callable[[int], float]
     clip_norm: float = 0.0
 
+    def step(self, images_seen: int) -> int:
+        """The number of finished updates."""
+        return images_seen // self.batch_size
+
 
 class Interrupted(Exception):
     """The run was asked to stop and has saved itself."""
@@ -140,7 +144,7 @@ def fit(
     """
     guard = FiniteGuard(state)
     state.clock.begin(state.images_seen)
-    for done in range(state.images_seen // schedule.batch_size, schedule.total_steps):
+    for done in range(schedule.step(state.images_seen), schedule.total_steps):
         rate = schedule.rate(done)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
