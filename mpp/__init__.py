@@ -10,7 +10,7 @@ _HOME = {
     "Encoder": "mpp.model.encoder",
     "build_encoder": "mpp.model.encoder",
     "ModelConfig": "mpp.model.config",
-    "save_timm_folder": "mpp.model.weights",
+    "save_timm_folder": "mpp.weights.timm_folder",
     "MaskedPatchPrediction": "mpp.objective.objective",
     "build_target": "mpp.objective.target",
     "pick_patches": "mpp.objective.masking",

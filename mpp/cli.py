@@ -5,13 +5,24 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from mpp.bench_config import FewshotBench
 from mpp.config import parse
 from mpp.errors import ConfigError, UserError
-from mpp.recipes import PretrainConfig
+from mpp.recipes import (
+    ConvertRecipe,
+    FewshotRecipe,
+    FinetuneConfig,
+    PredictRecipe,
+    PretrainConfig,
+    ProbeRecipe,
+    StudyConfig,
+)
 
 T = TypeVar("T")
 
 _ALIASES = {"data": "data.source"}
+_FINETUNE = {**_ALIASES, "test": "data.test", "labels": "data.labels"}
+_ENCODER = {name: f"encoder.{name}" for name in ("layer", "img_size", "device", "precision", "workers", "cache")}
 
 
 def pretrain(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +38,138 @@ def _pretrain(config: PretrainConfig) -> int:
     from mpp.pretrain import run
 
     return run(config)
+
+
+def finetune(argv: Sequence[str] | None = None) -> int:
+    """Fine-tunes, or trains from scratch, as the command line says; returns the exit code."""
+    return _main("finetune", FinetuneConfig, argv, _finetune, _FINETUNE)
+
+
+def _finetune(config: FinetuneConfig) -> int:
+    if not config.init:
+        raise ConfigError("nothing to start from: give --init, such as --init runs/first, or none for a new model")
+    if not config.data.source:
+        raise ConfigError("no images to learn from: give --data, such as --data folder:/my/labelled or --data demo")
+    if not config.run_dir:
+        raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/ft")
+    from mpp.downstream.finetune import run
+
+    return run(config)
+
+
+def fewshot(argv: Sequence[str] | None = None) -> int:
+    """Evaluates frozen features by few-shot least squares; returns the exit code."""
+    return _main("fewshot", FewshotRecipe, argv, _fewshot, _ENCODER)
+
+
+def _fewshot(config: FewshotRecipe) -> int:
+    _check_frozen(config)
+    from mpp.evaluate import fewshot
+
+    return fewshot(config)
+
+
+def probe(argv: Sequence[str] | None = None) -> int:
+    """Evaluates frozen features by a linear classifier or nearest neighbours; returns the exit code."""
+    return _main("probe", ProbeRecipe, argv, _probe, _ENCODER)
+
+
+def _probe(config: ProbeRecipe) -> int:
+    _check_frozen(config)
+    from mpp.evaluate import probe
+
+    return probe(config)
+
+
+def _check_frozen(config: FewshotRecipe | ProbeRecipe) -> None:
+    if not config.init:
+        raise ConfigError("no encoder: give --init, such as --init runs/first, or several, one after the other")
+    if not config.data:
+        raise ConfigError("no labelled images: give --data, such as --data folder:/my/labelled or --data demo")
+
+
+def predict(argv: Sequence[str] | None = None) -> int:
+    """Classifies images; returns the exit code."""
+    return _main("predict", PredictRecipe, _with_images(sys.argv[1:] if argv is None else argv), _predict, {})
+
+
+def _predict(config: PredictRecipe) -> int:
+    if not config.init:
+        raise ConfigError("no model: give --init, such as --init runs/ft")
+    if not config.images:
+        raise ConfigError("no images: name files or folders, such as predict --init runs/ft image.jpg")
+    from mpp.predict import predict
+
+    return predict(config)
+
+
+def _with_images(argv: Sequence[str]) -> list[str]:
+    """The command line with what belongs to no setting as the images; the settings take one value each."""
+    words: list[str] = []
+    images: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            images.append(word)
+        elif word == "--images":
+            continue
+        elif word.startswith("--images="):
+            images.append(word.removeprefix("--images="))
+        else:
+            words.append(word)
+            if "=" not in word and word not in ("-h", "--help", "--version") and rest:
+                words.append(rest.pop(0))
+    return [*words, "--images", *images] if images else words
+
+
+def convert(argv: Sequence[str] | None = None) -> int:
+    """Converts weights from one form to another; returns the exit code."""
+    return _main("convert", ConvertRecipe, argv, _convert, {})
+
+
+def _convert(config: ConvertRecipe) -> int:
+    if not config.init:
+        raise ConfigError("nothing to convert: give --init, such as --init runs/first or --init vit.npz")
+    if not config.out:
+        raise ConfigError("nowhere to write to: give --out, a folder or a file that ends in .onnx")
+    from mpp.convert import convert
+
+    return convert(config)
+
+
+def study(argv: Sequence[str] | None = None) -> int:
+    """Runs a study: pretrain, fine-tune, few-shot, table; returns the exit code."""
+    return _main("study", StudyConfig, argv, _study, {})
+
+
+def _study(config: StudyConfig) -> int:
+    if not config.data:
+        raise ConfigError("no labelled images: give --data, such as --data cifar10:DIR or --data demo")
+    if not config.run_dir:
+        raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/study")
+    from mpp.study import run
+
+    return run(config)
+
+
+def bench(argv: Sequence[str] | None = None) -> int:
+    """Measures what the first word names, beside its reference; returns the exit code."""
+    what, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
+    if what in ("-h", "--help"):
+        print("usage: bench fewshot [settings]; `bench fewshot --help` lists its settings")
+        return 0
+    if what != "fewshot":
+        got = repr(what) if what else "nothing"
+        print(f"bench: error: the first word names what to measure, which is fewshot; got {got}", file=sys.stderr)
+        return 2
+    return _main("bench fewshot", FewshotBench, rest, _bench_fewshot, {})
+
+
+def _bench_fewshot(config: FewshotBench) -> int:
+    from mpp.bench import fewshot
+
+    return fewshot(config)
 
 
 def _main(

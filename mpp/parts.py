@@ -7,14 +7,14 @@ seen) for the corruption of a global batch.
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from mpp import dist
-from mpp.data.loader import number_of, stream, worker_count
+from mpp.data.feed import Placed, feed
+from mpp.data.loader import derive_seed, stream, worker_count
 from mpp.data.source import Source, open_source
 from mpp.data.transform import TrainTransform, normalise
 from mpp.dist import World
@@ -26,11 +26,10 @@ from mpp.objective.objective import Figures, MaskedPatchPrediction, Survey, surv
 from mpp.objective.target import build_target
 from mpp.recipes import PretrainConfig
 from mpp.train.loop import Schedule, State
-from mpp.train.optim import build_ema, build_optimizer
+from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
-from mpp.train.schedule import learning_rate, parse_duration
-
-T = TypeVar("T")
+from mpp.train.run_folder import build_rate, micro_batches, once_a_machine, steps
+from mpp.train.schedule import parse_duration
 
 SURVEY_IMAGES = 512
 _CORRUPTION, _DROPOUT, _SURVEY = 1, 2, 3  # so that no two kinds of draws share a seed
@@ -66,10 +65,7 @@ class Run:
 
     def steps(self, duration: str, name: str) -> int:
         """A duration of the config in steps; 0 for an empty one."""
-        if not duration:
-            return 0
-        length = parse_duration(duration, name)
-        return length.steps(self.schedule.batch_size, len(self.source), self.schedule.total_steps)
+        return steps(duration, name, self.schedule, len(self.source))
 
 
 def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
@@ -79,22 +75,20 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         UserError: settings that do not fit each other, the machine or the source.
     """
     size = config.train.batch_size
-    if size % world.size:
-        raise UserError(f"train.batch_size {size} is not a multiple of the {world.size} processes")
-    share = size // world.size
-    micro = max(n for n in range(1, min(config.train.micro_batch, share) + 1) if share % n == 0)
+    micro, accumulate = micro_batches(size, config.train.micro_batch, world)
     precision = choose_precision(config.train.precision, device)
-    source = _once_a_machine(world, lambda: open_source(config.data.source, download=config.data.download))
+    source = once_a_machine(world, lambda: open_source(config.data.source, download=config.data.download))
     fewshot = None
     if config.fewshot.data:
-        fewshot = _once_a_machine(world, lambda: Fewshot.open(config.fewshot, config.data.download))
+        fewshot = once_a_machine(world, lambda: Fewshot.open(config.fewshot, config.data.download))
     total = parse_duration(config.train.length, "train.length").steps(size, len(source))
-    schedule = Schedule(total, size, share // micro, _rate(config, total, len(source)), config.optim.clip_norm)
+    rate = build_rate(config.schedule, config.optim.lr, total, size, len(source))
+    schedule = Schedule(total, size, accumulate, rate, config.optim.clip_norm)
     model = build_model(config, device, DTYPES[precision])
     transform = TrainTransform(config.data, model.encoder.image_hw, config.model.in_chans)
     state = State(
         model,
-        build_optimizer(model, config.optim),
+        build_optimizer(parameter_groups(model, config.optim.weight_decay), config.optim),
         build_ema(model, config.optim.ema_decay),
         GradScaler(device.type) if precision == "fp16" else None,
     )
@@ -103,17 +97,6 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     return Run(
         config, world, device, precision, source, transform, model, wrapped, state, schedule, fewshot, micro, workers
     )
-
-
-def _once_a_machine(world: World, opened: Callable[[], T]) -> T:
-    """Calls `opened` on each machine in one process first, so that downloads and indices are made once."""
-    if world.local_rank:
-        dist.barrier()
-    try:
-        return opened()
-    finally:
-        if not world.local_rank:
-            dist.barrier()
 
 
 def build_model(
@@ -138,18 +121,6 @@ def build_model(
         return MaskedPatchPrediction(encoder, target).to(device)
 
 
-def _rate(config: PretrainConfig, total: int, epoch: int) -> Callable[[int], float]:
-    def steps(duration: str, name: str) -> int:
-        return parse_duration(duration, name).steps(config.train.batch_size, epoch, total)
-
-    plan = config.schedule
-    parts = [steps(getattr(plan, key), f"schedule.{key}") for key in ("warmup", "cooldown", "timescale")]
-    try:
-        return learning_rate(plan.kind, config.optim.lr, total, *parts)
-    except ValueError as error:
-        raise UserError(f"schedule: {error}") from error
-
-
 def survey_source(parts: Run) -> Survey:
     """The targets of the first augmented images of the run's source."""
     config = parts.config
@@ -171,45 +142,22 @@ def survey_source(parts: Run) -> Survey:
 
 def training_batches(
     parts: Run, report_bad: Callable[[list[tuple[int, str]], int], None] = lambda bad, images: None
-) -> Generator[dict[str, Any]]:
-    """This rank's endless micro-batches from `state.images_seen` on, with their place.
-
-    Each has `images` (uint8, on the device), `position` (images seen before its update) and `slot` (its first row in
-    the global batch). `report_bad` hears of the files that could not be decoded and of the number of images read.
-    """
-    config, schedule, micro = parts.config, parts.schedule, parts.micro_batch
-    start = parts.state.images_seen
-    share = schedule.batch_size // parts.world.size
-    cuda = parts.device.type == "cuda"
-    batches = stream(
+) -> Generator[Placed]:
+    """This rank's endless micro-batches from `state.images_seen` on (see `feed`)."""
+    config = parts.config
+    return feed(
         parts.source,
         parts.transform,
         config.model.in_chans,
+        parts.device,
         seed=config.train.seed,
-        batch_size=schedule.batch_size,
-        micro_batch=micro,
-        start=start,
-        rank=parts.world.rank,
-        world=parts.world.size,
+        batch_size=parts.schedule.batch_size,
+        micro_batch=parts.micro_batch,
+        start=parts.state.images_seen,
+        world=parts.world,
         workers=parts.workers,
-        pin_memory=cuda,
+        report_bad=report_bad,
     )
-    try:
-        for number, batch in enumerate(batches):
-            update, part = divmod(number, schedule.accumulate)
-            report_bad(batch["bad"], len(batch["images"]))
-            yield {
-                "images": batch["images"].to(parts.device, non_blocking=cuda),
-                "position": start + update * schedule.batch_size,
-                "slot": parts.world.rank * share + part * micro,
-            }
-    finally:
-        batches.close()
-
-
-def derive_seed(*parts: int) -> int:
-    """A seed below 2^63 from several numbers, such that different numbers give unrelated seeds."""
-    return number_of(len(parts), *parts) >> 1  # with their count, zeros at the end count too
 
 
 def draw(parts: Run, position: int, batch: int) -> Corruption:
@@ -228,7 +176,7 @@ def training_step(parts: Run, precision: str | None = None) -> Callable[[nn.Modu
     precision = precision or parts.precision
     drawn: dict[int, Corruption] = {}
 
-    def step(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Figures]:
+    def step(model: nn.Module, batch: Placed) -> tuple[Tensor, Figures]:
         position, slot, images = batch["position"], batch["slot"], batch["images"]
         if position not in drawn:
             drawn.clear()

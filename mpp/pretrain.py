@@ -7,27 +7,25 @@ fit                            updates, with rows, pictures, few-shot accuracy a
 save_timm_folder               run_dir/model, for timm.create_model("local-dir:...")
 """
 
-import errno
 import math
-import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from mpp import dist
-from mpp.config import differences, from_file, to_dict, to_yaml
+from mpp.config import to_yaml
 from mpp.dist import World
-from mpp.errors import RunError, UserError
-from mpp.model.weights import save_timm_folder
+from mpp.errors import RunError
 from mpp.parts import Run, build, survey_source, training_batches, training_step
 from mpp.recipes import PretrainConfig
 from mpp.report import dry_run_report, summary
-from mpp.train.checkpoint import Checkpoints, load_checkpoint
-from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, NonFinite, State, StopSignal, fit
+from mpp.train.checkpoint import Checkpoints
+from mpp.train.loop import Every, NonFinite, fit
 from mpp.train.parallel import choose_device
+from mpp.train.run_folder import explained, resume, saver, train
 from mpp.watch import Watch
+from mpp.weights.timm_folder import save_timm_folder
 
 
 def run(config: PretrainConfig) -> int:
@@ -41,20 +39,8 @@ def run(config: PretrainConfig) -> int:
     device = choose_device(config.train.device, world)
     dist.start(world, device)
     try:
-        return _run(config, world, device)
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"out of memory on {device}: halve --train.micro-batch (now {config.train.micro_batch}), which leaves the "
-            "result as it is, or set --model.grad-checkpointing; then run the same command again"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        latest = Checkpoints(Path(config.run_dir) / "checkpoints").latest()
-        raise RunError(
-            f"cannot write to {config.run_dir}: {error.strerror}; the last good checkpoint is {latest}; make room and "
-            "run the same command again"
-        ) from error
+        with explained(config, device):
+            return _run(config, world, device)
     finally:
         dist.stop()
 
@@ -66,12 +52,9 @@ def _run(config: PretrainConfig, world: World, device: torch.device) -> int:
         print(f"source: {parts.source.describe()}", file=sys.stderr)
     if config.dry_run:
         return _dry_run(parts)
-    checkpoints = Checkpoints(
-        parts.folder / "checkpoints",
-        config.checkpoint.keep_last,
-        parts.steps(config.checkpoint.keep_every, "checkpoint.keep_every"),
-    )
-    resumed = _resume(parts, checkpoints)
+    keep_every = parts.steps(config.checkpoint.keep_every, "checkpoint.keep_every")
+    checkpoints = Checkpoints(parts.folder / "checkpoints", config.checkpoint.keep_last, keep_every)
+    resumed = resume(config, parts.state, parts.schedule, checkpoints, world.main)
     watch = Watch(parts, resumed)
     try:
         return _train(parts, checkpoints, watch, resumed)
@@ -79,89 +62,24 @@ def _run(config: PretrainConfig, world: World, device: torch.device) -> int:
         watch.close()
 
 
-def _resume(parts: Run, checkpoints: Checkpoints) -> int:
-    """Loads the newest checkpoint of the run, if any, and returns its step; saves the config.
-
-    Raises:
-        UserError: a run folder of another config, or a checkpoint that does not fit.
-    """
-    config, path = parts.config, parts.folder / "config.yaml"
-    latest = checkpoints.latest()
-    if latest:  # without a checkpoint there is nothing of an earlier start to go on with
-        if not path.exists():
-            raise UserError(f"{parts.folder} has checkpoints but no config.yaml; choose another --run-dir")
-        _check_config(from_file(PretrainConfig, path), config)
-        try:
-            parts.state.load_state_dict(load_checkpoint(latest))
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{latest} does not fit this model and optimiser: {reason}") from error
-    if len(set(dist.gather(parts.state.images_seen))) > 1:
-        raise UserError(f"the processes see different checkpoints in {parts.folder}; it must be a shared folder")
-    if parts.world.main:
-        try:
-            parts.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(to_yaml(config))
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(f"cannot write to the run folder {parts.folder}: {error.strerror}") from error
-    return parts.schedule.step(parts.state.images_seen)
-
-
-def _check_config(old: PretrainConfig, new: PretrainConfig) -> None:
-    """Refuses to go on with a changed config, but by force.
-
-    Raises:
-        UserError: naming the changed settings.
-    """
-    changed = differences(PretrainConfig, to_dict(old), to_dict(new))
-    if changed and new.resume != "force":
-        raise UserError(
-            f"{new.run_dir} holds a run with another config ({'; '.join(changed)}); choose another --run-dir, or go on "
-            "with the changed one by --resume force"
-        )
-    if old.train.batch_size != new.train.batch_size:  # steps, rows and checkpoints are counted in it
-        raise UserError(
-            f"train.batch_size cannot change within a run ({old.train.batch_size} -> {new.train.batch_size}); choose "
-            "another --run-dir, or change --train.micro-batch"
-        )
-
-
 def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> int:
     config, total = parts.config, parts.schedule.total_steps
     if resumed >= total:
         watch.say(f"{parts.folder} is finished ({resumed} steps)")
         return _finish(parts, watch)
-
-    def save(state: State) -> None:
-        # Rows first: a checkpoint must never be newer than the rows that lead to it.
-        watch.flush()
-        content = state.state_dict()
-        if parts.world.main:
-            checkpoints.save(parts.schedule.step(state.images_seen), content)
-        dist.barrier()
-
+    save = saver(parts.schedule, checkpoints, watch, parts.world.main)
     if resumed:
         watch.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
     else:
         start(parts, watch)
         save(parts.state)
     every: list[Every] = [*watch.every(), (parts.steps(config.checkpoint.every, "checkpoint.every"), save)]
-    batches = training_batches(parts, watch.bad_files.add)
-    signals = StopSignal()
+    batches, step = training_batches(parts, watch.bad_files.add), training_step(parts)
     try:
-        fit(parts.state, parts.wrapped, batches, training_step(parts), parts.schedule, every, signals, save)
-    except Interrupted:
-        by = signals.received.name if signals.received else "a signal to another process"
-        watch.say(f"stopped by {by}; saved as {checkpoints.latest()}; the same command again goes on")
-        return 130 if signals.received == signal.SIGINT else EXIT_REQUEUE
+        status = train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, checkpoints, watch)
     except NonFinite as error:
         raise RunError(diagnose(parts, error, checkpoints, watch)) from error
-    finally:
-        batches.close()
-        signals.restore()
-    return _finish(parts, watch)
+    return status or _finish(parts, watch)
 
 
 def _finish(parts: Run, watch: Watch) -> int:

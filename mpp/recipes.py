@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mpp.data.config import DataConfig
-from mpp.downstream.config import FewshotConfig
+from mpp.downstream.config import FewshotConfig, FinetuneConfig, parse_share
 from mpp.model.config import ModelConfig
 from mpp.objective.config import ObjectiveConfig
 from mpp.train.config import CheckpointConfig, LogConfig, OptimConfig, ScheduleConfig, TrainConfig
@@ -29,3 +29,212 @@ class PretrainConfig:
     fewshot: FewshotConfig = FewshotConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+
+@dataclass(frozen=True)
+class FrozenConfig:
+    """How a frozen encoder is read."""
+
+    layer: int = -1
+    """Whose output: of ViTs a block, of others a stage; 0 is the first, -1 the last, which is read after its norm."""
+    img_size: tuple[int, ...] = ()
+    """Input size in pixels, one number or height and width. Empty: that of the weights."""
+    device: str = "auto"
+    """auto, cuda, cuda:1 or cpu."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the encoder."""
+    workers: int = -1
+    """Loader processes; -1 takes the cores there are."""
+    cache: bool = True
+    """Keep features in $MPP_CACHE or ~/.cache/mpp, by a hash of weights, data and transform."""
+    seed: int = 0
+    """Of the weights of random: encoders."""
+
+    def __post_init__(self) -> None:
+        if len(self.img_size) > 2 or any(v < 1 for v in self.img_size):
+            raise ValueError(f"encoder.img_size takes one or two positive numbers, got {list(self.img_size)}")
+        if self.workers < -1:
+            raise ValueError(f"encoder.workers must be -1 (auto) or at least 0, got {self.workers}")
+        if self.seed < 0:
+            raise ValueError(f"encoder.seed must be at least 0, got {self.seed}")
+
+
+def _check_different(init: tuple[str, ...]) -> None:
+    if len(set(init)) < len(init):
+        raise ValueError(f"init takes different encoders, got {' '.join(init)}")
+
+
+@dataclass(frozen=True)
+class FewshotRecipe:
+    """Few-shot linear regression on frozen features: a table of accuracy by shots, one column a model and pooling."""
+
+    init: tuple[str, ...] = ()
+    """Encoders, one or several side by side: run folders, timm or Hugging Face folders, JAX .npz, timm names, or
+    random: and one of these."""
+    data: str = ""
+    """Labelled source."""
+    test: str = ""
+    """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
+    download: bool = False
+    """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
+    out: str = ""
+    """Folder for fewshot.csv and fewshot.png. Empty: the table is printed, nothing is written."""
+    pool: Literal["both", "mean", "token"] = "both"
+    """Mean of the patch tokens, class token, or each in turn. Encoders without a class token have the mean alone."""
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Labelled images per class."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Draws of the shots, one result each."""
+    l2: str = "1024"
+    """Strength of the L2 regularisation, or cv: chosen for each draw by cross-validation on its shots."""
+    max_test: int = 0
+    """Most test images, drawn once by a fixed seed; 0: all."""
+    encoder: FrozenConfig = FrozenConfig()
+
+    def __post_init__(self) -> None:
+        _check_different(self.init)
+        if not self.shots or any(k < 1 for k in self.shots) or len(set(self.shots)) < len(self.shots):
+            raise ValueError(f"shots takes different numbers of at least 1, got {list(self.shots)}")
+        if not self.seeds or any(s < 0 for s in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds takes different numbers of at least 0, got {list(self.seeds)}")
+        if self.max_test < 0:
+            raise ValueError(f"max_test must be at least 0, got {self.max_test}")
+        try:
+            positive = self.l2 == "cv" or 0 < float(self.l2) < float("inf")
+        except ValueError:
+            positive = False
+        if not positive:
+            raise ValueError(f"l2 takes a positive number or cv, got {self.l2!r}")
+
+
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """Probes on frozen features: a linear classifier or nearest neighbours, from all labels."""
+
+    init: tuple[str, ...] = ()
+    """Encoders, one or several side by side, as for the few-shot tool."""
+    data: str = ""
+    """Labelled source."""
+    test: str = ""
+    """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
+    download: bool = False
+    """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
+    kind: Literal["linear", "knn"] = "linear"
+    """linear: logistic regression by L-BFGS; knn: k nearest neighbours by cosine."""
+    labels: str = "100%"
+    """Share of the labelled training images that is used, the same share of each class."""
+    labels_seed: int = 0
+    """Which images those are."""
+    pool: Literal["both", "mean", "token"] = "both"
+    """Mean of the patch tokens, class token, or each in turn."""
+    l2: tuple[float, ...] = ()
+    """linear: strengths to choose from on a held-out part of the training images. Empty: a grid."""
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    """knn: numbers of neighbours to choose from."""
+    temperature: float = 0.07
+    """knn: neighbours count by exp(cosine / temperature)."""
+    out: str = ""
+    """Folder for probe.csv. Empty: nothing is written."""
+    encoder: FrozenConfig = FrozenConfig()
+
+    def __post_init__(self) -> None:
+        _check_different(self.init)
+        parse_share(self.labels, "labels")
+        if any(not l2 > 0 for l2 in self.l2):
+            raise ValueError(f"l2 takes positive numbers, got {list(self.l2)}")
+        if not self.k or any(k < 1 for k in self.k):
+            raise ValueError(f"k takes numbers of at least 1, got {list(self.k)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.labels_seed < 0:
+            raise ValueError(f"labels_seed must be at least 0, got {self.labels_seed}")
+
+
+@dataclass(frozen=True)
+class PredictRecipe:
+    """Classify images with a fine-tuned model."""
+
+    init: str = ""
+    """A fine-tuned run, or any weights with a head: timm or Hugging Face folder, JAX .npz, timm name."""
+    images: tuple[str, ...] = ()
+    """Image files and folders of images; on the command line they need no --images."""
+    top: int = 3
+    """Classes named for each image."""
+    out: str = ""
+    """CSV file to write to instead of printing."""
+    device: str = "auto"
+    """auto, cuda, cuda:1 or cpu."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"top must be at least 1, got {self.top}")
+
+
+@dataclass(frozen=True)
+class ConvertRecipe:
+    """Convert weights (a run, JAX .npz, Hugging Face folder or timm name) to a timm or Hugging Face folder or ONNX."""
+
+    init: str = ""
+    """What to convert: a run folder, a timm or Hugging Face ViT folder, a JAX .npz, or a timm name."""
+    out: str = ""
+    """Where to: a folder, or a file that ends in .onnx."""
+    format: Literal["auto", "timm", "hf", "onnx"] = "auto"
+    """auto: ONNX for a name that ends in .onnx, else a timm folder."""
+    img_size: tuple[int, ...] = ()
+    """Another input size: position embeddings are resampled. Empty: that of the weights."""
+
+    def __post_init__(self) -> None:
+        if len(self.img_size) > 2 or any(v < 1 for v in self.img_size):
+            raise ValueError(f"img_size takes one or two positive numbers, got {list(self.img_size)}")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What the pretraining is worth: fine-tune the pretrained encoder and the same one from scratch, with the same
+    recipe and budget, at several shares of the labels and with several seeds; few-shot on both; one table."""
+
+    run_dir: str = field(default="", metadata={"free": True})
+    """Folder of the study: its runs, table and pictures. The same command again goes on where it stopped."""
+    data: str = ""
+    """Labelled source. It is pretrained on, too, without its labels, where pretrain.data.source is empty."""
+    test: str = ""
+    """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
+    init: str = ""
+    """Weights to take instead of pretraining: a run folder or whatever else the fine-tuning tool takes."""
+    labels: tuple[str, ...] = ("1%", "10%", "100%")
+    """Shares of the labels."""
+    lengths: tuple[str, ...] = ()
+    """Length of the fine-tuning for each of these shares. Empty: finetune.train.length for all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each draws its own share of the labels, order, augmentation and new weights; the same ones for both encoders."""
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Few-shot: labelled images per class."""
+    layers: tuple[int, ...] = (-1,)
+    """Few-shot: layers that are read, such as -1 -2 -3."""
+    l2: str = "1024"
+    """Few-shot: strength of the L2 regularisation, or cv."""
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+
+    def __post_init__(self) -> None:
+        for key in ("labels", "seeds", "shots", "layers"):
+            values = getattr(self, key)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{key} takes different values, at least one, got {list(values)}")
+        for share in self.labels:
+            parse_share(share, "labels")
+        if self.lengths and len(self.lengths) != len(self.labels):
+            raise ValueError(f"lengths takes one length for each of the {len(self.labels)} labels, or none")
+        FewshotRecipe(shots=self.shots, seeds=self.seeds, l2=self.l2)  # checks them
+
+
+__all__ = [
+    "ConvertRecipe",
+    "FewshotRecipe",
+    "FinetuneConfig",
+    "FrozenConfig",
+    "PredictRecipe",
+    "PretrainConfig",
+    "ProbeRecipe",
+    "StudyConfig",
+]

@@ -1,79 +1,28 @@
 """What one sees of a pretraining run: rows of figures, pictures of reconstructions, few-shot accuracy, bad files."""
 
 import contextlib
-import csv
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpp import dist
 from mpp.data.loader import sequential
 from mpp.data.source import Source
 from mpp.data.transform import EvalTransform, normalise
-from mpp.downstream.features import extract_features, pool
+from mpp.downstream.features import EVALUATION_BATCH, extract_by_all, pool
 from mpp.downstream.fewshot import FewshotResult, evaluations
 from mpp.errors import RunError
 from mpp.model.encoder import Encoder
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.picture import draw_sheet, reconstruct
 from mpp.parts import Run, draw
+from mpp.train.bad_files import BadFiles
 from mpp.train.log import RunLog, Terminal
 from mpp.train.loop import Every, State
 from mpp.train.parallel import autocast
-
-EVALUATION_BATCH = 128
-_FEW_READ = 1000  # below this many images, the share of bad files is taken of this many
-
-
-class BadFiles:
-    """Counts and names the files that could not be decoded; too many of them end the run.
-
-    Args:
-        path: bad_files.csv of the run, read where the run goes on; None writes nothing.
-        max_share: of the images read.
-        read: images read before this start of the run.
-    """
-
-    def __init__(self, path: Path | None, max_share: float, read: int = 0) -> None:
-        self._path = path
-        self._max_share = max_share
-        self._read = read
-        self._reasons: dict[int, str] = {}
-        if path is not None and path.exists() and read:
-            with path.open(newline="") as file:
-                self._reasons = {int(row[0]): row[1] for row in csv.reader(file) if len(row) == 2}
-        elif path is not None:
-            path.unlink(missing_ok=True)
-
-    def add(self, bad: list[tuple[int, str]], images: int) -> None:
-        """Notes the bad files met while reading `images` images.
-
-        Raises:
-            RunError: past the allowed share.
-        """
-        self._read += images
-        for index, reason in bad:
-            if index not in self._reasons:
-                self._reasons[index] = reason
-                if self._path is not None:
-                    with self._path.open("a", newline="") as file:
-                        csv.writer(file).writerow([index, reason])
-        limit = self._max_share * max(self._read, _FEW_READ)
-        if len(self._reasons) > limit:
-            index, reason = next(reversed(self._reasons.items()))
-            where = f"; all are in {self._path}" if self._path else ""
-            raise RunError(
-                f"{len(self._reasons)} of the first {self._read} images cannot be decoded, more than data.max_bad "
-                f"allows (the last is image {index}: {reason}){where}"
-            )
-
-    def __len__(self) -> int:
-        return len(self._reasons)
 
 
 class Watch:
@@ -172,15 +121,10 @@ class Watch:
         if self._pictured is None:
             number = min(parts.config.log.num_pictures, len(parts.source))
             indices = np.random.default_rng(parts.config.train.seed).choice(len(parts.source), number, replace=False)
-            batches = self._read(parts.source, indices, workers=0)
+            transform, channels = EvalTransform(parts.model.encoder.image_hw), parts.config.model.in_chans
+            batches = sequential(parts.source, transform, channels, indices.tolist(), batch_size=EVALUATION_BATCH)
             self._pictured = torch.cat([batch["images"] for batch in batches]).to(parts.device)
         return self._pictured
-
-    def _read(self, source: Source, indices: np.ndarray, workers: int) -> Any:
-        parts = self._parts
-        channels = parts.config.model.in_chans
-        transform = EvalTransform(parts.model.encoder.image_hw)
-        return sequential(source, transform, channels, indices.tolist(), batch_size=EVALUATION_BATCH, workers=workers)
 
     def _fewshot(self, state: State) -> None:
         fewshot = self._parts.fewshot
@@ -198,6 +142,8 @@ class Watch:
         self._log.row(step, state.images_seen, {**result.figures(), "time/fewshot_seconds": seconds})
         self.say(f"step {step}  few-shot accuracy: {_fewshot_line(result)}")
         if step == 0:
+            for note in fewshot.notes:
+                self.say(f"note: {note}")
             for shots, classes in result.short_classes.items():
                 if classes:
                     self.say(f"note: {classes} classes have fewer than {shots} labelled images; all of them are used")
@@ -213,13 +159,8 @@ class Watch:
                 tokens = encoder(normalise(images, parts.config.data.mean, parts.config.data.std))
             return pool(tokens.float(), encoder.num_prefix_tokens, "mean")
 
-        mine = self._read(source, indices[parts.world.rank :: parts.world.size], parts.workers)
-        found = [part for part in dist.gather(extract_features(encode, mine, parts.device)) if len(part[1])]
-        if not found:
-            raise RunError(f"none of the {len(indices)} images for the few-shot evaluation could be decoded")
-        features, kept = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        order = np.argsort(kept)
-        return features[order], kept[order]
+        transform, channels = EvalTransform(encoder.image_hw), parts.config.model.in_chans
+        return extract_by_all(encode, source, indices, transform, channels, parts.device, workers=parts.workers)
 
     def stopwatch(self, seconds: list[float]) -> Callable[[State], None]:
         """Collects the moments at which steps end, for a dry run."""

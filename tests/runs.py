@@ -1,6 +1,8 @@
-"""Starts the real command on a tiny problem, and reads what it left behind."""
+"""Starts the real commands on tiny problems, and reads what they left behind."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +43,21 @@ TINY = {
     "fewshot.seeds": "0",
 }
 
+FINETUNE = {
+    "init": "none",
+    **{name: value for name, value in TINY.items() if name.startswith("model.")},
+    "train.length": "40 steps",
+    "train.batch_size": "16",
+    "train.micro_batch": "8",
+    "train.device": "cpu",
+    "optim.lr": "0.05",
+    "optim.ema_decay": "0.8",
+    "data.workers": "0",
+    "checkpoint.every": "5 steps",
+    "checkpoint.keep_last": "3",
+    "log.every": "5 steps",
+}
+
 
 def write_images(folder: Path, number: int = 40) -> str:
     """A labelled source of small images: smooth blobs whose colour tells the class."""
@@ -56,12 +73,27 @@ def write_images(folder: Path, number: int = 40) -> str:
 
 def command(source: str, run_dir: Path | None, *flags: str, **changed: str) -> list[str]:
     """The command line of a tiny run; `changed` are settings with `__` for the dot."""
-    settings = TINY | {"data.source": source, "fewshot.data": source}
+    return _words(TOOL, TINY | {"data.source": source, "fewshot.data": source}, run_dir, flags, changed)
+
+
+def finetune_command(source: str, run_dir: Path, *flags: str, init: str = "none", **changed: str) -> list[str]:
+    """As `command`, for fine-tuning: from scratch, or from `init` without the settings of a new model."""
+    settings = FINETUNE | {"data.source": source, "init": init}
+    if init != "none":
+        drop_path = settings["model.drop_path"]
+        settings = {name: value for name, value in settings.items() if not name.startswith("model.")}
+        settings["model.drop_path"] = drop_path
+    return _words(ROOT / "tools" / "finetune.py", settings, run_dir, flags, changed)
+
+
+def _words(
+    tool: Path, settings: dict[str, str], run_dir: Path | None, flags: tuple[str, ...], changed: dict[str, str]
+) -> list[str]:
     settings |= {name.replace("__", "."): value for name, value in changed.items()}
     if run_dir is not None:
         settings["run_dir"] = str(run_dir)
     words = [word for name, value in settings.items() for word in (f"--{name}", *(value.split(",") if value else [""]))]
-    return [str(TOOL), *words, *flags]
+    return [str(tool), *words, *flags]
 
 
 def environment() -> dict[str, str]:
@@ -78,6 +110,35 @@ def start(words: list[str], **options: Any) -> "subprocess.Popen[str]":
         text=True,
         **options,
     )
+
+
+def torchrun(words: list[str]) -> "subprocess.Popen[str]":
+    """Starts the command on two processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    return start([*launcher, *words], env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL to the main process alone: its workers must notice by themselves."""
+    children = []
+    if process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while any(_alive(child) for child in children):
+        assert time.monotonic() < deadline, "the workers of a killed run live on"
+        time.sleep(0.05)
+
+
+def _alive(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def finish(words: list[str], code: int = 0, **options: Any) -> tuple[str, str]:

@@ -16,9 +16,11 @@ from mpp.recipes import PretrainConfig
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def call(*argv: str, cwd: Path = ROOT, python: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs tools/pretrain.py."""
-    command = [sys.executable, *python, str(ROOT / "tools" / "pretrain.py"), *argv]
+def call(
+    *argv: str, tool: str = "pretrain", cwd: Path = ROOT, python: tuple[str, ...] = (), **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a tool."""
+    command = [sys.executable, *python, str(ROOT / "tools" / f"{tool}.py"), *argv]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
     environment |= {"PYTHONPATH": str(ROOT), **env}
     return subprocess.run(command, check=False, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
@@ -46,6 +48,64 @@ WRONG = [
 def test_an_error_is_one_line_and_exit_code_2(argv: list[str], line: str) -> None:
     done = call(*argv)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"pretrain: error: {line}\n")
+
+
+TOOLS: dict[str, tuple[list[str], str, str, str]] = {
+    "finetune": (
+        ["--optim.lr [FLOAT [FLOAT ...]]", "--data.labels STR", "--model.head {linear,tanh,keep}"],
+        "nothing to start from: give --init, such as --init runs/first, or none for a new model",
+        "--optim.lrr",
+        "--optim.lr",
+    ),
+    "fewshot": (
+        ["--init [STR [STR ...]]", "--shots [INT [INT ...]]", "--encoder.layer INT"],
+        "no encoder: give --init, such as --init runs/first, or several, one after the other",
+        "--shotss",
+        "--shots",
+    ),
+    "probe": (
+        ["--kind {linear,knn}", "--l2 [FLOAT [FLOAT ...]]", "--encoder.layer INT"],
+        "no encoder: give --init, such as --init runs/first, or several, one after the other",
+        "--kinds",
+        "--kind",
+    ),
+    "predict": (["--init STR", "--top INT"], "no model: give --init, such as --init runs/ft", "--topp", "--top"),
+    "convert": (
+        ["--init STR", "--format {auto,timm,hf,onnx}"],
+        "nothing to convert: give --init, such as --init runs/first or --init vit.npz",
+        "--inid",
+        "--init",
+    ),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_tool_helps_at_once_and_refuses_in_one_line(tool: str, tmp_path: Path) -> None:
+    flags, line, misspelt, meant = TOOLS[tool]
+    done = call("--help", tool=tool, cwd=tmp_path, python=("-X", "importtime"), COLUMNS="80")
+    assert done.returncode == 0
+    assert all(flag in done.stdout for flag in flags), done.stdout
+    modules = {entry.rpartition("|")[2].strip() for entry in done.stderr.splitlines()}
+    assert not modules & {"torch", "timm", "numpy"}
+    done = call(tool=tool)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{tool}: error: {line}\n")
+    done = call(misspelt, "3", tool=tool)
+    said = f"{tool}: error: no setting '{misspelt}'; did you mean '{meant}'?\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+def test_what_finetune_needs_beside_an_init() -> None:
+    from mpp.cli import finetune
+
+    assert finetune(["--init", "none"]) == 2
+    assert finetune(["--init", "none", "--data", "demo"]) == 2
+
+
+def test_the_tools_are_installed_as_commands() -> None:
+    commands = {path.stem for path in (ROOT / "tools").glob("*.py")}
+    text = (ROOT / "setup.cfg").read_text()
+    for name in commands & {"pretrain", *TOOLS}:
+        assert f"mpp-{name} = mpp.cli:{name}" in text
 
 
 def test_a_wrong_config_file_is_one_line(tmp_path: Path) -> None:

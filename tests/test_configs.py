@@ -4,20 +4,25 @@ import dataclasses
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import mpp.parts
 from mpp.cli import _ALIASES
 from mpp.config import from_file, parse
+from mpp.data.base import ListSource
 from mpp.dist import World
 from mpp.downstream.config import FewshotConfig
+from mpp.downstream.labelled import label
+from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import build_encoder
 from mpp.parts import build, build_model
-from mpp.recipes import PretrainConfig
+from mpp.recipes import FinetuneConfig, PretrainConfig, StudyConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
@@ -40,10 +45,10 @@ def header(path: Path) -> list[str]:
     return [line.removeprefix("#").strip() for line in lines[:end]]
 
 
-def command(path: Path) -> tuple[list[str], str]:
-    """The words behind `tools/pretrain.py` in the header's command, and the rest of the header."""
+def command(path: Path, tool: str = "pretrain") -> tuple[list[str], str]:
+    """The words behind the tool in the header's command, and the rest of the header."""
     text = "\n".join(header(path)).replace("\\\n", " ")
-    before, _, after = text.partition("tools/pretrain.py ")
+    before, _, after = text.partition(f"tools/{tool}.py ")
     line, _, rest = after.partition("\n")
     line, gap, remark = line.partition("   (")  # `command    (remark)`
     if before.splitlines()[-1].count("(") == 1:  # `make demo   (or: python tools/pretrain.py ...)`
@@ -81,16 +86,21 @@ def test_it_opens_with_a_command_that_works(path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
 def test_settings_that_its_header_mentions_exist(path: Path) -> None:
+    parse(PretrainConfig, mentioned(PretrainConfig, command(path)[1]), "pretrain", "", _ALIASES)
+
+
+def mentioned(cls: type[Any], prose: str) -> list[str]:
+    """The flags that a text mentions, each with its value where it has one."""
     argv: list[str] = []
-    for flag, value in re.findall(r'(--[a-z][a-z_.-]*)(?: ("[^"]+"|[^\s`()]+))?', command(path)[1]):
+    for flag, value in re.findall(r'(--[a-z][a-z_.-]*)(?: ("[^"]+"|[^\s`()]+))?', prose):
         tries = [[flag, value.strip('".,;')], [flag]] if value else [[flag]]
-        argv += next((words for words in tries if parses([*argv, *words])), tries[0])
-    parse(PretrainConfig, argv, "pretrain", "", _ALIASES)
+        argv += next((words for words in tries if parses(cls, [*argv, *words])), tries[0])
+    return argv
 
 
-def parses(argv: list[str]) -> bool:
+def parses(cls: type[Any], argv: list[str]) -> bool:
     try:
-        parse(PretrainConfig, argv, "pretrain", "", _ALIASES)
+        parse(cls, argv, "", "", _ALIASES)
     except UserError:
         return False
     return True
@@ -175,3 +185,78 @@ def test_its_schedule_fits_the_images_that_it_is_meant_for(name: str, unread) ->
     if name in PAPER:
         assert (total, warmup) == (1_000_000, 10_000)
         assert 13 < total * run.schedule.batch_size / IMAGES[name] < 14  # "14 epochs"
+
+
+FINETUNE = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
+STUDY = sorted((ROOT / "configs" / "study").glob("*.yaml"))
+OTHERS = [*((path, "finetune", FinetuneConfig) for path in FINETUNE), *((path, "study", StudyConfig) for path in STUDY)]
+
+
+def test_the_other_recipes_have_their_configs() -> None:
+    assert {path.stem for path in FINETUNE} == {"paper", "modern"}
+    assert {path.stem for path in STUDY} == {"cifar10", "cifar10_cpu"}
+
+
+@pytest.mark.parametrize(("path", "tool", "cls"), OTHERS, ids=[path.stem for path, _, _ in OTHERS])
+def test_the_other_recipes_open_with_a_command_that_works(
+    path: Path, tool: str, cls: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words, prose = command(path, tool)
+    assert words[: words.index("--config") + 2][-1] == str(path.relative_to(ROOT))
+    aliases = _ALIASES if tool == "finetune" else {}
+    config = parse(cls, words, tool, "", aliases)
+    assert config.run_dir
+    file = from_file(cls, path)
+    for part in ("model", "optim", "train", "loss", "schedule"):
+        ours, theirs = (getattr(c if tool == "finetune" else c.finetune, part) for c in (config, file))
+        assert ours == theirs
+    parse(cls, mentioned(cls, prose), tool, "", aliases)
+
+
+def labelled(images: int, classes: int = 10):
+    """Labelled images that are one pixel each."""
+    pixels, labels = np.zeros((images, 1, 1, 3), np.uint8), np.arange(images) % classes
+    return label(ListSource(pixels, labels), ListSource(pixels[:classes], labels[:classes]))
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
+def test_fine_tuning_can_be_built_as_it_says(path: Path) -> None:
+    config = dataclasses.replace(from_file(FinetuneConfig, path), init="random:vit_tiny_patch16_224")
+    parts = build_tuning(config, labelled(10_000), config.optim.lr[0], World(), torch.device("cpu"))
+    total = parts.schedule.total_steps
+    assert parts.schedule.rate(0) == 0
+    assert parts.schedule.rate(total) == pytest.approx(0, abs=1e-12)
+    assert parts.schedule.accumulate * parts.micro_batch == config.train.batch_size
+    side = config.model.img_size[0] if config.model.img_size else 224
+    model: Any = parts.model
+    assert model.patch_embed.img_size == (side, side)
+    assert model.head.out_features == 10
+    assert (parts.state.ema is not None) == (path.stem == "modern")
+
+
+def test_the_paper_s_fine_tuning_says_what_appendix_b_1_1_says() -> None:
+    config = from_file(FinetuneConfig, ROOT / "configs" / "finetune" / "paper.yaml")
+    assert (config.optim.name, config.optim.momentum, config.optim.weight_decay) == ("sgd", 0.9, 0)
+    assert (config.optim.lr, config.optim.clip_norm, config.optim.layer_decay) == ((0.003, 0.01, 0.03, 0.06), 1, 1)
+    assert (config.train.batch_size, config.train.length, config.schedule.warmup) == (512, "20k steps", "500 steps")
+    assert (config.schedule.kind, config.model.img_size, config.model.head) == ("cosine", (384,), "linear")
+    assert (config.loss.smoothing, config.loss.mixup, config.loss.cutmix) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("path", STUDY, ids=lambda path: path.stem)
+def test_a_study_s_two_recipes_can_be_built(path: Path, unread) -> None:
+    config = from_file(StudyConfig, path)
+    unread(50_000)
+    run = build(config.pretrain, World(), torch.device("cpu"))
+    assert run.schedule.total_steps > 1000
+    told = config.pretrain.model
+    model = dataclasses.replace(
+        config.finetune.model, name=told.name, img_size=told.img_size, patch_size=told.patch_size,
+        embed_dim=told.embed_dim, depth=told.depth, num_heads=told.num_heads,
+    )  # fmt: skip
+    for length in config.lengths:
+        train = dataclasses.replace(config.finetune.train, length=length)
+        one = dataclasses.replace(config.finetune, init="none", model=model, train=train)
+        parts = build_tuning(one, labelled(500), one.optim.lr[0], World(), torch.device("cpu"))
+        assert parts.schedule.total_steps > 100

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpp.cli import pretrain
 from mpp.train.config import OptimConfig
 from mpp.train.loop import NonFinite, Schedule, State, fit
-from mpp.train.optim import build_optimizer
+from mpp.train.optim import build_optimizer, parameter_groups
 from tests import runs
 
 pytestmark = [
@@ -43,7 +43,7 @@ def test_a_run_learns_and_resumes(precision: str, attention: str, compiled: str,
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_told_one_step_later() -> None:
     torch.manual_seed(0)
     model = nn.Linear(5, 3, device="cuda")
-    state = State(model, build_optimizer(model, OptimConfig()))
+    state = State(model, build_optimizer(parameter_groups(model, 0.0), OptimConfig()))
     seen: list[dict[str, Tensor]] = []
 
     def step(model: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

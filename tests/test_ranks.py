@@ -1,8 +1,6 @@
 """Several processes under torchrun do what one does."""
 
 import signal
-import socket
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,18 +14,9 @@ from tests import runs
 SPLIT = {"model__drop_path": "0", "train__precision": "fp32", "optim__eps": "1e-4"}
 
 
-def torchrun(words: list[str]) -> "subprocess.Popen[str]":
-    """Starts the command on two processes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    return runs.start([*launcher, *words], env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
-
-
 def test_two_processes_do_what_one_does(source: str, tmp_path: Path) -> None:
     settings = {**SPLIT, "train__length": "15 steps", "fewshot__shots": "1,5"}
-    process = torchrun(runs.command(source, tmp_path / "two", **settings))
+    process = runs.torchrun(runs.command(source, tmp_path / "two", **settings))
     assert pretrain(runs.command(source, tmp_path / "one", **settings)[1:]) == 0
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-3000:]
@@ -49,7 +38,7 @@ def test_torchrun_that_is_asked_to_stop_saves_for_any_number_of_processes(
 ) -> None:
     settings = {**SPLIT, "train__length": "150 steps", "fewshot__data": ""}
     run_dir = tmp_path / "run"
-    process = torchrun(runs.command(source, run_dir, **settings))
+    process = runs.torchrun(runs.command(source, run_dir, **settings))
     runs.wait_for_checkpoint(process, run_dir, step=7)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)

@@ -8,13 +8,30 @@ import pytest
 import torch
 
 import mpp
-from mpp.cli import _ALIASES
+from mpp.cli import _ALIASES, _ENCODER, _FINETUNE, _with_images
 from mpp.config import parse
-from mpp.recipes import PretrainConfig
+from mpp.recipes import (
+    ConvertRecipe,
+    FewshotRecipe,
+    FinetuneConfig,
+    PredictRecipe,
+    PretrainConfig,
+    ProbeRecipe,
+    StudyConfig,
+)
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^ {4}(?:torchrun .*?|python )(tools/pretrain\.py .*)$", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"^ {4}(?:torchrun .*?|python )(tools/\w+\.py .*)$", TEXT, re.MULTILINE)
+TOOLS = {
+    "tools/pretrain.py": (PretrainConfig, _ALIASES),
+    "tools/finetune.py": (FinetuneConfig, _FINETUNE),
+    "tools/fewshot.py": (FewshotRecipe, _ENCODER),
+    "tools/probe.py": (ProbeRecipe, _ENCODER),
+    "tools/predict.py": (PredictRecipe, {}),
+    "tools/convert.py": (ConvertRecipe, {}),
+    "tools/study.py": (StudyConfig, {}),
+}
 
 
 def test_the_python_runs() -> None:
@@ -27,13 +44,15 @@ def test_the_python_runs() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    words = [word for word in shlex.split(command, comments=True) if word != "..."]
-    config = parse(PretrainConfig, words[1:], "pretrain", "", _ALIASES)
-    assert config.data.source == "folder:/my/images"
+    tool, *words = (word for word in shlex.split(command, comments=True) if word != "...")
+    cls, aliases = TOOLS[tool]
+    config = parse(cls, _with_images(words) if cls is PredictRecipe else words, tool, "", aliases)
+    if isinstance(config, PretrainConfig):
+        assert config.data.source == "folder:/my/images"
 
 
-def test_there_are_commands() -> None:
-    assert len(COMMANDS) == 3
+def test_there_are_commands_for_every_tool() -> None:
+    assert {command.partition(" ")[0] for command in COMMANDS} == set(TOOLS)
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT))))

@@ -5,7 +5,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -29,24 +28,11 @@ def uninterrupted(source: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return run_dir, time.monotonic() - began
 
 
-def kill(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL to the main process alone: its workers must notice by themselves."""
-    children = []
-    if process.poll() is None:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 60
-    while any(alive(child) for child in children):
-        assert time.monotonic() < deadline, "the workers of a killed run live on"
-        time.sleep(0.05)
-
-
 def kill_and_restart(source: str, run_dir: Path, moment: float, first_workers: str, then_workers: str) -> None:
     process = runs.start(runs.command(source, run_dir, data__workers=first_workers))
     runs.wait_for_checkpoint(process, run_dir)
     time.sleep(moment)
-    kill(process)
+    runs.kill(process)
     runs.finish(runs.command(source, run_dir, data__workers=then_workers))
 
 
@@ -79,16 +65,9 @@ def test_killed_again_and_again(source: str, uninterrupted: tuple[Path, float], 
         process = runs.start(runs.command(source, tmp_path / "run"))
         runs.wait_for_checkpoint(process, tmp_path / "run")
         time.sleep(draw.uniform(0, seconds / 3))
-        kill(process)
+        runs.kill(process)
     runs.finish(runs.command(source, tmp_path / "run"))
     runs.assert_same_run(tmp_path / "run", reference)
-
-
-def alive(process: str) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -1,6 +1,5 @@
 """What one sees of a run, from rows and sizes written by hand."""
 
-import csv
 import json
 import math
 from dataclasses import replace
@@ -13,11 +12,10 @@ import torch
 
 from mpp.config import parse
 from mpp.dist import World
-from mpp.errors import RunError
 from mpp.parts import Run, build
 from mpp.recipes import PretrainConfig
 from mpp.report import dry_run_report, summary
-from mpp.watch import BadFiles, Watch
+from mpp.watch import Watch
 from tests import runs
 
 
@@ -99,44 +97,6 @@ def test_summary_of_a_run_that_masks_nothing(tmp_path: Path) -> None:
     text = summary(tmp_path, "accuracy")
     assert "at masked patches" not in text
     assert "  50.0%  the model, at all corrupted patches" in text
-
-
-def test_bad_files_end_a_run_past_the_share(tmp_path: Path) -> None:
-    path = tmp_path / "bad_files.csv"
-    bad = BadFiles(path, 0.01)
-    bad.add([], 16)
-    assert not path.exists()
-    # Of the first 1,000 images: 10 may be bad, however few have been read.
-    for index in range(10):
-        bad.add([(index, f"file {index}: broken, badly")], 16)
-    with pytest.raises(RunError, match=r"^11 of the first 192 images .* data\.max_bad .*image 10: the last") as caught:
-        bad.add([(10, "the last")], 16)
-    assert str(path) in str(caught.value)
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    assert rows == [[str(index), f"file {index}: broken, badly"] for index in range(10)] + [["10", "the last"]]
-
-
-def test_bad_files_are_a_share_of_the_images_read() -> None:
-    bad = BadFiles(None, 0.01)
-    bad.add([], 5000)
-    bad.add([(index, "broken") for index in range(50)], 0)
-    assert len(bad) == 50
-    with pytest.raises(RunError, match=r"^51 of the first 5000 images"):
-        bad.add([(50, "broken")], 0)
-
-
-def test_a_bad_file_counts_once(tmp_path: Path) -> None:
-    bad = BadFiles(tmp_path / "bad_files.csv", 0.001)
-    for _ in range(20):
-        bad.add([(3, "broken"), (3, "broken")], 16)
-    assert len(bad) == 1
-    assert (tmp_path / "bad_files.csv").read_text().splitlines() == ["3,broken"]
-
-
-def test_a_max_bad_of_nothing_allows_none() -> None:
-    with pytest.raises(RunError, match=r"^1 of the first 8 images"):
-        BadFiles(None, 0.0).add([(0, "broken")], 8)
 
 
 def test_a_dry_run_reports_what_the_run_would_take(source: str) -> None:

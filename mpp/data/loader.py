@@ -241,6 +241,11 @@ def number_of(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
+def derive_seed(*parts: int) -> int:
+    """A seed below 2^63 from several numbers, such that different numbers give unrelated seeds."""
+    return number_of(len(parts), *parts) >> 1  # with their count, zeros at the end count too
+
+
 def _itself(batch: Any) -> Any:
     return batch
 

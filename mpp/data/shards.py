@@ -16,17 +16,17 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from mpp.data.base import SourceError, check_index, numbered_classes, summary
+from mpp.data.cache import cache_folder, write_whole
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
 """File name endings that count as images, here and in folders; lower case."""
@@ -199,11 +199,6 @@ def _open_shard(spec: str, shard: Path) -> tuple[Path, _Index]:
     return tar, index
 
 
-def cache_folder() -> Path:
-    """$MPP_CACHE, or ~/.cache/mpp."""
-    return Path(os.environ.get("MPP_CACHE") or "~/.cache/mpp").expanduser()
-
-
 def _is_gzip(spec: str, shard: Path) -> bool:
     try:
         with shard.open("rb") as file:
@@ -212,23 +207,10 @@ def _is_gzip(spec: str, shard: Path) -> bool:
         raise SourceError(f"{spec}: cannot read {shard} ({error.strerror}); check its permissions") from error
 
 
-def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes under a temporary name and renames, so that no other process ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _unpack(spec: str, shard: Path, tar: Path) -> None:
     try:
         with gzip.open(shard) as packed:
-            _write_whole(tar, lambda file: shutil.copyfileobj(packed, file, 2**20))
+            write_whole(tar, lambda file: shutil.copyfileobj(packed, file, 2**20))
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise SourceError(f"{spec}: {shard} is not a complete gzip file ({error}); make it again") from error
     except OSError as error:
@@ -255,7 +237,7 @@ def _save_index(path: Path, index: _Index, tar_size: int) -> None:
     columns |= {"ignored": np.array(index.ignored), "tar_size": np.array(tar_size)}
     # An index that cannot be kept costs time at the next start, nothing else.
     with contextlib.suppress(OSError):
-        _write_whole(path, lambda file: np.savez(file, allow_pickle=False, **columns))
+        write_whole(path, lambda file: np.savez(file, allow_pickle=False, **columns))
 
 
 def _build_index(tar_path: Path) -> _Index:

@@ -168,8 +168,10 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 def open_folder(spec: str, folder: Path, split: Split = "train") -> FileSource:
     """The images under a folder, at any depth, labelled by first-level sub-folder where all lie in two or more.
 
+    The classes of a test split are those of the train split, and after them those that it alone has.
+
     Raises:
-        SourceError: missing, not a folder, unreadable, no image in it, or a class that the train split lacks.
+        SourceError: missing, not a folder, unreadable, or no image in it.
     """
     if not folder.exists():
         raise SourceError(f"{spec}: there is no folder {folder}; check the path")
@@ -181,9 +183,10 @@ def open_folder(spec: str, folder: Path, split: Split = "train") -> FileSource:
     try:
         paths = list(_images_under(root, ignored))
         folders = [path.rpartition("/")[0].partition("/")[0] for path in paths]
-        # A test split counts by the train split's classes, for it may lack some.
+        own = sorted({name for name in folders if name})
+        # A test split counts by the train split's classes, for it may lack some, then by those that it alone has.
         held_out = root != splits.get("train", root)
-        classes = _class_names(splits["train"]) if held_out else tuple(sorted({name for name in folders if name}))
+        known = _class_names(splits["train"]) if held_out else tuple(own)
     except OSError as error:
         raise SourceError(f"{spec}: cannot list {error.filename} ({error.strerror}); check its permissions") from error
     parts = [f"{root.name}/ alone, as its sub-folders are splits"] if splits else []
@@ -196,13 +199,10 @@ def open_folder(spec: str, folder: Path, split: Split = "train") -> FileSource:
         raise SourceError(
             f"{spec}: no image in {root}{f' ({note})' if note else ''}; expected files that end in {extensions}"
         )
-    if len(classes) < 2 or not all(folders):
+    if len(known) < 2 or not all(folders):
         return FileSource(spec, root, paths, note=note)
+    classes = tuple(dict.fromkeys((*known, *own)))
     numbers = {name: label for label, name in enumerate(classes)}
-    if strange := sorted(set(folders) - set(numbers)):
-        raise SourceError(
-            f"{spec}: {root / strange[0]} is no class of {splits['train']}; the two need the same folders"
-        )
     return FileSource(spec, root, paths, [numbers[name] for name in folders], classes, note)
 
 

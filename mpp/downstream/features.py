@@ -1,14 +1,23 @@
 """Features of a frozen encoder: batches of images in, one float32 row per image out."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
-from torch import Tensor
+from timm.layers.patch_embed import PatchEmbed
+from torch import Tensor, nn
 
-from mpp.data.loader import Batch
+from mpp import dist
+from mpp.data.base import Source
+from mpp.data.loader import Batch, Transform, sequential
+from mpp.errors import RunError, UserError
+
+EVALUATION_BATCH = 128
 
 
 def pool(
@@ -28,6 +37,23 @@ def pool(
             raise ValueError("pool=token needs a class token, which this encoder has not: take pool=mean")
         return tokens[:, 0]
     raise ValueError(f"pool is mean or token, got {how!r}")
+
+
+def check_patches(model: nn.Module, image_hw: tuple[int, int], setting: str) -> None:
+    """Refuses an input size of which a ViT would not see the last rows or columns.
+
+    Raises:
+        UserError: naming `setting` and the sizes beside it.
+    """
+    embed = getattr(model, "patch_embed", None)
+    if not isinstance(embed, PatchEmbed):  # the stem of a hybrid pads
+        return
+    sides: Any = embed.patch_size
+    for size, patch in zip(image_hw, sides, strict=True):
+        if size % patch:
+            low = size // patch * patch
+            near = f"{low} or {low + patch}" if low else f"{patch}"
+            raise UserError(f"{setting} {size} is not a multiple of the patch size {patch}; take {near}")
 
 
 def extract_features(
@@ -67,3 +93,32 @@ def extract_features(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return torch.cat(rows).numpy(), torch.cat(index).numpy()
+
+
+def extract_by_all(
+    encode: Callable[[Tensor], Tensor],
+    source: Source,
+    indices: Int64[np.ndarray, " n"],
+    transform: Transform,
+    channels: int,
+    device: torch.device,
+    *,
+    workers: int,
+    batch_size: int = EVALUATION_BATCH,
+) -> tuple[Float32[np.ndarray, "m d"], Int64[np.ndarray, " m"]]:
+    """Features of these images, read by all ranks together, and their indices, ascending, on every rank.
+
+    Images that cannot be decoded are left out.
+
+    Raises:
+        RunError: where that leaves none.
+    """
+    rank, size = dist.rank_and_size()
+    mine = indices[rank::size].tolist()
+    batches = sequential(source, transform, channels, mine, batch_size=batch_size, workers=workers)
+    found = [part for part in dist.gather(extract_features(encode, batches, device)) if len(part[1])]
+    if not found:
+        raise RunError(f"none of the {len(indices)} images of {source.name} that are needed could be decoded")
+    features, kept = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    order = np.argsort(kept)
+    return features[order], kept[order]

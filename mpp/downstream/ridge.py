@@ -75,7 +75,7 @@ class Ridge:
         return right / len(features)
 
     def _project(self, features: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, "m r"]:
-        _check_features(features, width=len(self.mean))
+        check_features(features, width=len(self.mean))
         return _whiten(features, self.mean, self.std) @ self.left
 
     def _scales(self, l2: Sequence[float]) -> Float64[np.ndarray, "L r"]:
@@ -96,7 +96,7 @@ def fit(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_c
     Raises:
         ValueError: shapes that do not fit, labels out of range, features that are NaN or infinite.
     """
-    _check_features(features)
+    check_features(features)
     if not len(features) or labels.shape != (len(features),):
         raise ValueError(f"least squares needs one label per row of features, got {features.shape} and {labels.shape}")
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -154,7 +154,8 @@ def _times_targets(
     return 2.0 * sums.T - rows.sum(axis=0)[:, None]
 
 
-def _check_features(features: np.ndarray, width: int | None = None) -> None:
+def check_features(features: np.ndarray, width: int | None = None) -> None:
+    """Raises ValueError unless `features` are finite and (images, `width`)."""
     if features.ndim != 2 or (width is not None and features.shape[1] != width):
         raise ValueError(f"features must be (images, {'d' if width is None else width}), got {features.shape}")
     bad = np.count_nonzero(~np.isfinite(features).all(axis=1))

@@ -21,6 +21,19 @@ def sincos2d(height: int, width: int, dim: int, temperature: float = 10_000.0) -
     return torch.cat([angle_x.sin(), angle_x.cos(), angle_y.sin(), angle_y.cos()], dim=1).float()
 
 
+def resample_table(
+    table: Float[Tensor, "1 n dim"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "1 m dim"]:
+    """Position embeddings of an `old` grid of (rows, columns) for a `new` one, both rows first.
+
+    Bilinear with aligned corners, in float64: what the paper's code computes by `scipy.ndimage.zoom(order=1)`, but for
+    the sizes at which that returns a last row and column of zeros.
+    """
+    grid = table.double().reshape(1, *old, -1).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(grid, size=new, mode="bilinear", align_corners=True)
+    return resized.flatten(2).transpose(1, 2).to(table.dtype)
+
+
 class Learned2d(nn.Module):
     """Learned column and row embeddings of half the width each, concatenated (the paper's "2-D pos. emb.")."""
 

@@ -20,7 +20,7 @@ class TrainConfig:
     """Global batch size: images per update over all devices."""
     micro_batch: int = field(default=256, metadata={"free": True})
     """Most images per device in one forward pass; larger shares of the batch are accumulated. The result is the same
-    to rounding, but for drop_path and random_from batch, which draw by micro-batch."""
+    to rounding, but for drop_path, random_from batch, mixup and batch normalisation, which go by micro-batch."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic: auto takes bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
     device: str = field(default="auto", metadata={"free": True})
@@ -45,14 +45,16 @@ class TrainConfig:
 class OptimConfig:
     """Optimiser and its averages. Weight decay spares biases, norms, position embeddings, class and mask tokens."""
 
-    name: Literal["adam", "adamw"] = "adamw"
-    """adam is the paper's; adamw decouples the weight decay."""
+    name: Literal["adam", "adamw", "sgd"] = "adamw"
+    """adam is the paper's; adamw decouples the weight decay; sgd has momentum."""
     lr: float = 2e-4
     """Base learning rate, reached after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     eps: float = 1e-8
     """Adam's epsilon."""
+    momentum: float = 0.9
+    """Of sgd."""
     weight_decay: float = 0.0
     """Weight decay."""
     clip_norm: float = 1.0
@@ -67,8 +69,9 @@ class OptimConfig:
         for key in ("weight_decay", "clip_norm"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"optim.{key} must not be negative, got {getattr(self, key)}")
-        if not all(0 <= b < 1 for b in (*self.betas, self.ema_decay)):
-            raise ValueError(f"optim.betas and optim.ema_decay must be in [0, 1), got {self.betas}, {self.ema_decay}")
+        if not all(0 <= b < 1 for b in (*self.betas, self.momentum, self.ema_decay)):
+            told = f"{self.betas}, {self.momentum}, {self.ema_decay}"
+            raise ValueError(f"optim.betas, optim.momentum and optim.ema_decay must be in [0, 1), got {told}")
 
 
 @dataclass(frozen=True)

@@ -201,9 +201,11 @@ class Terminal:
         """The line of one row of metrics."""
         parts = [f"step {step}/{self._total}", f"loss {figures['loss']:.4f}"]
         unit = (lambda v: f"{v:.1%}") if score == "accuracy" else (lambda v: f"{v:.4f}")
-        parts.append(f"{score} {unit(figures[score])}")
-        trivial = [figures[f"{score}_baseline_{name}"] for name in ("frequent", "neighbours")]
-        parts.append(f"(baselines {unit(trivial[0])}, {unit(trivial[1])})")
+        if score in figures:
+            parts.append(f"{score} {unit(figures[score])}")
+        trivial = [unit(value) for name, value in figures.items() if name.startswith(f"{score}_baseline_")]
+        if trivial:
+            parts.append(f"(baselines {', '.join(trivial)})")
         parts.append(f"lr {figures['lr']:.2e}")
         parts.append(f"{figures['time/images_per_second']:.0f} images/s")
         parts.append(f"data wait {figures['time/data_wait']:.0%}")

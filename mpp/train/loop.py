@@ -111,6 +111,12 @@ class NonFinite(RunError):
         self.step = step
         self.batches = batches
 
+    def advised(self, advice: str) -> "NonFinite":
+        """The same error with what to try."""
+        other = NonFinite(self.step, self.batches)
+        other.args = (f"{self}; {advice}",)
+        return other
+
 
 Every = tuple[int, Callable[[State], None]]
 """A period in steps and what is done then, and once more after the last step."""
@@ -147,7 +153,7 @@ def fit(
     for done in range(schedule.step(state.images_seen), schedule.total_steps):
         rate = schedule.rate(done)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         update(state, model, batches, step, schedule, guard, done + 1)
         state.images_seen += schedule.batch_size
         for period, function in every:

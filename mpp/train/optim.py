@@ -1,37 +1,64 @@
-"""The optimiser: Adam or AdamW over two groups of parameters, and the moving average of the weights."""
+"""The optimiser over groups of parameters, and the moving average of the weights."""
 
+from typing import Any, Protocol, cast
+
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-from mpp.train.config import OptimConfig
 
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token", "position")
 """Parts of names of parameters with two or more dimensions that weight decay spares."""
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters with and without weight decay; biases, norms, positions and extra tokens have none."""
-    decayed, spared = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            spare = parameter.ndim <= 1 or any(part in NO_DECAY for part in name.split("."))
-            (spared if spare else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, object]]:
+    """Trainable parameters with and without weight decay; biases, norms, positions and extra tokens have none.
+
+    With a `layer_decay` below 1 also by depth: `lr_scale`, by which `fit` multiplies the learning rate, is layer_decay
+    to the power of the layers above, 1 for the head (timm's rule; any timm model knows its layers).
+    """
+    untold: Any = model
+    spared = {name for name, _ in model.named_parameters() if any(part in NO_DECAY for part in name.split("."))}
+    if hasattr(model, "no_weight_decay"):
+        spared |= set(untold.no_weight_decay())
+    if layer_decay < 1:
+        told = {"weight_decay": weight_decay, "layer_decay": layer_decay, "no_weight_decay_list": tuple(spared)}
+        layers: Any = param_groups_layer_decay(model, **told)
+        return [{key: group[key] for key in ("params", "weight_decay", "lr_scale")} for group in layers]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    none = [parameter for name, parameter in named if parameter.ndim <= 1 or name in spared]
+    decayed = [parameter for name, parameter in named if parameter.ndim > 1 and name not in spared]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": none, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """Adam (weight decay as L2 on the gradient) or AdamW (decoupled), as one fused kernel where there is one."""
+class Optim(Protocol):
+    """What `build_optimizer` reads of a config."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def eps(self) -> float: ...
+
+
+def build_optimizer(groups: list[dict[str, object]], config: Optim) -> Optimizer:
+    """SGD with momentum, Adam (weight decay as L2 on the gradient) or AdamW (decoupled), as one fused kernel.
+
+    The learning rate is what the loop sets before each update.
+    """
+    device = next(p for group in groups for p in cast(Any, group["params"])).device.type
+    fused = device in ("cuda", "cpu")
+    if config.name == "sgd":
+        return SGD(groups, lr=0.0, momentum=config.momentum, fused=fused)
     kind = {"adam": Adam, "adamw": AdamW}[config.name]
-    device = next(model.parameters()).device.type
-    return kind(
-        parameter_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=device in ("cuda", "cpu"),
-    )
+    return kind(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:

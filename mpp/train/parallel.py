@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
+from mpp import dist
 from mpp.dist import World
 from mpp.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def choose_device(name: str, world: World) -> torch.device:
+def choose_device(name: str, world: World, setting: str = "train.device") -> torch.device:
     """The device that `name` means; auto takes CUDA (one device per local rank), else the CPU.
 
     Raises:
@@ -27,27 +29,27 @@ def choose_device(name: str, world: World) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"train.device {name!r} is not a device; take auto, cuda, cuda:1 or cpu") from error
+        raise UserError(f"{setting} {name!r} is not a device; take auto, cuda, cuda:1 or cpu") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = device.index if device.index is not None else world.local_rank
         if index >= count:
-            raise UserError(f"train.device {name}: this machine has {count} CUDA devices; take auto or cpu")
+            raise UserError(f"{setting} {name}: this machine has {count} CUDA devices; take auto or cpu")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     elif device.type != "cpu":
-        raise UserError(f"train.device {name!r} is not supported; take auto, cuda, cuda:1 or cpu")
+        raise UserError(f"{setting} {name!r} is not supported; take auto, cuda, cuda:1 or cpu")
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
+def choose_precision(name: str, device: torch.device, setting: str = "train.precision") -> str:
     """bf16, fp16 or fp32 for `name` on `device`; auto takes bf16 where the hardware computes it.
 
     Raises:
         UserError: fp16 elsewhere than on CUDA.
     """
     if name == "fp16" and device.type != "cuda":
-        raise UserError(f"train.precision fp16 needs CUDA, not {device.type}; take bf16 or fp32")
+        raise UserError(f"{setting} fp16 needs CUDA, not {device.type}; take bf16 or fp32")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -74,12 +76,31 @@ def prepare(model: nn.Module, device: torch.device, world: World, compile_mode: 
         model.compile()
     if world.size > 1:
         ids = [device.index] if device.type == "cuda" else None
-        # Nothing in the model changes its buffers; torch 2.13 renamed the switch.
+        # Only batch normalisation changes buffers (`share_statistics`); torch 2.13 renamed the switch.
         known = inspect.signature(DistributedDataParallel).parameters
         switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {switch: False}
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **options)
     return model
+
+
+def share_statistics(model: nn.Module, *copies: nn.Module | None) -> None:
+    """Averages the running statistics of batch normalisation over all ranks, and copies them into `copies`.
+
+    Training never reads them, so ranks may see different batches; whoever tests or saves must see the same statistics.
+    """
+    held = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    parts = [part for module in held for part in (module.running_mean, module.running_var) if part is not None]
+    if not parts:
+        return
+    mean = dist.sum_over_ranks(torch.cat([part.flatten() for part in parts])) / dist.rank_and_size()[1]
+    for part, value in zip(parts, mean.split([part.numel() for part in parts]), strict=True):
+        part.copy_(value.view_as(part))
+    for copy in copies:
+        if copy is not None:
+            own = copy.module if isinstance(copy, AveragedModel) else copy
+            for buffer, value in zip(own.buffers(), model.buffers(), strict=True):
+                buffer.copy_(value)
 
 
 def gradient_sync(model: nn.Module, on: bool) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
-from mpp.model.weights import timm_state
+from mpp.weights.timm_folder import timm_state
 
 TINY = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)
 

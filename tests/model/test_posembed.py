@@ -1,13 +1,15 @@
 """Position embeddings against their formulas, written as loops."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mpp.errors import UserError
-from mpp.model.posembed import Learned2d, build_position, sincos2d
+from mpp.model.posembed import Learned2d, build_position, resample_table, sincos2d
 
 
 def by_loops(height: int, width: int, dim: int) -> np.ndarray:
@@ -71,3 +73,53 @@ def test_timms_own_forms_need_no_module(kind: str) -> None:
 def test_a_width_that_cannot_be_split_is_refused(kind: str, dim: int, parts: int) -> None:
     with pytest.raises(UserError, match=f"{kind} needs a token width divisible by {parts}, got {dim}"):
         build_position(kind, (3, 5), dim)
+
+
+CASES = [f"{kind}_{sizes}" for kind in ("cls", "nocls") for sizes in ("4to6", "6to4", "14to24", "7to12")]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resampling_is_that_of_the_authors(case: str, shared: Callable[[str], Path]) -> None:
+    given = np.load(shared("fixtures/posembed_resize.npz"))
+    prefix = 1 if case.startswith("cls") else 0
+    old, new = (int(size) for size in case.partition("_")[2].split("to"))
+    table = torch.from_numpy(given[f"in/{case}"])[:, prefix:]
+    ours = resample_table(table, (old, old), (new, new))
+    np.testing.assert_allclose(ours.numpy(), given[f"out/{case}"][:, prefix:], rtol=0, atol=1e-6)
+
+
+def bilinear(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Aligned corners, by loops: new corner lies on old corner, and the rest in equal steps between."""
+    grid = table.reshape(*old, -1)
+    out = np.zeros((*new, grid.shape[-1]))
+    for row in range(new[0]):
+        for column in range(new[1]):
+            y = row * (old[0] - 1) / max(new[0] - 1, 1)
+            x = column * (old[1] - 1) / max(new[1] - 1, 1)
+            top, left = min(int(y), max(old[0] - 2, 0)), min(int(x), max(old[1] - 2, 0))
+            low, right = min(top + 1, old[0] - 1), min(left + 1, old[1] - 1)
+            upper = grid[top, left] * (1 - (x - left)) + grid[top, right] * (x - left)
+            lower = grid[low, left] * (1 - (x - left)) + grid[low, right] * (x - left)
+            out[row, column] = upper * (1 - (y - top)) + lower * (y - top)
+    return out.reshape(-1, grid.shape[-1])
+
+
+@pytest.mark.parametrize(("old", "new"), [((3, 5), (7, 2)), ((8, 8), (26, 16)), ((1, 4), (3, 3)), ((4, 4), (1, 1))])
+def test_resampling_is_bilinear_with_aligned_corners(old: tuple[int, int], new: tuple[int, int]) -> None:
+    table = torch.randn(1, old[0] * old[1], 6, generator=torch.Generator().manual_seed(0))
+    expected = bilinear(table[0].numpy().astype(np.float64), old, new)
+    np.testing.assert_allclose(resample_table(table, old, new)[0].numpy(), expected, atol=1e-6)
+
+
+def test_resampling_to_the_same_grid_changes_nothing() -> None:
+    table = torch.randn(1, 15, 6)
+    torch.testing.assert_close(resample_table(table, (3, 5), (3, 5)), table, rtol=0, atol=0)
+
+
+def test_no_size_leaves_a_row_or_column_of_zeros() -> None:
+    """scipy's zoom does, at 8 to 26, 16 to 30, 28 to 24 and others, by rounding; ones must stay ones."""
+    for old in range(2, 49):
+        table = torch.ones(1, old * old, 1)
+        for new in range(2, 49):
+            resized = resample_table(table, (old, old), (new, new))
+            torch.testing.assert_close(resized, torch.ones(1, new * new, 1), rtol=0, atol=1e-6)

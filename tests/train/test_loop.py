@@ -15,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from mpp.train.config import OptimConfig
 from mpp.train.loop import Interrupted, NonFinite, Schedule, State, StopSignal, fit
-from mpp.train.optim import build_ema, build_optimizer
+from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 
 TOTAL, BATCH = 8, 12
 Batch = tuple[Tensor, Tensor]
@@ -28,7 +28,7 @@ def rate(step: int) -> float:
 def fresh(ema: float = 0.0, dtype: torch.dtype = torch.float32, scaler: GradScaler | None = None) -> State:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).to(dtype)
-    optimizer = build_optimizer(model, OptimConfig("adamw", weight_decay=0.1))
+    optimizer = build_optimizer(parameter_groups(model, 0.1), OptimConfig("adamw"))
     return State(model, optimizer, build_ema(model, ema), scaler)
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from mpp.objective.target import build_target
 from mpp.train.config import OptimConfig
 from mpp.train.loop import Schedule, State, fit
 from mpp.train.optim import build_ema, build_optimizer, parameter_groups
+from mpp.train.schedule import learning_rate
 
 SIZE: dict[str, Any] = {"img_size": (28,), "depth": 2, "embed_dim": 48, "num_heads": 3}
 MODELS = {
@@ -82,7 +84,7 @@ def test_updates_equal_big_visions(shared: Callable[[str], Path]) -> None:
         "init/layer/kernel", "init/layer/bias", "grad/layer/kernel", "grad/layer/bias", "schedule"
     )}  # fmt: skip
     model = Layer(tensors["init/layer/kernel"], tensors["init/layer/bias"])
-    state = State(model, build_optimizer(model, OptimConfig("adamw", lr=0.01, weight_decay=0.05 / 0.01)))
+    state = State(model, build_optimizer(parameter_groups(model, 0.05 / 0.01), OptimConfig("adamw")))
     seen: list[dict[str, Tensor]] = []
     fit(
         state,
@@ -97,12 +99,56 @@ def test_updates_equal_big_visions(shared: Callable[[str], Path]) -> None:
         np.testing.assert_allclose(ours, data[f"adam/float32/layer/{name}"], atol=1e-6, rtol=1e-6)
 
 
+def test_updates_equal_the_paper_s_fine_tuning(shared: Callable[[str], Path]) -> None:
+    """SGD with momentum 0.9 after clipping the global norm to 1, cosine rule (vision_transformer, appendix B.1.1)."""
+    data = np.load(shared("fixtures/optim.npz"), allow_pickle=False)
+    tensors = {key: torch.from_numpy(data[f"sgd/{key}"]) for key in ("init/a", "init/b", "grad/a", "grad/b")}
+    model = Layer(tensors["init/a"], tensors["init/b"])
+    state = State(model, build_optimizer(parameter_groups(model, 0.0), OptimConfig("sgd", momentum=0.9)))
+    rate = learning_rate("cosine", 0.03, 12, 3)
+    seen: list[list[Tensor]] = []
+    fit(
+        state,
+        model,
+        zip(tensors["grad/a"], tensors["grad/b"], strict=True),
+        given_gradients,
+        Schedule(12, 1, 1, rate, clip_norm=1.0),
+        [(1, lambda state: seen.append([p.detach().clone() for p in state.model.parameters()]))],
+    )
+    np.testing.assert_allclose([rate(step) for step in range(12)], data["sgd/lr"], rtol=1e-6)
+    for number, name in enumerate("ab"):
+        ours = torch.stack([step[number] for step in seen])
+        np.testing.assert_allclose(ours, data[f"sgd/float32/{name}"], atol=1e-6, rtol=1e-6)
+
+
+def test_layer_decay_scales_the_rate_of_each_layer_by_its_depth() -> None:
+    model: Any = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=48, num_heads=3, num_classes=2)
+    groups = parameter_groups(model, 0.1, 0.5)
+    scale: dict[Any, Any] = {p: group["lr_scale"] for group in groups for p in cast(Any, group["params"])}
+    decay: dict[Any, Any] = {p: group["weight_decay"] for group in groups for p in cast(Any, group["params"])}
+    assert set(scale) == set(model.parameters())
+    # Embeddings, three blocks, the last norm and the head: the layers above each.
+    assert scale[model.head.weight] == 1
+    blocks = [scale[block.mlp.fc1.weight] for block in model.blocks]
+    assert blocks == [blocks[2] / 4, blocks[2] / 2, blocks[2]]
+    assert scale[model.patch_embed.proj.weight] == scale[model.pos_embed] == blocks[0] / 2
+    assert (decay[model.pos_embed], decay[model.norm.weight], decay[model.head.weight]) == (0, 0, 0.1)
+    optimizer = build_optimizer(groups, OptimConfig("sgd", momentum=0.0))
+    before = {p: p.detach().clone() for p in scale}
+    state = State(model, optimizer)
+    step = lambda model, batch: (sum((p.sum() for p in model.parameters()), torch.zeros(())), {})  # noqa: E731
+    fit(state, model, iter([None]), step, Schedule(1, 1, 1, lambda _: 0.01), [])
+    for p, old in before.items():
+        torch.testing.assert_close(p.detach(), old - 0.01 * scale[p] * (1 + decay[p] * old))
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_updates_equal_the_formula(name: str) -> None:
     torch.manual_seed(0)
     model = Layer(torch.randn(3, 2).double(), torch.randn(4).double())
-    config = OptimConfig(name, lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(parameter_groups(model, 0.2), OptimConfig(name, betas=(0.8, 0.9), eps=1e-3))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
     expected = [p.detach().numpy().copy() for p in model.parameters()]
     first, second = [np.zeros_like(w) for w in expected], [np.zeros_like(w) for w in expected]
     for t in range(1, 6):

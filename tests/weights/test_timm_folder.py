@@ -11,9 +11,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
-from mpp.model.weights import save_timm_folder, timm_state
+from mpp.weights.timm_folder import save_timm_folder, timm_state
 
 TINY = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)
 SIZE: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -128,6 +129,6 @@ def test_saving_leaves_the_encoder_and_the_random_numbers_alone(tmp_path: Path) 
 
 
 def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(UserError, match=r"missing: blocks\.2"):
         save_timm_folder(build(TINY), dataclasses.replace(TINY, depth=3), tmp_path, (0.5,), (0.5,))
     assert not (tmp_path / "model.safetensors").exists()

@@ -1,0 +1,74 @@
+"""Stronger augmentation for supervised training, by timm's parts."""
+
+import random
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mpp.torchvision_import  # noqa: F401
+from mpp.data.config import DataConfig
+from mpp.data.transform import TrainTransform
+from mpp.errors import UserError
+
+from PIL import Image, ImageOps  # isort: skip
+from timm.data.auto_augment import rand_augment_transform  # isort: skip
+
+_RECIPE = re.compile(r"rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01]|t(weights|3aw?)))*")
+
+
+class RandAugment:
+    """`TrainTransform`, then timm's RandAugment; every draw comes from torch's global CPU generator.
+
+    Args:
+        config: of the crop and flips.
+        recipe: such as rand-m9-mstd0.5-inc1 (magnitude 9, its standard deviation 0.5, severity rises with it).
+        image_hw: height and width of the result.
+        channels: of the images; 3 alone.
+        mean: fills what is moved into the picture, 0 to 1 scale.
+
+    Raises:
+        UserError: a recipe that timm cannot read, or images of other than 3 channels.
+    """
+
+    def __init__(
+        self, config: DataConfig, recipe: str, image_hw: tuple[int, int], channels: int, mean: tuple[float, ...]
+    ) -> None:
+        if channels != 3:
+            raise UserError(f"data.randaugment needs 3 channels, the images have {channels}: leave it empty")
+        grey = tuple(round(255 * value) for value in (mean * 3 if len(mean) == 1 else mean))
+        options = {"translate_const": int(min(image_hw) * 0.45), "img_mean": grey}
+        try:
+            if not _RECIPE.fullmatch(recipe):  # timm passes over sections that it does not know
+                raise ValueError(recipe)
+            self._augment = rand_augment_transform(recipe, options)
+        except (AssertionError, ValueError, IndexError, KeyError) as error:
+            raise UserError(
+                f"data.randaugment {recipe!r} is no recipe of timm's, such as rand-m9-mstd0.5-inc1"
+            ) from error
+        for operation in self._augment.ops:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+        self._crop = TrainTransform(config, image_hw, channels)
+        self.image_hw = image_hw
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """uint8 (H, W, 3) array of any size to uint8 (3, h, w) tensor."""
+        cropped = self._crop(image)
+        seed = int(torch.randint(2**31, ()).item())
+        # timm draws from the global generators of both; ours are by (seed, epoch, index), and nobody else's change.
+        before = random.getstate(), np.random.get_state()
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            augmented = self._augment(Image.fromarray(cropped.permute(1, 2, 0).numpy()))
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+        return torch.from_numpy(np.array(augmented)).permute(2, 0, 1).contiguous()
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """timm's, but for 0 bits, which its strongest level asks for: Pillow 12 refuses, and the image would be black."""
+    return image if bits >= 8 else ImageOps.posterize(image, max(bits, 1))

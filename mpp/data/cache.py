@@ -1,0 +1,29 @@
+"""Where things are kept that can be made again, and how a file is written so that nobody meets half of it."""
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def cache_folder() -> Path:
+    """$MPP_CACHE, or ~/.cache/mpp."""
+    return Path(os.environ.get("MPP_CACHE") or "~/.cache/mpp").expanduser()
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes under a temporary name and renames, so that no other process ever sees half a file.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
+    try:
+        with temporary.open("xb") as file:  # not mkstemp, whose files nobody else may read
+            write(file)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

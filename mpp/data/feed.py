@@ -1,0 +1,71 @@
+"""The training stream, brought to the device: this rank's micro-batches with their place in the run."""
+
+from collections.abc import Callable, Generator
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from mpp.data.base import Source
+from mpp.data.loader import Transform, stream
+from mpp.dist import World
+
+
+class Placed(TypedDict):
+    """One micro-batch on the device."""
+
+    images: Tensor
+    """uint8 (B, C, h, w)."""
+    labels: Tensor
+    """int64 (B,), -1 where there is none."""
+    position: int
+    """Images seen before the update that it belongs to."""
+    slot: int
+    """Its first row in the global batch."""
+
+
+def feed(
+    source: Source,
+    transform: Transform,
+    channels: int,
+    device: torch.device,
+    *,
+    seed: int,
+    batch_size: int,
+    micro_batch: int,
+    start: int,
+    world: World,
+    workers: int,
+    report_bad: Callable[[list[tuple[int, str]], int], None] = lambda bad, images: None,
+) -> Generator[Placed]:
+    """This rank's endless micro-batches from `start` images seen on (see `stream`). Close it to end its workers.
+
+    `report_bad` hears of the files that could not be decoded and of the number of images read.
+    """
+    share = batch_size // world.size
+    cuda = device.type == "cuda"
+    batches = stream(
+        source,
+        transform,
+        channels,
+        seed=seed,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        start=start,
+        rank=world.rank,
+        world=world.size,
+        workers=workers,
+        pin_memory=cuda,
+    )
+    try:
+        for number, batch in enumerate(batches):
+            update, part = divmod(number, share // micro_batch)
+            report_bad(batch["bad"], len(batch["images"]))
+            yield {
+                "images": batch["images"].to(device, non_blocking=cuda),
+                "labels": batch["label"].to(device, non_blocking=cuda),
+                "position": start + update * batch_size,
+                "slot": world.rank * share + part * micro_batch,
+            }
+    finally:
+        batches.close()

@@ -1,0 +1,77 @@
+"""What a source holds, as one short string: the same string, the same images and labels."""
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpp.data.base import FileSource, Source, Subset
+from mpp.data.shards import ShardSource
+from mpp.data.source import ArraySource
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_FORMAT = b"mpp fingerprint 1"
+
+
+def fingerprint(source: Source) -> str:
+    """64 hexadecimal digits that change with any image, label or class name of a source.
+
+    Files, shards and arrays on disk are not read: their paths, sizes and times of modification stand for what is in
+    them, so that moving them changes the fingerprint too. Images in memory, and sources of other kinds, are hashed
+    as `read` gives them.
+    """
+    digest = hashlib.sha256(_FORMAT)
+    labels = source.labels()
+    _put(digest, type(source).__name__, str(len(source)), json.dumps(source.classes))
+    _put(digest, b"" if labels is None else np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    # The type itself: a class derived from one of these may read something else.
+    if type(source) is FileSource:
+        root = str(source.root)
+        _put(digest, str(source.root.resolve()))
+        for index in range(len(source)):
+            path = source.where(index)
+            _put(digest, path.removeprefix(root).removeprefix(os.sep), _state(path))
+    elif type(source) is ShardSource:
+        for path in source.paths:
+            _put(digest, str(path.resolve()), _state(path))
+    elif type(source) is ArraySource:
+        _put(digest, str(source.path.resolve()), _state(source.path))
+    elif type(source) is Subset:
+        _put(digest, fingerprint(source.source), np.ascontiguousarray(source.indices, dtype="<i8").tobytes())
+    else:
+        for index in range(len(source)):
+            _put_image(digest, source, index)
+    return digest.hexdigest()
+
+
+def _state(path: str | os.PathLike[str]) -> str:
+    """Size and time of modification of a file."""
+    try:
+        info = os.stat(path)  # noqa: PTH116 - a Path for each of a million files takes longer than the question
+    except OSError as error:  # gone since the source was opened: images that cannot be read are met later
+        return f"error {error.errno}"
+    return f"{info.st_size} {info.st_mtime_ns}"
+
+
+def _put_image(digest: "_Hash", source: Source, index: int) -> None:
+    try:
+        image, label = source.read(index)
+    except OSError:
+        _put(digest, "unreadable")
+        return
+    if isinstance(image, np.ndarray):
+        _put(digest, f"{image.dtype.str} {image.shape}", np.ascontiguousarray(image).tobytes(), str(label))
+    else:
+        _put(digest, "bytes", image, str(label))
+
+
+def _put(digest: "_Hash", *parts: str | bytes) -> None:
+    """Each with its length before it, so that no two sequences of parts are the same bytes."""
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)

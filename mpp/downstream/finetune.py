@@ -1,0 +1,260 @@
+"""Fine-tuning: from an encoder, or from nothing, and labelled images to a classifier and an account of it.
+
+open_labelled -> take_fraction      what is trained on, what is tested; what must be said about it
+starting_weights -> build           a timm model with a new head, zero-initialised (appendix B.1.1)
+fit                                 the loop of pretraining, its checkpoints, resume and signals
+predict -> score                    every test image once: accuracy, per class, confusion, predictions.csv
+write_timm_folder                   run_dir/model, with its head and class names
+
+Several learning rates make a sweep (table 4 of the paper): each is trained on all but a held-out part of the training
+images and judged there; the best then trains on everything, and only that one meets the test images.
+"""
+
+import csv
+import io
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mpp import dist
+from mpp.config import to_yaml
+from mpp.data.cache import write_whole
+from mpp.dist import World
+from mpp.downstream.account import Result, account, describe, finished, read_result
+from mpp.downstream.config import FinetuneConfig, parse_share
+from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
+from mpp.downstream.plots import plot_confusion
+from mpp.downstream.scoring import Scores, score
+from mpp.downstream.tuning import Tuning, build_tuning, predict, result_weights, training_batches, training_step
+from mpp.errors import RunError
+from mpp.train.bad_files import BadFiles
+from mpp.train.checkpoint import Checkpoints
+from mpp.train.log import RunLog, Terminal
+from mpp.train.loop import Every, NonFinite, State
+from mpp.train.parallel import choose_device, share_statistics
+from mpp.train.run_folder import check_config, earlier, explained, once_a_machine, resume, saver, steps, train
+from mpp.weights.timm_folder import write_timm_folder
+
+__all__ = ["Result", "finished", "read_result", "run"]
+
+_DIVERGED = "diverged.txt"
+
+
+class Diverged(RunError):
+    """A classifier whose logits are not finite."""
+
+
+def run(config: FinetuneConfig) -> int:
+    """Fine-tunes, or resumes, as `config` says. Returns the exit status: 0, or 75 after a requested stop.
+
+    Raises:
+        UserError: bad input, before anything is written.
+        RunError: a run that had to stop.
+    """
+    world = dist.world_from_environment()
+    device = choose_device(config.train.device, world)
+    dist.start(world, device)
+    try:
+        with explained(config, device):
+            data = config.data
+            labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download))
+            labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
+            labelled = replace(labelled, train_labels=labels)
+            if len(config.optim.lr) == 1:
+                return _Tuner(config, labelled, world, device).run()
+            status, lr = _sweep(config, labelled, world, device)
+            return status or _Tuner(_with_lr(config, lr), labelled, world, device).run()
+    finally:
+        dist.stop()
+
+
+def _with_lr(config: FinetuneConfig, lr: float) -> FinetuneConfig:
+    return replace(config, optim=replace(config.optim, lr=(lr,)))
+
+
+def _sweep(config: FinetuneConfig, labelled: Labelled, world: World, device: torch.device) -> tuple[int, float]:
+    """Trains with every learning rate on part of the training images; exit status and the best on the other part.
+
+    Raises:
+        UserError: a run folder of another config.
+        RunError: where every learning rate diverged.
+    """
+    before = earlier(config)
+    if before is not None:  # of the sweep's own learning rates one has been chosen
+        lr = before.optim.lr[0]
+        check_config(before, _with_lr(config, lr) if lr in config.optim.lr else config)
+    held = hold_out(labelled, parse_share(config.data.holdout), config.train.seed)
+    rows: dict[float, Result | None] = {}
+    for lr in config.optim.lr:
+        one = replace(_with_lr(config, lr), run_dir=str(Path(config.run_dir) / "sweep" / f"lr_{lr}"))
+        status, rows[lr] = _try(one, held, world, device)
+        if status:
+            return status, lr
+    done = {lr: row for lr, row in rows.items() if row is not None}
+    if not done:
+        tried = ", ".join(f"{lr:g}" for lr in rows)
+        raise RunError(f"every learning rate of the sweep diverged ({tried}); try lower values of --optim.lr")
+    best = max(done, key=lambda lr: (done[lr].top1, -lr))  # of equals the gentlest
+    if world.main:
+        _write_sweep(Path(config.run_dir) / "sweep.csv", rows, best)
+        lines = [f"  {lr:<8g} {f'{row.top1:7.1%}' if row else 'diverged'}" for lr, row in rows.items()]
+        print("\n".join([f"accuracy on {len(held.test_indices):,} held-out training images, by optim.lr:", *lines]))
+        print(f"best: optim.lr {best:g}; it trains on all {len(labelled.train_indices):,} images", flush=True)
+    return 0, best
+
+
+def _try(config: FinetuneConfig, held: Labelled, world: World, device: torch.device) -> tuple[int, Result | None]:
+    """One learning rate of a sweep: exit status and result, None for one that diverged; neither is done twice."""
+    folder, lr = Path(config.run_dir), config.optim.lr[0]
+    result = finished(config)
+    marker = folder / _DIVERGED
+    gone = marker.is_file() and marker.read_text() == to_yaml(config)
+    if result is not None or gone:
+        return 0, result
+    tuner = _Tuner(config, held, world, device, choosing=True)
+    if world.main:
+        print(f"sweep: optim.lr {lr:g}", file=sys.stderr)
+    try:
+        return tuner.run(), read_result(folder)
+    except (NonFinite, Diverged) as error:
+        if world.main:
+            print(f"sweep: optim.lr {lr:g} diverged: {error}", file=sys.stderr)
+            text = to_yaml(config)
+            write_whole(marker, lambda file: file.write(text.encode()))
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        dist.barrier()
+        return 0, None
+
+
+def _write_sweep(path: Path, rows: dict[float, Result | None], best: float) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["lr", "held_out_top1", "held_out_images", "chosen"])
+    for lr, row in rows.items():
+        writer.writerow([lr, row.top1 if row else "diverged", row.test_images if row else "", int(lr == best)])
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
+class _Tuner:
+    """One run with one learning rate: trains, tests and writes; only rank 0 writes."""
+
+    def __init__(
+        self, config: FinetuneConfig, labelled: Labelled, world: World, device: torch.device, choosing: bool = False
+    ) -> None:
+        """`choosing`: a run of a sweep, of which only the result is kept."""
+        self.parts: Tuning = build_tuning(config, labelled, config.optim.lr[0], world, device)
+        self.config, self.folder, self.main, self.choosing = config, Path(config.run_dir), world.main, choosing
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", config.checkpoint.keep_last, self._steps("checkpoint", "keep_every")
+        )
+
+    def run(self) -> int:
+        """Trains from where the folder stands to the end; the exit status."""
+        parts, total = self.parts, self.parts.schedule.total_steps
+        if self.main and not self.choosing:
+            print(to_yaml(self.config), file=sys.stderr, end="")
+            print(describe(parts.labelled, self.config.data.labels), file=sys.stderr)
+        resumed = resume(self.config, parts.state, parts.schedule, self.checkpoints, self.main)
+        self.terminal = Terminal(total, resumed, on=self.main)
+        self.log = RunLog(self.folder if self.main else None, resumed)
+        try:
+            if resumed >= total:
+                self.say(f"{self.folder} is finished ({resumed} steps)")
+            else:
+                status = self._train(resumed)
+                if status:
+                    return status
+            self._finish()
+        finally:
+            self.terminal.close()
+            self.log.close()
+        return 0
+
+    def say(self, text: str) -> None:
+        self.terminal.say(text)
+
+    def flush(self) -> None:
+        self.log.flush()
+
+    def _steps(self, group: str, name: str) -> int:
+        duration = getattr(getattr(self.config, group), name)
+        return steps(duration, f"{group}.{name}", self.parts.schedule, len(self.parts.train_source))
+
+    def _train(self, resumed: int) -> int:
+        parts = self.parts
+        name = "bad_files.csv" if self.main else f"bad_files.rank{parts.world.rank}.csv"
+        read = parts.state.images_seen // parts.world.size
+        bad_files = BadFiles(self.folder / name, self.config.data.max_bad_share, read)
+        save = saver(parts.schedule, self.checkpoints, self, self.main)
+        if resumed:
+            self.say(f"resumed from {self.checkpoints.latest()} at step {resumed} of {parts.schedule.total_steps}")
+        else:
+            save(parts.state)
+        every: list[Every] = [
+            (1, lambda state: self.terminal.advance(parts.schedule.step(state.images_seen))),
+            (self._steps("log", "every"), self._row),
+            (self._steps("checkpoint", "every"), save),
+        ]
+        if self.config.log.evaluate:
+            every.insert(2, (self._steps("log", "evaluate"), self._evaluate))
+        if parts.world.size > 1:
+            every.insert(0, (1, lambda state: share_statistics(state.model, state.ema)))
+        batches, step = training_batches(parts, bad_files.add), training_step(parts)
+        try:
+            return train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, self.checkpoints, self)
+        except NonFinite as error:
+            if self.choosing:
+                raise
+            advice = "try a lower --optim.lr, a longer --schedule.warmup or --train.precision fp32"
+            latest = self.checkpoints.latest()
+            raise error.advised(f"{advice} (with --resume force); the last good checkpoint is {latest}") from error
+
+    def _row(self, state: State) -> None:
+        schedule = self.parts.schedule
+        step = schedule.step(state.images_seen)
+        figures = state.meter.read()
+        figures["epoch"] = state.images_seen / len(self.parts.train_source)
+        figures["lr"] = schedule.rate(step - 1)
+        figures |= state.clock.read(state.images_seen, schedule.total_steps * schedule.batch_size)
+        self.log.row(step, state.images_seen, figures)
+        self.terminal.row(step, figures, "accuracy")
+
+    def _evaluate(self, state: State) -> None:
+        began = time.perf_counter()
+        scores = self._scores()
+        step = self.parts.schedule.step(state.images_seen)
+        figures = {"test/top1": scores.top1} | ({} if scores.top5 is None else {"test/top5": scores.top5})
+        self.log.row(step, state.images_seen, figures)
+        of = "held-out" if self.choosing else "test"
+        self.say(f"step {step}  {of} accuracy: {scores.top1:.1%} of {len(scores.labels):,} images")
+        state.clock.paused(time.perf_counter() - began)
+
+    def _scores(self) -> Scores:
+        labelled = self.parts.labelled
+        logits, kept = predict(self.parts, labelled.test, labelled.test_indices)
+        if not np.isfinite(logits).all():
+            raise Diverged("the classifier's logits are not finite: it has diverged; try a lower --optim.lr")
+        return score(logits, labelled.test_labels[kept], kept, labelled.classes, labelled.foreign)
+
+    def _finish(self) -> None:
+        parts, labelled = self.parts, self.parts.labelled
+        scores = self._scores()
+        if self.main:
+            result = Result.of(scores, labelled, self.config, parts.schedule.total_steps)
+            if self.choosing:  # the checkpoints of a sweep of many would fill the disk
+                result.write(self.folder)
+                shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            else:
+                notes = write_timm_folder(result_weights(parts), self.folder / "model")
+                scores.write(self.folder, labelled.test, labelled.train_labels)
+                names = (*labelled.classes, *labelled.foreign)
+                plot_confusion(self.folder / "confusion.png", scores.confusion, names)
+                result.write(self.folder)
+                self.terminal.close()
+                print(account(self.folder, labelled, scores, result, notes), flush=True)
+        dist.barrier()

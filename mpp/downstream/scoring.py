@@ -1,0 +1,225 @@
+"""From what a classifier says of the test images to what a user reads: accuracies, a table, two CSV files.
+
+    logits (n, K) -> the best five classes of each image -> accuracy, per class and over all; confusions
+
+Pure NumPy. Letters: n test images, K classes that can be predicted, C of them and those that cannot, k the best kept.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Float, Float64, Int, Int64
+
+from mpp.data.base import Source, count, place
+from mpp.data.cache import write_whole
+
+_TOP = 5
+_Z = 1.959963984540054  # the normal distribution holds 95% within this many standard deviations
+_ROWS = 4096  # images at a time: 30 MB of float64 for 1,000 classes
+_WIDTH = 32  # of a class name in a terminal
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The best classes of every test image, and what follows from them."""
+
+    classes: tuple[str, ...]
+    """Names of the K classes that can be predicted and, after them, of those that only test images have."""
+    num_predicted: int
+    """K."""
+    labels: Int64[np.ndarray, " n"]
+    """0 to C - 1."""
+    indices: Int64[np.ndarray, " n"]
+    """Of the images in their source."""
+    top: Int64[np.ndarray, "n k"]
+    """The classes predicted, the most probable first; k = min(5, K)."""
+    probability: Float64[np.ndarray, "n k"]
+    """Of each of them, 0 to 1."""
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool (n,): whether the first class is the right one."""
+        return self.top[:, 0] == self.labels
+
+    @property
+    def top1(self) -> float:
+        """Share of the images classified correctly, 0 to 1."""
+        return float(self.correct.mean())
+
+    @property
+    def top5(self) -> float | None:
+        """Share of the images whose class is among the best five; None where there are no more than five."""
+        if self.num_predicted <= _TOP:
+            return None
+        return float((self.top == self.labels[:, None]).any(axis=1).mean())
+
+    @property
+    def balanced(self) -> float:
+        """Mean of the classes' accuracies, each class counting once; of those with test images."""
+        images = self.images
+        return float((self._right / np.maximum(images, 1))[images > 0].mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where `top1` lies with 95% confidence, as far as the number of test images goes.
+
+        Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+        """
+        n, p = len(self.labels), self.top1
+        scale = 1 + _Z**2 / n
+        centre = (p + _Z**2 / (2 * n)) / scale
+        half = _Z * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / scale
+        return min(max(float(centre - half), 0.0), p), max(min(float(centre + half), 1.0), p)  # whatever rounding does
+
+    @property
+    def confusion(self) -> Int64[np.ndarray, "C K"]:
+        """Images of each class (row) by predicted class (column)."""
+        shape = len(self.classes), self.num_predicted
+        cells = np.bincount(self.labels * self.num_predicted + self.top[:, 0], minlength=shape[0] * shape[1])
+        return cells.reshape(shape).astype(np.int64)
+
+    @property
+    def images(self) -> Int64[np.ndarray, " C"]:
+        """Test images of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    @property
+    def _right(self) -> Int64[np.ndarray, " C"]:
+        return np.bincount(self.labels[self.correct], minlength=len(self.classes))
+
+    def table(self, limit: int = 20) -> str:
+        """Accuracy by class for a terminal, the worst first; at most `limit` of them."""
+        images, right = self.images, self._right
+        tested = np.flatnonzero(images)
+        order = tested[np.lexsort((-images[tested], right[tested] / images[tested]))]
+        confused = self._confused()
+        rows = [("class", "images", "accuracy", "most often taken for")]
+        for c in order[:limit].tolist():
+            other, times = confused[c]
+            taken = f"{_shown(self.classes[other])} ({times:,})" if times else ""
+            rows.append((_shown(self.classes[c]), f"{images[c]:,}", f"{right[c] / images[c]:.1%}", taken))
+        wide = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip() for a, b, c, d in rows]
+        if len(order) > limit:
+            lines.append(f"... and {len(order) - limit:,} more in classes.csv")
+        if untested := len(images) - len(tested):
+            lines.append(f"{count(untested, 'class')} without test images")
+        return "\n".join(lines)
+
+    def write(self, folder: Path, source: Source, train_labels: Int[np.ndarray, " m"] | None = None) -> None:
+        """Writes classes.csv, one row per class, and predictions.csv, one row per image.
+
+        Args:
+            folder: made if it is missing; files of these names are replaced.
+            source: the test images, for their paths.
+            train_labels: of the training images, -1 for those that are none; None leaves their column empty.
+
+        Raises:
+            OSError: the files cannot be written.
+        """
+        _write_csv(folder / "classes.csv", self._class_rows(train_labels))
+        _write_csv(folder / "predictions.csv", self._image_rows(source))
+
+    def _class_rows(self, train_labels: np.ndarray | None) -> Iterable[Sequence[Any]]:
+        yield "class", "train_images", "test_images", "correct", "accuracy", "precision", "most_confused_with"
+        images, right, confused = self.images, self._right, self._confused()
+        predicted = np.bincount(self.top[:, 0], minlength=len(self.classes))
+        trained: Sequence[Any] = [""] * len(images)
+        if train_labels is not None:
+            trained = np.bincount(train_labels[train_labels >= 0], minlength=len(images)).tolist()
+        for c, name in enumerate(self.classes):
+            other, times = confused[c]
+            accuracy, precision = _ratio(right[c], images[c]), _ratio(right[c], predicted[c])
+            yield name, trained[c], images[c], right[c], accuracy, precision, self.classes[other] if times else ""
+
+    def _image_rows(self, source: Source) -> Iterable[Sequence[Any]]:
+        yield "index", "path", "label", "predicted", "correct", "probability", "top5"
+        names, correct = self.classes, self.correct
+        for row, index in enumerate(self.indices.tolist()):
+            top = [names[c] for c in self.top[row].tolist()]
+            # Names may hold any separator, so the five of them are a JSON list.
+            five = json.dumps(top, ensure_ascii=False)
+            label, right = names[self.labels[row]], int(correct[row])
+            yield index, place(source, index), label, top[0], right, f"{self.probability[row, 0]:.6f}", five
+
+    def _confused(self) -> list[tuple[int, int]]:
+        """For each class, the wrong class it is most often taken for, and how often; 0 times where never."""
+        wrong = self.confusion
+        np.fill_diagonal(wrong, 0)
+        other = wrong.argmax(axis=1)
+        return list(zip(other.tolist(), wrong[np.arange(len(wrong)), other].tolist(), strict=True))
+
+
+def score(
+    logits: Float[np.ndarray, "n K"],
+    labels: Int[np.ndarray, " n"],
+    indices: Int[np.ndarray, " n"],
+    classes: Sequence[str],
+    foreign: Sequence[str] = (),
+) -> Scores:
+    """Ranks the classes of every test image.
+
+    Args:
+        logits: any float type, finite; probabilities are their softmax, so that of probabilities take the logarithm.
+        labels: 0 to K - 1, and from K on those of `foreign`.
+        indices: of the images in their source.
+        classes: names of the K classes.
+        foreign: names of classes that only test images have, which therefore count as wrong.
+
+    Raises:
+        ValueError: no images, shapes or labels that do not fit, logits that are NaN or infinite.
+    """
+    names = (*classes, *foreign)
+    if logits.ndim != 2 or logits.shape[1] != len(classes) or not logits.size:
+        raise ValueError(f"scores need logits of some images for {len(classes)} classes, got {logits.shape}")
+    if labels.shape != (len(logits),) or indices.shape != (len(logits),):
+        raise ValueError(f"{len(logits)} images have labels {labels.shape} and indices {indices.shape}")
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise ValueError(f"labels must be 0 to {len(names) - 1}, got {labels.min()} to {labels.max()}")
+    parts = [_best(logits[start : start + _ROWS]) for start in range(0, len(logits), _ROWS)]
+    top, probability = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Scores(names, len(classes), labels.astype(np.int64), indices.astype(np.int64), top, probability)
+
+
+def _best(logits: Float[np.ndarray, "n K"]) -> tuple[Int64[np.ndarray, "n k"], Float64[np.ndarray, "n k"]]:
+    """The best classes and their probabilities; of equals the lower number first, as argmax has it."""
+    left = logits.astype(np.float64)
+    if bad := int(np.count_nonzero(~np.isfinite(left).all(axis=1))):
+        raise ValueError(f"logits of {bad} images are NaN or infinite: has the model diverged?")
+    left -= left.max(axis=1, keepdims=True)
+    total = np.exp(left).sum(axis=1)
+    rows, top, probability = np.arange(len(left)), [], []
+    for _ in range(min(_TOP, left.shape[1])):
+        best = left.argmax(axis=1)
+        top.append(best)
+        probability.append(np.exp(left[rows, best]) / total)
+        left[rows, best] = -np.inf
+    return np.stack(top, axis=1), np.stack(probability, axis=1)
+
+
+def _ratio(part: int, whole: int) -> str:
+    return f"{part / whole:.6f}" if whole else ""
+
+
+def _shown(name: str) -> str:
+    """A class name on one line of bounded width, whatever it holds."""
+    line = " ".join(name.encode("utf-8", "replace").decode().split())
+    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    def write(file: BinaryIO) -> None:
+        # Paths that are no UTF-8 keep their bytes.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        text.flush()
+        text.detach()
+
+    write_whole(path, write)

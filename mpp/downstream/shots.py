@@ -1,0 +1,255 @@
+"""Few-shot evaluation on features that are there: draws, the choice of L2 and the table. It knows no images.
+
+    features and labels -> K shots per class, drawn per seed -> [L2 by cross-validation on the shots] -> least squares
+    (ridge.py) -> accuracy on test features
+
+Source: arXiv 2010.11929, section 4.1 "Metrics" and table 5; big_vision, evaluators/fewshot_lsr.py, whose draws these
+are, index for index.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, Int64
+
+from mpp.downstream import ridge
+from mpp.downstream.labelled import by_class
+
+DEFAULT_L2 = 2.0**10  # the paper's
+L2_GRID = tuple(2.0**power for power in range(-10, 20))
+"""What cross-validation chooses from: 30 values, far to both sides of the paper's."""
+
+L2 = float | Literal["cv"]
+"""One strength for all draws, or "cv": each draw's own, by cross-validation on its shots."""
+
+
+def draw_shots(labels: Int[np.ndarray, " n"], shots: int, seed: int, num_classes: int) -> Int64[np.ndarray, " picked"]:
+    """Indices of at most `shots` images per class, class by class, as the original evaluator draws them.
+
+    Fewer shots with the same seed are a subset: each class is permuted once, and its first `shots` are taken.
+    Labels outside 0 to num_classes - 1 are never picked.
+    """
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(members)[:shots] for members in by_class(labels, num_classes)])
+
+
+def short_classes(labels: Int[np.ndarray, " n"], num_classes: int, shots: Sequence[int]) -> dict[int, int]:
+    """For each number of shots, how many classes have fewer images than that. Negative labels do not count."""
+    counts = np.bincount(labels[labels >= 0], minlength=num_classes)
+    return {k: int(np.count_nonzero(counts < k)) for k in shots}
+
+
+def stratified_folds(labels: Int[np.ndarray, " n"], folds: int, seed: int) -> Int64[np.ndarray, " n"]:
+    """The fold of each image, 0 to folds - 1; -1 for one that is alone in its class: it is for learning only.
+
+    Folds differ by at most one image, in each class as in total. No fold has all images of a class, as long as there
+    are at least two folds. Labels are 0 or more.
+    """
+    rng = np.random.default_rng(seed)
+    groups = [rng.permutation(members) for members in by_class(labels, int(labels.max(initial=-1)) + 1)]
+    # Dealt like cards, and the next class goes on where the last one ended: small classes do not all fill fold 0.
+    dealt = np.concatenate([members for members in groups if len(members) > 1] or [np.empty(0, dtype=np.int64)])
+    fold = np.full(len(labels), -1)
+    fold[dealt] = np.arange(len(dealt)) % folds
+    return fold
+
+
+def choose_l2(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    num_classes: int,
+    l2s: Sequence[float] = L2_GRID,
+    folds: int = 5,
+    seed: int = 0,
+) -> float | None:
+    """The L2 strength with the highest accuracy in stratified cross-validation on the shots themselves.
+
+    There are at most as many folds as images in the smallest class that has several, so that every fold tests every
+    such class. An image alone in its class is learned from in all folds. One `ridge.fit` per fold serves all of `l2s`.
+
+    Few held-out images give few different accuracies, so ties are common. They go to the strongest value: its weights
+    are the smallest that do as well, and moving up costs little where the accuracy is flat.
+
+    Returns:
+        One of `l2s`, or None where no class has two images: nothing can be held out, so nothing can be chosen.
+
+    Raises:
+        ValueError: no values, fewer than two folds, or what `ridge.fit` refuses.
+    """
+    if not len(l2s) or folds < 2:
+        raise ValueError(f"cross-validation needs values of L2 and two folds or more, got {len(l2s)} and {folds}")
+    strongest_first = sorted(l2s, reverse=True)
+    counts = np.bincount(labels)
+    if not (counts > 1).any():
+        return None
+    folds = min(folds, int(counts[counts > 1].min()))
+    fold = stratified_folds(labels, folds, seed)
+    right = np.zeros(len(l2s), dtype=np.int64)  # whole images, so that a tie is a tie and not a matter of rounding
+    for number in range(folds):
+        held = fold == number
+        solved = ridge.fit(features[~held], labels[~held], num_classes)
+        accuracy = solved.accuracy(features[held], labels[held], strongest_first)
+        right += np.rint(accuracy * np.count_nonzero(held)).astype(np.int64)
+    return float(strongest_first[int(right.argmax())])
+
+
+@dataclass(frozen=True, eq=False)
+class FewshotResult:
+    """Accuracy per seed and number of shots, and what was missing."""
+
+    shots: tuple[int, ...]
+    accuracy: Float64[np.ndarray, "seeds shots"]
+    """Share of the test images classified correctly, 0 to 1."""
+    short_classes: Mapping[int, int] = field(default_factory=dict)
+    """Shots -> number of classes with fewer images than that; 0 for most."""
+    dropped: int = 0
+    """Images, for training or test, that could not be decoded."""
+    l2: Float64[np.ndarray, "seeds shots"] | None = None
+    """Strength of the regularisation; None where nobody noted it."""
+    chosen: Bool[np.ndarray, "seeds shots"] | None = None
+    """Where cross-validation chose `l2`. False where one image per class left nothing to choose by, and the default
+    was taken; None where one strength was given for all."""
+
+    @property
+    def mean(self) -> Float64[np.ndarray, " shots"]:
+        """Mean over the seeds."""
+        return self.accuracy.mean(axis=0)
+
+    @property
+    def spread(self) -> Float64[np.ndarray, " shots"]:
+        """Sample standard deviation over the seeds; 0 where there is only one."""
+        if len(self.accuracy) < 2:
+            return np.zeros(len(self.shots))
+        return self.accuracy.std(axis=0, ddof=1)
+
+    @property
+    def interval(self) -> Float64[np.ndarray, " shots"]:
+        """Half the width of the 95 % interval of the mean over the draws, by Student's t; NaN with one seed.
+
+        It covers the draw of the shots alone: neither the choice of the test images nor the run that trained the
+        encoder.
+        """
+        seeds = len(self.accuracy)
+        if seeds < 2:
+            return np.full(len(self.shots), np.nan)
+        return student_t(seeds - 1) * self.spread / math.sqrt(seeds)
+
+    def figures(self, prefix: str = "fewshot") -> dict[str, float]:
+        """What to log: {"fewshot/5shot": mean, "fewshot/5shot_std": spread, ...}."""
+        figures: dict[str, float] = {}
+        for shots, mean, spread in zip(self.shots, self.mean, self.spread, strict=True):
+            figures |= {f"{prefix}/{shots}shot": float(mean), f"{prefix}/{shots}shot_std": float(spread)}
+        return figures
+
+    def table(self) -> str:
+        """The result for a terminal: one line per number of shots, in percent, and what was missing.
+
+        L2 stands there only where it was chosen: the one value of all seeds, or the range.
+        """
+        seeds = len(self.accuracy)
+        l2 = [self._l2_text(column) for column in range(len(self.shots))]
+        width = max(map(len, l2)) if self.chosen is not None else 0
+        head = f"  {'L2':{width}}" if width else ""
+        lines = [f"shots  accuracy    std  95% interval{head}   ({seeds} seed{'s' * (seeds > 1)})"]
+        for i, (shots, mean, spread, half) in enumerate(
+            zip(self.shots, self.mean, self.spread, self.interval, strict=True)
+        ):
+            interval = "-" if math.isnan(half) else f"± {half:.1%}"
+            line = f"{shots:5d}  {mean:8.1%} {spread:6.1%}  {interval:>12}" + (f"  {l2[i]:{width}}" if width else "")
+            short = self.short_classes.get(shots, 0)
+            if short:
+                line += f"   {short} class{' has' if short == 1 else 'es have'} fewer images"
+            lines.append(line.rstrip())
+        if self.chosen is not None and not self.chosen.all():
+            lines.append("* the default: with one image per class there is nothing to choose L2 by")
+        if self.dropped:
+            lines.append(f"{self.dropped} image{'s' * (self.dropped > 1)} could not be decoded")
+        return "\n".join(lines)
+
+    def _l2_text(self, column: int) -> str:
+        """The L2 of one number of shots, such as "1024", "0.125 to 64" or, for a default, "1024*"."""
+        if self.l2 is None or self.chosen is None:
+            return ""
+        low, high = (f"{value:.6g}" for value in (self.l2[:, column].min(), self.l2[:, column].max()))
+        star = "" if self.chosen[:, column].all() else "*"
+        return (low if low == high else f"{low} to {high}") + star
+
+
+def evaluate(
+    train_features: Float[np.ndarray, "n d"],
+    train_labels: Int[np.ndarray, " n"],
+    test_features: Float[np.ndarray, "m d"],
+    test_labels: Int[np.ndarray, " m"],
+    num_classes: int,
+    *,
+    shots: Sequence[int] = (1, 5, 10, 25),
+    seeds: Sequence[int] = (0, 1, 2),
+    l2: L2 = DEFAULT_L2,
+) -> FewshotResult:
+    """Few-shot accuracy from the features of a whole labelled pool.
+
+    Args:
+        l2: the strength, or "cv" to choose it from `L2_GRID` for each draw by cross-validation on its shots.
+
+    Raises:
+        ValueError: features that are NaN or infinite, labels or shapes that do not fit (see `ridge.fit`).
+    """
+    draws = [[draw_shots(train_labels, k, seed, num_classes) for k in shots] for seed in seeds]
+    train, test = (train_features, train_labels), (test_features, test_labels)
+    result = score(shots, draws, train, test, num_classes, l2)
+    return replace(result, short_classes=short_classes(train_labels, num_classes, shots))
+
+
+def score(
+    shots: Sequence[int],
+    draws: Sequence[Sequence[Int[np.ndarray, " picked"]]],
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    num_classes: int,
+    l2: L2,
+) -> FewshotResult:
+    """Accuracy of each draw, per seed and number of shots, which is rows of `train`.
+
+    Args:
+        train: features (n, d) and labels (n,).
+        test: features (m, d) and labels (m,); they are looked at only once L2 is settled.
+        l2: as in `evaluate`.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    features, labels = train
+    accuracy = np.empty((len(draws), len(shots)))
+    strength = np.full(accuracy.shape, DEFAULT_L2 if l2 == "cv" else float(l2))
+    chosen = np.zeros(accuracy.shape, dtype=bool)
+    for i, of_seed in enumerate(draws):
+        for j, rows in enumerate(of_seed):
+            drawn = features[rows], labels[rows]
+            best = choose_l2(*drawn, num_classes) if l2 == "cv" else None
+            if best is not None:
+                strength[i, j], chosen[i, j] = best, True
+            accuracy[i, j] = ridge.fit(*drawn, num_classes).accuracy(*test, [strength[i, j]])[0]
+    return FewshotResult(tuple(shots), accuracy, l2=strength, chosen=chosen if l2 == "cv" else None)
+
+
+def student_t(freedom: int) -> float:
+    """The t that |T| stays below with probability 95 %, T being Student's with `freedom` degrees, 1 or more.
+
+    By halving, on the finite sums for whole degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4. SciPy has
+    it, but is no requirement of this library.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        sine, cosine = math.sin(angle), math.cos(angle)
+        odd = freedom % 2
+        term, total = (cosine if odd else 1.0), 0.0
+        for k in range(2 + odd, freedom + 1, 2):
+            total += term
+            term *= (k - 1) / k * cosine * cosine
+        inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+        low, high = (angle, high) if inside < 0.95 else (low, angle)
+    return math.sqrt(freedom) * math.tan((low + high) / 2)

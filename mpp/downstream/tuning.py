@@ -1,0 +1,291 @@
+"""The parts of one fine-tuning run: classifier, optimiser, schedule, the step between them, and predictions.
+
+Every random draw derives from the seed and from what is drawn for, as in pretraining: (seed, epoch, index) for
+augmentation, (seed, images seen, slot) for mixup and stochastic depth.
+"""
+
+import difflib
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+import numpy as np
+import timm
+import torch
+from jaxtyping import Float32, Int64
+from timm.data.mixup import Mixup
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn import functional as F
+
+from mpp.data.augment import RandAugment
+from mpp.data.feed import Placed, feed
+from mpp.data.loader import Transform, derive_seed, worker_count
+from mpp.data.source import Source, Subset
+from mpp.data.transform import EvalTransform, TrainTransform, normalise
+from mpp.dist import World
+from mpp.downstream.config import ClassifierConfig, FinetuneConfig
+from mpp.downstream.features import check_patches, extract_by_all
+from mpp.downstream.labelled import Labelled
+from mpp.errors import UserError
+from mpp.train.loop import Schedule, State
+from mpp.train.optim import build_ema, build_optimizer, parameter_groups
+from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
+from mpp.train.run_folder import build_rate, micro_batches, once_a_machine
+from mpp.train.schedule import parse_duration
+from mpp.weights.base import Weights, build
+from mpp.weights.heads import TanhHead
+from mpp.weights.opening import open_weights
+
+_MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
+
+
+@dataclass
+class Tuning:
+    """All the parts of one fine-tuning run."""
+
+    config: FinetuneConfig
+    world: World
+    device: torch.device
+    precision: str
+    labelled: Labelled
+    train_source: Source
+    weights: Weights
+    """What the run started from, at the size, channels and normalisation that it trains with."""
+    model: nn.Module
+    wrapped: nn.Module
+    state: State
+    schedule: Schedule
+    transform: Transform
+    micro_batch: int
+    workers: int
+
+    @property
+    def tested(self) -> nn.Module:
+        """The model that is tested and exported: the moving average, if there is one."""
+        return self.state.ema.module if self.state.ema is not None else self.model
+
+
+def starting_weights(config: FinetuneConfig) -> Weights:
+    """What the run starts from: the weights that `init` names or, for none, a new architecture; then what the config
+    says of size and normalisation.
+
+    Raises:
+        UserError: no such weights; settings of a new model beside weights that have their own.
+    """
+    model = config.model
+    if not config.init:
+        raise UserError("nothing to start from: give --init runs/first, say, or --init none --model.name NAME")
+    if config.init == "none":
+        weights = _new(model)
+    else:
+        weights = open_weights(config.init)
+        fresh = ClassifierConfig()
+        for key in ("name", "patch_size", "embed_dim", "depth", "num_heads", "in_chans"):
+            if getattr(model, key) != getattr(fresh, key):
+                raise UserError(f"model.{key} is for --init none; {config.init} has its own")
+    size = (model.img_size[0], model.img_size[-1]) if model.img_size else weights.image_hw
+    if config.init == "none":
+        weights = replace(weights, image_hw=size)
+    for key in ("mean", "std"):
+        if values := getattr(config.data, key):
+            if len(values) not in (1, weights.in_chans):
+                raise UserError(f"data.{key} takes one number or {weights.in_chans}, one per channel of the images")
+            weights = replace(weights, **{key: values})
+    return weights
+
+
+def _new(model: ClassifierConfig) -> Weights:
+    if not model.name:
+        raise UserError("--init none makes a new model: say which by --model.name, such as vit_tiny_patch16_224")
+    told = {"embed_dim": model.embed_dim, "depth": model.depth, "num_heads": model.num_heads}
+    if model.patch_size:
+        told["patch_size"] = [model.patch_size[0], model.patch_size[-1]]  # pyright: ignore[reportArgumentType]
+    args = {key: value for key, value in told.items() if value is not None}
+    bare = model.name.partition(".")[0]
+    if not timm.is_model(bare):
+        near = difflib.get_close_matches(bare, timm.list_models(), 3)
+        known = f"near it: {', '.join(near)}" if near else "timm.list_models() lists them all"
+        raise UserError(f"model.name: timm {timm.__version__} has no model {model.name!r}; {known}")
+    weights = open_weights(f"random:timm:{bare}")
+    plain = replace(weights, args=args, in_chans=model.in_chans, mean=(0.5,), std=(0.5,), origin="none")
+    return replace(plain, pool="avg") if plain.pool == "token" else plain
+
+
+def build_tuning(config: FinetuneConfig, labelled: Labelled, lr: float, world: World, device: torch.device) -> Tuning:
+    """Builds classifier, optimiser and schedule for one learning rate; writes nothing.
+
+    Raises:
+        UserError: settings that do not fit each other, the machine, the weights or the labels.
+    """
+    size, indices = config.train.batch_size, labelled.train_indices
+    micro, accumulate = micro_batches(size, config.train.micro_batch, world)
+    precision = choose_precision(config.train.precision, device)
+    total = parse_duration(config.train.length, "train.length").steps(size, len(indices))
+    rate = build_rate(config.schedule, lr, total, size, len(indices))
+    weights = once_a_machine(world, lambda: starting_weights(config))
+    torch.manual_seed(config.train.seed)
+    model: Any = _classifier(config.model, weights, labelled, device, DTYPES[precision])
+    if config.model.img_size:
+        check_patches(model, _input_size(config.model, weights), "model.img_size")
+    if config.model.grad_checkpointing:
+        _checkpoint_gradients(model)
+    if (config.loss.mixup or config.loss.cutmix) and micro % 2:
+        raise UserError(f"loss.mixup and cutmix mix pairs of images, but {micro} go in a pass; change train.batch_size")
+    state = State(
+        model,
+        build_optimizer(parameter_groups(model, config.optim.weight_decay, config.optim.layer_decay), config.optim),
+        build_ema(model, config.optim.ema_decay),
+        GradScaler(device.type) if precision == "fp16" else None,
+    )
+    image_hw = _input_size(config.model, weights)
+    transform = (
+        RandAugment(config.data, config.data.randaugment, image_hw, weights.in_chans, weights.mean)
+        if config.data.randaugment
+        else TrainTransform(config.data, image_hw, weights.in_chans)
+    )
+    return Tuning(
+        config,
+        world,
+        device,
+        precision,
+        labelled,
+        Subset(labelled.train, indices),
+        weights,
+        model,
+        prepare(model, device, world, config.train.compile),
+        state,
+        Schedule(total, size, accumulate, rate, config.optim.clip_norm),
+        transform,
+        micro,
+        worker_count(config.data.workers, world.local_size),
+    )
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    try:
+        model.set_grad_checkpointing()
+    except (AssertionError, AttributeError) as error:  # as timm's models say that they cannot
+        kind = type(model).__name__
+        raise UserError(f"model.grad_checkpointing: timm's {kind} cannot; take a smaller train.micro_batch") from error
+
+
+def _input_size(model: ClassifierConfig, weights: Weights) -> tuple[int, int]:
+    return (model.img_size[0], model.img_size[-1]) if model.img_size else weights.image_hw
+
+
+def _classifier(
+    model: ClassifierConfig, weights: Weights, labelled: Labelled, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    classes: tuple[str, ...] | None = labelled.classes
+    representation = None
+    if model.head == "tanh":
+        representation = model.representation
+    elif model.head == "keep":
+        if weights.classes is None:
+            raise UserError(f"model.head keep: {weights.origin} has no head; take linear")
+        if weights.classes != labelled.classes:
+            missing = sorted(set(labelled.classes) ^ set(weights.classes))[:5]
+            raise UserError(
+                f"model.head keep: the head of {weights.origin} is for {len(weights.classes)} classes, the labels of "
+                f"{labelled.train.name} for {len(labelled.classes)}; they differ in {', '.join(missing) or 'order'}"
+            )
+        classes = None
+    return build(
+        weights,
+        classes=classes,
+        representation=representation,
+        pool=None if model.pool == "auto" else model.pool,
+        image_hw=_input_size(model, weights),
+        drop_path=model.drop_path,
+        attention=model.attention,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def training_batches(parts: Tuning, report_bad: Callable[[list[tuple[int, str]], int], None]) -> Generator[Placed]:
+    """This rank's endless labelled micro-batches from `state.images_seen` on (see `feed`)."""
+    return feed(
+        parts.train_source,
+        parts.transform,
+        parts.weights.in_chans,
+        parts.device,
+        seed=parts.config.train.seed,
+        batch_size=parts.schedule.batch_size,
+        micro_batch=parts.micro_batch,
+        start=parts.state.images_seen,
+        world=parts.world,
+        workers=parts.workers,
+        report_bad=report_bad,
+    )
+
+
+def training_step(parts: Tuning) -> Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]:
+    """The step of `fit`: cross-entropy of a micro-batch, mixed and smoothed as the config says."""
+    config, weights = parts.config, parts.weights
+    told = config.loss
+    mix = (
+        Mixup(told.mixup, told.cutmix, label_smoothing=told.smoothing, num_classes=len(parts.labelled.classes))
+        if told.mixup or told.cutmix
+        else None
+    )
+
+    def step(model: nn.Module, batch: Placed) -> tuple[Tensor, dict[str, Tensor]]:
+        images, target = normalise(batch["images"], weights.mean, weights.std), batch["labels"]
+        place = batch["position"], batch["slot"]
+        if mix is not None:
+            np.random.seed(derive_seed(config.train.seed, _MIX, *place) % 2**32)  # timm draws from the global one
+            images, target = mix(images, target)
+        torch.manual_seed(derive_seed(config.train.seed, _DROPOUT, *place))
+        with autocast(parts.precision, parts.device):
+            logits = model(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, target, label_smoothing=0.0 if mix is not None else told.smoothing)
+        count = torch.full((), float(len(images)), dtype=torch.float64, device=loss.device)
+        figures = {"loss": torch.stack([loss.detach().double() * count, count])}
+        if mix is None:
+            right = (logits.detach().argmax(dim=1) == target).sum().double()
+            figures["accuracy"] = torch.stack([right, count])
+        return loss, figures
+
+    return step
+
+
+def predict(
+    parts: Tuning, source: Source, indices: Int64[np.ndarray, " n"]
+) -> tuple[Float32[np.ndarray, "m k"], Int64[np.ndarray, " m"]]:
+    """Logits of the tested model for these images, by all ranks together, and the indices of those that decode."""
+    model, weights = parts.tested, parts.weights
+
+    def encode(images: Tensor) -> Tensor:
+        with autocast(parts.precision, parts.device):
+            return model(normalise(images, weights.mean, weights.std)).float()
+
+    model.eval()
+    try:
+        transform = EvalTransform(_input_size(parts.config.model, weights))
+        channels = weights.in_chans
+        return extract_by_all(encode, source, indices, transform, channels, parts.device, workers=parts.workers)
+    finally:
+        model.train()
+
+
+def result_weights(parts: Tuning) -> Weights:
+    """The tested model as weights with head and class names, for export."""
+    model: Any = parts.tested
+    weights, told = parts.weights, parts.config.model
+    head = getattr(model, "head", None)
+    representation = head.pre_logits.out_features if isinstance(head, TanhHead) else None
+    return replace(
+        weights,
+        state={name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
+        image_hw=_input_size(told, weights),
+        pool=weights.pool if told.pool == "auto" else told.pool,
+        classes=parts.labelled.classes,
+        representation=representation,
+        origin=str(parts.config.run_dir),
+    )

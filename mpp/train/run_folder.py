@@ -1,0 +1,225 @@
+"""What every long run does with its folder, whatever it trains: resume, save, stop when asked, say what is lacking."""
+
+import contextlib
+import errno
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from mpp import dist
+from mpp.config import differences, from_file, to_dict, to_yaml
+from mpp.dist import World
+from mpp.errors import RunError, UserError
+from mpp.train.checkpoint import Checkpoints, load_checkpoint
+from mpp.train.config import ScheduleConfig, TrainConfig
+from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, Schedule, State, Step, StopSignal, fit
+from mpp.train.schedule import learning_rate, parse_duration
+
+
+class RunConfig(Protocol):
+    """What the configs of all runs have."""
+
+    @property
+    def run_dir(self) -> str: ...
+    @property
+    def resume(self) -> str: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+T = TypeVar("T")
+C = TypeVar("C", bound=RunConfig)
+
+
+class Journal(Protocol):
+    """What a run speaks and writes to."""
+
+    def say(self, text: str) -> None: ...
+    def flush(self) -> None: ...
+
+
+@contextlib.contextmanager
+def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
+    """Turns what the machine lacks, memory or disk, into one line that says what to do.
+
+    Raises:
+        RunError: out of memory, or no room to write.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory on {device}: halve --train.micro-batch (now {config.train.micro_batch}), which leaves the "
+            "result as it is, or set --model.grad-checkpointing; then run the same command again"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        latest = Checkpoints(Path(config.run_dir) / "checkpoints").latest()
+        raise RunError(
+            f"cannot write to {config.run_dir}: {error.strerror}; the last good checkpoint is {latest}; make room and "
+            "run the same command again"
+        ) from error
+
+
+def micro_batches(batch_size: int, most: int, world: World) -> tuple[int, int]:
+    """Images per device in one forward pass, and how many such passes make an update.
+
+    Raises:
+        UserError: a batch that the processes cannot share equally.
+    """
+    if batch_size % world.size:
+        raise UserError(f"train.batch_size {batch_size} is not a multiple of the {world.size} processes")
+    share = batch_size // world.size
+    micro = max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+    return micro, share // micro
+
+
+def once_a_machine(world: World, opened: Callable[[], T]) -> T:
+    """Calls `opened` on each machine in one process first, so that downloads and indices are made once."""
+    if world.local_rank:
+        dist.barrier()
+    try:
+        return opened()
+    finally:
+        if not world.local_rank:
+            dist.barrier()
+
+
+def build_rate(
+    plan: ScheduleConfig, base: float, total_steps: int, batch_size: int, epoch_images: int
+) -> Callable[[int], float]:
+    """The learning rate of each step (see `learning_rate`) from the durations in `plan`.
+
+    Raises:
+        UserError: a warm-up and cooldown that leave nothing between them.
+    """
+    names = ("warmup", "cooldown", "timescale")
+    parts = [parse_duration(getattr(plan, name), f"schedule.{name}") for name in names]
+    try:
+        return learning_rate(
+            plan.kind, base, total_steps, *(part.steps(batch_size, epoch_images, total_steps) for part in parts)
+        )
+    except ValueError as error:
+        raise UserError(f"schedule: {error}") from error
+
+
+def steps(duration: str, name: str, schedule: Schedule, epoch_images: int) -> int:
+    """A duration of the config in steps of the run; 0 for an empty one."""
+    if not duration:
+        return 0
+    return parse_duration(duration, name).steps(schedule.batch_size, epoch_images, schedule.total_steps)
+
+
+def resume(config: RunConfig, state: State, schedule: Schedule, checkpoints: Checkpoints, main: bool) -> int:
+    """Loads the newest checkpoint of the run, if any, and returns its step; saves the config.
+
+    Raises:
+        UserError: a run folder of another config, or a checkpoint that does not fit.
+    """
+    folder = Path(config.run_dir)
+    latest = checkpoints.latest()
+    before = earlier(config)
+    if latest and before:
+        check_config(before, config)
+        try:
+            state.load_state_dict(load_checkpoint(latest))
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{latest} does not fit this model and optimiser: {reason}") from error
+    if len(set(dist.gather(state.images_seen))) > 1:
+        raise UserError(f"the processes see different checkpoints in {folder}; it must be a shared folder")
+    if main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "config.yaml"
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(to_yaml(config))
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {folder}: {error.strerror}") from error
+    return schedule.step(state.images_seen)
+
+
+def earlier(config: C) -> C | None:
+    """The config of the run that config.run_dir holds; None where it has no checkpoint, and so nothing to go on with.
+
+    Raises:
+        UserError: a run of another kind, or checkpoints without their config.
+    """
+    folder = Path(config.run_dir)
+    path = folder / "config.yaml"
+    if Checkpoints(folder / "checkpoints").latest() is None:
+        return None
+    if not path.exists():
+        raise UserError(f"{folder} has checkpoints but no config.yaml; choose another --run-dir")
+    try:
+        return from_file(type(config), path)
+    except UserError as error:
+        raise UserError(f"{folder} holds a run of another kind; choose another --run-dir ({error})") from error
+
+
+def check_config(old: RunConfig, new: RunConfig) -> None:
+    """Refuses to go on with a changed config, but by force.
+
+    Raises:
+        UserError: naming the changed settings.
+    """
+    changed = differences(type(new), to_dict(old), to_dict(new))
+    if changed and new.resume != "force":
+        raise UserError(
+            f"{new.run_dir} holds a run with another config ({'; '.join(changed)}); choose another --run-dir, or go on "
+            "with the changed one by --resume force"
+        )
+    if old.train.batch_size != new.train.batch_size:  # steps, rows and checkpoints are counted in it
+        raise UserError(
+            f"train.batch_size cannot change within a run ({old.train.batch_size} -> {new.train.batch_size}); choose "
+            "another --run-dir, or change --train.micro-batch"
+        )
+
+
+def saver(schedule: Schedule, checkpoints: Checkpoints, journal: Journal, main: bool) -> Callable[[State], None]:
+    """The function that saves a state of the run; called on all ranks together."""
+
+    def save(state: State) -> None:
+        # Rows first: a checkpoint must never be newer than the rows that lead to it.
+        journal.flush()
+        content = state.state_dict()
+        if main:
+            checkpoints.save(schedule.step(state.images_seen), content)
+        dist.barrier()
+
+    return save
+
+
+def train(
+    state: State,
+    model: nn.Module,
+    batches: Generator[Any],
+    step: Step,
+    schedule: Schedule,
+    every: Sequence[Every],
+    save: Callable[[State], None],
+    checkpoints: Checkpoints,
+    journal: Journal,
+) -> int:
+    """Trains to the end, or until a signal asks to stop. Returns the exit status: 0, 75 or, after Ctrl-C, 130.
+
+    Raises:
+        NonFinite: a loss or gradient that is not finite.
+    """
+    signals = StopSignal()
+    try:
+        fit(state, model, batches, step, schedule, every, signals, save)
+    except Interrupted:
+        by = signals.received.name if signals.received else "a signal to another process"
+        journal.say(f"stopped by {by}; saved as {checkpoints.latest()}; the same command again goes on")
+        return 130 if signals.received == signal.SIGINT else EXIT_REQUEUE
+    finally:
+        batches.close()
+        signals.restore()
+    return 0

@@ -1,0 +1,276 @@
+"""A timm architecture with its weights: where every way in ends and every way out starts.
+
+open_weights(spec) -> Weights          (opening.py: a run, a timm folder or name, a Hugging Face folder, a JAX .npz)
+build(weights, num_classes=10)         a module that computes what the original computes: images -> logits
+save_timm_folder(...)                  (timm_folder.py, huggingface.py, onnx.py: the ways out)
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mpp.errors import UserError
+from mpp.model.attention import Attention, resolve_backend
+from mpp.model.posembed import resample_table
+from mpp.weights.heads import TanhHead
+from mpp.weights.hybrid import create_hybrid, use_original_stem
+
+_SHOWN = 5  # names that a complaint lists
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Where the original of the weights computes otherwise than timm's model of that name."""
+
+    norm_eps: float | None = None
+    """Epsilon of every LayerNorm of a ViT. None: timm's."""
+    original_stem: bool = False
+    """A hybrid's ResNet as the paper's JAX code has it: GroupNorm eps 1e-6, (w - mean) / (std + 1e-5)."""
+    stem_units: tuple[int, ...] | None = None
+    """Units per stage of a hybrid's ResNet that timm has no name for; () is the root convolution alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A timm architecture, its weights under timm's names, and what its input looks like."""
+
+    name: str
+    """timm's name of the architecture, without a tag."""
+    args: Mapping[str, Any]
+    """For timm.create_model, JSON values only; not num_classes, in_chans, global_pool, img_size or drop rates."""
+    state: Mapping[str, Tensor] | None
+    """Weights under timm's names, head included where `classes` is given. None: freshly initialised."""
+    image_hw: tuple[int, int]
+    """Input height and width in pixels."""
+    in_chans: int = 3
+    mean: tuple[float, ...] = (0.5,)
+    """Of the input on a 0 to 1 scale, one number or one per channel."""
+    std: tuple[float, ...] = (0.5,)
+    pool: str = "avg"
+    """timm's global_pool. Of ViTs: avg, the mean of the patch tokens, token, the class token, or timm's others."""
+    classes: tuple[str, ...] | None = None
+    """Of the head, in its order; None: there is no head."""
+    representation: int | None = None
+    """Width of the hidden tanh layer of the head (the paper's pre-training head, JAX's pre_logits); None: linear."""
+    numerics: Numerics = field(default=Numerics())
+    origin: str = ""
+    """What it was opened from."""
+
+
+def build(
+    weights: Weights,
+    *,
+    classes: tuple[str, ...] | None = None,
+    representation: int | None = None,
+    pool: str | None = None,
+    image_hw: tuple[int, int] | None = None,
+    drop_path: float = 0.0,
+    attention: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The timm model with the weights in it, on `device`, in training mode as every new module.
+
+    Its `forward` gives logits (B, K) for normalised images (B, C, H, W) where there is a head, else pooled features
+    (B, D); `forward_features`, `forward_head` and `forward_intermediates` are timm's. Fresh weights come from torch's
+    global CPU generator.
+
+    Args:
+        weights: what to build.
+        classes: of a new head, zero-initialised (appendix B.1.1); None keeps the head of the weights; () drops it.
+        representation: width of the new head's hidden tanh layer; 0: the encoder's; None: a linear head.
+        pool: instead of the weights' own.
+        image_hw: another input size; position embeddings are resampled (section 3.2, "Fine-tuning").
+        drop_path: stochastic depth rate.
+        attention: kernel for ViTs: auto, xformers, sdpa, explicit.
+        device: where to.
+        dtype: what attention will be computed in.
+
+    Raises:
+        UserError: names or shapes that do not fit (they are listed), a size or pooling that the model cannot have.
+    """
+    keep_head = classes is None and weights.classes is not None
+    names = weights.classes if classes is None else classes
+    if classes is None:
+        representation = weights.representation
+    size = image_hw or weights.image_hw
+    model = create(weights, num_classes=len(names or ()), pool=pool, image_hw=size, drop_path=drop_path)
+    if names and representation is not None:
+        if not isinstance(model, VisionTransformer):
+            raise UserError(f"{weights.name} is not a ViT and takes no hidden layer in its head; leave it out")
+        width: int = model.num_features
+        model.set_submodule("head", TanhHead(width, representation or width, len(names)))
+    if weights.state is not None:
+        state = dict(weights.state)
+        if "pos_embed" in state and isinstance(model, VisionTransformer) and model.pos_embed is not None:
+            state["pos_embed"] = _resampled(state["pos_embed"], weights, model)
+        load(model, state, weights.origin or weights.name, head=keep_head)
+    if names and not keep_head:
+        _zero(model)
+    device = torch.device(device)
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    if attentions:
+        backend = resolve_backend(attention, device, dtype, attentions[0].head_dim)
+        for module in attentions:
+            module.backend = backend
+    return model.to(device)
+
+
+def is_vit(name: str) -> bool:
+    """Whether timm's model of that name is a VisionTransformer, hybrids included."""
+    return "vision_transformer" in timm.models.model_entrypoint(name).__module__
+
+
+def create(
+    weights: Weights,
+    *,
+    num_classes: int = 0,
+    pool: str | None = None,
+    image_hw: tuple[int, int] | None = None,
+    drop_path: float = 0.0,
+    plain: bool = False,
+) -> Any:
+    """The freshly initialised timm model that the weights are for, with the numerics of their original.
+
+    Args:
+        weights: what for; its state is only looked at.
+        num_classes: of a linear head; 0: none.
+        pool: instead of the weights' own.
+        image_hw: instead of the weights' own.
+        drop_path: stochastic depth rate.
+        plain: timm's own attention and numerics, for writing out.
+
+    Raises:
+        UserError: an unknown name, arguments that timm refuses, a pooling that these weights cannot have.
+    """
+    if not timm.is_model(weights.name):
+        near = difflib.get_close_matches(weights.name, timm.list_models(), 3)
+        raise UserError(f"timm {timm.__version__} has no model {weights.name!r}; near it: {', '.join(near) or 'none'}")
+    settings: dict[str, Any] = {"num_classes": num_classes, "in_chans": weights.in_chans, **weights.args}
+    if drop_path:
+        settings["drop_path_rate"] = drop_path
+    own_pool, pool = weights.pool, pool or weights.pool
+    if is_vit(weights.name):
+        settings |= {"img_size": image_hw or weights.image_hw, "global_pool": pool}
+        after_pooling = weights.state is not None and "fc_norm.weight" in weights.state
+        if after_pooling and pool != own_pool:
+            raise UserError(
+                f"{weights.origin or weights.name} has its last norm after pooling by {own_pool}; keep that"
+            )
+        if not after_pooling and pool in ("avg", "avgmax", "max", "token"):
+            settings["fc_norm"] = False  # the last norm stays where the class token needs it: before the pooling
+        if not plain:
+            settings["attn_layer"] = Attention
+    elif pool != own_pool:
+        raise UserError(f"{weights.name} is not a ViT: it pools by {own_pool} and cannot by {pool}")
+    elif timm.get_pretrained_cfg(weights.name).fixed_input_size:  # pyright: ignore[reportOptionalMemberAccess]
+        settings["img_size"] = image_hw or weights.image_hw
+    numerics = Numerics() if plain else weights.numerics
+    try:
+        if numerics.stem_units is not None:
+            model = create_hybrid(numerics.stem_units, **settings)
+        else:
+            model = _create(weights.name, settings)
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        told = {k: v for k, v in settings.items() if k not in ("attn_layer", "fc_norm", "num_classes")}
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"timm cannot build {weights.name!r} with {told}: {reason}") from error
+    if numerics.original_stem:
+        use_original_stem(model)
+    if numerics.norm_eps is not None:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = numerics.norm_eps
+    return model
+
+
+def _create(name: str, settings: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, **settings)
+    except TypeError:
+        if "attn_layer" not in settings:
+            raise
+        # Some ViTs have blocks of their own kind, and keep timm's attention.
+        return timm.create_model(name, **{k: v for k, v in settings.items() if k != "attn_layer"})
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """The prefixes of the classification head's parameters: `head.`, `fc.`, `head.fc.`."""
+    known: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
+    return tuple(f"{name}." for name in ((known,) if isinstance(known, str) else known))
+
+
+def load(model: nn.Module, state: Mapping[str, Tensor], origin: str, *, head: bool) -> None:
+    """Copies the weights into the model; every name and shape must fit.
+
+    Args:
+        model: as `create` gives it.
+        state: under the model's names.
+        origin: what complaints call the weights.
+        head: whether the classification head is loaded, too; else what `state` has of it is left out.
+
+    Raises:
+        UserError: listing the missing and the unexpected names, and the shapes that differ.
+    """
+    prefixes = classifier_names(model)
+    wanted = {k: v for k, v in model.state_dict().items() if head or not k.startswith(prefixes)}
+    given = {k: v for k, v in state.items() if head or not k.startswith(prefixes)}
+    shapes = [
+        f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    found = {
+        "missing": [name for name in wanted if name not in given],
+        "unexpected": [name for name in given if name not in wanted],
+        "of another shape": shapes,
+    }
+    if any(found.values()):
+        told = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in found.items() if names)
+        raise UserError(f"{origin}: the weights do not fit {type(model).__name__} ({told})")
+    model.load_state_dict(given, strict=False)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _zero(model: Any) -> None:
+    """Zeroes the last layer of the head, so that a new head says nothing before it has learnt (appendix B.1.1)."""
+    head = model.head.fc if isinstance(getattr(model, "head", None), TanhHead) else model.get_classifier()
+    for layer in head if isinstance(head, tuple) else (head,):
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
+def _resampled(table: Tensor, weights: Weights, model: Any) -> Tensor:
+    """The position embeddings of the weights, for the grid of the model."""
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    old, new = _grid(model, weights.image_hw), model.patch_embed.grid_size
+    if old[0] * old[1] != table.shape[1] - prefix:
+        rows = table.shape[1] - prefix
+        raise UserError(f"{weights.origin}: {rows} position embeddings are not the {old[0]} x {old[1]} of its patches")
+    if old == new:
+        return table
+    return torch.cat([table[:, :prefix], resample_table(table[:, prefix:], old, new)], dim=1)
+
+
+def _grid(model: Any, image_hw: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches of images of that size, which need not be the model's own."""
+    embed, (rows, columns) = model.patch_embed, image_hw
+    if hasattr(embed, "backbone"):  # its padding decides, as timm finds out, too
+        embed.backbone.eval()
+        with torch.no_grad():
+            maps = embed.backbone(torch.zeros(1, model.in_chans, *image_hw))
+        embed.backbone.train()
+        rows, columns = (maps[-1] if isinstance(maps, list | tuple) else maps).shape[-2:]
+    return rows // embed.patch_size[0], columns // embed.patch_size[1]

@@ -1,0 +1,126 @@
+"""One string opens weights, wherever they come from.
+
+runs/first              a run of this library: its model/ folder
+DIR                     a timm folder (config.json names an architecture) or a Hugging Face ViT (model_type vit)
+FILE.npz                an official JAX checkpoint of the paper's authors
+resnet18.a1_in1k        a timm name: its pretrained weights, from the hub or its cache
+random:ANY OF THESE     the same architecture, freshly initialised
+"""
+
+import difflib
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+import timm
+import torch
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+from mpp.errors import UserError
+from mpp.weights.base import Weights, is_vit
+from mpp.weights.huggingface import read_hf_folder
+from mpp.weights.jax_npz import read_jax_npz
+from mpp.weights.timm_folder import read_json, read_timm_folder
+
+_FORMS = "a run folder, a timm or Hugging Face folder, a JAX .npz, a timm name, or random: and one of these"
+
+
+def open_weights(spec: str) -> Weights:
+    """The weights that `spec` names (see above).
+
+    Raises:
+        UserError: nothing of that name, something else than weights, or files that are damaged.
+    """
+    if not spec:
+        raise UserError(f"no weights were given: --init takes {_FORMS}")
+    if spec.startswith("random:"):
+        return _random(spec.removeprefix("random:"), spec)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return replace(_open_folder(path), origin=spec)
+    if path.is_file():
+        if path.suffix == ".npz":
+            return replace(read_jax_npz(path), origin=spec)
+        raise UserError(f"--init {spec}: weights come as {_FORMS}; of a single file only .npz can be read")
+    if "/" in spec or path.suffix in (".npz", ".pt", ".pth", ".bin", ".safetensors"):
+        raise UserError(f"--init {spec}: there is no such file or folder")
+    return _open_timm(spec.removeprefix("timm:"), pretrained=True)
+
+
+def _open_folder(folder: Path) -> Weights:
+    if (folder / "config.yaml").is_file() or (folder / "checkpoints").is_dir():
+        if not (folder / "model" / "config.json").is_file():
+            raise UserError(f"--init {folder}: this run has no model/ yet; it is written when the run ends")
+        return read_timm_folder(folder / "model")
+    if not (folder / "config.json").is_file():
+        what = "is empty" if not any(folder.iterdir()) else "holds no config.json"
+        raise UserError(f"--init {folder}: the folder {what}; --init takes {_FORMS}")
+    config = read_json(folder / "config.json")
+    if "architecture" in config:
+        return read_timm_folder(folder)
+    if config.get("model_type") == "vit":
+        return read_hf_folder(folder)
+    kind = config.get("model_type") or config.get("architectures") or "unknown"
+    raise UserError(f"--init {folder}: a model of type {kind} cannot be read; of Hugging Face's models only vit can")
+
+
+def _random(spec: str, origin: str) -> Weights:
+    """The architecture of `spec` without its weights and without its head."""
+    if Path(spec).expanduser().exists():
+        weights = open_weights(spec)
+        if weights.representation:
+            weights = replace(weights, representation=None)
+        return replace(weights, state=None, classes=None, origin=origin)
+    return replace(_open_timm(spec.removeprefix("timm:"), pretrained=False), origin=origin)
+
+
+def _open_timm(name: str, pretrained: bool) -> Weights:
+    bare = name.partition(".")[0]
+    if not timm.is_model(bare):
+        near = difflib.get_close_matches(bare, timm.list_models(), 3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise UserError(f"--init {name}: neither a file, a folder nor a model of timm {timm.__version__}{hint}")
+    if not pretrained:
+        config: Any = timm.get_pretrained_cfg(bare)
+        return _of_timm(bare, config.to_dict(), None, name)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
+    try:
+        model: Any = timm.create_model(name, pretrained=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--init {name}: timm has no pretrained weights for it ({reason}); take random:{bare}"
+        ) from error
+    except Exception as error:  # the hub's, requests' and urllib's errors differ by version
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--init {name}: its pretrained weights could not be fetched ({reason}); are you online? "
+            f"random:{name} takes the architecture alone"
+        ) from error
+    return _of_timm(bare, model.pretrained_cfg, model, name)
+
+
+def _of_timm(name: str, config: dict[str, Any], model: Any, origin: str) -> Weights:
+    channels, height, width = config["input_size"]
+    pool = "avg"
+    if is_vit(name):  # its own default is nowhere written down but in the model
+        with torch.device("meta"):
+            pool = str((model or timm.create_model(name)).global_pool)
+    state = None if model is None else {key: value.detach() for key, value in model.state_dict().items()}
+    classes = _class_names(config) if model is not None else None
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Weights(name, {}, state, (height, width), channels, mean, std, pool, classes, origin=origin)
+
+
+def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
+    count = int(config.get("num_classes") or 0)
+    subset = infer_imagenet_subset(config) if count > 1 else None
+    if subset is not None:
+        info = ImageNetInfo(subset)
+        if info.num_classes() == count:
+            return tuple(info.label_descriptions())
+    return tuple(map(str, range(count))) if count else None

@@ -1,0 +1,225 @@
+"""Folders that timm loads: config.json and model.safetensors, in and out."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mpp.errors import UserError
+from mpp.model.config import ModelConfig
+from mpp.model.encoder import Encoder
+from mpp.weights.base import Numerics, Weights, create, load
+
+HEAD_FILE = "head.safetensors"
+"""A head that timm has no name for lies beside the model, which timm then loads headless."""
+_OURS = "mpp"  # what config.json tells beside timm's own keys
+_SET_BY_US = ("num_classes", "in_chans", "global_pool", "img_size", "fc_norm", "drop_path_rate")
+
+
+def timm_state(encoder: Encoder) -> dict[str, Tensor]:
+    """The encoder's weights under timm's names, a 2-D position embedding written out as timm's table."""
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.vit.state_dict().items()}
+    if encoder.position is not None:
+        table = encoder.position().detach().float().cpu()
+        if not encoder.vit.no_embed_class:  # then timm's table has rows for the class and register tokens too
+            table = torch.cat([table.new_zeros(encoder.num_prefix_tokens, table.shape[1]), table])
+        state["pos_embed"] = table[None].contiguous()
+    return state
+
+
+def encoder_weights(
+    encoder: Encoder, config: ModelConfig, mean: tuple[float, ...], std: tuple[float, ...], origin: str = ""
+) -> Weights:
+    """A pretrained encoder as weights. It is headless and gives mean-pooled patch tokens, since masked patch
+    prediction never trains the class token; `mean` and `std` (0 to 1 scale) are those of its input."""
+    state = timm_state(encoder)
+    return Weights(config.name, model_args(config), state, config.image_hw, config.in_chans, mean, std, origin=origin)
+
+
+def model_args(config: ModelConfig) -> dict[str, Any]:
+    """What timm must be told beside the name; a 2-D position embedding is a learned table by then."""
+    told = {
+        "patch_size": [config.patch_size[0], config.patch_size[-1]] if config.patch_size else None,
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "pos_embed": "none" if config.pos_embed == "none" else None,
+        "act_layer": None if config.act == "gelu" else config.act,
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def save_timm_folder(
+    encoder: Encoder, config: ModelConfig, folder: Path, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Writes `folder` so that `timm.create_model(f"local-dir:{folder}", pretrained=True)` gives this encoder.
+
+    See `encoder_weights`; the arguments are its.
+    """
+    write_timm_folder(encoder_weights(encoder, config, mean, std, str(folder)), folder)
+
+
+def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
+    """Writes config.json and model.safetensors; an earlier folder of that name is replaced once all is written.
+
+    Returns:
+        What timm alone will not know of these weights, in sentences; mpp reads it back from the same folder.
+
+    Raises:
+        UserError: weights that no timm model can hold, or no weights at all.
+    """
+    notes: list[str] = []
+    origin = weights.origin or weights.name
+    if weights.state is None:
+        raise UserError(f"{origin} has no weights to write")
+    if weights.numerics.stem_units is not None:
+        raise UserError(f"{origin}: timm has no hybrid with the stem units {weights.numerics.stem_units}")
+    names = weights.classes if not weights.representation else None
+    with torch.random.fork_rng(devices=[]):
+        model = create(weights, num_classes=len(names or ()), plain=True)
+    state = dict(weights.state)
+    head = {name: value for name, value in state.items() if name.startswith("head.")} if weights.representation else {}
+    load(
+        model, {k: v for k, v in state.items() if k not in head}, weights.origin or str(folder), head=names is not None
+    )
+    ours: dict[str, Any] = {"numerics": asdict(weights.numerics)}
+    if weights.representation:
+        ours |= {"representation": weights.representation, "classes": list(weights.classes or ())}
+        notes.append(f"the head's hidden tanh layer is in {HEAD_FILE}, which timm does not read: it loads headless")
+    if weights.numerics != Numerics():
+        notes.append(
+            f"timm computes with other constants than the original, {weights.numerics}: expect small differences"
+        )
+    # The name's default entry describes somebody else's weights.
+    model.pretrained_cfg = {**model.pretrained_cfg, "tag": "mpp", "license": None, "url": None, "hf_hub_id": None}
+    data_config = {
+        "input_size": (weights.in_chans, *weights.image_hw),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "mean": _per_channel(weights.mean, weights.in_chans),
+        "std": _per_channel(weights.std, weights.in_chans),
+    }
+    told: dict[str, Any] = {_OURS: ours} | ({"label_names": list(names)} if names else {})
+    with written_whole(folder) as temporary:
+        timm.models.save_for_hf(model, str(temporary), told, data_config=data_config, safe_serialization=True)
+        if head:
+            save_file({name: value.contiguous() for name, value in head.items()}, temporary / HEAD_FILE)
+    return notes
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Generator[Path]:
+    """A temporary folder beside `folder` that takes its place at the end; after an error nothing of it stays.
+
+    Raises:
+        UserError: where it cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_timm_folder(folder: Path) -> Weights:
+    """What `write_timm_folder`, or timm itself, wrote.
+
+    Raises:
+        UserError: files that are missing, damaged or of another kind.
+    """
+    config = read_json(folder / "config.json")
+    args = dict(config.get("model_args") or {})
+    default: Mapping[str, Any] = config.get("pretrained_cfg") or {}
+    name = str(config.get("architecture", ""))
+    if not timm.is_model(name):
+        raise UserError(f"{folder / 'config.json'}: timm {timm.__version__} has no architecture {name!r}")
+    size = default.get("input_size") or (3, 224, 224)
+    side = args.get("img_size") or size[1:]
+    height, width = (side, side) if isinstance(side, int) else side
+    ours: Mapping[str, Any] = config.get(_OURS) or {}
+    numerics: dict[str, Any] = dict(ours.get("numerics") or {})
+    if numerics.get("stem_units") is not None:
+        numerics["stem_units"] = tuple(numerics["stem_units"])
+    state = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
+    weights = Weights(
+        name,
+        {key: value for key, value in args.items() if key not in _SET_BY_US},
+        state,
+        (int(height), int(width)),
+        int(args.get("in_chans") or size[0]),
+        tuple(default.get("mean") or (0.5,)),
+        tuple(default.get("std") or (0.5,)),
+        str(config.get("global_pool") or "avg"),
+        _class_names(config),
+        numerics=Numerics(**numerics),
+        origin=str(folder),
+    )
+    if ours.get("representation"):
+        head = read_tensors(folder, (HEAD_FILE,))
+        classes = tuple(ours["classes"])
+        weights = replace(weights, state={**state, **head}, classes=classes, representation=ours["representation"])
+    return weights
+
+
+def _class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Of the head; numbers where the folder has no names; None where there is no head."""
+    count = int(config.get("num_classes") or 0)
+    names = config.get("label_names")
+    if isinstance(names, dict):
+        names = [names.get(str(i), str(i)) for i in range(count)]
+    if count and names and len(names) == count:
+        return tuple(map(str, names))
+    return tuple(map(str, range(count))) if count else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for anything else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or f"not JSON ({error})"
+        raise UserError(f"cannot read {path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"cannot read {path}: it holds no object")
+    return content
+
+
+def read_tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors in the first of these files that is there; nothing in them is ever run.
+
+    Raises:
+        UserError: none is there, or it is truncated or a pickle of something else than tensors.
+    """
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{folder} holds none of {', '.join(names)}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors and torch raise half a dozen kinds, depending on where the bytes end
+        raise UserError(f"cannot read the weights {path}: truncated, or no file of plain tensors") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"cannot read the weights {path}: it holds something else than named tensors")
+    return content
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values * channels if len(values) == 1 else values

@@ -1,0 +1,74 @@
+"""Micro-batches with their place in the run."""
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.data.base import ListSource
+from mpp.data.feed import Placed, feed
+from mpp.data.loader import stream
+from mpp.data.transform import EvalTransform
+from mpp.dist import World
+
+CPU = torch.device("cpu")
+SOURCE = ListSource(np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8), np.arange(10))
+
+
+def some(number: int, start: int, world: World, micro: int) -> list[Placed]:
+    told = {"seed": 1, "batch_size": 8, "micro_batch": micro, "start": start, "world": world, "workers": 0}
+    batches = feed(SOURCE, EvalTransform((4, 4)), 3, CPU, **told)
+    try:
+        return [next(batches) for _ in range(number)]
+    finally:
+        batches.close()
+
+
+def test_places_of_one_process() -> None:
+    batches = some(5, 16, World(), 4)
+    assert [(batch["position"], batch["slot"]) for batch in batches] == [(16, 0), (16, 4), (24, 0), (24, 4), (32, 0)]
+    for batch in batches:
+        assert (batch["images"].dtype, batch["images"].shape) == (torch.uint8, (4, 3, 4, 4))
+        assert batch["labels"].tolist() == batch["images"][:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_ranks_share_what_one_process_reads(micro: int) -> None:
+    whole = torch.cat([batch["labels"] for batch in some(6, 8, World(), 4)])
+    rows = torch.full((24,), -1)
+    for rank in range(2):
+        for batch in some(3 * 4 // micro, 8, World(rank, 2), micro):
+            first = batch["position"] - 8 + batch["slot"]
+            rows[first : first + micro] = batch["labels"]
+    assert torch.equal(rows, whole)
+
+
+def test_it_is_the_stream() -> None:
+    batches = stream(SOURCE, EvalTransform((4, 4)), 3, seed=1, batch_size=8, micro_batch=8, start=8)
+    assert torch.equal(next(batches)["images"], some(1, 8, World(), 8)[0]["images"])
+    batches.close()
+
+
+def test_bad_files_are_reported_with_the_images_read() -> None:
+    images = [np.full((4, 4, 3), value, np.uint8) for value in range(4)]
+    source = ListSource([*images, b"no image"], [0, 1, 2, 3, 4])
+    heard: list[tuple[list[tuple[int, str]], int]] = []
+    batches = feed(
+        source,
+        EvalTransform((4, 4)),
+        3,
+        CPU,
+        seed=0,
+        batch_size=5,
+        micro_batch=5,
+        start=0,
+        world=World(),
+        workers=0,
+        report_bad=lambda bad, number: heard.append((bad, number)),
+    )
+    labels = next(batches)["labels"]
+    batches.close()
+    ((bad, number),) = heard
+    assert number == 5
+    assert {index for index, _ in bad} == {4}
+    assert "not an image" in bad[0][1]
+    assert 4 not in labels

@@ -1,0 +1,143 @@
+"""A fingerprint changes with what a source holds, and with nothing else."""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpp.data.fingerprint import fingerprint
+from mpp.data.source import FileSource, ListSource, Subset, open_source
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+
+
+class Own:
+    """A source of somebody else's."""
+
+    name, classes = "own", ("a", "b")
+
+    def __init__(self, images: list[bytes], broken: int = -1) -> None:
+        self.images, self.broken = images, broken
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> tuple[bytes, int | None]:
+        if index == self.broken:
+            raise OSError("broken")
+        return self.images[index], index % 2
+
+    def labels(self) -> np.ndarray:
+        return np.arange(len(self)) % 2
+
+    def describe(self) -> str:
+        return "own"
+
+
+def all_differ(*texts: str) -> bool:
+    assert all(len(text) == 64 for text in texts)
+    return len(set(texts)) == len(texts)
+
+
+def test_files(picture_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = picture_folder("a/1.png", "b/2.png", "b/\udcff.png")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: 1 / 0)  # nothing is read
+    spec = f"folder:{folder}"
+    before = fingerprint(open_source(spec))
+    assert fingerprint(open_source(f"folder:{folder}/../{folder.name}")) == before
+    monkeypatch.chdir(folder)
+    assert fingerprint(open_source("folder:.")) == before
+    path = folder / "a" / "1.png"
+    info = path.stat()
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns + 1))
+    touched = fingerprint(open_source(spec))
+    path.write_bytes(b"longer than before" * 100)
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    resized = fingerprint(open_source(spec))
+    path.rename(folder / "a" / "3.png")
+    renamed = fingerprint(open_source(spec))
+    source = open_source(spec)
+    (folder / "a" / "3.png").unlink()
+    assert all_differ(before, touched, resized, renamed, fingerprint(source))
+
+
+def test_labels_and_names_count(tmp_path: Path) -> None:
+    def made(labels: list[int] | None, classes: tuple[str, ...] | None) -> str:
+        return fingerprint(FileSource("folder:x", tmp_path, ["1.png", "2.png"], labels, classes))
+
+    assert made([0, 1], ("a", "b")) == made([0, 1], ("a", "b"))
+    assert all_differ(made([0, 1], ("a", "b")), made([1, 0], ("a", "b")), made([0, 1], ("a", "c")), made(None, None))
+
+
+def test_lists_and_arrays(tmp_path: Path) -> None:
+    def memory(images: np.ndarray, labels: list[int] | None = None) -> str:
+        return fingerprint(ListSource(images, labels))
+
+    one_off = PIXELS.copy()
+    one_off[5, 3, 3, 2] ^= 1
+    labels = [0, 1, 0, 1, 0, 1]
+    assert memory(PIXELS, labels) == memory(PIXELS[::1].copy(order="F"), labels)
+    assert all_differ(memory(PIXELS), memory(one_off), memory(PIXELS[::-1]), memory(PIXELS, labels))
+    # What is split between two images is not what is split elsewhere.
+    assert all_differ(fingerprint(ListSource([b"ab", b"c"])), fingerprint(ListSource([b"a", b"bc"])))
+    path = tmp_path / "a.npy"
+    np.save(path, PIXELS)
+    os.utime(path, ns=(0, 1))
+    first = fingerprint(open_source(f"array:{path}"))
+    assert fingerprint(open_source(f"array:{path}")) == first
+    os.utime(path, ns=(0, 2))
+    assert fingerprint(open_source(f"array:{path}")) != first
+
+
+def test_shards(tmp_path: Path) -> None:
+    for number in range(2):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for name, data in (("1.jpg", b"image"), ("1.cls", b"1")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    spec = f"shards:{tmp_path}/*.tar"
+    first = fingerprint(open_source(spec))
+    assert fingerprint(open_source(f"shards:{tmp_path}/{{0,1}}.tar")) == first
+    one = fingerprint(open_source(f"shards:{tmp_path}/0.tar"))
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    named = fingerprint(open_source(spec))
+    os.utime(tmp_path / "1.tar", ns=(0, 1))
+    assert all_differ(first, one, named, fingerprint(open_source(spec)))
+
+
+def test_subsets() -> None:
+    source, other = ListSource(PIXELS), ListSource(PIXELS[::-1])
+    subset = Subset(source, [3, 1])
+    assert fingerprint(subset) == fingerprint(Subset(ListSource(PIXELS.copy()), np.array([3, 1], dtype=np.int32)))
+    whole = Subset(source, range(6))
+    nested = Subset(subset, [1, 0])
+    assert all_differ(*map(fingerprint, (source, whole, subset, Subset(source, [1, 3]), Subset(other, [3, 1]), nested)))
+
+
+def test_other_sources_are_read() -> None:
+    images = [b"one", b"two", b"three"]
+    assert fingerprint(Own(images)) == fingerprint(Own(list(images)))
+    assert all_differ(*map(fingerprint, (Own(images), Own([b"one", b"two", b"3"]), Own(images, 1), Own(images, 2))))
+
+    class Darker(FileSource):
+        """Reads something else than what lies in the files."""
+
+        def read(self, index: int) -> tuple[bytes, int | None]:
+            return b"dark", None
+
+    class Lighter(Darker):
+        def read(self, index: int) -> tuple[bytes, int | None]:
+            return b"light", None
+
+    assert fingerprint(Darker("x", Path("/x"), ["1"])) != fingerprint(Lighter("x", Path("/x"), ["1"]))
+
+
+def test_demo() -> None:
+    train, test = open_source("demo"), open_source("demo", "test")
+    assert fingerprint(train) == fingerprint(open_source("demo"))
+    assert all_differ(fingerprint(train), fingerprint(test))

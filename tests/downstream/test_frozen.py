@@ -1,0 +1,161 @@
+"""Features of frozen encoders against timm by hand, and their cache."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.data.base import ListSource
+from mpp.data.transform import EvalTransform, normalise
+from mpp.downstream.cache import FeatureCache
+from mpp.downstream.frozen import Frozen
+from mpp.errors import UserError
+from mpp.weights.base import build
+from mpp.weights.opening import open_weights
+
+import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
+
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((64, 64), (40, 70), (90, 30))]
+SOURCE = ListSource(IMAGES, [0, 1, 0])
+ALL = np.arange(3)
+HW = (64, 64)
+
+
+def frozen(spec: str, **told: Any) -> Frozen:
+    return Frozen(open_weights(spec), image_hw=told.pop("image_hw", HW), device=CPU, **told)
+
+
+def features(of: Frozen, how: str) -> torch.Tensor:
+    found, kept = of.extract(how)(SOURCE, ALL)
+    assert kept.tolist() == [0, 1, 2]
+    return torch.from_numpy(found)
+
+
+def in_timm(of: Frozen) -> tuple[Any, torch.Tensor]:
+    """timm's own model with the same weights, and the images as it wants them."""
+    weights = of.weights
+    size = {"img_size": of.image_hw} if of.is_vit else {}
+    model = timm.create_model(weights.name, num_classes=0, **size).eval()
+    told = model.load_state_dict(of.model.state_dict(), strict=False)
+    assert not [name for name in told.missing_keys if not name.startswith(("fc_norm", "norm"))]
+    images = torch.stack([EvalTransform(of.image_hw)(image) for image in IMAGES])
+    return model, normalise(images, weights.mean, weights.std)
+
+
+@pytest.mark.parametrize("spec", ["random:vit_tiny_patch16_224", "random:vit_tiny_r_s16_p8_224"])
+def test_of_a_vit(spec: str) -> None:
+    last = frozen(spec)
+    model, pixels = in_timm(last)
+    assert last.pools == ("mean", "token")
+    with torch.no_grad():
+        tokens = model.forward_features(pixels)
+        torch.testing.assert_close(features(last, "token"), tokens[:, 0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(features(last, "mean"), tokens[:, 1:].mean(dim=1), rtol=0, atol=2e-5)
+        # By hand, block by block.
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels))))
+        after = list(itertools.accumulate(model.blocks, lambda x, block: block(x), initial=x))[1:]
+    for layer in (-2, 3, 0, -len(after)):
+        of = frozen(spec, layer=layer)
+        torch.testing.assert_close(features(of, "token"), after[layer][:, 0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(features(of, "mean"), after[layer][:, 1:].mean(dim=1), rtol=0, atol=2e-5)
+    same = features(frozen(spec, layer=len(after) - 1), "mean")
+    assert torch.equal(same, features(last, "mean"))
+
+
+@pytest.mark.parametrize("spec", ["random:resnet10t", "random:test_convnext", "random:test_efficientnet"])
+def test_of_others(spec: str) -> None:
+    last = frozen(spec)
+    model, pixels = in_timm(last)
+    assert last.pools == ("mean",)
+    with torch.no_grad():
+        torch.testing.assert_close(features(last, "mean"), model(pixels), rtol=0, atol=2e-5)
+        maps = model.forward_intermediates(pixels, intermediates_only=True)
+    assert last.layers == len(maps)
+    for layer in (-2, 0, 1):
+        expected = maps[layer].mean(dim=(2, 3))
+        torch.testing.assert_close(features(frozen(spec, layer=layer), "mean"), expected, rtol=0, atol=2e-5)
+
+
+def test_a_norm_after_the_pooling_is_part_of_the_last_layer() -> None:
+    weights = open_weights("random:vit_base_patch32_clip_224")
+    small = {**weights.args, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    torch.manual_seed(0)
+    state = timm.create_model(weights.name, num_classes=0, img_size=64, global_pool="avg", **small).state_dict()
+    assert "fc_norm.weight" in state
+    for name in ("fc_norm.weight", "fc_norm.bias"):
+        state[name] = torch.rand(48, generator=torch.Generator().manual_seed(1))
+    from dataclasses import replace
+
+    of = Frozen(replace(weights, args=small, state=state, pool="avg", image_hw=HW), device=CPU)
+    images = torch.stack([EvalTransform(HW)(image) for image in IMAGES])
+    with torch.no_grad():
+        expected = build(of.weights, classes=()).eval()(normalise(images, weights.mean, weights.std))
+    torch.testing.assert_close(features(of, "mean"), expected, rtol=0, atol=2e-5)
+
+
+def test_a_layer_that_is_not_there() -> None:
+    for layer in (12, -13):
+        with pytest.raises(UserError, match=rf"encoder\.layer {layer}: .* has layers 0 to 11, or -12 to -1"):
+            frozen("random:vit_tiny_patch16_224", layer=layer)
+
+
+def test_a_size_that_cuts_patches() -> None:
+    with pytest.raises(UserError, match=r"encoder\.img_size 60 is not a multiple of the patch size 16; take 48 or 64"):
+        frozen("random:vit_tiny_patch16_224", image_hw=(60, 64))
+
+
+def test_fresh_weights_come_from_the_seed() -> None:
+    first, again, other = (features(frozen("random:test_vit", image_hw=(32, 32), seed=s), "mean") for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_features_are_kept_by_all_that_they_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FeatureCache(tmp_path)
+    calls: list[int] = []
+    whole = Frozen.encode
+
+    def counted(self: Frozen, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        return whole(self, images)
+
+    monkeypatch.setattr(Frozen, "encode", counted)
+
+    def read(source: ListSource = SOURCE, indices: np.ndarray = ALL, **told: Any) -> tuple[np.ndarray, int]:
+        before = len(calls)
+        of = frozen("random:test_vit", cache=cache, **{"image_hw": (32, 32), **told})
+        found = [of.extract(how)(source, indices)[0] for how in of.pools]
+        return np.concatenate(found, axis=1), len(calls) - before
+
+    first, passes = read()
+    assert passes == 1  # of the images; all poolings at once
+    again, passes = read()
+    assert passes == 0
+    assert first.tobytes() == again.tobytes()
+    assert read(ListSource([image.copy() for image in IMAGES], [0, 1, 0]))[1] == 0  # the same images
+    changed = [image.copy() for image in IMAGES]
+    changed[1][0, 0, 0] ^= 1
+    for told in (
+        {"seed": 1},
+        {"image_hw": (48, 32)},
+        {"layer": 0},
+        {"source": ListSource(changed, [0, 1, 0])},
+        {"indices": np.array([0, 2])},
+        {"precision": "bf16"},
+    ):
+        assert read(**told)[1] == 1, told
+        assert read(**told)[1] == 0, told
+
+
+def test_without_a_cache_one_encoder_still_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = frozen("random:test_vit", image_hw=(32, 32))
+    first = features(of, "mean")
+    monkeypatch.setattr(of, "encode", None)
+    assert torch.equal(features(of, "mean"), first)
+    with pytest.raises(TypeError):
+        of.extract("mean")(SOURCE, np.array([0]))

@@ -1,0 +1,151 @@
+"""Pictures: what stands in them, and that they stay readable with few as with many classes."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpp.downstream import plots
+from mpp.downstream.plots import plot_bars, plot_confusion, plot_shots
+from mpp.downstream.shots import FewshotResult
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were saved, which are saved nonetheless."""
+    figures: list[Any] = []
+    save = plots._save
+
+    def keep(figure: Any, path: Path) -> None:
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "_save", keep)
+    return figures
+
+
+def result(base: float, seeds: int = 3, shots: tuple[int, ...] = (1, 5, 25)) -> FewshotResult:
+    noise = np.random.default_rng(0).normal(0, 0.02, (seeds, len(shots)))
+    return FewshotResult(shots, np.clip(base + 0.1 * np.log2(np.array(shots)) + noise, 0, 1))
+
+
+def test_shots_picture(tmp_path: Path, drawn: list[Any]) -> None:
+    results = {"scratch": result(0.1), "pre$trained": result(0.3, shots=(10, 1)), "one draw": result(0.4, seeds=1)}
+    plot_shots(tmp_path / "shots.png", results)
+    with Image.open(tmp_path / "shots.png") as picture:
+        assert picture.size == (1800, 1080)
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "5", "10", "25"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["scratch", r"pre\$trained", "one draw"]
+    assert axes.get_xscale() == "log"
+    low, high = axes.get_ylim()
+    assert low >= 0
+    assert high <= 102
+    for container, name in zip(axes.containers, results, strict=True):
+        line, _, (bars,) = container
+        order = np.argsort(results[name].shots)
+        np.testing.assert_allclose(line.get_ydata(), 100 * results[name].mean[order])
+        assert (np.abs(np.log2(line.get_xdata() / np.sort(results[name].shots))) < 0.1).all()
+        lengths = [np.ptp(segment[:, 1]) for segment in bars.get_segments() if len(segment)]
+        if name == "one draw":
+            assert not np.nansum(lengths)
+        else:
+            np.testing.assert_allclose(lengths, 200 * results[name].interval[order])
+    assert "where there are several" in axes.get_title(loc="right")
+    assert len({container[0].get_color() for container in axes.containers}) == 3
+
+
+def test_bars_picture(tmp_path: Path, drawn: list[Any]) -> None:
+    groups = {"1 %": {"scratch": (10.0, 2.0), "pretrained": (30.0, np.nan)}, "100 %": {"pretrained": (90.0, 1.0)}}
+    plot_bars(tmp_path / "bars.svg", groups, "top-1 (%)")
+    assert (tmp_path / "bars.svg").read_text().startswith("<?xml")
+    (axes,) = drawn[0].axes
+    bars = {patch.get_height(): patch.get_facecolor() for patch in axes.patches}
+    assert set(bars) == {10.0, 30.0, 90.0}
+    assert bars[30.0] == bars[90.0] != bars[10.0]
+    assert [text.get_text() for text in axes.texts] == ["10", "30", "90"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1 %", "100 %"]
+
+
+def matrix(rows: int, columns: int) -> np.ndarray:
+    counts = np.random.default_rng(1).integers(0, 3, (rows, columns))
+    counts[np.arange(min(rows, columns)), np.arange(min(rows, columns))] += 40
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "named", "counted"),
+    [(2, 2, 2, True), (10, 10, 10, True), (9, 3, 3, True), (5, 40, 40, False), (100, 100, 0, False)],
+)
+def test_confusion_picture(
+    tmp_path: Path, drawn: list[Any], rows: int, columns: int, named: int, counted: bool
+) -> None:
+    counts = matrix(rows, columns)
+    plot_confusion(tmp_path / "c.png", counts, [f"class {i}" for i in range(max(rows, columns))])
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.width == 1800
+    axes, bar = drawn[0].axes
+    shown = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(shown, 100 * counts / counts.sum(1, keepdims=True))
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert (labels[:named] == [f"class {i}" for i in range(named)]) if named else ("class" not in "".join(labels))
+    assert bool(axes.texts) == counted
+    assert bar.get_ylabel() == "% of the true class"
+    if counted:
+        renderer = drawn[0].canvas.get_renderer()
+        boxes = [label.get_window_extent(renderer) for label in axes.get_xticklabels()]
+        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+
+
+def test_a_thousand_classes_hide_no_confusion(tmp_path: Path, drawn: list[Any]) -> None:
+    counts = 50 * np.eye(1001, dtype=int)
+    counts[500], counts[700] = 0, 0
+    counts[500, 203] = 50  # always taken for another
+    plot_confusion(tmp_path / "c.png", counts, [str(i) for i in range(1001)])
+    axes, bar = drawn[0].axes
+    shown = np.asarray(axes.images[0].get_array())
+    assert shown.shape == (201, 201)
+    assert shown[100, 40] == 100
+    assert np.count_nonzero(shown) == 202
+    assert bar.get_ylabel() == "% of the true class, largest of 5 x 5 classes"
+    # The last cells are of one class and must not stretch the axes.
+    assert axes.get_xlim() == (-0.5, 1000.5)
+    assert axes.get_ylim() == (1000.5, -0.5)
+
+
+def test_names_of_any_letters_draw_without_warnings(tmp_path: Path) -> None:
+    plot_confusion(
+        tmp_path / "c.png", matrix(3, 3), ["狗", "$x_", "a very long name that nobody could read at the side"]
+    )
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    for attempt in (
+        lambda: plot_shots(tmp_path / "x.png", {}),
+        lambda: plot_bars(tmp_path / "x.png", {}, "%"),
+        lambda: plot_bars(tmp_path / "x.png", {"1 %": {}}, "%"),
+        lambda: plot_confusion(tmp_path / "x.png", matrix(3, 4), ["a", "b", "c"]),
+        lambda: plot_confusion(tmp_path / "x.png", -matrix(2, 2), ["a", "b"]),
+        lambda: plot_confusion(tmp_path / "x.png", np.zeros((0, 0), dtype=int), []),
+    ):
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            attempt()
+    assert not list(tmp_path.iterdir())
+
+
+def test_matplotlib_is_loaded_only_to_draw_and_never_pyplot(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from mpp.downstream.plots import plot_confusion
+assert "matplotlib" not in sys.modules
+plot_confusion(Path({str(tmp_path / "c.png")!r}), np.eye(2, dtype=int), ["a", "b"])
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -1,0 +1,256 @@
+"""Probes against scikit-learn, written-out formulas and cases by hand."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from mpp.downstream import logistic, probe
+from mpp.downstream.logistic import fit_linear
+from mpp.downstream.probe import knn_predict, knn_votes, sweep_knn, sweep_linear
+
+
+def blobs(seed: int, n: int, classes: int, d: int = 10, noise: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Features of uneven scale that overlap between classes, and labels; the classes' centres never change."""
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
+    labels = rng.integers(0, classes, n)
+    labels[:classes] = np.arange(classes)
+    centres, scale = fixed.normal(size=(classes, d)), np.exp(fixed.normal(size=d))
+    return (centres[labels] + noise * rng.normal(size=(n, d))) * scale + 5 * scale, labels
+
+
+def objective(probe: logistic.LinearProbe, features: np.ndarray, labels: np.ndarray, l2: float) -> float:
+    """Mean cross-entropy + l2 / 2 |W|^2, by PyTorch."""
+    logits = torch.from_numpy(probe.logits(features))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+    return float(loss) + l2 / 2 * float((probe.weights**2).sum())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("l2", [2.0**-14, 2.0**-6, 2.0])
+def test_linear_probe_is_that_of_scikit_learn(classes: int, l2: float) -> None:
+    (features, labels), (test, _) = blobs(0, 200, classes), blobs(1, 50, classes)
+    probe = fit_linear(features, labels, classes, l2)
+    assert probe.converged
+    mean, std = features.mean(0), features.std(0) + 1e-5
+    if classes == 2:  # there scikit-learn has one weight vector w, where softmax has w / 2 and -w / 2: half the penalty
+        reference = LogisticRegression(C=2 / (len(labels) * l2), tol=1e-8, max_iter=10_000)
+    else:
+        reference = LogisticRegression(C=1 / (len(labels) * l2), tol=1e-8, max_iter=10_000)
+    reference.fit((features - mean) / std, labels)
+    want = reference.predict_proba((test - mean) / std)
+    np.testing.assert_allclose(probe.probabilities(test), want, atol=1e-4)
+
+
+def test_linear_probe_is_a_minimum_of_its_objective() -> None:
+    features, labels = blobs(2, 80, 4)
+    l2 = 0.01
+    solved = fit_linear(features, labels, 4, l2)
+    least, rng = objective(solved, features, labels, l2), np.random.default_rng(0)
+    for _ in range(20):
+        weights = solved.weights + 1e-2 * rng.normal(size=solved.weights.shape)
+        bias = solved.bias + 1e-2 * rng.normal(size=4)
+        assert objective(logistic.LinearProbe(solved.mean, solved.std, weights, bias), features, labels, l2) > least
+    far = logistic.LinearProbe(solved.mean, solved.std, solved.weights, solved.bias + 7.0)  # the bias is free
+    assert objective(far, features, labels, l2) == pytest.approx(least)
+
+
+def test_linear_probe_is_the_same_again_from_elsewhere_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = blobs(3, 120, 5)
+    solved, again = fit_linear(features, labels, 5, 1e-3), fit_linear(features, labels, 5, 1e-3)
+    np.testing.assert_array_equal(again.weights, solved.weights)
+    warm = fit_linear(features, labels, 5, 1e-3, start=fit_linear(features, labels, 5, 1.0))
+    np.testing.assert_allclose(warm.probabilities(features), solved.probabilities(features), atol=1e-4)
+    for kept in (0, 2**20):
+        monkeypatch.setattr(logistic, "_ROWS", 70)  # seven rows
+        monkeypatch.setattr(logistic, "_KEPT", kept)
+        blocks = fit_linear(features, labels, 5, 1e-3)
+        np.testing.assert_allclose(blocks.probabilities(features), solved.probabilities(features), atol=1e-5)
+
+
+def test_linear_probe_says_when_it_has_not_converged() -> None:
+    features, labels = blobs(4, 120, 5)
+    assert not fit_linear(features, labels, 5, 1e-6, max_iterations=2).converged
+
+
+def test_the_number_of_threads_is_put_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        fit_linear(*blobs(5, 40, 3), 3, 1.0)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_linear_probe_leaves_its_input_alone() -> None:
+    features, labels = (part.copy() for part in blobs(5, 40, 3))
+    fit_linear(features, labels, 3, 1.0)
+    want = blobs(5, 40, 3)
+    np.testing.assert_array_equal(features, want[0])
+    np.testing.assert_array_equal(labels, want[1])
+
+
+def test_a_class_without_images_is_never_predicted() -> None:
+    features, labels = blobs(6, 90, 3)
+    solved = fit_linear(features, 2 * labels, 6, 0.1)
+    assert set(solved.logits(features).argmax(axis=1).tolist()) <= {0, 2, 4}
+    np.testing.assert_array_equal(solved.probabilities(features)[:, [1, 3, 5]], 0.0)
+    without = fit_linear(features, labels, 3, 0.1)
+    np.testing.assert_allclose(solved.probabilities(features)[:, ::2], without.probabilities(features), atol=1e-12)
+    warm = fit_linear(features, 2 * labels, 6, 0.01, start=solved)
+    assert np.isfinite(warm.weights).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_dimension_without_variance_counts_for_nothing(dtype: type) -> None:
+    features, labels = blobs(7, 60, 3)
+    features = features.astype(dtype)
+    dead = np.insert(features, 4, dtype(0.1), axis=1)
+    solved, without = fit_linear(dead, labels, 3, 0.1), fit_linear(features, labels, 3, 0.1)
+    elsewhere = np.insert(features, 4, dtype(30.0), axis=1)
+    np.testing.assert_allclose(solved.logits(elsewhere), without.logits(features), atol=1e-12)
+
+
+def sklearn_knn(features: np.ndarray, labels: np.ndarray, k: int, temperature: float) -> KNeighborsClassifier:
+    def weights(distance: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distance) / temperature)
+
+    return KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=weights).fit(features, labels)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 150])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_knn_is_that_of_scikit_learn(monkeypatch: pytest.MonkeyPatch, k: int, temperature: float) -> None:
+    (features, labels), (test, _) = blobs(8, 150, 6, noise=3.0), blobs(9, 80, 6, noise=3.0)
+    reference = sklearn_knn(features, labels, k, temperature)
+    np.testing.assert_array_equal(
+        knn_predict(features, labels, test, 6, k, temperature), reference.predict(test).astype(int)
+    )
+    monkeypatch.setattr(probe, "_BLOCK", 150 * 7)
+    blocks = list(knn_votes(features, labels, test, 6, [k], temperature))
+    assert [block.shape[1] for block in blocks] == [7] * 11 + [3]
+    votes = np.concatenate(blocks, axis=1)[0].clip(min=0)
+    np.testing.assert_allclose(votes / votes.sum(1, keepdims=True), reference.predict_proba(test), rtol=1e-4, atol=1e-9)
+
+
+def test_several_k_at_once_are_as_one_by_one() -> None:
+    (features, labels), (test, _) = blobs(10, 60, 4), blobs(11, 30, 4)
+    (together,) = knn_votes(features, labels, test, 4, [1, 7, 60])
+    for votes, k in zip(together, (1, 7, 60), strict=True):
+        (alone,) = knn_votes(features, labels, test, 4, [k])
+        np.testing.assert_array_equal(votes, alone[0])
+
+
+def test_knn_ties_go_to_the_lowest_index() -> None:
+    rng = np.random.default_rng(12)
+    features, test = np.repeat(rng.normal(size=(5, 33)), 20, axis=0), rng.normal(size=(300, 33)) @ np.eye(33)
+    labels = np.tile(np.arange(20), 5)  # of 20 equal images the k lowest are of classes 0 to k - 1
+    assert (knn_predict(features, labels, test, 20, 1) == 0).all()
+    (votes,) = knn_votes(features, labels, test, 20, [3])
+    assert (np.isfinite(votes[0]) == (np.arange(20) < 3)).all()
+
+
+def test_knn_by_hand_and_at_any_temperature() -> None:
+    features = np.array([[1.0, 0.0], [0.0, 3.0], [0.0, 2.0]])
+    labels = np.array([2, 0, 0])
+    test = np.array([[1.0, 0.6], [0.0, 0.0]])
+    # Cosines of the first: 0.857 once, 0.514 twice. Sharp: the nearest. Flat: two against one.
+    assert knn_predict(features, labels, test[:1], 3, 3, temperature=0.07).tolist() == [2]
+    assert knn_predict(features, labels, test[:1], 3, 3, temperature=1.0).tolist() == [0]
+    assert knn_predict(features, labels, test[:1], 3, 3, temperature=1e-3).tolist() == [2]  # exp(857) would be infinite
+    assert knn_predict(features, labels, test[1:], 3, 3).tolist() == [0]  # similar to none, so all vote alike
+
+
+@pytest.mark.parametrize("sweep", [sweep_linear, sweep_knn])
+def test_sweeps_choose_on_a_tenth_and_score_with_everything(sweep) -> None:
+    (features, labels), (test, test_labels) = blobs(13, 400, 8, noise=2.0), blobs(14, 150, 8, noise=2.0)
+    result = sweep(features, labels, test, test_labels, 8)
+    held = probe._hold_out(labels, 0)
+    assert np.count_nonzero(held) == 40
+    table = dict(result.table)
+    assert result.chosen == next(value for value, share in result.table if share == max(table.values()))
+    if sweep is sweep_linear:
+        assert [value for value, _ in result.table] == sorted(probe.L2_SWEEP, reverse=True)
+        scores = fit_linear(features, labels, 8, result.chosen).logits(test)
+        on_held = fit_linear(features[~held], labels[~held], 8, result.chosen).logits(features[held]).argmax(axis=1)
+    else:
+        assert [value for value, _ in result.table] == [10, 20, 100, 200]
+        scores = next(knn_votes(features, labels, test, 8, [int(result.chosen)]))[0]
+        on_held = knn_predict(features[~held], labels[~held], features[held], 8, int(result.chosen))
+    assert table[result.chosen] == (on_held == labels[held]).mean()
+    np.testing.assert_array_equal(result.predicted, scores.argmax(axis=1))
+    assert result.top1 == (result.predicted == test_labels).mean()
+    first = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    hit = (first == test_labels[:, None]) & np.isfinite(np.take_along_axis(scores, first, axis=1))
+    assert result.top5 == hit.any(axis=1).mean()
+
+
+def test_test_data_decides_nothing() -> None:
+    (features, labels), (test, test_labels) = blobs(15, 200, 3, noise=3.0), blobs(16, 60, 3)
+    for sweep in (sweep_linear, sweep_knn):
+        one, other = (sweep(features, labels, *pair, 3) for pair in ((test, test_labels), (-test, test_labels[::-1])))
+        assert (one.chosen, one.table) == (other.chosen, other.table)
+        assert one.top5 is None  # of three classes
+
+
+def test_test_classes_that_were_never_trained_are_wrong() -> None:
+    (features, labels), (test, test_labels) = blobs(17, 100, 6, noise=0.1), blobs(18, 40, 6, noise=0.1)
+    beyond = np.where(np.arange(40) < 10, test_labels + 6, test_labels)
+    for sweep in (sweep_linear, sweep_knn):
+        result = sweep(features, labels, test, beyond, 6)
+        assert (result.top1, result.top5) == (0.75, 0.75)
+
+
+def test_top5_does_not_count_classes_without_a_vote() -> None:
+    features, labels = np.eye(8), np.arange(8)
+    result = sweep_knn(features, labels, features[:1], np.array([1]), 8, ks=[1])
+    assert (result.top1, result.top5, result.chosen, result.table) == (0.0, 0.0, 1, ())
+
+
+def test_few_images_leave_few_k() -> None:
+    features, labels = blobs(19, 16, 2)
+    assert [k for k, _ in sweep_knn(features, labels, features, labels, 2).table] == [10]
+    assert [k for k, _ in sweep_knn(features[:6], labels[:6], features, labels, 2).table] == [5]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_refuses_features_that_are_not_finite(value: float) -> None:
+    features, labels = blobs(21, 30, 3)
+    bad = features.copy()
+    bad[[2, 9], 1] = value
+    message = r"^features of 2 of 30 images are NaN or infinite: has the encoder diverged\?$"
+    for attempt in (
+        lambda: fit_linear(bad, labels, 3, 1.0),
+        lambda: fit_linear(features, labels, 3, 1.0).logits(bad),
+        lambda: knn_predict(bad, labels, features, 3, 5),
+        lambda: knn_predict(features, labels, bad, 3, 5),
+        lambda: sweep_linear(features, labels, bad, labels, 3),
+        lambda: sweep_knn(features, labels, bad, labels, 3),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attempt()
+
+
+def test_refuses_what_does_not_fit() -> None:
+    features, labels = blobs(22, 30, 3)
+    one = np.ones_like(labels)
+    for attempt, message in (
+        (lambda: fit_linear(features, one, 3, 1.0), r"two classes or more; all 30 are of class 1"),
+        (lambda: knn_predict(features, one, features, 3, 5), r"two classes or more"),
+        (lambda: sweep_knn(features, one, features, labels, 3), r"two classes or more"),
+        (lambda: fit_linear(features, labels, 2, 1.0), r"labels must be 0 to 1, got 0 to 2"),
+        (lambda: fit_linear(features, labels[1:], 3, 1.0), r"one label per row"),
+        (lambda: fit_linear(features, labels, 3, 0.0), r"l2 must be positive and finite, got 0.0"),
+        (lambda: fit_linear(features[:, 0], labels, 3, 1.0), r"features must be \(images, d\), got \(30,\)"),
+        (lambda: knn_predict(features, labels, features[:, 1:], 3, 5), r"must be \(images, 10\), got \(30, 9\)"),
+        (lambda: knn_predict(features, labels, features, 3, 31), r"k must be 1 to 30, .* got \[31\]"),
+        (lambda: knn_predict(features, labels, features, 3, 0), r"k must be 1 to 30"),
+        (lambda: knn_predict(features, labels, features, 3, 5, temperature=0.0), r"temperature must be positive"),
+        (lambda: sweep_linear(features, labels, features, labels, 3, l2s=[]), r"l2s is empty"),
+        (lambda: sweep_linear(features, labels, features[:0], labels[:0], 3), r"testing needs one label per row"),
+        (lambda: sweep_linear(features[:3], np.arange(3), features, labels, 3), r"no class has two images"),
+    ):
+        with pytest.raises(ValueError, match=f"^[^\n]*{message}[^\n]*$"):
+            attempt()

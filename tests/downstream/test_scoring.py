@@ -1,0 +1,163 @@
+"""Scores, against scikit-learn and SciPy, and the files they are written to."""
+
+import csv
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import softmax
+from scipy.stats import binomtest
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_score, top_k_accuracy_score
+
+from mpp.data.base import FileSource, ListSource
+from mpp.downstream.scoring import Scores, score
+
+
+def made(n: int, k: int, foreign: int = 0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Scores]:
+    """Logits that are right more often than not, their labels and scores."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k + foreign, n)
+    logits = rng.normal(size=(n, k)).astype(np.float32)
+    known = np.flatnonzero(labels < k)
+    logits[known, labels[known]] += 1.5
+    names = [f"class {c}" for c in range(k + foreign)]
+    return logits, labels, score(logits, labels, np.arange(n) * 3, names[:k], names[k:])
+
+
+@pytest.mark.parametrize(("n", "k", "foreign"), [(500, 10, 0), (9000, 30, 3), (50, 5, 1), (20, 2, 0), (1, 6, 0)])
+def test_against_scikit_learn(n: int, k: int, foreign: int) -> None:
+    logits, labels, scores = made(n, k, foreign)
+    best = logits.argmax(axis=1)
+    everything = np.arange(k + foreign)
+    padded = np.pad(logits, ((0, 0), (0, foreign)), constant_values=-1e9)  # what cannot be predicted comes last
+    assert scores.top1 == pytest.approx((best == labels).mean(), abs=1e-12)
+    if k > 5:
+        want = top_k_accuracy_score(labels, padded, k=5, labels=everything)
+        assert scores.top5 == pytest.approx(want, abs=1e-12)
+    else:
+        assert scores.top5 is None
+    want = confusion_matrix(labels, best, labels=everything)[:, :k]
+    assert scores.confusion.tolist() == want.tolist()
+    assert scores.confusion.dtype == np.int64
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes without test images
+        assert scores.balanced == pytest.approx(balanced_accuracy_score(labels, best), abs=1e-12)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+    assert scores.top.tolist() == order.tolist()
+    probability = softmax(logits.astype(np.float64), axis=1)
+    np.testing.assert_allclose(scores.probability, np.take_along_axis(probability, order, axis=1), rtol=1e-12)
+
+
+@given(n=st.integers(1, 300), share=st.floats(0, 1))
+def test_interval_against_scipy(n: int, share: float) -> None:
+    right = round(share * n)
+    logits = np.eye(2)[[1] * right + [0] * (n - right)]
+    scores = score(logits, np.ones(n, dtype=int), np.arange(n), ("a", "b"))
+    want = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(scores.interval, (want.low, want.high), atol=1e-12)
+    assert 0 <= scores.interval[0] <= scores.top1 <= scores.interval[1] <= 1
+
+
+def test_equals_go_to_the_lower_class_and_large_logits_stay_finite() -> None:
+    scores = score(np.array([[0.0, 1e4, 1e4], [0, 0, 0]], np.float16), np.array([1, 2]), np.arange(2), tuple("abc"))
+    assert scores.top.tolist() == [[1, 2, 0], [0, 1, 2]]
+    np.testing.assert_allclose(scores.probability, [[0.5, 0.5, 0.0], [1 / 3] * 3])
+
+
+def test_what_cannot_be_scored() -> None:
+    labels = np.array([0, 1])
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match="logits of 1 images are NaN or infinite"):
+            score(np.array([[0.0, bad], [0.0, 1.0]]), labels, labels, ("a", "b"))
+    for logits in (np.zeros((0, 2)), np.zeros((2, 3)), np.zeros(2)):
+        with pytest.raises(ValueError, match="logits of some images for 2 classes"):
+            score(logits, labels, labels, ("a", "b"))
+    with pytest.raises(ValueError, match=r"2 images have labels \(3,\)"):
+        score(np.zeros((2, 2)), np.zeros(3, int), labels, ("a", "b"))
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match="labels must be 0 to 2"):
+            score(np.zeros((2, 2)), np.array([0, wrong]), labels, ("a", "b"), ("c",))
+
+
+def by_hand() -> Scores:
+    """Four classes, the last foreign, the third without test images."""
+    labels, best = np.array([0, 0, 0, 0, 1, 1, 3]), [0, 0, 0, 1, 0, 0, 2]
+    return score(np.eye(3)[best], labels, np.arange(7), ("cat, big", "dog\n\x1b[1m", "c" * 50), ("yak",))
+
+
+def test_table_by_hand() -> None:
+    scores = by_hand()
+    assert scores.table().splitlines() == [
+        "class     images  accuracy  most often taken for",
+        "dog ?[1m       2      0.0%  cat, big (2)",
+        "yak            1      0.0%  ccccccccccccccccccccccccccccc... (1)",
+        "cat, big       4     75.0%  dog ?[1m (1)",
+        "1 class without test images",
+    ]
+    assert scores.table(limit=1).splitlines()[2:] == ["... and 2 more in classes.csv", "1 class without test images"]
+    perfect = score(np.eye(2), np.arange(2), np.arange(2), ("a", "b")).table().splitlines()
+    assert perfect == [
+        "class  images  accuracy  most often taken for",
+        "a           1    100.0%",
+        "b           1    100.0%",
+    ]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_by_hand(tmp_path: Path) -> None:
+    names = ["a,b.png", 'q"\n.png', "\udcff.png", "4.png", "5.png", "6.png", "7.png"]
+    source = FileSource("folder:x", Path("/x"), names)
+    by_hand().write(tmp_path / "new", source, np.array([0, 0, -1, 1, 1, 1, 2]))
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["classes.csv", "predictions.csv"]
+    rows = read(tmp_path / "new" / "classes.csv")
+    assert [list(row.values()) for row in rows] == [
+        ["cat, big", "2", "4", "3", "0.750000", "0.600000", "dog\n\x1b[1m"],
+        ["dog\n\x1b[1m", "3", "2", "0", "0.000000", "0.000000", "cat, big"],
+        ["c" * 50, "1", "0", "0", "", "0.000000", ""],
+        ["yak", "0", "1", "0", "0.000000", "", "c" * 50],
+    ]
+    assert list(rows[0]) == [
+        *("class", "train_images", "test_images", "correct", "accuracy", "precision", "most_confused_with")
+    ]
+    rows = read(tmp_path / "new" / "predictions.csv")
+    assert [row["path"] for row in rows] == [f"/x/{name}" for name in names]
+    assert [row["index"] for row in rows] == list("0123456")
+    assert [row["correct"] for row in rows] == list("1110000")
+    last = rows[-1]
+    assert (last["label"], last["predicted"]) == ("yak", "c" * 50)
+    assert float(last["probability"]) == pytest.approx(np.e / (np.e + 2), abs=1e-6)
+    assert json.loads(last["top5"]) == ["c" * 50, "cat, big", "dog\n\x1b[1m"]
+
+
+def test_precision_and_accuracy_against_scikit_learn(tmp_path: Path) -> None:
+    logits, labels, scores = made(400, 8)
+    source = ListSource(np.zeros((1200, 1, 1), np.uint8))
+    scores.write(tmp_path, source)
+    rows = read(tmp_path / "classes.csv")
+    best = logits.argmax(axis=1)
+    want = precision_score(labels, best, average=None, labels=np.arange(8))
+    np.testing.assert_allclose([float(row["precision"]) for row in rows], want, atol=1e-6)
+    assert {row["train_images"] for row in rows} == {""}
+    images = read(tmp_path / "predictions.csv")
+    assert np.mean([int(row["correct"]) for row in images]) == pytest.approx(scores.top1)
+    assert [int(row["index"]) for row in images] == (np.arange(400) * 3).tolist()
+    assert {row["path"] for row in images} == {""}  # arrays have none
+
+
+def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ListSource(np.zeros((7, 1, 1), np.uint8))
+    by_hand().write(tmp_path, source)
+    before = (tmp_path / "predictions.csv").read_bytes()
+    monkeypatch.setattr("mpp.downstream.scoring.place", lambda source, index: 1 / (3 - index))
+    with pytest.raises(ZeroDivisionError):
+        by_hand().write(tmp_path, source)
+    assert (tmp_path / "predictions.csv").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.csv", "predictions.csv"]

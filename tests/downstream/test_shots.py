@@ -1,0 +1,174 @@
+"""The choice of L2 by cross-validation, the interval over draws, and the table."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.linear_model import Ridge as ReferenceRidge
+
+from mpp.downstream import ridge, shots
+from mpp.downstream.shots import (
+    DEFAULT_L2,
+    L2_GRID,
+    FewshotResult,
+    choose_l2,
+    draw_shots,
+    evaluate,
+    stratified_folds,
+    student_t,
+)
+
+
+def blobs(seed: int, per_class: int, classes: int, d: int = 12, noise: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Features that overlap between classes, and labels in random order; the classes' centres never change."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(classes), per_class))
+    return np.random.default_rng(99).normal(size=(classes, d))[labels] + noise * rng.normal(
+        size=(len(labels), d)
+    ), labels
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 6), max_size=60).map(lambda values: np.array(values, dtype=np.int64)),
+    folds=st.integers(2, 12),
+    seed=st.integers(0, 99),
+)
+def test_folds_are_even_in_each_class_and_in_total(labels: np.ndarray, folds: int, seed: int) -> None:
+    fold = stratified_folds(labels, folds, seed)
+    counts = np.bincount(labels, minlength=7)
+    alone = counts[labels] == 1 if len(labels) else np.empty(0, dtype=bool)
+    np.testing.assert_array_equal(fold == -1, alone)
+    sizes = np.bincount(fold[~alone], minlength=folds)
+    assert np.ptp(sizes) <= 1
+    for of_class in np.flatnonzero(counts > 1):
+        sizes = np.bincount(fold[labels == of_class], minlength=folds)
+        assert np.ptp(sizes) <= 1
+        assert sizes.max() < counts[of_class]  # something is left to learn from
+    np.testing.assert_array_equal(fold, stratified_folds(labels, folds, seed))
+
+
+def test_folds_depend_on_the_seed() -> None:
+    labels = np.repeat([0, 1], 20)
+    assert (stratified_folds(labels, 5, 0) != stratified_folds(labels, 5, 1)).any()
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.5, 4.0])
+@pytest.mark.parametrize(("per_class", "folds"), [(2, 2), (4, 4), (9, 5)])
+def test_chosen_l2_is_that_of_scikit_learn_on_the_same_folds(per_class: int, folds: int, noise: float) -> None:
+    features, labels = blobs(0, per_class, 6, noise=noise)
+    fold = stratified_folds(labels, folds, 7)
+    values = sorted(L2_GRID, reverse=True)
+    right = np.zeros(len(values))
+    for number in range(folds):
+        held = fold == number
+        mean, std = features[~held].mean(0), features[~held].std(0) + 1e-5
+        x = np.hstack([(features - mean) / std, np.full((len(features), 1), 100.0)])
+        for i, l2 in enumerate(values):
+            reference = ReferenceRidge(alpha=l2, fit_intercept=False, solver="svd")
+            reference.fit(x[~held], 2 * np.eye(6)[labels[~held]] - 1)
+            right[i] += (reference.predict(x[held]).argmax(1) == labels[held]).sum()
+    assert choose_l2(features, labels, 6, seed=7) == values[int(right.argmax())]
+
+
+def test_one_fit_per_fold_serves_all_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def fit(features: np.ndarray, labels: np.ndarray, num_classes: int) -> ridge.Ridge:
+        sizes.append(len(features))
+        return original(features, labels, num_classes)
+
+    original = ridge.fit
+    monkeypatch.setattr(ridge, "fit", fit)
+    features, labels = blobs(1, 3, 4)
+    labels[labels == 3] = np.arange(3, 6)  # three classes of three, three of one, which are learned from in every fold
+    assert choose_l2(features, labels, 6, folds=5) in L2_GRID
+    assert sizes == [9, 9, 9]
+
+
+def test_ties_go_to_the_strongest() -> None:
+    features, labels = blobs(2, 6, 3, noise=1e-3)  # right whatever the value
+    assert choose_l2(features, labels, 3, l2s=[0.25, 1.0, 0.5]) == 1.0
+
+
+def test_the_choice_is_better_than_the_ends_of_the_grid() -> None:
+    features, labels = blobs(3, 40, 8, d=60, noise=6.0)
+    test, test_labels = blobs(4, 200, 8, d=60, noise=6.0)
+    solved = ridge.fit(features, labels, 8)
+    best = choose_l2(features, labels, 8)
+    assert best is not None
+    accuracy = solved.accuracy(test, test_labels, [best, *L2_GRID])
+    assert accuracy[0] >= accuracy[1:].max() - 0.02
+
+
+def test_one_image_per_class_leaves_nothing_to_choose_by() -> None:
+    features, _ = blobs(5, 2, 4)
+    assert choose_l2(features, np.arange(8), 8) is None
+    assert choose_l2(features, np.array([0, 0, 1, 2, 3, 4, 5, 6]), 7, folds=5) in L2_GRID
+
+
+def test_values_and_folds_are_checked() -> None:
+    features, labels = blobs(6, 4, 3)
+    with pytest.raises(ValueError, match=r"^cross-validation needs values of L2 and two folds or more, got 0 and 5$"):
+        choose_l2(features, labels, 3, l2s=[])
+    with pytest.raises(ValueError, match=r"got 30 and 1$"):
+        choose_l2(features, labels, 3, folds=1)
+    with pytest.raises(ValueError, match=r"l2 must be positive"):
+        choose_l2(features, labels, 3, l2s=[1.0, 0.0])
+
+
+def test_each_draw_chooses_on_its_own_shots_and_never_on_test_images() -> None:
+    (features, labels), (test, test_labels) = blobs(7, 12, 5), blobs(8, 30, 5)
+    result = evaluate(features, labels, test, test_labels, 5, shots=(1, 6), seeds=(0, 1, 2), l2="cv")
+    assert result.l2 is not None
+    assert result.chosen is not None
+    assert result.chosen.tolist() == [[False, True]] * 3
+    assert result.l2[:, 0].tolist() == [DEFAULT_L2] * 3
+    for i, seed in enumerate((0, 1, 2)):
+        rows = draw_shots(labels, 6, seed, 5)
+        assert result.l2[i, 1] == choose_l2(features[rows], labels[rows], 5)
+        solved = ridge.fit(features[rows], labels[rows], 5)
+        assert result.accuracy[i, 1] == solved.accuracy(test, test_labels, [result.l2[i, 1]])[0]
+    other = evaluate(features, labels, -test, test_labels[::-1], 5, shots=(1, 6), seeds=(0, 1, 2), l2="cv")
+    np.testing.assert_array_equal(other.l2, result.l2)
+    given = evaluate(features, labels, test, test_labels, 5, shots=(1, 6), seeds=(0,), l2=4.0)
+    assert given.chosen is None
+    assert np.array_equal(given.l2, [[4.0, 4.0]])
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 99, 1000])
+def test_student_t_is_that_of_scipy(freedom: int) -> None:
+    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
+
+
+def test_interval_is_that_of_scipy() -> None:
+    accuracy = np.random.default_rng(0).uniform(0.2, 0.8, size=(5, 3))
+    low, high = stats.t.interval(0.95, 4, loc=accuracy.mean(0), scale=stats.sem(accuracy))
+    result = FewshotResult((1, 5, 10), accuracy)
+    np.testing.assert_allclose(result.mean - result.interval, low, rtol=1e-9)
+    np.testing.assert_allclose(result.mean + result.interval, high, rtol=1e-9)
+    assert np.isnan(FewshotResult((1, 5, 10), accuracy[:1]).interval).all()
+
+
+def test_table_shows_what_was_chosen() -> None:
+    accuracy, l2 = np.array([[0.25, 0.5, 0.75]] * 2), np.array([[1024.0, 0.125, 2.0**19], [1024.0, 64.0, 2.0**19]])
+    chosen = np.array([[False, True, True]] * 2)
+    result = FewshotResult((1, 5, 25), accuracy, {25: 1}, l2=l2, chosen=chosen)
+    assert result.table().splitlines() == [
+        "shots  accuracy    std  95% interval  L2            (2 seeds)",
+        "    1     25.0%   0.0%        ± 0.0%  1024*",
+        "    5     50.0%   0.0%        ± 0.0%  0.125 to 64",
+        "   25     75.0%   0.0%        ± 0.0%  524288        1 class has fewer images",
+        "* the default: with one image per class there is nothing to choose L2 by",
+    ]
+    assert FewshotResult((5,), accuracy[:1, 1:2], l2=l2[:1, 1:2], chosen=chosen[:1, 1:2]).table().splitlines() == [
+        "shots  accuracy    std  95% interval  L2      (1 seed)",
+        "    5     50.0%   0.0%             -  0.125",
+    ]
+    assert "L2" not in FewshotResult((5,), accuracy[:, 1:2], l2=l2[:, 1:2]).table()
+
+
+def test_the_grid_holds_the_default() -> None:
+    assert shots.DEFAULT_L2 in L2_GRID
+    assert len(L2_GRID) == 30

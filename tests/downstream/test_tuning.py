@@ -1,0 +1,228 @@
+"""The parts of a fine-tuning run: where it starts, its step, and what is exported."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mpp.config import parse
+from mpp.data.decode import decode
+from mpp.data.transform import EvalTransform, normalise
+from mpp.dist import World
+from mpp.downstream.config import FinetuneConfig, LossConfig
+from mpp.downstream.labelled import open_labelled
+from mpp.downstream.tuning import (
+    Tuning,
+    build_tuning,
+    predict,
+    result_weights,
+    starting_weights,
+    training_batches,
+    training_step,
+)
+from mpp.errors import UserError
+from mpp.weights.base import build
+from mpp.weights.opening import open_weights
+from mpp.weights.timm_folder import write_timm_folder
+from tests import runs
+
+CPU = torch.device("cpu")
+
+
+def config(source: str, init: str = "none", **changed: str) -> FinetuneConfig:
+    settings = {"train__precision": "fp32", **changed}
+    words = runs.finetune_command(source, Path("nowhere"), init=init, **settings)[1:]
+    return parse(FinetuneConfig, words, "finetune", "", {})
+
+
+def tuning(source: str, init: str = "none", **changed: str) -> Tuning:
+    told = config(source, init, **changed)
+    return build_tuning(told, open_labelled(source), told.optim.lr[0], World(), CPU)
+
+
+def first_batch(parts: Tuning) -> Any:
+    batches = training_batches(parts, lambda bad, images: None)
+    batch = next(batches)
+    batches.close()
+    return batch
+
+
+def filled(parts: Tuning) -> None:
+    """A head that says something."""
+    torch.manual_seed(1)
+    torch.nn.init.normal_(parts.model.get_parameter("head.weight"))
+
+
+@pytest.mark.parametrize("init", ["none", "random:test_resnet", "random:test_convnext"])
+@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(0.1, 0.8, 1.0)])
+def test_a_new_head_says_nothing(init: str, loss: LossConfig, source: str) -> None:
+    size = {} if init == "none" else {"model__img_size": "32"}
+    parts = tuning(source, init, **size)
+    parts.config = replace(parts.config, loss=loss)
+    value, figures = training_step(parts)(parts.model, first_batch(parts))
+    assert value.item() == pytest.approx(math.log(4), rel=1e-6)
+    assert (figures["loss"] / 8)[0] == pytest.approx(math.log(4), rel=1e-6)
+
+
+def test_a_new_head_with_a_hidden_layer_says_nothing(source: str) -> None:
+    parts = tuning(source, model__head="tanh")
+    assert training_step(parts)(parts.model, first_batch(parts))[0].item() == pytest.approx(math.log(4), rel=1e-6)
+    assert parts.model.get_parameter("head.pre_logits.weight").shape == (48, 48)
+    assert parts.model.get_parameter("head.pre_logits.weight").std() > 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_torch_s(smoothing: float, source: str) -> None:
+    parts = tuning(source, model__drop_path="0", loss__smoothing=str(smoothing))
+    filled(parts)
+    batch = first_batch(parts)
+    value, figures = training_step(parts)(parts.model, batch)
+    logits = parts.model(normalise(batch["images"], (0.5,), (0.5,)))
+    torch.testing.assert_close(value, F.cross_entropy(logits, batch["labels"], label_smoothing=smoothing))
+    right = (logits.argmax(dim=1) == batch["labels"]).double().sum()
+    assert figures["accuracy"].tolist() == [float(right), 8.0]
+    # By hand, too: (1 - s) of the loss, and s of the mean over all classes.
+    log = logits.log_softmax(dim=1)
+    own = log.gather(1, batch["labels"][:, None])[:, 0]
+    torch.testing.assert_close(value, -((1 - smoothing) * own + smoothing * log.mean(dim=1)).mean())
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_targets_by_hand(kind: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = tuning(source, model__drop_path="0", loss__smoothing="0.1", **{f"loss__{kind}": "0.8"})
+    filled(parts)
+    batch, seen = first_batch(parts), []
+    whole = F.cross_entropy
+
+    def watched(logits: torch.Tensor, target: torch.Tensor, **told: float) -> torch.Tensor:
+        seen.append((logits, target, told))
+        return whole(logits, target, **told)
+
+    monkeypatch.setattr("mpp.downstream.tuning.F.cross_entropy", watched)
+    value, figures = training_step(parts)(parts.model, batch)
+    ((logits, target, told),) = seen
+    assert told == {"label_smoothing": 0.0}  # it is in the targets
+    assert "accuracy" not in figures
+    torch.testing.assert_close(target.sum(dim=1), torch.ones(8))
+    soft = F.one_hot(batch["labels"], 4) * 0.9 + 0.1 / 4
+    # One share for the batch; the partner of each image is its mirror in the batch.
+    differ = batch["labels"] != batch["labels"].flip(0)
+    share = ((target - soft.flip(0)) / (soft - soft.flip(0)))[differ].nan_to_num(0).max()
+    torch.testing.assert_close(target, share * soft + (1 - share) * soft.flip(0))
+    torch.testing.assert_close(value, -(target * logits.log_softmax(dim=1)).sum(dim=1).mean())
+
+
+def test_mixing_and_dropping_go_by_place_alone(source: str) -> None:
+    parts = tuning(source, loss__mixup="0.8", loss__cutmix="1", model__drop_path="0.5")
+    filled(parts)
+    step, batch = training_step(parts), first_batch(parts)
+
+    def loss(**place: int) -> float:
+        np.random.seed(sum(place.values()) % 7)
+        torch.manual_seed(5)
+        torch.rand(3)
+        return step(parts.model, {**batch, "images": batch["images"].clone(), **place})[0].item()
+
+    assert loss() == loss()
+    assert len({loss(position=position, slot=slot) for position in (0, 16, 32) for slot in (0, 8)}) == 6
+
+
+def test_the_weights_own_mean_and_std_are_used(source: str) -> None:
+    parts = tuning(source, "random:test_resnet", model__img_size="32")
+    weights = open_weights("random:test_resnet")
+    assert (parts.weights.mean, parts.weights.std) == (weights.mean, weights.std)
+    seen: list[torch.Tensor] = []
+    parts.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    batch = first_batch(parts)
+    training_step(parts)(parts.model, batch)
+    expected = (batch["images"].float() / 255 - torch.tensor(weights.mean).view(3, 1, 1)) / torch.tensor(
+        weights.std
+    ).view(3, 1, 1)
+    torch.testing.assert_close(seen[0], expected)
+    predict(parts, parts.labelled.test, parts.labelled.test_indices[:1])
+    assert -3 < float(seen[-1].min()) < float(seen[-1].max()) < 3
+
+
+def test_the_config_s_mean_and_std_win(source: str, tmp_path: Path) -> None:
+    told = config(source, "random:test_resnet", data__mean="0.1,0.2,0.3", data__std="0.4")
+    weights = starting_weights(told)
+    assert (weights.mean, weights.std) == ((0.1, 0.2, 0.3), (0.4,))
+    parts = tuning(source, "random:test_resnet", model__img_size="32", data__mean="0.1,0.2,0.3", data__std="0.4")
+    write_timm_folder(result_weights(parts), tmp_path / "model")
+    assert open_weights(str(tmp_path / "model")).mean == (0.1, 0.2, 0.3)
+
+
+def test_a_new_model_is_what_was_asked_for(source: str) -> None:
+    weights = starting_weights(config(source))
+    assert (weights.name, weights.state, weights.image_hw) == ("vit_tiny_patch16_224", None, (32, 32))
+    assert (weights.mean, weights.std, weights.pool, weights.origin) == ((0.5,), (0.5,), "avg", "none")
+    model: Any = tuning(source).model
+    assert (len(model.blocks), model.embed_dim, model.patch_embed.patch_size) == (2, 48, (8, 8))
+    assert model.global_pool == "avg"
+    token: Any = tuning(source, model__pool="token").model
+    assert token.global_pool == "token"
+
+
+def test_a_new_model_is_drawn_from_the_seed(source: str) -> None:
+    first, again, other = (tuning(source, train__seed=seed).model.state_dict() for seed in ("1", "1", "2"))
+    runs.assert_same(first, again)
+    assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "test_vit"),
+        ("patch_size", "4"),
+        ("embed_dim", "48"),
+        ("depth", "2"),
+        ("num_heads", "3"),
+        ("in_chans", "1"),
+    ],
+)
+def test_settings_of_a_new_model_beside_another_init(key: str, value: str, source: str) -> None:
+    told = config(source, "random:test_vit", **{f"model__{key}": value})
+    with pytest.raises(UserError, match=rf"model\.{key} is for --init none; random:test_vit has its own"):
+        starting_weights(told)
+
+
+def test_a_model_that_cannot_checkpoint_its_gradients(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = tuning(source, "random:test_vit", model__img_size="160", model__grad_checkpointing="true")
+    assert vars(parts.model)["grad_checkpointing"] is True
+
+    def refuse(self: object, enable: bool = True) -> None:
+        raise AssertionError("not supported")
+
+    monkeypatch.setattr(type(parts.model), "set_grad_checkpointing", refuse)
+    with pytest.raises(UserError, match=r"model\.grad_checkpointing: timm's VisionTransformer cannot"):
+        tuning(source, "random:test_vit", model__img_size="160", model__grad_checkpointing="true")
+
+
+def test_predictions_are_those_of_the_average_in_evaluation_mode(source: str) -> None:
+    parts = tuning(source, model__drop_path="0.9", optim__ema_decay="0.5")
+    assert parts.state.ema is not None
+    torch.nn.init.normal_(parts.state.ema.module.get_parameter("head.weight"))
+    indices = parts.labelled.test_indices
+    first, kept = predict(parts, parts.labelled.test, indices)
+    again, _ = predict(parts, parts.labelled.test, indices)
+    assert (first == again).all()
+    assert kept.tolist() == indices.tolist()
+    assert np.abs(first).max() > 0  # the model itself says nothing yet
+    assert parts.tested.training
+    exported = build(result_weights(parts)).eval()
+    transform = EvalTransform((32, 32))
+    images = torch.stack([transform(decode(parts.labelled.test.read(int(i))[0], 3)) for i in indices])
+    with torch.no_grad():
+        logits = exported(normalise(images, (0.5,), (0.5,)))
+    torch.testing.assert_close(torch.from_numpy(first), logits, rtol=0, atol=1e-5)
+    assert result_weights(parts).classes == ("0", "1", "2", "3")
+
+
+def test_heads_that_merely_look_like_ours(source: str) -> None:
+    parts = tuning(source, "random:test_convnext", model__img_size="32")
+    assert result_weights(parts).representation is None

@@ -1,0 +1,158 @@
+"""The convert command: whatever mpp reads, to timm, Hugging Face and ONNX, computing the same."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.cli import convert, finetune, pretrain
+from mpp.weights.base import build
+from mpp.weights.opening import open_weights
+from tests import runs
+
+import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
+
+
+@pytest.fixture(scope="module")
+def run_dir(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining run."""
+    folder = tmp_path_factory.mktemp("convert") / "run"
+    assert pretrain(runs.command(source, folder, train__length="2 steps", fewshot__data="")[1:]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(source: str, run_dir: Path) -> Path:
+    """A fine-tuned run."""
+    folder = run_dir.parent / "tuned"
+    assert finetune(runs.finetune_command(source, folder, init=str(run_dir), train__length="4 steps")[1:]) == 0
+    return folder
+
+
+def images(height: int, width: int, number: int = 2) -> torch.Tensor:
+    return torch.rand(number, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def computed(spec: str, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return build(open_weights(spec)).eval()(pixels)
+
+
+def test_a_run_to_timm_at_another_size(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert(["--init", str(tuned), "--out", str(tmp_path / "same")]) == 0
+    told = capsys.readouterr().out
+    assert f"vit_tiny_patch16_224, 32x32 pixels, 4 classes -> {tmp_path / 'same'}" in told
+    example = told.splitlines()[-1]
+    model: Any = eval(example, {"timm": timm}).eval()
+    with torch.no_grad():
+        found = model(images(32, 32))
+    torch.testing.assert_close(found, computed(str(tuned), images(32, 32)), rtol=0, atol=1e-5)
+    assert convert(["--init", str(tuned), "--out", str(tmp_path / "other"), "--img-size", "48", "40"]) == 0
+    weights = open_weights(str(tmp_path / "other"))
+    assert (weights.image_hw, weights.classes) == ((48, 40), ("0", "1", "2", "3"))
+    with torch.no_grad():
+        resized = build(open_weights(str(tuned)), image_hw=(48, 40)).eval()(images(48, 40))
+    torch.testing.assert_close(computed(str(tmp_path / "other"), images(48, 40)), resized, rtol=0, atol=1e-5)
+
+
+def test_a_timm_folder_to_hugging_face_and_back(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf, back = tmp_path / "hf", tmp_path / "back"
+    assert convert(["--init", str(tuned / "model"), "--out", str(hf), "--format", "hf"]) == 0
+    assert "transformers.AutoModel.from_pretrained(" in capsys.readouterr().out
+    read = open_weights(str(hf))
+    assert read.name.startswith("vit_")
+    assert convert(["--init", str(hf), "--out", str(back)]) == 0
+    torch.testing.assert_close(
+        computed(str(back), images(32, 32)), computed(str(hf), images(32, 32)), rtol=0, atol=1e-5
+    )
+
+
+def test_to_onnx(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "model.onnx"
+    assert convert(["--init", str(tuned), "--out", str(out)]) == 0
+    assert f"onnxruntime.InferenceSession({str(out)!r})" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    for number in (1, 3):
+        pixels = images(32, 32, number)
+        (found,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+        np.testing.assert_allclose(found, computed(str(tuned), pixels), rtol=0, atol=1e-4)
+
+
+def test_the_paper_s_checkpoints(shared: Callable[[str], Path], tmp_path: Path) -> None:
+    params = shared("fixtures/vit_token_params.npz")
+    weights = open_weights(str(params))
+    assert convert(["--init", str(params), "--out", str(tmp_path / "timm")]) == 0
+    pixels = images(*weights.image_hw)
+    expected = computed(str(params), pixels)
+    torch.testing.assert_close(computed(str(tmp_path / "timm"), pixels), expected, rtol=0, atol=1e-6)
+    assert convert(["--init", str(params), "--out", str(tmp_path / "hf"), "--format", "hf"]) == 0
+    assert open_weights(str(tmp_path / "hf")).image_hw == weights.image_hw
+
+
+WRONG: list[tuple[str, list[str], str]] = [
+    ("no init", ["--out", "TMP/x"], "nothing to convert: give --init"),
+    ("no out", ["--init", "RUN"], "nowhere to write to: give --out"),
+    ("missing", ["--init", "TMP/nowhere", "--out", "TMP/x"], "--init TMP/nowhere: there is no such file or folder"),
+    ("empty", ["--init", "TMP/empty", "--out", "TMP/x"], "--init TMP/empty: the folder is empty"),
+    ("0 bytes", ["--init", "TMP/zero.npz", "--out", "TMP/x"], "TMP/zero.npz"),
+    ("a single file", ["--init", "TMP/file", "--out", "TMP/x"], "of a single file only .npz can be read"),
+    (
+        "an existing folder",
+        ["--init", "RUN", "--out", "TMP/full"],
+        "--out TMP/full exists; choose another or remove it",
+    ),
+    ("an existing file", ["--init", "RUN", "--out", "TMP/file"], "--out TMP/file exists; choose another or remove it"),
+    ("below a file", ["--init", "RUN", "--out", "TMP/file/x"], "cannot write"),
+    ("no weights", ["--init", "random:test_vit", "--out", "TMP/x"], "--init random:test_vit has no weights to convert"),
+    (
+        "a cut patch",
+        ["--init", "RUN", "--out", "TMP/x", "--img-size", "33"],
+        "img_size 33 is not a multiple of the patch",
+    ),
+    (
+        "no form",
+        ["--init", "RUN", "--out", "TMP/x", "--format", "keras"],
+        "--format: takes one of auto, timm, hf, onnx",
+    ),
+    ("a ResNet to hf", ["--init", "TMP/resnet", "--out", "TMP/x", "--format", "hf"], "TMP/resnet"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_wrong_input_is_one_line_and_nothing_is_written(
+    words: list[str], said: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    for name in ("file", "zero.npz", "full/file"):
+        (tmp_path / name).touch()
+    if "TMP/resnet" in words:
+        model = timm.create_model("test_resnet")
+        timm.models.save_for_hf(model, str(tmp_path / "resnet"), safe_serialization=True)
+    before = sorted(tmp_path.rglob("*"))
+    words = [word.replace("TMP", str(tmp_path)).replace("RUN", str(run_dir)) for word in words]
+    assert convert(words) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = told.err.splitlines()
+    assert line.startswith("convert: error: ")
+    assert said.replace("TMP", str(tmp_path)) in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_as_a_process(tuned: Path, tmp_path: Path) -> None:
+    tool = str(runs.ROOT / "tools" / "convert.py")
+    out, err = runs.finish([tool, "--init", str(tuned), "--out", str(tmp_path / "out")])
+    assert err == ""
+    assert out.count("\n") == 2
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    shutil.rmtree(tmp_path / "out")

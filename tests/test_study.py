@@ -1,0 +1,156 @@
+"""The study as one runs it: a tiny problem, from pretraining to the table."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import runs
+
+STUDY = runs.ROOT / "tools" / "study.py"
+SETTINGS = {
+    "labels": "50%,100%",
+    "lengths": "6 steps,12 steps",
+    "seeds": "0,1",
+    "shots": "1,2",
+    "layers": "-1,-2",
+    "pretrain.model.name": "vit_tiny_patch16_224",
+    "pretrain.model.img_size": "32",
+    "pretrain.model.patch_size": "8",
+    "pretrain.model.embed_dim": "48",
+    "pretrain.model.num_heads": "3",
+    "pretrain.model.depth": "2",
+    "pretrain.train.length": "20 steps",
+    "pretrain.train.batch_size": "16",
+    "pretrain.data.workers": "0",
+    "pretrain.log.pictures": "",
+    "finetune.data.workers": "0",
+    "finetune.train.batch_size": "8",
+    "finetune.optim.name": "adamw",
+    "finetune.optim.lr": "1e-3,3e-3",
+}
+
+
+def command(source: str, run_dir: Path, **changed: str) -> list[str]:
+    settings = SETTINGS | {"data": source, "run_dir": str(run_dir)}
+    settings |= {name.replace("__", "."): value for name, value in changed.items()}
+    words = [word for name, value in settings.items() for word in (f"--{name}", *(value.split(",") if value else [""]))]
+    return [str(STUDY), *words]
+
+
+@pytest.fixture(scope="module")
+def done(source: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished study and what it printed."""
+    folder = tmp_path_factory.mktemp("study")
+    return folder, runs.finish(command(source, folder))[0]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_the_table_is_that_of_its_runs(done: tuple[Path, str]) -> None:
+    folder, printed = done
+    table = rows(folder / "table.csv")
+    assert [row["labels"] for row in table] == ["50%", "100%"]
+    for row in table:
+        for side in ("scratch", "pretrained"):
+            share = row["labels"].rstrip("%")
+            found = [folder / "finetune" / side / f"labels_{share}" / f"seed_{seed}" / "result.json" for seed in (0, 1)]
+            top1 = [json.loads(path.read_text())["top1"] for path in found]
+            assert float(row[side]) == pytest.approx(np.mean(top1))
+            assert float(row[f"{side}_std"]) == pytest.approx(np.std(top1, ddof=1))
+            text = f"{100 * np.mean(top1):.1f} ± {100 * np.std(top1, ddof=1):.1f}"
+            assert text in printed
+            assert text in (folder / "study.md").read_text()
+        assert float(row["gain"]) == pytest.approx(float(row["pretrained"]) - float(row["scratch"]))
+
+
+@pytest.mark.slow
+def test_both_sides_have_the_same_labels_steps_and_architecture(done: tuple[Path, str]) -> None:
+    folder, _ = done
+    for share, images, steps in (("50", 16, 6), ("100", 32, 12)):
+        for seed in (0, 1):
+            runs_of = [
+                folder / "finetune" / side / f"labels_{share}" / f"seed_{seed}" for side in ("scratch", "pretrained")
+            ]
+            scratch, pretrained = (json.loads((path / "result.json").read_text()) for path in runs_of)
+            for result in (scratch, pretrained):
+                assert (result["train_images"], result["steps"]) == (images, steps)
+            assert scratch["init"] == f"random:{pretrained['init']}"
+            models = [json.loads((path / "model" / "config.json").read_text())["model_args"] for path in runs_of]
+            assert models[0] == models[1]
+
+
+@pytest.mark.slow
+def test_each_side_s_learning_rate_is_chosen_once_a_share(done: tuple[Path, str]) -> None:
+    folder, _ = done
+    found = rows(folder / "runs.csv")
+    assert len(found) == 8
+    for side in ("scratch", "pretrained"):
+        for share in ("50%", "100%"):
+            assert len({row["lr"] for row in found if (row["side"], row["labels"]) == (side, share)}) == 1
+    assert len(list(folder.glob("finetune/*/*/*/sweep.csv"))) == 4
+
+
+@pytest.mark.slow
+def test_few_shot_stands_for_both_encoders_poolings_and_layers(done: tuple[Path, str]) -> None:
+    folder, _ = done
+    names = {row["encoder"] for row in rows(folder / "fewshot.csv")}
+    parts = {(encoder, how) for encoder in ("random", "pretrained") for how in ("mean", "token")}
+    assert names == {f"{e} ({how}{layer})" for e, how in parts for layer in ("", ", layer -2")}
+    for picture in ("finetune.png", "fewshot.png"):
+        assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_done_again(done: tuple[Path, str], source: str) -> None:
+    folder, first = done
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("finetune/**/model.safetensors")}
+    out, _ = runs.finish(command(source, folder))
+    assert out.count("was done before") == 8
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert out[out.index("Fine-tuning, test") :] == first[first.index("Fine-tuning, test") :]
+
+
+@pytest.mark.slow
+def test_another_config_is_refused(done: tuple[Path, str], source: str) -> None:
+    _, err = runs.finish(command(source, done[0], pretrain__train__length="30 steps"), 2)
+    assert "another config" in err
+    assert "20 steps" in err
+    assert err.count("\n") == 1 + err.count("note:")
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_goes_on_where_it_was(done: tuple[Path, str], source: str, tmp_path: Path) -> None:
+    process = runs.start(command(source, tmp_path))
+    while process.poll() is None and not list(tmp_path.glob("finetune/pretrained/*/*/result.json")):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    out, _ = runs.finish(command(source, tmp_path))
+    assert "was done before" in out
+    assert rows(tmp_path / "runs.csv") == rows(done[0] / "runs.csv")
+    assert rows(tmp_path / "fewshot.csv") == rows(done[0] / "fewshot.csv")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"data": ""}, "--data"),
+        ({"data": "folder:/nowhere"}, "/nowhere"),
+        ({"init": "/nowhere/run"}, "/nowhere/run"),
+        ({"labels": "0%", "lengths": ""}, "labels"),
+        ({"lengths": "6 steps"}, "lengths"),
+        ({"seeds": "0,0"}, "seeds"),
+    ],
+)
+def test_wrong_input_is_one_line(changed: dict[str, str], words: str, source: str, tmp_path: Path) -> None:
+    _, err = runs.finish(command(source, tmp_path / "study", **changed), 2)
+    assert words in err.splitlines()[-1]
+    assert not (tmp_path / "study").exists()

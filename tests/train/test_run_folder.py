@@ -1,0 +1,197 @@
+"""What runs do with their folder: resume, refuse another config, explain what the machine lacks."""
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mpp.dist import World
+from mpp.errors import RunError, UserError
+from mpp.train.checkpoint import Checkpoints
+from mpp.train.config import ScheduleConfig, TrainConfig
+from mpp.train.loop import Schedule, State
+from mpp.train.run_folder import (
+    build_rate,
+    check_config,
+    earlier,
+    explained,
+    micro_batches,
+    once_a_machine,
+    resume,
+    saver,
+    steps,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: str = field(default="", metadata={"free": True})
+    resume: str = field(default="auto", metadata={"free": True})
+    train: TrainConfig = TrainConfig(batch_size=4)
+
+
+@dataclass(frozen=True)
+class Other(Config):
+    something: int = 0
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.flushed = 0
+
+    def say(self, text: str) -> None: ...
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+SCHEDULE = Schedule(10, 4, 1, lambda step: 0.1)
+
+
+def fresh() -> State:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    return State(model, torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9))
+
+
+def saved(folder: Path) -> tuple[Config, Checkpoints, State]:
+    """A run of two steps."""
+    config, checkpoints, state = Config(str(folder)), Checkpoints(folder / "checkpoints"), fresh()
+    assert resume(config, state, SCHEDULE, checkpoints, True) == 0
+    with torch.no_grad():
+        state.model.get_parameter("weight").fill_(3.0)
+    state.images_seen = 8
+    journal = Silent()
+    saver(SCHEDULE, checkpoints, journal, True)(state)
+    assert journal.flushed == 1
+    return config, checkpoints, state
+
+
+def test_a_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    config, checkpoints, before = saved(tmp_path / "a" / "run")
+    state = fresh()
+    assert resume(config, state, SCHEDULE, checkpoints, True) == 2
+    assert state.images_seen == 8
+    assert torch.equal(state.model.get_parameter("weight"), before.model.get_parameter("weight"))
+    assert earlier(config) == config
+    assert {path.name for path in (tmp_path / "a" / "run").iterdir()} == {"config.yaml", "checkpoints"}
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    config, checkpoints = Config(str(tmp_path / "run")), Checkpoints(tmp_path / "run" / "checkpoints")
+    assert resume(config, fresh(), SCHEDULE, checkpoints, False) == 0
+    saver(SCHEDULE, checkpoints, Silent(), False)(fresh())
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_checkpoint_nothing_binds(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("whatever: 3")
+    config = Config(str(tmp_path))
+    assert earlier(config) is None
+    assert resume(config, fresh(), SCHEDULE, Checkpoints(tmp_path / "checkpoints"), True) == 0
+
+
+def test_a_changed_config_is_refused_but_by_force(tmp_path: Path) -> None:
+    config, checkpoints, _ = saved(tmp_path)
+    changed = replace(config, train=replace(config.train, seed=7))
+    with pytest.raises(UserError, match=r"another config \(train\.seed: 0 -> 7\).*--resume force") as caught:
+        resume(changed, fresh(), SCHEDULE, checkpoints, True)
+    assert caught.value.exit_code == 2
+    check_config(config, replace(changed, resume="force"))
+    with pytest.raises(UserError, match=r"train\.batch_size cannot change within a run \(4 -> 8\)"):
+        check_config(config, replace(config, resume="force", train=replace(config.train, batch_size=8)))
+
+
+def test_runs_of_another_kind(tmp_path: Path) -> None:
+    saved(tmp_path)
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text + "unknown: 3\n")
+    with pytest.raises(UserError, match="holds a run of another kind; choose another --run-dir"):
+        earlier(Other(str(tmp_path)))
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"has checkpoints but no config\.yaml"):
+        earlier(Other(str(tmp_path)))
+
+
+def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
+    config, checkpoints, _ = saved(tmp_path)
+    model = nn.Linear(5, 2)
+    other = State(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    with pytest.raises(UserError, match=r"step_000000002\.pt does not fit this model and optimiser: .*size mismatch"):
+        resume(config, other, SCHEDULE, checkpoints, True)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = Config(str(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="cannot write to the run folder"):
+        resume(config, fresh(), SCHEDULE, Checkpoints(tmp_path / "file" / "run" / "checkpoints"), True)
+
+
+def no_room() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+
+LACKS: list[tuple[Callable[[], None], str]] = [
+    (no_room, "cannot write to RUN: No space left on device; the last good checkpoint is None"),
+    (no_memory, "out of memory on cpu: halve --train.micro-batch .now 256."),
+]
+
+
+@pytest.mark.parametrize(("fail", "said"), LACKS)
+def test_what_the_machine_lacks_is_one_line(fail: Callable[[], None], said: str, tmp_path: Path) -> None:
+    config = Config(str(tmp_path / "run"))
+    with (
+        pytest.raises(RunError, match=said.replace("RUN", str(tmp_path / "run"))),
+        explained(config, torch.device("cpu")),
+    ):
+        fail()
+
+
+def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), explained(Config(str(tmp_path)), torch.device("cpu")):
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "size", "expected"),
+    [(16, 256, 1, (16, 1)), (16, 5, 1, (4, 4)), (16, 4, 2, (4, 2)), (15, 4, 1, (3, 5)), (7, 1, 1, (1, 7))],
+)
+def test_micro_batches(batch: int, most: int, size: int, expected: tuple[int, int]) -> None:
+    assert micro_batches(batch, most, World(size=size)) == expected
+
+
+def test_a_batch_that_cannot_be_shared() -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size 15 is not a multiple of the 2 processes"):
+        micro_batches(15, 4, World(size=2))
+
+
+def test_once_a_machine_gives_what_was_opened() -> None:
+    assert once_a_machine(World(), lambda: 3) == 3
+
+
+def test_durations_in_steps() -> None:
+    # 10 steps of 4 images; an epoch of 10 images
+    assert [steps(text, "x", SCHEDULE, 10) for text in ("", "3 steps", "2 epochs", "50%", "8 images")] == [
+        0,
+        3,
+        5,
+        5,
+        2,
+    ]
+
+
+def test_the_rate_of_the_plan() -> None:
+    rate = build_rate(ScheduleConfig(warmup="2 steps"), 0.1, 10, 4, 10)
+    assert [rate(0), rate(1)] == pytest.approx([0.05, 0.1], abs=0.051)
+    assert rate(9) < rate(5) < rate(2)
+    with pytest.raises(UserError, match=r"schedule: .*warm-up"):
+        build_rate(ScheduleConfig(warmup="11 steps"), 0.1, 10, 4, 10)

@@ -1,0 +1,298 @@
+"""Hugging Face's folders, in and out, against transformers itself."""
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mpp.errors import UserError
+from mpp.weights.base import Numerics, Weights, build
+from mpp.weights.huggingface import read_hf_folder, write_hf_folder
+
+ARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
+NAMES = ("cat", "dog", "emu", "fox", "gnu")
+ATOL = 1e-5
+
+
+def weights(
+    pool: str = "token", classes: tuple[str, ...] | None = NAMES, name: str = "vit_base_patch16_224", **args: Any
+):
+    """A small timm ViT with no weight at its initial value."""
+    torch.manual_seed(0)
+    weights = Weights(name, ARGS | args, None, (32, 32), pool=pool, classes=classes)
+    state = build(weights).state_dict()
+    state = {name: value + 0.05 * torch.randn_like(value) for name, value in state.items()}
+    return replace(weights, state=state, origin="a test")
+
+
+@pytest.fixture
+def hf(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """transformers, silent, and away from the network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def hf_model(hf: Any, kind: str, **settings: Any) -> Any:
+    """Their model with no weight at its initial value."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48}
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+    config = hf.ViTConfig(**(shape | {"image_size": 32, "patch_size": 8, "encoder_stride": 8} | labels | settings))
+    model = getattr(hf, kind)(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def images(height: int = 32, width: int = 32, channels: int = 3) -> torch.Tensor:
+    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+# In: what transformers wrote.
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no bias of q, k, v": {"qkv_bias": False},
+    "tanh gelu": {"hidden_act": "gelu_pytorch_tanh"},
+    "new gelu": {"hidden_act": "gelu_new"},
+    "large epsilon": {"layer_norm_eps": 1e-2},
+    "timm's epsilon": {"layer_norm_eps": 1e-6},
+    "one channel": {"num_channels": 1},
+    "odd mlp": {"intermediate_size": 41},
+}
+
+
+@pytest.mark.parametrize("settings", CONFIGS.values(), ids=CONFIGS)
+def test_a_classifier_is_read(settings: dict[str, Any], hf: Any, tmp_path: Path) -> None:
+    theirs = hf_model(hf, "ViTForImageClassification", **settings)
+    theirs.save_pretrained(tmp_path)
+    read = read_hf_folder(tmp_path)
+    assert (read.classes, read.pool, read.image_hw) == (NAMES, "token", (32, 32))
+    ours = build(read, attention="explicit").eval()
+    x = images(channels=settings.get("num_channels", 3))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x).logits, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize(("kind", "pool"), [("ViTModel", "token"), ("ViTForMaskedImageModeling", "avg")])
+def test_an_encoder_is_read(kind: str, pool: str, hf: Any, tmp_path: Path) -> None:
+    theirs = hf_model(hf, kind)
+    theirs.save_pretrained(tmp_path)
+    read = read_hf_folder(tmp_path)
+    assert (read.classes, read.pool) == (None, pool)
+    ours: Any = build(read).eval()
+    encoder = theirs if kind == "ViTModel" else theirs.vit
+    with torch.no_grad():
+        expected = encoder(images()).last_hidden_state
+        torch.testing.assert_close(ours.forward_features(images()), expected, rtol=0, atol=ATOL)
+        pooled = expected[:, 0] if pool == "token" else expected[:, 1:].mean(1)
+        torch.testing.assert_close(ours(images()), pooled, rtol=0, atol=ATOL)
+
+
+def test_the_names_of_transformers_5_are_read(hf: Any, tmp_path: Path) -> None:
+    theirs = hf_model(hf, "ViTForImageClassification")
+    theirs.save_pretrained(tmp_path)
+    save_file({name: value.contiguous() for name, value in theirs.state_dict().items()}, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        ours = build(read_hf_folder(tmp_path)).eval()(images())
+        torch.testing.assert_close(ours, theirs(images()).logits, rtol=0, atol=ATOL)
+
+
+def test_shards_are_read(hf: Any, tmp_path: Path) -> None:
+    theirs = hf_model(hf, "ViTForImageClassification")
+    theirs.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    with torch.no_grad():
+        ours = build(read_hf_folder(tmp_path)).eval()(images())
+        torch.testing.assert_close(ours, theirs(images()).logits, rtol=0, atol=ATOL)
+
+
+def test_shards_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    write_hf_folder(weights(), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    index = {"weight_map": {"classifier.weight": "../other.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="does not name files of this folder"):
+        read_hf_folder(tmp_path)
+
+
+def test_mean_and_deviation_are_read(hf: Any, tmp_path: Path) -> None:
+    hf_model(hf, "ViTModel").save_pretrained(tmp_path)
+    assert read_hf_folder(tmp_path).mean == (0.5,)
+    hf.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
+    read = read_hf_folder(tmp_path)
+    assert (read.mean, read.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+# Out: what transformers reads.
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{}, {"act_layer": "gelu_tanh"}, {"qkv_bias": False}, {"mlp_ratio": 1.7}],
+    ids=["plain", "tanh gelu", "no bias of q, k, v", "odd mlp"],
+)
+@pytest.mark.parametrize("eps", [None, 1e-12, 1e-2])
+def test_a_classifier_is_written(args: dict[str, Any], eps: float | None, hf: Any, tmp_path: Path) -> None:
+    source = replace(weights(**args), numerics=Numerics(norm_eps=eps))
+    assert write_hf_folder(source, tmp_path / "hf") == []
+    theirs, told = hf.ViTForImageClassification.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(told.values()), told
+    assert theirs.config.id2label == dict(enumerate(NAMES))
+    with torch.no_grad():
+        expected = build(source, attention="explicit").eval()(images())
+        torch.testing.assert_close(theirs.eval()(images()).logits, expected, rtol=0, atol=ATOL)
+    back = read_hf_folder(tmp_path / "hf")
+    assert (back.classes, back.pool, back.image_hw) == (NAMES, "token", (32, 32))
+    assert all(torch.equal(back.state[name], source.state[name]) for name in source.state)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("pool", "classes", "notes"), [("avg", None, 0), ("avg", NAMES, 1), ("token", None, 0), ("token", NAMES[:1], 0)]
+)
+def test_an_encoder_is_written(pool: str, classes: Any, notes: int, hf: Any, tmp_path: Path) -> None:
+    source = weights(pool, classes)
+    told = write_hf_folder(source, tmp_path / "hf")
+    assert len(told) == notes
+    assert all("the head of 5 classes was left out: it reads tokens pooled by 'avg'" in note for note in told)
+    theirs = hf.ViTModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
+    with torch.no_grad():
+        expected = build(source).eval().forward_features(images())  # pyright: ignore[reportCallIssue]
+        torch.testing.assert_close(theirs(images()).last_hidden_state, expected, rtol=0, atol=ATOL)
+    assert read_hf_folder(tmp_path / "hf").pool == pool
+
+
+def test_flat_images_and_channels_are_written(hf: Any, tmp_path: Path) -> None:
+    source = replace(weights(patch_size=[8, 4]), state=None, image_hw=(32, 16), in_chans=2, mean=(0.1, 0.2), std=(0.3,))
+    source = replace(source, state=build(source).state_dict())
+    write_hf_folder(source, tmp_path / "hf")
+    theirs = hf.ViTForImageClassification.from_pretrained(tmp_path / "hf").eval()
+    x = images(32, 16, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x).logits, build(source).eval()(x), rtol=0, atol=ATOL)
+    back = read_hf_folder(tmp_path / "hf")
+    assert (back.image_hw, back.mean, back.std) == ((32, 16), (0.1, 0.2), (0.3, 0.3))
+    assert tuple(hf.ViTImageProcessor.from_pretrained(tmp_path / "hf").image_mean) == (0.1, 0.2)
+
+
+def test_a_hidden_layer_is_left_out_and_told(tmp_path: Path) -> None:
+    source = replace(weights(), representation=16)
+    source = replace(source, state=build(replace(source, state=None)).state_dict())
+    (note,) = write_hf_folder(source, tmp_path / "hf")
+    assert "the class token and has a hidden layer" in note
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == ["ViTModel"]
+
+
+def test_a_folder_with_something_in_it_stays(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already and is not empty"):
+        write_hf_folder(weights(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mpp.weights.huggingface.save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_hf_folder(weights(), tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_fresh_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no weights to write"):
+        write_hf_folder(replace(weights(), state=None), tmp_path / "hf")
+
+
+# Folders that are damaged or of something else.
+
+
+def changed(folder: Path, **settings: Any) -> Path:
+    """A good folder with other settings in its config.json; None takes one out."""
+    write_hf_folder(weights(), folder)
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return folder
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "model_type": ({"model_type": "deit"}, "model_type 'deit'"),
+    "activation": ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+    "classes": ({"id2label": {"0": "cat"}}, "names 1 classes, the classifier has 5"),
+    "width": ({"hidden_size": "wide"}, "a setting that cannot be used: .*wide"),
+    "size": ({"image_size": [1, 2, 3]}, "a setting that cannot be used"),
+}
+
+
+@pytest.mark.parametrize(("settings", "reason"), SETTINGS.values(), ids=SETTINGS)
+def test_settings_that_cannot_be_used_are_named(settings: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        read_hf_folder(changed(tmp_path / "hf", **settings))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_without_names_are_numbered(tmp_path: Path) -> None:
+    assert read_hf_folder(changed(tmp_path / "hf", id2label=None)).classes == tuple(f"LABEL_{i}" for i in range(5))
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    folder = changed(tmp_path / "hf", num_hidden_layers=3)
+    with pytest.raises(UserError, match=r"missing: blocks\.2\.norm1\.weight"):
+        build(read_hf_folder(folder))
+    tensors = load_file(folder / "model.safetensors") | {"vit.surprise.weight": torch.zeros(1)}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"1 weights that a ViT does not have: surprise\.weight"):
+        read_hf_folder(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors", "half"], ids=["empty", "text", "truncated"])
+def test_damaged_weights_are_refused(content: bytes | str, tmp_path: Path) -> None:
+    path = changed(tmp_path / "hf") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:2000] if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        read_hf_folder(path.parent)
+
+
+def test_a_pickle_of_tensors_is_read(tmp_path: Path) -> None:
+    folder = changed(tmp_path / "hf")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    source: Any = weights()
+    read: Any = read_hf_folder(folder)
+    assert all(torch.equal(read.state[name], source.state[name]) for name in source.state)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_runs_nothing(zipped: bool, tmp_path: Path) -> None:
+    folder = changed(tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    witness = tmp_path / "witness"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(witness),)
+
+    if zipped:
+        torch.save({"classifier.weight": Trap()}, folder / "pytorch_model.bin")
+    else:
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(UserError, match=r"pytorch_model\.bin"):
+        read_hf_folder(folder)
+    assert not witness.exists()
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_hf_folder(tmp_path)

@@ -1,0 +1,123 @@
+"""ONNX files against the model that they came from."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mpp.errors import UserError
+from mpp.weights.base import Numerics, Weights, build
+from mpp.weights.onnx import write_onnx
+
+ARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "mlp_ratio": 2.0}
+VIT = Weights("vit_base_patch16_224", ARGS, None, (16, 24), classes=("a", "b", "c"))
+CASES = {
+    "mean-pooled vit": VIT,
+    "hidden layer": replace(VIT, pool="token", representation=8),
+    "headless, no class token": replace(VIT, args=ARGS | {"class_token": False}, classes=None, in_chans=2),
+    "original hybrid": Weights(
+        "vit_base_r50_s16_224",
+        ARGS | {"patch_size": 1},
+        None,
+        (29, 32),
+        classes=("a", "b"),
+        numerics=Numerics(original_stem=True, stem_units=(1, 1)),
+    ),
+    "no vit": Weights("convnext_atto", {"depths": [1, 1, 1, 1]}, None, (32, 32), classes=("a", "b")),
+}
+
+
+def filled(weights: Weights) -> Weights:
+    """With no weight at its initial value."""
+    torch.manual_seed(0)
+    state = build(weights).state_dict()
+    noisy = {name: x + 0.05 * torch.randn_like(x) if x.is_floating_point() else x for name, x in state.items()}
+    return replace(weights, state=noisy, origin="a test")
+
+
+@pytest.fixture
+def runtime() -> Any:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    return pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("weights", CASES.values(), ids=CASES)
+def test_onnxruntime_gives_the_same(weights: Weights, runtime: Any, tmp_path: Path) -> None:
+    weights, path = filled(weights), tmp_path / "new" / "model.onnx"
+    write_onnx(weights, path)
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (given,), (output,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.type, given.shape[1:]) == (
+        "images",
+        "tensor(float)",
+        [weights.in_chans, *weights.image_hw],
+    )
+    assert isinstance(given.shape[0], str)
+    assert output.name == ("logits" if weights.classes else "features")
+    model = build(weights, attention="explicit").eval()
+    for batch in (1, 3, 5):
+        images = torch.randn(batch, weights.in_chans, *weights.image_hw)
+        with torch.no_grad():
+            expected = model(images)
+        ours = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_that_exists_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        write_onnx(VIT, path)
+    assert path.read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file"):
+        write_onnx(VIT, tmp_path / "file" / "model.onnx")
+
+
+def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs onnx and onnxscript; install with: pip install 'mpp\[onnx\]'"):
+        write_onnx(VIT, tmp_path / "model.onnx")
+
+
+class Stubborn(nn.Module):
+    """Looks at the values of its input, which no exported graph can."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.usefixtures("runtime")
+def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpp.weights.onnx.build", lambda *_, **__: Stubborn())
+    with pytest.raises(UserError, match="Stubborn cannot be exported to ONNX") as caught:
+        write_onnx(VIT, tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("runtime")
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpp.weights.onnx._TOLERANCE", -1.0)
+    with pytest.raises(UserError, match=r"differs from torch .* nothing was written"):
+        write_onnx(filled(VIT), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("runtime")
+def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpp.weights.onnx._LIMIT", 0)
+    write_onnx(filled(VIT), tmp_path / "model.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"images": torch.zeros(2, 3, 16, 24).numpy()})[0].shape == (2, 3)
