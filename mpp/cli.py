@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from mpp.bench_config import FewshotBench
 from mpp.config import parse
@@ -37,7 +39,13 @@ def _pretrain(config: PretrainConfig) -> int:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/first, or --dry-run")
     from mpp.pretrain import run
 
-    return run(config)
+    return run(_at_home(config))
+
+
+def _at_home(config: T) -> T:
+    """The config with a `~` of its run folder written out."""
+    told: Any = config
+    return replace(told, run_dir=str(Path(told.run_dir).expanduser())) if told.run_dir else config
 
 
 def finetune(argv: Sequence[str] | None = None) -> int:
@@ -52,9 +60,11 @@ def _finetune(config: FinetuneConfig) -> int:
         raise ConfigError("no images to learn from: give --data, such as --data folder:/my/labelled or --data demo")
     if not config.run_dir:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/ft")
+    if Path(config.run_dir).expanduser().resolve() == Path(config.init).expanduser().resolve():
+        raise ConfigError(f"--run-dir {config.run_dir} is what --init names; choose another folder to write to")
     from mpp.downstream.finetune import run
 
-    return run(config)
+    return run(_at_home(config))
 
 
 def fewshot(argv: Sequence[str] | None = None) -> int:
@@ -148,9 +158,11 @@ def _study(config: StudyConfig) -> int:
         raise ConfigError("no labelled images: give --data, such as --data cifar10:DIR or --data demo")
     if not config.run_dir:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/study")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a study is one process, whose runs take one device; start it without torchrun")
     from mpp.study import run
 
-    return run(config)
+    return run(_at_home(config))
 
 
 def bench(argv: Sequence[str] | None = None) -> int:

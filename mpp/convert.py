@@ -8,10 +8,10 @@ from mpp.downstream.features import check_patches
 from mpp.errors import UserError
 from mpp.recipes import ConvertRecipe
 from mpp.weights.base import Weights, build
-from mpp.weights.huggingface import write_hf_folder
+from mpp.weights.huggingface import write_hf_folder, written_classes
 from mpp.weights.onnx import write_onnx
 from mpp.weights.opening import open_weights
-from mpp.weights.timm_folder import write_timm_folder
+from mpp.weights.timm_folder import HEAD_FILE, write_timm_folder
 
 
 def convert(config: ConvertRecipe) -> int:
@@ -30,18 +30,24 @@ def convert(config: ConvertRecipe) -> int:
     if config.img_size:
         weights = _resized(weights, (config.img_size[0], config.img_size[-1]))
     notes: list[str] = []
+    classes = weights.classes
     if form == "onnx":
         write_onnx(weights, out)
         example = f"onnxruntime.InferenceSession({str(out)!r})"
     elif form == "hf":
         notes = write_hf_folder(weights, out)
+        classes = written_classes(weights)
         example = f"transformers.AutoModel.from_pretrained({str(out)!r})"
     else:
         notes = write_timm_folder(weights, out)
         example = f'timm.create_model("local-dir:{out}", pretrained=True)'
+        if weights.numerics.stem_units is not None:  # timm cannot build it
+            example = f"mpp.weights.opening.open_weights({str(out)!r})"
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    head = f"{len(weights.classes)} classes" if weights.classes else "no head"
+    head = f"{len(classes)} classes" if classes else "no head"
+    if classes and weights.representation and form == "timm":
+        head += f" (their head in {HEAD_FILE})"
     size = "x".join(map(str, weights.image_hw))
     print(f"{weights.name}, {size} pixels, {head} -> {out}\n{example}")
     return 0

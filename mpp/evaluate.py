@@ -12,7 +12,6 @@ import math
 import os
 import sys
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from mpp.downstream.cache import FeatureCache
 from mpp.downstream.config import FewshotConfig
 from mpp.downstream.fewshot import Fewshot
 from mpp.downstream.frozen import Frozen
-from mpp.downstream.labelled import open_labelled, take_fraction
+from mpp.downstream.labelled import open_labelled, take_fraction, with_labels
 from mpp.downstream.plots import plot_shots
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
 from mpp.downstream.shots import FewshotResult
@@ -100,7 +99,8 @@ def probe(config: ProbeRecipe) -> int:
     with _processes(config.encoder.device) as (world, device):
         of = once_a_machine(world, lambda: open_labelled(config.data, config.test, config.download))
         labels = take_fraction(of.train_labels, len(of.classes), config.labels, config.labels_seed)
-        of = replace(of, train_labels=labels)
+        of = with_labels(of, labels)
+        _check_neighbours(config, len(of.train_indices))
         encoders = _encoders(config.init, config.pool, config.encoder, world, device)
         _make(config.out, ("probe.csv",), world)
         _say(world, f"{len(of.train_indices):,} training and {len(of.test_indices):,} test images", of.notes)
@@ -120,6 +120,13 @@ def probe(config: ProbeRecipe) -> int:
             _write(path, _probe_rows(config, results))
             print(f"\nwritten: {path}")
     return 0
+
+
+def _check_neighbours(config: ProbeRecipe, images: int) -> None:
+    """Of several numbers those that are too large are passed over; one at least must be left."""
+    if config.kind == "knn" and min(config.k) > images:
+        told = ", ".join(map(str, config.k))
+        raise UserError(f"--k {told}: there are only {images:,} training images to be neighbours; take at most that")
 
 
 def _probe(

@@ -18,6 +18,7 @@ from mpp.data.loader import sequential
 from mpp.data.shards import IMAGE_EXTENSIONS
 from mpp.data.transform import EvalTransform, normalise
 from mpp.dist import World
+from mpp.downstream.scoring import shown
 from mpp.errors import RunError, UserError
 from mpp.recipes import PredictRecipe
 from mpp.train.parallel import choose_device
@@ -58,7 +59,7 @@ def predict(config: PredictRecipe) -> int:
                 named = [(weights.classes[number], row[number]) for number in classes]
                 rows.append([paths[index], *(cell for name, p in named for cell in (name, f"{p:.4f}"))])
                 if not config.out:
-                    print(f"{paths[index]}: " + ", ".join(f"{name} {p:.1%}" for name, p in named), flush=True)
+                    print(f"{paths[index]}: " + ", ".join(f"{shown(name)} {p:.1%}" for name, p in named), flush=True)
     if not rows:
         raise RunError(f"none of the {failed} images could be decoded")
     if out is not None:

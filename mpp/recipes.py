@@ -140,8 +140,8 @@ class ProbeRecipe:
     def __post_init__(self) -> None:
         _check_different(self.init)
         parse_share(self.labels, "labels")
-        if any(not l2 > 0 for l2 in self.l2):
-            raise ValueError(f"l2 takes positive numbers, got {list(self.l2)}")
+        if any(not 0 < l2 < float("inf") for l2 in self.l2):
+            raise ValueError(f"l2 takes positive, finite numbers, got {list(self.l2)}")
         if not self.k or any(k < 1 for k in self.k):
             raise ValueError(f"k takes numbers of at least 1, got {list(self.k)}")
         if not self.temperature > 0:
@@ -201,17 +201,17 @@ class StudyConfig:
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
     init: str = ""
     """Weights to take instead of pretraining: a run folder or whatever else the fine-tuning tool takes."""
-    labels: tuple[str, ...] = ("1%", "10%", "100%")
+    labels: tuple[str, ...] = field(default=("1%", "10%", "100%"), metadata={"free": True})
     """Shares of the labels."""
-    lengths: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = field(default=(), metadata={"free": True})
     """Length of the fine-tuning for each of these shares. Empty: finetune.train.length for all."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata={"free": True})
     """Each draws its own share of the labels, order, augmentation and new weights; the same ones for both encoders."""
-    shots: tuple[int, ...] = (1, 5, 10, 25)
+    shots: tuple[int, ...] = field(default=(1, 5, 10, 25), metadata={"free": True})
     """Few-shot: labelled images per class."""
-    layers: tuple[int, ...] = (-1,)
+    layers: tuple[int, ...] = field(default=(-1,), metadata={"free": True})
     """Few-shot: layers that are read, such as -1 -2 -3."""
-    l2: str = "1024"
+    l2: str = field(default="1024", metadata={"free": True})
     """Few-shot: strength of the L2 regularisation, or cv."""
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
@@ -226,6 +226,27 @@ class StudyConfig:
         if self.lengths and len(self.lengths) != len(self.labels):
             raise ValueError(f"lengths takes one length for each of the {len(self.labels)} labels, or none")
         FewshotRecipe(shots=self.shots, seeds=self.seeds, l2=self.l2)  # checks them
+        self._check_what_it_sets()
+
+    def _check_what_it_sets(self) -> None:
+        """Refuses settings of the two recipes that the study sets itself."""
+        tuned, default = self.finetune, FinetuneConfig()
+        instead = {
+            "finetune.init": (tuned.init, default.init, "init"),
+            "finetune.run_dir": (tuned.run_dir, default.run_dir, "run_dir"),
+            "finetune.data.source": (tuned.data.source, default.data.source, "data"),
+            "finetune.data.test": (tuned.data.test, default.data.test, "test"),
+            "finetune.data.labels": (tuned.data.labels, default.data.labels, "labels"),
+            "finetune.data.labels_seed": (tuned.data.labels_seed, default.data.labels_seed, "seeds"),
+            "finetune.train.seed": (tuned.train.seed, default.train.seed, "seeds"),
+            "pretrain.run_dir": (self.pretrain.run_dir, "", "run_dir"),
+            "pretrain.dry_run": (self.pretrain.dry_run, False, "the pretraining tool for it"),
+        }
+        for name, (value, usual, other) in instead.items():
+            if value != usual:
+                raise ValueError(f"{name} is set by the study; use {other}, got {value!r}")
+        if self.lengths and tuned.train.length != default.train.length:
+            raise ValueError("lengths and finetune.train.length say the same; give one of them")
 
 
 __all__ = [

@@ -12,40 +12,32 @@ again.
 """
 
 import contextlib
-import csv
 import sys
 import time
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import torch
 
 from mpp.config import differences, from_file, to_dict, to_yaml
-from mpp.downstream.finetune import Result, finished
+from mpp.dist import World
+from mpp.downstream.account import Inputs, Result, finished
+from mpp.downstream.config import parse_share
 from mpp.downstream.finetune import run as finetune
-from mpp.downstream.labelled import open_labelled
-from mpp.downstream.plots import plot_bars, plot_shots
+from mpp.downstream.frozen import Frozen
+from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.shots import FewshotResult
+from mpp.downstream.tuning import build_tuning
 from mpp.errors import RunError, UserError
 from mpp.evaluate import fewshot_results
+from mpp.parts import build_model
 from mpp.pretrain import run as pretrain
 from mpp.recipes import FewshotRecipe, FinetuneConfig, FrozenConfig, StudyConfig
-from mpp.train.log import read_rows
+from mpp.study_report import SIDES, Cell, write
+from mpp.weights.base import Weights
 from mpp.weights.opening import open_weights
-
-SIDES = ("scratch", "pretrained")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One fine-tuning run of the study."""
-
-    side: str
-    labels: str
-    length: str
-    seed: int
+from mpp.weights.timm_folder import model_args
 
 
 def run(config: StudyConfig) -> int:
@@ -57,13 +49,11 @@ def run(config: StudyConfig) -> int:
     """
     folder = Path(config.run_dir)
     labelled = open_labelled(config.data, config.test)
-    print(
-        f"labels: {len(labelled.train_indices):,} training and {len(labelled.test_indices):,} test images", flush=True
-    )
+    trained, tested = len(labelled.train_indices), len(labelled.test_indices)
+    print(f"labels: {trained:,} training and {tested:,} test images", flush=True)
     for note in labelled.notes:
         print(f"note: {note}", file=sys.stderr)
-    if config.init:
-        open_weights(config.init)
+    _check(config, labelled)
     _claim(folder, config)
     init = config.init
     if not init:
@@ -74,24 +64,68 @@ def run(config: StudyConfig) -> int:
     results: dict[Cell, Result] = {}
     cells = _cells(config)
     rates: dict[tuple[str, str], float] = {}
+    names = {"scratch": f"random:{init}", "pretrained": init}
+    weights = {side: _normalised(open_weights(name), config) for side, name in names.items()}
+    inputs = {side: Inputs.of(of, labelled) for side, of in weights.items()}
     for number, cell in enumerate(cells, 1):
         one = _finetune_config(config, cell, init, rates.get((cell.side, cell.labels)))
-        status, result = _tuned(one, f"[{number}/{len(cells)}] {_told(cell)}")
+        status, result = _tuned(one, inputs[cell.side], f"[{number}/{len(cells)}] {_told(cell)}")
         if result is None:
             return status
         rates.setdefault((cell.side, cell.labels), result.lr)
         results[cell] = result
     shots = _fewshot(config, init)
-    _write(config, folder, results, shots, init)
+    write(config, folder, results, shots, init)
     print((folder / "study.md").read_text())
     return 0
 
 
+def _check(config: StudyConfig, labelled: Labelled) -> None:
+    """Builds, with fresh weights, all that the study will build after hours of pretraining.
+
+    Raises:
+        UserError: what cannot be built, or a study that would pretrain on its own test images.
+    """
+    if config.init:
+        weights = replace(open_weights(config.init), state=None)
+    else:
+        if labelled.test is labelled.train and not config.pretrain.data.source:
+            raise UserError(
+                f"{config.data} has no test split of its own, so that the pretraining would see the images held out as "
+                "the test: name other images for one of them, by --test or --pretrain.data.source"
+            )
+        told, data = config.pretrain.model, config.pretrain.data
+        build_model(config.pretrain, "meta")
+        weights = Weights(told.name, model_args(told), None, told.image_hw, told.in_chans, data.mean, data.std)
+    device = torch.device("cpu")
+    for layer in config.layers:
+        Frozen(replace(weights, origin="the encoder"), layer=layer, device=device)
+    for cell in {cell.labels: cell for cell in _cells(config)}.values():
+        one = _finetune_config(config, cell, "random")
+        labels = take_fraction(labelled.train_labels, len(labelled.classes), cell.labels, cell.seed)
+        part = replace(labelled, train_labels=labels)
+        if len(one.optim.lr) > 1:
+            part = hold_out(part, parse_share(one.data.holdout), cell.seed)
+        build_tuning(one, part, max(one.optim.lr), World(), device, weights)
+
+
+def _normalised(weights: Weights, config: StudyConfig) -> Weights:
+    """With the mean and standard deviation that the fine-tuning config gives, as the runs take them."""
+    data = config.finetune.data
+    return replace(weights, mean=data.mean or weights.mean, std=data.std or weights.std)
+
+
 def _claim(folder: Path, config: StudyConfig) -> None:
-    """Writes config.yaml; refuses a folder with a study of another config."""
+    """Writes config.yaml; refuses a folder with a study of another config. What only adds to a study may change."""
     path = folder / "config.yaml"
     if path.exists():
-        changed = differences(StudyConfig, to_dict(from_file(StudyConfig, path)), to_dict(config))
+        try:
+            before = from_file(StudyConfig, path)
+        except UserError as error:
+            raise UserError(
+                f"{folder} holds something else than a study; choose another --run-dir ({error})"
+            ) from error
+        changed = differences(StudyConfig, to_dict(before), to_dict(config))
         started = (folder / "pretrain" / "checkpoints").exists() or (folder / "finetune").exists()
         if changed and started:
             raise UserError(
@@ -139,23 +173,25 @@ def _pretrain(config: StudyConfig, folder: Path) -> int:
     return status
 
 
-def _finetune_config(config: StudyConfig, cell: Cell, init: str, lr: float | None) -> FinetuneConfig:
+def _finetune_config(config: StudyConfig, cell: Cell, init: str, lr: float | None = None) -> FinetuneConfig:
     told = config.finetune
     folder = Path(config.run_dir) / "finetune" / cell.side / f"labels_{cell.labels.rstrip('%')}" / f"seed_{cell.seed}"
     data = replace(told.data, source=config.data, test=config.test, labels=cell.labels, labels_seed=cell.seed)
+    lrs = told.optim.lr if lr is None else (lr,)
     return replace(
         told,
         init=f"random:{init}" if cell.side == "scratch" else init,
         run_dir=str(folder),
         data=data,
         train=replace(told.train, length=cell.length, seed=cell.seed),
-        optim=replace(told.optim, lr=told.optim.lr if lr is None else (lr,)),
+        # What lies below has learnt nothing yet that a lower rate would keep.
+        optim=replace(told.optim, lr=lrs, layer_decay=1.0 if cell.side == "scratch" else told.optim.layer_decay),
     )
 
 
-def _tuned(config: FinetuneConfig, name: str) -> tuple[int, Result | None]:
+def _tuned(config: FinetuneConfig, inputs: Inputs, name: str) -> tuple[int, Result | None]:
     """The exit status and the result of one fine-tuning run, which is done now unless it was before."""
-    result = finished(config)
+    result = finished(config, inputs)
     began = time.perf_counter()
     how = "was done before"
     if result is None:
@@ -164,7 +200,7 @@ def _tuned(config: FinetuneConfig, name: str) -> tuple[int, Result | None]:
                 status = finetune(config)
         except RunError as error:
             raise RunError(f"{name}: {error}") from error
-        result = finished(config)
+        result = finished(config, inputs)
         if status or result is None:
             return status, None
         how = f"{time.perf_counter() - began:.0f} s"
@@ -178,101 +214,15 @@ def _fewshot(config: StudyConfig, init: str) -> dict[str, FewshotResult]:
     train = config.finetune.train
     for layer in config.layers:
         encoder = FrozenConfig(layer=layer, device=train.device, precision=train.precision)
-        recipe = FewshotRecipe(
-            (f"random:{init}", init),
-            config.data,
-            config.test,
-            shots=config.shots,
-            seeds=config.seeds,
-            l2=config.l2,
-            encoder=encoder,
-        )
-        found |= fewshot_results(recipe)
-    short = {f"random:{init}": "random", init: "pretrained"}
-    return {name.replace(f"random:{init}", "random").replace(init, short[init]): r for name, r in found.items()}
-
-
-def _write(
-    config: StudyConfig, folder: Path, results: dict[Cell, Result], shots: dict[str, FewshotResult], init: str
-) -> None:
-    """All that the study leaves beside its runs."""
-    _write_csv(folder / "runs.csv", _run_rows(results))
-    rows = _table(config, results)
-    _write_csv(
-        folder / "table.csv", [("labels", "scratch", "scratch_std", "pretrained", "pretrained_std", "gain"), *rows]
-    )
-    _write_csv(folder / "fewshot.csv", _fewshot_rows(shots))
-    groups = {row[0]: {"from scratch": (row[1], row[2]), "pretrained": (row[3], row[4])} for row in rows}
-    plot_bars(folder / "finetune.png", groups, "test accuracy after fine-tuning")
-    plot_shots(folder / "fewshot.png", shots)
-    (folder / "study.md").write_text(_markdown(config, results, rows, shots, init))
-
-
-def _run_rows(results: dict[Cell, Result]) -> Iterable[Sequence[Any]]:
-    yield "side", "labels", "seed", "length", "lr", "train_images", "top1", "top5", "balanced"
-    for cell, result in results.items():
-        top5 = "" if result.top5 is None else result.top5
-        yield (
-            cell.side, cell.labels, cell.seed, cell.length, result.lr, result.train_images, result.top1, top5,
-            result.balanced,
-        )  # fmt: skip
-
-
-def _table(config: StudyConfig, results: dict[Cell, Result]) -> list[tuple[str, float, float, float, float, float]]:
-    """Labels; mean and standard deviation over the seeds of both sides; gain."""
-    rows = []
-    for labels in config.labels:
-        means, stds = [], []
-        for side in SIDES:
-            values = np.array([r.top1 for cell, r in results.items() if (cell.side, cell.labels) == (side, labels)])
-            means.append(float(values.mean()))
-            stds.append(float(values.std(ddof=1)) if len(values) > 1 else 0.0)
-        rows.append((labels, means[0], stds[0], means[1], stds[1], means[1] - means[0]))
-    return rows
-
-
-def _fewshot_rows(shots: dict[str, FewshotResult]) -> Iterable[Sequence[Any]]:
-    yield "encoder", "shots", "accuracy", "std"
-    for name, result in shots.items():
-        for column, number in enumerate(result.shots):
-            yield name, number, float(result.mean[column]), float(result.spread[column])
-
-
-def _markdown(
-    config: StudyConfig,
-    results: dict[Cell, Result],
-    rows: list[tuple[str, float, float, float, float, float]],
-    shots: dict[str, FewshotResult],
-    init: str,
-) -> str:
-    seeds = f"mean ± standard deviation over {len(config.seeds)} seed{'s' * (len(config.seeds) > 1)}"
-    lines = [
-        f"Fine-tuning, test accuracy in %, {seeds}:",
-        "",
-        "| labels | images | steps | from scratch | pretrained | gain |",
-    ]
-    lines.append("|---|---|---|---|---|---|")
-    for labels, scratch, scratch_std, pretrained, pretrained_std, gain in rows:
-        one = next(result for cell, result in results.items() if cell.labels == labels)
-        sides = f"{_percent(scratch, scratch_std)} | {_percent(pretrained, pretrained_std)}"
-        lines.append(f"| {labels} | {one.train_images:,} | {one.steps:,} | {sides} | {100 * gain:+.1f} |")
-    lines += ["", f"Few-shot accuracy on frozen features in %, {seeds.replace('seed', 'draw')}:", ""]
-    lines.append("| encoder | " + " | ".join(f"{n} shot{'s' * (n > 1)}" for n in config.shots) + " |")
-    lines.append("|---" * (1 + len(config.shots)) + "|")
-    for name, result in shots.items():
-        cells = (_percent(m, s) for m, s in zip(result.mean, result.spread, strict=True))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    trained = [row for row in read_rows(Path(init) / "metrics.jsonl") if "loss" in row]
-    if trained:
-        last = trained[-1]
-        lines += ["", f"Pretraining: {last['images']:,} images, {last['step']:,} steps."]
-    return "\n".join(lines) + "\n"
-
-
-def _percent(mean: float, std: float) -> str:
-    return f"{100 * mean:.1f} ± {100 * std:.1f}"
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+        for side, name in (("random", f"random:{init}"), ("pretrained", init)):
+            recipe = FewshotRecipe(
+                (name,),
+                config.data,
+                config.test,
+                shots=config.shots,
+                seeds=config.seeds,
+                l2=config.l2,
+                encoder=encoder,
+            )
+            found |= {side + key.removeprefix(name): result for key, result in fewshot_results(recipe).items()}
+    return found

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from mpp.cli import convert, finetune, pretrain
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
+from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
 
 import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
@@ -95,6 +97,57 @@ def test_the_paper_s_checkpoints(shared: Callable[[str], Path], tmp_path: Path) 
     torch.testing.assert_close(computed(str(tmp_path / "timm"), pixels), expected, rtol=0, atol=1e-6)
     assert convert(["--init", str(params), "--out", str(tmp_path / "hf"), "--format", "hf"]) == 0
     assert open_weights(str(tmp_path / "hf")).image_hw == weights.image_hw
+
+
+def test_what_is_said_is_what_was_written(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert(["--init", str(tuned), "--out", str(tmp_path / "hf"), "--format", "hf"]) == 0
+    told = capsys.readouterr()
+    assert f"32x32 pixels, no head -> {tmp_path / 'hf'}" in told.out
+    assert "the head of 4 classes was left out" in told.err
+    assert "for one that fits, fine-tune with --model.pool token\n" in told.err
+    weights = replace(open_weights(str(tuned)), representation=5, state=None)
+    weights = replace(weights, state=build(weights).state_dict())
+    write_timm_folder(weights, tmp_path / "tanh")
+    assert convert(["--init", str(tmp_path / "tanh"), "--out", str(tmp_path / "again")]) == 0
+    assert "4 classes (their head in head.safetensors) -> " in capsys.readouterr().out
+    assert convert(["--init", str(tmp_path / "tanh"), "--out", str(tmp_path / "hf2"), "--format", "hf"]) == 0
+    told = capsys.readouterr()
+    assert "no head -> " in told.out
+    assert "fine-tune with --model.pool token --model.head linear\n" in told.err
+    weights = replace(weights, representation=None, pool="token", state=None)
+    write_timm_folder(replace(weights, state=build(weights).state_dict()), tmp_path / "token")
+    capsys.readouterr()
+    assert convert(["--init", str(tmp_path / "token"), "--out", str(tmp_path / "hf3"), "--format", "hf"]) == 0
+    assert "4 classes -> " in capsys.readouterr().out
+    assert open_weights(str(tmp_path / "hf3")).classes == weights.classes
+
+
+def test_a_hybrid_that_timm_cannot_build(
+    shared: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = str(shared("fixtures/hybrid_params.npz"))
+    weights = open_weights(params)
+    assert weights.numerics.stem_units is not None
+    assert convert(["--init", params, "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr()
+    assert "note: timm has no hybrid with the stem units [2, 1]: only mpp reads this folder" in told.err
+    assert told.out.splitlines()[-1] == f"mpp.weights.opening.open_weights({str(tmp_path / 'out')!r})"
+    pixels = images(*weights.image_hw)
+    assert torch.equal(computed(str(tmp_path / "out"), pixels), computed(params, pixels))
+
+
+@pytest.mark.parametrize("out", [".", "..", "../here"])
+def test_the_current_folder_stays(
+    out: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "above" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert convert(["--init", str(run_dir), "--out", out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    what = "exists; choose another or remove it" if out == ".." else "it is or holds the current folder; name a new one"
+    assert what in line
+    assert list(tmp_path.rglob("*")) == [tmp_path / "above", here]
 
 
 WRONG: list[tuple[str, list[str], str]] = [

@@ -244,6 +244,8 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
         ("fewshot", ["--l2", "-1"], "l2 takes a positive number or cv"),
         ("fewshot", ["--shots", "0"], "shots takes different numbers of at least 1"),
         ("fewshot", ["--kind", "knn"], "no setting '--kind'"),
+        ("probe", ["--l2", "0.1", "inf"], "l2 takes positive, finite numbers, got [0.1, inf]"),
+        ("probe", ["--l2", "nan"], "l2 takes positive, finite numbers"),
         ("probe", ["--k", "0"], "k takes numbers of at least 1"),
         ("probe", ["--labels", "200%"], "labels is above 0% and up to 100%"),
         ("probe", ["--kind", "tree"], "--kind: takes one of linear, knn, got 'tree'"),
@@ -261,3 +263,38 @@ def test_what_features_cannot_do_is_said_with_the_encoder(tmp_path: Path, capsys
     assert probe(["--init", SIDES[1], "--data", source, *COMMON, "--encoder.no-cache"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("probe: error: random:test_resnet (mean): no class has two images")
+
+
+@pytest.mark.parametrize(("k", "labels", "images"), [(["33", "40"], "100%", 32), (["17"], "50%", 16)])
+def test_more_neighbours_than_images_before_anything_is_read(
+    k: list[str],
+    labels: str,
+    images: int,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--init", SIDES[1], "--data", source, *COMMON, "--kind", "knn", "--labels", labels]
+    monkeypatch.setattr("mpp.evaluate.open_weights", None)
+    assert probe([*words, "--k", *k]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--k {', '.join(k)}: there are only {images} training images to be neighbours" in line
+    monkeypatch.undo()
+    assert probe([*words, "--k", *k, "3"]) == 0  # those that are too large are passed over
+
+
+def test_the_notes_are_those_of_the_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for split, counts in (("train", (8, 3)), ("test", (1, 1))):
+        for name, number in zip("ab", counts, strict=True):
+            (tmp_path / "x" / split / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "x" / split / name / f"{i}.png")
+    words = ["--init", SIDES[1], "--data", f"folder:{tmp_path / 'x'}", *COMMON, "--kind", "knn", "--k", "1"]
+    assert probe(words) == 0
+    assert "imbalance: 3 to 8 training images a class" in capsys.readouterr().err
+    assert probe([*words, "--labels", "10%"]) == 0
+    told = capsys.readouterr().err
+    assert "2 training and 2 test images" in told
+    assert "imbalance" not in told

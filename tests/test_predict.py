@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 
 from mpp.cli import _with_images, finetune, predict
+from mpp.weights.base import build
+from mpp.weights.opening import open_weights
 from tests import runs
 
 HUES = {"blue": (60, 60, 200), "red": (200, 60, 60)}
@@ -139,3 +142,17 @@ def test_no_image_that_decodes(tuned: tuple[Path, Path], tmp_path: Path, capsys:
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "predict: error: none of the 1 images could be decoded"
     assert not (tmp_path / "x.csv").exists()
+
+
+def test_names_of_several_lines_are_said_on_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = replace(open_weights("random:test_vit"), classes=("a\nb", "\x1b[31m"))
+    weights = replace(weights, state=build(weights).state_dict())
+    monkeypatch.setattr("mpp.predict.open_weights", lambda spec: weights)
+    path = tmp_path / "1.png"
+    Image.new("RGB", (8, 8)).save(path)
+    assert predict(["--init", "x", str(path), "--device", "cpu"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "a b " in line
+    assert "?[31m " in line

@@ -1,6 +1,7 @@
 """The study as one runs it: a tiny problem, from pretraining to the table."""
 
 import csv
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpp.weights.base import Weights, build
+from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
 
 STUDY = runs.ROOT / "tools" / "study.py"
@@ -35,7 +38,8 @@ SETTINGS = {
 
 
 def command(source: str, run_dir: Path, **changed: str) -> list[str]:
-    settings = SETTINGS | {"data": source, "run_dir": str(run_dir)}
+    test = runs.write_images(Path(source.partition(":")[2]).parent / "test", 24)
+    settings = SETTINGS | {"data": source, "test": test, "run_dir": str(run_dir)}
     settings |= {name.replace("__", "."): value for name, value in changed.items()}
     words = [word for name, value in settings.items() for word in (f"--{name}", *(value.split(",") if value else [""]))]
     return [str(STUDY), *words]
@@ -74,7 +78,7 @@ def test_the_table_is_that_of_its_runs(done: tuple[Path, str]) -> None:
 @pytest.mark.slow
 def test_both_sides_have_the_same_labels_steps_and_architecture(done: tuple[Path, str]) -> None:
     folder, _ = done
-    for share, images, steps in (("50", 16, 6), ("100", 32, 12)):
+    for share, images, steps in (("50", 20, 6), ("100", 40, 12)):
         for seed in (0, 1):
             runs_of = [
                 folder / "finetune" / side / f"labels_{share}" / f"seed_{seed}" for side in ("scratch", "pretrained")
@@ -119,6 +123,23 @@ def test_what_is_done_is_not_done_again(done: tuple[Path, str], source: str) -> 
 
 
 @pytest.mark.slow
+def test_other_weights_under_the_same_name_are_refused(source: str, tmp_path: Path) -> None:
+    init = tmp_path / "init"
+    for depth, code in (("1", 0), ("2", 2)):
+        weights = Weights(
+            "vit_tiny_patch16_224",
+            {"patch_size": [8, 8], "embed_dim": 48, "num_heads": 3, "depth": int(depth)},
+            None,
+            (32, 32),
+        )
+        state = build(weights).state_dict()
+        write_timm_folder(dataclasses.replace(weights, state=state), init)
+        one = {"init": str(init), "labels": "100%", "lengths": "6 steps", "seeds": "0", "layers": "-1"}
+        _, err = runs.finish(command(source, tmp_path / "study", **one), code)
+        assert ("the weights it started from have changed since" in err) == (code == 2)
+
+
+@pytest.mark.slow
 def test_another_config_is_refused(done: tuple[Path, str], source: str) -> None:
     _, err = runs.finish(command(source, done[0], pretrain__train__length="30 steps"), 2)
     assert "another config" in err
@@ -148,9 +169,26 @@ def test_a_study_that_is_stopped_goes_on_where_it_was(done: tuple[Path, str], so
         ({"labels": "0%", "lengths": ""}, "labels"),
         ({"lengths": "6 steps"}, "lengths"),
         ({"seeds": "0,0"}, "seeds"),
+        ({"finetune__init": "resnet18"}, "finetune.init is set by the study; use init"),
+        ({"finetune__data__labels": "50%"}, "use labels"),
+        ({"finetune__train__length": "9 steps"}, "lengths and finetune.train.length"),
+        # What would otherwise be met after hours of pretraining:
+        ({"test": ""}, "would see the images held out"),
+        ({"layers": "-9"}, "layer"),
+        ({"labels": "4%,100%"}, "no class of"),
+        ({"finetune__loss__mixup": "0.5", "finetune__train__batch_size": "7"}, "7"),
     ],
 )
 def test_wrong_input_is_one_line(changed: dict[str, str], words: str, source: str, tmp_path: Path) -> None:
     _, err = runs.finish(command(source, tmp_path / "study", **changed), 2)
     assert words in err.splitlines()[-1]
     assert not (tmp_path / "study").exists()
+
+
+# The last one, for it adds to the study that the others look at.
+@pytest.mark.slow
+def test_a_share_of_the_labels_may_be_added(done: tuple[Path, str], source: str) -> None:
+    more = {"labels": "50%,75%,100%", "lengths": "6 steps,6 steps,12 steps", "layers": "-1"}
+    out, _ = runs.finish(command(source, done[0], **more))
+    assert out.count("was done before") == 8
+    assert [row["labels"] for row in rows(done[0] / "table.csv")] == ["50%", "75%", "100%"]

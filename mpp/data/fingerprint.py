@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 _FORMAT = b"mpp fingerprint 1"
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Source, *, times: bool = True) -> str:
     """64 hexadecimal digits that change with any image, label or class name of a source.
 
     Files, shards and arrays on disk are not read: their paths, sizes and times of modification stand for what is in
     them, so that moving them changes the fingerprint too. Images in memory, and sources of other kinds, are hashed
     as `read` gives them.
+
+    Without `times` it tells less, and survives a copy of the data: where files lie and when they were written no
+    longer counts, only their names within the source and their sizes.
     """
     digest = hashlib.sha256(_FORMAT)
     labels = source.labels()
@@ -31,30 +34,31 @@ def fingerprint(source: Source) -> str:
     # The type itself: a class derived from one of these may read something else.
     if type(source) is FileSource:
         root = str(source.root)
-        _put(digest, str(source.root.resolve()))
+        _put(digest, str(source.root.resolve()) if times else "")
         for index in range(len(source)):
             path = source.where(index)
-            _put(digest, path.removeprefix(root).removeprefix(os.sep), _state(path))
+            _put(digest, path.removeprefix(root).removeprefix(os.sep), _state(path, times))
     elif type(source) is ShardSource:
         for path in source.paths:
-            _put(digest, str(path.resolve()), _state(path))
+            _put(digest, str(path.resolve()) if times else path.name, _state(path, times))
     elif type(source) is ArraySource:
-        _put(digest, str(source.path.resolve()), _state(source.path))
+        _put(digest, str(source.path.resolve()) if times else "", _state(source.path, times))
     elif type(source) is Subset:
-        _put(digest, fingerprint(source.source), np.ascontiguousarray(source.indices, dtype="<i8").tobytes())
+        indices = np.ascontiguousarray(source.indices, dtype="<i8").tobytes()
+        _put(digest, fingerprint(source.source, times=times), indices)
     else:
         for index in range(len(source)):
             _put_image(digest, source, index)
     return digest.hexdigest()
 
 
-def _state(path: str | os.PathLike[str]) -> str:
-    """Size and time of modification of a file."""
+def _state(path: str | os.PathLike[str], times: bool) -> str:
+    """Size of a file, and its time of modification."""
     try:
         info = os.stat(path)  # noqa: PTH116 - a Path for each of a million files takes longer than the question
     except OSError as error:  # gone since the source was opened: images that cannot be read are met later
         return f"error {error.errno}"
-    return f"{info.st_size} {info.st_mtime_ns}"
+    return f"{info.st_size} {info.st_mtime_ns}" if times else str(info.st_size)
 
 
 def _put_image(digest: "_Hash", source: Source, index: int) -> None:

@@ -7,7 +7,7 @@ data, label = source.read(0)
 import difflib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,13 +40,14 @@ _EXAMPLES = {
 }
 
 
-def open_source(spec: str, split: Split = "train", download: bool = False) -> Source:
+def open_source(spec: str, split: Split = "train", download: bool = False, expected: Sequence[str] = ()) -> Source:
     """Opens a source by its string.
 
     Args:
         spec: folder:DIR, shards:GLOB, array:FILE.npy, cifar10:DIR, cifar100:DIR or demo.
         split: `test` needs a source with a split of its own (`has_split`); where there is none, `train` is all of it.
         download: fetch cifar10 or cifar100 where DIR lacks it.
+        expected: classes that a folder may hold a single one of (see `open_folder`).
 
     Raises:
         SourceError: unknown kind, nothing there, or nothing readable.
@@ -62,7 +63,7 @@ def open_source(spec: str, split: Split = "train", download: bool = False) -> So
         return open_shards(spec, argument)
     if kind == "array":
         return ArraySource(spec, Path(argument).expanduser())
-    return open_folder(spec, Path(argument).expanduser(), split)
+    return open_folder(spec, Path(argument).expanduser(), split, expected)
 
 
 def has_split(spec: str) -> bool:
@@ -165,10 +166,11 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in names if next(_images_under(folder / name), None))
 
 
-def open_folder(spec: str, folder: Path, split: Split = "train") -> FileSource:
+def open_folder(spec: str, folder: Path, split: Split = "train", expected: Sequence[str] = ()) -> FileSource:
     """The images under a folder, at any depth, labelled by first-level sub-folder where all lie in two or more.
 
-    The classes of a test split are those of the train split, and after them those that it alone has.
+    The classes of a test split are those of the train split, and after them those that it alone has. A single
+    sub-folder is a class, too, where it has one of the `expected` names, as of the images that a test belongs to.
 
     Raises:
         SourceError: missing, not a folder, unreadable, or no image in it.
@@ -199,7 +201,7 @@ def open_folder(spec: str, folder: Path, split: Split = "train") -> FileSource:
         raise SourceError(
             f"{spec}: no image in {root}{f' ({note})' if note else ''}; expected files that end in {extensions}"
         )
-    if len(known) < 2 or not all(folders):
+    if not all(folders) or (len(known) < 2 and not set(own) <= set(expected)):
         return FileSource(spec, root, paths, note=note)
     classes = tuple(dict.fromkeys((*known, *own)))
     numbers = {name: label for label, name in enumerate(classes)}

@@ -1,5 +1,6 @@
 """What a fine-tuning run has to say for itself: before it starts, in result.json, and in its last words."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,12 +9,63 @@ import numpy as np
 
 from mpp.config import differences, from_file, to_dict
 from mpp.data.cache import write_whole
+from mpp.data.fingerprint import fingerprint
+from mpp.downstream.cache import weights_hash
 from mpp.downstream.config import FinetuneConfig, parse_share
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.scoring import Scores
 from mpp.errors import UserError
+from mpp.weights.base import Weights
 
 RESULT = "result.json"
+INPUTS = "inputs.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run works on beside its config, as hashes: `inputs.json` in its folder.
+
+    The names in a config stay the same when somebody adds images to a folder or converts other weights into it.
+    """
+
+    weights: str
+    train: str
+    test: str
+
+    @classmethod
+    def of(cls, weights: Weights, labelled: Labelled) -> "Inputs":
+        """Of weights as they were opened and labelled images as they are now."""
+        told = [weights.name, dict(weights.args), weights.in_chans, weights.mean, weights.std, asdict(weights.numerics)]
+        text = json.dumps(told, sort_keys=True, default=str)
+        state = "fresh" if weights.state is None else weights_hash(weights.state)
+        digest = hashlib.sha256(f"{text} {state}".encode()).hexdigest()
+        train = fingerprint(labelled.train, times=False)
+        same = labelled.test is labelled.train
+        return cls(digest, train, train if same else fingerprint(labelled.test, times=False))
+
+    def check(self, folder: Path) -> None:
+        """Refuses a folder whose run worked on others.
+
+        Raises:
+            UserError: naming what has changed.
+        """
+        path = folder / INPUTS
+        if not path.is_file():
+            return
+        try:
+            before = Inputs(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"cannot read {path}, the record of a run's inputs; choose another --run-dir") from error
+        names = {"weights": "the weights it started from", "train": "its training images", "test": "its test images"}
+        changed = [told for key, told in names.items() if getattr(self, key) != getattr(before, key)]
+        if changed:
+            what = " and ".join(changed)
+            raise UserError(f"{folder} holds a run, but {what} have changed since; choose another --run-dir")
+
+    def write(self, folder: Path) -> None:
+        """Writes inputs.json, whole or not at all."""
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        write_whole(folder / INPUTS, lambda file: file.write(text.encode()))
 
 
 @dataclass(frozen=True)
@@ -74,16 +126,18 @@ def read_result(run_dir: Path) -> Result | None:
         ) from error
 
 
-def finished(config: FinetuneConfig) -> Result | None:
+def finished(config: FinetuneConfig, inputs: Inputs) -> Result | None:
     """The result of the run in config.run_dir if it has finished; of a sweep, with any of config's learning rates.
 
     Raises:
-        UserError: a run of another config. With resume=force it counts as not finished.
+        UserError: a run of another config or on other inputs. With resume=force it counts as not finished.
     """
     folder = Path(config.run_dir)
     result = read_result(folder)
     if result is None:
         return None
+    if config.resume != "force":
+        inputs.check(folder)
     changed = differences(FinetuneConfig, to_dict(from_file(FinetuneConfig, folder / "config.yaml")), to_dict(config))
     if result.lr in config.optim.lr:
         changed = [line for line in changed if not line.startswith("optim.lr:")]

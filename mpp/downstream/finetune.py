@@ -10,6 +10,7 @@ Several learning rates make a sweep (table 4 of the paper): each is trained on a
 images and judged there; the best then trains on everything, and only that one meets the test images.
 """
 
+import contextlib
 import csv
 import io
 import shutil
@@ -22,12 +23,12 @@ import numpy as np
 import torch
 
 from mpp import dist
-from mpp.config import to_yaml
+from mpp.config import differences, to_dict, to_yaml
 from mpp.data.cache import write_whole
 from mpp.dist import World
-from mpp.downstream.account import Result, account, describe, finished, read_result
+from mpp.downstream.account import RESULT, Inputs, Result, account, describe, finished, read_result
 from mpp.downstream.config import FinetuneConfig, parse_share
-from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
+from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction, with_labels
 from mpp.downstream.plots import plot_confusion
 from mpp.downstream.scoring import Scores, score
 from mpp.downstream.tuning import Tuning, build_tuning, predict, result_weights, training_batches, training_step
@@ -64,7 +65,7 @@ def run(config: FinetuneConfig) -> int:
             data = config.data
             labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download))
             labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
-            labelled = replace(labelled, train_labels=labels)
+            labelled = with_labels(labelled, labels)
             if len(config.optim.lr) == 1:
                 return _Tuner(config, labelled, world, device).run()
             status, lr = _sweep(config, labelled, world, device)
@@ -111,12 +112,12 @@ def _sweep(config: FinetuneConfig, labelled: Labelled, world: World, device: tor
 def _try(config: FinetuneConfig, held: Labelled, world: World, device: torch.device) -> tuple[int, Result | None]:
     """One learning rate of a sweep: exit status and result, None for one that diverged; neither is done twice."""
     folder, lr = Path(config.run_dir), config.optim.lr[0]
-    result = finished(config)
+    tuner = _Tuner(config, held, world, device, choosing=True)
+    result = finished(config, tuner.inputs)
     marker = folder / _DIVERGED
     gone = marker.is_file() and marker.read_text() == to_yaml(config)
     if result is not None or gone:
         return 0, result
-    tuner = _Tuner(config, held, world, device, choosing=True)
     if world.main:
         print(f"sweep: optim.lr {lr:g}", file=sys.stderr)
     try:
@@ -148,6 +149,7 @@ class _Tuner:
     ) -> None:
         """`choosing`: a run of a sweep, of which only the result is kept."""
         self.parts: Tuning = build_tuning(config, labelled, config.optim.lr[0], world, device)
+        self.inputs = Inputs.of(self.parts.weights, labelled)
         self.config, self.folder, self.main, self.choosing = config, Path(config.run_dir), world.main, choosing
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", config.checkpoint.keep_last, self._steps("checkpoint", "keep_every")
@@ -159,7 +161,10 @@ class _Tuner:
         if self.main and not self.choosing:
             print(to_yaml(self.config), file=sys.stderr, end="")
             print(describe(parts.labelled, self.config.data.labels), file=sys.stderr)
+        self._check_inputs()
         resumed = resume(self.config, parts.state, parts.schedule, self.checkpoints, self.main)
+        if self.main:
+            self.inputs.write(self.folder)
         self.terminal = Terminal(total, resumed, on=self.main)
         self.log = RunLog(self.folder if self.main else None, resumed)
         try:
@@ -174,6 +179,18 @@ class _Tuner:
             self.terminal.close()
             self.log.close()
         return 0
+
+    def _check_inputs(self) -> None:
+        """Refuses to go on with other images or weights, but by force; what an earlier config came to goes first."""
+        before = earlier(self.config)
+        forced = self.config.resume == "force"
+        if before is not None and not forced:
+            self.inputs.check(self.folder)
+        changed = before is None or differences(FinetuneConfig, to_dict(before), to_dict(self.config))
+        if self.main and changed and (before is None or forced):
+            with contextlib.suppress(OSError):  # of a folder that cannot be written `resume` tells
+                for name in (RESULT, _DIVERGED):
+                    (self.folder / name).unlink()
 
     def say(self, text: str) -> None:
         self.terminal.say(text)

@@ -1,7 +1,7 @@
 """A frozen encoder as a source of features: any weights, any layer, pooled in every way that it allows.
 
 Features are cached on disk by a hash of all that they depend on: weights, architecture, layer, data, input size,
-normalisation, arithmetic.
+normalisation, how images become pixels, arithmetic.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import numpy as np
+import PIL
 import timm
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from mpp.data.fingerprint import fingerprint
 from mpp.data.source import Source
-from mpp.data.transform import EvalTransform, normalise
+from mpp.data.transform import TRANSFORM_VERSION, EvalTransform, normalise
 from mpp.downstream.cache import FeatureCache, weights_hash
 from mpp.downstream.features import check_patches, extract_by_all, pool
 from mpp.downstream.fewshot import Extract
 from mpp.errors import UserError
+from mpp.model.attention import Attention
 from mpp.train.parallel import DTYPES, autocast
 from mpp.weights.base import Weights, build
 
@@ -140,6 +142,10 @@ class Frozen:
 
         return read() if self.cache is None else self.cache.get(self._key(source, indices), read)
 
+    def _kernels(self) -> list[str]:
+        """Of attention; which one `auto` takes may change with what is installed."""
+        return sorted({module.backend for module in self.model.modules() if isinstance(module, Attention)})
+
     def _key(self, source: Source, indices: np.ndarray) -> dict[str, Any]:
         weights = self.weights
         return {
@@ -149,5 +155,6 @@ class Frozen:
             "input": [list(self.image_hw), weights.in_chans, list(weights.mean), list(weights.std)],
             "data": fingerprint(source),
             "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),
-            "arithmetic": [self.precision, self.device.type, torch.__version__, timm.__version__],
+            "pixels": [TRANSFORM_VERSION, PIL.__version__],
+            "arithmetic": [self.precision, self.device.type, self._kernels(), torch.__version__, timm.__version__],
         }

@@ -2,6 +2,7 @@
 
     labelled = open_labelled("folder:/data/flowers")            # its own test split, or a fifth held out
     labels = take_fraction(labelled.train_labels, len(labelled.classes), "10%", seed=0)
+    labelled = with_labels(labelled, labels)
     choosing = hold_out(labelled, 0.1, seed=0)                   # for settings; the real test images are in no split
 
 Every split is an array of labels with -1 for the images outside it, so that no image is read or copied to make one.
@@ -10,7 +11,7 @@ Every split is an array of labels with -1 for the images outside it, so that no 
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64
@@ -76,7 +77,7 @@ def open_labelled(data: str, test: str = "", download: bool = False) -> Labelled
     train = open_source(data, split="train", download=download)
     if test:
         split = "test" if has_split(test) else "train"  # a folder of test images is all "train"
-        return label(train, open_source(test, split=split, download=download))
+        return label(train, open_source(test, split=split, download=download, expected=train.classes or ()))
     return label(train, open_source(data, split="test", download=download) if own else None)
 
 
@@ -141,6 +142,16 @@ def hold_out(labelled: Labelled, share: float, seed: int) -> Labelled:
         raise SourceError(f"no class of {labelled.train.name} has two training images, one to choose settings by")
     said = [f"{held.sum():,} of {len(labelled.train_indices):,} training images are held out to choose settings by"]
     return _split(labelled.train, labelled.classes, labelled.train_labels, held, said)
+
+
+def with_labels(labelled: Labelled, train_labels: Int64[np.ndarray, " n"]) -> Labelled:
+    """The same images with other training labels, a fraction of them, say; the notes are those of what is left."""
+    before, after = (
+        _notes(labels, labelled.test_labels, labelled.classes, labelled.foreign)
+        for labels in (labelled.train_labels, train_labels)
+    )
+    kept = (note for note in labelled.notes if note not in before)
+    return replace(labelled, train_labels=train_labels, notes=(*kept, *after))
 
 
 def take_fraction(

@@ -89,7 +89,7 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, tuple[float, float]]
         if len(series) * len(groups) <= 24:  # more figures than that would run into each other
             for where, value, above in zip(x, mean, mean + np.nan_to_num(spread), strict=True):
                 axes.annotate(
-                    f"{value:.3g}", (where, above), (0, 4), textcoords="offset points", ha="center", fontsize=11
+                    f"{value:#.3g}", (where, above), (0, 4), textcoords="offset points", ha="center", fontsize=11
                 )
     axes.set_xticks(range(len(groups)), [_cut(name, _LONGEST) for name in groups])
     axes.tick_params(axis="x", length=0)

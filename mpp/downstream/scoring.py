@@ -102,8 +102,8 @@ class Scores:
         rows = [("class", "images", "accuracy", "most often taken for")]
         for c in order[:limit].tolist():
             other, times = confused[c]
-            taken = f"{_shown(self.classes[other])} ({times:,})" if times else ""
-            rows.append((_shown(self.classes[c]), f"{images[c]:,}", f"{right[c] / images[c]:.1%}", taken))
+            taken = f"{shown(self.classes[other])} ({times:,})" if times else ""
+            rows.append((shown(self.classes[c]), f"{images[c]:,}", f"{right[c] / images[c]:.1%}", taken))
         wide = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip() for a, b, c, d in rows]
         if len(order) > limit:
@@ -207,7 +207,7 @@ def _ratio(part: int, whole: int) -> str:
     return f"{part / whole:.6f}" if whole else ""
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A class name on one line of bounded width, whatever it holds."""
     line = " ".join(name.encode("utf-8", "replace").decode().split())
     line = "".join(letter if letter.isprintable() else "?" for letter in line)

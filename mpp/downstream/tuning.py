@@ -115,8 +115,17 @@ def _new(model: ClassifierConfig) -> Weights:
     return replace(plain, pool="avg") if plain.pool == "token" else plain
 
 
-def build_tuning(config: FinetuneConfig, labelled: Labelled, lr: float, world: World, device: torch.device) -> Tuning:
+def build_tuning(
+    config: FinetuneConfig,
+    labelled: Labelled,
+    lr: float,
+    world: World,
+    device: torch.device,
+    weights: Weights | None = None,
+) -> Tuning:
     """Builds classifier, optimiser and schedule for one learning rate; writes nothing.
+
+    `weights` stand for those that config.init will name, to see beforehand whether all fits.
 
     Raises:
         UserError: settings that do not fit each other, the machine, the weights or the labels.
@@ -126,7 +135,7 @@ def build_tuning(config: FinetuneConfig, labelled: Labelled, lr: float, world: W
     precision = choose_precision(config.train.precision, device)
     total = parse_duration(config.train.length, "train.length").steps(size, len(indices))
     rate = build_rate(config.schedule, lr, total, size, len(indices))
-    weights = once_a_machine(world, lambda: starting_weights(config))
+    weights = weights or once_a_machine(world, lambda: starting_weights(config))
     torch.manual_seed(config.train.seed)
     model: Any = _classifier(config.model, weights, labelled, device, DTYPES[precision])
     if config.model.img_size:
@@ -134,7 +143,10 @@ def build_tuning(config: FinetuneConfig, labelled: Labelled, lr: float, world: W
     if config.model.grad_checkpointing:
         _checkpoint_gradients(model)
     if (config.loss.mixup or config.loss.cutmix) and micro % 2:
-        raise UserError(f"loss.mixup and cutmix mix pairs of images, but {micro} go in a pass; change train.batch_size")
+        share = size // world.size
+        even = max((n for n in range(2, micro, 2) if share % n == 0), default=2)
+        remedy = "change train.batch_size" if share % 2 else f"set train.micro_batch to {even}"
+        raise UserError(f"loss.mixup and cutmix mix pairs of images, but {micro} go in a pass; {remedy}")
     state = State(
         model,
         build_optimizer(parameter_groups(model, config.optim.weight_decay, config.optim.layer_decay), config.optim),

@@ -149,18 +149,20 @@ def earlier(config: C) -> C | None:
     """The config of the run that config.run_dir holds; None where it has no checkpoint, and so nothing to go on with.
 
     Raises:
-        UserError: a run of another kind, or checkpoints without their config.
+        UserError: a folder of something else, or checkpoints without their config.
     """
     folder = Path(config.run_dir)
     path = folder / "config.yaml"
-    if Checkpoints(folder / "checkpoints").latest() is None:
-        return None
+    started = Checkpoints(folder / "checkpoints").latest() is not None
     if not path.exists():
-        raise UserError(f"{folder} has checkpoints but no config.yaml; choose another --run-dir")
+        if started:
+            raise UserError(f"{folder} has checkpoints but no config.yaml; choose another --run-dir")
+        return None
     try:
-        return from_file(type(config), path)
-    except UserError as error:
+        before = from_file(type(config), path)
+    except UserError as error:  # also where nothing has started yet: the file is somebody else's
         raise UserError(f"{folder} holds a run of another kind; choose another --run-dir ({error})") from error
+    return before if started else None
 
 
 def check_config(old: RunConfig, new: RunConfig) -> None:

@@ -6,6 +6,7 @@ save_timm_folder(...)                  (timm_folder.py, huggingface.py, onnx.py:
 """
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +16,14 @@ import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 # isort: split
 import timm
 import torch
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mpp.errors import UserError
 from mpp.model.attention import Attention, resolve_backend
 from mpp.model.posembed import resample_table
-from mpp.weights.heads import TanhHead
+from mpp.weights.heads import TanhHead, classifier_names, zero_head
 from mpp.weights.hybrid import create_hybrid, use_original_stem
 
 _SHOWN = 5  # names that a complaint lists
@@ -113,9 +115,12 @@ def build(
         state = dict(weights.state)
         if "pos_embed" in state and isinstance(model, VisionTransformer) and model.pos_embed is not None:
             state["pos_embed"] = _resampled(state["pos_embed"], weights, model)
-        load(model, state, weights.origin or weights.name, head=keep_head)
+        if size == weights.image_hw or isinstance(model, VisionTransformer):
+            load(model, state, weights.origin or weights.name, head=keep_head)
+        else:
+            _load_resized(model, weights, size, head=keep_head)
     if names and not keep_head:
-        _zero(model)
+        zero_head(model)
     device = torch.device(device)
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     if attentions:
@@ -147,7 +152,7 @@ def create(
         pool: instead of the weights' own.
         image_hw: instead of the weights' own.
         drop_path: stochastic depth rate.
-        plain: timm's own attention and numerics, for writing out.
+        plain: timm's own attention and numerics, for writing out; a stem that timm has no name for stays.
 
     Raises:
         UserError: an unknown name, arguments that timm refuses, a pooling that these weights cannot have.
@@ -174,7 +179,7 @@ def create(
         raise UserError(f"{weights.name} is not a ViT: it pools by {own_pool} and cannot by {pool}")
     elif timm.get_pretrained_cfg(weights.name).fixed_input_size:  # pyright: ignore[reportOptionalMemberAccess]
         settings["img_size"] = image_hw or weights.image_hw
-    numerics = Numerics() if plain else weights.numerics
+    numerics = Numerics(stem_units=weights.numerics.stem_units) if plain else weights.numerics
     try:
         if numerics.stem_units is not None:
             model = create_hybrid(numerics.stem_units, **settings)
@@ -201,12 +206,6 @@ def _create(name: str, settings: dict[str, Any]) -> nn.Module:
             raise
         # Some ViTs have blocks of their own kind, and keep timm's attention.
         return timm.create_model(name, **{k: v for k, v in settings.items() if k != "attn_layer"})
-
-
-def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """The prefixes of the classification head's parameters: `head.`, `fc.`, `head.fc.`."""
-    known: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
-    return tuple(f"{name}." for name in ((known,) if isinstance(known, str) else known))
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], origin: str, *, head: bool) -> None:
@@ -240,16 +239,39 @@ def load(model: nn.Module, state: Mapping[str, Tensor], origin: str, *, head: bo
     model.load_state_dict(given, strict=False)
 
 
+def _load_resized(model: Any, weights: Weights, image_hw: tuple[int, int], *, head: bool) -> None:
+    """Copies the weights into a model of that other size, which is no ViT: as they are, or resampled by timm.
+
+    Raises:
+        UserError: weights of another model, or of one that is for its own size alone.
+    """
+    origin, state = weights.origin or weights.name, dict(weights.state or {})
+    try:
+        return load(model, state, origin, head=head)
+    except UserError:  # tables of positions, perhaps
+        pass
+    with torch.random.fork_rng(devices=[]):
+        own = create(weights, num_classes=model.num_classes)
+    load(own, state, origin, head=head)
+    settings: dict[str, Any] = {"img_size": image_hw}
+    if isinstance(model, SwinTransformer):  # timm would scale the windows, too
+        stages: Any = model.layers
+        settings["window_size"] = [stage.blocks[0].window_size for stage in stages]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's, about how timm interpolates
+            own.set_input_size(**settings)
+        return load(model, own.state_dict(), origin, head=head)
+    except (AssertionError, AttributeError, RuntimeError, TypeError, UserError, ValueError) as error:
+        (height, width), (rows, columns) = weights.image_hw, image_hw
+        raise UserError(
+            f"{origin} is for images of {height} x {width} pixels, and timm cannot make {weights.name} take "
+            f"{rows} x {columns}: leave out --img-size (in fine-tuning --model.img-size)"
+        ) from error
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _zero(model: Any) -> None:
-    """Zeroes the last layer of the head, so that a new head says nothing before it has learnt (appendix B.1.1)."""
-    head = model.head.fc if isinstance(getattr(model, "head", None), TanhHead) else model.get_classifier()
-    for layer in head if isinstance(head, tuple) else (head,):
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
 
 
 def _resampled(table: Tensor, weights: Weights, model: Any) -> Tensor:

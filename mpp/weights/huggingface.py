@@ -106,8 +106,7 @@ def write_hf_folder(weights: Weights, folder: Path) -> list[str]:
         raise UserError(f"{origin} has no weights to write; train or open some first")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already and is not empty; move it away or choose another folder")
-    linear, reads_token = weights.representation is None, weights.pool == "token"
-    classes = weights.classes if linear and reads_token else None
+    classes = written_classes(weights)
     model = None
     if not any(name.startswith("patch_embed.backbone.") for name in weights.state):
         with torch.random.fork_rng(devices=[]):
@@ -126,12 +125,20 @@ def write_hf_folder(weights: Weights, folder: Path) -> list[str]:
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
     if weights.classes is None or classes is not None:
         return []
+    linear, reads_token = weights.representation is None, weights.pool == "token"
     reads = "the class token" if reads_token else f"tokens pooled by {weights.pool!r}"
     reads += "" if linear else " and has a hidden layer"
+    flags = ([] if reads_token else ["--model.pool token"]) + ([] if linear else ["--model.head linear"])
     return [
         f"the head of {len(weights.classes)} classes was left out: it reads {reads}, "
-        "and Hugging Face's ViT has only a linear head on the class token"
+        "and Hugging Face's ViT has only a linear head on the class token; "
+        f"for one that fits, fine-tune with {' '.join(flags)}"
     ]
+
+
+def written_classes(weights: Weights) -> tuple[str, ...] | None:
+    """Classes of the head that `write_hf_folder` writes: it must be linear and read the class token. None: no head."""
+    return weights.classes if weights.representation is None and weights.pool == "token" else None
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

@@ -80,11 +80,8 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
         UserError: weights that no timm model can hold, or no weights at all.
     """
     notes: list[str] = []
-    origin = weights.origin or weights.name
     if weights.state is None:
-        raise UserError(f"{origin} has no weights to write")
-    if weights.numerics.stem_units is not None:
-        raise UserError(f"{origin}: timm has no hybrid with the stem units {weights.numerics.stem_units}")
+        raise UserError(f"{weights.origin or weights.name} has no weights to write")
     names = weights.classes if not weights.representation else None
     with torch.random.fork_rng(devices=[]):
         model = create(weights, num_classes=len(names or ()), plain=True)
@@ -97,12 +94,13 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
     if weights.representation:
         ours |= {"representation": weights.representation, "classes": list(weights.classes or ())}
         notes.append(f"the head's hidden tanh layer is in {HEAD_FILE}, which timm does not read: it loads headless")
-    if weights.numerics != Numerics():
+    units = weights.numerics.stem_units
+    if units is not None:
+        notes.append(f"timm has no hybrid with the stem units {list(units)}: only mpp reads this folder")
+    elif weights.numerics != Numerics():
         notes.append(
             f"timm computes with other constants than the original, {weights.numerics}: expect small differences"
         )
-    # The name's default entry describes somebody else's weights.
-    model.pretrained_cfg = {**model.pretrained_cfg, "tag": "mpp", "license": None, "url": None, "hf_hub_id": None}
     data_config = {
         "input_size": (weights.in_chans, *weights.image_hw),
         "interpolation": "bicubic",
@@ -112,10 +110,30 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
     }
     told: dict[str, Any] = {_OURS: ours} | ({"label_names": list(names)} if names else {})
     with written_whole(folder) as temporary:
-        timm.models.save_for_hf(model, str(temporary), told, data_config=data_config, safe_serialization=True)
+        if units is not None:
+            _save_for_mpp(model, weights, temporary, told | {"pretrained_cfg": data_config})
+        else:
+            # The name's default entry describes somebody else's weights.
+            own = {"tag": "mpp", "license": None, "url": None, "hf_hub_id": None}
+            model.pretrained_cfg = {**model.pretrained_cfg, **own}
+            timm.models.save_for_hf(model, str(temporary), told, data_config=data_config, safe_serialization=True)
         if head:
             save_file({name: value.contiguous() for name, value in head.items()}, temporary / HEAD_FILE)
     return notes
+
+
+def _save_for_mpp(model: Any, weights: Weights, folder: Path, told: Mapping[str, Any]) -> None:
+    """The files of timm's `save_for_hf`, of a model that timm has no name for."""
+    config = {
+        "architecture": weights.name,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "global_pool": weights.pool,
+        "model_args": {**weights.args, "img_size": list(weights.image_hw), "in_chans": weights.in_chans},
+        **told,
+    }
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -123,15 +141,24 @@ def written_whole(folder: Path) -> Generator[Path]:
     """A temporary folder beside `folder` that takes its place at the end; after an error nothing of it stays.
 
     Raises:
-        UserError: where it cannot be written.
+        UserError: where it cannot be written, and of the current folder or one that holds it, which would be replaced.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    inside = False
+    try:
+        place = folder.resolve()  # of "." and "..", which have no name to put another beside
+        with contextlib.suppress(FileNotFoundError):  # of a current folder that is gone
+            inside = Path.cwd().is_relative_to(place)
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise UserError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from error
+    if inside:
+        raise UserError(f"cannot write to {folder}: it is or holds the current folder; name a new one")
+    temporary = place.with_name(f".{place.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        shutil.rmtree(place, ignore_errors=True)
+        temporary.rename(place)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mpp.data.fingerprint import fingerprint
 from mpp.data.source import FileSource, ListSource, Subset, open_source
@@ -141,3 +142,17 @@ def test_demo() -> None:
     train, test = open_source("demo"), open_source("demo", "test")
     assert fingerprint(train) == fingerprint(open_source("demo"))
     assert all_differ(fingerprint(train), fingerprint(test))
+
+
+def test_without_times_it_survives_a_copy_and_a_touch_but_no_other_image(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        for number, shade in enumerate((10, 200)):
+            folder = tmp_path / name / str(number)
+            folder.mkdir(parents=True)
+            Image.new("RGB", (4, 4), (shade, 0, 0)).save(folder / "a.png")
+    os.utime(tmp_path / "two" / "0" / "a.png", ns=(1, 1))
+    first, second = (open_source(f"folder:{tmp_path / name}") for name in ("one", "two"))
+    assert fingerprint(first) != fingerprint(second)
+    assert fingerprint(first, times=False) == fingerprint(second, times=False)
+    Image.new("RGB", (40, 40)).save(tmp_path / "two" / "0" / "b.png")
+    assert fingerprint(open_source(second.name), times=False) != fingerprint(first, times=False)

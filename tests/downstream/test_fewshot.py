@@ -240,7 +240,7 @@ def test_which_sources_are_opened(
 ) -> None:
     log: list[tuple[str, str]] = []
 
-    def open_source(spec: str, split: str = "train", download: bool = False) -> Fake:
+    def open_source(spec: str, split: str = "train", **_: object) -> Fake:
         log.append((spec, split))
         return Fake(np.repeat([0, 1], 10), "a b", spec)
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from mpp.cli import finetune, pretrain
 from mpp.data.decode import decode
 from mpp.data.transform import EvalTransform, normalise
-from mpp.downstream.account import Result, finished, read_result
+from mpp.downstream.account import Inputs, Result, finished, read_result
 from mpp.downstream.config import FinetuneConfig
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.loop import EXIT_REQUEUE
@@ -125,7 +126,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 def test_it_leaves_all_that_it_promises(done: Done) -> None:
     assert {path.name for path in done.run_dir.iterdir()} == {
-        *("config.yaml", "metrics.jsonl", "bad_files.csv", "tensorboard", "checkpoints", "model"),
+        *("config.yaml", "inputs.json", "metrics.jsonl", "bad_files.csv", "tensorboard", "checkpoints", "model"),
         *("result.json", "classes.csv", "predictions.csv", "confusion.png"),
     }
     assert Checkpoints(done.run_dir / "checkpoints").steps() == [30, 35, 40]
@@ -254,16 +255,19 @@ def test_whether_a_run_has_finished(done: Done, tmp_path: Path) -> None:
         words = runs.finetune_command(done.source, run_dir, *flags, **changed)[1:]
         return parse(FinetuneConfig, words, "finetune", "", _FINETUNE)
 
-    assert finished(config(tmp_path / "none")) is None
-    assert isinstance(finished(config(done.run_dir)), Result)
-    assert isinstance(finished(config(done.run_dir, optim__lr="0.01,0.05")), Result)
+    inputs = Inputs(**json.loads((done.run_dir / "inputs.json").read_text()))
+    assert finished(config(tmp_path / "none"), inputs) is None
+    assert isinstance(finished(config(done.run_dir), inputs), Result)
+    assert isinstance(finished(config(done.run_dir, optim__lr="0.01,0.05"), inputs), Result)
     with pytest.raises(ValueError, match=r"optim\.lr: \[0\.05\] -> \[0\.01\]"):
-        _raise_as_value(lambda: finished(config(done.run_dir, optim__lr="0.01")))
-    assert finished(config(done.run_dir, "--resume", "force", optim__lr="0.01")) is None
+        _raise_as_value(lambda: finished(config(done.run_dir, optim__lr="0.01"), inputs))
+    assert finished(config(done.run_dir, "--resume", "force", optim__lr="0.01"), inputs) is None
+    with pytest.raises(ValueError, match="the weights it started from and its test images have changed"):
+        _raise_as_value(lambda: finished(config(done.run_dir), replace(inputs, weights="other", test="other")))
     copy = shutil.copytree(done.run_dir, tmp_path / "copy")
     (copy / "result.json").write_text("{}")
     with pytest.raises(ValueError, match=r"result\.json: it is no result of a fine-tuning run; delete it"):
-        _raise_as_value(lambda: finished(config(copy)))
+        _raise_as_value(lambda: finished(config(copy), inputs))
 
 
 def _raise_as_value(call: Any) -> None:
@@ -273,6 +277,38 @@ def _raise_as_value(call: Any) -> None:
         call()
     except UserError as error:
         raise ValueError(str(error)) from error
+
+
+def test_other_images_are_refused(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a fifth is held out, images that were trained on could be among the test images of a larger folder."""
+    root = shutil.copytree(Path(split.removeprefix("folder:")) / "train", tmp_path / "images")
+    few, run_dir = {"train__length": "3 steps", "optim__lr": "0.01,0.02", "data__max_bad": "50%"}, tmp_path / "run"
+    assert tune(f"folder:{root}", run_dir, **few) == 0
+    shutil.copytree(root, tmp_path / "moved")
+    capsys.readouterr()
+    for picture in (root / "red").glob("*.png"):
+        shutil.copy(picture, picture.with_stem(f"{picture.stem}_again"))
+    assert tune(f"folder:{root}", run_dir, **few) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "its training images and its test images have changed since; choose another --run-dir" in line
+    assert len(list((run_dir / "sweep").iterdir())) == 2
+
+
+def test_a_forced_run_that_was_stopped_has_no_result(source: str, tmp_path: Path) -> None:
+    """What an earlier config came to must not be taken for that of the new one."""
+    few = {"optim__lr": "0.01,0.02", "train__length": "3 steps"}
+    assert tune(source, tmp_path, **few) == 0
+    sub = tmp_path / "sweep" / "lr_0.01"
+    few["train__length"] = "100000 steps"
+    process = runs.start(runs.finetune_command(source, tmp_path, "--resume", "force", **few))
+    runs.wait_for_checkpoint(process, sub)
+    runs.kill(process)
+    assert not (sub / "result.json").exists()
+
+
+def test_what_init_names_is_not_written_to(pretrained: Path, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune(source, pretrained, init=str(pretrained)) == 2
+    assert "is what --init names" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

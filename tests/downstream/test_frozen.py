@@ -13,6 +13,7 @@ from mpp.data.transform import EvalTransform, normalise
 from mpp.downstream.cache import FeatureCache
 from mpp.downstream.frozen import Frozen
 from mpp.errors import UserError
+from mpp.model.attention import Attention
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
 
@@ -150,6 +151,17 @@ def test_features_are_kept_by_all_that_they_depend_on(tmp_path: Path, monkeypatc
     ):
         assert read(**told)[1] == 1, told
         assert read(**told)[1] == 0, told
+    for name, value in (("TRANSFORM_VERSION", 0), ("PIL.__version__", "0")):
+        with monkeypatch.context() as changes:
+            changes.setattr(f"mpp.downstream.frozen.{name}", value)
+            assert read()[1] == 1, name
+    of = frozen("random:test_vit", cache=cache, image_hw=(32, 32))
+    for module in of.model.modules():
+        if isinstance(module, Attention):
+            module.backend = "explicit"
+    before = len(calls)
+    of.extract("mean")(SOURCE, ALL)
+    assert len(calls) == before + 1
 
 
 def test_without_a_cache_one_encoder_still_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:

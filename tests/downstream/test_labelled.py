@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpp.data.source import ListSource, SourceError
-from mpp.downstream.labelled import Labelled, hold_out, label, open_labelled, parse_share, take_fraction
+from mpp.downstream.labelled import Labelled, hold_out, label, open_labelled, parse_share, take_fraction, with_labels
 
 LABELS = st.lists(st.integers(-1, 5), max_size=60).map(lambda values: np.array(values, dtype=np.int64))
 
@@ -227,3 +227,35 @@ def test_shares() -> None:
     for call in refused:
         with pytest.raises(ValueError, match=r"^a share is above 0% and up to 100%, such as 1% or 0.01; got '.*'$"):
             call()
+
+
+def test_a_test_folder_of_one_class(tmp_path: Path) -> None:
+    data = write(tmp_path / "data", *(f"{c}/{i}.png" for c in "abc" for i in range(2)))
+    one = write(tmp_path / "one", "b/1.png", "b/deep/2.png")
+    opened = open_labelled(data, one)
+    assert opened.test_labels.tolist() == [1, 1]
+    assert (opened.classes, opened.foreign) == (("a", "b", "c"), ())
+    assert opened.notes == ("2 classes have no test images: a, c",)
+    for spec in (write(tmp_path / "other", "zebra/1.png"), write(tmp_path / "loose", "b/1.png", "2.png")):
+        with pytest.raises(SourceError, match="has no labels"):
+            open_labelled(data, spec)
+    with pytest.raises(SourceError, match="has no labels"):  # nor can one class be learned from
+        open_labelled(one)
+
+
+def test_the_notes_are_those_of_the_labels_that_are_left() -> None:
+    labels = [0] * 8 + [1] * 3 + [-1]
+    opened = label(source(labels, "a b c", "pool"), source([0, 2], "a b c", "held"))
+    before = (
+        "1 image of pool without a label left out",
+        "1 class has no training images, so that 1 test image can only count as wrong: c",
+        "1 class has no test images: b",
+        "imbalance: 3 to 8 training images a class (median 6)",
+    )
+    assert opened.notes == before
+    few = take_fraction(opened.train_labels, 3, "10%", 0)
+    part = with_labels(opened, few)
+    assert part.train_labels is few
+    assert part.notes == before[:3]
+    assert with_labels(part, opened.train_labels).notes == before
+    assert with_labels(opened, np.where(opened.train_labels == 1, -1, opened.train_labels)).notes == before[:2]

@@ -68,7 +68,7 @@ def test_bars_picture(tmp_path: Path, drawn: list[Any]) -> None:
     bars = {patch.get_height(): patch.get_facecolor() for patch in axes.patches}
     assert set(bars) == {10.0, 30.0, 90.0}
     assert bars[30.0] == bars[90.0] != bars[10.0]
-    assert [text.get_text() for text in axes.texts] == ["10", "30", "90"]
+    assert [text.get_text() for text in axes.texts] == ["10.0", "30.0", "90.0"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1 %", "100 %"]
 
 

@@ -226,3 +226,20 @@ def test_predictions_are_those_of_the_average_in_evaluation_mode(source: str) ->
 def test_heads_that_merely_look_like_ours(source: str) -> None:
     parts = tuning(source, "random:test_convnext", model__img_size="32")
     assert result_weights(parts).representation is None
+
+
+@pytest.mark.parametrize(
+    ("size", "micro", "said"),
+    [
+        ("15", "1024", "15 go in a pass; change train.batch_size"),
+        ("30", "29", "15 go in a pass; set train.micro_batch to 10"),
+        ("16", "1", "1 go in a pass; set train.micro_batch to 2"),
+        ("10", "9", "5 go in a pass; set train.micro_batch to 2"),
+    ],
+)
+def test_odd_passes_cannot_be_mixed(size: str, micro: str, said: str, source: str) -> None:
+    told = {"loss__mixup": "0.8", "train__batch_size": size}
+    with pytest.raises(UserError, match=f"mix pairs of images, but {said}$"):
+        tuning(source, train__micro_batch=micro, **told)
+    if "micro_batch" in said:
+        assert tuning(source, train__micro_batch=said.split()[-1], **told).micro_batch == int(said.split()[-1])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mpp.config import to_yaml
 from mpp.dist import World
 from mpp.errors import RunError, UserError
 from mpp.train.checkpoint import Checkpoints
@@ -89,10 +90,17 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 
 def test_without_a_checkpoint_nothing_binds(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("whatever: 3")
     config = Config(str(tmp_path))
+    (tmp_path / "config.yaml").write_text(to_yaml(replace(config, train=replace(config.train, seed=7))))
     assert earlier(config) is None
     assert resume(config, fresh(), SCHEDULE, Checkpoints(tmp_path / "checkpoints"), True) == 0
+
+
+def test_somebody_else_s_config_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("whatever: 3")
+    with pytest.raises(UserError, match="holds a run of another kind; choose another --run-dir"):
+        resume(Config(str(tmp_path)), fresh(), SCHEDULE, Checkpoints(tmp_path / "checkpoints"), True)
+    assert (tmp_path / "config.yaml").read_text() == "whatever: 3"
 
 
 def test_a_changed_config_is_refused_but_by_force(tmp_path: Path) -> None:

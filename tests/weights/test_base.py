@@ -1,6 +1,7 @@
 """Weights into models: heads, sizes, poolings, and complaints about what does not fit."""
 
 import logging
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from mpp.errors import UserError
 from mpp.model.attention import Attention
 from mpp.model.posembed import resample_table
 from mpp.weights.base import Numerics, Weights, build, create, is_vit, load
-from mpp.weights.heads import TanhHead
+from mpp.weights.heads import TanhHead, classifier_names
 
 ARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
 NEW = ("x", "y", "z")
@@ -253,3 +254,65 @@ def test_hybrids_are_vits_and_resnets_are_not() -> None:
     assert is_vit("vit_base_r50_s16_224")
     assert is_vit("vit_tiny_patch16_224")
     assert not is_vit("resnet18")
+
+
+SMALL: dict[str, Any] = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+SWIN: dict[str, Any] = {"depths": [1, 1, 2, 1], "embed_dim": 24}
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "own", "size"),
+    [
+        ("eva02_tiny_patch14_224", {"depth": 1}, (28, 28), (56, 42)),
+        ("beit_base_patch16_224", SMALL, (32, 32), (64, 48)),
+        ("swin_tiny_patch4_window7_224", SWIN, (64, 64), (128, 96)),
+        ("swin_tiny_patch4_window7_224", SWIN, (128, 128), (64, 64)),
+    ],
+)
+def test_what_is_no_vit_is_resampled_by_timm(
+    name: str, args: dict[str, Any], own: tuple[int, int], size: tuple[int, int]
+) -> None:
+    weights = filled(Weights(name, args, None, own, classes=OLD))
+    images = torch.randn(2, 3, *size)
+    theirs: Any = build(weights)
+    if name.startswith("swin"):
+        windows = [stage.blocks[0].window_size for stage in create(weights, image_hw=size).layers]
+        settings = {"window_size": windows}
+    else:
+        settings = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about how timm interpolates
+        theirs.set_input_size(img_size=size, **settings)
+    model = build(weights, image_hw=size)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), theirs.eval()(images))
+    # What it has become is built and loaded by its new size alone, as after an export.
+    moved = replace(weights, state=model.state_dict(), image_hw=size)
+    with torch.no_grad():
+        torch.testing.assert_close(build(moved).eval()(images), model(images))
+    new = build(weights, image_hw=size, classes=NEW)
+    assert torch.equal(new(images), torch.zeros(2, 3))
+
+
+def test_a_model_of_one_size_alone_is_refused_at_another() -> None:
+    weights = filled(Weights("mixer_s32_224", {}, None, (64, 64), classes=OLD))
+    with pytest.raises(UserError) as caught:
+        build(weights, image_hw=(96, 64))
+    assert str(caught.value) == (
+        "a test is for images of 64 x 64 pixels, and timm cannot make mixer_s32_224 take 96 x 64: "
+        "leave out --img-size (in fine-tuning --model.img-size)"
+    )
+    state = {name: value for name, value in (weights.state or {}).items() if name != "norm.weight"}
+    with pytest.raises(UserError, match=r"1 missing: norm\.weight"):  # that it is another model's comes first
+        build(replace(weights, state=state), image_hw=(96, 64))
+
+
+@pytest.mark.parametrize(("name", "hw"), [("volo_d1_224", (64, 64)), ("repvit_m0_9", (32, 32))])
+def test_a_second_head_says_nothing_either(name: str, hw: tuple[int, int]) -> None:
+    model: Any = build(Weights(name, {}, None, hw), classes=NEW)
+    images = torch.randn(2, 3, *hw)
+    assert torch.equal(model(images), torch.zeros(2, 3))
+    (model(images) * torch.randn(2, 3)).sum().backward()  # and learns all the same
+    heads = [parameter for key, parameter in model.named_parameters() if key.startswith(classifier_names(model))]
+    assert len(heads) == 4
+    assert all(parameter.grad.abs().max() > 0 for parameter in heads)

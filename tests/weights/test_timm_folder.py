@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
-from mpp.weights.timm_folder import save_timm_folder, timm_state
+from mpp.weights import base
+from mpp.weights.base import Numerics, Weights
+from mpp.weights.timm_folder import read_timm_folder, save_timm_folder, timm_state, write_timm_folder, written_whole
 
 TINY = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)
 SIZE: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -132,3 +134,49 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing: blocks\.2"):
         save_timm_folder(build(TINY), dataclasses.replace(TINY, depth=3), tmp_path, (0.5,), (0.5,))
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("units", "classes", "representation"), [((1, 1), ("a", "b"), None), ((), ("a",), 7)])
+def test_a_stem_that_timm_has_no_name_for(
+    units: tuple[int, ...], classes: tuple[str, ...], representation: int | None, tmp_path: Path
+) -> None:
+    numerics = Numerics(norm_eps=1e-5, original_stem=True, stem_units=units)
+    args = {"patch_size": 2, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    weights = Weights("vit_base_r50_s16_224", args, None, (32, 48), 2, pool="token", numerics=numerics)
+    weights = dataclasses.replace(weights, classes=classes, representation=representation, mean=(0.1, 0.2), std=(0.3,))
+    model = base.build(weights).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    notes = write_timm_folder(dataclasses.replace(weights, state=model.state_dict()), tmp_path / "out")
+    assert notes[-1] == f"timm has no hybrid with the stem units {list(units)}: only mpp reads this folder"
+    assert not any("other constants" in note for note in notes)
+    back = read_timm_folder(tmp_path / "out")
+    for name in ("name", "args", "image_hw", "in_chans", "mean", "pool", "classes", "representation", "numerics"):
+        assert getattr(back, name) == getattr(weights, name), name
+    assert back.std == (0.3, 0.3)
+    images = torch.randn(2, 2, 32, 48)
+    with torch.no_grad():
+        assert torch.equal(base.build(back).eval()(images), model(images))
+
+
+def test_a_folder_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    (here / "sub").mkdir(parents=True)
+    monkeypatch.chdir(here / "sub")
+    for path in (".", "..", "../sub", "../..", "/", str(here)):
+        with (
+            pytest.raises(UserError, match="it is or holds the current folder; name a new one"),
+            written_whole(Path(path)),
+        ):
+            raise AssertionError("it was begun")
+    (here / "file").touch()
+    (tmp_path / "link").symlink_to(here / "linked")
+    for path in ("../new", "new/../../other", str(tmp_path / "link")):
+        with written_whole(Path(path)) as temporary:
+            (temporary / "written").touch()
+        assert (Path(path).resolve() / "written").exists()
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"here/file", "here/new/written", "here/other/written", "here/linked/written"}
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match=r"cannot write to .*loop"), written_whole(tmp_path / "loop"):
+        raise AssertionError("it was begun")
