@@ -19,6 +19,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Of Okabe and Ito, "Color Universal Design" (2008), for any colour vision; without their yellow, too pale on white."""
 
 _MARKERS = "osD^vPX"
+_LINES = ("-", "--", ":")  # of the first seven, of the next
 _WIDTH, _HEIGHT, _DPI = 9.0, 5.4, 200  # inches; 1,800 pixels, which are still read when shown at half the size
 _LARGEST_LABELLED = 60  # classes whose names fit beside a confusion matrix
 _LARGEST_COUNTED = 12  # classes whose cells hold a figure
@@ -47,9 +48,10 @@ def plot_shots(path: Path, results: Mapping[str, FewshotResult]) -> None:
         # Side by side, a few percent apart: bars at the same shots would hide each other.
         x = np.array(result.shots, dtype=float)[order] * 2 ** (0.04 * (i - (len(results) - 1) / 2))
         mean, bars, colour = 100 * result.mean[order], 100 * result.interval[order], PALETTE[i % len(PALETTE)]
+        lap = i // len(PALETTE)  # past the last colour, other lines and markers tell them apart
         axes.errorbar(
-            x, mean, yerr=bars, label=_cut(name, 40), color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=7,
-            linewidth=2.2, elinewidth=1.6, capsize=4,
+            x, mean, yerr=bars, label=_cut(name, 40), color=colour, marker=_MARKERS[(i + lap) % len(_MARKERS)],
+            linestyle=_LINES[lap % len(_LINES)], markersize=7, linewidth=2.2, elinewidth=1.6, capsize=4,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(k) for k in ticks])

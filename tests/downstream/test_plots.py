@@ -60,6 +60,12 @@ def test_shots_picture(tmp_path: Path, drawn: list[Any]) -> None:
     assert len({container[0].get_color() for container in axes.containers}) == 3
 
 
+def test_more_models_than_colours_are_told_apart(tmp_path: Path, drawn: list[Any]) -> None:
+    plot_shots(tmp_path / "many.png", {str(i): result(0.1 + i / 50) for i in range(16)})
+    lines = [container[0] for container in drawn[0].axes[0].containers]
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 16
+
+
 def test_bars_picture(tmp_path: Path, drawn: list[Any]) -> None:
     groups = {"1 %": {"scratch": (10.0, 2.0), "pretrained": (30.0, np.nan)}, "100 %": {"pretrained": (90.0, 1.0)}}
     plot_bars(tmp_path / "bars.svg", groups, "top-1 (%)")
