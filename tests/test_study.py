@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,13 @@ def command(source: str, run_dir: Path, **changed: str) -> list[str]:
     settings |= {name.replace("__", "."): value for name, value in changed.items()}
     words = [word for name, value in settings.items() for word in (f"--{name}", *(value.split(",") if value else [""]))]
     return [str(STUDY), *words]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -262,7 +262,7 @@ class _Loader(StatefulDataLoader[Any]):
                 num_workers=workers,
                 collate_fn=_itself,
                 pin_memory=pin_memory and torch.cuda.is_available(),
-                worker_init_fn=_start_worker,
+                worker_init_fn=functools.partial(_start_worker, os.getpid()),
                 multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
                 generator=torch.Generator(),  # else each start would draw from, and so move, the global one
                 snapshot_every_n_steps=None,  # the position is the caller's: nothing to carry back from the workers
@@ -272,12 +272,14 @@ class _Loader(StatefulDataLoader[Any]):
         """Silent: `data.workers` is the user's choice, also where it exceeds the cores."""
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(parent: int, _: int) -> None:
     """Workers leave signals to the main process, which decides when to stop, and never outlive it."""
+    if os.getppid() != parent:  # killed while this worker started: asked for now, its parent would be somebody else
+        os._exit(1)
     torch.set_num_threads(1)
     for number in _DEAF_TO:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:

@@ -270,3 +270,10 @@ def test_workers_ignore_the_groups_signals_and_end_with_their_parent():
         while any(exists(pid) for pid in pids.split()):
             assert time.monotonic() < deadline, "workers outlive their parent"
             time.sleep(0.1)
+
+
+def test_a_worker_whose_parent_has_died_while_it_started_ends() -> None:
+    code = "from mpp.data.loader import _start_worker; _start_worker({}, 0); print('works')"
+    for parent, said in (("__import__('os').getppid()", "works\n"), ("__import__('os').getppid() + 1", "")):
+        done = subprocess.run([sys.executable, "-c", code.format(parent)], capture_output=True, text=True)
+        assert (done.stdout, done.returncode) == (said, 0 if said else 1), done.stderr
