@@ -6,8 +6,6 @@ a table, a CSV, a picture
 """
 
 import contextlib
-import csv
-import io
 import math
 import os
 import sys
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 
 from mpp import dist
-from mpp.data.cache import write_whole
+from mpp.data.cache import write_csv
 from mpp.data.loader import worker_count
 from mpp.dist import World
 from mpp.downstream.cache import FeatureCache
@@ -32,8 +30,8 @@ from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
 from mpp.downstream.shots import FewshotResult
 from mpp.errors import RunError, UserError
 from mpp.recipes import FewshotRecipe, FrozenConfig, ProbeRecipe
-from mpp.train.parallel import choose_device, choose_precision
-from mpp.train.run_folder import once_a_machine
+from mpp.train.parallel import choose_precision
+from mpp.train.run_folder import once_a_machine, processes
 from mpp.weights.opening import open_weights
 
 _ALL = 2**40  # more test images than anybody has
@@ -61,7 +59,7 @@ def fewshot_results(config: FewshotRecipe) -> dict[str, FewshotResult]:
     Raises:
         UserError, RunError: as `fewshot`.
     """
-    with _processes(config.encoder.device) as (world, device):
+    with processes(config.encoder.device, "encoder.device") as (world, device):
         limit = config.max_test or _ALL
         told = FewshotConfig(config.data, config.test, shots=config.shots, seeds=config.seeds, max_test=limit)
         labelled = once_a_machine(world, lambda: open_labelled(config.data, config.test, config.download))
@@ -96,7 +94,7 @@ def probe(config: ProbeRecipe) -> int:
         UserError: bad input, before anything is written.
         RunError: images or features that cannot be used.
     """
-    with _processes(config.encoder.device) as (world, device):
+    with processes(config.encoder.device, "encoder.device") as (world, device):
         of = once_a_machine(world, lambda: open_labelled(config.data, config.test, config.download))
         labels = take_fraction(of.train_labels, len(of.classes), config.labels, config.labels_seed)
         of = with_labels(of, labels)
@@ -160,18 +158,6 @@ def _probe_rows(config: ProbeRecipe, results: dict[str, ProbeResult]) -> Iterabl
         yield name, config.kind, config.labels, f"{result.top1:.6f}", top5, result.setting, f"{result.chosen:g}"
 
 
-@contextlib.contextmanager
-def _processes(device: str) -> Generator[tuple[World, torch.device]]:
-    """The process group and the device, for as long as the evaluation takes."""
-    world = dist.world_from_environment()
-    chosen = choose_device(device, world, "encoder.device")
-    dist.start(world, chosen)
-    try:
-        yield world, chosen
-    finally:
-        dist.stop()
-
-
 def _encoders(
     inits: Sequence[str], pools: str, config: FrozenConfig, world: World, device: torch.device
 ) -> list[tuple[str, Frozen, str]]:
@@ -228,9 +214,7 @@ def _make(out: str, names: Sequence[str], world: World) -> None:
 
 
 def _write(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
     try:
-        write_whole(path, lambda file: file.write(text.getvalue().encode()))
+        write_csv(path, rows)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error

@@ -1,7 +1,5 @@
 """Classes of images, by a fine-tuned model."""
 
-import csv
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mpp.data.base import FileSource
-from mpp.data.cache import write_whole
+from mpp.data.cache import write_csv
 from mpp.data.loader import sequential
 from mpp.data.shards import IMAGE_EXTENSIONS
 from mpp.data.transform import EvalTransform, normalise
@@ -103,9 +101,7 @@ def _make(out: str) -> Path:
 
 def _write(path: Path, rows: Sequence[Sequence[Any]], top: int) -> None:
     head = ["path", *(name for number in range(1, top + 1) for name in (f"class{number}", f"probability{number}"))]
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
     try:
-        write_whole(path, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape")))
+        write_csv(path, [head, *rows])
     except OSError as error:
         raise RunError(f"cannot write --out {path}: {error.strerror}") from error

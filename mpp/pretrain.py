@@ -22,8 +22,7 @@ from mpp.recipes import PretrainConfig
 from mpp.report import dry_run_report, summary
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.loop import Every, NonFinite, fit
-from mpp.train.parallel import choose_device
-from mpp.train.run_folder import explained, resume, saver, train
+from mpp.train.run_folder import explained, processes, resume, saver, train
 from mpp.watch import Watch
 from mpp.weights.timm_folder import save_timm_folder
 
@@ -35,14 +34,8 @@ def run(config: PretrainConfig) -> int:
         UserError: bad input, before anything is written.
         RunError: a run that had to stop.
     """
-    world = dist.world_from_environment()
-    device = choose_device(config.train.device, world)
-    dist.start(world, device)
-    try:
-        with explained(config, device):
-            return _run(config, world, device)
-    finally:
-        dist.stop()
+    with processes(config.train.device) as (world, device), explained(config, device):
+        return _run(config, world, device)
 
 
 def _run(config: PretrainConfig, world: World, device: torch.device) -> int:

@@ -1,6 +1,5 @@
 """What a study leaves beside its runs: tables as CSV and Markdown, and pictures."""
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mpp.data.cache import write_csv
 from mpp.downstream.account import Result
 from mpp.downstream.plots import plot_bars, plot_shots
 from mpp.downstream.shots import FewshotResult
@@ -31,12 +31,12 @@ def write(
     config: StudyConfig, folder: Path, results: dict[Cell, Result], shots: dict[str, FewshotResult], init: str
 ) -> None:
     """Writes runs.csv, table.csv, fewshot.csv, finetune.png, fewshot.png and study.md."""
-    _write_csv(folder / "runs.csv", _run_rows(results))
+    write_csv(folder / "runs.csv", _run_rows(results))
     rows = _table(config, results)
-    _write_csv(
+    write_csv(
         folder / "table.csv", [("labels", "scratch", "scratch_std", "pretrained", "pretrained_std", "gain"), *rows]
     )
-    _write_csv(folder / "fewshot.csv", _fewshot_rows(shots))
+    write_csv(folder / "fewshot.csv", _fewshot_rows(shots))
     groups = {
         f"{row[0]} of the labels": {
             "from scratch": (100 * row[1], 100 * row[2]),
@@ -112,8 +112,3 @@ def _markdown(
 
 def _percent(mean: float, std: float) -> str:
     return f"{100 * mean:.1f} ± {100 * std:.1f}"
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)

@@ -1,10 +1,12 @@
 """Where things are kept that can be made again, and how a file is written so that nobody meets half of it."""
 
+import csv
+import io
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def cache_folder() -> Path:
@@ -27,3 +29,19 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes rows as CSV in UTF-8, whole or not at all; paths that are no UTF-8 keep their bytes.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+
+    def write(file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        text.flush()
+        text.detach()
+
+    write_whole(path, write)

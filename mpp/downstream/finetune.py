@@ -11,8 +11,6 @@ images and judged there; the best then trains on everything, and only that one m
 """
 
 import contextlib
-import csv
-import io
 import shutil
 import sys
 import time
@@ -24,7 +22,7 @@ import torch
 
 from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
-from mpp.data.cache import write_whole
+from mpp.data.cache import write_csv, write_whole
 from mpp.dist import World
 from mpp.downstream.account import RESULT, Inputs, Result, account, describe, finished, read_result
 from mpp.downstream.config import FinetuneConfig, parse_share
@@ -37,8 +35,18 @@ from mpp.train.bad_files import BadFiles
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.log import RunLog, Terminal
 from mpp.train.loop import Every, NonFinite, State
-from mpp.train.parallel import choose_device, share_statistics
-from mpp.train.run_folder import check_config, earlier, explained, once_a_machine, resume, saver, steps, train
+from mpp.train.parallel import share_statistics
+from mpp.train.run_folder import (
+    check_config,
+    earlier,
+    explained,
+    once_a_machine,
+    processes,
+    resume,
+    saver,
+    steps,
+    train,
+)
 from mpp.weights.timm_folder import write_timm_folder
 
 __all__ = ["Result", "finished", "read_result", "run"]
@@ -57,21 +65,15 @@ def run(config: FinetuneConfig) -> int:
         UserError: bad input, before anything is written.
         RunError: a run that had to stop.
     """
-    world = dist.world_from_environment()
-    device = choose_device(config.train.device, world)
-    dist.start(world, device)
-    try:
-        with explained(config, device):
-            data = config.data
-            labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download))
-            labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
-            labelled = with_labels(labelled, labels)
-            if len(config.optim.lr) == 1:
-                return _Tuner(config, labelled, world, device).run()
-            status, lr = _sweep(config, labelled, world, device)
-            return status or _Tuner(_with_lr(config, lr), labelled, world, device).run()
-    finally:
-        dist.stop()
+    with processes(config.train.device) as (world, device), explained(config, device):
+        data = config.data
+        labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download))
+        labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
+        labelled = with_labels(labelled, labels)
+        if len(config.optim.lr) == 1:
+            return _Tuner(config, labelled, world, device).run()
+        status, lr = _sweep(config, labelled, world, device)
+        return status or _Tuner(_with_lr(config, lr), labelled, world, device).run()
 
 
 def _with_lr(config: FinetuneConfig, lr: float) -> FinetuneConfig:
@@ -133,12 +135,11 @@ def _try(config: FinetuneConfig, held: Labelled, world: World, device: torch.dev
 
 
 def _write_sweep(path: Path, rows: dict[float, Result | None], best: float) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["lr", "held_out_top1", "held_out_images", "chosen"])
-    for lr, row in rows.items():
-        writer.writerow([lr, row.top1 if row else "diverged", row.test_images if row else "", int(lr == best)])
-    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+    table = [
+        (lr, row.top1 if row else "diverged", row.test_images if row else "", int(lr == best))
+        for lr, row in rows.items()
+    ]
+    write_csv(path, [("lr", "held_out_top1", "held_out_images", "chosen"), *table])
 
 
 class _Tuner:

@@ -18,9 +18,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from mpp.downstream.ridge import check_features
+from mpp.downstream.ridge import STD_OFFSET, check_features
 
-_STD_OFFSET = 1e-5  # as in ridge.py
 _ROWS = 2**24  # numbers in one block: 128 MB
 _KEPT = 2**28  # standardised numbers that are kept: 2 GB; of more, each block is made anew in each pass
 
@@ -81,7 +80,7 @@ def fit_linear(
         raise ValueError(f"l2 must be positive and finite, got {l2}")
     seen = np.unique(labels)
     mean = features.mean(axis=0, dtype=np.float64)
-    std = features.std(axis=0, dtype=np.float64) + _STD_OFFSET
+    std = features.std(axis=0, dtype=np.float64) + STD_OFFSET
     std[features.min(axis=0) == features.max(axis=0)] = np.inf
 
     solution = torch.zeros(features.shape[1] + 1, len(seen), dtype=torch.float64)

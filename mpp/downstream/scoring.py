@@ -5,19 +5,17 @@
 Pure NumPy. Letters: n test images, K classes that can be predicted, C of them and those that cannot, k the best kept.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
 from mpp.data.base import Source, count, place
-from mpp.data.cache import write_whole
+from mpp.data.cache import write_csv
 
 _TOP = 5
 _Z = 1.959963984540054  # the normal distribution holds 95% within this many standard deviations
@@ -123,8 +121,8 @@ class Scores:
         Raises:
             OSError: the files cannot be written.
         """
-        _write_csv(folder / "classes.csv", self._class_rows(train_labels))
-        _write_csv(folder / "predictions.csv", self._image_rows(source))
+        write_csv(folder / "classes.csv", self._class_rows(train_labels))
+        write_csv(folder / "predictions.csv", self._image_rows(source))
 
     def _class_rows(self, train_labels: np.ndarray | None) -> Iterable[Sequence[Any]]:
         yield "class", "train_images", "test_images", "correct", "accuracy", "precision", "most_confused_with"
@@ -212,14 +210,3 @@ def shown(name: str) -> str:
     line = " ".join(name.encode("utf-8", "replace").decode().split())
     line = "".join(letter if letter.isprintable() else "?" for letter in line)
     return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    def write(file: BinaryIO) -> None:
-        # Paths that are no UTF-8 keep their bytes.
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        text.flush()
-        text.detach()
-
-    write_whole(path, write)

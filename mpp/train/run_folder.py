@@ -17,6 +17,7 @@ from mpp.errors import RunError, UserError
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.config import ScheduleConfig, TrainConfig
 from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, Schedule, State, Step, StopSignal, fit
+from mpp.train.parallel import choose_device
 from mpp.train.schedule import learning_rate, parse_duration
 
 
@@ -40,6 +41,22 @@ class Journal(Protocol):
 
     def say(self, text: str) -> None: ...
     def flush(self) -> None: ...
+
+
+@contextlib.contextmanager
+def processes(device: str, setting: str = "train.device") -> Iterator[tuple[World, torch.device]]:
+    """This process among all and the device that `setting` names, in one process group for as long as they are used.
+
+    Raises:
+        UserError: a device that is not there.
+    """
+    world = dist.world_from_environment()
+    chosen = choose_device(device, world, setting)
+    dist.start(world, chosen)
+    try:
+        yield world, chosen
+    finally:
+        dist.stop()
 
 
 @contextlib.contextmanager
