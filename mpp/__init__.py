@@ -16,7 +16,7 @@ _HOME = {
     "pick_patches": "mpp.objective.masking",
     "draw_corruption": "mpp.objective.masking",
     "corrupt": "mpp.objective.masking",
-    "open_source": "mpp.data.source",
+    "open_source": "mpp.sources.opening",
     "PretrainConfig": "mpp.recipes",
 }
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from mpp import dist
-from mpp.data.cache import write_csv
 from mpp.data.loader import worker_count
 from mpp.dist import World
 from mpp.downstream.cache import FeatureCache
@@ -29,6 +28,7 @@ from mpp.downstream.plots import plot_shots
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
 from mpp.downstream.shots import FewshotResult
 from mpp.errors import RunError, UserError
+from mpp.files import write_csv
 from mpp.recipes import FewshotRecipe, FrozenConfig, ProbeRecipe
 from mpp.train.parallel import choose_precision
 from mpp.train.run_folder import once_a_machine, processes

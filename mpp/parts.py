@@ -15,7 +15,6 @@ from torch.amp.grad_scaler import GradScaler
 
 from mpp.data.feed import Placed, feed
 from mpp.data.loader import derive_seed, stream, worker_count
-from mpp.data.source import Source, open_source
 from mpp.data.transform import TrainTransform, normalise
 from mpp.dist import World
 from mpp.downstream.fewshot import Fewshot
@@ -25,6 +24,8 @@ from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.objective.objective import Figures, MaskedPatchPrediction, Survey, survey_targets
 from mpp.objective.target import build_target
 from mpp.recipes import PretrainConfig
+from mpp.sources.base import Source
+from mpp.sources.opening import open_source
 from mpp.train.loop import Schedule, State
 from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare

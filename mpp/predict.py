@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpp.data.base import FileSource
-from mpp.data.cache import write_csv
 from mpp.data.loader import sequential
-from mpp.data.shards import IMAGE_EXTENSIONS
 from mpp.data.transform import EvalTransform, normalise
 from mpp.dist import World
 from mpp.downstream.scoring import shown
 from mpp.errors import RunError, UserError
+from mpp.files import write_csv
 from mpp.recipes import PredictRecipe
+from mpp.sources.base import FileSource
+from mpp.sources.shards import IMAGE_EXTENSIONS
 from mpp.train.parallel import choose_device
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights

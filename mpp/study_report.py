@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mpp.data.cache import write_csv
 from mpp.downstream.account import Result
 from mpp.downstream.plots import plot_bars, plot_shots
 from mpp.downstream.shots import FewshotResult
+from mpp.files import write_csv
 from mpp.recipes import StudyConfig
 from mpp.train.log import read_rows
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mpp.data.loader import sequential
-from mpp.data.source import Source
 from mpp.data.transform import EvalTransform, normalise
 from mpp.downstream.features import EVALUATION_BATCH, extract_by_all, pool
 from mpp.downstream.fewshot import FewshotResult, evaluations
@@ -19,6 +18,7 @@ from mpp.model.encoder import Encoder
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.picture import draw_sheet, reconstruct
 from mpp.parts import Run, draw
+from mpp.sources.base import Source
 from mpp.train.bad_files import BadFiles
 from mpp.train.log import RunLog, Terminal
 from mpp.train.loop import Every, State

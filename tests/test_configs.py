@@ -13,7 +13,6 @@ import torch
 import mpp.parts
 from mpp.cli import _ALIASES
 from mpp.config import from_file, parse
-from mpp.data.base import ListSource
 from mpp.dist import World
 from mpp.downstream.config import FewshotConfig
 from mpp.downstream.labelled import label
@@ -23,6 +22,7 @@ from mpp.model.config import ModelConfig
 from mpp.model.encoder import build_encoder
 from mpp.parts import build, build_model
 from mpp.recipes import FinetuneConfig, PretrainConfig, StudyConfig
+from mpp.sources.base import ListSource
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))

@@ -4,6 +4,19 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How whatever a file holds becomes uint8 pixels of so many channels."""
+
+    channels: int = 3
+    """Of the pixels."""
+    value_range: tuple[float, ...] = ()
+    """Values that become 0 and 255: low high, or one such pair per channel. (): 0 to the largest of an unsigned
+    integer type, 0 to 1 for floating point."""
+    background: tuple[int, ...] = (255,)
+    """Shows through where an image is transparent, 0 to 255: one number, or one per channel."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the images are and how they are augmented."""
 

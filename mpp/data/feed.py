@@ -6,9 +6,9 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from mpp.data.base import Source
 from mpp.data.loader import Transform, stream
 from mpp.dist import World
+from mpp.sources.base import Source
 
 
 class Placed(TypedDict):

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from mpp.data.base import Source, place
 from mpp.data.decode import BadImage, decode, one_line
+from mpp.sources.base import Source, place
 
 Transform = Callable[[np.ndarray], Tensor]
 

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from mpp import dist
-from mpp.data.cache import cache_folder, write_whole
+from mpp.files import cache_folder, write_whole
 
 _FORMAT = 1  # of the files; a new number makes the old ones be left alone
 

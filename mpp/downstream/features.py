@@ -13,9 +13,9 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from mpp import dist
-from mpp.data.base import Source
 from mpp.data.loader import Batch, Transform, sequential
 from mpp.errors import RunError, UserError
+from mpp.sources.base import Source
 
 EVALUATION_BATCH = 128
 

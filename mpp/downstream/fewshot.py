@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int64
 
-from mpp.data.source import Source, SourceError
 from mpp.downstream.config import FewshotConfig
 from mpp.downstream.labelled import Labelled, label, open_labelled
 from mpp.downstream.shots import L2, FewshotResult, draw_shots, score, short_classes
+from mpp.sources.base import Source, SourceError
 from mpp.train.schedule import parse_duration
 
 Extract = Callable[[Source, np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -22,7 +22,6 @@ import torch
 
 from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
-from mpp.data.cache import write_csv, write_whole
 from mpp.dist import World
 from mpp.downstream.account import RESULT, Inputs, Result, account, describe, finished, read_result
 from mpp.downstream.config import FinetuneConfig, parse_share
@@ -31,6 +30,7 @@ from mpp.downstream.plots import plot_confusion
 from mpp.downstream.scoring import Scores, score
 from mpp.downstream.tuning import Tuning, build_tuning, predict, result_weights, training_batches, training_step
 from mpp.errors import RunError
+from mpp.files import write_csv, write_whole
 from mpp.train.bad_files import BadFiles
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.log import RunLog, Terminal

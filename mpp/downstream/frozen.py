@@ -19,14 +19,14 @@ from jaxtyping import Float, Float32, Int64
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from mpp.data.fingerprint import fingerprint
-from mpp.data.source import Source
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform, normalise
 from mpp.downstream.cache import FeatureCache, weights_hash
 from mpp.downstream.features import check_patches, extract_by_all, pool
 from mpp.downstream.fewshot import Extract
 from mpp.errors import UserError
 from mpp.model.attention import Attention
+from mpp.sources.base import Source
+from mpp.sources.fingerprint import fingerprint
 from mpp.train.parallel import DTYPES, autocast
 from mpp.weights.base import Weights, build
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
-from mpp.data.base import count, numbered_classes, place
-from mpp.data.source import Source, SourceError, has_split, open_source
 from mpp.downstream.config import parse_share
+from mpp.sources.base import Source, SourceError, count, numbered_classes, place
+from mpp.sources.opening import has_split, open_source
 
 _TEST_SEED = 1729  # which images are tested never changes, so that figures of different runs compare
 _TEST_SHARE = 1 / 5  # of each class, held out where there is no test split

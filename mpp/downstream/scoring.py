@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
-from mpp.data.base import Source, count, place
-from mpp.data.cache import write_csv
+from mpp.files import write_csv
+from mpp.sources.base import Source, count, place
 
 _TOP = 5
 _Z = 1.959963984540054  # the normal distribution holds 95% within this many standard deviations

@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from mpp.data.augment import RandAugment
 from mpp.data.feed import Placed, feed
 from mpp.data.loader import Transform, derive_seed, worker_count
-from mpp.data.source import Source, Subset
 from mpp.data.transform import EvalTransform, TrainTransform, normalise
 from mpp.dist import World
 from mpp.downstream.config import ClassifierConfig, FinetuneConfig
 from mpp.downstream.features import check_patches, extract_by_all
 from mpp.downstream.labelled import Labelled
 from mpp.errors import UserError
+from mpp.sources.base import Source, Subset
 from mpp.train.loop import Schedule, State
 from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.data.base import ListSource
 from mpp.data.feed import Placed, feed
 from mpp.data.loader import stream
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
+from mpp.sources.base import ListSource
 
 CPU = torch.device("cpu")
 SOURCE = ListSource(np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8), np.arange(10))

@@ -14,8 +14,8 @@ import torch
 from mpp.data.config import DataConfig
 from mpp.data.decode import BadImage
 from mpp.data.loader import permutation, sequential, stream, worker_count
-from mpp.data.source import ListSource, Subset
 from mpp.data.transform import EvalTransform, TrainTransform
+from mpp.sources.base import ListSource, Subset
 
 
 def numbered(length, side=12, bad=()):
@@ -159,7 +159,7 @@ def test_bad_images_are_replaced_and_named():
 
 
 def test_unreadable_files_are_bad_too(picture_folder):
-    from mpp.data.source import open_source
+    from mpp.sources.opening import open_source
 
     folder = picture_folder("0.png", "1.png", "2.png")
     source = open_source(f"folder:{folder}")
@@ -226,7 +226,7 @@ SCRIPT = """
     import numpy as np
     from mpp.data.config import DataConfig
     from mpp.data.loader import stream
-    from mpp.data.source import ListSource
+    from mpp.sources.base import ListSource
     from mpp.data.transform import EvalTransform
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

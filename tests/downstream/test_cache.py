@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mpp.data.cache import cache_folder
 from mpp.downstream.cache import FeatureCache, Features, weights_hash
+from mpp.files import cache_folder
 
 KEY = {"weights": "abc", "images": "def", "size": [224, 224], "pool": "mean"}
 

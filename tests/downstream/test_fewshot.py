@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.data.source import SourceError
 from mpp.downstream import fewshot, labelled, ridge
 from mpp.downstream.config import FewshotConfig
 from mpp.downstream.fewshot import Fewshot, evaluations
 from mpp.downstream.shots import FewshotResult, draw_shots, evaluate
+from mpp.sources.base import SourceError
 from mpp.train.schedule import is_due
 
 

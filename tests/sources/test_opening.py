@@ -4,7 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
-from mpp.data.source import ListSource, SourceError, Subset, has_split, open_source
+from mpp.sources.base import ListSource, SourceError, Subset
+from mpp.sources.opening import has_split, open_source
 
 
 def names(source):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.data.fingerprint import fingerprint
-from mpp.data.source import FileSource, ListSource, Subset, open_source
+from mpp.sources.base import FileSource, ListSource, Subset
+from mpp.sources.fingerprint import fingerprint
+from mpp.sources.opening import open_source
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
 

@@ -8,16 +8,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 import mpp.torchvision_import  # noqa: F401
-from mpp.data.base import FileSource, ListSource, SourceError
+from mpp.sources.base import FileSource, ListSource, SourceError, Split
 
 from torchvision.datasets import CIFAR10, CIFAR100  # isort: skip
 
-Split = Literal["train", "test"]
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from mpp.errors import UserError
+
+Split = Literal["train", "test"]
 
 
 class SourceError(UserError, ValueError):

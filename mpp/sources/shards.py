@@ -25,11 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from mpp.data.base import SourceError, check_index, numbered_classes, summary
-from mpp.data.cache import cache_folder, write_whole
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm")
-"""File name endings that count as images, here and in folders; lower case."""
+from mpp.files import cache_folder, write_whole
+from mpp.sources.base import SourceError, check_index, numbered_classes, summary
+from mpp.sources.names import IMAGE_EXTENSIONS
 
 _FORMAT = 1  # of the cached index; a new number makes the old ones be rebuilt
 _OPEN_FILES = 64

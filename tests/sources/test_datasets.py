@@ -13,7 +13,8 @@ import pytest
 
 import mpp.torchvision_import  # noqa: F401
 from mpp.data.decode import decode
-from mpp.data.source import SourceError, open_source
+from mpp.sources.base import SourceError
+from mpp.sources.opening import open_source
 
 from torchvision.datasets import CIFAR10, CIFAR100  # isort: skip
 

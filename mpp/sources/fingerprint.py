@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpp.data.base import FileSource, Source, Subset
-from mpp.data.shards import ShardSource
-from mpp.data.source import ArraySource
+from mpp.sources.array import ArraySource
+from mpp.sources.base import FileSource, Source, Subset
+from mpp.sources.shards import ShardSource
 
 if TYPE_CHECKING:
     from hashlib import _Hash

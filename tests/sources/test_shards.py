@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpp.data import shards
-from mpp.data.shards import expand_braces
-from mpp.data.source import SourceError, open_source
+from mpp.sources import shards
+from mpp.sources.base import SourceError
+from mpp.sources.opening import open_source
+from mpp.sources.shards import expand_braces
 
 
 def write_tar(path, members):

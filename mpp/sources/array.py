@@ -1,0 +1,105 @@
+"""Arrays of images of one size, memory-mapped where they can be."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpp.sources.base import SourceError, check_index, numbered_classes, summary
+
+
+class ArraySource:
+    """Images of one size in a .npy (memory-mapped) or .npz file: NHWC or NHW, uint8 or uint16.
+
+    uint16 is scaled linearly, from the array's own smallest..largest value to 0..255. An .npz holds the images as
+    `images`, `x` or its only array of 3 or 4 dimensions, and may hold labels as `labels` or `y`.
+
+    Raises:
+        SourceError: missing, not such a file, or an array of another shape or dtype.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name, self.path = name, path
+        self._images, self._labels = self._load()
+        shape, dtype = self._images.shape, self._images.dtype
+        if dtype.kind != "u" or dtype.itemsize > 2:
+            raise SourceError(
+                f"{name}: the array is {dtype}; images are uint8 or uint16, so scale and convert it first"
+            )
+        if len(shape) not in (3, 4) or 0 in shape:
+            raise SourceError(f"{name}: the array has the shape {shape}; expected NHWC or NHW, none of them 0")
+        if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 16:
+            raise SourceError(f"{name}: {shape} looks like NCHW; save it as NHWC, with np.moveaxis(array, 1, -1)")
+        self.classes = None if self._labels is None else numbered_classes(self._labels)
+        self._range = _value_range(self._images) if dtype.itemsize == 2 else None
+
+    def _load(self) -> tuple[np.ndarray, np.ndarray | None]:
+        try:
+            with self.path.open("rb") as file:  # numpy leaves a file of its own open when the archive is damaged
+                if file.read(6) == b"\x93NUMPY":
+                    return np.load(self.path, mmap_mode="r", allow_pickle=False), None
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as held:
+                    arrays: dict[str, np.ndarray] = {key: np.asarray(held[key]) for key in held.files}
+        except FileNotFoundError:
+            raise SourceError(f"{self.name}: there is no file {self.path}; check the path") from None
+        except IsADirectoryError:
+            raise SourceError(f"{self.name}: {self.path} is a folder; did you mean folder:{self.path}?") from None
+        except Exception as error:  # numpy lets zipfile's, zlib's and struct's errors through
+            reason = str(error).partition("\n")[0]
+            raise SourceError(f"{self.name}: not a readable .npy or .npz of plain arrays ({reason})") from error
+        images = next((arrays[key] for key in ("images", "x") if key in arrays), None)
+        if images is None:
+            fitting = [array for array in arrays.values() if array.ndim in (3, 4)]
+            if len(fitting) != 1:
+                raise SourceError(f"{self.name}: holds {sorted(arrays)}; name the array of images 'images'")
+            images = fitting[0]
+        return images, self._check_labels(arrays, len(images) if images.ndim else 0)
+
+    def _check_labels(self, arrays: dict[str, np.ndarray], length: int) -> np.ndarray | None:
+        labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
+        if labels is None:
+            return None
+        if labels.shape != (length,) or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+            raise SourceError(
+                f"{self.name}: the labels are {labels.dtype} {labels.shape}; expected {length} whole numbers from 0"
+            )
+        return labels.astype(np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map would carry every pixel to each spawned worker.
+        mapped = isinstance(self._images, np.memmap)
+        return {**self.__dict__, "_images": None} if mapped else self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._images is None:
+            self._images = self._load()[0]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> tuple[np.ndarray, int | None]:
+        """uint8 (H, W) or (H, W, C), and the label."""
+        image = np.asarray(self._images[check_index(index, len(self))])
+        if self._range is not None:
+            low, high = self._range
+            scaled = (image.astype(np.float32) - low) * (255 / max(high - low, 1))
+            image = np.rint(scaled).astype(np.uint8)
+        return image, None if self._labels is None else int(self._labels[index])
+
+    def labels(self) -> np.ndarray | None:
+        """int64 (len,), or None."""
+        return self._labels
+
+    def describe(self) -> str:
+        """One line: count, classes, and how 16 bits became 8."""
+        scaled = "" if self._range is None else "uint16 scaled from {}..{} to 0..255".format(*self._range)
+        return summary(len(self), self.classes, scaled)
+
+
+def _value_range(images: np.ndarray) -> tuple[int, int]:
+    """Smallest and largest value, a bounded piece at a time."""
+    rows = max(1, 2**25 // max(1, images[0].size))
+    pieces = [images[start : start + rows] for start in range(0, len(images), rows)]
+    return min(int(piece.min()) for piece in pieces), max(int(piece.max()) for piece in pieces)
