@@ -25,3 +25,28 @@ class FewshotBench:
             least = 2 if field.name == "classes" else 1
             if getattr(self, field.name) < least:
                 raise ValueError(f"{field.name} must be at least {least}, got {getattr(self, field.name)}")
+
+
+@dataclass(frozen=True)
+class DataBench:
+    """Time decoding and augmentation beside Pillow and torchvision, the loader, and a very long index."""
+
+    data: str = "demo"
+    """The images: a source such as folder:/my/photos. Photographs tell the most."""
+    images: int = 300
+    """Images of it that are measured, the first ones, read beforehand."""
+    size: int = 224
+    """Side of the crops, in pixels."""
+    repeats: int = 5
+    """Times that each side is measured, in turns."""
+    workers: int = 2
+    """Loader processes whose rate is set beside that of one."""
+    entries: int = 10_000_000
+    """Images in the index of shards that is opened; 0 leaves that part out."""
+    reads: int = 1_000_000
+    """Images that a loader worker reads from it while its memory is watched."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("images", 1), ("size", 8), ("repeats", 1), ("workers", 1), ("entries", 0), ("reads", 0)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{key} must be at least {least}, got {getattr(self, key)}")

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpp.bench_config import FewshotBench
+from mpp.bench_config import DataBench, FewshotBench
 from mpp.config import parse
+from mpp.data_recipes import CheckRecipe, ShardRecipe
 from mpp.errors import ConfigError, UserError
 from mpp.recipes import (
     ConvertRecipe,
@@ -165,23 +166,60 @@ def _study(config: StudyConfig) -> int:
     return run(_at_home(config))
 
 
+def shard(argv: Sequence[str] | None = None) -> int:
+    """Packs images into shards; returns the exit code."""
+    return _main("shard", ShardRecipe, argv, _shard, {})
+
+
+def _shard(config: ShardRecipe) -> int:
+    if not config.data:
+        raise ConfigError("nothing to pack: give --data, such as --data folder:/my/images")
+    if not config.out:
+        raise ConfigError("nowhere to write to: give --out, a folder for the shards")
+    from mpp.shard import shard
+
+    return shard(config)
+
+
+def check_data(argv: Sequence[str] | None = None) -> int:
+    """Looks at images before a run; returns the exit code: 0 where a run would start, 1 where it would not."""
+    return _main("check_data", CheckRecipe, argv, _check_data, {})
+
+
+def _check_data(config: CheckRecipe) -> int:
+    if not config.data:
+        raise ConfigError("no images to look at: give --data, such as --data folder:/my/images")
+    from mpp.check_data import check_data
+
+    return check_data(config)
+
+
 def bench(argv: Sequence[str] | None = None) -> int:
     """Measures what the first word names, beside its reference; returns the exit code."""
+    known = {"fewshot": (FewshotBench, _bench_fewshot), "data": (DataBench, _bench_data)}
     what, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
     if what in ("-h", "--help"):
-        print("usage: bench fewshot [settings]; `bench fewshot --help` lists its settings")
+        print(f"usage: bench {{{','.join(known)}}} [settings]; `bench {next(iter(known))} --help` lists its settings")
         return 0
-    if what != "fewshot":
+    if what not in known:
         got = repr(what) if what else "nothing"
-        print(f"bench: error: the first word names what to measure, which is fewshot; got {got}", file=sys.stderr)
+        names = " or ".join(known)
+        print(f"bench: error: the first word names what to measure, {names}; got {got}", file=sys.stderr)
         return 2
-    return _main("bench fewshot", FewshotBench, rest, _bench_fewshot, {})
+    config, run = known[what]
+    return _main(f"bench {what}", config, rest, run, {})
 
 
 def _bench_fewshot(config: FewshotBench) -> int:
-    from mpp.bench import fewshot
+    from mpp.bench.fewshot import fewshot
 
     return fewshot(config)
+
+
+def _bench_data(config: DataBench) -> int:
+    from mpp.bench.data import data
+
+    return data(config)
 
 
 def _main(

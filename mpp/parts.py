@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from mpp.data.config import Reading
 from mpp.data.feed import Placed, feed
 from mpp.data.loader import derive_seed, stream, worker_count
+from mpp.data.pixel_cache import open_images
+from mpp.data.reader import Bad
 from mpp.data.transform import TrainTransform, normalise
 from mpp.dist import World
 from mpp.downstream.fewshot import Fewshot
@@ -25,7 +28,6 @@ from mpp.objective.objective import Figures, MaskedPatchPrediction, Survey, surv
 from mpp.objective.target import build_target
 from mpp.recipes import PretrainConfig
 from mpp.sources.base import Source
-from mpp.sources.opening import open_source
 from mpp.train.loop import Schedule, State
 from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
@@ -64,6 +66,11 @@ class Run:
         ema = self.state.ema
         return cast(MaskedPatchPrediction[Encoder], ema.module) if ema is not None else self.model
 
+    @property
+    def reading(self) -> Reading:
+        """How files become pixels."""
+        return self.config.data.reading(self.config.model.in_chans)
+
     def steps(self, duration: str, name: str) -> int:
         """A duration of the config in steps; 0 for an empty one."""
         return steps(duration, name, self.schedule, len(self.source))
@@ -78,7 +85,9 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     size = config.train.batch_size
     micro, accumulate = micro_batches(size, config.train.micro_batch, world)
     precision = choose_precision(config.train.precision, device)
-    source = once_a_machine(world, lambda: open_source(config.data.source, download=config.data.download))
+    workers = worker_count(config.data.workers, world.local_size)
+    reading = config.data.reading(config.model.in_chans)
+    source = once_a_machine(world, lambda: open_images(config.data, reading, workers))
     fewshot = None
     if config.fewshot.data:
         fewshot = once_a_machine(world, lambda: Fewshot.open(config.fewshot, config.data.download))
@@ -94,7 +103,6 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         GradScaler(device.type) if precision == "fp16" else None,
     )
     wrapped = prepare(model, device, world, config.train.compile)
-    workers = worker_count(config.data.workers, world.local_size)
     return Run(
         config, world, device, precision, source, transform, model, wrapped, state, schedule, fewshot, micro, workers
     )
@@ -108,9 +116,7 @@ def build_model(
     `dtype` is what attention will be computed in.
     """
     channels = config.model.in_chans
-    for key in ("mean", "std"):
-        if len(getattr(config.data, key)) not in (1, channels):
-            raise UserError(f"data.{key} takes one number or {channels}, one per channel of model.in_chans")
+    config.data.reading(channels)
     torch.manual_seed(config.train.seed)
     encoder = build_encoder(config.model, device, dtype)
     objective = config.objective
@@ -129,7 +135,7 @@ def survey_source(parts: Run) -> Survey:
     batches = stream(
         parts.source,
         parts.transform,
-        config.model.in_chans,
+        parts.reading,
         seed=seed,
         batch_size=SURVEY_IMAGES,
         micro_batch=SURVEY_IMAGES // 8,
@@ -142,14 +148,14 @@ def survey_source(parts: Run) -> Survey:
 
 
 def training_batches(
-    parts: Run, report_bad: Callable[[list[tuple[int, str]], int], None] = lambda bad, images: None
+    parts: Run, report_bad: Callable[[list[Bad], int], None] = lambda bad, images: None
 ) -> Generator[Placed]:
     """This rank's endless micro-batches from `state.images_seen` on (see `feed`)."""
     config = parts.config
     return feed(
         parts.source,
         parts.transform,
-        config.model.in_chans,
+        parts.reading,
         parts.device,
         seed=config.train.seed,
         batch_size=parts.schedule.batch_size,

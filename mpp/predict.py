@@ -18,7 +18,7 @@ from mpp.errors import RunError, UserError
 from mpp.files import write_csv
 from mpp.recipes import PredictRecipe
 from mpp.sources.base import FileSource
-from mpp.sources.shards import IMAGE_EXTENSIONS
+from mpp.sources.names import is_hidden, is_image
 from mpp.train.parallel import choose_device
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
@@ -42,14 +42,14 @@ def predict(config: PredictRecipe) -> int:
     out = _make(config.out) if config.out else None
     source = FileSource("images", Path(), paths)
     batches = sequential(
-        source, EvalTransform(weights.image_hw), weights.in_chans, range(len(paths)), batch_size=_BATCH, workers=0
+        source, EvalTransform(weights.image_hw), weights.reading, range(len(paths)), batch_size=_BATCH, workers=0
     )
     rows: list[Sequence[Any]] = []
     failed = 0
     for batch in batches:
-        for _, reason in batch["bad"]:
+        for bad in batch["bad"]:
             failed += 1
-            print(f"cannot be decoded: {reason}", file=sys.stderr)
+            print(f"cannot be decoded: {bad}", file=sys.stderr)
         if len(batch["images"]):
             found = _probabilities(model, normalise(batch["images"].to(device), weights.mean, weights.std))
             best = np.argsort(-found, axis=1, kind="stable")[:, : config.top]
@@ -79,8 +79,7 @@ def _paths(image: str) -> list[str]:
     found = sorted(
         inner
         for inner in path.rglob("*")
-        if inner.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS
-        and not any(part.startswith(".") for part in inner.relative_to(path).parts)
+        if is_image(inner.name) and not any(is_hidden(part) for part in inner.relative_to(path).parts)
     )
     if not found:
         raise UserError(f"there is no image in the folder {image}")

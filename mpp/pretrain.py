@@ -15,6 +15,7 @@ import torch
 
 from mpp import dist
 from mpp.config import to_yaml
+from mpp.data.loader import cores_for
 from mpp.dist import World
 from mpp.errors import RunError
 from mpp.parts import Run, build, survey_source, training_batches, training_step
@@ -23,6 +24,7 @@ from mpp.report import dry_run_report, summary
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.loop import Every, NonFinite, fit
 from mpp.train.run_folder import explained, processes, resume, saver, train
+from mpp.train.waiting import data_notes
 from mpp.watch import Watch
 from mpp.weights.timm_folder import save_timm_folder
 
@@ -78,7 +80,9 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
 def _finish(parts: Run, watch: Watch) -> int:
     export(parts)
     if parts.world.main:
-        watch.finish(summary(parts.folder, parts.model.target.score_name))
+        cores = cores_for(parts.world.local_size)
+        notes = data_notes(parts.folder, parts.config.data, parts.workers, cores)
+        watch.finish(summary(parts.folder, parts.model.target.score_name, notes))
     return 0
 
 
@@ -115,7 +119,7 @@ def export(parts: Run) -> None:
     """Writes run_dir/model: the averaged encoder if there is an average, else the trained one."""
     if parts.world.main:
         data, folder = parts.config.data, parts.folder / "model"
-        save_timm_folder(parts.exported.encoder, parts.config.model, folder, data.mean, data.std)
+        save_timm_folder(parts.exported.encoder, parts.config.model, folder, data.mean, data.std, parts.reading)
     dist.barrier()
 
 

@@ -3,7 +3,7 @@
 import math
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from mpp.train.log import read_rows
 from mpp.watch import Watch
 
 
-def summary(folder: Path, score: str) -> str:
-    """What a finished run has to say, from its own rows."""
+def summary(folder: Path, score: str, notes: Sequence[str] = ()) -> str:
+    """What a finished run has to say, from its own rows, and what else is to be said."""
     rows = read_rows(folder / "metrics.jsonl")
     trained = [row for row in rows if score in row]
     evaluated = [row for row in rows if any(name.startswith("fewshot/") for name in row)]
@@ -40,6 +40,7 @@ def summary(folder: Path, score: str) -> str:
             shots = name.removeprefix("fewshot/").removesuffix("shot")
             lines.append(f"  {shots:>8}  " + "  ".join(f"{c:>15}" for c in cells))
         lines.append("")
+    lines += [f"note: {note}" for note in notes] + [""] * bool(notes)
     lines += [
         f"pictures     {folder / 'pictures'}",
         f"curves       tensorboard --logdir {folder / 'tensorboard'}",

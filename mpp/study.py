@@ -28,7 +28,7 @@ from mpp.downstream.finetune import run as finetune
 from mpp.downstream.frozen import Frozen
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.shots import FewshotResult
-from mpp.downstream.tuning import build_tuning
+from mpp.downstream.tuning import build_tuning, described
 from mpp.errors import RunError, UserError
 from mpp.evaluate import fewshot_results
 from mpp.parts import build_model
@@ -65,7 +65,7 @@ def run(config: StudyConfig) -> int:
     cells = _cells(config)
     rates: dict[tuple[str, str], float] = {}
     names = {"scratch": f"random:{init}", "pretrained": init}
-    weights = {side: _normalised(open_weights(name), config) for side, name in names.items()}
+    weights = {side: described(open_weights(name), config.finetune.data) for side, name in names.items()}
     inputs = {side: Inputs.of(of, labelled) for side, of in weights.items()}
     for number, cell in enumerate(cells, 1):
         one = _finetune_config(config, cell, init, rates.get((cell.side, cell.labels)))
@@ -96,7 +96,8 @@ def _check(config: StudyConfig, labelled: Labelled) -> None:
             )
         told, data = config.pretrain.model, config.pretrain.data
         build_model(config.pretrain, "meta")
-        weights = Weights(told.name, model_args(told), None, told.image_hw, told.in_chans, data.mean, data.std)
+        fresh = Weights(told.name, model_args(told), None, told.image_hw, told.in_chans, data.mean, data.std)
+        weights = replace(fresh, value_range=data.value_range, background=data.background)
     device = torch.device("cpu")
     for layer in config.layers:
         Frozen(replace(weights, origin="the encoder"), layer=layer, device=device)
@@ -107,12 +108,6 @@ def _check(config: StudyConfig, labelled: Labelled) -> None:
         if len(one.optim.lr) > 1:
             part = hold_out(part, parse_share(one.data.holdout), cell.seed)
         build_tuning(one, part, max(one.optim.lr), World(), device, weights)
-
-
-def _normalised(weights: Weights, config: StudyConfig) -> Weights:
-    """With the mean and standard deviation that the fine-tuning config gives, as the runs take them."""
-    data = config.finetune.data
-    return replace(weights, mean=data.mean or weights.mean, std=data.std or weights.std)
 
 
 def _claim(folder: Path, config: StudyConfig) -> None:

@@ -121,8 +121,8 @@ class Watch:
         if self._pictured is None:
             number = min(parts.config.log.num_pictures, len(parts.source))
             indices = np.random.default_rng(parts.config.train.seed).choice(len(parts.source), number, replace=False)
-            transform, channels = EvalTransform(parts.model.encoder.image_hw), parts.config.model.in_chans
-            batches = sequential(parts.source, transform, channels, indices.tolist(), batch_size=EVALUATION_BATCH)
+            transform = EvalTransform(parts.model.encoder.image_hw)
+            batches = sequential(parts.source, transform, parts.reading, indices.tolist(), batch_size=EVALUATION_BATCH)
             self._pictured = torch.cat([batch["images"] for batch in batches]).to(parts.device)
         return self._pictured
 
@@ -159,8 +159,8 @@ class Watch:
                 tokens = encoder(normalise(images, parts.config.data.mean, parts.config.data.std))
             return pool(tokens.float(), encoder.num_prefix_tokens, "mean")
 
-        transform, channels = EvalTransform(encoder.image_hw), parts.config.model.in_chans
-        return extract_by_all(encode, source, indices, transform, channels, parts.device, workers=parts.workers)
+        transform = EvalTransform(encoder.image_hw)
+        return extract_by_all(encode, source, indices, transform, parts.reading, parts.device, workers=parts.workers)
 
     def stopwatch(self, seconds: list[float]) -> Callable[[State], None]:
         """Collects the moments at which steps end, for a dry run."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import mpp.parts
 from mpp.config import parse
+from mpp.data.reader import Bad
 from mpp.dist import World
 from mpp.errors import UserError
 from mpp.objective.masking import RANDOM, Corruption
@@ -127,7 +128,7 @@ def test_pixels_are_the_normalised_images(source: str) -> None:
 
 def test_bad_files_are_reported_with_the_images_read(source: str) -> None:
     run = build(tiny(source), World(), CPU)
-    heard: list[tuple[list[tuple[int, str]], int]] = []
+    heard: list[tuple[list[Bad], int]] = []
     batches = training_batches(run, lambda bad, images: heard.append((bad, images)))
     for _ in range(3):
         next(batches)

@@ -95,11 +95,11 @@ def test_its_curves_are_in_tensorboard(finished: Finished) -> None:
 def test_bad_files_are_named_and_hidden_ones_ignored(finished: Finished) -> None:
     root = finished.source.removeprefix("folder:")
     with (finished.run_dir / "bad_files.csv").open(newline="") as file:
-        named = dict(csv.reader(file))
-    # Of the 32 paths in order, with 5 images beside blue/cut.jpg, and red/text.jpg the last.
-    assert sorted(int(index) for index in named) == [5, 31]
-    assert named["5"].startswith(f"{root}/blue/cut.jpg: ")
-    assert named["31"].startswith(f"{root}/red/text.jpg: not an image")
+        named = {row["index"]: row for row in csv.DictReader(file)}
+    # Of the 32 paths in order, with 5 images before blue/cut.jpg, and red/text.jpg before red's sub-folder.
+    assert sorted(int(index) for index in named) == [5, 26]
+    assert (named["5"]["kind"], named["5"]["file"]) == ("truncated", f"{root}/blue/cut.jpg")
+    assert (named["26"]["kind"], named["26"]["file"]) == ("not an image", f"{root}/red/text.jpg")
     assert "source: 32 images in 3 classes; ignored 2 hidden and 1 other files" in finished.err
     assert finished.rows[-2]["time/bad_files"] == 2
 
@@ -182,7 +182,7 @@ def test_too_many_bad_files_end_the_run(source: str, tmp_path: Path, capsys: pyt
     words = runs.command(folder, tmp_path / "run", data__max_bad="0.1%", fewshot__data="", train__length="10 steps")
     assert pretrain(words[1:]) == 1
     check_refused(capsys.readouterr().err, "2 of the first ", "data.max_bad", str(tmp_path / "run" / "bad_files.csv"))
-    assert len((tmp_path / "run" / "bad_files.csv").read_text().splitlines()) == 2
+    assert len((tmp_path / "run" / "bad_files.csv").read_text().splitlines()) == 3
     assert not (tmp_path / "run" / "model").exists()
 
 

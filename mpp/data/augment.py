@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import mpp.torchvision_import  # noqa: F401
 from mpp.data.config import DataConfig
+from mpp.data.decode import Picture
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
 
@@ -19,7 +21,7 @@ _RECIPE = re.compile(r"rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01]
 
 
 class RandAugment:
-    """`TrainTransform`, then timm's RandAugment; every draw comes from torch's global CPU generator.
+    """`TrainTransform`, then timm's RandAugment, as the given draws decide.
 
     Args:
         config: of the crop and flips.
@@ -51,12 +53,16 @@ class RandAugment:
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize
         self._crop = TrainTransform(config, image_hw, channels)
-        self.image_hw = image_hw
+        self.image_hw, self.draws = image_hw, self._crop.draws + 1
 
-    def __call__(self, image: np.ndarray) -> Tensor:
-        """uint8 (H, W, 3) array of any size to uint8 (3, h, w) tensor."""
-        cropped = self._crop(image)
-        seed = int(torch.randint(2**31, ()).item())
+    def __call__(self, image: Picture | np.ndarray, draws: Sequence[float]) -> Tensor:
+        """A picture of any size to uint8 (3, h, w), by `self.draws` uniform numbers in [0, 1).
+
+        Raises:
+            BadImage: pixels that cannot be decoded.
+        """
+        cropped = self._crop(image, draws[:-1])
+        seed = int(draws[-1] * 2**32)
         # timm draws from the global generators of both; ours are by (seed, epoch, index), and nobody else's change.
         before = random.getstate(), np.random.get_state()
         random.seed(seed)
@@ -66,7 +72,7 @@ class RandAugment:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
-        return torch.from_numpy(np.array(augmented)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(augmented)).permute(2, 0, 1)
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:

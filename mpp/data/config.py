@@ -1,6 +1,11 @@
 """What the data can be told. Free of torch, so that `--help` is instant."""
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+from mpp.errors import UserError
+
+_INF = float("inf")
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,15 @@ class DataConfig:
     """Normalisation mean on a 0 to 1 scale, one number or one per channel."""
     std: tuple[float, ...] = (0.5,)
     """Normalisation standard deviation on a 0 to 1 scale, one number or one per channel."""
+    value_range: tuple[float, ...] = ()
+    """Values that become black and white: low high, or such a pair per channel. Empty: the whole range of an unsigned
+    integer type, 0 to 1 for floating point. Images of 12 bits in 16: 0 4095."""
+    background: tuple[int, ...] = (255,)
+    """Shows through where an image is transparent, 0 to 255: one number, or one per channel."""
     workers: int = field(default=-1, metadata={"free": True})
     """Loader processes per device; -1 takes the cores there are, shared between local ranks."""
+    cache: Literal["none", "files", "pixels"] = field(default="none", metadata={"free": True})
+    """What is kept in $MPP_CACHE: files, as fetched from remote shards; pixels, decoded once, of images of one size."""
     max_bad: str = field(default="1%", metadata={"free": True})
     """Stop once more than this share of the images read could not be decoded."""
 
@@ -58,10 +70,30 @@ class DataConfig:
             raise ValueError(f"data.jitter takes strengths of 0 and more, hue at most 0.5, got {list(self.jitter)}")
         if any(s <= 0 for s in self.std):
             raise ValueError(f"data.std must be positive, got {list(self.std)}")
+        pairs = list(zip(self.value_range[::2], self.value_range[1::2], strict=False))
+        if len(self.value_range) % 2 or not all(-_INF < low < high < _INF for low, high in pairs):
+            raise ValueError(f"data.value_range takes pairs low high, low < high, got {list(self.value_range)}")
+        if any(not 0 <= value <= 255 for value in self.background):
+            raise ValueError(f"data.background takes numbers from 0 to 255, got {list(self.background)}")
+        if self.cache == "files" and self.source and "://" not in self.source:
+            raise ValueError(f"data.cache files keeps what is fetched of remote shards; {self.source} is not remote")
         if self.workers < -1:
             raise ValueError(f"data.workers must be -1 (auto) or at least 0, got {self.workers}")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"data.max_bad is a share such as 1%, got {self.max_bad!r}")
+
+    def reading(self, channels: int) -> Reading:
+        """How files become pixels of so many channels.
+
+        Raises:
+            UserError: settings of another number of channels.
+        """
+        for key, whole in (("mean", channels), ("std", channels), ("background", channels)):
+            if len(getattr(self, key)) not in (1, whole):
+                raise UserError(f"data.{key} takes one number or {whole}, one per channel of the images")
+        if len(self.value_range) not in (0, 2, 2 * channels):
+            raise UserError(f"data.value_range takes low high, or {channels} such pairs, one per channel of the images")
+        return Reading(channels, self.value_range, self.background)
 
     @property
     def max_bad_share(self) -> float:

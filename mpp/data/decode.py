@@ -1,157 +1,254 @@
-"""From encoded bytes to uint8 pixels; whatever is wrong with an image becomes one `BadImage`.
+"""From encoded bytes or arrays to uint8 pixels; whatever is wrong with an image becomes one `BadImage`.
 
-JPEG goes through simplejpeg, which is about 1.7 times as fast as Pillow; all the rest, and every JPEG that is out of
-the ordinary (turned by EXIF, CMYK, damaged), through Pillow.
+JPEG goes through simplejpeg, which is about 1.5 times as fast as Pillow; TIFF and PNG of more than 8 bits or other
+than 1, 3 or 4 channels through tifffile and imagecodecs; all the rest, and JPEG that is out of the ordinary (CMYK,
+damaged), through Pillow.
 """
 
 import io
+import logging
+import os
 import re
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
-from mpp.errors import RunError
+from mpp.data.config import Reading
+from mpp.data.jpeg import open_jpeg, orientation_of
+from mpp.data.picture import MAX_PIXELS, BadImage, Picture, check_size, failure, one_line, turned
+from mpp.data.tiff import MAGIC as TIFF
+from mpp.data.tiff import is_plain, open_tiff
+from mpp.data.values import to_pixels
 
-MAX_PIXELS = 178_956_970
-"""Larger images are refused before decoding: Pillow's own limit of a decompression bomb."""
+__all__ = ["MAX_PIXELS", "BadImage", "Picture", "decode", "one_line", "open_picture"]
 
-# Only what `folder:` takes. Left to choose, Pillow would hand PostScript in a .jpg to an interpreter.
+# Left to choose, Pillow would hand PostScript in a .jpg to an interpreter.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
-_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# Tells the terminal of what becomes a BadImage, and of TIFF that goes to tifffile.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL + 1)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NPY = b"\x93NUMPY"
+_MAGIC = (b"\xff\xd8\xff", _PNG, b"GIF87a", b"GIF89a", *TIFF)
+_NETPBM = re.compile(rb"(P[2356])(?:\s+|#[^\n]*\n)+(\d{1,9})" + 2 * rb"(?:\s+|#[^\n]*\n)+(\d{1,9})" + rb"\s")
 
 
-class BadImage(RunError):
-    """An image that cannot be used; its text is the reason, in one line."""
+def decode(data: bytes | np.ndarray, reading: Reading) -> np.ndarray:
+    """Pixels of an encoded image or of an array: `open_picture(data, reading).pixels()`."""
+    return open_picture(data, reading).pixels()
 
 
-def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
-    """Pixels of an encoded image (JPEG, PNG, BMP, GIF, WebP, TIFF, PPM) or of an array.
+def open_picture(data: bytes | np.ndarray, reading: Reading) -> Picture:
+    """An image of any kind, its header read: JPEG, PNG, BMP, GIF, WebP, TIFF, PPM, .npy, or an array.
 
-    Encoded images are turned upright by EXIF, composited on white where transparent, and scaled from 16 to 8 bits by
-    65535 : 255; of an animation the first frame counts.
+    Its pixels will be turned upright by EXIF, composited on the background where transparent, and scaled to 8 bits by
+    their range; of an animation or of several pages the first counts. 1 channel becomes 3 and 3 become 1; any other
+    number of channels is what the file holds, opacity included.
 
     Args:
-        data: encoded bytes, or uint8 (H, W) or (H, W, C).
-        channels: of the result; encoded images give 1 or 3.
-
-    Returns:
-        uint8 (H, W, channels), contiguous and writable.
+        data: a file's bytes, or an array (H, W) or (H, W, C) of real numbers.
+        reading: channels, range, background.
 
     Raises:
-        BadImage: not an image, damaged, too large, or of channels that cannot become `channels`.
+        BadImage: not an image, its header damaged, or too large.
     """
     if isinstance(data, np.ndarray):
-        return _from_array(data, channels)
-    if channels not in (1, 3):
-        raise BadImage(f"an encoded image gives 1 or 3 channels, the model takes {channels} (model.in_chans)")
+        return _from_array(data, reading, "array")
     if not data:
-        raise BadImage("empty file")
-    pixels = _from_jpeg(data, channels) if data[:2] == b"\xff\xd8" else None
-    return _from_pillow(data, channels) if pixels is None else pixels
+        raise BadImage("empty file", "empty")
+    if data[:2] == b"\xff\xd8" and reading.channels in (1, 3) and reading.value_range in ((), (0, 255)):
+        picture = open_jpeg(data, reading.channels, lambda: _from_pillow(data, reading).pixels())
+        if picture is not None:
+            return picture
+    if data[:6] == _NPY:
+        return _from_npy(data, reading)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        raise BadImage("a WebP that is cut off before its end", "truncated")
+    if data[:1] == b"P" and (header := _NETPBM.match(data)) and 255 < int(header[4]) <= 65535:
+        return _from_netpbm(data, header, reading)
+    return _from_pillow(data, reading)
 
 
-def _from_array(image: np.ndarray, channels: int) -> np.ndarray:
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
-        raise BadImage(f"the array is {image.dtype} {image.shape}; expected uint8 (H, W) or (H, W, C)")
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.shape[2] != channels:
-        if image.shape[2] == 1 and channels == 3:
-            image = np.repeat(image, 3, axis=2)
-        elif image.shape[2] == 3 and channels == 1:
-            image = _luma(image)
+def _from_array(values: np.ndarray, reading: Reading, form: str) -> Picture:
+    if values.dtype.kind not in "buif" or values.ndim not in (2, 3) or 0 in values.shape:
+        reason = f"the array is {values.dtype} {values.shape}; expected numbers of shape (H, W) or (H, W, C)"
+        raise BadImage(reason, "not an image")
+    height, width, channels = values.shape if values.ndim == 3 else (*values.shape, 1)
+    return Picture(height, width, f"{form} {values.dtype} x {channels}", lambda: to_pixels(values, reading))
+
+
+def _from_npy(data: bytes, reading: Reading) -> Picture:
+    """Never unpickles: the header is a literal, and the values are taken from the buffer."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read(stream)
+    except Exception as error:  # the header is anybody's text
+        raise BadImage(f"a .npy with a damaged header ({one_line(error)})") from error
+    if dtype.kind not in "buif" or len(shape) not in (2, 3) or min(shape) < 1:
+        reason = f"the .npy holds {dtype} {shape}; expected numbers of shape (H, W) or (H, W, C)"
+        raise BadImage(reason, "not an image")
+    check_size(shape[1], shape[0], shape[2] if len(shape) == 3 else 1)
+    count = int(np.prod(shape))
+    if len(data) - stream.tell() < count * dtype.itemsize:
+        raise BadImage(f"a .npy of {shape} {dtype} that ends too early", "truncated")
+    values = np.frombuffer(data, dtype, count, stream.tell()).reshape(shape, order="F" if columns_first else "C")
+    return _from_array(values.astype(dtype.newbyteorder("="), copy=False), reading, "npy")
+
+
+def _from_netpbm(data: bytes, header: re.Match[bytes], reading: Reading) -> Picture:
+    """PGM and PPM of more than 8 bits, which Pillow would scale by itself."""
+    width, height, high = (int(header[group]) for group in (2, 3, 4))
+    channels = 3 if header[1] in (b"P3", b"P6") else 1
+    check_size(width, height, channels)
+    count, shape = width * height * channels, (height, width, channels)
+
+    def read() -> np.ndarray:
+        if header[1] in (b"P5", b"P6"):
+            if len(data) - header.end() < 2 * count:
+                raise BadImage("a PPM that ends too early", "truncated")
+            values = np.frombuffer(data, ">u2", count, header.end()).astype(np.uint16)
         else:
-            raise BadImage(f"has {image.shape[2]} channels, the model takes {channels} (model.in_chans)")
-    return np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+            words = re.sub(rb"#[^\n]*", b"", data[header.end() :]).split()[:count]
+            if len(words) < count:
+                raise BadImage("a PPM that ends too early", "truncated")
+            try:
+                values = np.array([int(word) for word in words], dtype=np.uint16)
+            except (ValueError, OverflowError) as error:
+                raise BadImage(f"a PPM with {one_line(error)}") from error
+        return to_pixels(values.reshape(shape), reading, high=high)
+
+    if len(data) - header.end() < count:
+        raise BadImage("a PPM that ends too early", "truncated")
+    return Picture(height, width, f"PPM {channels} x uint16", read)
 
 
-def _luma(image: np.ndarray) -> np.ndarray:
-    """ITU-R 601-2 luma in Pillow's own integers, so that arrays and encoded images agree."""
-    weighted = image.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
-    return ((weighted + 0x8000) >> 16).astype(np.uint8)[:, :, None]
-
-
-def _from_jpeg(data: bytes, channels: int) -> np.ndarray | None:
-    """The fast path, or None where Pillow must look."""
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours in ("CMYK", "YCCK"):
-            return None
-        _check_size(int(width), int(height))
-        if (b"Exif\0\0" in data or b"tiff:Orientation" in data) and _turn_of(data) is not None:
-            return None
-        # Strict: libjpeg's warnings, such as a premature end, are for Pillow to judge.
-        return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", strict=True)
-    except ValueError:
-        return None
-
-
-def _turn_of(data: bytes) -> Image.Transpose | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _turn(Image.open(io.BytesIO(data), formats=("JPEG",)))
-        except Exception:  # the full decoding will say what is wrong
-            return None
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns the image upright; None where it stands already or its EXIF is damaged."""
-    try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF raises anything and says nothing about the pixels
-        return None
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{width} x {height} pixels; more than {MAX_PIXELS:,} are taken for a decompression bomb")
-
-
-def _from_pillow(data: bytes, channels: int) -> np.ndarray:
+def _from_pillow(data: bytes, reading: Reading) -> Picture:
     # Pillow warns of odd metadata, and in a worker such a warning would only reach the terminal.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check_size(*image.size)
-                image.load()
-                turn = _turn(image)
-                upright = image if turn is None else image.transpose(turn)
-                pixels = np.array(_eight_bits(upright, "RGB" if channels == 3 else "L", image.format))
+            image: Any = Image.open(io.BytesIO(data), formats=_FORMATS)
+            check_size(*image.size)
+            if image.format == "TIFF" and not is_plain(image, reading.channels):
+                return open_tiff(data, reading)
+            orientation = _orientation(image, data)
         except (BadImage, MemoryError):
             raise
         except Image.UnidentifiedImageError:
-            raise BadImage("not an image in a known format, or cut off in its header") from None
-        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-            raise BadImage(one_line(error)) from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+            if data[:4] in TIFF:
+                return open_tiff(data, reading)
+            raise _unidentified(data) from None
+        except Exception as error:  # headers raise OSError, SyntaxError, ValueError, struct.error and more
+            raise failure(error) from error
+    width, height = image.size
+    wide = data[24] == 16 and image.mode != "I;16" if image.format == "PNG" else False
+    form = f"{image.format} {image.mode}"
+    if wide or image.mode.startswith("I;16"):
+        form = f"{image.format} {len(image.getbands())} x uint16"
+
+    def read() -> np.ndarray:
+        nonlocal image
+        opened = image if image is not None else Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = None  # read once: loading closes it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                if opened.format == "PNG":
+                    _check_png(data)
+                values, alpha = _wide_png(data) if wide else _values(opened)
+            except (BadImage, MemoryError):
+                raise
+            except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+                raise failure(error) from error
+        pixels = to_pixels(values, reading, alpha=alpha)
+        return np.ascontiguousarray(turned(pixels, orientation))
+
+    if orientation >= 5:
+        height, width = width, height
+    return Picture(height, width, form, read)
 
 
-def _eight_bits(image: Image.Image, mode: str, container: str | None) -> Image.Image:
-    """The image in mode L or RGB: depth first, then transparency, then colour."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and container in ("PNG", "PPM")):
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert(mode)
-    if image.mode in ("I", "F"):
-        raise BadImage(f"32-bit pixels (Pillow's mode {image.mode}) have no fixed range; convert them to 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == mode else image.convert(mode)
+def _unidentified(data: bytes) -> BadImage:
+    if data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        return BadImage("starts as an image, but its header is cut off, damaged or of a kind that is not read")
+    return BadImage("not an image in a known format", "not an image")
 
 
-def one_line(error: Exception) -> str:
-    """An error's text, or its name where it has none, without line breaks."""
-    return re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+def _values(image: Image.Image) -> tuple[np.ndarray, bool]:
+    """What a Pillow image holds, and whether the last channel is opacity."""
+    if any(tile[0] == "libtiff" for tile in getattr(image, "tile", ())):
+        with _quiet():
+            image.load()
+    else:
+        image.load()
+    if image.has_transparency_data and not image.mode.startswith("I"):
+        grey = image.mode in ("L", "LA", "La")
+        return np.asarray(image.convert("LA" if grey else "RGBA")), True
+    if image.mode in ("1", "L", "RGB", "I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        return values.astype(values.dtype.newbyteorder("="), copy=False), False
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        # Pillow inverts the inks of every JPEG, as Adobe writes them; without its marker they are not inverted.
+        image = Image.fromarray(255 - np.asarray(image), "CMYK")
+    return np.asarray(image.convert("RGB")), False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """libtiff writes of damage to the terminal by itself; what is wrong becomes a BadImage."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk's body that lies in the file."""
+    place = len(_PNG)
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        start, end = place + 8, place + 8 + length
+        if end + 4 > len(data):
+            return
+        yield data[place + 4 : start], start, end
+        place = end + 4
+
+
+def _check_png(data: bytes) -> None:
+    """It is whole, and the chunks of pixels have their checksums, which Pillow passes over."""
+    for kind, start, end in _png_chunks(data):
+        if kind == b"IEND":
+            return
+        (stated,) = struct.unpack_from(">I", data, end)
+        if kind in (b"IDAT", b"PLTE", b"tRNS") and zlib.crc32(data[start - 4 : end]) != stated:
+            raise BadImage(f"a PNG whose {kind.decode()} chunk has a wrong checksum")
+    raise BadImage("a PNG that is cut off before its end", "truncated")
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns it by itself
+    if image.format == "PNG" and "Raw profile type exif" not in image.info:
+        # Without this entry Pillow would decode the pixels, in search of EXIF behind them.
+        body = next((data[start:end] for kind, start, end in _png_chunks(data) if kind == b"eXIf"), None)
+        image.info["exif"] = b"" if body is None else b"Exif\0\0" + body
+    return orientation_of(image)
+
+
+def _wide_png(data: bytes) -> tuple[np.ndarray, bool]:
+    """16-bit colour or opacity, which Pillow would reduce to 8 bits."""
+    import imagecodecs  # slow to import, and few need it
+
+    values = imagecodecs.png_decode(data)
+    return values, values.ndim == 3 and values.shape[2] in (2, 4)

@@ -6,7 +6,9 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from mpp.data.loader import Transform, stream
+from mpp.data.config import Reading
+from mpp.data.loader import stream
+from mpp.data.reader import Bad, Transform
 from mpp.dist import World
 from mpp.sources.base import Source
 
@@ -27,7 +29,7 @@ class Placed(TypedDict):
 def feed(
     source: Source,
     transform: Transform,
-    channels: int,
+    reading: Reading,
     device: torch.device,
     *,
     seed: int,
@@ -36,7 +38,7 @@ def feed(
     start: int,
     world: World,
     workers: int,
-    report_bad: Callable[[list[tuple[int, str]], int], None] = lambda bad, images: None,
+    report_bad: Callable[[list[Bad], int], None] = lambda bad, images: None,
 ) -> Generator[Placed]:
     """This rank's endless micro-batches from `start` images seen on (see `stream`). Close it to end its workers.
 
@@ -47,7 +49,7 @@ def feed(
     batches = stream(
         source,
         transform,
-        channels,
+        reading,
         seed=seed,
         batch_size=batch_size,
         micro_batch=micro_batch,

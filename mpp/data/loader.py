@@ -15,37 +15,22 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from mpp.data.decode import BadImage, decode, one_line
-from mpp.sources.base import Source, place
+from mpp.data.config import Reading
+from mpp.data.decode import BadImage
+from mpp.data.reader import Bad, Batch, Evaluation, Training, Transform
+from mpp.sources.base import Source
+from mpp.sources.mixture import MixtureSource
 
-Transform = Callable[[np.ndarray], Tensor]
-
-_ATTEMPTS = 20
-# What the draws are for: SeedSequence pads with zeros, so that [a, b] and [a, b, 0] alone would be the same.
-_ORDER, _SAMPLE, _REPLACEMENT = 1, 2, 3
+_ORDER = 1  # what the draws are for; reader.py has the other purposes
 _DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-class Batch(TypedDict):
-    """One micro-batch."""
-
-    images: Tensor
-    """uint8 (B, C, h, w)."""
-    index: Tensor
-    """int64 (B,), of the images that are in it: in the place of a bad one, its replacement's."""
-    label: Tensor
-    """int64 (B,), -1 where there is none."""
-    bad: list[tuple[int, str]]
-    """Index and reason of each image that could not be used."""
 
 
 def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
@@ -56,7 +41,7 @@ def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 def stream(
     source: Source,
     transform: Transform,
-    channels: int,
+    reading: Reading,
     *,
     seed: int,
     batch_size: int,
@@ -71,8 +56,8 @@ def stream(
 
     Args:
         source: what to read.
-        transform: pixels to uint8 (C, h, w); draws from torch's global CPU generator only.
-        channels: of the decoded images.
+        transform: pictures to uint8 (C, h, w).
+        reading: how files become pixels.
         seed: of the order and every draw.
         batch_size: global batch, over all ranks.
         micro_batch: images in each batch that this rank gets; divides batch_size / world.
@@ -93,14 +78,14 @@ def stream(
         raise ValueError(f"each of the ranks takes an equal share in equal micro-batches, got {sizes}")
     if start < 0 or start % batch_size:
         raise ValueError(f"the stream starts at a multiple of batch_size ({batch_size}), got {start}")
-    slots = _Slots(len(source), seed, batch_size, micro_batch, start, rank, world)
-    return _batches(_Loader(_Training(source, transform, channels, seed), slots, workers, pin_memory))
+    slots = _Slots(source, seed, batch_size, micro_batch, start, rank, world)
+    return _batches(_Loader(Training(source, transform, reading, seed), slots, workers, pin_memory))
 
 
 def sequential(
     source: Source,
     transform: Transform,
-    channels: int,
+    reading: Reading,
     indices: Sequence[int],
     *,
     batch_size: int,
@@ -110,15 +95,15 @@ def sequential(
 
     Args:
         source: what to read.
-        transform: pixels to uint8 (C, h, w).
-        channels: of the decoded images.
+        transform: pictures to uint8 (C, h, w).
+        reading: how files become pixels.
         indices: which images.
         batch_size: images a batch, bad ones counted.
         workers: loader processes; 0 reads in this one.
     """
     order = [int(index) for index in indices]
     parts = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-    return _batches(_Loader(_Evaluation(source, transform, channels), parts, min(workers, len(parts)), False))
+    return _batches(_Loader(Evaluation(source, transform, reading), parts, min(workers, len(parts)), False))
 
 
 def worker_count(config_workers: int, local_world: int) -> int:
@@ -128,112 +113,57 @@ def worker_count(config_workers: int, local_world: int) -> int:
     """
     if config_workers >= 0:
         return config_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = cores // max(1, local_world)
+    share = cores_for(local_world)
     return share if share > 1 else 0
 
 
+def cores_for(local_world: int) -> int:
+    """The cores here, shared by the `local_world` ranks of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // max(1, local_world)
+
+
 class _Slots:
-    """Yields this rank's micro-batches as lists of (epoch, index), without end."""
+    """Yields this rank's micro-batches as keys (pass, index), int64 (B, 2), without end."""
 
     def __init__(
-        self, length: int, seed: int, batch_size: int, micro_batch: int, start: int, rank: int, world: int
+        self, source: Source, seed: int, batch_size: int, micro_batch: int, start: int, rank: int, world: int
     ) -> None:
-        self.length, self.seed, self.batch_size, self.micro_batch = length, seed, batch_size, micro_batch
+        self.source, self.seed, self.batch_size, self.micro_batch = source, seed, batch_size, micro_batch
         self.start, self.share = start, batch_size // world
         self.first = rank * self.share
+        self._known = -1
+        self._passes = self._order = np.empty(0, dtype=np.int64)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        known, order = -1, np.empty(0, dtype=np.int64)
+    def __iter__(self) -> Iterator[np.ndarray]:
         begin = self.start
         while True:
             for slot in range(begin + self.first, begin + self.first + self.share, self.micro_batch):
-                keys: list[tuple[int, int]] = []
-                for position in range(slot, slot + self.micro_batch):
-                    epoch, place_in_epoch = divmod(position, self.length)
-                    if epoch != known:
-                        known, order = epoch, permutation(self.seed, epoch, self.length)
-                    keys.append((epoch, int(order[place_in_epoch])))
-                yield keys
+                yield self._keys(slot, slot + self.micro_batch)
             begin += self.batch_size
 
-
-class _Reader:
-    """Reads, decodes and transforms; collects batches."""
-
-    def __init__(self, source: Source, transform: Transform, channels: int) -> None:
-        self.source, self.transform, self.channels = source, transform, channels
-
-    def pixels(self, index: int) -> tuple[np.ndarray, int]:
-        """Decoded image and label; BadImage with the place and the reason."""
-        try:
-            data, label = self.source.read(index)
-            return decode(data, self.channels), -1 if label is None else label
-        except (BadImage, OSError) as error:
-            where, reason = place(self.source, index), one_line(error)
-            raise BadImage(reason if not where or where in reason else f"{where}: {reason}") from error
-
-    def batch(self, samples: list[tuple[int, Tensor, int]], bad: list[tuple[int, str]]) -> Batch:
-        height, width = getattr(self.transform, "image_hw", (0, 0))
-        images = [image for _, image, _ in samples]
-        return {
-            "images": torch.stack(images)
-            if images
-            else torch.empty(0, self.channels, height, width, dtype=torch.uint8),
-            "index": torch.tensor([index for index, _, _ in samples], dtype=torch.int64),
-            "label": torch.tensor([label for _, _, label in samples], dtype=torch.int64),
-            "bad": bad,
-        }
+    def _keys(self, begin: int, end: int) -> np.ndarray:
+        """The keys of positions begin..end of the stream, which may lie in several epochs."""
+        length, parts = len(self.source), []
+        while begin < end:
+            epoch, place_in_epoch = divmod(begin, length)
+            if epoch != self._known:
+                self._known = epoch
+                self._passes, self._order = epoch_order(self.source, self.seed, epoch)
+            here = slice(place_in_epoch, place_in_epoch + end - begin)
+            parts.append(np.stack([self._passes[here], self._order[here]], axis=1))
+            begin += len(parts[-1])
+        return np.concatenate(parts)
 
 
-class _Training(_Reader):
-    """Samples by (epoch, index), with replacements for bad ones."""
+def epoch_order(source: Source, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images of one epoch in order, and which of each one's passes it is: passes and indices, int64 (len,).
 
-    def __init__(self, source: Source, transform: Transform, channels: int, seed: int) -> None:
-        super().__init__(source, transform, channels)
-        self.seed = seed
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | BadImage:
-        bad: list[tuple[int, str]] = []
-        try:
-            return self.batch([self.sample(epoch, index, bad) for epoch, index in keys], bad)
-        except BadImage as error:
-            return error  # raised inside a worker it would arrive with the worker's whole traceback as its text
-
-    def sample(self, epoch: int, index: int, bad: list[tuple[int, str]]) -> tuple[int, Tensor, int]:
-        """Index, transformed image and label; a bad image is noted and another one drawn."""
-        shown = index
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                pixels, label = self.pixels(shown)
-                break
-            except BadImage as error:
-                bad.append((shown, str(error)))
-            shown = number_of(_REPLACEMENT, self.seed, epoch, index, attempt) % len(self.source)
-        else:
-            raise BadImage(
-                f"{_ATTEMPTS} images in a row could not be decoded; check {self.source.name}. The last: {bad[-1][1]}"
-            )
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also reset the generators of accelerators, which are not ours.
-            torch.default_generator.manual_seed(number_of(_SAMPLE, self.seed, epoch, index))
-            return shown, self.transform(pixels), label
-
-
-class _Evaluation(_Reader):
-    """Samples by index, without the bad ones."""
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        samples: list[tuple[int, Tensor, int]] = []
-        bad: list[tuple[int, str]] = []
-        for index in indices:
-            try:
-                pixels, label = self.pixels(index)
-            except BadImage as error:
-                bad.append((index, str(error)))
-            else:
-                samples.append((index, self.transform(pixels), label))
-        return self.batch(samples, bad)
+    Every image once and the epoch's own number, but for weighted mixtures, which draw (`MixtureSource.draw`).
+    """
+    if isinstance(source, MixtureSource) and source.weights is not None:
+        return source.draw(seed, epoch)
+    return np.broadcast_to(np.int64(epoch), len(source)), permutation(seed, epoch, len(source))
 
 
 def number_of(*key: int) -> int:
@@ -327,6 +257,7 @@ def _batches(loader: _Loader) -> Generator[Batch]:
     stop = functools.partial(_stop, iterator)
     # Registered after torch's own hook it runs before it, which would wait long for workers that do not know.
     atexit.register(stop)
+    unregister = atexit.unregister  # a generator that is dropped at the very end finds its module empty
     try:
         while True:
             try:
@@ -336,8 +267,8 @@ def _batches(loader: _Loader) -> Generator[Batch]:
                 return
             if isinstance(batch, BadImage):
                 raise batch
-            batch["bad"] = [(index, reason) for index, reason in batch["bad"]]  # pinning makes lists of tuples
+            batch["bad"] = [Bad(*bad) for bad in batch["bad"]]  # pinning makes lists of tuples
             yield batch
     finally:
-        atexit.unregister(stop)
+        unregister(stop)
         stop()

@@ -1,6 +1,8 @@
 """From decoded pixels to the model's input size: random for training, fixed for evaluation. All in uint8."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -8,13 +10,15 @@ import torch
 from torch import Tensor
 
 import mpp.torchvision_import  # noqa: F401
-from mpp.data.config import DataConfig
+from mpp.data.config import DataConfig, Reading
+from mpp.data.decode import Picture, open_picture
+from mpp.data.small import crop_and_resize, fits
 from mpp.errors import UserError
 
 from torchvision.transforms import v2  # isort: skip
 from torchvision.transforms.v2 import functional as F  # isort: skip
 
-TRANSFORM_VERSION = 1
+TRANSFORM_VERSION = 2
 """Raise it when `decode`, `EvalTransform` or `normalise` give other pixels for the same file: features kept by it."""
 _TRIES = 10
 _LONGEST = 16.0
@@ -22,7 +26,7 @@ _LONGEST = 16.0
 
 
 class TrainTransform:
-    """Random resized crop, flips, colour jitter and greyscale; every draw comes from torch's global CPU generator.
+    """Random resized crop, flips, colour jitter and greyscale, as the given draws decide.
 
     Args:
         config: what to do and how often.
@@ -39,25 +43,59 @@ class TrainTransform:
             if value and channels != 3:
                 raise UserError(f"data.{key} needs 3 channels, the images have {channels}: set it to 0, got {value}")
         self.config, self.image_hw, self.channels = config, image_hw, channels
+        self.draws = 3 + 2 + 2 * _TRIES + 1
         jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
         self._jitter = jitter if any(config.jitter) else None
 
-    def __call__(self, image: np.ndarray) -> Tensor:
-        """uint8 (H, W, C) array of any size to uint8 (C, h, w) tensor."""
-        config = self.config
-        hflip, vflip, grey, *rest = torch.rand(3 + 2 + 2 * _TRIES).tolist()
-        top, left, height, width = self._box(image.shape[0], image.shape[1], rest)
-        out = resize(image[top : top + height, left : left + width], self.image_hw)
+    def __call__(self, image: Picture | np.ndarray, draws: Sequence[float]) -> Tensor:
+        """A picture of any size to uint8 (C, h, w), by `self.draws` uniform numbers in [0, 1).
+
+        Raises:
+            BadImage: pixels that cannot be decoded.
+        """
+        config, image = self.config, as_picture(image)
+        hflip, vflip, grey, *_, jitter = draws
+        out = resize(image.region(*self.box(image, draws), self.image_hw), self.image_hw)
         flipped = [axis for axis, draw, share in ((2, hflip, config.hflip), (1, vflip, config.vflip)) if draw < share]
         if flipped:
             out = out.flip(flipped)
         if self._jitter is not None:
-            out = self._jittered(out, self._jitter)
+            with seeded(jitter):
+                out = self._jittered(out, self._jitter)
         if grey < config.grayscale:
             out = F.rgb_to_grayscale(out, num_output_channels=3)
-        return out.contiguous()
+        return out
 
-    def _box(self, height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
+    def block(self, images: np.ndarray, draws: np.ndarray) -> Tensor | None:
+        """Many images of one size at once; None where one after the other is to be preferred.
+
+        Where both can be, they give the same crops, and pixels that differ by rounding.
+
+        Args:
+            images: uint8 (B, H, W, C).
+            draws: float64 (B, self.draws).
+
+        Returns:
+            uint8 (B, C, h, w).
+        """
+        config, (height, width) = self.config, images.shape[1:3]
+        if self._jitter is not None or config.grayscale or not fits((height, width), self.image_hw):
+            return None
+        boxes = np.array([self._box(height, width, row) for row in draws[:, 3 : 5 + 2 * _TRIES].tolist()])
+        hflip, vflip = draws[:, 0] < config.hflip, draws[:, 1] < config.vflip
+        return crop_and_resize(images, boxes, hflip, vflip, self.image_hw)
+
+    def box(self, image: Picture, draws: Sequence[float]) -> tuple[int, int, int, int]:
+        """The crop: top, left, height, width. As torchvision's RandomResizedCrop, but see `crop_ratio`; where the image
+        can be scaled down while it is decoded, its edges are at multiples of the step of that."""
+        box = self._box(image.height, image.width, draws[3 : 5 + 2 * _TRIES])
+        step = image.step(box[2], box[3], self.image_hw)
+        if step == 1:
+            return box
+        top, left, height, width = (edge // step * step for edge in box)
+        return top, left, height, width
+
+    def _box(self, height: int, width: int, draws: Sequence[float]) -> tuple[int, int, int, int]:
         """The crop: top, left, height, width. As torchvision's RandomResizedCrop, but see `crop_ratio`."""
         target = self.image_hw[1] / self.image_hw[0]
         place_y, place_x, *pairs = draws
@@ -96,19 +134,40 @@ class EvalTransform:
     """
 
     def __init__(self, image_hw: tuple[int, int]) -> None:
-        self.image_hw = image_hw
+        self.image_hw, self.draws = image_hw, 0
 
-    def __call__(self, image: np.ndarray) -> Tensor:
-        """uint8 (H, W, C) array of any size to uint8 (C, h, w) tensor."""
+    def __call__(self, image: Picture | np.ndarray, draws: Sequence[float] = ()) -> Tensor:
+        """A picture of any size to uint8 (C, h, w).
+
+        Raises:
+            BadImage: pixels that cannot be decoded.
+        """
+        image = as_picture(image)
         target_h, target_w = self.image_hw
         target = target_w / target_h
         # A line of 1 x 10,000 pixels would grow to gigabytes, nearly all of them cropped away.
-        top, left, height, width = _central(image.shape[0], image.shape[1], target / _LONGEST, target * _LONGEST)
+        top, left, height, width = _central(image.height, image.width, target / _LONGEST, target * _LONGEST)
         scale = max(target_h / height, target_w / width)
         size = max(target_h, round(height * scale)), max(target_w, round(width * scale))
-        out = resize(image[top : top + height, left : left + width], size)
+        out = resize(image.region(top, left, height, width), size)
         top, left = (size[0] - target_h) // 2, (size[1] - target_w) // 2
         return out[:, top : top + target_h, left : left + target_w].contiguous()
+
+
+def as_picture(image: Picture | np.ndarray) -> Picture:
+    """The picture itself, or an array (H, W) or (H, W, C) as one of its own channels."""
+    if not isinstance(image, np.ndarray):
+        return image
+    return open_picture(image, Reading(image.shape[2] if image.ndim == 3 else 1))
+
+
+@contextmanager
+def seeded(draw: float) -> Iterator[None]:
+    """torch's global CPU generator seeded by a uniform number, for library code that draws from it; then as before."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also reset the generators of accelerators, which are not ours.
+        torch.default_generator.manual_seed(int(draw * 2**53))
+        yield
 
 
 def _central(height: int, width: int, narrowest: float, widest: float) -> tuple[int, int, int, int]:

@@ -108,6 +108,10 @@ class LabelledConfig(DataConfig):
     """Normalisation mean on a 0 to 1 scale, one number or one per channel. Empty: that of the weights (none: 0.5)."""
     std: tuple[float, ...] = ()
     """Normalisation standard deviation on a 0 to 1 scale. Empty: that of the weights (none: 0.5)."""
+    value_range: tuple[float, ...] = ()
+    """Values that become black and white: low high, or such a pair per channel. Empty: that of the weights."""
+    background: tuple[int, ...] = ()
+    """Shows through where an image is transparent, 0 to 255. Empty: that of the weights (none: 255)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

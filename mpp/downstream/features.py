@@ -13,7 +13,9 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from mpp import dist
-from mpp.data.loader import Batch, Transform, sequential
+from mpp.data.config import Reading
+from mpp.data.loader import sequential
+from mpp.data.reader import Batch, Transform
 from mpp.errors import RunError, UserError
 from mpp.sources.base import Source
 
@@ -100,7 +102,7 @@ def extract_by_all(
     source: Source,
     indices: Int64[np.ndarray, " n"],
     transform: Transform,
-    channels: int,
+    reading: Reading,
     device: torch.device,
     *,
     workers: int,
@@ -115,7 +117,7 @@ def extract_by_all(
     """
     rank, size = dist.rank_and_size()
     mine = indices[rank::size].tolist()
-    batches = sequential(source, transform, channels, mine, batch_size=batch_size, workers=workers)
+    batches = sequential(source, transform, reading, mine, batch_size=batch_size, workers=workers)
     found = [part for part in dist.gather(extract_features(encode, batches, device)) if len(part[1])]
     if not found:
         raise RunError(f"none of the {len(indices)} images of {source.name} that are needed could be decoded")

@@ -22,6 +22,7 @@ import torch
 
 from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
+from mpp.data.loader import cores_for
 from mpp.dist import World
 from mpp.downstream.account import RESULT, Inputs, Result, account, describe, finished, read_result
 from mpp.downstream.config import FinetuneConfig, parse_share
@@ -47,6 +48,7 @@ from mpp.train.run_folder import (
     steps,
     train,
 )
+from mpp.train.waiting import data_notes
 from mpp.weights.timm_folder import write_timm_folder
 
 __all__ = ["Result", "finished", "read_result", "run"]
@@ -67,7 +69,8 @@ def run(config: FinetuneConfig) -> int:
     """
     with processes(config.train.device) as (world, device), explained(config, device):
         data = config.data
-        labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download))
+        keep = data.cache == "files"
+        labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download, keep))
         labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
         labelled = with_labels(labelled, labels)
         if len(config.optim.lr) == 1:
@@ -274,5 +277,6 @@ class _Tuner:
                 plot_confusion(self.folder / "confusion.png", scores.confusion, names)
                 result.write(self.folder)
                 self.terminal.close()
+                notes += data_notes(self.folder, self.config.data, parts.workers, cores_for(parts.world.local_size))
                 print(account(self.folder, labelled, scores, result, notes), flush=True)
         dist.barrier()

@@ -135,10 +135,10 @@ class Frozen:
         return found
 
     def _cached(self, source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        transform, channels = EvalTransform(self.image_hw), self.weights.in_chans
+        transform, reading = EvalTransform(self.image_hw), self.weights.reading
 
         def read() -> tuple[np.ndarray, np.ndarray]:
-            return extract_by_all(self.encode, source, indices, transform, channels, self.device, workers=self.workers)
+            return extract_by_all(self.encode, source, indices, transform, reading, self.device, workers=self.workers)
 
         return read() if self.cache is None else self.cache.get(self._key(source, indices), read)
 
@@ -152,7 +152,13 @@ class Frozen:
             "weights": self._hash,
             "architecture": [weights.name, dict(weights.args), weights.pool, asdict(weights.numerics)],
             "layer": self.layer,
-            "input": [list(self.image_hw), weights.in_chans, list(weights.mean), list(weights.std)],
+            "input": [
+                list(self.image_hw),
+                weights.in_chans,
+                list(weights.mean),
+                list(weights.std),
+                asdict(weights.reading),
+            ],
             "data": fingerprint(source),
             "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),
             "pixels": [TRANSFORM_VERSION, PIL.__version__],

@@ -56,7 +56,7 @@ class Labelled:
         return np.flatnonzero(self.test_labels >= 0)
 
 
-def open_labelled(data: str, test: str = "", download: bool = False) -> Labelled:
+def open_labelled(data: str, test: str = "", download: bool = False, keep: bool = False) -> Labelled:
     """Opens labelled images by the strings of their sources.
 
     Args:
@@ -64,6 +64,7 @@ def open_labelled(data: str, test: str = "", download: bool = False) -> Labelled
             else a fifth of each class, held out by a fixed seed.
         test: source of the test images; its test split where it has one.
         download: fetch cifar10 or cifar100 where the folder lacks it.
+        keep: keep in the cache what is fetched of remote shards.
 
     Raises:
         SourceError: a source that does not open, and what `label` refuses.
@@ -74,11 +75,13 @@ def open_labelled(data: str, test: str = "", download: bool = False) -> Labelled
             f"{data} is named for training and for testing, but has no test split of its own: "
             "name no test source to hold out a fifth of it, or one of other images"
         )
-    train = open_source(data, split="train", download=download)
+    train = open_source(data, split="train", download=download, keep=keep)
+    if getattr(train, "weights", None):
+        raise SourceError(f"{data}: weights say how often images are drawn, which is for pretraining; leave them out")
     if test:
         split = "test" if has_split(test) else "train"  # a folder of test images is all "train"
-        return label(train, open_source(test, split=split, download=download, expected=train.classes or ()))
-    return label(train, open_source(data, split="test", download=download) if own else None)
+        return label(train, open_source(test, split=split, download=download, expected=train.classes or (), keep=keep))
+    return label(train, open_source(data, split="test", download=download, keep=keep) if own else None)
 
 
 def label(train: Source, test: Source | None = None) -> Labelled:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
 from mpp.files import write_csv
-from mpp.sources.base import Source, count, place
+from mpp.sources.base import Source, count, path_of
 
 _TOP = 5
 _Z = 1.959963984540054  # the normal distribution holds 95% within this many standard deviations
@@ -144,7 +144,7 @@ class Scores:
             # Names may hold any separator, so the five of them are a JSON list.
             five = json.dumps(top, ensure_ascii=False)
             label, right = names[self.labels[row]], int(correct[row])
-            yield index, place(source, index), label, top[0], right, f"{self.probability[row, 0]:.6f}", five
+            yield index, path_of(source, index), label, top[0], right, f"{self.probability[row, 0]:.6f}", five
 
     def _confused(self) -> list[tuple[int, int]]:
         """For each class, the wrong class it is most often taken for, and how often; 0 times where never."""

@@ -22,11 +22,14 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F
 
 from mpp.data.augment import RandAugment
+from mpp.data.config import DataConfig
 from mpp.data.feed import Placed, feed
-from mpp.data.loader import Transform, derive_seed, worker_count
+from mpp.data.loader import derive_seed, worker_count
+from mpp.data.pixel_cache import cache_pixels
+from mpp.data.reader import Bad, Transform
 from mpp.data.transform import EvalTransform, TrainTransform, normalise
 from mpp.dist import World
-from mpp.downstream.config import ClassifierConfig, FinetuneConfig
+from mpp.downstream.config import ClassifierConfig, FinetuneConfig, LabelledConfig
 from mpp.downstream.features import check_patches, extract_by_all
 from mpp.downstream.labelled import Labelled
 from mpp.errors import UserError
@@ -69,6 +72,14 @@ class Tuning:
         return self.state.ema.module if self.state.ema is not None else self.model
 
 
+def _with_pixels(labelled: Labelled, weights: Weights, workers: int) -> Labelled:
+    """The labelled images with their decoded pixels from the cache."""
+    train = cache_pixels(labelled.train, weights.reading, workers)
+    if labelled.test is labelled.train:
+        return replace(labelled, train=train, test=train)
+    return replace(labelled, train=train, test=cache_pixels(labelled.test, weights.reading, workers))
+
+
 def starting_weights(config: FinetuneConfig) -> Weights:
     """What the run starts from: the weights that `init` names or, for none, a new architecture; then what the config
     says of size and normalisation.
@@ -90,12 +101,18 @@ def starting_weights(config: FinetuneConfig) -> Weights:
     size = (model.img_size[0], model.img_size[-1]) if model.img_size else weights.image_hw
     if config.init == "none":
         weights = replace(weights, image_hw=size)
-    for key in ("mean", "std"):
-        if values := getattr(config.data, key):
-            if len(values) not in (1, weights.in_chans):
-                raise UserError(f"data.{key} takes one number or {weights.in_chans}, one per channel of the images")
-            weights = replace(weights, **{key: values})
-    return weights
+    return described(weights, config.data)
+
+
+def described(weights: Weights, data: LabelledConfig) -> Weights:
+    """The weights with what the config says of their input.
+
+    Raises:
+        UserError: settings of another number of channels.
+    """
+    told = {key: getattr(data, key) for key in ("mean", "std", "value_range", "background")}
+    replace(DataConfig(), **{key: value for key, value in told.items() if value}).reading(weights.in_chans)
+    return replace(weights, **{key: value for key, value in told.items() if value})
 
 
 def _new(model: ClassifierConfig) -> Weights:
@@ -136,6 +153,9 @@ def build_tuning(
     total = parse_duration(config.train.length, "train.length").steps(size, len(indices))
     rate = build_rate(config.schedule, lr, total, size, len(indices))
     weights = weights or once_a_machine(world, lambda: starting_weights(config))
+    workers = worker_count(config.data.workers, world.local_size)
+    if config.data.cache == "pixels":
+        labelled = once_a_machine(world, lambda: _with_pixels(labelled, weights, workers))
     torch.manual_seed(config.train.seed)
     model: Any = _classifier(config.model, weights, labelled, device, DTYPES[precision])
     if config.model.img_size:
@@ -173,7 +193,7 @@ def build_tuning(
         Schedule(total, size, accumulate, rate, config.optim.clip_norm),
         transform,
         micro,
-        worker_count(config.data.workers, world.local_size),
+        workers,
     )
 
 
@@ -219,12 +239,12 @@ def _classifier(
     )
 
 
-def training_batches(parts: Tuning, report_bad: Callable[[list[tuple[int, str]], int], None]) -> Generator[Placed]:
+def training_batches(parts: Tuning, report_bad: Callable[[list[Bad], int], None]) -> Generator[Placed]:
     """This rank's endless labelled micro-batches from `state.images_seen` on (see `feed`)."""
     return feed(
         parts.train_source,
         parts.transform,
-        parts.weights.in_chans,
+        parts.weights.reading,
         parts.device,
         seed=parts.config.train.seed,
         batch_size=parts.schedule.batch_size,
@@ -280,8 +300,7 @@ def predict(
     model.eval()
     try:
         transform = EvalTransform(_input_size(parts.config.model, weights))
-        channels = weights.in_chans
-        return extract_by_all(encode, source, indices, transform, channels, parts.device, workers=parts.workers)
+        return extract_by_all(encode, source, indices, transform, weights.reading, parts.device, workers=parts.workers)
     finally:
         model.train()
 

@@ -7,11 +7,14 @@ import numpy as np
 
 from mpp.sources.base import SourceError, check_index, numbered_classes, summary
 
+DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
+"""Of the images, in either byte order."""
+
 
 class ArraySource:
-    """Images of one size in a .npy (memory-mapped) or .npz file: NHWC or NHW, uint8 or uint16.
+    """Images of one size in a .npy (memory-mapped) or .npz file: NHWC or NHW, of a dtype in `DTYPES`.
 
-    uint16 is scaled linearly, from the array's own smallest..largest value to 0..255. An .npz holds the images as
+    What values mean is for decoding to know: `read` gives them as they are. An .npz holds the images as
     `images`, `x` or its only array of 3 or 4 dimensions, and may hold labels as `labels` or `y`.
 
     Raises:
@@ -22,16 +25,13 @@ class ArraySource:
         self.name, self.path = name, path
         self._images, self._labels = self._load()
         shape, dtype = self._images.shape, self._images.dtype
-        if dtype.kind != "u" or dtype.itemsize > 2:
-            raise SourceError(
-                f"{name}: the array is {dtype}; images are uint8 or uint16, so scale and convert it first"
-            )
+        if dtype.newbyteorder("=").name not in DTYPES:
+            raise SourceError(f"{name}: the array is {dtype}; images are one of {', '.join(DTYPES)}: convert it first")
         if len(shape) not in (3, 4) or 0 in shape:
             raise SourceError(f"{name}: the array has the shape {shape}; expected NHWC or NHW, none of them 0")
         if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 16:
             raise SourceError(f"{name}: {shape} looks like NCHW; save it as NHWC, with np.moveaxis(array, 1, -1)")
         self.classes = None if self._labels is None else numbered_classes(self._labels)
-        self._range = _value_range(self._images) if dtype.itemsize == 2 else None
 
     def _load(self) -> tuple[np.ndarray, np.ndarray | None]:
         try:
@@ -80,26 +80,16 @@ class ArraySource:
         return len(self._images)
 
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
-        """uint8 (H, W) or (H, W, C), and the label."""
+        """(H, W) or (H, W, C) of the array's dtype, in this machine's byte order, and the label."""
         image = np.asarray(self._images[check_index(index, len(self))])
-        if self._range is not None:
-            low, high = self._range
-            scaled = (image.astype(np.float32) - low) * (255 / max(high - low, 1))
-            image = np.rint(scaled).astype(np.uint8)
-        return image, None if self._labels is None else int(self._labels[index])
+        native = image.astype(image.dtype.newbyteorder("="), copy=False)
+        return native, None if self._labels is None else int(self._labels[index])
 
     def labels(self) -> np.ndarray | None:
         """int64 (len,), or None."""
         return self._labels
 
     def describe(self) -> str:
-        """One line: count, classes, and how 16 bits became 8."""
-        scaled = "" if self._range is None else "uint16 scaled from {}..{} to 0..255".format(*self._range)
-        return summary(len(self), self.classes, scaled)
-
-
-def _value_range(images: np.ndarray) -> tuple[int, int]:
-    """Smallest and largest value, a bounded piece at a time."""
-    rows = max(1, 2**25 // max(1, images[0].size))
-    pieces = [images[start : start + rows] for start in range(0, len(images), rows)]
-    return min(int(piece.min()) for piece in pieces), max(int(piece.max()) for piece in pieces)
+        """One line: count, classes, and the dtype where it is not uint8."""
+        dtype = self._images.dtype.newbyteorder("=").name
+        return summary(len(self), self.classes, "" if dtype == "uint8" else dtype)

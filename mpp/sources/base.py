@@ -1,12 +1,16 @@
 """What a source of images is, and the two simplest: files on disk and lists in memory."""
 
+import os
+import stat
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from mpp.errors import UserError
+from mpp.sources.names import printable
 
 Split = Literal["train", "test"]
 
@@ -15,11 +19,17 @@ class SourceError(UserError, ValueError):
     """A source that cannot be opened: one line that names the thing, the value, and what to do next."""
 
 
+class NotAFile(OSError):
+    """A path that is there and is no regular file: its text says what it is instead."""
+
+
 @runtime_checkable
 class Source(Protocol):
     """A map from index to image.
 
-    A source may also have `where(index) -> str`, the file or member that a bad image is reported by.
+    A source may also have `where(index) -> str`, the file or member that a bad image is reported by, in one
+    printable line; `read_many(indices)` and `block(indices)`, as the functions of those names, where many at once are
+    faster; and a true `decoded`, where its arrays are final pixels, already scaled to their range.
     """
 
     name: str
@@ -30,7 +40,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
-        """Encoded bytes or a uint8 array (H, W) or (H, W, C), and the label or None.
+        """Encoded bytes or an array (H, W) or (H, W, C) of a real dtype, and the label or None.
 
         Raises:
             OSError: the image cannot be read.
@@ -39,7 +49,7 @@ class Source(Protocol):
         ...
 
     def labels(self) -> np.ndarray | None:
-        """int64 (len,), without reading images; None: unlabelled."""
+        """int64 (len,), -1 where an image has none, without reading images; None: unlabelled."""
         ...
 
     def describe(self) -> str:
@@ -70,16 +80,47 @@ def check_index(index: int, length: int) -> int:
     return index
 
 
+_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+
+
+def _check_regular(path: str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise NotAFile(f"{printable(path)} is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, not a file")
+
+
+def read_file(path: str) -> bytes:
+    """A regular file's bytes; anything else is never opened, for opening a FIFO waits for a writer.
+
+    Raises:
+        NotAFile: a FIFO, a socket, a device or a folder.
+        OSError: it cannot be read.
+    """
+    _check_regular(path, os.stat(path).st_mode)  # noqa: PTH116 - a Path for each read costs more than the question
+    # It may have become another since: without waiting, and asked again.
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        _check_regular(path, os.fstat(file.fileno()).st_mode)
+        return file.readall()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 class PathTable:
-    """Very many paths in two buffers.
+    """Very many paths in two buffers, filled as they come.
 
     A million Python strings would cost each forked worker a copy of their pages as soon as it counts references.
     """
 
+    _PIECE = 65_536
+
     def __init__(self, paths: Iterable[str]) -> None:
-        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
-        self._ends = np.cumsum([0, *(len(path) for path in encoded)], dtype=np.int64)
-        self._text = b"".join(encoded)
+        self._text = bytearray()
+        ends, rest = [np.zeros(1, dtype=np.int64)], iter(paths)
+        while piece := [path.encode("utf-8", "surrogateescape") for path in islice(rest, self._PIECE)]:
+            ends.append(np.cumsum([len(path) for path in piece], dtype=np.int64) + len(self._text))
+            self._text += b"".join(piece)
+        self._ends = np.concatenate(ends)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -95,8 +136,8 @@ class FileSource:
     Args:
         name: the string it was opened with.
         root: the folder that the paths start from.
-        paths: relative to root.
-        labels: one a path, or None.
+        paths: relative to root, or absolute; read once, in order.
+        labels: one a path, -1 for none; None: unlabelled.
         classes: class names; None: unlabelled.
         note: what `describe` adds.
     """
@@ -105,26 +146,36 @@ class FileSource:
         self,
         name: str,
         root: Path,
-        paths: Iterable[str],
+        paths: Iterable[str] | PathTable,
         labels: Sequence[int] | np.ndarray | None = None,
         classes: tuple[str, ...] | None = None,
         note: str = "",
     ) -> None:
         self.name, self.root, self.classes, self.note = name, root, classes, note
-        self._paths = PathTable(paths)
+        self._folder = str(root)
+        self._paths = paths if isinstance(paths, PathTable) else PathTable(paths)
         self._labels = None if labels is None else np.asarray(labels, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._paths)
 
+    def path(self, index: int) -> str:
+        """The image's path, as the system takes it."""
+        return os.path.join(self._folder, self._paths[index])  # noqa: PTH118 - a million of them
+
     def where(self, index: int) -> str:
-        """The image's path."""
-        return str(self.root / self._paths[index])
+        """The image's path in one printable line."""
+        return printable(self.path(index))
 
     def read(self, index: int) -> tuple[bytes, int | None]:
-        """The file's bytes and its label."""
-        path = self.root / self._paths[index]
-        return path.read_bytes(), None if self._labels is None else int(self._labels[index])
+        """The file's bytes and its label.
+
+        Raises:
+            OSError: it cannot be read.
+            NotAFile: a FIFO, a socket, a device or a folder, which is never opened.
+        """
+        label = -1 if self._labels is None else int(self._labels[check_index(index, len(self))])
+        return read_file(self.path(index)), None if label < 0 else label
 
     def labels(self) -> np.ndarray | None:
         """int64 (len,), or None."""
@@ -139,7 +190,7 @@ class ListSource:
     """Images held in memory.
 
     Args:
-        images: encoded bytes or uint8 arrays (H, W) or (H, W, C); one array (N, H, W, C) will do.
+        images: encoded bytes or arrays (H, W) or (H, W, C) of a real dtype; one array (N, H, W, C) will do.
         labels: one an image, or None.
         classes: class names; None: numbers, where there are labels.
         name: what the source is called.
@@ -166,6 +217,10 @@ class ListSource:
         image = self._images[check_index(index, len(self))]
         return image, None if self._labels is None else int(self._labels[index])
 
+    def block(self, indices: np.ndarray) -> np.ndarray | None:
+        """Images (B, H, W, C) where they are one array."""
+        return self._images[indices] if isinstance(self._images, np.ndarray) else None
+
     def labels(self) -> np.ndarray | None:
         """int64 (len,), or None."""
         return self._labels
@@ -184,6 +239,7 @@ class Subset:
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
         self.source, self.name, self.classes = source, source.name, source.classes
+        self.decoded = bool(getattr(source, "decoded", False))
         self.indices = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < len(source):
             raise IndexError(f"{source.name}: indices must be in [0, {len(source)})")
@@ -196,9 +252,21 @@ class Subset:
         inner = int(self.indices[check_index(index, len(self))])
         return place(self.source, inner) or f"image {inner}"
 
+    def path(self, index: int) -> str:
+        """As `path_of` the whole source."""
+        return path_of(self.source, int(self.indices[check_index(index, len(self))])) or self.where(index)
+
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
         """The image and its label."""
         return self.source.read(int(self.indices[check_index(index, len(self))]))
+
+    def read_many(self, indices: Sequence[int]) -> list[tuple[bytes | np.ndarray, int | None] | OSError]:
+        """Several images and labels, or why they cannot be read."""
+        return read_many(self.source, [int(self.indices[check_index(index, len(self))]) for index in indices])
+
+    def block(self, indices: np.ndarray) -> np.ndarray | None:
+        """Images (B, H, W, C) where the whole source holds them in an array."""
+        return block(self.source, self.indices[indices])
 
     def labels(self) -> np.ndarray | None:
         """int64 (len,), or None."""
@@ -210,10 +278,36 @@ class Subset:
         return f"{len(self):,} of {self.source.describe()}"
 
 
+def read_many(source: Source, indices: Sequence[int]) -> list[tuple[bytes | np.ndarray, int | None] | OSError]:
+    """Several images and labels in the order of `indices`, or why they cannot be read: at once, if the source can."""
+    at_once = getattr(source, "read_many", None)
+    return at_once(indices) if at_once else [_read_one(source, index) for index in indices]
+
+
+def _read_one(source: Source, index: int) -> tuple[bytes | np.ndarray, int | None] | OSError:
+    try:
+        return source.read(index)
+    except OSError as error:
+        return error
+
+
+def block(source: Source, indices: np.ndarray) -> np.ndarray | None:
+    """The pixels of several images at once, uint8 (B, H, W, C), where the source holds all of them in an array."""
+    whole = getattr(source, "block", None)
+    found = whole(indices) if whole else None
+    return found if found is not None and found.dtype == np.uint8 and found.ndim == 4 else None
+
+
 def place(source: Source, index: int) -> str:
     """The file or member that an image lies in; empty where the source does not say."""
     where = getattr(source, "where", None)
     return where(index) if where else ""
+
+
+def path_of(source: Source, index: int) -> str:
+    """The path of an image as the system takes it, where it is a file of its own; else its place."""
+    path: Any = getattr(source, "path", None)
+    return str(path(index)) if callable(path) else place(source, index)
 
 
 def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:

@@ -9,7 +9,10 @@ import numpy as np
 
 from mpp.sources.array import ArraySource
 from mpp.sources.base import FileSource, Source, Subset
-from mpp.sources.shards import ShardSource
+from mpp.sources.hub import HubSource
+from mpp.sources.local_shards import ShardSource
+from mpp.sources.mixture import MixtureSource
+from mpp.sources.remote_shards import RemoteShardSource
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -21,8 +24,8 @@ def fingerprint(source: Source, *, times: bool = True) -> str:
     """64 hexadecimal digits that change with any image, label or class name of a source.
 
     Files, shards and arrays on disk are not read: their paths, sizes and times of modification stand for what is in
-    them, so that moving them changes the fingerprint too. Images in memory, and sources of other kinds, are hashed
-    as `read` gives them.
+    them, so that moving them changes the fingerprint too. A Hugging Face dataset has a fingerprint of its own, and a
+    mixture is its parts and weights. Images in memory, and sources of other kinds, are hashed as `read` gives them.
 
     Without `times` it tells less, and survives a copy of the data: where files lie and when they were written no
     longer counts, only their names within the source and their sizes.
@@ -36,13 +39,20 @@ def fingerprint(source: Source, *, times: bool = True) -> str:
         root = str(source.root)
         _put(digest, str(source.root.resolve()) if times else "")
         for index in range(len(source)):
-            path = source.where(index)
+            path = source.path(index)
             _put(digest, path.removeprefix(root).removeprefix(os.sep), _state(path, times))
-    elif type(source) is ShardSource:
-        for path in source.paths:
-            _put(digest, str(path.resolve()) if times else path.name, _state(path, times))
+    elif type(source) in (ShardSource, RemoteShardSource):
+        assert isinstance(source, ShardSource)  # pyright does not conclude it
+        _put(digest, *source.state(times))
     elif type(source) is ArraySource:
         _put(digest, str(source.path.resolve()) if times else "", _state(source.path, times))
+    elif type(source) is HubSource:
+        _put(digest, source.arrow_fingerprint if times else source.sizes().astype("<i8").tobytes())
+        for index in np.flatnonzero(source.sizes() < 0).tolist():
+            path = source.path(index) or ""
+            _put(digest, path if times else os.path.basename(path), _state(path, times))  # noqa: PTH119
+    elif type(source) is MixtureSource:
+        _put(digest, json.dumps(source.weights), *(fingerprint(part, times=times) for part in source.parts))
     elif type(source) is Subset:
         indices = np.ascontiguousarray(source.indices, dtype="<i8").tobytes()
         _put(digest, fingerprint(source.source, times=times), indices)

@@ -1,57 +1,104 @@
 """Folders of images, at any depth; first-level sub-folders are classes, train/ with test/ or val/ are splits."""
 
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-from mpp.sources.base import FileSource, SourceError, Split
-from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden
+import numpy as np
+
+from mpp.sources.base import FileSource, PathTable, SourceError, Split
+from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden, is_image
+
+_PIECE = 65_536
+_Place = tuple[int, int]
 
 
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], ignored: Counter[str]) -> Iterator[str]:
-    """Paths of the images under a folder, sorted; counts what it passes over.
+def _entries(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, bool]]:
+    """Names of the images and (True) sub-folders in a folder, in any order; counts what it passes over.
 
-    `above` holds the folders on the way down, by device and inode: a link back to one of them would never end.
+    Whatever is called as an image and is no folder counts as one, be it a broken link or a FIFO: it is met, and
+    named, when it is read.
     """
-    info = Path(folder).stat()
-    here = (info.st_dev, info.st_ino)
+    with os.scandir(folder) as found:
+        for entry in found:
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to itself
+                is_folder = False
+            if is_hidden(entry.name):
+                ignored["hidden"] += 1
+            elif is_folder or is_image(entry.name):
+                yield entry.name, is_folder
+            else:
+                ignored["other"] += 1
+
+
+def _in_order(names: Iterable[str]) -> Iterator[str]:
+    """Names by their bytes. Sorted in one buffer: ten million strings of one flat folder would take gigabytes."""
+    rest, pieces = iter(names), []
+    while piece := [name.encode("utf-8", "surrogateescape") for name in islice(rest, _PIECE)]:
+        pieces.append(np.array(piece))
+    if pieces:
+        table = np.concatenate(pieces)
+        pieces.clear()
+        table.sort()
+        for start in range(0, len(table), _PIECE):
+            for name in table[start : start + _PIECE].tolist():
+                yield name.decode("utf-8", "surrogateescape")
+
+
+def _identity(folder: str) -> _Place:
+    """Device and inode: a link back to a folder on the way down would never end."""
+    info = os.stat(folder)  # noqa: PTH116
+    return info.st_dev, info.st_ino
+
+
+def _images_under(
+    folder: str, ignored: Counter[str], prefix: str = "", above: frozenset[_Place] = frozenset()
+) -> Iterator[str]:
+    """Paths of the images under a folder, sorted: its own, then those of each sub-folder. `above`: folders around."""
+    here = _identity(folder)
     if here in above:
         ignored["other"] += 1
         return
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        try:
-            is_folder, is_file = entry.is_dir(), entry.is_file()
-        except OSError:  # a link to itself
-            is_folder = is_file = False
-        if is_hidden(entry.name):
-            ignored["hidden"] += 1
-        elif is_folder:
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {here}, ignored)
-        elif is_file and entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "." in entry.name:
-            yield prefix + entry.name
-        else:
-            ignored["other"] += 1
+    folders: list[str] = []
+
+    def own() -> Iterator[str]:
+        for name, is_folder in _entries(folder, ignored):
+            if is_folder:
+                folders.append(name)
+            else:
+                yield name
+
+    for name in _in_order(own()):
+        yield prefix + name
+    for name in _in_order(folders):
+        yield from _images_under(f"{folder}/{name}", ignored, f"{prefix}{name}/", above | {here})
 
 
-def _images_under(folder: Path, ignored: Counter[str] | None = None) -> Iterator[str]:
-    return _walk(str(folder), "", frozenset(), Counter() if ignored is None else ignored)
+def _holds_image(folder: str, above: frozenset[_Place] = frozenset()) -> bool:
+    here = _identity(folder)
+    if here in above:
+        return False
+    folders: list[str] = []
+    for name, is_folder in _entries(folder, Counter()):
+        if not is_folder:
+            return True
+        folders.append(name)
+    return any(_holds_image(f"{folder}/{name}", above | {here}) for name in folders)
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
     """The folders of the two splits; empty where a folder is not split."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name))
         held_out = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
         if held_out is None or not (folder / "train").is_dir():
             return {}
-        for name in set(names) - {"train", "test", "val"}:
-            path = folder / name
-            if path.is_dir() and next(_images_under(path), None):
-                return {}
-            if path.is_file() and path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS:
+        for name, is_folder in _entries(str(folder), Counter()):
+            if not is_folder or (name not in ("train", "test", "val") and _holds_image(f"{folder}/{name}")):
                 return {}
     except OSError:
         return {}
@@ -60,9 +107,23 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     """First-level sub-folders that hold an image, sorted."""
-    with os.scandir(folder) as found:
-        names = sorted(entry.name for entry in found if not is_hidden(entry.name) and Path(entry).is_dir())
-    return tuple(name for name in names if next(_images_under(folder / name), None))
+    names = sorted(name for name, is_folder in _entries(str(folder), Counter()) if is_folder)
+    return tuple(name for name in names if _holds_image(f"{folder}/{name}"))
+
+
+class _ByFolder:
+    """Passes paths through, and notes the first-level folder of each."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = paths
+        self.numbers: dict[str, int] = {}  # "": the root itself
+        self.found = array("i")
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self._paths:
+            folder = path.partition("/")[0] if "/" in path else ""
+            self.found.append(self.numbers.setdefault(folder, len(self.numbers)))
+            yield path
 
 
 def open_folder(spec: str, folder: Path, split: Split = "train", expected: Sequence[str] = ()) -> FileSource:
@@ -74,7 +135,7 @@ def open_folder(spec: str, folder: Path, split: Split = "train", expected: Seque
     Raises:
         SourceError: missing, not a folder, unreadable, or no image in it.
     """
-    if not folder.exists():
+    if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises for a name that is too long
         raise SourceError(f"{spec}: there is no folder {folder}; check the path")
     if not folder.is_dir():
         raise SourceError(f"{spec}: {folder} is a file; give the folder that it lies in, folder:{folder.parent}")
@@ -82,26 +143,31 @@ def open_folder(spec: str, folder: Path, split: Split = "train", expected: Seque
     root = splits.get(split, folder)
     ignored: Counter[str] = Counter()
     try:
-        paths = list(_images_under(root, ignored))
-        folders = [path.rpartition("/")[0].partition("/")[0] for path in paths]
-        own = sorted({name for name in folders if name})
+        seen = _ByFolder(_images_under(str(root), ignored))
+        paths = PathTable(seen)
+        own = tuple(sorted(name for name in seen.numbers if name))
         # A test split counts by the train split's classes, for it may lack some, then by those that it alone has.
         held_out = root != splits.get("train", root)
-        known = _class_names(splits["train"]) if held_out else tuple(own)
+        known = _class_names(splits["train"]) if held_out else own
     except OSError as error:
         raise SourceError(f"{spec}: cannot list {error.filename} ({error.strerror}); check its permissions") from error
-    parts = [f"{root.name}/ alone, as its sub-folders are splits"] if splits else []
-    passed = [f"{number:,} {kind}" for kind in ("hidden", "other") if (number := ignored[kind])]
-    if passed:
-        parts.append(f"ignored {' and '.join(passed)} {'file' if sum(ignored.values()) == 1 else 'files'}")
-    note = "; ".join(parts)
-    if not paths:
+    note = _note(root, bool(splits), ignored)
+    if not len(paths):
         extensions = " ".join(IMAGE_EXTENSIONS)
         raise SourceError(
             f"{spec}: no image in {root}{f' ({note})' if note else ''}; expected files that end in {extensions}"
         )
-    if not all(folders) or (len(known) < 2 and not set(own) <= set(expected)):
+    if "" in seen.numbers or (len(known) < 2 and not set(own) <= set(expected)):
         return FileSource(spec, root, paths, note=note)
     classes = tuple(dict.fromkeys((*known, *own)))
     numbers = {name: label for label, name in enumerate(classes)}
-    return FileSource(spec, root, paths, [numbers[name] for name in folders], classes, note)
+    labels = np.array([numbers[name] for name in seen.numbers], dtype=np.int64)
+    return FileSource(spec, root, paths, labels[np.frombuffer(seen.found, dtype=np.intc)], classes, note)
+
+
+def _note(root: Path, is_split: bool, ignored: Counter[str]) -> str:
+    parts = [f"{root.name}/ alone, as its sub-folders are splits"] if is_split else []
+    passed = [f"{number:,} {kind}" for kind in ("hidden", "other") if (number := ignored[kind])]
+    if passed:
+        parts.append(f"ignored {' and '.join(passed)} {'file' if sum(ignored.values()) == 1 else 'files'}")
+    return "; ".join(parts)

@@ -1,9 +1,45 @@
-"""Which file names are images, in folders and in tar files alike."""
+"""File names: which are images, in folders and in tar files alike, and how they are shown."""
+
+import os
+import unicodedata
+from pathlib import Path
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm", "npy")
 """File name endings that count as images; lower case."""
 
 
+_SYSTEM = frozenset(
+    ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
+)
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is a system's own, never an image and never a class."""
-    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends as an image's does."""
+    _, dot, extension = name.rpartition(".")
+    return bool(dot) and extension.lower() in IMAGE_EXTENSIONS
+
+
+def printable(text: str) -> str:
+    """The text in one line that a terminal shows as it is: line breaks and undecodable bytes become \\n and \\xff."""
+    if text.isprintable():
+        return text
+    return "".join(
+        # The wide space of Japanese names counts as unprintable.
+        letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else _escaped(letter)
+        for letter in text
+    )
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else letter.encode("unicode_escape").decode()
+
+
+def home_expanded(path: str) -> Path:
+    """The path with a leading ~ or ~user as the home folder; as it is where there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user

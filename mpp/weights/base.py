@@ -20,6 +20,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mpp.data.config import Reading
 from mpp.errors import UserError
 from mpp.model.attention import Attention, resolve_backend
 from mpp.model.posembed import resample_table
@@ -66,6 +67,15 @@ class Weights:
     numerics: Numerics = field(default=Numerics())
     origin: str = ""
     """What it was opened from."""
+    value_range: tuple[float, ...] = ()
+    """Of the files that the input is read from (see `Reading`)."""
+    background: tuple[int, ...] = (255,)
+    """Likewise."""
+
+    @property
+    def reading(self) -> Reading:
+        """How files become the pixels that `mean` and `std` are for."""
+        return Reading(self.in_chans, self.value_range, self.background)
 
 
 def build(

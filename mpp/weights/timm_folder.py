@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mpp.data.config import Reading
 from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder
@@ -24,6 +25,7 @@ from mpp.weights.base import Numerics, Weights, create, load
 HEAD_FILE = "head.safetensors"
 """A head that timm has no name for lies beside the model, which timm then loads headless."""
 _OURS = "mpp"  # what config.json tells beside timm's own keys
+_PLAIN = Reading()
 _SET_BY_US = ("num_classes", "in_chans", "global_pool", "img_size", "fc_norm", "drop_path_rate")
 
 
@@ -39,12 +41,28 @@ def timm_state(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def encoder_weights(
-    encoder: Encoder, config: ModelConfig, mean: tuple[float, ...], std: tuple[float, ...], origin: str = ""
+    encoder: Encoder,
+    config: ModelConfig,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    reading: Reading,
+    origin: str = "",
 ) -> Weights:
     """A pretrained encoder as weights. It is headless and gives mean-pooled patch tokens, since masked patch
-    prediction never trains the class token; `mean` and `std` (0 to 1 scale) are those of its input."""
-    state = timm_state(encoder)
-    return Weights(config.name, model_args(config), state, config.image_hw, config.in_chans, mean, std, origin=origin)
+    prediction never trains the class token; `mean` and `std` (0 to 1 scale) are those of its input, which `reading`
+    makes of files."""
+    return Weights(
+        config.name,
+        model_args(config),
+        timm_state(encoder),
+        config.image_hw,
+        config.in_chans,
+        mean,
+        std,
+        origin=origin,
+        value_range=reading.value_range,
+        background=reading.background,
+    )
 
 
 def model_args(config: ModelConfig) -> dict[str, Any]:
@@ -61,13 +79,18 @@ def model_args(config: ModelConfig) -> dict[str, Any]:
 
 
 def save_timm_folder(
-    encoder: Encoder, config: ModelConfig, folder: Path, mean: tuple[float, ...], std: tuple[float, ...]
+    encoder: Encoder,
+    config: ModelConfig,
+    folder: Path,
+    mean: tuple[float, ...] = (0.5,),
+    std: tuple[float, ...] = (0.5,),
+    reading: Reading = _PLAIN,
 ) -> None:
     """Writes `folder` so that `timm.create_model(f"local-dir:{folder}", pretrained=True)` gives this encoder.
 
     See `encoder_weights`; the arguments are its.
     """
-    write_timm_folder(encoder_weights(encoder, config, mean, std, str(folder)), folder)
+    write_timm_folder(encoder_weights(encoder, config, mean, std, reading, str(folder)), folder)
 
 
 def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
@@ -91,6 +114,8 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
         model, {k: v for k, v in state.items() if k not in head}, weights.origin or str(folder), head=names is not None
     )
     ours: dict[str, Any] = {"numerics": asdict(weights.numerics)}
+    if weights.reading != Reading(weights.in_chans):
+        ours |= {"value_range": list(weights.value_range), "background": list(weights.background)}
     if weights.representation:
         ours |= {"representation": weights.representation, "classes": list(weights.classes or ())}
         notes.append(f"the head's hidden tanh layer is in {HEAD_FILE}, which timm does not read: it loads headless")
@@ -197,6 +222,8 @@ def read_timm_folder(folder: Path) -> Weights:
         _class_names(config),
         numerics=Numerics(**numerics),
         origin=str(folder),
+        value_range=tuple(ours.get("value_range") or ()),
+        background=tuple(ours.get("background") or (255,)),
     )
     if ours.get("representation"):
         head = read_tensors(folder, (HEAD_FILE,))

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.data.config import Reading
 from mpp.data.feed import Placed, feed
 from mpp.data.loader import stream
+from mpp.data.reader import Bad
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
 from mpp.sources.base import ListSource
@@ -16,7 +18,7 @@ SOURCE = ListSource(np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones
 
 def some(number: int, start: int, world: World, micro: int) -> list[Placed]:
     told = {"seed": 1, "batch_size": 8, "micro_batch": micro, "start": start, "world": world, "workers": 0}
-    batches = feed(SOURCE, EvalTransform((4, 4)), 3, CPU, **told)
+    batches = feed(SOURCE, EvalTransform((4, 4)), Reading(3), CPU, **told)
     try:
         return [next(batches) for _ in range(number)]
     finally:
@@ -43,7 +45,7 @@ def test_ranks_share_what_one_process_reads(micro: int) -> None:
 
 
 def test_it_is_the_stream() -> None:
-    batches = stream(SOURCE, EvalTransform((4, 4)), 3, seed=1, batch_size=8, micro_batch=8, start=8)
+    batches = stream(SOURCE, EvalTransform((4, 4)), Reading(3), seed=1, batch_size=8, micro_batch=8, start=8)
     assert torch.equal(next(batches)["images"], some(1, 8, World(), 8)[0]["images"])
     batches.close()
 
@@ -51,11 +53,11 @@ def test_it_is_the_stream() -> None:
 def test_bad_files_are_reported_with_the_images_read() -> None:
     images = [np.full((4, 4, 3), value, np.uint8) for value in range(4)]
     source = ListSource([*images, b"no image"], [0, 1, 2, 3, 4])
-    heard: list[tuple[list[tuple[int, str]], int]] = []
+    heard: list[tuple[list[Bad], int]] = []
     batches = feed(
         source,
         EvalTransform((4, 4)),
-        3,
+        Reading(3),
         CPU,
         seed=0,
         batch_size=5,
@@ -69,6 +71,6 @@ def test_bad_files_are_reported_with_the_images_read() -> None:
     batches.close()
     ((bad, number),) = heard
     assert number == 5
-    assert {index for index, _ in bad} == {4}
-    assert "not an image" in bad[0][1]
+    assert {one.index for one in bad} == {4}
+    assert bad[0].kind == "not an image"
     assert 4 not in labels

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.data.config import DataConfig
+from mpp.data.config import DataConfig, Reading
 from mpp.data.decode import BadImage
 from mpp.data.loader import permutation, sequential, stream, worker_count
 from mpp.data.transform import EvalTransform, TrainTransform
@@ -24,10 +24,10 @@ def numbered(length, side=12, bad=()):
     return ListSource(images, [i % 3 for i in range(length)])
 
 
-def run(source, batches, transform=None, channels=3, **options):
+def run(source, batches, transform=None, **options):
     """The first batches of a stream, closed after."""
     settings = {"seed": 7, "batch_size": 8, "micro_batch": 4, "start": 0, **options}
-    it = stream(source, transform or EvalTransform((4, 4)), channels, **settings)
+    it = stream(source, transform or EvalTransform((4, 4)), Reading(3), **settings)
     try:
         return list(itertools.islice(it, batches))
     finally:
@@ -147,8 +147,8 @@ def test_bad_images_are_replaced_and_named():
     batches = run(source, 5)
     index = joined(batches, "index")
     reported = [entry for batch in batches for entry in batch["bad"]]
-    assert {number for number, _ in reported} == {4, 5, 17}
-    assert all("not an image in a known format" in reason for _, reason in reported)
+    assert {bad.index for bad in reported} == {4, 5, 17}
+    assert {bad.kind for bad in reported} == {"not an image"}
     assert not {4, 5, 17} & set(index.tolist())
     assert torch.equal(joined(batches, "images")[:, 0, 0, 0], index.to(torch.uint8))
     order = permutation(7, 0, 20)
@@ -166,10 +166,10 @@ def test_unreadable_files_are_bad_too(picture_folder):
     (folder / "1.png").unlink()
     bad = [entry for batch in run(source, 2) for entry in batch["bad"]]
     assert bad
-    assert all(number == 1 and str(folder / "1.png") in reason for number, reason in bad)
+    assert all((one.index, one.kind, one.where) == (1, "missing", str(folder / "1.png")) for one in bad)
     (folder / "1.png").write_bytes(b"")
     bad = [entry for batch in run(source, 2) for entry in batch["bad"]]
-    assert {reason for _, reason in bad} == {f"{folder / '1.png'}: empty file"}
+    assert {(one.kind, str(one)) for one in bad} == {("empty", f"{folder / '1.png'}: empty file")}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -199,19 +199,19 @@ def test_sequential(workers):
     source = numbered(20, bad=(3, 9))
     transform = EvalTransform((4, 4))
     wanted = [9, 2, 3, 11, 0, 9, 19]
-    batches = list(sequential(source, transform, 3, wanted, batch_size=3, workers=workers))
+    batches = list(sequential(source, transform, Reading(3), wanted, batch_size=3, workers=workers))
     assert [batch["index"].tolist() for batch in batches] == [[2], [11, 0], [19]]
-    assert [[number for number, _ in batch["bad"]] for batch in batches] == [[9, 3], [9], []]
+    assert [[bad.index for bad in batch["bad"]] for batch in batches] == [[9, 3], [9], []]
     assert [batch["label"].tolist() for batch in batches] == [[2], [2, 0], [1]]
     assert batches[1]["images"][:, 0, 0, 0].tolist() == [11, 0]
 
 
 def test_sequential_of_bad_images_and_of_nothing():
     transform = EvalTransform((4, 6))
-    (batch,) = sequential(numbered(4, bad=(1,)), transform, 3, [1], batch_size=2)
+    (batch,) = sequential(numbered(4, bad=(1,)), transform, Reading(3), [1], batch_size=2)
     assert batch["images"].shape == (0, 3, 4, 6)
     assert batch["index"].shape == (0,)
-    assert list(sequential(numbered(4), transform, 3, [], batch_size=2, workers=2)) == []
+    assert list(sequential(numbered(4), transform, Reading(3), [], batch_size=2, workers=2)) == []
 
 
 def test_worker_count(monkeypatch):
@@ -224,7 +224,7 @@ def test_worker_count(monkeypatch):
 SCRIPT = """
     import multiprocessing, os, signal, sys, time
     import numpy as np
-    from mpp.data.config import DataConfig
+    from mpp.data.config import Reading
     from mpp.data.loader import stream
     from mpp.sources.base import ListSource
     from mpp.data.transform import EvalTransform
@@ -233,7 +233,7 @@ SCRIPT = """
         signal.signal(number, lambda *_: None)
     source = ListSource(list(np.zeros((9, 8, 8, 3), dtype=np.uint8)))
     transform = EvalTransform((4, 4))
-    batches = stream(source, transform, 3, seed=0, batch_size=4, micro_batch=4, start=0, workers=2)
+    batches = stream(source, transform, Reading(3), seed=0, batch_size=4, micro_batch=4, start=0, workers=2)
     next(batches)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -1,15 +1,29 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from mpp.data.config import DataConfig
+from mpp.data.draws import seeds, uniforms
 from mpp.data.transform import EvalTransform, TrainTransform, normalise, resize
 from mpp.errors import UserError
 
 from torchvision.transforms import v2  # isort: skip
 
 PLAIN = {"crop_scale": (1.0, 1.0), "hflip": 0.0}
+
+
+class Drawing:
+    """A transform with other draws at each call."""
+
+    def __init__(self, transform, seed=0):
+        self.transform, self.seed, self.calls = transform, seed, itertools.count()
+
+    def __call__(self, image):
+        key = seeds(self.seed, np.array([next(self.calls)]))
+        return self.transform(image, uniforms(key, self.transform.draws)[0].tolist())
 
 
 def noise(height, width, channels=3, seed=0):
@@ -87,19 +101,17 @@ def test_evaluation_draws_nothing_and_keeps_what_fits():
 @pytest.mark.parametrize("config", [DataConfig(), DataConfig(**PLAIN)], ids=["random", "plain"])
 def test_any_shape(hw, channels, config):
     image = np.full((*hw, channels), 9, dtype=np.uint8)
-    for transform in (TrainTransform(config, (48, 32), channels), EvalTransform((48, 32))):
+    for transform in (Drawing(TrainTransform(config, (48, 32), channels)), Drawing(EvalTransform((48, 32)))):
         out = transform(image)
         assert out.shape == (channels, 48, 32)
         assert out.dtype == torch.uint8
-        assert out.is_contiguous()
         assert out.unique().tolist() == [9]
 
 
 def test_crops_stay_within_scale_and_ratio():
-    torch.manual_seed(0)
     low, high, narrow, wide = 0.2, 0.6, 0.75, 4 / 3
     config = DataConfig(crop_scale=(low, high), crop_ratio=(narrow, wide), hflip=0)
-    rows, columns = crops(TrainTransform(config, (240, 240), 3), ramp(), 300).T
+    rows, columns = crops(Drawing(TrainTransform(config, (240, 240), 3)), ramp(), 300).T
     share, ratio = rows * columns / (240 * 200), columns / rows
     assert low - 0.03 < share.min() < low + 0.05
     assert high - 0.05 < share.max() < high + 0.03
@@ -108,8 +120,7 @@ def test_crops_stay_within_scale_and_ratio():
 
 
 def test_crops_are_distributed_as_torchvisions():
-    torch.manual_seed(1)
-    ours = crops(TrainTransform(DataConfig(hflip=0), (96, 96), 3), ramp(), 500)
+    ours = crops(Drawing(TrainTransform(DataConfig(hflip=0), (96, 96), 3)), ramp(), 500)
     reference = v2.RandomResizedCrop(96, scale=(0.2, 1.0))
     theirs = [reference.make_params([torch.zeros(3, 240, 200)]) for _ in range(500)]
     for axis, key in enumerate(("height", "width")):
@@ -119,15 +130,13 @@ def test_crops_are_distributed_as_torchvisions():
 
 
 def test_ratio_is_relative_to_the_target():
-    torch.manual_seed(0)
     config = DataConfig(crop_scale=(0.1, 0.3), crop_ratio=(1.0, 1.0), hflip=0)
-    rows, columns = crops(TrainTransform(config, (120, 240), 3), ramp(), 40).T
+    rows, columns = crops(Drawing(TrainTransform(config, (120, 240), 3)), ramp(), 40).T
     np.testing.assert_allclose(columns / rows, 2, rtol=0.06)
 
 
 def test_crops_reach_every_border():
-    torch.manual_seed(0)
-    transform = TrainTransform(DataConfig(crop_scale=(0.5, 0.9), hflip=0), (64, 64), 3)
+    transform = Drawing(TrainTransform(DataConfig(crop_scale=(0.5, 0.9), hflip=0), (64, 64), 3))
     out = torch.stack([transform(ramp(200, 200))[:2].flatten(1) for _ in range(200)])
     assert out.amin(2).amin(0).tolist() <= [3, 3]
     assert out.amax(2).amax(0).tolist() >= [196, 196]
@@ -136,39 +145,40 @@ def test_crops_reach_every_border():
 def test_full_scale_takes_the_largest_central_crop():
     config = DataConfig(**PLAIN)
     image = noise(100, 160)
-    assert_equal_but_for_rounding(TrainTransform(config, (50, 50), 3)(image), by_pillow(image[:, 30:130], (50, 50)))
+    assert_equal_but_for_rounding(
+        Drawing(TrainTransform(config, (50, 50), 3))(image), by_pillow(image[:, 30:130], (50, 50))
+    )
     square = noise(50, 50)
-    np.testing.assert_array_equal(TrainTransform(config, (50, 50), 3)(square).numpy(), square.transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        Drawing(TrainTransform(config, (50, 50), 3))(square).numpy(), square.transpose(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize(("key", "axis"), [("hflip", 2), ("vflip", 1)])
 def test_flips(key, axis):
-    torch.manual_seed(0)
     image = noise(16, 16)
     upright = torch.from_numpy(image).permute(2, 0, 1)
-    always = TrainTransform(DataConfig(**{**PLAIN, key: 1.0}), (16, 16), 3)
+    always = Drawing(TrainTransform(DataConfig(**{**PLAIN, key: 1.0}), (16, 16), 3))
     assert torch.equal(always(image), upright.flip(axis))
-    sometimes = TrainTransform(DataConfig(**{**PLAIN, key: 0.25}), (16, 16), 3)
+    sometimes = Drawing(TrainTransform(DataConfig(**{**PLAIN, key: 0.25}), (16, 16), 3))
     flipped = np.mean([not torch.equal(sometimes(image), upright) for _ in range(400)])
     assert 0.18 < flipped < 0.32
 
 
 def test_grayscale():
-    torch.manual_seed(0)
     image = noise(16, 16)
-    out = TrainTransform(DataConfig(**PLAIN, grayscale=1.0), (16, 16), 3)(image)
+    out = Drawing(TrainTransform(DataConfig(**PLAIN, grayscale=1.0), (16, 16), 3))(image)
     luma = np.asarray(Image.fromarray(image).convert("L")).astype(int)
     assert torch.equal(out[0], out[1])
     assert torch.equal(out[0], out[2])
     assert np.abs(out[0].numpy() - luma).max() <= 1
-    half = TrainTransform(DataConfig(**PLAIN, grayscale=0.5), (16, 16), 3)
+    half = Drawing(TrainTransform(DataConfig(**PLAIN, grayscale=0.5), (16, 16), 3))
     assert 0.4 < np.mean([torch.equal(*half(image)[:2]) for _ in range(300)]) < 0.6
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_brightness_scales_by_a_uniform_factor(channels):
-    torch.manual_seed(0)
-    transform = TrainTransform(DataConfig(**PLAIN, jitter=(0.4, 0, 0, 0)), (4, 4), channels)
+    transform = Drawing(TrainTransform(DataConfig(**PLAIN, jitter=(0.4, 0, 0, 0)), (4, 4), channels))
     values = np.array([transform(np.full((4, 4, channels), 100, dtype=np.uint8)).float().mean() for _ in range(300)])
     assert 59 <= values.min() < 65
     assert 135 < values.max() <= 140
@@ -177,10 +187,9 @@ def test_brightness_scales_by_a_uniform_factor(channels):
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_contrast_stretches_around_the_mean(channels):
-    torch.manual_seed(0)
     image = np.full((4, 4, channels), 80, dtype=np.uint8)
     image[:2] = 120
-    transform = TrainTransform(DataConfig(**PLAIN, jitter=(0, 0.5, 0, 0)), (4, 4), channels)
+    transform = Drawing(TrainTransform(DataConfig(**PLAIN, jitter=(0, 0.5, 0, 0)), (4, 4), channels))
     spans = []
     for _ in range(200):
         out = transform(image).float()
@@ -191,10 +200,9 @@ def test_contrast_stretches_around_the_mean(channels):
 
 
 def test_saturation_and_hue_keep_what_they_should():
-    torch.manual_seed(0)
     image = noise(16, 16)
     for jitter in ((0, 0, 0.5, 0), (0, 0, 0, 0.3)):
-        transform = TrainTransform(DataConfig(**PLAIN, jitter=jitter), (16, 16), 3)
+        transform = Drawing(TrainTransform(DataConfig(**PLAIN, jitter=jitter), (16, 16), 3))
         grey = transform(image[..., :1].repeat(3, 2)).numpy().astype(int)
         assert np.abs(grey - image[..., 0]).max() <= 1
         assert not torch.equal(transform(image), transform(image))
@@ -213,13 +221,14 @@ def test_colour_needs_three_channels(options, name):
         TrainTransform(DataConfig(**options), (8, 8), 1)
 
 
-def test_the_global_generator_decides():
+def test_the_draws_alone_decide():
     transform = TrainTransform(DataConfig(jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.2, vflip=0.5), (32, 32), 3)
-    image = noise(60, 50)
-    runs = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        runs.append(torch.stack([transform(image) for _ in range(5)]))
+    image, runs = noise(60, 50), []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        before, drawing = torch.get_rng_state(), Drawing(transform)
+        runs.append(torch.stack([drawing(image) for _ in range(5)]))
+        assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*runs)
     assert not torch.equal(runs[0][0], runs[0][1])
 

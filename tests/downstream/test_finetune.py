@@ -178,10 +178,10 @@ def test_what_it_says(done: Done) -> None:
 
 
 def test_bad_training_images_are_skipped_and_named(done: Done) -> None:
-    ((index, reason),) = csv.reader((done.run_dir / "bad_files.csv").read_text().splitlines())
+    _, (index, kind, file, _) = csv.reader((done.run_dir / "bad_files.csv").read_text().splitlines())
     root = done.source.removeprefix("folder:")
     assert int(index) == 27  # the last of the training images
-    assert reason.startswith(f"{root}/train/red/text.png: not an image")
+    assert (kind, file) == ("not an image", f"{root}/train/red/text.png")
 
 
 def test_rows_of_figures(done: Done) -> None:

@@ -156,7 +156,7 @@ def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.Monk
     source = ListSource(np.zeros((7, 1, 1), np.uint8))
     by_hand().write(tmp_path, source)
     before = (tmp_path / "predictions.csv").read_bytes()
-    monkeypatch.setattr("mpp.downstream.scoring.place", lambda source, index: 1 / (3 - index))
+    monkeypatch.setattr("mpp.downstream.scoring.path_of", lambda source, index: 1 / (3 - index))
     with pytest.raises(ZeroDivisionError):
         by_hand().write(tmp_path, source)
     assert (tmp_path / "predictions.csv").read_bytes() == before

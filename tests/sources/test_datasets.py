@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import mpp.torchvision_import  # noqa: F401
+from mpp.data.config import Reading
 from mpp.data.decode import decode
 from mpp.sources.base import SourceError
 from mpp.sources.opening import open_source
@@ -210,7 +211,7 @@ def test_demo_pictures_on_white(demo):
     for source in demo:
         for index in (0, len(source) // 2, len(source) - 1):
             data, label = source.read(index)
-            pixels = decode(data, 3)
+            pixels = decode(data, Reading(3))
             assert pixels.shape == (72, 72, 3)
             assert pixels[0, 0].tolist() == [255, 255, 255]
             assert label == source.labels()[index]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpp.sources import base
 from mpp.sources.base import FileSource, ListSource, Subset
 from mpp.sources.fingerprint import fingerprint
+from mpp.sources.mixture import MixtureSource
 from mpp.sources.opening import open_source
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
@@ -47,7 +49,7 @@ def all_differ(*texts: str) -> bool:
 
 def test_files(picture_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = picture_folder("a/1.png", "b/2.png", "b/\udcff.png")
-    monkeypatch.setattr(Path, "read_bytes", lambda path: 1 / 0)  # nothing is read
+    monkeypatch.setattr(base, "read_file", lambda path: 1 / 0)  # nothing is read
     spec = f"folder:{folder}"
     before = fingerprint(open_source(spec))
     assert fingerprint(open_source(f"folder:{folder}/../{folder.name}")) == before
@@ -157,3 +159,25 @@ def test_without_times_it_survives_a_copy_and_a_touch_but_no_other_image(tmp_pat
     assert fingerprint(first, times=False) == fingerprint(second, times=False)
     Image.new("RGB", (40, 40)).save(tmp_path / "two" / "0" / "b.png")
     assert fingerprint(open_source(second.name), times=False) != fingerprint(first, times=False)
+
+
+def test_lists_of_files(picture_folder: Callable[..., Path]) -> None:
+    folder = picture_folder("1.png", "2.png")
+    (folder / "list.csv").write_text("1.png,a\n2.png,b\n")
+    spec = f"csv:{folder / 'list.csv'}"
+    first = fingerprint(open_source(spec))
+    assert fingerprint(open_source(spec)) == first
+    os.utime(folder / "2.png", ns=(0, 1))
+    touched = fingerprint(open_source(spec))
+    (folder / "list.csv").write_text("1.png,a\n2.png,a\n")
+    assert all_differ(first, touched, fingerprint(open_source(spec)))
+
+
+def test_mixtures() -> None:
+    one, two = ListSource([b"1", b"2"], name="one"), ListSource([b"3"], name="two")
+    other = ListSource([b"4"], name="two")
+    same = MixtureSource("x", [ListSource([b"1", b"2"]), ListSource([b"3"])])
+    assert fingerprint(MixtureSource("m", [one, two])) == fingerprint(same)
+    mixtures = [MixtureSource("m", parts) for parts in ([one, two], [two, one], [one, other], [one])]
+    weighted = [MixtureSource("m", [one, two], weights) for weights in ((1, 1), (1, 2))]
+    assert all_differ(*map(fingerprint, (*mixtures, *weighted)))

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpp.sources import shards
+from mpp.sources import local_shards
 from mpp.sources.base import SourceError
+from mpp.sources.descriptors import Descriptors
 from mpp.sources.opening import open_source
-from mpp.sources.shards import expand_braces
 
 
 def write_tar(path, members):
@@ -72,19 +72,6 @@ def test_globs_are_sorted_and_unique(tmp_path):
     assert all_read(open_source(f"shards:{tmp_path}/s-{{002,00?,000}}.tar")) == once
 
 
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("a.tar", ["a.tar"]),
-        ("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
-        ("{x,y}/{0..1}", ["x/0", "x/1", "y/0", "y/1"]),
-        ("a{,-b}.tar", ["a.tar", "a-b.tar"]),
-    ],
-)
-def test_braces(pattern, expected):
-    assert list(expand_braces(pattern)) == expected
-
-
 def test_naming(tmp_path):
     directory = tarfile.TarInfo()
     directory.type = tarfile.DIRTYPE
@@ -114,6 +101,46 @@ def test_naming(tmp_path):
     assert source.describe() == "3 images in 3 classes; ignored 5 other members"
 
 
+def test_members_that_are_no_images_of_ours(tmp_path):
+    outside = ("/etc/a.jpg", "../b.jpg", "x/../../c.jpg", "x/..", "..\\d.jpg", "../e.cls")
+    hidden = (".DS_Store", "__MACOSX/f.jpg", "./x/._g.jpg", ".cache/h.jpg", "x/Thumbs.db")
+    link = tarfile.TarInfo()
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    fifo, hard = tarfile.TarInfo(), tarfile.TarInfo()
+    fifo.type = tarfile.FIFOTYPE
+    hard.type, hard.linkname = tarfile.LNKTYPE, "ours.jpg"
+    members = [(name, b"no") for name in (*outside, *hidden)]
+    members += [("../link.jpg", link), ("fifo.jpg", fifo), ("hard.jpg", hard)]
+    members += [("./ours.jpg", b"yes"), ("ours.cls", b"0"), ("./x/y.npy", b""), ("x/y.cls", b"0")]
+    source = open_source(f"shards:{write_tar(tmp_path / 'a.tar', members)}")
+    assert all_read(source) == [(b"yes", 0), (b"", 0)]
+    assert source.describe() == ("2 images in 1 class; ignored 7 other members; refused 7 members that point outside")
+
+
+def test_class_names_of_several_folders_agree(tmp_path):
+    for folder, names in (("a", "ant\nbee\ncat\n"), ("b", "ant\nbee\ncat"), ("c", "cat\nbee\nant\n"), ("d", None)):
+        (tmp_path / folder).mkdir()
+        write_shards(tmp_path / folder, 1)
+        if names:
+            (tmp_path / folder / "classes.txt").write_text(names)
+    assert open_source(f"shards:{tmp_path}/{{a,b,d}}/*.tar").classes == ("ant", "bee", "cat")
+    assert "a/classes.txt and" in refused(f"shards:{tmp_path}/{{a,c}}/*.tar")
+    (tmp_path / "a" / "classes.txt").write_bytes(b"\xff\xfe")
+    assert "write it in UTF-8" in refused(f"shards:{tmp_path}/a/*.tar")
+
+
+def test_state(tmp_path):
+    write_shards(tmp_path, 2)
+    source = open_source(f"shards:{tmp_path}/*.tar")
+    before = list(source.state(True))
+    assert list(source.state(False)) == ["s-000.tar 10240", "s-001.tar 10240"]
+    os.utime(tmp_path / "s-001.tar", (1, 1))
+    assert [a == b for a, b in zip(source.state(True), before, strict=True)] == [True, False]
+    assert list(source.state(False)) == ["s-000.tar 10240", "s-001.tar 10240"]
+    (tmp_path / "s-001.tar").unlink()
+    assert list(source.state(False))[1] == "s-001.tar error 2"
+
+
 def test_unlabelled_and_partly_labelled(tmp_path):
     write_tar(tmp_path / "none.tar", [("a.jpg", b"a"), ("b.jpg", b"b"), ("b.json", b'{"text": "x"}')])
     source = open_source(f"shards:{tmp_path}/none.tar")
@@ -139,7 +166,7 @@ def test_gzip_is_unpacked_once(tmp_path, monkeypatch):
     for path in sorted(tmp_path.glob("*.tar")):
         (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
     assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
-    monkeypatch.setattr(shards, "_unpack", None)
+    monkeypatch.setattr(local_shards, "_unpack", None)
     assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
     monkeypatch.undo()
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache" / "deep"))
@@ -155,14 +182,12 @@ def test_the_index_is_kept_and_distrusted(tmp_path, monkeypatch):
     first = all_read(open_source(spec))
     (kept,) = cache.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_build_index", None)
+        patch.setattr(local_shards, "index_tar", None)
         assert all_read(open_source(spec)) == first
     whole = kept.read_bytes()
     for damage in (b"", b"nonsense", whole[: len(whole) // 2], whole[:200] + b"\0" * 60 + whole[260:]):
         kept.write_bytes(damage)
         assert all_read(open_source(spec)) == first
-    np.savez(kept, offsets=np.array([{}], dtype=object), sizes=1, labels=1, ignored=0, tar_size=10240)
-    assert all_read(open_source(spec)) == first
     write_tar(tmp_path / "s-000.tar", [("new.jpg", b"new"), ("new.cls", b"0")])
     assert all_read(open_source(spec)) == [(b"new", 0)]
 
@@ -200,7 +225,7 @@ def test_errors(tmp_path):
     (tmp_path / "big.tar").write_bytes(write_tar(tmp_path / "b.tar", [("a.jpg", b"x" * 5000)]).read_bytes()[:2000])
     assert "big.tar is not a complete tar file" in refused(f"shards:{tmp_path}/big.tar")
     write_tar(tmp_path / "empty.tar", [("a.txt", b"x")])
-    assert "no image in 1 shard(s)" in refused(f"shards:{tmp_path}/empty.tar")
+    assert "no image in 1 shard;" in refused(f"shards:{tmp_path}/empty.tar")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +237,8 @@ def test_errors(tmp_path):
         ("a.json", b"{", "a.json is not JSON"),
         ("a.json", json.dumps({"label": "cat"}).encode(), "a.json has the label 'cat'; expected a whole number"),
         ("a.json", json.dumps({"label": True}).encode(), "a.json has the label True"),
+        ("a.json", json.dumps({"label": 10**9}).encode(), "expected the number of a class, below 16777216"),
+        ("a.cls", b"1" * 18, "expected the number of a class"),
     ],
 )
 def test_labels_that_are_none(member, data, text, tmp_path):
@@ -234,9 +261,9 @@ def descriptors():
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
-def test_descriptors_are_few_and_stay_at_home(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_OPEN_FILES", 2)
+def test_descriptors_are_few_and_stay_at_home(tmp_path):
     source = open_source(f"shards:{write_shards(tmp_path, 5, 2)}/*.tar")
+    source._open = Descriptors(os.O_RDONLY, limit=2)
     before = descriptors()
     expected = all_read(source)
     assert all_read(source) == expected

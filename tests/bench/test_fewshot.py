@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpp import bench
+from mpp.bench import fewshot as bench
 from mpp.bench_config import FewshotBench
 from mpp.errors import RunError, UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--classes", "12", "--shots", "3", "--dim", "16", "--num-l2", "4", "--num-test", "50", "--repeats", "2")
 
 
@@ -48,14 +48,14 @@ def test_help_never_loads_torch() -> None:
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "mpp.bench_config" in modules
     assert not modules & {"torch", "numpy", "sklearn"}
-    assert "bench fewshot" in call("--help").stdout
+    assert "bench fewshot --help" in call("--help").stdout
 
 
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ((), "bench: error: the first word names what to measure, which is fewshot; got nothing"),
-        (("speed",), "bench: error: the first word names what to measure, which is fewshot; got 'speed'"),
+        ((), "bench: error: the first word names what to measure, fewshot or data; got nothing"),
+        (("speed",), "bench: error: the first word names what to measure, fewshot or data; got 'speed'"),
         (("fewshot", "--repeat", "3"), "bench fewshot: error: no setting '--repeat'; did you mean '--repeats'?"),
         (("fewshot", "--classes", "1"), "bench fewshot: error: classes must be at least 2, got 1"),
     ],

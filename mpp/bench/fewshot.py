@@ -1,20 +1,13 @@
-"""The measurements behind the figures: ours and a reference, in turns in one process, and whether they agree.
+"""python tools/bench.py fewshot: least squares for many values of L2 against scikit-learn's Ridge."""
 
-python tools/bench.py fewshot    least squares for many values of L2 against scikit-learn's Ridge
-"""
-
-import os
-import platform
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64
 
+from mpp.bench.machine import hardware, ratios, spread, timed
 from mpp.bench_config import FewshotBench
 from mpp.downstream import ridge
 from mpp.errors import RunError, UserError
@@ -31,9 +24,8 @@ class _Times:
     theirs: list[float] = field(default_factory=list)
 
     def line(self, name: str) -> str:
-        ratios = [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
-        ours, theirs = _spread(self.ours, " s"), _spread(self.theirs, " s")
-        return f"{name:28} {ours:>28} {theirs:>28} {_spread(ratios, ' x'):>26}"
+        ours, theirs = spread(self.ours, " s"), spread(self.theirs, " s")
+        return f"{name:28} {ours:>28} {theirs:>28} {spread(ratios(self.theirs, self.ours), ' x'):>26}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ def fewshot(config: FewshotBench) -> int:
         RunError: the two sides predict differently, so that their times do not compare.
     """
     reference = _scikit_learn()
-    print(_hardware())
+    print(f"{hardware()}, {_blas()}")
     print(
         f"{config.classes:,} classes x {config.shots} shots, {config.dim} features, {config.num_l2} values of L2, "
         f"{config.num_test:,} test images; median (least to most) of {config.repeats}\n"
@@ -84,19 +76,19 @@ def fewshot(config: FewshotBench) -> int:
 
 def _measure(problem: _Problem, reference: type[Any], times: Sequence[_Times]) -> list[np.ndarray]:
     """Runs both sides once and adds their times; the reference's logits for each L2."""
-    solved, fit = _timed(lambda: ridge.fit(problem.features, problem.labels, problem.y_nk.shape[1]))
+    solved, fit = timed(lambda: ridge.fit(problem.features, problem.labels, problem.y_nk.shape[1]))
     times[0].ours.append(fit)
-    times[1].ours.append(fit + _timed(lambda: solved.weights(problem.l2))[1])
-    times[2].ours.append(fit + _timed(lambda: solved.accuracy(problem.test, problem.test_labels, problem.l2))[1])
+    times[1].ours.append(fit + timed(lambda: solved.weights(problem.l2))[1])
+    times[2].ours.append(fit + timed(lambda: solved.accuracy(problem.test, problem.test_labels, problem.l2))[1])
 
     fitting = predicting = 0.0
     predicted: list[np.ndarray] = []
     for l2 in problem.l2:
         model = reference(alpha=l2, fit_intercept=False)
-        fitting += _timed(lambda model=model: model.fit(problem.x_nw, problem.y_nk))[1]
-        logits, seconds = _timed(lambda model=model: model.predict(problem.test_x))
+        fitting += timed(lambda model=model: model.fit(problem.x_nw, problem.y_nk))[1]
+        logits, seconds = timed(lambda model=model: model.predict(problem.test_x))
         predicting += seconds
-        predicting += _timed(lambda logits=logits: (logits.argmax(axis=1) == problem.test_labels).mean())[1]
+        predicting += timed(lambda logits=logits: (logits.argmax(axis=1) == problem.test_labels).mean())[1]
         predicted.append(logits)
     times[0].theirs.append(fitting)
     times[1].theirs.append(fitting)
@@ -142,29 +134,10 @@ def _scikit_learn() -> type[Any]:
     return Ridge
 
 
-def _timed(run: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = run()
-    return result, time.perf_counter() - start
-
-
-def _spread(values: Sequence[float], unit: str) -> str:
-    """The median, and the least and the most in brackets."""
-    middle, least, most = (f"{value:.3g}" for value in (np.median(values), min(values), max(values)))
-    return f"{middle}{unit} ({least} to {most})"
-
-
-def _hardware() -> str:
-    """Processor, threads, how busy the machine is, and versions, on one line."""
+def _blas() -> str:
+    """What scikit-learn computes with."""
     import sklearn
     from threadpoolctl import threadpool_info  # a requirement of scikit-learn
 
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    blas = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
-    return (
-        f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores, {blas} threads for BLAS, "
-        f"{torch.get_num_threads()} for torch, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}, "
-        f"NumPy {np.__version__}, scikit-learn {sklearn.__version__}"
-    )
+    threads = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
+    return f"scikit-learn {sklearn.__version__}, {threads} threads for BLAS"

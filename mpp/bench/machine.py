@@ -1,0 +1,43 @@
+"""Times and what they were measured on."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+
+
+def timed(run: Callable[[], T]) -> tuple[T, float]:
+    """What a function returns, and the seconds that it took."""
+    start = time.perf_counter()
+    result = run()
+    return result, time.perf_counter() - start
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """One by one."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    """The median, and the least and the most in brackets."""
+    middle, least, most = (f"{value:.3g}" for value in (np.median(values), min(values), max(values)))
+    return f"{middle}{unit} ({least} to {most})"
+
+
+def hardware() -> str:
+    """Processor, threads, how busy the machine is, and versions, on one line."""
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text().splitlines() if names.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return (
+        f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads for torch, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}, "
+        f"NumPy {np.__version__}"
+    )

@@ -1,0 +1,126 @@
+"""JPEG by libjpeg-turbo: a whole image bit-equal to Pillow's, a box that will be resized sooner.
+
+Measured on photographs: scaling by 1/2, 1/4, 1/8 in the inverse DCT gives about twice the rate for large files, the
+plain upsampling of colours 5 %; both keep a resized crop within 1 grey level on average. The fast DCT (1.1 levels),
+factors between (slow in libjpeg-turbo) and decoders of a region (11 % at best: all bits before it must be read) lost.
+"""
+
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from mpp.data.picture import BadImage, Picture, check_size, one_line, turned
+
+_ORIENTATION = 0x0112
+_SPARE = 1.25
+"""A scaled box keeps this much more than its target: 0.5 grey levels off, not 0.7."""
+
+
+class JpegPicture(Picture):
+    """A JPEG; see `Picture`.
+
+    Args:
+        data: the file.
+        height, width: before it is turned.
+        form: see `Picture`.
+        channels: 1 or 3.
+        fallback: gives all its pixels where libjpeg-turbo warns.
+    """
+
+    def __init__(
+        self, data: bytes, height: int, width: int, form: str, channels: int, fallback: Callable[[], np.ndarray]
+    ) -> None:
+        self._data, self._stored_hw, self._fallback = data, (height, width), fallback
+        self._colours = "RGB" if channels == 3 else "GRAY"
+        self._orientation = orientation(data) if b"Exif\0\0" in data or b"tiff:Orientation" in data else 1
+        if self._orientation >= 5:
+            height, width = width, height
+        super().__init__(height, width, form, self._whole)
+
+    def step(self, height: int, width: int, target_hw: tuple[int, int]) -> int:
+        """See `Picture`: 1, 2, 4 or 8."""
+        step = 1
+        while step < 8 and all(
+            side >= 2 * step * _SPARE * target for side, target in zip((height, width), target_hw, strict=True)
+        ):
+            step *= 2
+        # Turned, blocks are counted from the far edge.
+        while step > 1 and self._orientation != 1 and any(side % step for side in self._stored_hw):
+            step //= 2
+        return step
+
+    def region(
+        self, top: int, left: int, height: int, width: int, target_hw: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """See `Picture`."""
+        if target_hw is None:
+            return super().region(top, left, height, width)
+        step = self.step(height, width, target_hw)
+        while any(edge % step for edge in (top, left, height, width)):
+            step //= 2
+        pixels = self._decoded(step, fast=True)
+        if pixels is None:
+            return super().region(top, left, height, width)
+        top, left, height, width = (edge // step for edge in (top, left, height, width))
+        return turned(pixels, self._orientation)[top : top + height, left : left + width]
+
+    def _whole(self) -> np.ndarray:
+        pixels = self._decoded(1, fast=False)
+        if pixels is None:
+            return self._fallback()
+        return np.ascontiguousarray(turned(pixels, self._orientation))
+
+    def _decoded(self, step: int, fast: bool) -> np.ndarray | None:
+        """As stored, 1/step of the size; None where Pillow must look. Raises BadImage where it is cut off."""
+        height, width = (-(-side // step) for side in self._stored_hw)
+        try:
+            # Strict: libjpeg's other warnings, such as bytes too many, are for Pillow to judge.
+            pixels = simplejpeg.decode_jpeg(
+                self._data,
+                self._colours,
+                fastupsample=fast,
+                min_height=height if step > 1 else 0,
+                min_width=width if step > 1 else 0,
+                strict=True,
+            )
+        except ValueError as error:
+            if "premature end" in str(error).lower():  # Pillow would fill up with grey where the end mark follows
+                raise BadImage(one_line(error), "truncated") from error
+            return None
+        return pixels if pixels.shape[:2] == (height, width) else None
+
+
+def open_jpeg(data: bytes, channels: int, fallback: Callable[[], np.ndarray]) -> JpegPicture | None:
+    """A JPEG that libjpeg-turbo reads by itself, or None. Raises BadImage for one too large."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colours not in ("YCbCr", "RGB", "Gray"):
+        return None
+    check_size(int(width), int(height))
+    form = "JPEG grey" if colours == "Gray" else "JPEG"
+    return JpegPicture(data, int(height), int(width), form, channels, fallback)
+
+
+def orientation(data: bytes) -> int:
+    """EXIF's, of a JPEG; 1 where there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return orientation_of(Image.open(io.BytesIO(data), formats=("JPEG",)))
+        except Exception:  # the decoding itself will say what is wrong
+            return 1
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where there is none or it is damaged."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF raises anything and says nothing about the pixels
+        return 1
+    return found if found in range(1, 9) else 1

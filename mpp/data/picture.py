@@ -1,0 +1,97 @@
+"""An image whose header has been read, and what may be wrong with it."""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from mpp.errors import RunError
+
+MAX_PIXELS = 178_956_970
+"""Larger images are refused before decoding: Pillow's own limit of a decompression bomb."""
+MAX_VALUES = 4 * MAX_PIXELS
+"""Likewise, pixels times channels."""
+
+_CUT_OFF = re.compile(r"truncat|not enough|incomplete|unexpected end|end of file|premature|cut off", re.IGNORECASE)
+
+
+class BadImage(RunError):
+    """An image that cannot be used; its text is the reason, in one line.
+
+    Args:
+        reason: the text.
+        kind: what to count it as: empty, not an image, truncated, damaged, too large, wrong channels, no range,
+            missing, unreadable or not a file.
+    """
+
+    def __init__(self, reason: str, kind: str = "damaged") -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class Picture:
+    """An image whose header has been read, whose pixels have not.
+
+    Args:
+        height, width: upright, as EXIF has it.
+        form: what it is, short: JPEG, PNG RGBA, TIFF 5 x uint16, array uint8 x 3.
+        read: gives uint8 (height, width, channels), contiguous and writable, or raises BadImage.
+    """
+
+    def __init__(self, height: int, width: int, form: str, read: Callable[[], np.ndarray]) -> None:
+        self.height, self.width, self.form, self._read = height, width, form, read
+
+    def pixels(self) -> np.ndarray:
+        """uint8 (height, width, channels), contiguous and writable; exact. Raises BadImage."""
+        return self._read()
+
+    def step(self, height: int, width: int, target_hw: tuple[int, int]) -> int:
+        """Boxes of about this size whose edges are multiples of the step are scaled down by it while decoding."""
+        return 1
+
+    def region(
+        self, top: int, left: int, height: int, width: int, target_hw: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """uint8 (h, w, channels) of a box, perhaps a view. Exact without `target_hw`.
+
+        With `target_hw`, the size that the caller will resize it to, it may come scaled down already (never below that
+        size) or from faster decoding; the resized box is within 1 grey level of the exact one on average.
+
+        Raises:
+            BadImage: the pixels cannot be decoded.
+        """
+        return self.pixels()[top : top + height, left : left + width]
+
+
+def check_size(width: int, height: int, channels: int = 1) -> None:
+    """Raises BadImage for a decompression bomb, or for no pixels at all."""
+    if width < 1 or height < 1:
+        raise BadImage(f"{width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        limit = f"more than {MAX_PIXELS:,} are taken for a decompression bomb"
+        raise BadImage(f"{width} x {height} pixels; {limit}", "too large")
+    if width * height * channels > MAX_VALUES:
+        limit = f"more than {MAX_VALUES:,} values are taken for a decompression bomb"
+        raise BadImage(f"{width} x {height} pixels of {channels} channels; {limit}", "too large")
+
+
+def turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of (H, W, ...), turned upright by EXIF's orientation, 1 to 8; any other changes nothing."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return image[::rows, ::columns]
+
+
+def failure(error: Exception) -> BadImage:
+    """What a decoder raised, as a BadImage."""
+    reason = one_line(error)
+    if "bomb" in reason or "too large" in reason:
+        return BadImage(reason, "too large")
+    return BadImage(reason, "truncated" if isinstance(error, EOFError) or _CUT_OFF.search(reason) else "damaged")
+
+
+def one_line(error: Exception) -> str:
+    """An error's text, or its name where it has none, without line breaks."""
+    return re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__

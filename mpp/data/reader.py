@@ -1,0 +1,196 @@
+"""From keys to batches: read, decode, transform; whatever cannot be used is noted and, in training, replaced."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpp.data.config import Reading
+from mpp.data.decode import BadImage, Picture, one_line, open_picture
+from mpp.data.draws import seeds, uniforms
+from mpp.sources.base import NotAFile, Source, block, path_of, read_many
+from mpp.sources.names import printable
+
+_ATTEMPTS = 20
+# What the draws are for, so that those of one purpose are unrelated to those of another.
+_SAMPLE, _REPLACEMENT = 2, 3
+
+
+class Transform(Protocol):
+    """From a picture to the input size."""
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        ...
+
+    @property
+    def draws(self) -> int:
+        """How many random numbers one image takes; 0 where nothing is random."""
+        ...
+
+    def __call__(self, image: Picture, draws: Sequence[float]) -> Tensor:
+        """uint8 (C, h, w); `draws` are uniform in [0, 1).
+
+        Raises:
+            BadImage: pixels that cannot be decoded.
+        """
+        ...
+
+
+class Bad(NamedTuple):
+    """An image that could not be used."""
+
+    index: int
+    kind: str
+    """`BadImage.kind`, for counting."""
+    where: str
+    """File or member, as the system takes it; empty where the source does not say."""
+    reason: str
+
+    def __str__(self) -> str:
+        where = printable(self.where)
+        return self.reason if not where or where in self.reason else f"{where}: {self.reason}"
+
+
+class Batch(TypedDict):
+    """One micro-batch."""
+
+    images: Tensor
+    """uint8 (B, C, h, w)."""
+    index: Tensor
+    """int64 (B,), of the images that are in it: in the place of a bad one, its replacement's."""
+    label: Tensor
+    """int64 (B,), -1 where there is none."""
+    bad: list[Bad]
+    """The images that could not be used."""
+
+
+class Reader:
+    """What both readers share: from an index to a transformed image, or to what is wrong with it."""
+
+    def __init__(self, source: Source, transform: Transform, reading: Reading) -> None:
+        self.source, self.transform = source, transform
+        self.reading = Reading(reading.channels) if getattr(source, "decoded", False) else reading
+
+    def transformed(
+        self, found: tuple[bytes | np.ndarray, int | None] | OSError, draws: Sequence[float]
+    ) -> tuple[Tensor, int]:
+        """Transformed image and label.
+
+        Raises:
+            OSError: as `found`.
+            BadImage: it cannot be decoded.
+        """
+        if isinstance(found, OSError):
+            raise found
+        data, label = found
+        return self.transform(open_picture(data, self.reading), draws), -1 if label is None else label
+
+    def noted(self, index: int, error: BadImage | OSError) -> Bad:
+        """What is wrong with an image, by its place."""
+        return Bad(index, kind_of(error), path_of(self.source, index), one_line(error))
+
+
+def kind_of(error: BadImage | OSError) -> str:
+    """The category that a bad image counts in."""
+    if isinstance(error, BadImage):
+        return error.kind
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    return "not a file" if isinstance(error, NotAFile) else "unreadable"
+
+
+class Training(Reader):
+    """Samples by (pass, index), with replacements for bad ones."""
+
+    def __init__(self, source: Source, transform: Transform, reading: Reading, seed: int) -> None:
+        super().__init__(source, transform, reading)
+        self.seed = seed
+        whole = not self.reading.value_range  # else an array's values are not its pixels yet
+        self._block = getattr(transform, "block", None) if whole else None
+        self._labels = source.labels()
+
+    def __getitems__(self, keys: np.ndarray) -> Batch | BadImage:
+        """The batch of keys int64 (B, 2); an error comes back, for raised inside a worker it would arrive with the
+        worker's whole traceback as its text."""
+        draws = uniforms(seeds(_SAMPLE, self.seed, keys[:, 0], keys[:, 1]), self.transform.draws)
+        together = self._together(keys[:, 1], draws)
+        if together is not None:
+            return together
+        drawn = draws.tolist()
+        images = torch.empty(len(keys), self.reading.channels, *self.transform.image_hw, dtype=torch.uint8)
+        index, label, bad = keys[:, 1].tolist(), [-1] * len(keys), []
+        passes = keys[:, 0].tolist()
+        try:
+            for slot, (found, place_in_batch) in enumerate(
+                zip(read_many(self.source, index), images.unbind(0), strict=True)
+            ):
+                shown, image, label[slot] = self._sample(passes[slot], index[slot], found, drawn[slot], bad)
+                place_in_batch.copy_(image)
+                index[slot] = shown
+        except BadImage as error:
+            return error
+        return {"images": images, "index": torch.tensor(index), "label": torch.tensor(label), "bad": bad}
+
+    def _together(self, indices: np.ndarray, draws: np.ndarray) -> Batch | None:
+        """All at once, where the source holds small images in an array."""
+        found = None if self._block is None else block(self.source, indices)
+        if self._block is None or found is None or found.shape[3] != self.reading.channels:
+            return None
+        images = self._block(found, draws)
+        if images is None:
+            return None
+        label = np.full(len(indices), -1) if self._labels is None else self._labels[indices]
+        return {"images": images, "index": torch.from_numpy(indices), "label": torch.from_numpy(label), "bad": []}
+
+    def _sample(
+        self,
+        which_pass: int,
+        index: int,
+        found: tuple[bytes | np.ndarray, int | None] | OSError,
+        draws: Sequence[float],
+        bad: list[Bad],
+    ) -> tuple[int, Tensor, int]:
+        """Index, transformed image and label; a bad image is noted and another one drawn."""
+        shown = index
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return shown, *self.transformed(found, draws)
+            except (BadImage, OSError) as error:
+                bad.append(self.noted(shown, error))
+            other = seeds(_REPLACEMENT, self.seed, which_pass, index, attempt)
+            shown = int(other[0] % np.uint64(len(self.source)))
+            found = read_many(self.source, [shown])[0]
+        raise BadImage(
+            f"{_ATTEMPTS} images in a row could not be decoded; check {self.source.name}. The last: {bad[-1]}",
+            bad[-1].kind,
+        )
+
+
+class Evaluation(Reader):
+    """Samples by index, without the bad ones."""
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        images: list[Tensor] = []
+        kept: list[int] = []
+        labels: list[int] = []
+        bad: list[Bad] = []
+        for index, found in zip(indices, read_many(self.source, indices), strict=True):
+            try:
+                image, label = self.transformed(found, ())
+            except (BadImage, OSError) as error:
+                bad.append(self.noted(index, error))
+            else:
+                images.append(image)
+                kept.append(index)
+                labels.append(label)
+        empty = torch.empty(0, self.reading.channels, *self.transform.image_hw, dtype=torch.uint8)
+        return {
+            "images": torch.stack(images) if images else empty,
+            "index": torch.tensor(kept, dtype=torch.int64),
+            "label": torch.tensor(labels, dtype=torch.int64),
+            "bad": bad,
+        }

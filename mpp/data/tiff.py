@@ -1,0 +1,155 @@
+"""TIFF that Pillow cannot read, or would reduce to 8 bits: any type and number of channels, by tifffile."""
+
+import io
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mpp.data.config import Reading
+from mpp.data.picture import BadImage, Picture, check_size, failure, one_line, turned
+from mpp.data.values import to_pixels
+from mpp.errors import UserError
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _FORMAT = 258, 262, 274, 277, 339
+_INVERTED, _RGB, _PALETTE, _CMYK = 0, 2, 3, 5
+_READ = (_INVERTED, 1, _RGB, _PALETTE, _CMYK, 6)
+_UNCOMPRESSED, _PLANAR = 1, 2
+_SPARE = 2**24  # values that a strip or tile may have beyond the picture
+_ASSOCIATED, _UNASSOCIATED = 1, 2
+
+
+def is_plain(image: Image.Image, channels: int) -> bool:
+    """Whether Pillow's reading of a TIFF loses nothing that is asked for."""
+    tags: Any = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
+    bits, samples = tags.get(_BITS, (1,)), tags.get(_SAMPLES, 1)
+    wide = image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 1
+    if (max(bits) > 8 and not wide) or set(tags.get(_FORMAT, (1,))) != {1}:
+        return False
+    bands = len(image.getbands())
+    if samples != bands and not (channels in (1, 3) and bands >= 3):
+        return False
+    if bands == 1 and channels > 1:
+        try:
+            image.seek(channels - 1)
+        except EOFError:
+            return True
+        except Exception:  # a page further on is damaged: tifffile looks at the first alone
+            return False
+        image.seek(0)
+        return False  # perhaps a stack
+    return True
+
+
+def open_tiff(data: bytes, reading: Reading) -> Picture:
+    """The first page, or where there are just as many pages of one channel as channels are wanted, all of them.
+
+    Raises:
+        BadImage: no such file, one whose pages lie outside it, or too large.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pages = _pages(data, reading.channels)
+            return _picture(pages, len(data), reading)
+        except BadImage:
+            raise
+        except Exception as error:  # damaged tags raise anything
+            raise BadImage(f"a TIFF with damaged tags ({one_line(error)})") from error
+
+
+def _pages(data: bytes, channels: int) -> list[Any]:
+    import tifffile  # slow to import, and few need it
+
+    log = logging.getLogger("tifffile")  # tells the terminal what becomes a BadImage here
+    log.setLevel(logging.CRITICAL + 1)
+    file = tifffile.TiffFile(io.BytesIO(data))
+    pages: list[Any] = []
+    for number in range(channels + 1):
+        try:
+            pages.append(file.pages[number])
+        except IndexError:
+            break
+        except Exception:  # damage further on says nothing about the first page
+            if not pages:
+                raise
+            break
+    if not pages:
+        raise BadImage("a TIFF without a page")
+    first = pages[0]
+    stack = channels > 1 and len(pages) == channels and all(len(page.shape) == 2 for page in pages)
+    alike = stack and all((page.shape, page.dtype) == (first.shape, first.dtype) for page in pages)
+    return pages if alike else pages[:1]
+
+
+def _picture(pages: list[Any], held: int, reading: Reading) -> Picture:
+    page = pages[0]
+    height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
+    channels = len(pages) if len(pages) > 1 else samples
+    check_size(width, height, channels)
+    if page.imagedepth != 1 or page.dtype is None or page.photometric not in _READ:
+        raise BadImage("a TIFF of a kind that is not read; save it as plain grey, RGB or channels")
+    for part in pages:
+        _check_segments(part, held)
+    tag = page.tags.get(_ORIENTATION)
+    orientation = int(tag.value) if tag is not None else 1
+
+    def read() -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                values = np.stack([_values(part) for part in pages], axis=-1) if len(pages) > 1 else _values(page)
+                return np.ascontiguousarray(turned(_coloured(values, page, reading), orientation))
+            except (BadImage, UserError):
+                raise
+            except Exception as error:  # decoders raise anything
+                raise failure(error) from error
+
+    if orientation in (5, 6, 7, 8):
+        height, width = width, height
+    return Picture(height, width, f"TIFF {channels} x {page.dtype}", read)
+
+
+def _values(page: Any) -> np.ndarray:
+    values = page.asarray(maxworkers=1)
+    return np.moveaxis(values, 0, -1) if page.samplesperpixel > 1 and page.planarconfig == _PLANAR else values
+
+
+def _coloured(values: np.ndarray, page: Any, reading: Reading) -> np.ndarray:
+    """uint8 (H, W, reading.channels), not turned yet."""
+    kind, samples = page.photometric, page.samplesperpixel
+    if kind == _PALETTE:
+        colours = np.moveaxis(np.asarray(page.colormap), 0, -1) >> 8
+        return to_pixels(colours[values].astype(np.uint8), Reading(reading.channels))
+    if kind == _CMYK and samples == 4:
+        inks = to_pixels(values, Reading(4, reading.value_range[:2]))
+        rgb = np.asarray(Image.fromarray(inks, "CMYK").convert("RGB"))
+        return to_pixels(rgb, Reading(reading.channels))
+    alpha = samples in (2, 4) and tuple(page.extrasamples) in ((_ASSOCIATED,), (_UNASSOCIATED,))
+    if reading.channels in (1, 3):
+        if alpha and tuple(page.extrasamples) == (_ASSOCIATED,) and values.dtype.kind == "u":
+            largest = np.iinfo(values.dtype).max
+            opacity = np.maximum(values[:, :, -1:], 1).astype(np.float64)
+            colours = np.minimum(np.rint(values[:, :, :-1] * (largest / opacity)), largest)
+            values = np.concatenate([colours.astype(values.dtype), values[:, :, -1:]], axis=2)
+        elif kind == _RGB and samples > 3 and not alpha:
+            values = values[:, :, :3]
+    high = 2**page.bitspersample - 1 if values.dtype.kind == "u" and page.bitspersample < 16 else 65535
+    return to_pixels(values, reading, alpha=alpha, high=high, inverted=kind == _INVERTED)
+
+
+def _check_segments(page: Any, held: int) -> None:
+    """Strips and tiles lie in the file, and uncompressed ones are as long as the pixels need."""
+    starts, counts = page.dataoffsets, page.databytecounts
+    wanted = int(np.prod(page.chunked, dtype=float))
+    if not len(starts) == len(counts) == wanted or min(counts) < 1:  # missing ones would be filled with 0, slowly
+        raise BadImage("a TIFF without all of its strips or tiles", "truncated")
+    if max(start + count for start, count in zip(starts, counts, strict=True)) > held:
+        raise BadImage("a TIFF whose strips or tiles end outside the file", "truncated")
+    if page.compression == _UNCOMPRESSED and sum(counts) < page.nbytes * page.bitspersample // (
+        8 * page.dtype.itemsize
+    ):
+        raise BadImage("a TIFF with fewer bytes than its size needs", "truncated")

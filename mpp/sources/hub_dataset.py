@@ -1,0 +1,118 @@
+"""Where a Hugging Face dataset lies and which splits it has: saved, as Parquet files, or on the hub."""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mpp.files import cache_folder
+from mpp.sources.base import SourceError
+from mpp.sources.names import home_expanded, printable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_HELD_OUT = ("test", "validation", "val")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the progress bars, log lines and warnings of the two packages."""
+    import datasets
+    import huggingface_hub.utils as hub
+
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    bars = [(each, each.are_progress_bars_disabled()) for each in (datasets.utils, hub)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            for each, _ in bars:
+                each.disable_progress_bars()
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            for each, disabled in bars:
+                if not disabled:
+                    each.enable_progress_bars()
+
+
+class OpenedDataset:
+    """What a string `NAME_OR_DIR[:SPLIT]` leads to, by split; nothing is read before it is asked for."""
+
+    def __init__(self, spec: str, argument: str) -> None:
+        self.spec, self.builder = spec, None
+        self.place, self.asked = _place(argument)
+        self.path = home_expanded(self.place)
+        try:
+            import datasets
+        except ImportError as error:
+            raise SourceError(f'{spec}: the package datasets is missing ({error}): pip install "mpp[hf]"') from None
+        with self._one_line(), _quietly():
+            if (self.path / "dataset_dict.json").is_file():
+                self.splits = list(json.loads((self.path / "dataset_dict.json").read_text("utf-8"))["splits"])
+            elif (self.path / "state.json").is_file():
+                self.splits = []
+            elif self.path.is_dir():
+                if next(self.path.rglob("*.parquet"), None) is None:
+                    raise SourceError(f"{spec}: {self.path} holds neither Parquet files nor a saved dataset; check it")
+                cache = str(cache_folder() / "hf")
+                self.builder = datasets.load_dataset_builder("parquet", data_dir=str(self.path), cache_dir=cache)
+            elif self.place.startswith(("/", ".", "~")):
+                raise SourceError(f"{spec}: there is no folder {self.path}; check the path")
+            else:
+                self.builder = datasets.load_dataset_builder(self.place)
+            if self.builder is not None:
+                self.splits = [str(name) for name in self.builder.config.data_files or self.builder.info.splits or ()]
+        if self.asked and self.asked not in self.splits:
+            held = f"the splits {', '.join(self.splits)}" if self.splits else "no splits"
+            raise SourceError(f"{spec}: {self.place} has no split {self.asked!r} but {held}; choose one of them")
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except SourceError:
+            raise
+        except Exception as error:  # pyarrow, fsspec, requests and the two packages each raise their own
+            told = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
+            reason = printable(str(told).strip().partition("\n")[0]) or type(told).__name__
+            if os.path.exists(self.path):  # noqa: PTH110 - as below
+                what, hint = f"cannot read {self.path}", f"check the files, and the room in {cache_folder()}"
+            else:
+                what = f"there is no folder {self.place}, nor can it be had from the Hugging Face hub"
+                hint = "check the name and the connection"
+            raise SourceError(f"{self.spec}: {what} ({reason}); {hint}") from error
+
+    def names(self) -> dict[str, str]:
+        """What the two splits are called; empty where there are no two, or one was asked for."""
+        held_out = next((name for name in _HELD_OUT if name in self.splits), None)
+        if self.asked or held_out is None or "train" not in self.splits:
+            return {}
+        return {"train": "train", "test": held_out}
+
+    def dataset(self, split: str) -> "Dataset":
+        """One split, memory-mapped; "": all there is."""
+        import datasets
+
+        with self._one_line(), _quietly():
+            if self.builder is None:
+                held: Any = datasets.load_from_disk(str(self.path / split))
+            else:
+                self.builder.download_and_prepare()
+                held = self.builder.as_dataset(split=split)
+            return held.flatten_indices() if held._indices is not None else held
+
+
+def _place(argument: str) -> tuple[str, str]:
+    """The folder or name, and the split, if one is named."""
+    place, colon, split = argument.rpartition(":")
+    if not colon or os.path.exists(home_expanded(argument)):  # noqa: PTH110 - Path.exists raises for a long name
+        return argument, ""
+    return place, split

@@ -1,0 +1,295 @@
+"""Files behind URLs, by ranges of bytes: s3://, gs://, http(s)://, hf://, through fsspec.
+
+Every request has a time limit and is made again when it fails for a reason that may pass, so that a cut connection
+neither hangs nor ends a run. Many ranges are fetched at the same time, for each waits mostly for the network.
+
+fsspec's file systems do not survive a fork. They are made where they are first needed, in each process its own.
+"""
+
+import asyncio
+import os
+import re
+import urllib.parse
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mpp.sources.base import SourceError
+from mpp.sources.patterns import expand_braces, shown
+
+TIMEOUT = 30.0
+"""Seconds that one request may take."""
+_ATTEMPTS = 6
+_FIRST_PAUSE = 0.25  # seconds before the second attempt; doubles from one to the next
+_AT_ONCE = 64
+_FOR_GOOD = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+_made: dict[tuple[int, str, float], Any] = {}  # never emptied: a child must not close what its parent still uses
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file behind a URL, as it was when it was opened."""
+
+    url: str
+    size: int
+    tag: str
+    """ETag, or time of modification; empty where the server tells neither."""
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    def state(self, times: bool) -> str:
+        """URL, size and tag; without `times` name and size."""
+        name = str(self) if times else str(self).rpartition("/")[2]
+        return f"{name} {self.size} {self.tag}" if times else f"{name} {self.size}"
+
+    def beside(self, name: str) -> str:
+        """URL of another file in the same folder."""
+        return f"{self.url.partition('?')[0].rpartition('/')[0]}/{name}"
+
+
+class RangeNotSupported(OSError):
+    """A server that sends whole files only."""
+
+
+def _file_system(url: str, timeout: float) -> Any:
+    """fsspec's, for a URL, in this process. ImportError where its package is missing."""
+    protocol = url.partition("://")[0].lower()
+    key = (os.getpid(), protocol, timeout)
+    if key not in _made:
+        import fsspec
+        from fsspec.config import conf
+
+        options: dict[str, dict[str, Any]] = {}
+        if protocol in ("http", "https"):
+            import aiohttp
+
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+            options["client_kwargs"] = {"timeout": limits, "trust_env": True}
+        elif protocol == "s3":
+            limits = {"connect_timeout": timeout, "read_timeout": timeout}
+            options["config_kwargs"] = {**limits, "max_pool_connections": _AT_ONCE}
+        # What the user set in fsspec's own configuration, such as headers or an addressing style, counts for more.
+        names = ("http", "https") if protocol in ("http", "https") else (protocol,)
+        told = {name: value for among in names for name, value in conf.get(among, {}).items()}
+        options = {name: {**ours, **told.get(name, {})} for name, ours in options.items()}
+        plain = {"encoded": True} if protocol in ("http", "https") else {}
+        _made[key] = fsspec.filesystem(protocol, skip_instance_cache=True, **plain, **options)
+    return _made[key]
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """The result of a coroutine, run on the thread that fsspec keeps for it."""
+    from fsspec.asyn import get_loop
+
+    return asyncio.run_coroutine_threadsafe(work(), get_loop()).result()
+
+
+async def _persist(ask: Callable[[], Coroutine[Any, Any, _T]], url: str, timeout: float) -> _T:
+    """Asks until there is an answer, a reason that stays, or no attempt left.
+
+    Raises:
+        OSError: one line that names the URL and the reason.
+    """
+    pause = _FIRST_PAUSE
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return await asyncio.wait_for(ask(), timeout)
+        except Exception as error:  # each file system has errors of its own
+            if attempt == _ATTEMPTS or not _may_pass(error):
+                kind = type(error) if isinstance(error, _FOR_GOOD) else OSError
+                raise kind(f"{shown(url)}: {_reason(error, timeout)}") from error
+        await asyncio.sleep(pause)
+        pause *= 2
+    raise AssertionError("unreachable")
+
+
+def _may_pass(error: Exception) -> bool:
+    status = getattr(error, "status", None)  # aiohttp's
+    if isinstance(status, int) and status:
+        return status >= 500 or status in (408, 425, 429)
+    if type(error).__name__ == "NoCredentialsError":  # botocore's
+        return False
+    return not isinstance(error, (*_FOR_GOOD, RangeNotSupported, ImportError, TypeError, ValueError))
+
+
+def _reason(error: Exception, timeout: float) -> str:
+    """Why a request failed, in one line without credentials."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout:g} s"
+    if isinstance(error, FileNotFoundError):
+        return "is not there"
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and status:
+        return f"HTTP status {status} {getattr(error, 'message', '')}".strip()
+    text = re.sub(r"\s+", " ", shown(str(error))).strip()
+    return text or type(error).__name__
+
+
+async def _range(system: Any, url: str, start: int, size: int, timeout: float) -> bytes:
+    if not size:
+        return b""
+
+    async def ask() -> bytes:
+        if system.async_impl:
+            return await system._cat_file(_path(system, url), start=start, end=start + size)
+        # Without its cache the file would fetch some megabytes beyond the end.
+        return await asyncio.to_thread(system.cat_file, _path(system, url), start, start + size, cache_type="none")
+
+    data = await _persist(ask, url, timeout)
+    if len(data) != size:
+        what = f"ends {size - len(data)} bytes early; it changed since indexing"
+        raise OSError(f"{shown(url)}: {what if len(data) < size else 'the server sends more than it is asked for'}")
+    return data
+
+
+def _path(system: Any, url: str) -> str:
+    """A URL as its file system takes it; an http one with all that a URL cannot hold escaped, and no more."""
+    if url.lower().startswith("http"):
+        return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+    return system._strip_protocol(url)
+
+
+def fetch_ranges(ranges: Sequence[tuple[str, int, int]], timeout: float = TIMEOUT) -> list[bytes | OSError]:
+    """Several ranges of bytes, at the same time.
+
+    Args:
+        ranges: URL, first byte, number of bytes.
+        timeout: seconds that one request may take.
+
+    Returns:
+        One a range: its bytes, or why there are none, with URL and byte.
+    """
+    if not ranges:
+        return []
+    systems = {url: _file_system(url, timeout) for url, _, _ in ranges}  # not in the loop: logging in may take long
+
+    async def all_of_them() -> list[bytes | OSError]:
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(url: str, start: int, size: int) -> bytes | OSError:
+            async with gate:
+                try:
+                    return await _range(systems[url], url, start, size, timeout)
+                except OSError as error:
+                    reason = str(error).removeprefix(f"{shown(url)}: ")
+                    kind = type(error) if isinstance(error, _FOR_GOOD) else OSError
+                    return kind(f"{shown(url)}, byte {start}: {reason}")
+
+        return await asyncio.gather(*(one(*wanted) for wanted in ranges))
+
+    return _run(all_of_them)
+
+
+def fetch_small(url: str, timeout: float = TIMEOUT) -> bytes | None:
+    """The whole of a small file; None where it is not there, or not for us.
+
+    Raises:
+        OSError: it could not be fetched.
+    """
+    system = _file_system(url, timeout)
+
+    # Else s3fs asks for the size first, to fetch a large file in pieces.
+    options = {"max_concurrency": 1} if url.lower().startswith("s3:") else {}
+
+    async def ask() -> bytes:
+        if system.async_impl:
+            return await system._cat_file(_path(system, url), **options)
+        return await asyncio.to_thread(system.cat_file, _path(system, url))
+
+    try:
+        return _run(lambda: _persist(ask, url, timeout))
+    except (FileNotFoundError, PermissionError):
+        return None
+    except OSError as error:
+        # Some servers hide what is missing behind 401 or 403.
+        if getattr(error.__cause__, "status", None) in (400, 401, 403, 410):
+            return None
+        raise
+
+
+def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[RemoteFile]:
+    """The files that a pattern of URLs stands for. Globs need a listing, which http has not.
+
+    Raises:
+        SourceError: nothing there, no access, a glob on http, a server that cannot send ranges, or a missing package.
+    """
+    name = shown(spec)
+    try:
+        _file_system(pattern, timeout).invalidate_cache()  # its listings of before
+    except ImportError as error:
+        protocol = pattern.partition("://")[0]
+        raise SourceError(f'{name}: {protocol}:// needs more packages ({error}); pip install "mpp[remote]"') from error
+    except Exception as error:  # logging in
+        raise SourceError(f"{name}: {_reason(error, timeout)}; check the credentials") from error
+    over_http = pattern.lower().startswith("http")
+    urls = list(expand_braces(pattern))
+    if over_http and "*" in pattern.partition("?")[0]:
+        hint = "write the URLs, with braces such as x-{000..123}.tar"
+        raise SourceError(f"{name}: {shown(pattern)}: over http nothing lists files, so * finds none; {hint}")
+
+    async def all_of_them() -> list[list[RemoteFile]]:
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(url: str) -> list[RemoteFile]:
+            async with gate:
+                return await _persist(lambda: (_probe if over_http else _list)(url, timeout), url, timeout)
+
+        return await asyncio.gather(*(one(url) for url in urls))
+
+    try:
+        found = _run(all_of_them)
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{name}: {str(error).replace(': is not there', '')} matches no file; check the URL"
+        ) from error
+    except OSError as error:
+        raise SourceError(f"{name}: cannot open {error}; check the URL and the credentials") from error
+    return [file for files in found for file in files]
+
+
+async def _probe(url: str, timeout: float) -> list[RemoteFile]:
+    """Asks for the first byte: the answer tells the size, also where HEAD is not allowed, as on signed URLs."""
+    system = _file_system(url, timeout)
+    session = await system.set_session()
+    address = system.encode_url(_path(system, url))
+    async with session.get(address, headers={"Range": "bytes=0-0"}) as answer:
+        if answer.status == 404:
+            raise FileNotFoundError(url)
+        answer.raise_for_status()
+        size = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("Content-Range", ""))
+        if answer.status != 206 or not size:
+            answer.close()  # or the whole shard would come
+            raise RangeNotSupported("the server sends whole files only; download the shards, or use one with ranges")
+        return [RemoteFile(url, int(size[1]), answer.headers.get("ETag") or answer.headers.get("Last-Modified", ""))]
+
+
+async def _list(url: str, timeout: float) -> list[RemoteFile]:
+    """The files that a URL or a glob stands for, on a file system with listings."""
+    system = _file_system(url, timeout)
+    path = _path(system, url)
+    listing = any(character in path for character in "*?[")
+    if listing and system.async_impl:
+        held = await system._glob(path, detail=True)
+    elif listing:
+        held = await asyncio.to_thread(system.glob, path, detail=True)
+    else:
+        held = {path: await (system._info(path) if system.async_impl else asyncio.to_thread(system.info, path))}
+    protocol = url.partition("://")[0]
+    files = [
+        RemoteFile(f"{protocol}://{name}" if listing else url, int(info["size"]), _tag(info))
+        for name, info in sorted(held.items())
+        if info.get("type") == "file" and not name.endswith(".index")
+    ]
+    if not files:
+        raise FileNotFoundError(url)
+    return files
+
+
+def _tag(info: dict[str, Any]) -> str:
+    """What a listing tells of a file's state, by the names of s3, gs and hf."""
+    known = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "mtime", "last_modified", "updated", "created")
+    return next((str(info[name]) for name in known if info.get(name)), "")

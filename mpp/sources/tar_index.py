@@ -1,0 +1,188 @@
+"""Where the images of a tar file lie: an index that is made once and kept, in the cache or beside the tar.
+
+WebDataset naming: a sample's key is its members' path up to the first dot of the base name; an image member gives the
+picture, `.cls` (ASCII digits) or `.json` ({"label": 3}) the label.
+
+The kept form is one block of bytes, little-endian: a header of 48 bytes (_HEADER: magic with the format's number,
+CRC32 of the rest, then images, ignored, refused and the tar's size), then the three columns one after the other.
+"""
+
+import json
+import re
+import struct
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mpp.files import write_whole
+from mpp.sources.base import SourceError
+from mpp.sources.names import is_hidden, is_image, printable
+
+INDEX_FORMAT = 2
+"""A new number makes the old indices be made again."""
+BLOCK = 512
+"""Members of a tar start at multiples of this."""
+MAX_LABEL = 2**24
+"""A larger number is an identifier of something, not a class."""
+_HEADER = struct.Struct("<8sQQQQQ")
+_MAGIC = b"mpp idx%d" % INDEX_FORMAT
+_MAX_SIZE = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The images of one tar, in the order in which they lie in it.
+
+    Args:
+        blocks: uint32 (n,), where each image starts, in blocks of 512 bytes.
+        sizes: uint32 (n,), in bytes.
+        labels: int32 (n,), -1 where there is none.
+        ignored: members that are neither images nor labels, hidden, or no plain files.
+        refused: members whose name points outside the folder that one would unpack to.
+        tar_size: of the whole file, in bytes.
+    """
+
+    blocks: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    ignored: int
+    refused: int
+    tar_size: int
+
+    def to_bytes(self) -> bytes:
+        """The kept form."""
+        columns = (self.blocks.astype("<u4"), self.sizes.astype("<u4"), self.labels.astype("<i4"))
+        rest = b"".join(column.tobytes() for column in columns)
+        counts = struct.pack("<QQQQ", len(self.blocks), self.ignored, self.refused, self.tar_size)
+        return struct.pack("<8sQ", _MAGIC, zlib.crc32(counts + rest)) + counts + rest
+
+    @staticmethod
+    def from_bytes(data: bytes, tar_size: int) -> "TarIndex | None":
+        """Back from the kept form; None where it is damaged, of another format, or of a tar of another size."""
+        if len(data) < _HEADER.size or data[:8] != _MAGIC:
+            return None
+        _, checksum, number, ignored, refused, size = _HEADER.unpack_from(data)
+        if size != tar_size or len(data) != _HEADER.size + 12 * number or zlib.crc32(data[16:]) != checksum:
+            return None
+        starts = [_HEADER.size + 4 * number * column for column in range(3)]
+        dtypes = ("<u4", "<u4", "<i4")
+        columns = [np.frombuffer(data, dtype, number, start) for dtype, start in zip(dtypes, starts, strict=True)]
+        return TarIndex(columns[0], columns[1], columns[2], ignored, refused, size)
+
+
+def sidecar_name(shard: str) -> str:
+    """Path or URL of the index that lies beside a shard; of a URL, the query stays at the end."""
+    address, mark, query = shard.partition("?") if "://" in shard else (shard, "", "")
+    return f"{address}.index{mark}{query}"
+
+
+def write_sidecar(shard: Path) -> Path:
+    """Indexes a .tar and writes `<shard>.index` beside it, which saves every later run from indexing it.
+
+    Returns:
+        The path of the index.
+
+    Raises:
+        SourceError: not a complete tar file, or labels that are none.
+        OSError: the index cannot be written.
+    """
+    path = Path(sidecar_name(str(shard)))
+    data = index_tar(shard).to_bytes()
+    write_whole(path, lambda file: file.write(data))
+    return path
+
+
+def index_tar(shard: Path) -> TarIndex:
+    """The index of a local .tar.
+
+    Raises:
+        SourceError: unreadable, not a complete tar file, or labels that are none.
+    """
+    try:
+        with shard.open("rb") as file:
+            return build_index(file, shard.stat().st_size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise SourceError(f"{printable(str(shard))} is not a complete tar file ({error}); make it again") from error
+    except SourceError as error:
+        raise SourceError(f"{printable(str(shard))}: {error}") from error
+
+
+def load_index(path: Path, tar_size: int) -> TarIndex | None:
+    """The kept index; None where it is missing, unreadable, damaged or of another file."""
+    try:
+        with path.open("rb") as file:
+            return TarIndex.from_bytes(file.read(), tar_size)
+    except OSError:
+        return None
+
+
+def build_index(file: BinaryIO, tar_size: int) -> TarIndex:
+    """Reads every header of an uncompressed tar, and the few bytes of the labels.
+
+    Raises:
+        tarfile.TarError: not a tar, or cut off.
+        SourceError: a label that is none.
+        OSError: a read failed.
+    """
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    ignored = refused = 0
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # else every header of a large shard stays in memory
+            if member.isdir():
+                continue
+            if _points_outside(member.name):
+                refused += 1
+                continue
+            parts = [part for part in member.name.split("/") if part not in ("", ".")]
+            stem, _, extension = parts[-1].partition(".") if parts else ("", "", "")
+            key, extension = "/".join([*parts[:-1], stem]), extension.lower()
+            picture = is_image(f".{extension}")
+            if not member.isreg() or member.issparse() or member.size > _MAX_SIZE or any(map(is_hidden, parts)):
+                ignored += 1
+            elif picture and key not in images:
+                images[key] = (member.offset_data // BLOCK, member.size)
+            elif extension in ("cls", "json"):
+                held = tar.extractfile(member)
+                label = _label(printable(member.name), extension, held.read() if held else b"")
+                if label is not None and (extension == "cls" or key not in labels):
+                    labels[key] = label
+            else:
+                ignored += 1
+    places = np.array(list(images.values()), dtype=np.uint32).reshape(-1, 2)
+    found = np.array([labels.get(key, -1) for key in images], dtype=np.int32)
+    order = np.argsort(places[:, 0])
+    return TarIndex(places[order, 0], places[order, 1], found[order], ignored, refused, tar_size)
+
+
+def _points_outside(name: str) -> bool:
+    """Whether unpacking a member of this name could write outside the folder unpacked to, here or on Windows."""
+    parts = re.split(r"[/\\]", name)
+    return parts[0] == "" or ".." in parts
+
+
+def _label(name: str, extension: str, data: bytes) -> int | None:
+    """The label in a .cls or .json member; None for a .json that has none."""
+    if extension == "cls":
+        text = data.strip()
+        if not re.fullmatch(rb"[0-9]{1,18}", text):
+            raise SourceError(f"{name} holds {text[:40]!r}; a .cls is a label in ASCII digits, such as 7")
+        label = int(text)
+    else:
+        try:
+            held = json.loads(data)
+        except ValueError as error:
+            raise SourceError(f"{name} is not JSON ({error}); write it again") from error
+        label = held.get("label") if isinstance(held, dict) else None
+        if label is None:
+            return None
+        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+            raise SourceError(f"{name} has the label {label!r}; expected a whole number from 0")
+    if label >= MAX_LABEL:
+        raise SourceError(f"{name} has the label {label}; expected the number of a class, below {MAX_LABEL}")
+    return label

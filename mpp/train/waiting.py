@@ -1,0 +1,72 @@
+"""Where a run spent its time waiting for images: how much of it, and what the user can do about it."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mpp.train.bad_files import told
+from mpp.train.log import read_rows
+
+WORTH_SAYING = 0.1
+"""Share of the training time from which on waiting for data is told and advised upon."""
+
+
+class Images(Protocol):
+    """What a config says of its images; `mpp.data.config.DataConfig` is one."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def cache(self) -> str: ...
+
+
+def data_notes(folder: Path, images: Images, workers: int, cores: int) -> list[str]:
+    """What its images did to a run, if anything: files that could not be used, time spent waiting.
+
+    Args:
+        folder: of the run.
+        images: its config's.
+        workers: loader processes per device.
+        cores: that each device's process could use.
+    """
+    share = waited(read_rows(folder / "metrics.jsonl"))
+    notes = [told(folder), advice(share, images.source, images.cache, workers, cores)]
+    return [note for note in notes if note]
+
+
+def waited(rows: Iterable[Mapping[str, Any]]) -> float:
+    """The share of the training time spent waiting for data, over the rows that tell it, each by its own time."""
+    spent = waiting = 0.0
+    before = 0
+    for row in rows:
+        if "time/data_wait" in row:
+            seconds = (row["images"] - before) / max(row["time/images_per_second"], 1e-9)
+            spent, waiting, before = spent + seconds, waiting + seconds * row["time/data_wait"], row["images"]
+    return waiting / spent if spent else 0.0
+
+
+def advice(share: float, source: str, cache: str, workers: int, cores: int) -> str:
+    """What to do about a share of the time spent waiting; empty where it is not worth a word.
+
+    Args:
+        share: as `waited` gives it.
+        source: the string that the images were opened by.
+        cache: what is kept already: none, files or pixels.
+        workers: loader processes per device.
+        cores: that each device's process could use.
+    """
+    if share < WORTH_SAYING:
+        return ""
+    steps = []
+    if workers < cores:
+        steps.append(f"raise --data.workers (it was {workers}, there are {cores} cores a device)")
+    if "://" in source and cache == "none":
+        steps.append("keep what was fetched: --data.cache files")
+    if "://" not in source and any(kind in source for kind in ("folder:", "csv:")):
+        steps.append("pack the images into shards, smaller if they are large: tools/shard.py --resize")
+    if "array:" not in source and "cifar" not in source and cache != "pixels":
+        steps.append("where all images are small and of one size, decode them once: --data.cache pixels")
+    if workers >= cores:
+        steps.append("take a machine with more cores a device")
+    return f"{share:.0%} of the training time was spent waiting for images: " + "; or ".join(steps)

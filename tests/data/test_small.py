@@ -1,0 +1,103 @@
+"""Blocks of small images: the crops of one image at a time, whatever else is in the block."""
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.data.config import DataConfig, Reading
+from mpp.data.draws import seeds, uniforms
+from mpp.data.loader import stream
+from mpp.data.small import crop_and_resize, fits
+from mpp.data.transform import TrainTransform, resize
+from mpp.sources.base import ListSource, Source, Subset
+
+RNG = np.random.default_rng(0)
+
+
+PLAIN = Reading(3)
+
+
+def some(number: int, height: int, width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    images = RNG.integers(0, 256, (number, height, width, channels), dtype=np.uint8)
+    size = np.stack([RNG.integers(1, height + 1, number), RNG.integers(1, width + 1, number)], axis=1)
+    corner = (RNG.random((number, 2)) * (np.array([height, width]) + 1 - size)).astype(np.int64)
+    return images, np.concatenate([corner, size], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("hw", "channels", "target"), [((32, 32), 3, (32, 32)), ((28, 20), 1, (16, 24)), ((9, 13), 5, (40, 7))]
+)
+def test_crops_equal_torchs(hw: tuple[int, int], channels: int, target: tuple[int, int]) -> None:
+    images, boxes = some(200, *hw, channels)
+    no = np.zeros(200, dtype=bool)
+    ours = crop_and_resize(images, boxes, no, no, target)
+    assert ours.shape == (200, channels, *target)
+    for image, (top, left, height, width), out in zip(images, boxes.tolist(), ours, strict=True):
+        exact = resize(image[top : top + height, left : left + width], target)
+        # Both round between the axes, in fixed point of their own.
+        difference = (out.int() - exact.int()).abs()
+        assert difference.max() <= 2
+        assert difference.float().mean() < 0.1
+
+
+def test_flips() -> None:
+    images, boxes = some(50, 16, 12, 3)
+    no, yes = np.zeros(50, dtype=bool), np.ones(50, dtype=bool)
+    plain = crop_and_resize(images, boxes, no, no, (12, 12))
+    assert torch.equal(crop_and_resize(images, boxes, yes, no, (12, 12)), plain.flip(3))
+    assert torch.equal(crop_and_resize(images, boxes, no, yes, (12, 12)), plain.flip(2))
+
+
+def test_an_image_is_the_same_in_any_block() -> None:
+    images, boxes = some(64, 32, 32, 3)
+    flip = RNG.random(64) < 0.5
+    together = crop_and_resize(images, boxes, flip, ~flip, (32, 32))
+    for part in (slice(0, 1), slice(1, 8), slice(8, 64)):
+        alone = crop_and_resize(images[part], boxes[part], flip[part], ~flip[part], (32, 32))
+        assert torch.equal(alone, together[part])
+
+
+def test_a_block_is_what_one_image_at_a_time_is() -> None:
+    transform = TrainTransform(DataConfig(vflip=0.5), (32, 32), 3)
+    images, _ = some(100, 32, 32, 3)
+    draws = uniforms(seeds(0, np.arange(100)), transform.draws)
+    block = transform.block(images, draws)
+    assert block is not None
+    one_by_one = torch.stack([transform(image, row) for image, row in zip(images, draws.tolist(), strict=True)])
+    difference = (block.int() - one_by_one.int()).abs()
+    assert difference.max() <= 2
+    assert difference.float().mean() < 0.01
+
+
+def test_what_is_large_or_jittered_goes_one_by_one() -> None:
+    assert fits((64, 64), (64, 64))
+    assert not fits((224, 224), (32, 32))
+    images, draws = np.zeros((2, 300, 200, 3), dtype=np.uint8), np.zeros((2, 26))
+    assert TrainTransform(DataConfig(), (32, 32), 3).block(images, draws) is None
+    jittered = TrainTransform(DataConfig(jitter=(0.1, 0, 0, 0)), (32, 32), 3)
+    assert jittered.block(images[:, :32, :32], draws) is None
+
+
+def test_the_stream_takes_blocks_out_of_arrays_alone() -> None:
+    images, _ = some(40, 32, 32, 3)
+    transform = TrainTransform(DataConfig(), (32, 32), 3)
+
+    def first(source: Source, reading: Reading = PLAIN, micro: int = 20, workers: int = 0) -> torch.Tensor:
+        batches = stream(
+            source, transform, reading, seed=1, batch_size=20, micro_batch=micro, start=20, workers=workers
+        )
+        try:
+            return torch.cat([next(batches)["images"] for _ in range(40 // micro)])
+        finally:
+            batches.close()
+
+    labels = np.arange(40)
+    whole = first(ListSource(images, labels))
+    assert torch.equal(whole, first(ListSource(images, labels), micro=5, workers=2))
+    part = Subset(ListSource(np.concatenate([images, images]), np.tile(labels, 2)), np.arange(40, 80))
+    assert torch.equal(whole, first(part))
+    one_by_one = first(ListSource(list(images), labels))
+    assert (whole.int() - one_by_one.int()).abs().max() <= 2
+    assert not torch.equal(whole, one_by_one)
+    stated = first(ListSource(images, labels), Reading(3, (0.0, 127.5)))
+    assert torch.equal(stated, first(ListSource(list(images), labels), Reading(3, (0.0, 127.5))))

@@ -1,0 +1,86 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from mpp.sources.array import DTYPES
+from mpp.sources.base import SourceError
+from mpp.sources.opening import open_source
+
+
+def refused(spec, **options):
+    """The text of the SourceError, which is one line."""
+    with pytest.raises(SourceError) as caught:
+        open_source(spec, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+
+
+def test_array(tmp_path, images):
+    np.save(tmp_path / "a.npy", images)
+    source = open_source(f"array:{tmp_path / 'a.npy'}")
+    assert len(source) == 5
+    np.testing.assert_array_equal(source.read(3)[0], images[3])
+    assert source.read(3)[1] is None
+    assert source.labels() is None
+    assert source.describe() == "5 images, unlabelled"
+    copy = pickle.dumps(source)
+    assert len(copy) < images.nbytes
+    np.testing.assert_array_equal(pickle.loads(copy).read(4)[0], images[4])
+    np.save(tmp_path / "grey.npy", images[..., 0])
+    assert open_source(f"array:{tmp_path / 'grey.npy'}").read(0)[0].shape == (6, 7)
+
+
+@pytest.mark.parametrize(("key", "label_key"), [("images", "labels"), ("x", "y"), ("anything", "labels")])
+def test_npz_with_labels(key, label_key, tmp_path, images):
+    np.savez(tmp_path / "a.npz", **{key: images, label_key: np.array([2, 0, 1, 2, 0], dtype=np.uint8)})
+    source = open_source(f"array:{tmp_path / 'a.npz'}")
+    assert source.labels().tolist() == [2, 0, 1, 2, 0]
+    assert source.labels().dtype == np.int64
+    assert source.classes == ("0", "1", "2")
+    assert source.read(0)[1] == 2
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).read(1)[0], images[1])
+
+
+def test_array_errors(tmp_path, images):
+    def saved(array):
+        np.save(tmp_path / "bad.npy", array, allow_pickle=True)
+        return refused(f"array:{tmp_path / 'bad.npy'}")
+
+    assert "the array is complex64; images are one of uint8, uint16" in saved(images.astype(np.complex64))
+    assert "the array is int64; images are one of" in saved(images.astype(np.int64))
+    assert "the array is bool; images are one of" in saved(images > 0)
+    assert "the array has the shape (5, 6); expected NHWC or NHW" in saved(images[:, :, 0, 0])
+    assert "the array has the shape (0, 6, 7, 3)" in saved(images[:0])
+    assert "looks like NCHW" in saved(np.zeros((2, 3, 20, 20), dtype=np.uint8))
+    assert "not a readable .npy or .npz" in saved(np.array([{}, "pickled"], dtype=object))
+    (tmp_path / "text.npy").write_text("x")
+    assert "not a readable .npy or .npz" in refused(f"array:{tmp_path / 'text.npy'}")
+    (tmp_path / "zero.npy").touch()
+    assert "not a readable .npy or .npz" in refused(f"array:{tmp_path / 'zero.npy'}")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    assert "not a readable .npy or .npz" in refused(f"array:{tmp_path / 'cut.npz'}")
+    assert "there is no file" in refused(f"array:{tmp_path / 'none.npy'}")
+    assert f"did you mean folder:{tmp_path}?" in refused(f"array:{tmp_path}")
+    np.savez(tmp_path / "two.npz", a=images, b=images)
+    assert "holds ['a', 'b']; name the array of images 'images'" in refused(f"array:{tmp_path / 'two.npz'}")
+    for labels in (np.zeros(4, int), np.zeros(5), np.array([0, 1, -1, 0, 0]), np.zeros((5, 1), int)):
+        np.savez(tmp_path / "labels.npz", images=images, labels=labels)
+        assert "expected 5 whole numbers from 0" in refused(f"array:{tmp_path / 'labels.npz'}")
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_come_as_they_are(dtype, order, tmp_path):
+    values = np.random.default_rng(0).normal(1000, 300, (4, 5, 6, 2)).astype(np.dtype(dtype).newbyteorder(order))
+    np.save(tmp_path / "a.npy", values)
+    source = open_source(f"array:{tmp_path / 'a.npy'}")
+    read = source.read(2)[0]
+    assert read.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(read, values[2])
+    assert source.describe() == "4 images, unlabelled" + ("" if dtype == "uint8" else f"; {dtype}")

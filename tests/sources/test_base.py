@@ -1,0 +1,182 @@
+import os
+import pickle
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from mpp.sources.base import FileSource, ListSource, NotAFile, PathTable, Subset, read_file, read_many
+from mpp.sources.names import printable
+from mpp.sources.opening import open_source
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+
+
+def test_subset(images):
+    source = ListSource(list(images), [0, 1, 0, 1, 2], ("x", "y", "z"))
+    subset = Subset(source, [4, 1])
+    assert len(subset) == 2
+    assert subset.classes == ("x", "y", "z")
+    assert subset.labels().tolist() == [2, 1]
+    np.testing.assert_array_equal(subset.read(0)[0], images[4])
+    assert subset.read(1)[1] == 1
+    assert subset.describe() == "2 of 5 images in 3 classes"
+    assert Subset(subset, [1]).labels().tolist() == [1]
+    assert len(Subset(source, [])) == 0
+    with pytest.raises(IndexError):
+        Subset(source, [5])
+    with pytest.raises(IndexError):
+        subset.read(2)
+
+
+def test_sources_do_not_count_from_the_end(picture_folder, images, tmp_path):
+    np.save(tmp_path / "a.npy", images)
+    folder = picture_folder("1.png")
+    for source in (ListSource(images), open_source(f"folder:{folder}"), open_source(f"array:{tmp_path / 'a.npy'}")):
+        for index in (-1, len(source)):
+            with pytest.raises(IndexError):
+                source.read(index)
+
+
+def test_paths_come_back_as_they_were():
+    paths = ["", "a", "b/ü€.png", "\udcff\udc80.png", "line\nbreak", "x" * 5000, "last"]
+    table = PathTable(iter(paths))
+    assert [table[i] for i in range(len(table))] == paths
+    copy = pickle.loads(pickle.dumps(table))
+    assert [copy[i] for i in range(len(copy))] == paths
+    assert len(PathTable([])) == 0
+    for index in (-1, len(paths)):
+        with pytest.raises(IndexError):
+            table[index]
+
+
+def test_a_table_takes_the_paths_own_bytes_and_eight_more():
+    number = 300_000
+    tracemalloc.start()
+    table = PathTable(f"class_{i % 1000:04d}/{i:09d}.jpg" for i in range(number))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    length = len("class_0000/000000000.jpg")
+    assert held / number < 1.15 * length + 8 + 1
+    # At most the growing buffer, the ends twice, and one piece of strings on the way.
+    assert peak < number * (1.15 * length + 17) + 65_536 * 200
+    assert table[123_456] == "class_0456/000123456.jpg"
+
+
+@pytest.mark.slow
+def test_ten_million_paths():
+    number = 10_000_000
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    table = PathTable(f"class_{i % 1000:04d}/{i:09d}.jpg" for i in range(number))
+    assert (resident() - before) / number < 24 * 1.15 + 8 + 8
+    wanted = np.random.default_rng(0).integers(0, number, 100_000).tolist()
+    began = time.perf_counter()
+    found = [table[index] for index in wanted]
+    assert (time.perf_counter() - began) / len(wanted) < 50e-6
+    assert found == [f"class_{i % 1000:04d}/{i:09d}.jpg" for i in wanted]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/a/ü €.png", "/a/ü €.png"),
+        ("/a/\u3000wide.png", "/a/\u3000wide.png"),
+        ("two\nlines\r\x1b[1m\t", r"two\nlines\r\x1b[1m\t"),
+        ("\udcff\udc80.png", r"\xff\x80.png"),
+        ("\u2028\x00", r"\u2028\x00"),
+    ],
+)
+def test_printable(text, shown):
+    assert printable(text) == shown
+
+
+def test_where_is_one_line_and_path_is_the_real_one(tmp_path):
+    name = "a\n\udcff.png"
+    (tmp_path / name).write_bytes(b"x")
+    source = FileSource("folder:x", tmp_path, [name])
+    assert source.where(0) == f"{tmp_path}/a\\n\\xff.png"
+    assert source.path(0) == f"{tmp_path}/{name}"
+    assert source.read(0) == (b"x", None)
+
+
+def test_what_is_no_file_is_never_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "folder.png").mkdir()
+    names = {"fifo.png": "a FIFO", "folder.png": "a folder", "/dev/null": "a device"}
+    source = FileSource("folder:x", tmp_path, [*names, "none.png"])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda *_, **__: 1 / 0)
+        for index, (name, kind) in enumerate(names.items()):
+            with pytest.raises(NotAFile) as caught:
+                source.read(index)
+            assert str(caught.value) == f"{tmp_path / name} is {kind}, not a file"
+        with pytest.raises(FileNotFoundError):
+            source.read(3)
+
+
+def test_a_file_that_becomes_a_fifo_between_looking_and_opening(tmp_path, monkeypatch):
+    path = str(tmp_path / "1.png")
+    with open(path, "wb") as file:
+        file.write(b"x")
+    look = os.stat
+
+    def look_and_swap(*args, **options):
+        found = look(*args, **options)
+        os.unlink(path)  # noqa: PTH108
+        os.mkfifo(path)
+        return found
+
+    monkeypatch.setattr(os, "stat", look_and_swap)
+    raised = []
+
+    def read():
+        try:
+            read_file(path)
+        except NotAFile as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(10)
+    monkeypatch.undo()
+    assert raised == [f"{path} is a FIFO, not a file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(tmp_path):
+    (tmp_path / "1.png").write_bytes(b"x")
+    (tmp_path / "1.png").chmod(0)
+    with pytest.raises(PermissionError):
+        FileSource("folder:x", tmp_path, ["1.png"]).read(0)
+
+
+def test_labels_of_some(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    source = FileSource("csv:x", tmp_path, ["a", "b"], [-1, 0], ("only",))
+    assert [source.read(i) for i in range(2)] == [(b"a", None), (b"b", 0)]
+    assert source.labels().tolist() == [-1, 0]
+
+
+def test_many_at_once(tmp_path):
+    (tmp_path / "a").write_bytes(b"a")
+    source = FileSource("folder:x", tmp_path, ["a", "gone"], [1, 0], ("x", "y"))
+    first, second, third = read_many(Subset(source, [1, 0]), [1, 0, 1])
+    assert first == third == (b"a", 1)
+    assert isinstance(second, FileNotFoundError)
+
+    class Fast(ListSource):
+        def read_many(self, indices):
+            return [("fast", index) for index in indices]
+
+    assert read_many(Subset(Fast([b"0", b"1", b"2"]), [2, 0]), [0, 1]) == [("fast", 2), ("fast", 0)]

@@ -1,0 +1,170 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from mpp.files import write_csv
+from mpp.sources.base import SourceError
+from mpp.sources.opening import has_split, open_source
+
+
+@pytest.fixture
+def table(picture_folder):
+    """`table(text, name="list.csv")`: the source string of such a file beside three pictures."""
+    folder = picture_folder("1.png", "deep/2.png", "a,b.png")
+
+    def write(text, name="list.csv"):
+        path = folder / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return f"csv:{path}"
+
+    return write
+
+
+def names(source):
+    return [source.where(i) for i in range(len(source))]
+
+
+def refused(spec, split="train"):
+    with pytest.raises(SourceError) as caught:
+        open_source(spec, split)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_path_and_label(table, tmp_path):
+    source = open_source(table("1.png,dog\ndeep/2.png, cat\n\na.png,dog\n"))
+    assert names(source) == [str(tmp_path / name) for name in ("1.png", "deep/2.png", "a.png")]
+    assert source.classes == ("cat", "dog")
+    assert source.labels().tolist() == [1, 0, 1]
+    assert source.labels().dtype == np.int64
+    assert source.read(1) == ((tmp_path / "deep" / "2.png").read_bytes(), 0)
+    assert source.describe() == "3 images in 2 classes"
+    with pytest.raises(FileNotFoundError):
+        source.read(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "classes"),
+    [
+        ("1.png\ndeep/2.png\n", None, None),
+        ("path\n1.png\n", None, None),
+        ("path,label\n1.png,\ndeep/2.png,\n", None, None),
+        ("1.png,cat\ndeep/2.png,\n", [0, -1], ("cat",)),
+        ("Image,width,Class\n1.png,8,b\ndeep/2.png,8,a\n", [1, 0], ("a", "b")),
+        ("target,id,filename\nb,7,1.png\na,8,deep/2.png\n", [1, 0], ("a", "b")),
+        ("1.png,3\ndeep/2.png,00\n", [3, 0], ("0", "1", "2", "3")),
+        ("1.png,3\ndeep/2.png,-1\n", [1, 0], ("-1", "3")),  # not all digits: names
+        ("1.png,3\ndeep/2.png,٣\n", [0, 1], ("3", "٣")),
+        ('"a,b.png","x, y"\n1.png,"q ""z"""\n', [1, 0], ('q "z"', "x, y")),
+        ("\ufeffpath,label\r\n1.png,a\r\ndeep/2.png,b\r\n", [0, 1], ("a", "b")),
+        ("path,note,note,label\n1.png,x,y,a", [0], ("a",)),
+    ],
+)
+def test_rows(text, labels, classes, table):
+    source = open_source(table(text))
+    assert source.classes == classes
+    assert (None if source.labels() is None else source.labels().tolist()) == labels
+    assert source.read(0)[1] == (None if labels is None else labels[0])
+
+
+def test_some_without_a_label(table):
+    source = open_source(table("1.png,cat\ndeep/2.png,\n"))
+    assert source.read(1)[1] is None
+    assert source.describe() == "2 images in 1 class; 1 without a label"
+
+
+def test_a_picture_called_as_a_header_is_a_picture(table, tmp_path):
+    (tmp_path / "image").write_bytes(b"x")
+    assert len(open_source(table("image,a\n1.png,b\n"))) == 2
+
+
+def test_tabs_and_absolute_paths(table, tmp_path):
+    spec = table(f"{tmp_path}/1.png\tcat\na,b.png\tdog\n", "list.TSV")
+    assert names(open_source(spec)) == [str(tmp_path / "1.png"), str(tmp_path / "a,b.png")]
+    moved = table(f"path,label\n{tmp_path}/1.png,cat\n", "deep/list.csv")
+    assert names(open_source(moved)) == [str(tmp_path / "1.png")]
+
+
+def test_splits(table):
+    spec = table("path,label,split\n1.png,b,train\n2.png,c,train\n1.png,a,val\n4.png,c,val\n")
+    assert has_split(spec)
+    train, test = open_source(spec), open_source(spec, "test")
+    assert (train.classes, train.labels().tolist()) == (("b", "c"), [0, 1])
+    # As in folders the train split's classes come first, so that they keep their numbers.
+    assert (test.classes, test.labels().tolist()) == (("b", "c", "a"), [2, 1])
+    assert train.describe() == "2 images in 2 classes; the rows of split train alone"
+    both = table("path,label,split\n1.png,0,Train\n1.png,2,val\n1.png,1,test\n")
+    assert open_source(both, "test").labels().tolist() == [1]
+    assert open_source(both, "test").classes == ("0", "1")
+    only = table("path,split\n1.png,train\n1.png,train\n")
+    assert not has_split(only)
+    assert len(open_source(only)) == 2
+    assert "has no test split of its own" in refused(only, "test")
+    assert not has_split(table("path,label\n1.png,a\n"))
+
+
+def test_numbers_of_a_test_split_reach_as_far_as_those_of_train(table):
+    spec = table("path,label,split\n1.png,4,train\n1.png,0,test\n")
+    assert open_source(spec, "test").classes == open_source(spec).classes == ("0", "1", "2", "3", "4")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty; expected rows of path,label"),
+        ("\n\n", "is empty; expected rows of path,label"),
+        ("path,label\n", "has a header and no rows"),
+        ("1.png,a\n1.png\n", "line 2, has 1 cells, the first row 2; mend the row"),
+        ("path,label\n1.png,a\n\n1.png,a,b\n", "line 4, has 3 cells"),
+        ("1.png,a,train\n", "has 3 columns and no header; begin it with e.g. path,label"),
+        ("path,label,label\n1.png,a,b\n", "has two columns 'label'; rename one"),
+        ("path,label\n,a\n", "line 2, has the path ''; write the path of an image"),
+        ("1.png,a\n\0,a\n", "line 2, has the path '\\x00'"),
+        ("path,split\n1.png,dev\n", "line 2, has the split 'dev'; write train, val or test"),
+        ('1.png,a\n"1.png,a\n', "after line 1: unexpected end of data; mend the row"),
+        ("1.png," + "x" * 200_000, "field larger than field limit"),
+        ("1.png,naïve\n".encode("latin-1"), "is not UTF-8 after line 0 (invalid continuation byte); save it as UTF-8"),
+        ("1.png,a\n".encode("utf-16"), "is not UTF-8 after line 0 (invalid start byte)"),
+        ("1.png,123456789012\n", "the label 123456789012 would mean as many classes"),
+    ],
+)
+def test_errors(text, message, table):
+    assert message in refused(table(text))
+
+
+def test_errors_of_the_file(tmp_path):
+    assert f"there is no file {tmp_path / 'none.csv'}; check the path" in refused(f"csv:{tmp_path / 'none.csv'}")
+    assert f"did you mean folder:{tmp_path}?" in refused(f"csv:{tmp_path}")
+
+
+def test_missing_files(table, tmp_path):
+    missing = "".join(f"{i}.jpg,a\n" for i in range(99))
+    assert len(open_source(table(missing + "1.png,a\n"))) == 100
+    text = refused(table("x/1.png,a\n"))
+    assert f"the first image is not there: {tmp_path / 'x' / '1.png'}; paths start from the file's folder" in text
+    text = refused(table(missing + "99.jpg,a\n1.png,a\n"))
+    assert f"none of the first 100 images is there, such as {tmp_path / '0.jpg'};" in text
+
+
+def test_paths_that_the_library_wrote(picture_folder, tmp_path):
+    folder = picture_folder("a\nb.png", 'q"uote.png')
+    write_csv(tmp_path / "list.csv", [("path", "label"), ("a\nb.png", "x"), ('q"uote.png', "y")])
+    source = open_source(f"csv:{folder / 'list.csv'}")
+    assert [source.read(i)[1] for i in range(2)] == [0, 1]
+    assert source.where(0).endswith(r"a\nb.png")
+
+
+def test_large_tables_stay_small(table):
+    number = 200_000
+    rows = "".join(f"{i:07d}.png,class {i % 50}\n" for i in range(number - 1))
+    spec = table("path,label\n1.png,class 0\n" + rows)
+    open_source(spec)
+    tracemalloc.start()
+    source = open_source(spec)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source) == number
+    # Paths of 11 bytes, their ends and labels of 8; on the way a piece of strings and labels of 4.
+    assert held / number < 1.15 * 11 + 8 + 8 + 2
+    assert peak < number * (1.15 * 11 + 8 + 8 + 8 + 8) + 65_536 * 200
