@@ -12,6 +12,8 @@ class ShardRecipe:
 
     data: str = ""
     """The images: folder:DIR, csv:FILE, or any other source."""
+    download: bool = False
+    """As data.download of the training."""
     out: str = ""
     """Folder of the shards. The same command again goes on where it stopped."""
     shard_images: int = 10_000
@@ -68,6 +70,8 @@ class CheckRecipe:
 
     data: str = ""
     """The images, as for the training."""
+    download: bool = False
+    """As data.download."""
     out: str = ""
     """Folder for contact_sheet.png, bad_files.csv, duplicates.csv and report.json. Empty: only the printed report."""
     images: int = 0

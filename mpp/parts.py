@@ -17,7 +17,7 @@ from mpp.data.config import Reading
 from mpp.data.feed import Placed, feed
 from mpp.data.loader import derive_seed, stream, worker_count
 from mpp.data.pixel_cache import open_images
-from mpp.data.reader import Bad
+from mpp.data.reader import Bad, Batch, Transform
 from mpp.data.transform import TrainTransform, normalise
 from mpp.dist import World
 from mpp.downstream.fewshot import Fewshot
@@ -34,7 +34,7 @@ from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
 from mpp.train.run_folder import build_rate, micro_batches, once_a_machine, steps
 from mpp.train.schedule import parse_duration
 
-SURVEY_IMAGES = 512
+SURVEY_IMAGES, SURVEY_BATCH = 512, 64
 _CORRUPTION, _DROPOUT, _SURVEY = 1, 2, 3  # so that no two kinds of draws share a seed
 
 
@@ -130,21 +130,24 @@ def build_model(
 
 def survey_source(parts: Run) -> Survey:
     """The targets of the first augmented images of the run's source."""
-    config = parts.config
-    seed = derive_seed(config.train.seed, _SURVEY) % 2**31
-    batches = stream(
-        parts.source,
-        parts.transform,
-        parts.reading,
-        seed=seed,
-        batch_size=SURVEY_IMAGES,
-        micro_batch=SURVEY_IMAGES // 8,
-        start=0,
-        workers=parts.workers,
-    )
-    images = torch.cat([next(batches)["images"] for _ in range(8)])
+    batches = survey_batches(parts.source, parts.transform, parts.reading, parts.config.train.seed, parts.workers)
+    images = torch.cat([next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)])
     batches.close()
     return survey_targets(parts.model.target, images)
+
+
+def survey_batches(source: Source, transform: Transform, reading: Reading, seed: int, workers: int) -> Generator[Batch]:
+    """The batches of a source that a run of this seed would survey, and more of them without end."""
+    return stream(
+        source,
+        transform,
+        reading,
+        seed=derive_seed(seed, _SURVEY) % 2**31,
+        batch_size=SURVEY_IMAGES,
+        micro_batch=SURVEY_BATCH,
+        start=0,
+        workers=workers,
+    )
 
 
 def training_batches(

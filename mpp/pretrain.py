@@ -92,11 +92,8 @@ def start(parts: Run, watch: Watch) -> None:
     for model in (parts.model, parts.exported):
         model.frequent.copy_(survey.frequent)
     watch.say(survey.describe())
-    if survey.collapsed:
-        watch.say(
-            "WARNING: almost all targets are the same class, so there is next to nothing to learn. Usually the input "
-            "is wrongly scaled (16-bit images with small values, masks, nearly black images): look at the pictures."
-        )
+    if survey.warning:
+        watch.say(f"WARNING: {survey.warning}")
     watch.initial()
 
 

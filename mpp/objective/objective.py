@@ -182,6 +182,17 @@ class Survey(NamedTuple):
         """Whether almost all targets are the same, the usual sign of wrongly scaled input."""
         return self.counts is not None and (self.largest_share > 0.9 or self.perplexity < 1.5)
 
+    @property
+    def warning(self) -> str:
+        """What to say where the targets have collapsed; else empty."""
+        if not self.collapsed:
+            return ""
+        return (
+            "almost all targets are the same class, so there is next to nothing to learn. Usually the input is wrongly "
+            "scaled (12 bits in 16: state data.value_range; masks, nearly black images): look at the pictures, and at "
+            "what tools/check_data.py says"
+        )
+
     def describe(self) -> str:
         """One line for the terminal."""
         if self.counts is None:

@@ -10,7 +10,8 @@ from mpp.errors import RunError
 from mpp.files import write_csv
 
 HEAD = ("index", "kind", "file", "reason")
-_FEW_READ = 1000  # below this many images, the share of bad files is taken of this many
+FEW_READ = 1000
+"""Below this many images, the share of bad files is taken of this many."""
 
 
 class BadFile(Protocol):
@@ -36,12 +37,13 @@ class BadFiles:
         path: bad_files.csv of the run, read where the run goes on; None writes nothing.
         max_share: of the images read.
         read: images read before this start of the run.
+        setting: what the user calls `max_share`.
     """
 
-    def __init__(self, path: Path | None, max_share: float, read: int = 0) -> None:
+    def __init__(self, path: Path | None, max_share: float, read: int = 0, setting: str = "data.max_bad") -> None:
         self._path = path
         self._max_share = max_share
-        self._read = read
+        self._read, self._setting = read, setting
         self._kinds: dict[int, str] = {}
         if path is not None and path.exists() and read:
             rows = _rows(path)
@@ -64,13 +66,13 @@ class BadFiles:
             head = [] if self._path.exists() else [HEAD]
             with self._path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as out:
                 csv.writer(out, lineterminator="\n").writerows([*head, *rows])
-        limit = self._max_share * max(self._read, _FEW_READ)
+        limit = self._max_share * max(self._read, FEW_READ)
         if fresh and len(self._kinds) > limit:
             last = list(fresh.values())[-1]
             where = f"; all are in {self._path}" if self._path else ""
             raise RunError(
                 f"{len(self._kinds):,} of the first {self._read:,} images cannot be used ({by_kind(self.kinds())}), "
-                f"more than data.max_bad allows; the last is image {last.index}: {last}{where}"
+                f"more than {self._setting} allows; the last is image {last.index}: {last}{where}"
             )
 
     def kinds(self) -> Counter[str]:

@@ -1,0 +1,1 @@
+"""The parts of the pre-flight of a run's images."""

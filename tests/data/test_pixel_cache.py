@@ -1,0 +1,109 @@
+"""Decoded pixels on disk: the same images as decoding each time, decoded once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.data import pixel_cache
+from mpp.data.config import DataConfig, Reading
+from mpp.data.loader import stream
+from mpp.data.pixel_cache import PixelSource, cache_pixels, open_images
+from mpp.data.transform import TrainTransform
+from mpp.errors import UserError
+from mpp.sources.base import Source, Subset
+from mpp.sources.opening import open_source
+
+NAMES = [f"{label}/{number}.png" for label in ("a", "b") for number in range(6)]
+
+
+@pytest.fixture
+def folder(picture_folder: Callable[..., Path], encode: Callable[..., bytes]) -> Path:
+    """Twelve pictures of noise in two classes, one of them cut short."""
+    root = picture_folder(*NAMES)
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        (root / name).write_bytes(encode(rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)))
+    (root / "b" / "2.png").write_bytes((root / "b" / "2.png").read_bytes()[:150])
+    return root
+
+
+def first(source: Source, reading: Reading, batches: int = 3) -> list[tuple[torch.Tensor, Any, Any, list[str]]]:
+    transform = TrainTransform(DataConfig(), (8, 8), reading.channels)
+    it = stream(source, transform, reading, seed=3, batch_size=8, micro_batch=8, start=0)
+    try:
+        found = [next(it) for _ in range(batches)]
+    finally:
+        it.close()
+    return [(b["images"], b["index"].tolist(), b["label"].tolist(), [str(bad) for bad in b["bad"]]) for b in found]
+
+
+@pytest.mark.parametrize("reading", [Reading(3), Reading(1), Reading(3, (0.0, 100.0))], ids=["rgb", "grey", "range"])
+def test_the_stream_is_the_same_bits(folder: Path, reading: Reading) -> None:
+    source = open_source(f"folder:{folder}")
+    kept = cache_pixels(source, reading, workers=0)
+    assert (len(kept), kept.classes, kept.where(3)) == (12, ("a", "b"), source.where(3))  # pyright: ignore
+    np.testing.assert_array_equal(kept.labels(), source.labels())
+    for plain, cached in zip(first(source, reading), first(kept, reading), strict=True):
+        assert torch.equal(plain[0], cached[0])
+        assert plain[1:] == cached[1:]
+    part = np.array([5, 2, 8])
+    for plain, cached in zip(first(Subset(source, part), reading), first(Subset(kept, part), reading), strict=True):
+        assert torch.equal(plain[0], cached[0])
+        assert plain[1:] == cached[1:]
+
+
+def test_it_decodes_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(f"folder:{folder}")
+    before = cache_pixels(source, Reading(3), workers=2)
+    monkeypatch.setattr(pixel_cache, "_decode_all", lambda *_: pytest.fail("decoded again"))
+    after = cache_pixels(source, Reading(3), workers=0)
+    assert before.path == after.path
+    assert "; decoded pixels (10x14) in " in after.describe()
+    monkeypatch.undo()
+    (folder / "a" / "0.png").write_bytes((folder / "a" / "1.png").read_bytes())
+    assert cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0).path != before.path
+    assert cache_pixels(source, Reading(1), workers=0).path != before.path
+
+
+def test_whole_arrays_go_in_blocks(folder: Path) -> None:
+    (folder / "b" / "2.png").unlink()
+    kept = cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0)
+    block = kept.block(np.array([3, 0]))
+    assert block is not None
+    np.testing.assert_array_equal(block[1], kept.read(0)[0])
+    pixels = first(kept, Reading(3))[0][0]
+    assert pixels.shape == (8, 3, 8, 8)
+
+
+def test_images_of_several_sizes_are_refused(folder: Path, encode: Callable[..., bytes]) -> None:
+    (folder / "a" / "3.png").write_bytes(encode(np.zeros((10, 15, 3), dtype=np.uint8)))
+    source = open_source(f"folder:{folder}")
+    text = rf"takes images of one size: the first is 14 x 10, {folder}/a/3.png: 15 x 10 pixels; tools/shard.py --resize"
+    with pytest.raises(UserError, match=text):
+        cache_pixels(source, Reading(3), workers=0)
+
+
+def test_no_room_and_no_images(folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    source = open_source(f"folder:{folder}")
+    usage = pixel_cache.shutil.disk_usage(cache)
+    monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(UserError, match=r"take 0\.0 GiB, .* has 0\.0: set MPP_CACHE to a folder with room"):
+        cache_pixels(source, Reading(3, (0.0, 7.0)), workers=0)
+    for name in NAMES:
+        (folder / name).write_text("no image")
+    with pytest.raises(UserError, match=r"none of the images of folder:.* could be decoded"):
+        cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0)
+
+
+def test_configs(folder: Path) -> None:
+    spec = f"folder:{folder}"
+    assert isinstance(open_images(DataConfig(spec, cache="pixels"), Reading(3), 0), PixelSource)
+    assert not isinstance(open_images(DataConfig(spec), Reading(3), 0), PixelSource)
+    with pytest.raises(ValueError, match=rf"data\.cache files keeps what is fetched of remote shards; {spec} is not"):
+        DataConfig(spec, cache="files")
+    with pytest.raises(UserError, match=r"data\.cache pixels does not go with weights"):
+        open_images(DataConfig(f"3 * {spec} + 1 * {spec}/a", cache="pixels"), Reading(3), 0)

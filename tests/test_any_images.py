@@ -1,0 +1,125 @@
+"""Whole runs over whatever people have: every file of the zoo, many channels, mixtures, bad files across a resume."""
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from mpp.cli import finetune, pretrain
+from mpp.data.config import Reading
+from mpp.sources.names import is_image
+from mpp.weights.opening import open_weights
+from tests import runs
+from tests.data.zoo import CASES
+
+_OWN = ("README.txt", ".DS_Store", "Thumbs.db", "__MACOSX/x.jpg")
+"""Beside them, what is no image and no class."""
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder of all of them that a default run would read, by name what is to become of each, and odd entries."""
+    root = tmp_path_factory.mktemp("zoo") / "images"
+    expected: dict[str, str] = {}
+    for number, case in enumerate(CASES):
+        if case.reading != Reading():
+            continue
+        folder = root / ("first", "second")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{number:03d}-{case.name}"
+        path.write_bytes(case.make())
+        if is_image(case.name):
+            expected[str(path)] = case.kind
+    for name in _OWN:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"no image")
+    odd = root / "second"
+    (odd / "broken.jpg").symlink_to(root / "nowhere.jpg")
+    (odd / "circle.jpg").symlink_to(odd / "circle.jpg")
+    os.mkfifo(odd / "fifo.jpg")
+    good = next(path for path, kind in expected.items() if not kind)
+    for name in ("new\nline.jpg", "caf\udce9.jpg", "日本 語.jpg"):
+        (odd / name).write_bytes(Path(good).read_bytes())
+        expected[str(odd / name)] = ""
+    kinds = {"broken.jpg": "missing", "circle.jpg": "unreadable", "fifo.jpg": "not a file"}
+    return root, expected | {str(odd / name): kind for name, kind in kinds.items()}
+
+
+def bad_files(run_dir: Path) -> dict[str, str]:
+    with (run_dir / "bad_files.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["file"]: row["kind"] for row in csv.DictReader(file)}
+
+
+def test_a_run_over_the_zoo(
+    zoo: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, expected = zoo
+    told = {"data__max_bad": "100%", "fewshot__data": "", "train__length": "2 epochs", "data__workers": "2"}
+    assert pretrain(runs.command(f"folder:{root}", tmp_path / "run", **told)[1:]) == 0
+    out, err = capsys.readouterr()
+    assert bad_files(tmp_path / "run") == {path: kind for path, kind in expected.items() if kind}
+    assert f"source: {len(expected)} images in 2 classes; " in err
+    number = sum(bool(kind) for kind in expected.values())
+    assert f"note: {number} images could not be used (" in out
+
+
+def test_max_bad_stops_a_run_over_the_zoo(
+    zoo: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"data__max_bad": "1%", "fewshot__data": "", "train__length": "2 epochs"}
+    assert pretrain(runs.command(f"folder:{zoo[0]}", tmp_path / "run", **told)[1:]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("pretrain: error: 11 of the first ")
+    assert "more than data.max_bad allows; the last is image" in last
+    assert last.isprintable()
+
+
+def test_bad_files_keep_a_resumed_run_exact(zoo: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    spec = f"folder:{zoo[0]}"
+    told = {"data__max_bad": "100%", "fewshot__data": "", "train__length": "30 steps"}
+    assert pretrain(runs.command(spec, tmp_path / "whole", **told)[1:]) == 0
+    process = runs.start(runs.command(spec, tmp_path / "cut", data__workers="2", **told))
+    runs.wait_for_checkpoint(process, tmp_path / "cut", 14)
+    runs.kill(process)
+    assert pretrain(runs.command(spec, tmp_path / "cut", **told)[1:]) == 0
+    runs.assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    assert bad_files(tmp_path / "cut") == bad_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("container", ["npy", "tif"])
+def test_many_channels_from_files_to_the_classifier(container: str, tmp_path: Path) -> None:
+    """Five bands of 12 bits in 16: the stated range goes with the weights to the fine-tuning."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        folder = tmp_path / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        bands = rng.integers(0, 4096, (20, 24, 5)).astype(np.uint16)
+        bands[..., 0] = 4000 * (number % 2)
+        if container == "npy":
+            np.save(folder / f"{number}.npy", bands)
+        else:
+            tifffile.imwrite(folder / f"{number}.tif", np.moveaxis(bands, 2, 0), photometric="minisblack")
+    spec, run_dir = f"folder:{tmp_path / 'images'}", tmp_path / "run"
+    told = {"model__in_chans": "5", "fewshot__seeds": "0", "train__length": "20 steps"}
+    words = runs.command(spec, run_dir, **told)[1:]
+    assert pretrain([*words, "--data.value-range", "0", "4095"]) == 0
+    weights = open_weights(str(run_dir))
+    assert weights.reading == Reading(5, (0.0, 4095.0))
+    words = runs.finetune_command(spec, tmp_path / "ft", init=str(run_dir), train__length="30 steps")
+    assert finetune(words[1:]) == 0
+    assert open_weights(str(tmp_path / "ft")).reading == Reading(5, (0.0, 4095.0))
+
+
+def test_a_mixture_trains_and_weights_are_for_pretraining(
+    picture_folder: Callable[..., Path], source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = picture_folder("x/1.png", "x/2.png", "y/3.png")
+    spec = f"3 * folder:{folder} + 1 * {source}"
+    assert pretrain(runs.command(spec, tmp_path / "run", fewshot__data="", train__length="9 steps")[1:]) == 0
+    assert "75.0% of the images drawn" in capsys.readouterr().err
+    assert finetune(runs.finetune_command(spec, tmp_path / "ft")[1:]) == 2
+    assert "weights say how often images are drawn, which is for pretraining" in capsys.readouterr().err
