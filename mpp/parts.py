@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from mpp.data.config import Reading
 from mpp.data.feed import Placed, feed
+from mpp.data.late import DecodeJpegs, choose_decoder
 from mpp.data.loader import derive_seed, stream, worker_count
 from mpp.data.pixel_cache import open_images
 from mpp.data.reader import Bad, Batch, Transform
@@ -55,6 +56,7 @@ class Run:
     fewshot: Fewshot | None
     micro_batch: int
     workers: int
+    decode: DecodeJpegs | None
 
     @property
     def folder(self) -> Path:
@@ -104,7 +106,20 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     )
     wrapped = prepare(model, device, world, config.train.compile)
     return Run(
-        config, world, device, precision, source, transform, model, wrapped, state, schedule, fewshot, micro, workers
+        config,
+        world,
+        device,
+        precision,
+        source,
+        transform,
+        model,
+        wrapped,
+        state,
+        schedule,
+        fewshot,
+        micro,
+        workers,
+        choose_decoder(config.data.decode, device, transform),
     )
 
 
@@ -166,6 +181,7 @@ def training_batches(
         start=parts.state.images_seen,
         world=parts.world,
         workers=parts.workers,
+        decode=parts.decode,
         report_bad=report_bad,
     )
 

@@ -4,12 +4,13 @@
 2. Grey levels between our crops and exact ones of the same boxes.
 3. The loader with one worker and with several.
 4. Small images out of an array, to the batch.
-5. An index of millions of images (bench/index.py).
+5. Where there is CUDA: training batches on the device, decoded there and by the workers.
+6. An index of millions of images (bench/index.py).
 """
 
 import io
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -25,8 +26,11 @@ from mpp.bench_config import DataBench
 from mpp.data.config import DataConfig, Reading
 from mpp.data.decode import BadImage, open_picture
 from mpp.data.draws import seeds, uniforms
+from mpp.data.feed import feed
+from mpp.data.late import nvjpeg
 from mpp.data.loader import stream
 from mpp.data.transform import TrainTransform
+from mpp.dist import World
 from mpp.errors import UserError
 from mpp.sources.base import ListSource
 from mpp.sources.opening import open_source
@@ -57,6 +61,8 @@ def data(config: DataBench) -> int:
         _difference(encoded, config)
         _loader(encoded, config)
         _small_images(config)
+        if torch.cuda.is_available():
+            _on_the_device(encoded, config)
     finally:
         torch.set_num_threads(before)
     if config.entries:
@@ -179,3 +185,39 @@ def _small_images(config: DataBench) -> None:
     rates = [_stream_rate(ListSource(images), transform, _BATCH, 40, 0) for _ in range(config.repeats)]
     print(f"Images of {_SMALL} x {_SMALL} in an array, crop, resize, flip, batch; one core, images/s:")
     print(f"  {'mpp':36} {spread(rates, ''):>26}\n")
+
+
+def _on_the_device(encoded: list[bytes], config: DataBench) -> None:
+    """The same batches on the device, decoded by nvJPEG and by the workers, in turns."""
+    device, number = torch.device("cuda"), max(8, 2 * len(encoded) // _BATCH)
+    rates: dict[str, list[float]] = {"decoded by nvJPEG": [], "decoded by the workers": []}
+    for _ in range(config.repeats):
+        for name, decode in zip(rates, (nvjpeg(device), None), strict=True):
+            batches = feed(
+                ListSource(encoded),
+                TrainTransform(DataConfig(), (config.size, config.size), 3),
+                _READING,
+                device,
+                seed=0,
+                batch_size=_BATCH,
+                micro_batch=_BATCH,
+                start=0,
+                world=World(),
+                workers=config.workers,
+                decode=decode,
+            )
+
+            def take(number: int, batches: Iterator[object] = batches) -> None:
+                for _ in range(number):
+                    next(batches)
+                torch.cuda.synchronize()
+
+            try:
+                take(config.workers + 1)
+                rates[name].append(_BATCH * number / timed(lambda take=take: take(number))[1])
+            finally:
+                batches.close()
+    print(f"Batches of {_BATCH} on {torch.cuda.get_device_name()}, {config.workers} workers, images/s:")
+    for name, rate in rates.items():
+        print(f"  {name:36} {spread(rate, ''):>26}")
+    print(f"  {'nvJPEG / workers':36} {spread(ratios(*rates.values()), ' x'):>26}\n")

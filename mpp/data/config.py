@@ -52,6 +52,8 @@ class DataConfig:
     """Shows through where an image is transparent, 0 to 255: one number, or one per channel."""
     workers: int = field(default=-1, metadata={"free": True})
     """Loader processes per device; -1 takes the cores there are, shared between local ranks."""
+    decode: Literal["cpu", "cuda"] = "cpu"
+    """Where ordinary JPEGs of the training are decoded; cuda (nvJPEG) helps where there are few cores for a GPU."""
     cache: Literal["none", "files", "pixels"] = field(default="none", metadata={"free": True})
     """What is kept in $MPP_CACHE: files, as fetched from remote shards; pixels, decoded once, of images of one size."""
     max_bad: str = field(default="1%", metadata={"free": True})

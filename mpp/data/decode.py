@@ -1,19 +1,24 @@
 """From encoded bytes or arrays to uint8 pixels; whatever is wrong with an image becomes one `BadImage`.
 
-JPEG goes through simplejpeg, which is about 1.5 times as fast as Pillow; TIFF and PNG of more than 8 bits or other
-than 1, 3 or 4 channels through tifffile and imagecodecs; all the rest, and JPEG that is out of the ordinary (CMYK,
-damaged), through Pillow.
+What a file is shows in its first bytes, never in its name. What reads it:
+
+- JPEG of 1 or 3 channels: libjpeg-turbo by simplejpeg, about 1.5 times as fast as Pillow (`jpeg`); CMYK, YCCK and
+  whatever it warns of: Pillow.
+- TIFF of 8 bits, or 16 in grey, of 1, 3 or 4 channels: Pillow. Any other: tifffile and imagecodecs (`tiff`), but its
+  LZW by Pillow's libtiff (`lzw`).
+- PNG: Pillow; with 16 bits and more than 1 channel: imagecodecs. Pillow would reduce it to 8 bits.
+- BMP, GIF, WebP, PPM: Pillow. PPM of more than 8 bits, .npy and arrays: NumPy, here.
+
+Then `values` makes uint8 of the channels that are asked for, and EXIF's orientation is applied.
 """
 
 import io
 import logging
-import os
 import re
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +26,7 @@ from PIL import Image
 
 from mpp.data.config import Reading
 from mpp.data.jpeg import open_jpeg, orientation_of
+from mpp.data.lzw import quiet
 from mpp.data.picture import MAX_PIXELS, BadImage, Picture, check_size, failure, one_line, turned
 from mpp.data.tiff import MAGIC as TIFF
 from mpp.data.tiff import is_plain, open_tiff
@@ -184,7 +190,7 @@ def _unidentified(data: bytes) -> BadImage:
 def _values(image: Image.Image) -> tuple[np.ndarray, bool]:
     """What a Pillow image holds, and whether the last channel is opacity."""
     if any(tile[0] == "libtiff" for tile in getattr(image, "tile", ())):
-        with _quiet():
+        with quiet():
             image.load()
     else:
         image.load()
@@ -198,19 +204,6 @@ def _values(image: Image.Image) -> tuple[np.ndarray, bool]:
         # Pillow inverts the inks of every JPEG, as Adobe writes them; without its marker they are not inverted.
         image = Image.fromarray(255 - np.asarray(image), "CMYK")
     return np.asarray(image.convert("RGB")), False
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """libtiff writes of damage to the terminal by itself; what is wrong becomes a BadImage."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -250,5 +243,6 @@ def _wide_png(data: bytes) -> tuple[np.ndarray, bool]:
     """16-bit colour or opacity, which Pillow would reduce to 8 bits."""
     import imagecodecs  # slow to import, and few need it
 
-    values = imagecodecs.png_decode(data)
+    with quiet():  # libpng tells the terminal of odd metadata
+        values = imagecodecs.png_decode(data)
     return values, values.ndim == 3 and values.shape[2] in (2, 4)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from mpp.data.config import Reading
+from mpp.data.late import DecodeJpegs, LateDecoder
 from mpp.data.loader import stream
-from mpp.data.reader import Bad, Transform
+from mpp.data.reader import Bad, Training, Transform
 from mpp.dist import World
 from mpp.sources.base import Source
 
@@ -38,10 +39,12 @@ def feed(
     start: int,
     world: World,
     workers: int,
+    decode: DecodeJpegs | None = None,
     report_bad: Callable[[list[Bad], int], None] = lambda bad, images: None,
 ) -> Generator[Placed]:
     """This rank's endless micro-batches from `start` images seen on (see `stream`). Close it to end its workers.
 
+    With `decode`, ordinary JPEGs are decoded by it, on the device (mpp/data/late.py).
     `report_bad` hears of the files that could not be decoded and of the number of images read.
     """
     share = batch_size // world.size
@@ -58,10 +61,13 @@ def feed(
         world=world.size,
         workers=workers,
         pin_memory=cuda,
+        late=decode is not None,
     )
+    late = decode and LateDecoder(Training(source, transform, reading, seed), decode, device)
     try:
         for number, batch in enumerate(batches):
             update, part = divmod(number, share // micro_batch)
+            batch = late(batch) if late else batch
             report_bad(batch["bad"], len(batch["images"]))
             yield {
                 "images": batch["images"].to(device, non_blocking=cuda),

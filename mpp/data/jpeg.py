@@ -16,6 +16,7 @@ from PIL import Image
 from mpp.data.picture import BadImage, Picture, check_size, one_line, turned
 
 _ORIENTATION = 0x0112
+_START_OF_SCAN = b"\xda"
 _SPARE = 1.25
 """A scaled box keeps this much more than its target: 0.5 grey levels off, not 0.7."""
 
@@ -34,10 +35,10 @@ class JpegPicture(Picture):
     def __init__(
         self, data: bytes, height: int, width: int, form: str, channels: int, fallback: Callable[[], np.ndarray]
     ) -> None:
-        self._data, self._stored_hw, self._fallback = data, (height, width), fallback
+        self.data, self._stored_hw, self._fallback = data, (height, width), fallback
         self._colours = "RGB" if channels == 3 else "GRAY"
-        self._orientation = orientation(data) if b"Exif\0\0" in data or b"tiff:Orientation" in data else 1
-        if self._orientation >= 5:
+        self.orientation = orientation(data)
+        if self.orientation >= 5:
             height, width = width, height
         super().__init__(height, width, form, self._whole)
 
@@ -49,7 +50,7 @@ class JpegPicture(Picture):
         ):
             step *= 2
         # Turned, blocks are counted from the far edge.
-        while step > 1 and self._orientation != 1 and any(side % step for side in self._stored_hw):
+        while step > 1 and self.orientation != 1 and any(side % step for side in self._stored_hw):
             step //= 2
         return step
 
@@ -66,13 +67,13 @@ class JpegPicture(Picture):
         if pixels is None:
             return super().region(top, left, height, width)
         top, left, height, width = (edge // step for edge in (top, left, height, width))
-        return turned(pixels, self._orientation)[top : top + height, left : left + width]
+        return turned(pixels, self.orientation)[top : top + height, left : left + width]
 
     def _whole(self) -> np.ndarray:
         pixels = self._decoded(1, fast=False)
         if pixels is None:
             return self._fallback()
-        return np.ascontiguousarray(turned(pixels, self._orientation))
+        return np.ascontiguousarray(turned(pixels, self.orientation))
 
     def _decoded(self, step: int, fast: bool) -> np.ndarray | None:
         """As stored, 1/step of the size; None where Pillow must look. Raises BadImage where it is cut off."""
@@ -80,7 +81,7 @@ class JpegPicture(Picture):
         try:
             # Strict: libjpeg's other warnings, such as bytes too many, are for Pillow to judge.
             pixels = simplejpeg.decode_jpeg(
-                self._data,
+                self.data,
                 self._colours,
                 fastupsample=fast,
                 min_height=height if step > 1 else 0,
@@ -109,12 +110,25 @@ def open_jpeg(data: bytes, channels: int, fallback: Callable[[], np.ndarray]) ->
 
 def orientation(data: bytes) -> int:
     """EXIF's, of a JPEG; 1 where there is none."""
+    header = _before_pixels(data)
+    if b"Exif\0\0" not in header and b"tiff:Orientation" not in header:
+        return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return orientation_of(Image.open(io.BytesIO(data), formats=("JPEG",)))
         except Exception:  # the decoding itself will say what is wrong
             return 1
+
+
+def _before_pixels(data: bytes) -> bytes:
+    """The header; all the file where its segments do not follow each other."""
+    place = 2
+    while data[place : place + 1] == b"\xff":
+        if data[place + 1 : place + 2] == _START_OF_SCAN:
+            return data[:place]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return data
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -25,7 +25,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from mpp.data.config import Reading
 from mpp.data.decode import BadImage
-from mpp.data.reader import Bad, Batch, Evaluation, Training, Transform
+from mpp.data.reader import Bad, Batch, Evaluation, Late, Training, Transform
 from mpp.sources.base import Source
 from mpp.sources.mixture import MixtureSource
 
@@ -51,6 +51,7 @@ def stream(
     world: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
+    late: bool = False,
 ) -> Generator[Batch]:
     """Training batches without end. Close it (`.close()`) or drop it to end its workers.
 
@@ -66,6 +67,7 @@ def stream(
         world: number of ranks.
         workers: loader processes; 0 reads in this one.
         pin_memory: into page-locked memory, where there is CUDA.
+        late: leave ordinary JPEGs undecoded, for `LateDecoder`.
 
     Raises:
         ValueError: sizes that do not divide.
@@ -79,7 +81,7 @@ def stream(
     if start < 0 or start % batch_size:
         raise ValueError(f"the stream starts at a multiple of batch_size ({batch_size}), got {start}")
     slots = _Slots(source, seed, batch_size, micro_batch, start, rank, world)
-    return _batches(_Loader(Training(source, transform, reading, seed), slots, workers, pin_memory))
+    return _batches(_Loader(Training(source, transform, reading, seed, late), slots, workers, pin_memory))
 
 
 def sequential(
@@ -268,6 +270,7 @@ def _batches(loader: _Loader) -> Generator[Batch]:
             if isinstance(batch, BadImage):
                 raise batch
             batch["bad"] = [Bad(*bad) for bad in batch["bad"]]  # pinning makes lists of tuples
+            batch["late"] = [Late(*late) for late in batch["late"]]
             yield batch
     finally:
         unregister(stop)

@@ -10,10 +10,12 @@ from torch import Tensor
 from mpp.data.config import Reading
 from mpp.data.decode import BadImage, Picture, one_line, open_picture
 from mpp.data.draws import seeds, uniforms
+from mpp.data.jpeg import JpegPicture
 from mpp.sources.base import NotAFile, Source, block, path_of, read_many
 from mpp.sources.names import printable
 
 _ATTEMPTS = 20
+_EOI, _TAIL = b"\xff\xd9", 1024  # where a JPEG ends, and how far from the end of the file that is looked for
 # What the draws are for, so that those of one purpose are unrelated to those of another.
 _SAMPLE, _REPLACEMENT = 2, 3
 
@@ -55,6 +57,21 @@ class Bad(NamedTuple):
         return self.reason if not where or where in self.reason else f"{where}: {self.reason}"
 
 
+class Late(NamedTuple):
+    """A JPEG file that is decoded only on the device (see mpp/data/late.py)."""
+
+    slot: int
+    """Its place in the batch."""
+    which_pass: int
+    index: int
+    data: Tensor
+    """uint8 (bytes,)."""
+    orientation: int
+    """EXIF's, 1 to 8."""
+    draws: list[float]
+    """Of its transform."""
+
+
 class Batch(TypedDict):
     """One micro-batch."""
 
@@ -66,6 +83,8 @@ class Batch(TypedDict):
     """int64 (B,), -1 where there is none."""
     bad: list[Bad]
     """The images that could not be used."""
+    late: list[Late]
+    """The images that are yet to be decoded, their places in `images` unset."""
 
 
 class Reader:
@@ -104,11 +123,11 @@ def kind_of(error: BadImage | OSError) -> str:
 
 
 class Training(Reader):
-    """Samples by (pass, index), with replacements for bad ones."""
+    """Samples by (pass, index), with replacements for bad ones; with `late`, ordinary JPEGs come undecoded."""
 
-    def __init__(self, source: Source, transform: Transform, reading: Reading, seed: int) -> None:
+    def __init__(self, source: Source, transform: Transform, reading: Reading, seed: int, late: bool = False) -> None:
         super().__init__(source, transform, reading)
-        self.seed = seed
+        self.seed, self.late = seed, late
         whole = not self.reading.value_range  # else an array's values are not its pixels yet
         self._block = getattr(transform, "block", None) if whole else None
         self._labels = source.labels()
@@ -124,16 +143,33 @@ class Training(Reader):
         images = torch.empty(len(keys), self.reading.channels, *self.transform.image_hw, dtype=torch.uint8)
         index, label, bad = keys[:, 1].tolist(), [-1] * len(keys), []
         passes = keys[:, 0].tolist()
+        late: list[Late] = []
         try:
-            for slot, (found, place_in_batch) in enumerate(
-                zip(read_many(self.source, index), images.unbind(0), strict=True)
-            ):
-                shown, image, label[slot] = self._sample(passes[slot], index[slot], found, drawn[slot], bad)
-                place_in_batch.copy_(image)
+            for slot, found in enumerate(read_many(self.source, index)):
+                picture = self._undecoded(found)
+                if picture is not None and not isinstance(found, OSError):
+                    data = torch.frombuffer(bytearray(picture.data), dtype=torch.uint8)
+                    late.append(Late(slot, passes[slot], index[slot], data, picture.orientation, drawn[slot]))
+                    label[slot] = -1 if found[1] is None else found[1]
+                    continue
+                shown, image, label[slot] = self.sample(passes[slot], index[slot], found, drawn[slot], bad)
+                images[slot].copy_(image)
                 index[slot] = shown
         except BadImage as error:
             return error
-        return {"images": images, "index": torch.tensor(index), "label": torch.tensor(label), "bad": bad}
+        labels = torch.tensor(label)
+        return {"images": images, "index": torch.tensor(index), "label": labels, "bad": bad, "late": late}
+
+    def _undecoded(self, found: tuple[bytes | np.ndarray, int | None] | OSError) -> JpegPicture | None:
+        """A JPEG that the device may decode: whole, and in ordinary colours."""
+        if not self.late or isinstance(found, OSError) or self.reading.value_range:
+            return None
+        try:
+            picture = open_picture(found[0], self.reading)
+        except BadImage:
+            return None  # the usual way names it
+        # nvJPEG would make up what is missing at the end.
+        return picture if isinstance(picture, JpegPicture) and _EOI in picture.data[-_TAIL:] else None
 
     def _together(self, indices: np.ndarray, draws: np.ndarray) -> Batch | None:
         """All at once, where the source holds small images in an array."""
@@ -144,9 +180,15 @@ class Training(Reader):
         if images is None:
             return None
         label = np.full(len(indices), -1) if self._labels is None else self._labels[indices]
-        return {"images": images, "index": torch.from_numpy(indices), "label": torch.from_numpy(label), "bad": []}
+        return {
+            "images": images,
+            "index": torch.from_numpy(indices),
+            "label": torch.from_numpy(label),
+            "bad": [],
+            "late": [],
+        }
 
-    def _sample(
+    def sample(
         self,
         which_pass: int,
         index: int,
@@ -193,4 +235,5 @@ class Evaluation(Reader):
             "index": torch.tensor(kept, dtype=torch.int64),
             "label": torch.tensor(labels, dtype=torch.int64),
             "bad": bad,
+            "late": [],
         }

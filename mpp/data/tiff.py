@@ -6,9 +6,11 @@ import warnings
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from mpp.data.config import Reading
+from mpp.data.lzw import LZW, lzw_values
 from mpp.data.picture import BadImage, Picture, check_size, failure, one_line, turned
 from mpp.data.values import to_pixels
 from mpp.errors import UserError
@@ -17,14 +19,21 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _FORMAT = 258, 262, 274, 277, 339
 _INVERTED, _RGB, _PALETTE, _CMYK = 0, 2, 3, 5
 _READ = (_INVERTED, 1, _RGB, _PALETTE, _CMYK, 6)
-_UNCOMPRESSED, _PLANAR = 1, 2
-_SPARE = 2**24  # values that a strip or tile may have beyond the picture
+_UNCOMPRESSED, _JPEG, _PLANAR = 1, 7, 2
+# None, LZW, JPEG, deflate, packbits, LZMA, zstd: their decoders have borne thousands of damaged files. Others print,
+# allocate what a damaged tile says (WebP), or have not been tried.
+_DECODED = (_UNCOMPRESSED, LZW, _JPEG, 8, 32946, 32773, 34925, 50000)
 _ASSOCIATED, _UNASSOCIATED = 1, 2
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_SPARE = 2**24  # pixels that a tile may have beyond the picture
 
 
 def is_plain(image: Image.Image, channels: int) -> bool:
-    """Whether Pillow's reading of a TIFF loses nothing that is asked for."""
+    """Whether Pillow reads a TIFF, and loses nothing that is asked for. Raises BadImage for tiles far too large."""
     tags: Any = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
+    if image.info.get("compression") == "webp":  # not in Pillow's wheels
+        return False
+    _check_tiles(tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1), image.width, image.height)
     bits, samples = tags.get(_BITS, (1,)), tags.get(_SAMPLES, 1)
     wide = image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 1
     if (max(bits) > 8 and not wide) or set(tags.get(_FORMAT, (1,))) != {1}:
@@ -54,7 +63,7 @@ def open_tiff(data: bytes, reading: Reading) -> Picture:
         warnings.simplefilter("ignore")
         try:
             pages = _pages(data, reading.channels)
-            return _picture(pages, len(data), reading)
+            return _picture(pages, data, reading)
         except BadImage:
             raise
         except Exception as error:  # damaged tags raise anything
@@ -85,7 +94,7 @@ def _pages(data: bytes, channels: int) -> list[Any]:
     return pages if alike else pages[:1]
 
 
-def _picture(pages: list[Any], held: int, reading: Reading) -> Picture:
+def _picture(pages: list[Any], data: bytes, reading: Reading) -> Picture:
     page = pages[0]
     height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
     channels = len(pages) if len(pages) > 1 else samples
@@ -93,7 +102,11 @@ def _picture(pages: list[Any], held: int, reading: Reading) -> Picture:
     if page.imagedepth != 1 or page.dtype is None or page.photometric not in _READ:
         raise BadImage("a TIFF of a kind that is not read; save it as plain grey, RGB or channels")
     for part in pages:
-        _check_segments(part, held)
+        _check_tiles(part.tilewidth, part.tilelength, width, height)
+        if part.compression not in _DECODED:
+            name = getattr(part.compression, "name", part.compression)
+            raise BadImage(f"a TIFF of compression {name}, which is not read; save it with deflate, LZW or zstd")
+        _check_segments(part, data)
     tag = page.tags.get(_ORIENTATION)
     orientation = int(tag.value) if tag is not None else 1
 
@@ -101,7 +114,8 @@ def _picture(pages: list[Any], held: int, reading: Reading) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                values = np.stack([_values(part) for part in pages], axis=-1) if len(pages) > 1 else _values(page)
+                values = [_values(part, data) for part in pages]
+                values = np.stack(values, axis=-1) if len(values) > 1 else values[0]
                 return np.ascontiguousarray(turned(_coloured(values, page, reading), orientation))
             except (BadImage, UserError):
                 raise
@@ -113,8 +127,8 @@ def _picture(pages: list[Any], held: int, reading: Reading) -> Picture:
     return Picture(height, width, f"TIFF {channels} x {page.dtype}", read)
 
 
-def _values(page: Any) -> np.ndarray:
-    values = page.asarray(maxworkers=1)
+def _values(page: Any, data: bytes) -> np.ndarray:
+    values = lzw_values(page, data) if page.compression == LZW else page.asarray(maxworkers=1)
     return np.moveaxis(values, 0, -1) if page.samplesperpixel > 1 and page.planarconfig == _PLANAR else values
 
 
@@ -141,15 +155,29 @@ def _coloured(values: np.ndarray, page: Any, reading: Reading) -> np.ndarray:
     return to_pixels(values, reading, alpha=alpha, high=high, inverted=kind == _INVERTED)
 
 
-def _check_segments(page: Any, held: int) -> None:
+def _check_tiles(wide: int, high: int, width: int, height: int) -> None:
+    """Decoders allocate a whole tile."""
+    if wide * high > width * height + _SPARE:
+        raise BadImage(f"a TIFF of {width} x {height} pixels with tiles of {wide} x {high}")
+
+
+def _check_segments(page: Any, data: bytes) -> None:
     """Strips and tiles lie in the file, and uncompressed ones are as long as the pixels need."""
     starts, counts = page.dataoffsets, page.databytecounts
     wanted = int(np.prod(page.chunked, dtype=float))
     if not len(starts) == len(counts) == wanted or min(counts) < 1:  # missing ones would be filled with 0, slowly
         raise BadImage("a TIFF without all of its strips or tiles", "truncated")
-    if max(start + count for start, count in zip(starts, counts, strict=True)) > held:
+    if max(start + count for start, count in zip(starts, counts, strict=True)) > len(data):
         raise BadImage("a TIFF whose strips or tiles end outside the file", "truncated")
     if page.compression == _UNCOMPRESSED and sum(counts) < page.nbytes * page.bitspersample // (
         8 * page.dtype.itemsize
     ):
         raise BadImage("a TIFF with fewer bytes than its size needs", "truncated")
+    if page.compression == _JPEG:
+        high, wide = min(page.rowsperstrip, page.imagelength), page.imagewidth
+        if page.is_tiled:
+            high, wide = page.tilelength, page.tilewidth
+        for start, count in zip(starts, counts, strict=True):
+            height, width, *_ = simplejpeg.decode_jpeg_header(data[start : start + count])
+            if height > high or width > wide:  # it would be decoded whole, whatever its size
+                raise BadImage(f"a TIFF with a JPEG tile of {width} x {height} pixels; its tiles are {wide} x {high}")

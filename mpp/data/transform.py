@@ -53,9 +53,13 @@ class TrainTransform:
         Raises:
             BadImage: pixels that cannot be decoded.
         """
-        config, image = self.config, as_picture(image)
+        image = as_picture(image)
+        return self.finished(resize(image.region(*self.box(image, draws), self.image_hw), self.image_hw), draws)
+
+    def finished(self, out: Tensor, draws: Sequence[float]) -> Tensor:
+        """Flips and colours of a crop that has its final size: uint8 (C, h, w) on any device."""
+        config = self.config
         hflip, vflip, grey, *_, jitter = draws
-        out = resize(image.region(*self.box(image, draws), self.image_hw), self.image_hw)
         flipped = [axis for axis, draw, share in ((2, hflip, config.hflip), (1, vflip, config.vflip)) if draw < share]
         if flipped:
             out = out.flip(flipped)
@@ -81,24 +85,28 @@ class TrainTransform:
         config, (height, width) = self.config, images.shape[1:3]
         if self._jitter is not None or config.grayscale or not fits((height, width), self.image_hw):
             return None
-        boxes = np.array([self._box(height, width, row) for row in draws[:, 3 : 5 + 2 * _TRIES].tolist()])
+        boxes = np.array([self.crop(height, width, row) for row in draws.tolist()])
         hflip, vflip = draws[:, 0] < config.hflip, draws[:, 1] < config.vflip
         return crop_and_resize(images, boxes, hflip, vflip, self.image_hw)
 
     def box(self, image: Picture, draws: Sequence[float]) -> tuple[int, int, int, int]:
-        """The crop: top, left, height, width. As torchvision's RandomResizedCrop, but see `crop_ratio`; where the image
-        can be scaled down while it is decoded, its edges are at multiples of the step of that."""
-        box = self._box(image.height, image.width, draws[3 : 5 + 2 * _TRIES])
+        """As `crop`; where the image can be scaled down while it is decoded, with edges at multiples of the step."""
+        box = self.crop(image.height, image.width, draws)
         step = image.step(box[2], box[3], self.image_hw)
         if step == 1:
             return box
-        top, left, height, width = (edge // step * step for edge in box)
+        height, width = (side // step * step for side in box[2:])
+        # To the nearest: rounding down would move all crops up and left by a third of a pixel.
+        top, left = (
+            min(round(start / step) * step, whole // step * step - side)
+            for start, whole, side in zip(box[:2], (image.height, image.width), (height, width), strict=True)
+        )
         return top, left, height, width
 
-    def _box(self, height: int, width: int, draws: Sequence[float]) -> tuple[int, int, int, int]:
+    def crop(self, height: int, width: int, draws: Sequence[float]) -> tuple[int, int, int, int]:
         """The crop: top, left, height, width. As torchvision's RandomResizedCrop, but see `crop_ratio`."""
         target = self.image_hw[1] / self.image_hw[0]
-        place_y, place_x, *pairs = draws
+        place_y, place_x, *pairs = draws[3 : 5 + 2 * _TRIES]
         low, high = (math.log(ratio) for ratio in self.config.crop_ratio)
         smallest, largest = self.config.crop_scale
         if smallest == largest == 1:

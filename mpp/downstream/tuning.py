@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from mpp.data.augment import RandAugment
 from mpp.data.config import DataConfig
 from mpp.data.feed import Placed, feed
+from mpp.data.late import DecodeJpegs, choose_decoder
 from mpp.data.loader import derive_seed, worker_count
 from mpp.data.pixel_cache import cache_pixels
 from mpp.data.reader import Bad, Transform
@@ -65,6 +66,7 @@ class Tuning:
     transform: Transform
     micro_batch: int
     workers: int
+    decode: DecodeJpegs | None
 
     @property
     def tested(self) -> nn.Module:
@@ -194,6 +196,7 @@ def build_tuning(
         transform,
         micro,
         workers,
+        choose_decoder(config.data.decode, device, transform),
     )
 
 
@@ -252,6 +255,7 @@ def training_batches(parts: Tuning, report_bad: Callable[[list[Bad], int], None]
         start=parts.state.images_seen,
         world=parts.world,
         workers=parts.workers,
+        decode=parts.decode,
         report_bad=report_bad,
     )
 

@@ -16,6 +16,7 @@ from mpp.data.decode import BadImage
 from mpp.data.loader import permutation, sequential, stream, worker_count
 from mpp.data.transform import EvalTransform, TrainTransform
 from mpp.sources.base import ListSource, Subset
+from mpp.sources.mixture import MixtureSource
 
 
 def numbered(length, side=12, bad=()):
@@ -124,6 +125,29 @@ def test_ranks_share_each_batch():
 def test_micro_batches_change_nothing(pictures, augment):
     large, small = run(pictures, 1, augment, micro_batch=8), run(pictures, 4, augment, micro_batch=2)
     assert torch.equal(large[0]["images"], joined(small, "images"))
+
+
+def test_a_mixture_is_drawn_by_its_weights():
+    parts = [ListSource(list(np.full((n, 8, 8, 3), n, dtype=np.uint8))) for n in (4, 12)]
+    weighted = MixtureSource("mixed", parts, (3, 1))
+    whole = run(weighted, 16, micro_batch=8)  # 128 images: eight epochs of 16, 12 of each from the small part
+    index = joined(whole, "index").numpy()
+    for epoch in range(8):
+        np.testing.assert_array_equal(index[16 * epoch :][:16], weighted.draw(7, epoch)[1])
+    times = np.bincount(index)
+    assert times[:4].tolist() == [24] * 4
+    assert set(times[4:].tolist()) <= {2, 3}
+    assert_same(whole[10:], run(weighted, 6, micro_batch=8, start=80, workers=2))
+    halves = [run(weighted, 8, rank=rank, world=2) for rank in range(2)]
+    together = torch.stack([joined(half, "index").view(-1, 4) for half in halves], dim=1)
+    assert together.flatten().tolist() == index[:64].tolist()
+
+
+def test_an_image_that_comes_twice_in_an_epoch_is_cropped_anew(augment):
+    noise = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)
+    mixed = MixtureSource("mixed", [ListSource(list(noise)), ListSource(list(noise))], (1, 1))
+    images = joined(run(mixed, 1, augment, micro_batch=8), "images")
+    assert len(torch.unique(images.flatten(1).sum(1))) == 8
 
 
 def test_draws_differ_by_epoch_and_seed(pictures, augment):

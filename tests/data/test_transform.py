@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mpp.data.config import DataConfig
+from mpp.data.config import DataConfig, Reading
+from mpp.data.decode import open_picture
 from mpp.data.draws import seeds, uniforms
 from mpp.data.transform import EvalTransform, TrainTransform, normalise, resize
 from mpp.errors import UserError
@@ -152,6 +153,25 @@ def test_full_scale_takes_the_largest_central_crop():
     np.testing.assert_array_equal(
         Drawing(TrainTransform(config, (50, 50), 3))(square).numpy(), square.transpose(2, 0, 1)
     )
+
+
+@pytest.mark.parametrize("hw", [(2000, 1500), (1999, 1501), (600, 1237)])
+def test_crops_of_large_jpegs_fit_the_blocks_that_are_scaled(hw, encode):
+    picture = open_picture(encode(noise(*hw), "JPEG"), Reading(3))
+    exact, aligned = TrainTransform(DataConfig(), (64, 64), 3), TrainTransform(DataConfig(), (64, 64), 3)
+    off = []
+    for draws in uniforms(seeds(0, np.arange(300)), exact.draws).tolist():
+        wanted, box = exact.crop(*hw, draws), aligned.box(picture, draws)
+        step = picture.step(wanted[2], wanted[3], (64, 64))
+        assert step in (2, 4, 8)
+        assert all(edge % step == 0 for edge in box)
+        assert min(box) >= 0
+        assert box[0] + box[2] <= hw[0]
+        assert box[1] + box[3] <= hw[1]
+        assert all(abs(ours - edge) < step for ours, edge in zip(box[2:], wanted[2:], strict=True))
+        off.append([ours - edge for ours, edge in zip(box[:2], wanted[:2], strict=True)])
+    assert np.abs(off).max() <= 8
+    assert np.abs(np.mean(off, axis=0)).max() < 1
 
 
 @pytest.mark.parametrize(("key", "axis"), [("hflip", 2), ("vflip", 1)])

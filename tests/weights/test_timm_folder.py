@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from mpp.data.config import Reading
 from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
@@ -157,6 +158,16 @@ def test_a_stem_that_timm_has_no_name_for(
     images = torch.randn(2, 2, 32, 48)
     with torch.no_grad():
         assert torch.equal(base.build(back).eval()(images), model(images))
+
+
+def test_how_files_are_read_goes_with_the_weights(tmp_path: Path) -> None:
+    reading = Reading(8, (0.0, 4095.0), (0,))
+    config = CASES["eight channels"]
+    save_timm_folder(build(config), config, tmp_path / "stated", reading=reading)
+    assert read_timm_folder(tmp_path / "stated").reading == reading
+    save_timm_folder(build(config), config, tmp_path / "plain")
+    assert read_timm_folder(tmp_path / "plain").reading == Reading(8)
+    assert "value_range" not in (tmp_path / "plain" / "config.json").read_text()
 
 
 def test_a_folder_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,122 @@
+"""Decoding on the device: workers hand on the JPEG files, and nvJPEG decodes the whole batch where it is needed.
+
+worker   headers, boxes' draws, everything that is no ordinary JPEG     -> Late, one a file
+here     decode all at once -> turn upright, crop, resize, flip on the device -> the file's place in the batch
+         what nvJPEG refuses goes the way of all other images, with the same replacements
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from torch import Tensor
+
+from mpp.data.reader import Batch, Late, Training, Transform
+from mpp.data.transform import TrainTransform
+from mpp.errors import UserError
+
+DecodeJpegs = Callable[[Sequence[Tensor], int], list[Tensor]]
+"""Files, uint8 (n,) each, and channels, 1 or 3, to uint8 (C, H, W) each on a device; RuntimeError if one is refused."""
+
+
+def choose_decoder(where: str, device: torch.device, transform: Transform) -> DecodeJpegs | None:
+    """What decodes the JPEGs of a training whose data.decode is `where`; None: the workers.
+
+    Raises:
+        UserError: cuda without a CUDA device or nvJPEG, or a transform that needs the pixels in the workers.
+    """
+    if where == "cpu":
+        return None
+    if not isinstance(transform, TrainTransform):
+        raise UserError("data.decode cuda does not go with data.randaugment, which works on the CPU; choose one")
+    return nvjpeg(device)
+
+
+def nvjpeg(device: torch.device) -> DecodeJpegs:
+    """torchvision's decoder of JPEG on CUDA.
+
+    Raises:
+        UserError: no CUDA device, or a torchvision that was built without it.
+    """
+    if device.type != "cuda":
+        raise UserError(f"data.decode cuda needs a CUDA device, and this run is on {device}: leave it at cpu")
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        probe = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), dtype=np.uint8))
+        decode_jpeg([torch.frombuffer(bytearray(probe), dtype=torch.uint8)], device=device)
+    except (ImportError, RuntimeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"data.decode cuda needs a torchvision with nvJPEG ({reason}): leave it at cpu") from error
+    modes = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
+
+    def decode(files: Sequence[Tensor], channels: int) -> list[Tensor]:
+        found: Any = decode_jpeg(list(files), mode=modes[channels], device=device)
+        return found
+
+    return decode
+
+
+class LateDecoder:
+    """Fills the places of a batch whose files were not decoded by the workers.
+
+    Args:
+        reader: what the workers read with, for what the decoder refuses.
+        decode: of many files at once.
+        device: of the batch's images afterwards.
+    """
+
+    def __init__(self, reader: Training, decode: DecodeJpegs, device: torch.device) -> None:
+        assert isinstance(reader.transform, TrainTransform)
+        self.reader, self.transform, self.decode, self.device = reader, reader.transform, decode, device
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with its images on the device, all of them.
+
+        Raises:
+            BadImage: 20 images in a row could not be used.
+        """
+        images = batch["images"].to(self.device, non_blocking=True)
+        for late, pixels in zip(batch["late"], self._all([late.data for late in batch["late"]]), strict=True):
+            if pixels is None:
+                found = late.data.numpy().tobytes(), int(batch["label"][late.slot])
+                shown, image, label = self.reader.sample(late.which_pass, late.index, found, late.draws, batch["bad"])
+                batch["index"][late.slot], batch["label"][late.slot] = shown, label
+                images[late.slot] = image.to(self.device)
+            else:
+                images[late.slot] = self._crop(pixels, late)
+        return {**batch, "images": images, "late": []}
+
+    def _all(self, files: list[Tensor]) -> list[Tensor | None]:
+        """Pixels of each file; None where the decoder refuses it."""
+        if not files:
+            return []
+        try:
+            return list(self.decode(files, self.transform.channels))
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            if len(files) == 1:
+                return [None]
+        return [pixels for file in files for pixels in self._all([file])]
+
+    def _crop(self, pixels: Tensor, late: Late) -> Tensor:
+        """The crop of the file's draws, as `TrainTransform` makes it, resized in floating point."""
+        upright = _turned(pixels, late.orientation)
+        top, left, height, width = self.transform.crop(upright.shape[1], upright.shape[2], late.draws)
+        region = upright[None, :, top : top + height, left : left + width].float()
+        size = self.transform.image_hw
+        if region.shape[2:] != size:
+            region = torch.nn.functional.interpolate(region, size=size, mode="bicubic", antialias=True)
+        out = region[0].round_().clamp_(0, 255).to(torch.uint8)
+        return self.transform.finished(out, late.draws)
+
+
+def _turned(pixels: Tensor, orientation: int) -> Tensor:
+    """(C, H, W) turned upright by EXIF's orientation, 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 2)
+    backwards = [axis for axis, those in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in those]
+    return pixels.flip(backwards) if backwards else pixels
