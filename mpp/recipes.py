@@ -72,7 +72,7 @@ class FewshotRecipe:
     """Encoders, one or several side by side: run folders, timm or Hugging Face folders, JAX .npz, timm names, or
     random: and one of these."""
     data: str = ""
-    """Labelled source."""
+    """Labelled source, as data.source of the training: folder:DIR with class folders, csv:FILE, ..."""
     test: str = ""
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
     download: bool = False
@@ -114,7 +114,7 @@ class ProbeRecipe:
     init: tuple[str, ...] = ()
     """Encoders, one or several side by side, as for the few-shot tool."""
     data: str = ""
-    """Labelled source."""
+    """Labelled source, as data.source of the training: folder:DIR with class folders, csv:FILE, ..."""
     test: str = ""
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
     download: bool = False
@@ -196,7 +196,8 @@ class StudyConfig:
     run_dir: str = field(default="", metadata={"free": True})
     """Folder of the study: its runs, table and pictures. The same command again goes on where it stopped."""
     data: str = ""
-    """Labelled source. It is pretrained on, too, without its labels, where pretrain.data.source is empty."""
+    """Labelled source, as data.source of the training. It is pretrained on, too, without its labels, where
+    pretrain.data.source is empty."""
     test: str = ""
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
     init: str = ""

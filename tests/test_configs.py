@@ -164,7 +164,7 @@ def unread(monkeypatch: pytest.MonkeyPatch):
         def __len__(self) -> int:
             return self.length
 
-    return lambda length: monkeypatch.setattr(mpp.parts, "open_source", lambda *_, **__: Unread(length))
+    return lambda length: monkeypatch.setattr(mpp.parts, "open_images", lambda *_, **__: Unread(length))
 
 
 @pytest.mark.parametrize("name", NAMES)

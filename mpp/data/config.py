@@ -26,7 +26,8 @@ class DataConfig:
     """Where the images are and how they are augmented."""
 
     source: str = ""
-    """folder:DIR, shards:GLOB, array:FILE.npy, cifar10:DIR, cifar100:DIR or demo. `--data` is short for it."""
+    """folder:DIR, csv:FILE, shards:GLOB, array:FILE.npy, hf:NAME_OR_DIR, cifar10:DIR, cifar100:DIR or demo; several
+    joined by " + ", with weights or without: "3 * folder:A + 1 * folder:B". `--data` is short for it."""
     download: bool = field(default=False, metadata={"free": True})
     """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
     crop_scale: tuple[float, float] = (0.2, 1.0)

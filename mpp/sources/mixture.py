@@ -108,7 +108,7 @@ class MixtureSource:
         shares = self.quotas / len(self)
         parts = [
             f"{part.name}: {count(len(part), 'image')}"
-            + ("" if self.weights is None else f", {share:.1%} of the images drawn".replace("%", " %"))
+            + ("" if self.weights is None else f", {share:.1%} of the images drawn")
             for part, share in zip(self.parts, shares, strict=True)
         ]
         return summary(len(self), self.classes, "; ".join(filter(None, (*parts, self._aside))))

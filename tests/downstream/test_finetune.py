@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mpp.cli import finetune, pretrain
+from mpp.data.config import Reading
 from mpp.data.decode import decode
 from mpp.data.transform import EvalTransform, normalise
 from mpp.downstream.account import Inputs, Result, finished, read_result
@@ -114,7 +115,7 @@ def pixels(paths: list[str], model: Any) -> torch.Tensor:
     """The images as timm's config.json says that they are to be read."""
     told = model.pretrained_cfg
     transform = EvalTransform(tuple(told["input_size"][1:]))
-    images = torch.stack([transform(decode(Path(path).read_bytes(), 3)) for path in paths])
+    images = torch.stack([transform(decode(Path(path).read_bytes(), Reading(3))) for path in paths])
     return normalise(images, tuple(told["mean"]), tuple(told["std"]))
 
 

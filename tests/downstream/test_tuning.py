@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from mpp.config import parse
+from mpp.data.config import Reading
 from mpp.data.decode import decode
 from mpp.data.transform import EvalTransform, normalise
 from mpp.dist import World
@@ -216,7 +217,7 @@ def test_predictions_are_those_of_the_average_in_evaluation_mode(source: str) ->
     assert parts.tested.training
     exported = build(result_weights(parts)).eval()
     transform = EvalTransform((32, 32))
-    images = torch.stack([transform(decode(parts.labelled.test.read(int(i))[0], 3)) for i in indices])
+    images = torch.stack([transform(decode(parts.labelled.test.read(int(i))[0], Reading(3))) for i in indices])
     with torch.no_grad():
         logits = exported(normalise(images, (0.5,), (0.5,)))
     torch.testing.assert_close(torch.from_numpy(first), logits, rtol=0, atol=1e-5)

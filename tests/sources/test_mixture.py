@@ -81,7 +81,7 @@ def test_weights(two):
     source = open_source(f"3 * {two[0]} + 1* {two[1]}")
     assert source.weights == (3.0, 1.0)
     assert source.quotas.tolist() == [4, 1]
-    assert f"{two[0]}: 3 images, 80.0 % of the images drawn; " in source.describe()
+    assert f"{two[0]}: 3 images, 80.0% of the images drawn; " in source.describe()
     assert open_source(f"0.5*{two[0]} + 4e-1 * {two[1]} + 2 * {two[0]}").weights == (0.5, 0.4, 2.0)
 
 
