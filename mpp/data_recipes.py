@@ -7,13 +7,45 @@ from mpp.data.config import DataConfig
 
 
 @dataclass(frozen=True)
-class ShardRecipe:
-    """Pack images into tar shards (WebDataset naming), with an index, checksums and a manifest."""
+class _Images:
+    """The images that a tool looks after, named as for the training (there with `data.` in front)."""
 
     data: str = ""
     """The images: folder:DIR, csv:FILE, or any other source."""
     download: bool = False
-    """As data.download of the training."""
+    """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it."""
+    in_chans: int = 3
+    """Channels of the images, as model.in_chans."""
+    value_range: tuple[float, ...] = ()
+    """Values that become black and white: low high, or such a pair per channel. Empty: see data.value_range."""
+    background: tuple[int, ...] = (255,)
+    """Shows through where an image is transparent, 0 to 255: one number, or one per channel."""
+    max_bad: str = "1%"
+    """The share of the images past which bad ones are too many."""
+    workers: int = -1
+    """Processes; -1 takes the cores there are."""
+
+    def __post_init__(self) -> None:
+        if self.in_chans < 1:
+            raise ValueError(f"in_chans must be at least 1, got {self.in_chans}")
+        self.data_config.reading(self.in_chans)
+
+    @property
+    def data_config(self) -> DataConfig:
+        """The settings that the training has, too, checked as there."""
+        return DataConfig(
+            self.data,
+            value_range=self.value_range,
+            background=self.background,
+            workers=self.workers,
+            max_bad=self.max_bad,
+        )
+
+
+@dataclass(frozen=True)
+class ShardRecipe(_Images):
+    """Pack images into tar shards (WebDataset naming), with an index, checksums and a manifest."""
+
     out: str = ""
     """Folder of the shards. The same command again goes on where it stopped."""
     shard_images: int = 10_000
@@ -30,19 +62,10 @@ class ShardRecipe:
     """Mix the images, so that each shard has some of all classes; false: in the order of the source."""
     seed: int = 0
     """Of the shuffle."""
-    in_chans: int = 3
-    """Channels of the images, for the colour statistics and re-encoding."""
-    value_range: tuple[float, ...] = ()
-    """As data.value_range of the training."""
-    background: tuple[int, ...] = (255,)
-    """As data.background of the training."""
-    max_bad: str = "1%"
-    """Stop once more than this share of the images could not be decoded; they are left out."""
-    workers: int = -1
-    """Processes; -1 takes the cores there are."""
 
     def __post_init__(self) -> None:
-        for key, least in (("shard_images", 1), ("shard_mb", 1), ("resize", 0), ("quality", 1), ("in_chans", 1)):
+        super().__post_init__()
+        for key, least in (("shard_images", 1), ("shard_mb", 1), ("resize", 0), ("quality", 1)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key} must be at least {least}, got {getattr(self, key)}")
         if self.quality > 100:
@@ -50,59 +73,33 @@ class ShardRecipe:
         if self.encode != "keep" and self.in_chans not in (1, 3):
             others = "keep writes others as .npy"
             raise ValueError(f"encode {self.encode} takes in_chans 1 or 3, got {self.in_chans}; {others}")
-        _ = self.data_config
-
-    @property
-    def data_config(self) -> DataConfig:
-        """The settings that the training has, too, checked as there."""
-        return DataConfig(
-            self.data,
-            value_range=self.value_range,
-            background=self.background,
-            workers=self.workers,
-            max_bad=self.max_bad,
-        )
 
 
 @dataclass(frozen=True)
-class CheckRecipe:
+class CheckRecipe(_Images):
     """Look at images before a run: what they are, what is bad, and what the objective would see."""
 
-    data: str = ""
-    """The images, as for the training."""
-    download: bool = False
-    """As data.download."""
     out: str = ""
     """Folder for contact_sheet.png, bad_files.csv, duplicates.csv and report.json. Empty: only the printed report."""
     images: int = 0
     """Look at this many images, drawn evenly; 0: at all."""
-    in_chans: int = 3
-    """As model.in_chans."""
     img_size: tuple[int, ...] = (224,)
     """As model.img_size: one number or height and width."""
     patch_size: tuple[int, ...] = (16,)
     """As model.patch_size: one number or height and width."""
     bits: int = 3
     """As objective.bits."""
-    value_range: tuple[float, ...] = ()
-    """As data.value_range."""
-    background: tuple[int, ...] = (255,)
-    """As data.background."""
-    max_bad: str = "1%"
-    """As data.max_bad."""
-    workers: int = -1
-    """Processes; -1 takes the cores there are."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("img_size", "patch_size"):
             value = getattr(self, key)
             if len(value) not in (1, 2) or any(v < 1 for v in value):
                 raise ValueError(f"{key} takes one or two positive numbers, got {list(value)}")
-        if self.images < 0 or self.in_chans < 1 or not 1 <= self.bits <= 8:
-            raise ValueError("images is at least 0, in_chans at least 1, bits 1 to 8")
+        if self.images < 0 or not 1 <= self.bits <= 8:
+            raise ValueError("images is at least 0, bits 1 to 8")
         if any(side % patch for side, patch in zip(self.image_hw, self.patch_hw, strict=True)):
             raise ValueError(f"img_size {list(self.img_size)} is not a multiple of patch_size {list(self.patch_size)}")
-        _ = self.data_config
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -113,14 +110,3 @@ class CheckRecipe:
     def patch_hw(self) -> tuple[int, int]:
         """Patch height and width in pixels."""
         return self.patch_size[0], self.patch_size[-1]
-
-    @property
-    def data_config(self) -> DataConfig:
-        """The settings that the training has, too, checked as there."""
-        return DataConfig(
-            self.data,
-            value_range=self.value_range,
-            background=self.background,
-            workers=self.workers,
-            max_bad=self.max_bad,
-        )
