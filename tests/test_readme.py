@@ -10,6 +10,7 @@ import torch
 import mpp
 from mpp.cli import _ALIASES, _ENCODER, _FINETUNE, _with_images
 from mpp.config import parse
+from mpp.data_recipes import CheckRecipe, ShardRecipe
 from mpp.recipes import (
     ConvertRecipe,
     FewshotRecipe,
@@ -31,6 +32,8 @@ TOOLS = {
     "tools/predict.py": (PredictRecipe, {}),
     "tools/convert.py": (ConvertRecipe, {}),
     "tools/study.py": (StudyConfig, {}),
+    "tools/check_data.py": (CheckRecipe, {}),
+    "tools/shard.py": (ShardRecipe, {}),
 }
 
 
