@@ -30,10 +30,11 @@ from mpp.data.decode import BadImage
 from mpp.data.loader import worker_count
 from mpp.data.reader import Bad
 from mpp.data_recipes import CheckRecipe
-from mpp.errors import UserError
+from mpp.errors import RunError, UserError
 from mpp.files import write_csv, write_whole
 from mpp.objective.target import build_target
 from mpp.sources.base import Source, SourceError
+from mpp.sources.names import printable
 from mpp.sources.opening import has_split, open_source
 from mpp.train.bad_files import FEW_READ, HEAD, by_kind
 
@@ -45,6 +46,7 @@ def check_data(config: CheckRecipe) -> int:
 
     Raises:
         UserError: a source that cannot be opened, settings that do not fit, or an `out` that cannot be written.
+        RunError: a process was killed, or `out` can be written no longer.
     """
     data = config.data_config
     reading = data.reading(config.in_chans)
@@ -81,7 +83,8 @@ def check_data(config: CheckRecipe) -> int:
         known = report.facts(source, tally, classes, found, reading)
         known |= {"targets": _survey_facts(crops), "warnings": warnings, "rates": rates}
         known |= {"would_start": not why, "why": why}
-        write_whole(out / "report.json", lambda file: file.write(_json(known)))
+        with _writing(out):
+            write_whole(out / "report.json", lambda file: file.write(_json(known)))
     print("\n".join(lines))
     return 1 if why else 0
 
@@ -106,8 +109,17 @@ def _folder(out: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "bad_files.csv", lambda file: None)
     except OSError as error:
-        raise UserError(f"out {out}: cannot be written to ({error.strerror}); give another --out") from error
+        raise UserError(f"--out {printable(out)} cannot be written to ({error.strerror}); give another one") from error
     return folder
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write to {printable(str(out))} ({error.strerror or error})"
+        raise RunError(f"{reason}; make room there or give another --out, and look again") from error
 
 
 def _drawn(total: int, wanted: int) -> np.ndarray:
@@ -126,7 +138,12 @@ def _bad_list(out: Path | None) -> Iterator[Callable[[list[Bad]], None]]:
     with (out / "bad_files.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(HEAD)
-        yield lambda bad: table.writerows((one.index, one.kind, one.where, one.reason) for one in bad)
+
+        def write(bad: list[Bad]) -> None:
+            with _writing(out):
+                table.writerows((one.index, one.kind, one.where, one.reason) for one in bad)
+
+        yield write
 
 
 def _progress(total: int) -> Callable[[int], None]:
@@ -241,6 +258,7 @@ def _write(
     labels = source.labels()
     shown = spread_over_classes(tally.indices, None if labels is None else labels[tally.indices], ROWS * COLUMNS)
     sheet = draw_sheet(source, reading, config.image_hw, tally.indices[shown].tolist(), labels)
-    write_csv(out / "duplicates.csv", found.rows())
-    write_whole(out / "contact_sheet.png", lambda file: sheet.save(file, "PNG"))
-    return [row("written", f"{out}: contact_sheet.png, bad_files.csv, duplicates.csv, report.json")]
+    with _writing(out):
+        write_csv(out / "duplicates.csv", found.rows())
+        write_whole(out / "contact_sheet.png", lambda file: sheet.save(file, "PNG"))
+    return [row("written", f"{printable(str(out))}: contact_sheet.png, bad_files.csv, duplicates.csv, report.json")]

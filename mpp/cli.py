@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mpp.bench_config import DataBench, FewshotBench
 from mpp.config import parse
 from mpp.data_recipes import CheckRecipe, ShardRecipe
-from mpp.errors import ConfigError, UserError
+from mpp.errors import ConfigError, Unreachable, UserError
 from mpp.recipes import (
     ConvertRecipe,
     FewshotRecipe,
@@ -25,6 +25,10 @@ T = TypeVar("T")
 
 _ALIASES = {"data": "data.source"}
 _FINETUNE = {**_ALIASES, "test": "data.test", "labels": "data.labels"}
+_AS_A_RUN = {f"data.{name}": name for name in ("value_range", "background", "max_bad", "workers", "download")} | {
+    "data.source": "data",
+    "model.in_chans": "in_chans",
+}
 _ENCODER = {name: f"encoder.{name}" for name in ("layer", "img_size", "device", "precision", "workers", "cache")}
 
 
@@ -168,7 +172,7 @@ def _study(config: StudyConfig) -> int:
 
 def shard(argv: Sequence[str] | None = None) -> int:
     """Packs images into shards; returns the exit code."""
-    return _main("shard", ShardRecipe, argv, _shard, {})
+    return _main("shard", ShardRecipe, argv, _shard, _AS_A_RUN)
 
 
 def _shard(config: ShardRecipe) -> int:
@@ -183,7 +187,7 @@ def _shard(config: ShardRecipe) -> int:
 
 def check_data(argv: Sequence[str] | None = None) -> int:
     """Looks at images before a run; returns the exit code: 0 where a run would start, 1 where it would not."""
-    return _main("check_data", CheckRecipe, argv, _check_data, {})
+    return _main("check_data", CheckRecipe, argv, _check_data, _AS_A_RUN)
 
 
 def _check_data(config: CheckRecipe) -> int:
@@ -240,6 +244,9 @@ def _main(
             who = "" if rank == "0" else f"[rank {rank}] "
             print(f"{prog}: error: {who}{' '.join(str(error).splitlines())}", file=sys.stderr)
         return error.exit_code
+    except Unreachable as error:
+        print(f"{prog}: error: {' '.join(str(error).splitlines())}; once it answers, try again", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if rank == "0":
             print(f"{prog}: interrupted", file=sys.stderr)

@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 
+from mpp.addresses import without_credentials
 from mpp.errors import ConfigError
 from mpp.yaml_text import dump_yaml, load_yaml
 
@@ -84,8 +85,19 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """A config as YAML in field order; read again, it gives an equal config, floats bit for bit."""
-    return dump_yaml(to_dict(config))
+    """A config as YAML in field order, for people and for a run's folder: without credentials in addresses.
+
+    Read again, it gives an equal config but for those, floats bit for bit.
+    """
+    return dump_yaml(_printable(to_dict(config)))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_credentials(value)
+    if isinstance(value, Mapping):
+        return {key: _printable(held) for key, held in value.items()}
+    return [_printable(held) for held in value] if isinstance(value, list) else value
 
 
 def from_file(cls: type[T], path: Path) -> T:
@@ -100,7 +112,7 @@ def from_file(cls: type[T], path: Path) -> T:
 def differences(cls: type[Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What changed between two configs, as `to_dict` gives them, apart from the free fields: "optim.lr: 1.0 -> 2.0"."""
     free = tuple(f"{name}." for name, _, is_free in _fields(cls) if is_free)
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(_leaves(_printable(old))), dict(_leaves(_printable(new)))  # signatures of URLs may change
     lines: list[str] = []
     for name in {**after, **before}:
         if f"{name}.".startswith(free) or (name in before and name in after and before[name] == after[name]):

@@ -31,16 +31,21 @@ def world_from_environment() -> World:
     return World(rank, size, int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+_patient: list[Any] = []  # the group of those who wait while one prepares the data, which may take hours
+
+
 def start(world: World, device: torch.device) -> None:
     """Joins the process group: nccl with gloo for CPU tensors on CUDA, gloo elsewhere. Nothing for a world of one."""
     if world.size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+        _patient.append(dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7)))
 
 
 def stop() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():
+        _patient.clear()
         dist.destroy_process_group()
 
 
@@ -49,10 +54,10 @@ def rank_and_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def barrier() -> None:
-    """Waits for all processes."""
+def barrier(patient: bool = False) -> None:
+    """Waits for all processes: 30 minutes, or as long as preparing the data may take."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(_patient[0] if patient else None)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -11,6 +11,10 @@ class ConfigError(UserError, ValueError):
     """A setting that cannot be used: one line that names the file or flag, the value and what is accepted."""
 
 
+class Unreachable(OSError):
+    """What images are read from gives no answer, after several tries: no fault of the images."""
+
+
 class RunError(UserError):
     """A run that had started had to stop; the text says why and where it can go on."""
 

@@ -92,7 +92,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     source = once_a_machine(world, lambda: open_images(config.data, reading, workers))
     fewshot = None
     if config.fewshot.data:
-        fewshot = once_a_machine(world, lambda: Fewshot.open(config.fewshot, config.data.download))
+        fewshot = once_a_machine(world, lambda: Fewshot.open(config.fewshot, config.data.download, config.data.keep))
     total = parse_duration(config.train.length, "train.length").steps(size, len(source))
     rate = build_rate(config.schedule, config.optim.lr, total, size, len(source))
     schedule = Schedule(total, size, accumulate, rate, config.optim.clip_norm)

@@ -17,8 +17,8 @@ from mpp.downstream.scoring import shown
 from mpp.errors import RunError, UserError
 from mpp.files import write_csv
 from mpp.recipes import PredictRecipe
-from mpp.sources.base import FileSource
-from mpp.sources.names import is_hidden, is_image
+from mpp.sources.files import FileSource
+from mpp.sources.names import is_hidden, is_image, printable
 from mpp.train.parallel import choose_device
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
@@ -57,7 +57,8 @@ def predict(config: PredictRecipe) -> int:
                 named = [(weights.classes[number], row[number]) for number in classes]
                 rows.append([paths[index], *(cell for name, p in named for cell in (name, f"{p:.4f}"))])
                 if not config.out:
-                    print(f"{paths[index]}: " + ", ".join(f"{shown(name)} {p:.1%}" for name, p in named), flush=True)
+                    told = ", ".join(f"{shown(name)} {p:.1%}" for name, p in named)
+                    print(f"{printable(paths[index])}: {told}", flush=True)
     if not rows:
         raise RunError(f"none of the {failed} images could be decoded")
     if out is not None:
@@ -74,7 +75,7 @@ def _paths(image: str) -> list[str]:
     path = Path(image).expanduser()
     if not path.is_dir():
         if not path.exists():
-            raise UserError(f"there is no image {image}")
+            raise UserError(f"there is no image {printable(image)}")
         return [str(path)]
     found = sorted(
         inner
@@ -82,7 +83,7 @@ def _paths(image: str) -> list[str]:
         if is_image(inner.name) and not any(is_hidden(part) for part in inner.relative_to(path).parts)
     )
     if not found:
-        raise UserError(f"there is no image in the folder {image}")
+        raise UserError(f"there is no image in the folder {printable(image)}")
     return [str(inner) for inner in found]
 
 

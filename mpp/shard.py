@@ -19,6 +19,7 @@ import numpy as np
 
 from mpp.config import to_dict
 from mpp.data.loader import cores_for, permutation
+from mpp.data.statistics import can_divide
 from mpp.data_recipes import ShardRecipe
 from mpp.errors import RunError, UserError
 from mpp.packing.figures import Figures
@@ -193,7 +194,8 @@ def _tell(config: ShardRecipe, folder: PackingFolder) -> None:
     if held["classes"] is not None and held["unlabelled"]:
         print(f"{held['unlabelled']:,} have no label, and so a training will see none of the labels")
     told = [f"--data {shlex.quote(f'shards:{glob.escape(str(folder.out))}/*.tar')}"]
-    told += [f"--data.{key} {' '.join(f'{value:g}' for value in held[key])}" for key in ("mean", "std")]
+    if can_divide(held["std"]):
+        told += [f"--data.{key} {' '.join(f'{value:g}' for value in held[key])}" for key in ("mean", "std")]
     if config.value_range and not config.resize and config.encode == "keep":
         told.append(f"--data.value-range {' '.join(f'{value:g}' for value in config.value_range)}")
     if config.in_chans != 3:

@@ -28,7 +28,8 @@ from mpp.downstream.finetune import run as finetune
 from mpp.downstream.frozen import Frozen
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.shots import FewshotResult
-from mpp.downstream.tuning import build_tuning, described
+from mpp.downstream.starting import described
+from mpp.downstream.tuning import build_tuning
 from mpp.errors import RunError, UserError
 from mpp.evaluate import fewshot_results
 from mpp.parts import build_model

@@ -122,7 +122,7 @@ class Watch:
             number = min(parts.config.log.num_pictures, len(parts.source))
             indices = np.random.default_rng(parts.config.train.seed).choice(len(parts.source), number, replace=False)
             transform = EvalTransform(parts.model.encoder.image_hw)
-            batches = sequential(parts.source, transform, parts.reading, indices.tolist(), batch_size=EVALUATION_BATCH)
+            batches = sequential(parts.source, transform, parts.reading, indices, batch_size=EVALUATION_BATCH)
             self._pictured = torch.cat([batch["images"] for batch in batches]).to(parts.device)
         return self._pictured
 

@@ -3,6 +3,8 @@
 import csv
 import os
 import re
+import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,13 @@ import tifffile
 
 from mpp.cli import finetune, pretrain
 from mpp.data.config import Reading
+from mpp.sources import remote
 from mpp.sources.names import is_image
+from mpp.train.loop import EXIT_REQUEUE
 from mpp.weights.opening import open_weights
 from tests import runs
 from tests.data.zoo import CASES
+from tests.sources.file_server import FileServer
 
 _OWN = ("README.txt", ".DS_Store", "Thumbs.db", "__MACOSX/x.jpg")
 """Beside them, what is no image and no class."""
@@ -74,7 +79,7 @@ def test_max_bad_stops_a_run_over_the_zoo(
     told = {"data__max_bad": "1%", "fewshot__data": "", "train__length": "2 epochs"}
     assert pretrain(runs.command(f"folder:{zoo[0]}", tmp_path / "run", **told)[1:]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(r"pretrain: error: 1\d of the first \d+ images cannot be used \(", last)
+    assert re.match(r"pretrain: error: \d\d of the first \d+ images cannot be used \(", last)
     assert "more than data.max_bad allows; the last is image" in last
     assert last.isprintable()
 
@@ -113,6 +118,40 @@ def test_many_channels_from_files_to_the_classifier(container: str, tmp_path: Pa
     words = runs.finetune_command(spec, tmp_path / "ft", init=str(run_dir), train__length="30 steps")
     assert finetune(words[1:]) == 0
     assert open_weights(str(tmp_path / "ft")).reading == Reading(5, (0.0, 4095.0))
+
+
+def test_a_server_that_gives_no_answer_ends_a_run_saved(
+    picture_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.001)
+    pictures = picture_folder(*(f"{number}.png" for number in range(40)))
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        for number in range(40):
+            tar.add(pictures / f"{number}.png", f"{number:03d}.png")
+    told = {"fewshot__data": "", "train__length": "20 steps", "optim__ema_decay": "0"}
+    with FileServer(tmp_path / "shards") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        secret = f"shards:{server.url.replace('//', '//user:SECRET@')}/0.tar?signed="
+        assert pretrain(runs.command(f"{secret}ONE", tmp_path / "whole", **told)[1:]) == 0
+        # The survey of a fresh run reads 512 images, a step 16.
+        asked = len(server.asked)
+        server.failing = lambda number: 503 if number > asked + 512 + 5 * 16 else False
+        assert pretrain(runs.command(f"{secret}TWO", tmp_path / "run", **told)[1:]) == EXIT_REQUEUE
+        out, err = capfd.readouterr()
+        assert "HTTP status 503" in err.splitlines()[-1]
+        assert "once it answers, the same command goes on" in err.splitlines()[-1]
+        assert "step_000000000.pt;" not in err.splitlines()[-1]
+        assert not (tmp_path / "run" / "bad_files.csv").exists()
+        server.failing = lambda number: False
+        assert pretrain(runs.command(f"{secret}THREE", tmp_path / "run", **told)[1:]) == 0
+        server.shutdown()
+    runs.assert_same_run(tmp_path / "run", tmp_path / "whole")
+    said = "".join((out, err, *capfd.readouterr(), (tmp_path / "run" / "config.yaml").read_text()))
+    assert not any(word in said for word in ("SECRET", "ONE", "TWO", "THREE", "user"))
 
 
 def test_a_mixture_trains_and_weights_are_for_pretraining(

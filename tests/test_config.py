@@ -484,3 +484,15 @@ def test_any_text_is_a_value_or_one_line(
         except ConfigError as error:
             lines = str(error).splitlines()
         assert len(lines) <= 1
+
+
+def test_credentials_are_neither_written_nor_compared() -> None:
+    def named(name: str) -> Recipe:
+        return Recipe(encoder=Encoder(name=name))
+
+    secret = "shards:https://user:SECRET@host/a-{0..9}.tar?sig=ONE s3://key:TOO@bucket/b.tar"
+    assert "shards:https://host/a-{0..9}.tar s3://bucket/b.tar" in to_yaml(named(secret))
+    assert differences(Recipe, to_dict(named(secret)), to_dict(named(secret.replace("ONE", "TWO")))) == []
+    (line,) = differences(Recipe, to_dict(named(secret)), to_dict(named(secret.replace("a-", "c-"))))
+    assert "host/c-" in line
+    assert not any(word in line for word in ("SECRET", "ONE", "TOO"))

@@ -115,7 +115,7 @@ def test_the_kinds_of_bad_files() -> None:
 
 
 def test_what_a_run_says_of_waiting() -> None:
-    assert f"note: {advice(0.13, 'folder:/my/images', 'none', 1, 2)}" in IN_ONE_LINE
+    assert f"note: {advice(0.13, 'folder:/my/images', 'none', False, 1, 2)}" in IN_ONE_LINE
 
 
 def test_the_python_runs(capsys: pytest.CaptureFixture[str]) -> None:

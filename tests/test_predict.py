@@ -1,6 +1,7 @@
 """The predict command: classes of images, by a model that was fine-tuned or that came with a head."""
 
 import csv
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -150,9 +151,11 @@ def test_names_of_several_lines_are_said_on_one(
     weights = replace(open_weights("random:test_vit"), classes=("a\nb", "\x1b[31m"))
     weights = replace(weights, state=build(weights).state_dict())
     monkeypatch.setattr("mpp.predict.open_weights", lambda spec: weights)
-    path = tmp_path / "1.png"
+    path = tmp_path / os.fsdecode(b"\xff\n1.png")
     Image.new("RGB", (8, 8)).save(path)
     assert predict(["--init", "x", str(path), "--device", "cpu"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(rf"{tmp_path}/\xff\n1.png: ")
+    line.encode()  # what a terminal of strict UTF-8 takes
     assert "a b " in line
     assert "?[31m " in line

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpp.sources.base import Source
+from mpp.sources.names import printable
 
 _SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "eval", "dev", "holdout"))
 _HUGE, _TIMES = 0.5, 5  # a class of more than half of the images, and of five times the next one's
@@ -40,5 +41,5 @@ class Classes:
             found.append(f"classes called {', '.join(splits)}: if they are splits, give the folder of one of them")
         total = sum(self.counts)
         if len(self.counts) > 1 and self.counts[0] > max(_HUGE * total, _TIMES * self.counts[1]):
-            found.append(f"the class {self.names[0]} holds {self.counts[0] / total:.1%} of the images")
+            found.append(f"the class {printable(self.names[0])} holds {self.counts[0] / total:.1%} of the images")
         return found

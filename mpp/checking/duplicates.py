@@ -6,6 +6,7 @@ import numpy as np
 
 from mpp.checking.scan import Tally
 from mpp.sources.base import Source, place
+from mpp.sources.names import printable
 
 HEAD = ("group", "split", "index", "class", "bytes", "file")
 TRAIN, TEST = 0, 1
@@ -82,7 +83,7 @@ class Duplicates:
         """A group in one line: `a/1.png (a) = b/1.png (b)`, the first four."""
         rows = list(self.members(group))
         names = [
-            f"{file}{f' ({name})' if name else ''}{f' of {split}' if split else ''}"
+            f"{file}{f' ({printable(name)})' if name else ''}{f' of {split}' if split else ''}"
             for _, split, _, name, _, file in rows
         ]
         return " = ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")

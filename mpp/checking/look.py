@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 
 import numpy as np
-from PIL import Image
 
-from mpp.checking.values import Kind, Spread, raw_values
+from mpp.checking.values import Kind, Spread, kind_of_form
 from mpp.data.config import Reading
-from mpp.data.decode import BadImage, Picture, one_line, open_picture
+from mpp.data.decode import BadImage, one_line, open_picture
+from mpp.data.picture import Stored
 from mpp.data.reader import Bad, kind_of
+from mpp.data.statistics import ChannelStatistics, histogram
 from mpp.sources.base import Source, place, read_many
 
 GOOD, GREY, BLANK = 1, 2, 4
 """Flags: it can be used; colour whose channels are all the same; pixels that are all the same."""
 _COLOUR = re.compile(r"JPEG$|RGBA?$|CMYK$|YCbCr$|\D3 x |x 3$")
-_POWERS = np.arange(256.0) ** [[1], [2]]
 _HELD = re.compile(r"has (\d+) channels")
 
 
@@ -34,8 +34,7 @@ class Part:
     pixels: np.ndarray
     """uint64, of size and pixels."""
     flags: np.ndarray
-    sums: np.ndarray
-    """float64 (2, C): sums over the images of their mean pixel and mean squared pixel, 0 to 255."""
+    colours: ChannelStatistics
     forms: Counter[str] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
     """Of the images of wrong channels."""
@@ -50,7 +49,7 @@ def look(source: Source, indices: Sequence[int], reading: Reading) -> Part:
     n = len(indices)
     part = Part(
         *(np.zeros(n, dtype=dtype) for dtype in (np.int32, np.int32, np.uint64, np.uint64, np.uint8)),
-        sums=np.zeros((2, reading.channels)),
+        colours=ChannelStatistics(reading.channels),
     )
     for row, (index, found) in enumerate(zip(indices, read_many(source, indices), strict=True)):
         try:
@@ -68,45 +67,35 @@ def _look(part: Part, row: int, data: bytes | np.ndarray, reading: Reading) -> N
     start = time.perf_counter()
     picture = open_picture(data, reading)
     part.forms[picture.form] += 1
+    stored = picture.stored()
     try:
-        pixels = picture.pixels()
+        pixels = picture.scaled(stored)
     except BadImage as error:
         if error.kind in ("no range", "wrong channels"):  # the values say what to state
-            _note_values(part, data, picture, reading)
+            _note_values(part, stored, picture.form, reading)
         raise
     part.seconds += time.perf_counter() - start
-    _note_values(part, data, picture, reading)
+    _note_values(part, stored, picture.form, reading)
     counts = histogram(pixels)
-    area = picture.height * picture.width
-    part.sums += (_POWERS @ counts.T) / area
+    part.colours.add(counts)
     part.height[row], part.width[row] = picture.height, picture.width
     part.content[row], part.pixels[row] = _hash_content(data), _hash_array(pixels)
     part.flags[row] = GOOD
-    if counts.max(axis=1).min() == area:
+    if counts.max(axis=1).min() == picture.height * picture.width:
         part.flags[row] |= BLANK
     elif reading.channels == 3 and _COLOUR.search(picture.form) and _is_grey(counts, pixels):
         part.flags[row] |= GREY
 
 
-def _note_values(part: Part, data: bytes | np.ndarray, picture: Picture, reading: Reading) -> None:
-    try:
-        values = raw_values(data, picture.form, reading.channels)
-    except Exception:  # any decoder's: the image itself can be used, only its values go unreported
+def _note_values(part: Part, stored: Stored, form: str, reading: Reading) -> None:
+    """Of what is not plain 8-bit, nor PPM, which says its range itself; opacity has none."""
+    if kind_of_form(form) is None or form.startswith("PPM"):
         return
-    if values is not None:
-        kind = Kind(str(values.dtype), values.shape[2])
-        part.spreads.setdefault(kind, Spread(kind.channels)).add(values)
-
-
-def histogram(pixels: np.ndarray) -> np.ndarray:
-    """How often each of the 256 levels occurs: uint8 (H, W, C) to int64 (C, 256)."""
-    channels = pixels.shape[2]
-    if channels == 3 and pixels.size > 10_000:  # twice as fast
-        return np.array(Image.fromarray(pixels).histogram(), dtype=np.int64).reshape(3, 256)
-    if pixels.size <= 10_000:
-        together = pixels.reshape(-1, channels) + np.arange(0, 256 * channels, 256)
-        return np.bincount(together.ravel(), minlength=256 * channels).reshape(channels, 256)
-    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(pixels, 2, 0)])
+    values = stored.values if stored.values.ndim == 3 else stored.values[:, :, None]
+    if stored.alpha and reading.channels in (1, 3):
+        values = values[:, :, :-1]
+    kind = Kind(values.dtype.newbyteorder("=").name, values.shape[2])
+    part.spreads.setdefault(kind, Spread(kind.channels)).add(values)
 
 
 def _is_grey(counts: np.ndarray, pixels: np.ndarray) -> bool:

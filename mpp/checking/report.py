@@ -9,7 +9,9 @@ from mpp.checking.duplicates import Duplicates
 from mpp.checking.scan import Tally
 from mpp.checking.values import Kind, Spread, propose
 from mpp.data.config import Reading
+from mpp.data.statistics import can_divide
 from mpp.sources.base import Source, count, place
+from mpp.sources.names import printable
 
 _WIDTH, _NAMED, _LONG = 13, 3, 4.0
 
@@ -29,11 +31,12 @@ def class_lines(classes: Classes | None) -> list[str]:
     """Largest and smallest classes, and those of one image."""
     if classes is None:
         return []
-    names, counts = classes.names, classes.counts
+    names, counts = [printable(name) for name in classes.names], classes.counts
     ratio = f"{counts[0] / counts[-1]:.1f} to 1" if counts[-1] else "some are empty"
     lines = [row("classes", f"largest {names[0]} {counts[0]:,}, smallest {names[-1]} {counts[-1]:,}: {ratio}")]
     if single := classes.with_count(1):
-        lines.append(row("", f"{count(len(single), 'class')} of one image: {named(single, len(single))}"))
+        first = named([printable(name) for name in single[:_NAMED]], len(single))
+        lines.append(row("", f"{count(len(single), 'class')} of one image: {first}"))
     if classes.unlabelled:
         lines.append(row("", f"{count(classes.unlabelled, 'image')} without a label"))
     return lines
@@ -137,8 +140,8 @@ def statistics_line(tally: Tally) -> str:
     """Mean and standard deviation, ready to paste."""
     if not tally.good.any():
         return row("pixels", "none to take statistics of")
-    mean, std = (" ".join(f"{value:.4f}" for value in values) for values in tally.mean_std())
-    if tally.mean_std()[1].min() < 1e-4:
+    mean, std = (" ".join(f"{value:.4f}" for value in values) for values in tally.colours.mean_std())
+    if not can_divide(tally.colours.mean_std()[1]):
         return row("pixels", f"mean {mean}, std {std}: a channel is the same everywhere, so keep the default std")
     return row("pixels", f"--data.mean {mean} --data.std {std}")
 
@@ -147,7 +150,7 @@ def facts(source: Source, tally: Tally, classes: Classes | None, found: Duplicat
     """The figures of report.json that do not depend on the machine."""
     good = tally.good
     height, width = tally.height[good], tally.width[good]
-    mean, std = tally.mean_std()
+    mean, std = tally.colours.mean_std()
     sizes = {
         name: {"min": int(v.min()), "median": float(np.median(v)), "max": int(v.max())}
         for name, v in (("height", height), ("width", width))

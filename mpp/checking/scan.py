@@ -18,6 +18,7 @@ from mpp.checking.look import BLANK, GOOD, GREY, Part, look
 from mpp.checking.values import Kind, Spread
 from mpp.data.config import Reading
 from mpp.data.reader import Bad
+from mpp.data.statistics import ChannelStatistics
 from mpp.errors import RunError
 from mpp.sources.base import Source
 
@@ -43,7 +44,7 @@ class Tally:
         self.height, self.width = np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)
         self.content, self.pixels = np.zeros(n, dtype=np.uint64), np.zeros(n, dtype=np.uint64)
         self.flags = np.zeros(n, dtype=np.uint8)
-        self.sums = np.zeros((2, channels))
+        self.colours = ChannelStatistics(channels)
         self.forms: Counter[str] = Counter()
         self.channels: Counter[int] = Counter()
         self.kinds: Counter[str] = Counter()
@@ -57,7 +58,7 @@ class Tally:
             getattr(self, name)[here] = getattr(part, name)
         self.done = here.stop
         self.seconds += part.seconds
-        self.sums += part.sums
+        self.colours.merge(part.colours)
         self.forms += part.forms
         self.channels += part.channels
         for bad in part.bad:
@@ -87,11 +88,6 @@ class Tally:
     def bad(self) -> int:
         """How many cannot be used."""
         return self.kinds.total()
-
-    def mean_std(self) -> tuple[np.ndarray, np.ndarray]:
-        """Per channel, of pixels scaled to 0 to 1; every image counts alike, whatever its size."""
-        mean, square = self.sums / max(1, int(self.good.sum())) / [[255.0], [255.0**2]]
-        return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
 def scan(

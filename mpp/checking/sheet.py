@@ -13,6 +13,7 @@ from mpp.data.reader import kind_of
 from mpp.data.transform import EvalTransform
 from mpp.objective.picture import to_rgb
 from mpp.sources.base import Source, read_many
+from mpp.sources.names import printable
 
 ROWS, COLUMNS = 8, 12
 TILE = 128
@@ -97,7 +98,7 @@ def draw_sheet(
         label = -1 if labels is None else int(labels[index])
         name = source.classes[label] if source.classes and label >= 0 else ""
         below = x + width / 2, y + height + CAPTION / 2
-        pen.text(below, _fitting(name, font, width), fill="black", font=font, anchor="mm")
+        pen.text(below, _fitting(printable(name), font, width), fill="black", font=font, anchor="mm")
     return sheet
 
 

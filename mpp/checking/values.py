@@ -1,10 +1,8 @@
 """The values that images hold before they are scaled to 8 bits, and the range that would suit them."""
 
-import io
 import math
 import re
-import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,61 +30,6 @@ def kind_of_form(form: str) -> Kind | None:
         kind = Kind(match[2], int(match[1] or match[3] or 1))
         return None if kind.dtype in ("uint8", "bool") and kind.channels in (1, 3, 4) else kind
     return Kind("uint16", 1) if form.rpartition(" ")[2] in _DEEP else None
-
-
-def raw_values(data: bytes | np.ndarray, form: str, channels: int) -> np.ndarray | None:
-    """The values of an image that `open_picture` gave this form: (H, W, C) of any real type, opacity left out.
-
-    None for plain 8-bit images, and for PPM, which says its range itself.
-
-    Args:
-        data: as for `open_picture`.
-        form: `Picture.form`.
-        channels: wanted; as many pages of a TIFF are channels.
-
-    Raises:
-        Exception: whatever a decoder raises for damaged pixels.
-    """
-    if kind_of_form(form) is None or form.startswith("PPM"):
-        return None
-    if isinstance(data, np.ndarray):
-        values = data
-    elif form.startswith("npy"):
-        values = np.load(io.BytesIO(data), allow_pickle=False)
-    elif form.startswith("TIFF"):
-        values = _tiff(data, channels)
-    else:
-        import imagecodecs  # slow to import, and few need it
-
-        values = imagecodecs.png_decode(data)
-        if values.ndim == 3 and values.shape[2] in (2, 4):
-            values = values[:, :, :-1]
-    values = values if values.ndim == 3 else values[:, :, None]
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
-
-
-def _tiff(data: bytes, channels: int) -> np.ndarray:
-    """As `open_tiff` reads it."""
-    import tifffile  # slow to import, and few need it
-
-    with warnings.catch_warnings(), tifffile.TiffFile(io.BytesIO(data)) as file:
-        warnings.simplefilter("ignore")
-        pages: list[Any] = []
-        for number in range(channels + 1):
-            try:
-                pages.append(file.pages[number])
-            except Exception:  # no more pages, or damage that the first knows nothing of
-                break
-        first = pages[0]
-        alike = all((page.shape, page.dtype) == (first.shape, first.dtype) for page in pages)
-        if channels > 1 and len(pages) == channels and len(first.shape) == 2 and alike:
-            return np.stack([page.asarray(maxworkers=1) for page in pages], axis=-1)
-        values, samples = first.asarray(maxworkers=1), int(first.samplesperpixel)
-        if samples > 1 and first.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
-            values = np.moveaxis(values, 0, -1)
-        if channels in (1, 3) and samples in (2, 4) and tuple(first.extrasamples) in ((1,), (2,)):
-            return values[:, :, :-1]
-        return values[:, :, :3] if channels in (1, 3) and first.photometric == tifffile.PHOTOMETRIC.RGB else values
 
 
 class Spread:

@@ -55,8 +55,10 @@ class DataConfig:
     """Loader processes per device; -1 takes the cores there are, shared between local ranks."""
     decode: Literal["cpu", "cuda"] = "cpu"
     """Where ordinary JPEGs of the training are decoded; cuda (nvJPEG) helps where there are few cores for a GPU."""
-    cache: Literal["none", "files", "pixels"] = field(default="none", metadata={"free": True})
-    """What is kept in $MPP_CACHE: files, as fetched from remote shards; pixels, decoded once, of images of one size."""
+    cache: Literal["none", "pixels"] = "none"
+    """pixels: decode once, and keep the pixels in $MPP_CACHE; for images of one size."""
+    keep: bool = field(default=False, metadata={"free": True})
+    """Keep in $MPP_CACHE what is fetched of remote shards."""
     max_bad: str = field(default="1%", metadata={"free": True})
     """Stop once more than this share of the images read could not be decoded."""
 
@@ -78,8 +80,8 @@ class DataConfig:
             raise ValueError(f"data.value_range takes pairs low high, low < high, got {list(self.value_range)}")
         if any(not 0 <= value <= 255 for value in self.background):
             raise ValueError(f"data.background takes numbers from 0 to 255, got {list(self.background)}")
-        if self.cache == "files" and self.source and "://" not in self.source:
-            raise ValueError(f"data.cache files keeps what is fetched of remote shards; {self.source} is not remote")
+        if self.keep and self.source and "://" not in f"{self.source} {getattr(self, 'test', '')}":
+            raise ValueError(f"data.keep is for remote shards, such as s3://..., and {self.source} is not remote")
         if self.workers < -1:
             raise ValueError(f"data.workers must be -1 (auto) or at least 0, got {self.workers}")
         if not 0 <= self.max_bad_share <= 1:

@@ -14,6 +14,7 @@ Then `values` makes uint8 of the channels that are asked for, and EXIF's orienta
 
 import io
 import logging
+import math
 import re
 import struct
 import warnings
@@ -27,7 +28,16 @@ from PIL import Image
 from mpp.data.config import Reading
 from mpp.data.jpeg import open_jpeg, orientation_of
 from mpp.data.lzw import quiet
-from mpp.data.picture import MAX_PIXELS, BadImage, Picture, check_size, failure, one_line, turned
+from mpp.data.picture import (
+    MAX_PIXELS,
+    BadImage,
+    Picture,
+    Stored,
+    bad_image_for_any,
+    check_size,
+    one_line,
+    turned,
+)
 from mpp.data.tiff import MAGIC as TIFF
 from mpp.data.tiff import is_plain, open_tiff
 from mpp.data.values import to_pixels
@@ -41,7 +51,8 @@ logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL + 1)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
 _MAGIC = (b"\xff\xd8\xff", _PNG, b"GIF87a", b"GIF89a", *TIFF)
-_NETPBM = re.compile(rb"(P[2356])(?:\s+|#[^\n]*\n)+(\d{1,9})" + 2 * rb"(?:\s+|#[^\n]*\n)+(\d{1,9})" + rb"\s")
+_NETPBM = re.compile(rb"(P[2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s")
+_LONGEST_NETPBM = 4096  # bytes of its header
 
 
 def decode(data: bytes | np.ndarray, reading: Reading) -> np.ndarray:
@@ -49,6 +60,7 @@ def decode(data: bytes | np.ndarray, reading: Reading) -> np.ndarray:
     return open_picture(data, reading).pixels()
 
 
+@bad_image_for_any
 def open_picture(data: bytes | np.ndarray, reading: Reading) -> Picture:
     """An image of any kind, its header read: JPEG, PNG, BMP, GIF, WebP, TIFF, PPM, .npy, or an array.
 
@@ -62,6 +74,7 @@ def open_picture(data: bytes | np.ndarray, reading: Reading) -> Picture:
 
     Raises:
         BadImage: not an image, its header damaged, or too large.
+        UserError: settings that do not fit.
     """
     if isinstance(data, np.ndarray):
         return _from_array(data, reading, "array")
@@ -75,7 +88,7 @@ def open_picture(data: bytes | np.ndarray, reading: Reading) -> Picture:
         return _from_npy(data, reading)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
         raise BadImage("a WebP that is cut off before its end", "truncated")
-    if data[:1] == b"P" and (header := _NETPBM.match(data)) and 255 < int(header[4]) <= 65535:
+    if data[:1] == b"P" and (header := _NETPBM.match(data, 0, _LONGEST_NETPBM)) and 255 < int(header[4]) <= 65535:
         return _from_netpbm(data, header, reading)
     return _from_pillow(data, reading)
 
@@ -85,7 +98,8 @@ def _from_array(values: np.ndarray, reading: Reading, form: str) -> Picture:
         reason = f"the array is {values.dtype} {values.shape}; expected numbers of shape (H, W) or (H, W, C)"
         raise BadImage(reason, "not an image")
     height, width, channels = values.shape if values.ndim == 3 else (*values.shape, 1)
-    return Picture(height, width, f"{form} {values.dtype} x {channels}", lambda: to_pixels(values, reading))
+    form = f"{form} {values.dtype} x {channels}"
+    return Picture(height, width, form, lambda: Stored(values), lambda stored: to_pixels(stored.values, reading))
 
 
 def _from_npy(data: bytes, reading: Reading) -> Picture:
@@ -94,14 +108,18 @@ def _from_npy(data: bytes, reading: Reading) -> Picture:
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, columns_first, dtype = read(stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            shape, columns_first, dtype = read(stream)
     except Exception as error:  # the header is anybody's text
         raise BadImage(f"a .npy with a damaged header ({one_line(error)})") from error
-    if dtype.kind not in "buif" or len(shape) not in (2, 3) or min(shape) < 1:
+    # True passes for a number in numpy's own check.
+    sides = len(shape) in (2, 3) and all(type(side) is int and side > 0 for side in shape)
+    if dtype.kind not in "buif" or not sides:
         reason = f"the .npy holds {dtype} {shape}; expected numbers of shape (H, W) or (H, W, C)"
         raise BadImage(reason, "not an image")
     check_size(shape[1], shape[0], shape[2] if len(shape) == 3 else 1)
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if len(data) - stream.tell() < count * dtype.itemsize:
         raise BadImage(f"a .npy of {shape} {dtype} that ends too early", "truncated")
     values = np.frombuffer(data, dtype, count, stream.tell()).reshape(shape, order="F" if columns_first else "C")
@@ -115,24 +133,25 @@ def _from_netpbm(data: bytes, header: re.Match[bytes], reading: Reading) -> Pict
     check_size(width, height, channels)
     count, shape = width * height * channels, (height, width, channels)
 
-    def read() -> np.ndarray:
+    def read() -> Stored:
         if header[1] in (b"P5", b"P6"):
             if len(data) - header.end() < 2 * count:
                 raise BadImage("a PPM that ends too early", "truncated")
             values = np.frombuffer(data, ">u2", count, header.end()).astype(np.uint16)
         else:
-            words = re.sub(rb"#[^\n]*", b"", data[header.end() :]).split()[:count]
+            words = re.sub(rb"#[^\n]*", b"", data[header.end() :]).split(maxsplit=count)[:count]
             if len(words) < count:
                 raise BadImage("a PPM that ends too early", "truncated")
             try:
                 values = np.array([int(word) for word in words], dtype=np.uint16)
             except (ValueError, OverflowError) as error:
                 raise BadImage(f"a PPM with {one_line(error)}") from error
-        return to_pixels(values.reshape(shape), reading, high=high)
+        return Stored(values.reshape(shape))
 
     if len(data) - header.end() < count:
         raise BadImage("a PPM that ends too early", "truncated")
-    return Picture(height, width, f"PPM {channels} x uint16", read)
+    form = f"PPM {channels} x uint16"
+    return Picture(height, width, form, read, lambda stored: to_pixels(stored.values, reading, high=high))
 
 
 def _from_pillow(data: bytes, reading: Reading) -> Picture:
@@ -145,40 +164,32 @@ def _from_pillow(data: bytes, reading: Reading) -> Picture:
             if image.format == "TIFF" and not is_plain(image, reading.channels):
                 return open_tiff(data, reading)
             orientation = _orientation(image, data)
-        except (BadImage, MemoryError):
-            raise
         except Image.UnidentifiedImageError:
             if data[:4] in TIFF:
                 return open_tiff(data, reading)
             raise _unidentified(data) from None
-        except Exception as error:  # headers raise OSError, SyntaxError, ValueError, struct.error and more
-            raise failure(error) from error
     width, height = image.size
     wide = data[24] == 16 and image.mode != "I;16" if image.format == "PNG" else False
     form = f"{image.format} {image.mode}"
     if wide or image.mode.startswith("I;16"):
         form = f"{image.format} {len(image.getbands())} x uint16"
 
-    def read() -> np.ndarray:
+    def read() -> Stored:
         nonlocal image
         opened = image if image is not None else Image.open(io.BytesIO(data), formats=_FORMATS)
         image = None  # read once: loading closes it
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                if opened.format == "PNG":
-                    _check_png(data)
-                values, alpha = _wide_png(data) if wide else _values(opened)
-            except (BadImage, MemoryError):
-                raise
-            except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-                raise failure(error) from error
-        pixels = to_pixels(values, reading, alpha=alpha)
-        return np.ascontiguousarray(turned(pixels, orientation))
+            if opened.format == "PNG":
+                _check_png(data)
+            return _wide_png(data) if wide else _values(opened)
+
+    def scale(stored: Stored) -> np.ndarray:
+        return np.ascontiguousarray(turned(to_pixels(stored.values, reading, alpha=stored.alpha), orientation))
 
     if orientation >= 5:
         height, width = width, height
-    return Picture(height, width, form, read)
+    return Picture(height, width, form, read, scale)
 
 
 def _unidentified(data: bytes) -> BadImage:
@@ -187,8 +198,8 @@ def _unidentified(data: bytes) -> BadImage:
     return BadImage("not an image in a known format", "not an image")
 
 
-def _values(image: Image.Image) -> tuple[np.ndarray, bool]:
-    """What a Pillow image holds, and whether the last channel is opacity."""
+def _values(image: Image.Image) -> Stored:
+    """What a Pillow image holds."""
     if any(tile[0] == "libtiff" for tile in getattr(image, "tile", ())):
         with quiet():
             image.load()
@@ -196,14 +207,14 @@ def _values(image: Image.Image) -> tuple[np.ndarray, bool]:
         image.load()
     if image.has_transparency_data and not image.mode.startswith("I"):
         grey = image.mode in ("L", "LA", "La")
-        return np.asarray(image.convert("LA" if grey else "RGBA")), True
+        return Stored(np.asarray(image.convert("LA" if grey else "RGBA")), alpha=True)
     if image.mode in ("1", "L", "RGB", "I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
-        return values.astype(values.dtype.newbyteorder("="), copy=False), False
+        return Stored(values.astype(values.dtype.newbyteorder("="), copy=False))
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
         # Pillow inverts the inks of every JPEG, as Adobe writes them; without its marker they are not inverted.
         image = Image.fromarray(255 - np.asarray(image), "CMYK")
-    return np.asarray(image.convert("RGB")), False
+    return Stored(np.asarray(image.convert("RGB")))
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -239,10 +250,10 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     return orientation_of(image)
 
 
-def _wide_png(data: bytes) -> tuple[np.ndarray, bool]:
+def _wide_png(data: bytes) -> Stored:
     """16-bit colour or opacity, which Pillow would reduce to 8 bits."""
     import imagecodecs  # slow to import, and few need it
 
     with quiet():  # libpng tells the terminal of odd metadata
         values = imagecodecs.png_decode(data)
-    return values, values.ndim == 3 and values.shape[2] in (2, 4)
+    return Stored(values, alpha=values.ndim == 3 and values.shape[2] in (2, 4))

@@ -9,7 +9,7 @@ from torch import Tensor
 from mpp.data.config import Reading
 from mpp.data.late import DecodeJpegs, LateDecoder
 from mpp.data.loader import stream
-from mpp.data.reader import Bad, Training, Transform
+from mpp.data.reader import Bad, TooManyBad, Training, Transform
 from mpp.dist import World
 from mpp.sources.base import Source
 
@@ -75,5 +75,8 @@ def feed(
                 "position": start + update * batch_size,
                 "slot": world.rank * share + part * micro_batch,
             }
+    except TooManyBad as error:
+        report_bad(error.bad, 0)
+        raise
     finally:
         batches.close()

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from mpp.data.picture import BadImage, Picture, check_size, one_line, turned
+from mpp.data.picture import BadImage, Picture, Stored, bad_image_for_any, check_size, one_line, turned
 
 _ORIENTATION = 0x0112
 _START_OF_SCAN = b"\xda"
@@ -40,7 +40,7 @@ class JpegPicture(Picture):
         self.orientation = orientation(data)
         if self.orientation >= 5:
             height, width = width, height
-        super().__init__(height, width, form, self._whole)
+        super().__init__(height, width, form, self._whole, lambda stored: stored.values)
 
     def step(self, height: int, width: int, target_hw: tuple[int, int]) -> int:
         """See `Picture`: 1, 2, 4 or 8."""
@@ -54,6 +54,7 @@ class JpegPicture(Picture):
             step //= 2
         return step
 
+    @bad_image_for_any
     def region(
         self, top: int, left: int, height: int, width: int, target_hw: tuple[int, int] | None = None
     ) -> np.ndarray:
@@ -69,11 +70,9 @@ class JpegPicture(Picture):
         top, left, height, width = (edge // step for edge in (top, left, height, width))
         return turned(pixels, self.orientation)[top : top + height, left : left + width]
 
-    def _whole(self) -> np.ndarray:
+    def _whole(self) -> Stored:
         pixels = self._decoded(1, fast=False)
-        if pixels is None:
-            return self._fallback()
-        return np.ascontiguousarray(turned(pixels, self.orientation))
+        return Stored(self._fallback() if pixels is None else np.ascontiguousarray(turned(pixels, self.orientation)))
 
     def _decoded(self, step: int, fast: bool) -> np.ndarray | None:
         """As stored, 1/step of the size; None where Pillow must look. Raises BadImage where it is cut off."""

@@ -24,7 +24,6 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from mpp.data.config import Reading
-from mpp.data.decode import BadImage
 from mpp.data.reader import Bad, Batch, Evaluation, Late, Training, Transform
 from mpp.sources.base import Source
 from mpp.sources.mixture import MixtureSource
@@ -71,7 +70,8 @@ def stream(
 
     Raises:
         ValueError: sizes that do not divide.
-        BadImage: (while iterating) 20 images in a row could not be used.
+        TooManyBad: (while iterating) 20 images in a row could not be used.
+        Unreachable: (while iterating) what the images are read from gives no answer.
     """
     if len(source) < 1:
         raise ValueError(f"{source.name}: the source is empty")
@@ -88,7 +88,7 @@ def sequential(
     source: Source,
     transform: Transform,
     reading: Reading,
-    indices: Sequence[int],
+    indices: Sequence[int] | np.ndarray,
     *,
     batch_size: int,
     workers: int = 0,
@@ -103,7 +103,7 @@ def sequential(
         batch_size: images a batch, bad ones counted.
         workers: loader processes; 0 reads in this one.
     """
-    order = [int(index) for index in indices]
+    order = np.asarray(indices, dtype=np.int64)
     parts = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     return _batches(_Loader(Evaluation(source, transform, reading), parts, min(workers, len(parts)), False))
 
@@ -267,7 +267,7 @@ def _batches(loader: _Loader) -> Generator[Batch]:
                     batch = next(iterator)
             except StopIteration:
                 return
-            if isinstance(batch, BadImage):
+            if isinstance(batch, Exception):
                 raise batch
             batch["bad"] = [Bad(*bad) for bad in batch["bad"]]  # pinning makes lists of tuples
             batch["late"] = [Late(*late) for late in batch["late"]]

@@ -1,16 +1,22 @@
 """An image whose header has been read, and what may be wrong with it."""
 
+import functools
 import re
 from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from mpp.errors import RunError
+from mpp.errors import RunError, UserError
+from mpp.sources.names import printable
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before decoding: Pillow's own limit of a decompression bomb."""
 MAX_VALUES = 4 * MAX_PIXELS
 """Likewise, pixels times channels."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CUT_OFF = re.compile(r"truncat|not enough|incomplete|unexpected end|end of file|premature|cut off", re.IGNORECASE)
 
@@ -29,21 +35,66 @@ class BadImage(RunError):
         self.kind = kind
 
 
+def bad_image_for_any(function: Callable[P, T]) -> Callable[P, T]:
+    """A function from which whatever a decoder raises comes as a BadImage; settings that do not fit as a UserError.
+
+    What is no Exception (Ctrl-C, a signal's) goes through.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+            raise failure(error) from error
+
+    return run
+
+
+class Stored(NamedTuple):
+    """What an image holds before it is scaled to 8 bits and turned."""
+
+    values: np.ndarray
+    """(H, W) or (H, W, C) of any real type."""
+    alpha: bool = False
+    """The last channel is opacity."""
+
+
 class Picture:
     """An image whose header has been read, whose pixels have not.
 
     Args:
         height, width: upright, as EXIF has it.
         form: what it is, short: JPEG, PNG RGBA, TIFF 5 x uint16, array uint8 x 3.
-        read: gives uint8 (height, width, channels), contiguous and writable, or raises BadImage.
+        read: decodes.
+        scale: of what `read` gave, uint8 (height, width, channels), contiguous and writable.
     """
 
-    def __init__(self, height: int, width: int, form: str, read: Callable[[], np.ndarray]) -> None:
-        self.height, self.width, self.form, self._read = height, width, form, read
+    def __init__(
+        self, height: int, width: int, form: str, read: Callable[[], Stored], scale: Callable[[Stored], np.ndarray]
+    ) -> None:
+        self.height, self.width, self.form, self._read, self._scale = height, width, form, read, scale
 
     def pixels(self) -> np.ndarray:
-        """uint8 (height, width, channels), contiguous and writable; exact. Raises BadImage."""
+        """uint8 (height, width, channels), contiguous and writable; exact.
+
+        Raises:
+            BadImage: it cannot be decoded, or has other channels or no range.
+            UserError: a range or background that does not fit.
+        """
+        return self.scaled(self.stored())
+
+    @bad_image_for_any
+    def stored(self) -> Stored:
+        """The values in the file, for who would look at them, too. Raises BadImage."""
         return self._read()
+
+    @bad_image_for_any
+    def scaled(self, stored: Stored) -> np.ndarray:
+        """`pixels()` of what `stored()` gave."""
+        return self._scale(stored)
 
     def step(self, height: int, width: int, target_hw: tuple[int, int]) -> int:
         """Boxes of about this size whose edges are multiples of the step are scaled down by it while decoding."""
@@ -86,6 +137,8 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def failure(error: Exception) -> BadImage:
     """What a decoder raised, as a BadImage."""
+    if isinstance(error, MemoryError):
+        return BadImage("takes more memory than there is", "too large")
     reason = one_line(error)
     if "bomb" in reason or "too large" in reason:
         return BadImage(reason, "too large")
@@ -93,5 +146,5 @@ def failure(error: Exception) -> BadImage:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text, or its name where it has none, without line breaks."""
-    return re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    """An error's text, or its name where it has none, in one line that a terminal shows as it is."""
+    return printable(re.sub(r"\s+", " ", str(error)).strip()) or type(error).__name__

@@ -4,9 +4,12 @@ source, reading -> the cache has it -> memory-mapped uint8 (n, h, w, C)
                    else decode all   -> write it whole, with the list of what could not be decoded
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -103,7 +106,7 @@ def open_images(data: DataConfig, reading: Reading, workers: int) -> Source:
     Raises:
         UserError: a source that does not open, or a cache that does not fit it.
     """
-    source = open_source(data.source, download=data.download, keep=data.cache == "files")
+    source = open_source(data.source, download=data.download, keep=data.keep)
     return cache_pixels(source, reading, workers) if data.cache == "pixels" else source
 
 
@@ -118,15 +121,34 @@ def cache_pixels(source: Source, reading: Reading, workers: int) -> PixelSource:
     told = [fingerprint(source), asdict(reading), TRANSFORM_VERSION, PIL.__version__]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
     path, bad_path = cache_folder() / f"{key}.pixels.npy", cache_folder() / f"{key}.bad.npy"
-    if not (path.is_file() and bad_path.is_file()):
-        _decode_all(source, reading, workers, path, bad_path)
+    with _alone(cache_folder() / f"{key}.lock"):
+        if not (path.is_file() and bad_path.is_file()):
+            for left in path.parent.glob(f".{path.name}-*"):  # by one that was killed
+                left.unlink(missing_ok=True)
+            _decode_all(source, reading, workers, path, bad_path)
     return PixelSource(source, path, np.load(bad_path, allow_pickle=False))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Holds a lock, so that several runs decode the same images once. It ends with the process, however that ends.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent} ({error.strerror}): set MPP_CACHE to another folder") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _decode_all(source: Source, reading: Reading, workers: int, path: Path, bad_path: Path) -> None:
     height, width = _first_size(source, reading)
     shape = (len(source), height, width, reading.channels)
-    path.parent.mkdir(parents=True, exist_ok=True)
     size, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
     if size * _ROOM > free:
         raise UserError(
@@ -140,14 +162,14 @@ def _decode_all(source: Source, reading: Reading, workers: int, path: Path, bad_
         np.lib.format.write_array_header_1_0(file, header)
         start = file.tell()
         batches = sequential(
-            source, _Same((height, width)), reading, range(len(source)), batch_size=_BATCH, workers=workers
+            source, _Same((height, width)), reading, np.arange(len(source)), batch_size=_BATCH, workers=workers
         )
         for batch in batches:
             for other in batch["bad"]:
                 if other.kind == "another size":
                     raise UserError(
                         f"data.cache pixels takes images of one size: the first is {width} x {height}, {other}; "
-                        "tools/shard.py --resize makes them alike"
+                        "leave data.cache at none"
                     )
                 bad.append(other.index)
             # Images that did not decode leave a hole.

@@ -1,7 +1,8 @@
 """From keys to batches: read, decode, transform; whatever cannot be used is noted and, in training, replaced."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypedDict
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -11,13 +12,31 @@ from mpp.data.config import Reading
 from mpp.data.decode import BadImage, Picture, one_line, open_picture
 from mpp.data.draws import seeds, uniforms
 from mpp.data.jpeg import JpegPicture
-from mpp.sources.base import NotAFile, Source, block, path_of, read_many
+from mpp.errors import Unreachable
+from mpp.sources.base import Source, block, path_of, read_many
+from mpp.sources.files import NotAFile
 from mpp.sources.names import printable
 
 _ATTEMPTS = 20
 _EOI, _TAIL = b"\xff\xd9", 1024  # where a JPEG ends, and how far from the end of the file that is looked for
 # What the draws are for, so that those of one purpose are unrelated to those of another.
 _SAMPLE, _REPLACEMENT = 2, 3
+
+
+class TooManyBad(BadImage):
+    """So many images in a row could not be used that something else must be wrong.
+
+    Args:
+        reason: the text.
+        bad: the images.
+    """
+
+    def __init__(self, reason: str, bad: "list[Bad]") -> None:
+        super().__init__(reason, bad[-1].kind)
+        self.bad = bad
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.bad)
 
 
 class Transform(Protocol):
@@ -110,7 +129,11 @@ class Reader:
 
     def noted(self, index: int, error: BadImage | OSError) -> Bad:
         """What is wrong with an image, by its place."""
-        return Bad(index, kind_of(error), path_of(self.source, index), one_line(error))
+        where, reason = path_of(self.source, index), one_line(error)
+        if isinstance(error, OSError) and error.strerror:
+            link = isinstance(error, FileNotFoundError) and Path(where).is_symlink()
+            reason = "a link that leads nowhere" if link else error.strerror
+        return Bad(index, kind_of(error), where, reason)
 
 
 def kind_of(error: BadImage | OSError) -> str:
@@ -132,7 +155,7 @@ class Training(Reader):
         self._block = getattr(transform, "block", None) if whole else None
         self._labels = source.labels()
 
-    def __getitems__(self, keys: np.ndarray) -> Batch | BadImage:
+    def __getitems__(self, keys: np.ndarray) -> Batch | BadImage | Unreachable:
         """The batch of keys int64 (B, 2); an error comes back, for raised inside a worker it would arrive with the
         worker's whole traceback as its text."""
         draws = uniforms(seeds(_SAMPLE, self.seed, keys[:, 0], keys[:, 1]), self.transform.draws)
@@ -155,7 +178,7 @@ class Training(Reader):
                 shown, image, label[slot] = self.sample(passes[slot], index[slot], found, drawn[slot], bad)
                 images[slot].copy_(image)
                 index[slot] = shown
-        except BadImage as error:
+        except (BadImage, Unreachable) as error:
             return error
         labels = torch.tensor(label)
         return {"images": images, "index": torch.tensor(index), "label": labels, "bad": bad, "late": late}
@@ -201,28 +224,34 @@ class Training(Reader):
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return shown, *self.transformed(found, draws)
+            except Unreachable:
+                raise
             except (BadImage, OSError) as error:
                 bad.append(self.noted(shown, error))
             other = seeds(_REPLACEMENT, self.seed, which_pass, index, attempt)
             shown = int(other[0] % np.uint64(len(self.source)))
             found = read_many(self.source, [shown])[0]
-        raise BadImage(
-            f"{_ATTEMPTS} images in a row could not be decoded; check {self.source.name}. The last: {bad[-1]}",
-            bad[-1].kind,
+        raise TooManyBad(
+            f"{_ATTEMPTS} images in a row could not be decoded; check {printable(self.source.name)} with "
+            f"tools/check_data.py. The last: {bad[-1]}",
+            bad,
         )
 
 
 class Evaluation(Reader):
     """Samples by index, without the bad ones."""
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def __getitems__(self, indices: np.ndarray) -> Batch | Unreachable:
         images: list[Tensor] = []
         kept: list[int] = []
         labels: list[int] = []
         bad: list[Bad] = []
-        for index, found in zip(indices, read_many(self.source, indices), strict=True):
+        wanted = indices.tolist()
+        for index, found in zip(wanted, read_many(self.source, wanted), strict=True):
             try:
                 image, label = self.transformed(found, ())
+            except Unreachable as error:
+                return error
             except (BadImage, OSError) as error:
                 bad.append(self.noted(index, error))
             else:

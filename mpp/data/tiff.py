@@ -11,9 +11,8 @@ from PIL import Image
 
 from mpp.data.config import Reading
 from mpp.data.lzw import LZW, lzw_values
-from mpp.data.picture import BadImage, Picture, check_size, failure, one_line, turned
+from mpp.data.picture import BadImage, Picture, Stored, check_size, one_line, turned
 from mpp.data.values import to_pixels
-from mpp.errors import UserError
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _FORMAT = 258, 262, 274, 277, 339
@@ -64,7 +63,7 @@ def open_tiff(data: bytes, reading: Reading) -> Picture:
         try:
             pages = _pages(data, reading.channels)
             return _picture(pages, data, reading)
-        except BadImage:
+        except (BadImage, MemoryError):
             raise
         except Exception as error:  # damaged tags raise anything
             raise BadImage(f"a TIFF with damaged tags ({one_line(error)})") from error
@@ -110,21 +109,20 @@ def _picture(pages: list[Any], data: bytes, reading: Reading) -> Picture:
     tag = page.tags.get(_ORIENTATION)
     orientation = int(tag.value) if tag is not None else 1
 
-    def read() -> np.ndarray:
+    def read() -> Stored:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                values = [_values(part, data) for part in pages]
-                values = np.stack(values, axis=-1) if len(values) > 1 else values[0]
-                return np.ascontiguousarray(turned(_coloured(values, page, reading), orientation))
-            except (BadImage, UserError):
-                raise
-            except Exception as error:  # decoders raise anything
-                raise failure(error) from error
+            values = [_values(part, data) for part in pages]
+        if len(values) > 1:
+            return Stored(np.stack(values, axis=-1))
+        return _stored(values[0], page, reading.channels)
+
+    def scale(stored: Stored) -> np.ndarray:
+        return np.ascontiguousarray(turned(_scaled(stored, page, reading), orientation))
 
     if orientation in (5, 6, 7, 8):
         height, width = width, height
-    return Picture(height, width, f"TIFF {channels} x {page.dtype}", read)
+    return Picture(height, width, f"TIFF {channels} x {page.dtype}", read, scale)
 
 
 def _values(page: Any, data: bytes) -> np.ndarray:
@@ -132,27 +130,32 @@ def _values(page: Any, data: bytes) -> np.ndarray:
     return np.moveaxis(values, 0, -1) if page.samplesperpixel > 1 and page.planarconfig == _PLANAR else values
 
 
-def _coloured(values: np.ndarray, page: Any, reading: Reading) -> np.ndarray:
-    """uint8 (H, W, reading.channels), not turned yet."""
-    kind, samples = page.photometric, page.samplesperpixel
-    if kind == _PALETTE:
-        colours = np.moveaxis(np.asarray(page.colormap), 0, -1) >> 8
-        return to_pixels(colours[values].astype(np.uint8), Reading(reading.channels))
-    if kind == _CMYK and samples == 4:
-        inks = to_pixels(values, Reading(4, reading.value_range[:2]))
-        rgb = np.asarray(Image.fromarray(inks, "CMYK").convert("RGB"))
-        return to_pixels(rgb, Reading(reading.channels))
-    alpha = samples in (2, 4) and tuple(page.extrasamples) in ((_ASSOCIATED,), (_UNASSOCIATED,))
-    if reading.channels in (1, 3):
+def _stored(values: np.ndarray, page: Any, channels: int) -> Stored:
+    """Where colours are asked for, without channels beyond them, and with opacity apart from them."""
+    alpha = page.samplesperpixel in (2, 4) and tuple(page.extrasamples) in ((_ASSOCIATED,), (_UNASSOCIATED,))
+    if channels in (1, 3):
         if alpha and tuple(page.extrasamples) == (_ASSOCIATED,) and values.dtype.kind == "u":
             largest = np.iinfo(values.dtype).max
             opacity = np.maximum(values[:, :, -1:], 1).astype(np.float64)
             colours = np.minimum(np.rint(values[:, :, :-1] * (largest / opacity)), largest)
             values = np.concatenate([colours.astype(values.dtype), values[:, :, -1:]], axis=2)
-        elif kind == _RGB and samples > 3 and not alpha:
+        elif page.photometric == _RGB and page.samplesperpixel > 3 and not alpha:
             values = values[:, :, :3]
+    return Stored(values, alpha)
+
+
+def _scaled(stored: Stored, page: Any, reading: Reading) -> np.ndarray:
+    """uint8 (H, W, reading.channels), not turned yet."""
+    values, kind = stored.values, page.photometric
+    if kind == _PALETTE:
+        colours = np.moveaxis(np.asarray(page.colormap), 0, -1) >> 8
+        return to_pixels(colours[values].astype(np.uint8), Reading(reading.channels))
+    if kind == _CMYK and page.samplesperpixel == 4:
+        inks = to_pixels(values, Reading(4, reading.value_range[:2]))
+        rgb = np.asarray(Image.fromarray(inks, "CMYK").convert("RGB"))
+        return to_pixels(rgb, Reading(reading.channels))
     high = 2**page.bitspersample - 1 if values.dtype.kind == "u" and page.bitspersample < 16 else 65535
-    return to_pixels(values, reading, alpha=alpha, high=high, inverted=kind == _INVERTED)
+    return to_pixels(values, reading, alpha=stored.alpha, high=high, inverted=kind == _INVERTED)
 
 
 def _check_tiles(wide: int, high: int, width: int, height: int) -> None:

@@ -116,7 +116,7 @@ def extract_by_all(
         RunError: where that leaves none.
     """
     rank, size = dist.rank_and_size()
-    mine = indices[rank::size].tolist()
+    mine = indices[rank::size]
     batches = sequential(source, transform, reading, mine, batch_size=batch_size, workers=workers)
     found = [part for part in dist.gather(extract_features(encode, batches, device)) if len(part[1])]
     if not found:

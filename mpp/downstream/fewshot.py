@@ -46,8 +46,10 @@ class Fewshot:
     """What is to be said of the sources: held-out images, classes that one side lacks, imbalance."""
 
     @classmethod
-    def open(cls, config: FewshotConfig, download: bool = False) -> "Fewshot":
+    def open(cls, config: FewshotConfig, download: bool = False, keep: bool = False) -> "Fewshot":
         """Opens the labelled sources that the config names, and decides once which images are needed.
+
+        `download` and `keep` are those of `open_labelled`.
 
         Raises:
             SourceError: a source that does not open, and what `labelled.label` refuses.
@@ -55,7 +57,7 @@ class Fewshot:
         if not config.data:
             raise SourceError("few-shot evaluation needs labelled images: name their source as fewshot.data")
         try:
-            return cls.of(config, open_labelled(config.data, config.test, download))
+            return cls.of(config, open_labelled(config.data, config.test, download, keep))
         except SourceError as error:
             raise SourceError(f"fewshot.data: {error}") from error
 

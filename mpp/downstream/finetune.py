@@ -69,8 +69,7 @@ def run(config: FinetuneConfig) -> int:
     """
     with processes(config.train.device) as (world, device), explained(config, device):
         data = config.data
-        keep = data.cache == "files"
-        labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download, keep))
+        labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download, data.keep))
         labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
         labelled = with_labels(labelled, labels)
         if len(config.optim.lr) == 1:

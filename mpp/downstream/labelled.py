@@ -18,7 +18,9 @@ from jaxtyping import Bool, Int, Int64
 
 from mpp.downstream.config import parse_share
 from mpp.sources.base import Source, SourceError, count, numbered_classes, place
+from mpp.sources.names import printable
 from mpp.sources.opening import has_split, open_source
+from mpp.sources.patterns import shown
 
 _TEST_SEED = 1729  # which images are tested never changes, so that figures of different runs compare
 _TEST_SHARE = 1 / 5  # of each class, held out where there is no test split
@@ -72,7 +74,7 @@ def open_labelled(data: str, test: str = "", download: bool = False, keep: bool 
     own = has_split(data)
     if test == data and not own:
         raise SourceError(
-            f"{data} is named for training and for testing, but has no test split of its own: "
+            f"{shown(data)} is named for training and for testing, but has no test split of its own: "
             "name no test source to hold out a fifth of it, or one of other images"
         )
     train = open_source(data, split="train", download=download, keep=keep)
@@ -284,5 +286,5 @@ def _at(names: Sequence[str], numbers: np.ndarray) -> list[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    one_line = (" ".join(name.split()) for name in names[:_NAMED])
+    one_line = (printable(" ".join(name.split())) for name in names[:_NAMED])
     return ", ".join(one_line) + (", ..." if len(names) > _NAMED else "")

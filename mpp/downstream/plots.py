@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mpp.downstream.shots import FewshotResult
+from mpp.sources.names import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,6 +199,7 @@ def _bars_text(results: Iterable[FewshotResult]) -> str:
 
 
 def _cut(name: str, longest: int) -> str:
-    """A name that is not too long, in which a dollar is a dollar and not the start of a formula."""
+    """A name in one line, not too long, in which a dollar is a dollar and not the start of a formula."""
+    name = printable(name)
     short = name if len(name) <= longest else name[: longest - 1] + "…"
     return short.replace("$", r"\$")

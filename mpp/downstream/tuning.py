@@ -4,7 +4,6 @@ Every random draw derives from the seed and from what is drawn for, as in pretra
 augmentation, (seed, images seen, slot) for mixup and stochastic depth.
 """
 
-import difflib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,6 @@ import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import numpy as np
-import timm
 import torch
 from jaxtyping import Float32, Int64
 from timm.data.mixup import Mixup
@@ -22,7 +20,6 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F
 
 from mpp.data.augment import RandAugment
-from mpp.data.config import DataConfig
 from mpp.data.feed import Placed, feed
 from mpp.data.late import DecodeJpegs, choose_decoder
 from mpp.data.loader import derive_seed, worker_count
@@ -30,9 +27,10 @@ from mpp.data.pixel_cache import cache_pixels
 from mpp.data.reader import Bad, Transform
 from mpp.data.transform import EvalTransform, TrainTransform, normalise
 from mpp.dist import World
-from mpp.downstream.config import ClassifierConfig, FinetuneConfig, LabelledConfig
+from mpp.downstream.config import ClassifierConfig, FinetuneConfig
 from mpp.downstream.features import check_patches, extract_by_all
 from mpp.downstream.labelled import Labelled
+from mpp.downstream.starting import starting_weights
 from mpp.errors import UserError
 from mpp.sources.base import Source, Subset
 from mpp.train.loop import Schedule, State
@@ -42,7 +40,6 @@ from mpp.train.run_folder import build_rate, micro_batches, once_a_machine
 from mpp.train.schedule import parse_duration
 from mpp.weights.base import Weights, build
 from mpp.weights.heads import TanhHead
-from mpp.weights.opening import open_weights
 
 _MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
 
@@ -82,58 +79,6 @@ def _with_pixels(labelled: Labelled, weights: Weights, workers: int) -> Labelled
     return replace(labelled, train=train, test=cache_pixels(labelled.test, weights.reading, workers))
 
 
-def starting_weights(config: FinetuneConfig) -> Weights:
-    """What the run starts from: the weights that `init` names or, for none, a new architecture; then what the config
-    says of size and normalisation.
-
-    Raises:
-        UserError: no such weights; settings of a new model beside weights that have their own.
-    """
-    model = config.model
-    if not config.init:
-        raise UserError("nothing to start from: give --init runs/first, say, or --init none --model.name NAME")
-    if config.init == "none":
-        weights = _new(model)
-    else:
-        weights = open_weights(config.init)
-        fresh = ClassifierConfig()
-        for key in ("name", "patch_size", "embed_dim", "depth", "num_heads", "in_chans"):
-            if getattr(model, key) != getattr(fresh, key):
-                raise UserError(f"model.{key} is for --init none; {config.init} has its own")
-    size = (model.img_size[0], model.img_size[-1]) if model.img_size else weights.image_hw
-    if config.init == "none":
-        weights = replace(weights, image_hw=size)
-    return described(weights, config.data)
-
-
-def described(weights: Weights, data: LabelledConfig) -> Weights:
-    """The weights with what the config says of their input.
-
-    Raises:
-        UserError: settings of another number of channels.
-    """
-    told = {key: getattr(data, key) for key in ("mean", "std", "value_range", "background")}
-    replace(DataConfig(), **{key: value for key, value in told.items() if value}).reading(weights.in_chans)
-    return replace(weights, **{key: value for key, value in told.items() if value})
-
-
-def _new(model: ClassifierConfig) -> Weights:
-    if not model.name:
-        raise UserError("--init none makes a new model: say which by --model.name, such as vit_tiny_patch16_224")
-    told = {"embed_dim": model.embed_dim, "depth": model.depth, "num_heads": model.num_heads}
-    if model.patch_size:
-        told["patch_size"] = [model.patch_size[0], model.patch_size[-1]]  # pyright: ignore[reportArgumentType]
-    args = {key: value for key, value in told.items() if value is not None}
-    bare = model.name.partition(".")[0]
-    if not timm.is_model(bare):
-        near = difflib.get_close_matches(bare, timm.list_models(), 3)
-        known = f"near it: {', '.join(near)}" if near else "timm.list_models() lists them all"
-        raise UserError(f"model.name: timm {timm.__version__} has no model {model.name!r}; {known}")
-    weights = open_weights(f"random:timm:{bare}")
-    plain = replace(weights, args=args, in_chans=model.in_chans, mean=(0.5,), std=(0.5,), origin="none")
-    return replace(plain, pool="avg") if plain.pool == "token" else plain
-
-
 def build_tuning(
     config: FinetuneConfig,
     labelled: Labelled,
@@ -164,11 +109,8 @@ def build_tuning(
         check_patches(model, _input_size(config.model, weights), "model.img_size")
     if config.model.grad_checkpointing:
         _checkpoint_gradients(model)
-    if (config.loss.mixup or config.loss.cutmix) and micro % 2:
-        share = size // world.size
-        even = max((n for n in range(2, micro, 2) if share % n == 0), default=2)
-        remedy = "change train.batch_size" if share % 2 else f"set train.micro_batch to {even}"
-        raise UserError(f"loss.mixup and cutmix mix pairs of images, but {micro} go in a pass; {remedy}")
+    if config.loss.mixup or config.loss.cutmix:
+        _check_pairs(micro, size // world.size)
     state = State(
         model,
         build_optimizer(parameter_groups(model, config.optim.weight_decay, config.optim.layer_decay), config.optim),
@@ -198,6 +140,14 @@ def build_tuning(
         workers,
         choose_decoder(config.data.decode, device, transform),
     )
+
+
+def _check_pairs(micro: int, share: int) -> None:
+    """Refuses micro-batches that cannot be mixed in pairs; `share` is what a rank takes of a batch."""
+    if micro % 2:
+        even = max((n for n in range(2, micro, 2) if share % n == 0), default=2)
+        remedy = "change train.batch_size" if share % 2 else f"set train.micro_batch to {even}"
+        raise UserError(f"loss.mixup and cutmix mix pairs of images, but {micro} go in a pass; {remedy}")
 
 
 def _checkpoint_gradients(model: Any) -> None:

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mpp.errors import RunError, UserError
 from mpp.files import write_whole
@@ -80,11 +80,9 @@ class PackingFolder:
         """Within it, this process alone packs into the folder; what a killed one left unfinished is removed.
 
         Raises:
-            UserError: another process is packing there.
-            OSError: it cannot be written.
+            UserError: another process is packing there, or it cannot be written.
         """
-        self._work.mkdir(parents=True, exist_ok=True)
-        with (self._work / "lock").open("w") as lock:
+        with self._begun() as lock:
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock's, which forked workers would share
             except (BlockingIOError, PermissionError):
@@ -92,10 +90,24 @@ class PackingFolder:
                 raise UserError(f"--out {self.out}: {what}") from None
             except OSError:
                 pass  # a file system without locks
-            for left in self._work.glob(f"*{TEMPORARY}"):
-                left.unlink(missing_ok=True)
-            _write_synced(self._work / _PACKING, _json(self._identity))
+            with self._writing():
+                for left in self._work.glob(f"*{TEMPORARY}"):
+                    left.unlink(missing_ok=True)
+                _write_synced(self._work / _PACKING, _json(self._identity))
             yield
+
+    def _begun(self) -> IO[str]:
+        with self._writing():
+            self._work.mkdir(parents=True, exist_ok=True)
+            return (self._work / "lock").open("w")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = f"cannot be written to ({error.strerror or error})"
+            raise UserError(f"--out {self.out} {reason}; give another folder, or mend this one") from error
 
     @property
     def work(self) -> Path:

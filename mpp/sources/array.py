@@ -9,6 +9,7 @@ from mpp.sources.base import SourceError, check_index, numbered_classes, summary
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
 """Of the images, in either byte order."""
+_SMALL = 2**16  # bytes of an image; a larger one costs more to copy than is saved by taking many at once
 
 
 class ArraySource:
@@ -84,6 +85,14 @@ class ArraySource:
         image = np.asarray(self._images[check_index(index, len(self))])
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
         return native, None if self._labels is None else int(self._labels[index])
+
+    def block(self, indices: np.ndarray) -> np.ndarray | None:
+        """Images uint8 (B, H, W, C); None where they are large or of another dtype."""
+        images = self._images
+        if images.dtype != np.uint8 or images[0].nbytes > _SMALL:
+            return None
+        found = np.asarray(images[indices])
+        return found if found.ndim == 4 else found[..., None]
 
     def labels(self) -> np.ndarray | None:
         """int64 (len,), or None."""

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 import mpp.torchvision_import  # noqa: F401
-from mpp.sources.base import FileSource, ListSource, SourceError, Split
+from mpp.sources.base import ListSource, SourceError, Split
+from mpp.sources.files import FileSource
 
 from torchvision.datasets import CIFAR10, CIFAR100  # isort: skip
 

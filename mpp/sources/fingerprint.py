@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpp.sources.array import ArraySource
-from mpp.sources.base import FileSource, Source, Subset
+from mpp.sources.base import Source, Subset
+from mpp.sources.files import FileSource
 from mpp.sources.hub import HubSource
 from mpp.sources.local_shards import ShardSource
 from mpp.sources.mixture import MixtureSource

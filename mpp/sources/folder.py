@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.sources.base import FileSource, PathTable, SourceError, Split
+from mpp.sources.base import SourceError, Split
+from mpp.sources.files import FileSource, PathTable
 from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden, is_image
 
 _PIECE = 65_536
@@ -56,39 +57,49 @@ def _identity(folder: str) -> _Place:
     return info.st_dev, info.st_ino
 
 
-def _images_under(
-    folder: str, ignored: Counter[str], prefix: str = "", above: frozenset[_Place] = frozenset()
-) -> Iterator[str]:
-    """Paths of the images under a folder, sorted: its own, then those of each sub-folder. `above`: folders around."""
-    here = _identity(folder)
-    if here in above:
-        ignored["other"] += 1
-        return
-    folders: list[str] = []
+def _walk(root: str, ignored: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+    """What each folder's paths begin with, the root's first, then those of each sub-folder in order.
 
-    def own() -> Iterator[str]:
-        for name, is_folder in _entries(folder, ignored):
-            if is_folder:
-                folders.append(name)
-            else:
-                yield name
-
-    for name in _in_order(own()):
-        yield prefix + name
-    for name in _in_order(folders):
-        yield from _images_under(f"{folder}/{name}", ignored, f"{prefix}{name}/", above | {here})
+    The caller puts the names of a folder's sub-folders into the list that comes with it. A stack of our own, for
+    folders may be nested deeper than functions.
+    """
+    waiting, around = [("", 0)], list[_Place]()
+    while waiting:
+        prefix, depth = waiting.pop()
+        del around[depth:]
+        here = _identity(_path(root, prefix))
+        if here in around:
+            ignored["other"] += 1
+            continue
+        around.append(here)
+        folders: list[str] = []
+        yield prefix, folders
+        waiting += [(f"{prefix}{name}/", depth + 1) for name in reversed(list(_in_order(folders)))]
 
 
-def _holds_image(folder: str, above: frozenset[_Place] = frozenset()) -> bool:
-    here = _identity(folder)
-    if here in above:
-        return False
-    folders: list[str] = []
-    for name, is_folder in _entries(folder, Counter()):
-        if not is_folder:
-            return True
-        folders.append(name)
-    return any(_holds_image(f"{folder}/{name}", above | {here}) for name in folders)
+def _path(root: str, prefix: str) -> str:
+    return f"{root}/{prefix[:-1]}" if prefix else root
+
+
+def _own_images(folder: str, folders: list[str], ignored: Counter[str]) -> Iterator[str]:
+    for name, is_folder in _entries(folder, ignored):
+        if is_folder:
+            folders.append(name)
+        else:
+            yield name
+
+
+def _images_under(root: str, ignored: Counter[str]) -> Iterator[str]:
+    """Paths of the images under a folder, sorted: its own, then those of each sub-folder."""
+    for prefix, folders in _walk(root, ignored):
+        for name in _in_order(_own_images(_path(root, prefix), folders, ignored)):
+            yield prefix + name
+
+
+def _holds_image(root: str) -> bool:
+    ignored: Counter[str] = Counter()
+    walk = _walk(root, ignored)
+    return any(next(_own_images(_path(root, prefix), folders, ignored), "") for prefix, folders in walk)
 
 
 def split_folders(folder: Path) -> dict[str, Path]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpp.sources.base import SourceError, Split, check_index, numbered_classes, read_file, summary
+from mpp.sources.base import SourceError, Split, check_index, numbered_classes, summary
+from mpp.sources.files import read_file
 from mpp.sources.hub_dataset import OpenedDataset
 from mpp.sources.names import printable
 

@@ -94,7 +94,8 @@ class ShardSource:
         self._starts = np.cumsum([0, *(len(shard.index.blocks) for shard in shards)])
         self._blocks = np.concatenate([shard.index.blocks for shard in shards])
         self._sizes = np.concatenate([shard.index.sizes for shard in shards])
-        self._labels = None if classes is None else np.concatenate([shard.index.labels for shard in shards])
+        labels = [np.maximum(shard.index.labels, -1) for shard in shards] if classes is not None else []
+        self._labels = np.concatenate(labels) if labels else None
         self._open = Descriptors(os.O_RDONLY)
 
     def __len__(self) -> int:
@@ -106,7 +107,8 @@ class ShardSource:
         return shard, BLOCK * int(self._blocks[index]), int(self._sizes[index])
 
     def _label(self, index: int) -> int | None:
-        return None if self._labels is None else int(self._labels[index])
+        label = -1 if self._labels is None else int(self._labels[index])
+        return None if label < 0 else label
 
     def where(self, index: int) -> str:
         """The shard, and where the image starts in it."""
@@ -129,7 +131,7 @@ class ShardSource:
         return data
 
     def labels(self) -> np.ndarray | None:
-        """int64 (len,), or None."""
+        """int64 (len,), -1 where an image has none, or None."""
         return None if self._labels is None else self._labels.astype(np.int64)
 
     def state(self, times: bool) -> Iterator[str]:

@@ -1,13 +1,15 @@
 """Several sources as one: `folder:/a + shards:/b`, or with weights `3 * folder:/a + 1 * shards:/b`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mpp.sources.base import Source, SourceError, check_index, count, path_of, place, read_many, summary
+from mpp.sources.base import Source, SourceError, block, check_index, count, path_of, place, read_many, summary
 
 # What the draws are for; the loader numbers its own from 1.
 _PASS, _SHUFFLE = 101, 102
+_TOGETHER = 2**18
+"""Images of a small part whose passes are drawn by one generator."""
 
 
 class MixtureSource:
@@ -43,6 +45,7 @@ class MixtureSource:
             np.array([numbers.get(label, -1) for label in classes] + [-1], dtype=np.int64) for classes in known
         ]
         bare = [part.name for part in self.parts if part.classes is None]
+        self._shape = _block_shape(self.parts)
         self._aside = f"labels left aside, for {' and '.join(bare)} has none" if known and bare else ""
 
     def _check_weights(self) -> None:
@@ -89,6 +92,19 @@ class MixtureSource:
                 found[part, index] = held if isinstance(held, OSError) else (held[0], self._label(part, held[1]))
         return [found[place] for place in places]
 
+    def block(self, indices: np.ndarray) -> np.ndarray | None:
+        """Images uint8 (B, H, W, C), where all parts hold theirs in arrays, and all have one size."""
+        if self._shape is None:
+            return None
+        images = np.empty((len(indices), *self._shape), dtype=np.uint8)
+        of = np.searchsorted(self._starts, indices, side="right") - 1
+        for part in np.unique(of).tolist():
+            found = block(self.parts[part], indices[of == part] - self._starts[part])
+            if found is None:
+                return None
+            images[of == part] = found
+        return images
+
     def _label(self, part: int, label: int | None) -> int | None:
         """A part's label, by number among `classes`."""
         return None if label is None or label < 0 or self.classes is None else int(self._numbers[part][label])
@@ -127,19 +143,43 @@ class MixtureSource:
         Returns:
             The pass that each image belongs to and its index: int64 (len,), int64 (len,).
         """
-        passes, indices = np.empty(len(self), dtype=np.int64), np.empty(len(self), dtype=np.int64)
-        filled = 0
-        for part, (size, quota) in enumerate(zip(self._sizes.tolist(), self.quotas.tolist(), strict=True)):
-            at, stop = epoch * quota, (epoch + 1) * quota
-            while at < stop:
-                turn, begin = divmod(at, size)
-                end = min(size, begin + stop - at)
-                order = np.random.default_rng([_PASS, seed, part, turn]).permutation(size)
-                indices[filled : filled + end - begin] = order[begin:end] + self._starts[part]
-                passes[filled : filled + end - begin] = turn
-                filled, at = filled + end - begin, at + end - begin
-        shuffled = np.random.default_rng([_SHUFFLE, seed, epoch]).permutation(len(self))
-        return passes[shuffled], indices[shuffled]
+        # Pass and index in one number, so that one shuffle in place will do; passes count from the part's first here.
+        packed, first, filled = np.empty(len(self), dtype=np.int64), epoch * self.quotas // self._sizes, 0
+        for part, (start, quota) in enumerate(zip(self._starts.tolist(), self.quotas.tolist(), strict=False)):
+            for turn, indices in self._stream(seed, part, epoch * quota, (epoch + 1) * quota):
+                packed[filled : filled + len(indices)] = (turn - first[part]) * len(self) + indices + start
+                filled += len(indices)
+        np.random.default_rng([_SHUFFLE, seed, epoch]).shuffle(packed)
+        passes = packed // len(self)
+        indices = packed - passes * len(self)
+        passes += first[np.searchsorted(self._starts, indices, side="right") - 1]
+        return passes, indices
+
+    def _stream(self, seed: int, part: int, at: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pass and index in the part of the images from `at` to `stop` of its stream, piece by piece.
+
+        A generator draws several passes of a small part: one for each would take longer than the images.
+        """
+        size = int(self._sizes[part])
+        many = max(1, _TOGETHER // size)
+        while at < stop:
+            piece, begin = divmod(at, many * size)
+            end = min(many * size, begin + stop - at)
+            generator = np.random.default_rng([_PASS, seed, part, piece])
+            turns = np.arange(begin, end) // size + piece * many
+            yield turns, generator.permuted(np.tile(np.arange(size), (many, 1)), axis=1).reshape(-1)[begin:end]
+            at += end - begin
+
+
+def _block_shape(parts: Sequence[Source]) -> tuple[int, ...] | None:
+    """(H, W, C) of the images, where `block` gives those of all parts and they are of one size."""
+    shapes: set[tuple[int, ...]] = set()
+    for part in parts:
+        found = block(part, np.zeros(1, dtype=np.int64))
+        if found is None:
+            return None
+        shapes.add(found.shape[1:])
+    return shapes.pop() if len(shapes) == 1 else None
 
 
 def _quotas(total: int, weights: np.ndarray) -> np.ndarray:

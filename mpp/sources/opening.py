@@ -17,7 +17,7 @@ from mpp.sources.folder import open_folder, split_folders
 from mpp.sources.hub import hub_splits, open_hub
 from mpp.sources.mixture import MixtureSource
 from mpp.sources.names import home_expanded
-from mpp.sources.patterns import shown
+from mpp.sources.patterns import is_url, shown
 from mpp.sources.shards import open_shards
 from mpp.sources.table import open_table, table_splits
 
@@ -58,7 +58,9 @@ def open_source(
         return MixtureSource(shown(spec), opened, weights if split == "train" else None)  # test images are not drawn
     kind, argument = _parse(spec)
     if split == "test" and not has_split(spec):
-        raise SourceError(f"{spec} has no test split of its own: give the held-out images as a source of their own")
+        raise SourceError(
+            f"{shown(spec)} has no test split of its own: give the held-out images as a source of their own"
+        )
     if kind == "demo":
         return open_demo(split)
     if kind in ("cifar10", "cifar100"):
@@ -119,18 +121,24 @@ def _weight(spec: str, text: str) -> float:
 
 def _parse(spec: str) -> tuple[str, str]:
     """`kind:argument` in two, checked."""
+    if "\0" in spec:
+        raise SourceError(f"{shown(spec)!r} holds a NUL, which no path does; check it")
     if weighted := _WEIGHTED.fullmatch(spec):
         raise SourceError(f"{shown(spec)!r}: a weight is for one of several sources; write {shown(weighted[2])}")
     kind, _, argument = spec.partition(":")
     if kind == "demo" and not argument:
         return kind, ""
     if kind == "demo":
-        raise SourceError(f"{spec!r}: demo takes no argument; write demo")
+        raise SourceError(f"{shown(spec)!r}: demo takes no argument; write demo")
     if kind in _EXAMPLES and not argument:
         raise SourceError(f"{spec!r} does not say where; write {_EXAMPLES[kind]}")
+    if kind in _EXAMPLES and kind != "shards" and is_url(argument):
+        raise SourceError(f"{shown(spec)}: only shards are read over the network, shards:URL; copy it to a local disk")
     if kind in _EXAMPLES:
         return kind, argument
     known = f"a source is one of {', '.join(_EXAMPLES.values())}"
+    if is_url(spec):
+        raise SourceError(f"{shown(spec)!r} lacks the kind of source: did you mean shards:{shown(spec)}?")
     if not spec:
         raise SourceError(f"no source of images was given (data.source, or --data for short); {known}")
     path = home_expanded(spec)
@@ -142,5 +150,6 @@ def _parse(spec: str) -> tuple[str, str]:
             raise SourceError(f"{spec!r} lacks the kind of source: did you mean {kind}:{spec}?")
         raise SourceError(f"{spec!r} is a single file: did you mean the folder that it lies in, folder:{path.parent}?")
     near = difflib.get_close_matches(kind.lower(), _EXAMPLES, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}{':' + argument if argument and near[0] != 'demo' else ''}? " if near else ""
-    raise SourceError(f"{spec!r}: there is no kind of source called {kind!r}; {hint}{known}")
+    rest = f":{shown(argument)}" if argument and near[:1] != ["demo"] else ""
+    hint = f"did you mean {near[0]}{rest}? " if near else ""
+    raise SourceError(f"{shown(spec)!r}: there is no kind of source called {shown(kind)!r}; {hint}{known}")

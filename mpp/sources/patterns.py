@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mpp.addresses import without_credentials
 from mpp.sources.base import SourceError
 from mpp.sources.names import home_expanded, printable
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _PATTERN = re.compile(r"(?:\\\s|\{[^{}]*\}|\S)+")
 _URL = re.compile(r"(?:s3|gs|https?|hf)://", re.IGNORECASE)
-_ADDRESS = re.compile(r"(\w+)://(?:[^\s/@]*@)?([^\s?#'\"]*)([?][^\s'\"]*)?")
 
 
 def is_url(text: str) -> bool:
@@ -24,12 +24,7 @@ def is_url(text: str) -> bool:
 
 def shown(text: str) -> str:
     """The text in one line, with no user names, passwords and signed queries in its URLs: what may be printed."""
-
-    def bare(found: re.Match[str]) -> str:
-        query = "" if found[1].lower().startswith("http") else found[3] or ""
-        return f"{found[1]}://{found[2]}{query}"
-
-    return printable(_ADDRESS.sub(bare, text))
+    return printable(without_credentials(text))
 
 
 def split_patterns(text: str) -> list[str]:

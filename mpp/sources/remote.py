@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mpp.errors import Unreachable
 from mpp.sources.base import SourceError
 from mpp.sources.patterns import expand_braces, shown
 
@@ -100,7 +101,7 @@ async def _persist(ask: Callable[[], Coroutine[Any, Any, _T]], url: str, timeout
             return await asyncio.wait_for(ask(), timeout)
         except Exception as error:  # each file system has errors of its own
             if attempt == _ATTEMPTS or not _may_pass(error):
-                kind = type(error) if isinstance(error, _FOR_GOOD) else OSError
+                kind = type(error) if isinstance(error, _FOR_GOOD) else Unreachable if _is_away(error) else OSError
                 raise kind(f"{shown(url)}: {_reason(error, timeout)}") from error
         await asyncio.sleep(pause)
         pause *= 2
@@ -114,6 +115,12 @@ def _may_pass(error: Exception) -> bool:
     if type(error).__name__ == "NoCredentialsError":  # botocore's
         return False
     return not isinstance(error, (*_FOR_GOOD, RangeNotSupported, ImportError, TypeError, ValueError))
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the server gives no answer, rather than one about this file."""
+    status = getattr(error, "status", None)
+    return _may_pass(error) and (not isinstance(status, int) or not status or status in (429, 502, 503, 504))
 
 
 def _reason(error: Exception, timeout: float) -> str:
@@ -176,7 +183,7 @@ def fetch_ranges(ranges: Sequence[tuple[str, int, int]], timeout: float = TIMEOU
                     return await _range(systems[url], url, start, size, timeout)
                 except OSError as error:
                     reason = str(error).removeprefix(f"{shown(url)}: ")
-                    kind = type(error) if isinstance(error, _FOR_GOOD) else OSError
+                    kind = type(error) if isinstance(error, (*_FOR_GOOD, Unreachable)) else OSError
                     return kind(f"{shown(url)}, byte {start}: {reason}")
 
         return await asyncio.gather(*(one(*wanted) for wanted in ranges))

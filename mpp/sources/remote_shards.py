@@ -6,7 +6,6 @@ URL  ->  the cache's index, or its sidecar's, or one made by reading the shard o
 
 import io
 import os
-import tarfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from mpp.sources.kept import KeptRanges
 from mpp.sources.local_shards import Shard, ShardSource, cache_key, keep_index, open_packed
 from mpp.sources.patterns import shown
 from mpp.sources.remote import TIMEOUT, RemoteFile, fetch_ranges, fetch_small
-from mpp.sources.tar_index import TarIndex, build_index, load_index, sidecar_name
+from mpp.sources.tar_index import BrokenTar, TarIndex, build_index, load_index, sidecar_name
 
 _PIECE = 4 * 2**20  # bytes a request while a whole shard is read
 
@@ -113,11 +112,11 @@ def _key(file: RemoteFile) -> str:
     return cache_key(str(file) if file.tag else file.url, file.size, file.tag)
 
 
-def open_remote(spec: str, file: RemoteFile, keep: bool, timeout: float = TIMEOUT) -> Shard:
-    """A remote .tar with its index. With `keep`, a .tar.gz is fetched as a whole and unpacked into the cache.
+def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:
+    """A remote .tar with its index. A .tar.gz is fetched as a whole and unpacked into the cache.
 
     Raises:
-        SourceError: unreadable, not a complete tar file, or gzipped without `keep`.
+        SourceError: unreadable, or not a complete tar file.
     """
     key = _key(file)
     if (cache_folder() / f"{key}.tar").is_file():
@@ -132,7 +131,7 @@ def open_remote(spec: str, file: RemoteFile, keep: bool, timeout: float = TIMEOU
             with _stream(file, timeout) as stream:
                 packed = stream.peek(2)[:2] == b"\x1f\x8b"
                 index = None if packed else build_index(stream, file.size)
-    except (tarfile.TarError, EOFError) as error:
+    except BrokenTar as error:
         raise SourceError(f"{shown(spec)}: {file} is not a complete tar file ({error}); make it again") from error
     except SourceError as error:
         raise SourceError(f"{shown(spec)}: {file}: {error}") from error
@@ -141,10 +140,7 @@ def open_remote(spec: str, file: RemoteFile, keep: bool, timeout: float = TIMEOU
     if index is not None:
         keep_index(kept, index)
         return Shard(file, None, index)
-    if keep:
-        return open_packed(spec, file, key, lambda: _stream(file, timeout))
-    what = "is gzipped, and one cannot read in the middle of it"
-    raise SourceError(f"{shown(spec)}: {file} {what}; gunzip it there, or keep it here (--data.cache files)")
+    return open_packed(spec, file, key, lambda: _stream(file, timeout))  # one cannot read in the middle of gzip
 
 
 def _stream(file: RemoteFile, timeout: float) -> io.BufferedReader:

@@ -15,6 +15,7 @@ from mpp.sources.local_shards import Shard, ShardSource, open_local
 from mpp.sources.patterns import is_url, local_shards, shown, split_patterns
 from mpp.sources.remote import TIMEOUT, RemoteFile, fetch_small, find_remote
 from mpp.sources.remote_shards import RemoteShardSource, open_remote
+from mpp.sources.tar_index import UNREADABLE
 
 _AT_ONCE = 16  # remote shards whose index is fetched or made at the same time
 
@@ -22,18 +23,19 @@ _AT_ONCE = 16  # remote shards whose index is fetched or made at the same time
 def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TIMEOUT) -> ShardSource:
     r"""Tar shards by patterns: local ones in the order of their paths, then remote ones in that of their URLs.
 
-    Class names come from a classes.txt beside the shards, one a line, or are numbers.
+    Class names come from a classes.txt beside the shards, one a line, or are numbers. A label that is missing or cannot
+    be read is -1.
 
     Args:
         spec: the source as the user wrote it, for messages.
         pattern: paths and URLs (s3://, gs://, http(s)://, hf://) separated by white space, with globs and braces:
             `/a/*.tar s3://b/x-{000..123}.tar`. White space in a name is written `\ `, unless the name is alone.
             Over http there are no globs.
-        keep: keep what is fetched of remote shards in the cache folder; lets remote shards be gzipped.
+        keep: keep what is fetched of remote shards in the cache folder; gzipped ones lie there in any case.
         timeout: seconds that one request may take.
 
     Raises:
-        SourceError: no such shard, not a tar file, no image inside, labels that do not fit, or a missing package.
+        SourceError: no such shard, not a tar file, no image inside, class names that do not fit, or a missing package.
     """
     name = shown(spec)
     paths: set[Path] = set()
@@ -53,7 +55,7 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
     if remote:
         files = [remote[url] for url in sorted(remote)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            shards += pool.map(partial(open_remote, spec, keep=keep, timeout=timeout), files)
+            shards += pool.map(partial(open_remote, spec, timeout=timeout), files)
     classes, notes = _classes_and_notes(name, shards, timeout)
     if all(shard.tar is not None for shard in shards):
         return ShardSource(name, shards, classes, "; ".join(notes))
@@ -72,12 +74,16 @@ def _classes_and_notes(name: str, shards: list[Shard], timeout: float) -> tuple[
     if refused:
         notes.append(f"refused {count(refused, 'member')} that point outside")
     labels = [shard.index.labels for shard in shards if len(shard.index.labels)]
-    without = sum(int((held < 0).sum()) for held in labels)
-    if not without:
-        return _class_names(name, shards, max(int(held.max()) for held in labels), timeout), notes
-    if without < images:
-        notes.append(f"labels left aside, for {without:,} images have none")
-    return None, notes
+    unreadable = sum(int((held == UNREADABLE).sum()) for held in labels)
+    without = sum(int((held == -1).sum()) for held in labels)
+    unlabelled = without + unreadable == images
+    if without and not unlabelled:
+        notes.append(f"{without:,} without a label")
+    if unreadable:
+        notes.append(f"{count(unreadable, 'label')} that cannot be read")
+    if unlabelled:
+        return None, notes
+    return _class_names(name, shards, max(int(held.max()) for held in labels), timeout), notes
 
 
 def _class_names(name: str, shards: Sequence[Shard], largest: int, timeout: float) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ dogs/7.jpg,dog    or    cats/1.jpg,cat,train
 
 import csv
 import os
+import re
 from array import array
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -14,10 +15,25 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.sources.base import FileSource, PathTable, SourceError, Split, numbered_classes
-from mpp.sources.names import printable
+from mpp.sources.base import SourceError, Split, numbered_classes
+from mpp.sources.files import FileSource, PathTable
+from mpp.sources.names import is_image, printable
 
-_PATH, _LABEL = ("path", "file", "filename", "image"), ("label", "class", "target")
+# As `_folded` gives them, the likeliest first.
+_PATH = (
+    "path",
+    "filepath",
+    "imagepath",
+    "imgpath",
+    "file",
+    "filename",
+    "imagefile",
+    "imagename",
+    "imgname",
+    "image",
+    "img",
+)
+_LABEL = ("label", "class", "target", "classname")
 _SPLITS = ("train", "val", "test")
 _TRIED = 100
 _MOST_CLASSES = 1_000_000
@@ -34,19 +50,25 @@ class _Columns:
     header: bool
 
 
+def _folded(name: str) -> str:
+    """A column's name without its case, spaces and dashes: `Image_Path` is `imagepath`."""
+    return re.sub(r"[\s_-]", "", name.lower())
+
+
 class _Table:
     """The rows of one file."""
 
     def __init__(self, spec: str, path: Path) -> None:
         self.spec, self.path = spec, path
+        self.delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         self.columns = self._find_columns()
 
     def _rows(self) -> Generator[tuple[int, list[str]]]:
         """Rows with the number of their (last) line; empty lines are passed over."""
-        delimiter, number = "\t" if self.path.suffix.lower() == ".tsv" else ",", 0
+        number = 0
         try:
             with self.path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.reader(file, delimiter=delimiter, strict=True)
+                reader = csv.reader(file, delimiter=self.delimiter, strict=True)
                 for row in reader:
                     number = reader.line_num
                     if row:
@@ -69,13 +91,17 @@ class _Table:
             _, first = next(rows, (0, []))
         if not first:
             raise SourceError(f"{self.spec}: {self.path} is empty; expected rows of path,label")
-        names = [cell.strip().lower() for cell in first]
+        names = [_folded(cell) for cell in first]
         path = next((names.index(name) for name in _PATH if name in names), -1)
         if path < 0 or os.path.lexists(self._full(first[path])):
             if len(first) > 2:
                 raise SourceError(
                     f"{self.spec}: {self.path} has {len(first)} columns and no header; begin it with e.g. path,label"
                 )
+            known = next((cell for cell, name in zip(first, names, strict=True) if name in (*_LABEL, "split")), "")
+            if known and path < 0 and not any(is_image(cell) or os.path.lexists(self._full(cell)) for cell in first):
+                held = ", ".join(first)
+                raise SourceError(f"{self.spec}: {self.path} has the columns {held}; call that of the images path")
             return _Columns(0, 1 if len(first) == 2 else -1, -1, len(first), False)
         label = next((names.index(name) for name in _LABEL if name in names), -1)
         split = names.index("split") if "split" in names else -1
@@ -105,7 +131,8 @@ class _Table:
                 split = "" if columns.split < 0 else row[columns.split].strip().lower()
                 if columns.split >= 0 and split not in _SPLITS:
                     raise self._fail(line, f"has the split {split!r}; write train, val or test")
-                yield path, "" if columns.label < 0 else row[columns.label].strip(), split
+                label = "" if columns.label < 0 else row[columns.label].strip()
+                yield path, "" if label == "-1" else label, split
 
     def check_exists(self, paths: list[str]) -> None:
         """That not all of these are missing: a few missing files are bad files, all of them a wrong folder."""
@@ -113,7 +140,9 @@ class _Table:
             shown = printable(self._full(paths[0]))
             many = f"none of the first {len(paths)} images is there, such as {shown}"
             what = many if len(paths) > 1 else f"the first image is not there: {shown}"
-            raise SourceError(f"{self.spec}: {what}; paths start from the file's folder")
+            marks = [mark for mark in ",;|\t" if mark != self.delimiter and all(mark in path for path in paths)]
+            hint = f"; is {marks[0]!r} between its columns? Write {self.delimiter!r}" if marks else ""
+            raise SourceError(f"{self.spec}: {what}; paths start from the file's folder{hint}")
 
 
 def table_splits(spec: str, path: Path) -> dict[str, str]:
@@ -152,6 +181,11 @@ class _Wanted:
             if self._splits and split != self._wanted:
                 continue
             self.found.append(self.numbers.setdefault(label, len(self.numbers)) if label else -1)
+            if max(len(self.numbers), len(self.of_train)) > _MOST_CLASSES:
+                raise SourceError(
+                    f"{self._table.spec}: more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}; "
+                    "leave out the column, or name classes in it"
+                )
             if first is not None:
                 first.append(path)
                 if len(first) == _TRIED:
@@ -167,12 +201,15 @@ class _Wanted:
         if not own:
             return None
         if all(name.isascii() and name.isdigit() for name in own | known):
-            numbers = {name: int(name) for name in self.numbers}
-            largest = max(map(int, own | known))
-            if largest >= _MOST_CLASSES:
+            bare = {name: name.lstrip("0") or "0" for name in own | known}
+            longest = max(bare.values(), key=len)
+            if len(longest) >= len(str(_MOST_CLASSES)):  # int refuses thousands of digits
                 raise SourceError(
-                    f"{self._table.spec}: the label {largest} would mean as many classes; write names or count from 0"
+                    f"{self._table.spec}: the label {longest[:40]} would mean as many classes; "
+                    "write names or count from 0"
                 )
+            numbers = {name: int(bare[name]) for name in self.numbers}
+            largest = max(map(int, bare.values()))
             classes = numbered_classes(np.array([largest]))
         else:
             classes = (*sorted(known), *sorted(own - known))
@@ -185,12 +222,14 @@ class _Wanted:
 def open_table(spec: str, path: Path, split: Split = "train") -> FileSource:
     """The images that a CSV (.tsv: tab-separated) file lists; paths are absolute or start from its folder.
 
-    Columns are path and, where there is one, label. A header names them: path, file, filename or image; label, class
-    or target; split, of train, val and test. Other columns are passed over. Labels are names, sorted into classes, or
-    whole numbers from 0; where a row has none it is -1. Files that are missing are met when they are read.
+    Columns are path and, where there is one, label. A header names them: path, file, image and the like (img_path,
+    File Name); label, class or target; split, of train, val and test. Other columns are passed over. Labels are names,
+    sorted into classes, or whole numbers from 0; where a row has none, or -1, it is -1. Files that are missing are met
+    when they are read.
 
     Raises:
-        SourceError: missing, not such a file, without rows, or none of the first 100 images is there.
+        SourceError: missing, not such a file, without rows, columns of which none can be the paths, more labels than
+            classes can be, or none of the first 100 images is there.
     """
     table = _Table(spec, path)
     splits = table_splits(spec, path)

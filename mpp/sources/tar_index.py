@@ -1,7 +1,7 @@
 """Where the images of a tar file lie: an index that is made once and kept, in the cache or beside the tar.
 
 WebDataset naming: a sample's key is its members' path up to the first dot of the base name; an image member gives the
-picture, `.cls` (ASCII digits) or `.json` ({"label": 3}) the label.
+picture, `.cls` (ASCII digits) or `.json` ({"label": 3}) the label. One that cannot be read is counted.
 
 The kept form is one block of bytes, little-endian: a header of 48 bytes (_HEADER: magic with the format's number,
 CRC32 of the rest, then images, ignored, refused and the tar's size), then the three columns one after the other.
@@ -14,13 +14,13 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 
 from mpp.files import write_whole
 from mpp.sources.base import SourceError
-from mpp.sources.names import is_hidden, is_image, printable
+from mpp.sources.names import is_hidden, is_image
 
 INDEX_FORMAT = 2
 """A new number makes the old indices be made again."""
@@ -28,9 +28,17 @@ BLOCK = 512
 """Members of a tar start at multiples of this."""
 MAX_LABEL = 2**24
 """A larger number is an identifier of something, not a class."""
+UNREADABLE = -2
+"""In an index, the label of an image that has a `.cls` or `.json` of which none can be read."""
 _HEADER = struct.Struct("<8sQQQQQ")
 _MAGIC = b"mpp idx%d" % INDEX_FORMAT
 _MAX_SIZE = 2**32 - 1
+_MAX_BESIDE = 2**20  # bytes of a .cls, a .json or a long name
+_LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
+class BrokenTar(Exception):
+    """Not a tar, damaged or cut off: the text says how."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class TarIndex:
     Args:
         blocks: uint32 (n,), where each image starts, in blocks of 512 bytes.
         sizes: uint32 (n,), in bytes.
-        labels: int32 (n,), -1 where there is none.
+        labels: int32 (n,), -1 where there is none, UNREADABLE where it cannot be read.
         ignored: members that are neither images nor labels, hidden, or no plain files.
         refused: members whose name points outside the folder that one would unpack to.
         tar_size: of the whole file, in bytes.
@@ -87,7 +95,7 @@ def write_sidecar(shard: Path) -> Path:
         The path of the index.
 
     Raises:
-        SourceError: not a complete tar file, or labels that are none.
+        SourceError: not a complete tar file.
         OSError: the index cannot be written.
     """
     path = Path(sidecar_name(str(shard)))
@@ -100,15 +108,13 @@ def index_tar(shard: Path) -> TarIndex:
     """The index of a local .tar.
 
     Raises:
-        SourceError: unreadable, not a complete tar file, or labels that are none.
+        SourceError: unreadable, or not a complete tar file.
     """
     try:
         with shard.open("rb") as file:
             return build_index(file, shard.stat().st_size)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise SourceError(f"{printable(str(shard))} is not a complete tar file ({error}); make it again") from error
-    except SourceError as error:
-        raise SourceError(f"{printable(str(shard))}: {error}") from error
+    except (BrokenTar, OSError) as error:
+        raise SourceError(f"{shard} is not a complete tar file ({error}); make it again") from error
 
 
 def load_index(path: Path, tar_size: int) -> TarIndex | None:
@@ -124,36 +130,62 @@ def build_index(file: BinaryIO, tar_size: int) -> TarIndex:
     """Reads every header of an uncompressed tar, and the few bytes of the labels.
 
     Raises:
-        tarfile.TarError: not a tar, or cut off.
-        SourceError: a label that is none.
+        BrokenTar: not a tar, damaged, or cut off.
         OSError: a read failed.
     """
+    try:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
+            index = _index(tar, tar_size)
+            file.seek(tar.offset)  # type: ignore[attr-defined]
+            if file.read(BLOCK).strip(b"\0"):  # tarfile takes a damaged header for the end
+                raise BrokenTar(f"no header at byte {tar.offset}")  # type: ignore[attr-defined]
+            return index
+    except SourceError:  # a ValueError, but from the network
+        raise
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+        raise BrokenTar(str(error) or type(error).__name__) from error
+
+
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _LONG and not 0 <= member.size <= _MAX_BESIDE:  # it would be read into memory, whatever it is
+            raise tarfile.ReadError(f"a name of {member.size:,} bytes")
+        return member
+
+
+def _index(tar: tarfile.TarFile, tar_size: int) -> TarIndex:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     ignored = refused = 0
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # else every header of a large shard stays in memory
-            if member.isdir():
-                continue
-            if _points_outside(member.name):
-                refused += 1
-                continue
-            parts = [part for part in member.name.split("/") if part not in ("", ".")]
-            stem, _, extension = parts[-1].partition(".") if parts else ("", "", "")
-            key, extension = "/".join([*parts[:-1], stem]), extension.lower()
-            picture = is_image(f".{extension}")
-            if not member.isreg() or member.issparse() or member.size > _MAX_SIZE or any(map(is_hidden, parts)):
-                ignored += 1
-            elif picture and key not in images:
-                images[key] = (member.offset_data // BLOCK, member.size)
-            elif extension in ("cls", "json"):
-                held = tar.extractfile(member)
-                label = _label(printable(member.name), extension, held.read() if held else b"")
-                if label is not None and (extension == "cls" or key not in labels):
-                    labels[key] = label
-            else:
-                ignored += 1
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # else every header of a large shard stays in memory
+        if member.size < 0:  # the next header would be one that was read before
+            raise tarfile.ReadError(f"a member of {member.size} bytes")
+        if member.isdir():
+            continue
+        if _points_outside(member.name):
+            refused += 1
+            continue
+        parts = [part for part in member.name.split("/") if part not in ("", ".")]
+        stem, _, extension = parts[-1].partition(".") if parts else ("", "", "")
+        key, extension = "/".join([*parts[:-1], stem]), extension.lower()
+        picture = is_image(f".{extension}")
+        if not member.isreg() or member.issparse() or member.size > _MAX_SIZE or any(map(is_hidden, parts)):
+            ignored += 1
+        elif picture and key not in images:
+            images[key] = (member.offset_data // BLOCK, member.size)
+        elif extension in ("cls", "json"):
+            held = tar.extractfile(member) if member.size <= _MAX_BESIDE else None
+            label = _label(extension, held.read()) if held else UNREADABLE
+            known = labels.get(key, -1)
+            if label >= 0 and (extension == "cls" or known < 0):
+                labels[key] = label
+            elif label < 0 and known < 0:
+                labels[key] = min(label, known)
+        else:
+            ignored += 1
     places = np.array(list(images.values()), dtype=np.uint32).reshape(-1, 2)
     found = np.array([labels.get(key, -1) for key in images], dtype=np.int32)
     order = np.argsort(places[:, 0])
@@ -166,23 +198,16 @@ def _points_outside(name: str) -> bool:
     return parts[0] == "" or ".." in parts
 
 
-def _label(name: str, extension: str, data: bytes) -> int | None:
-    """The label in a .cls or .json member; None for a .json that has none."""
-    if extension == "cls":
-        text = data.strip()
-        if not re.fullmatch(rb"[0-9]{1,18}", text):
-            raise SourceError(f"{name} holds {text[:40]!r}; a .cls is a label in ASCII digits, such as 7")
-        label = int(text)
-    else:
-        try:
+def _label(extension: str, data: bytes) -> int:
+    """The label in a .cls or .json member, -1 for a .json that has none and where it says so, or UNREADABLE."""
+    try:
+        if extension == "json":
             held = json.loads(data)
-        except ValueError as error:
-            raise SourceError(f"{name} is not JSON ({error}); write it again") from error
-        label = held.get("label") if isinstance(held, dict) else None
-        if label is None:
-            return None
-        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-            raise SourceError(f"{name} has the label {label!r}; expected a whole number from 0")
-    if label >= MAX_LABEL:
-        raise SourceError(f"{name} has the label {label}; expected the number of a class, below {MAX_LABEL}")
-    return label
+        else:
+            held = int(data) if re.fullmatch(rb"\s*-?[0-9]+\s*", data) else None  # int takes other digits, too
+    except (ValueError, RecursionError):
+        return UNREADABLE
+    if extension == "json":
+        held = held.get("label", -1) if isinstance(held, dict) else -1
+        held = -1 if held is None else held
+    return held if type(held) is int and -1 <= held < MAX_LABEL else UNREADABLE

@@ -69,7 +69,7 @@ class BadFiles:
         limit = self._max_share * max(self._read, FEW_READ)
         if fresh and len(self._kinds) > limit:
             last = list(fresh.values())[-1]
-            where = f"; all are in {self._path}" if self._path else ""
+            where = f"; all are in {self._path}: mend them, or raise {self._setting}" if self._path else ""
             raise RunError(
                 f"{len(self._kinds):,} of the first {self._read:,} images cannot be used ({by_kind(self.kinds())}), "
                 f"more than {self._setting} allows; the last is image {last.index}: {last}{where}"

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from mpp import dist
-from mpp.errors import RunError
+from mpp.errors import RunError, Unreachable
 from mpp.train.log import Clock, Meter
 from mpp.train.parallel import gradient_sync
 from mpp.train.schedule import is_due
@@ -146,6 +146,7 @@ def fit(
 
     Raises:
         Interrupted: after a requested stop.
+        Unreachable: what the batches are read from gives no answer; one process alone has saved its state.
         NonFinite: a loss or gradient that is not finite; the weights are those before that update.
     """
     guard = FiniteGuard(state)
@@ -154,7 +155,13 @@ def fit(
         rate = schedule.rate(done)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        update(state, model, batches, step, schedule, guard, done + 1)
+        try:
+            update(state, model, batches, step, schedule, guard, done + 1)
+        except Unreachable:  # nothing has changed since the last step; of several ranks only all together could save
+            guard.settle()
+            if dist.rank_and_size()[1] == 1:
+                save(state)
+            raise
         state.images_seen += schedule.batch_size
         for period, function in every:
             if is_due(done + 1, period, schedule.total_steps):
@@ -181,6 +188,7 @@ def update(
     state.optimizer.zero_grad(set_to_none=True)
     used: list[Any] = []
     losses: list[Tensor] = []
+    counted: list[Mapping[str, Tensor]] = []
     for micro in range(schedule.accumulate):
         began = time.perf_counter()
         batch = next(batches)
@@ -191,6 +199,8 @@ def update(
             loss = loss / schedule.accumulate
             (state.scaler.scale(loss) if state.scaler else loss).backward()
         losses.append(loss.detach())
+        counted.append(figures)
+    for figures in counted:  # only now: an update that breaks off must leave the state as it was
         state.meter.add(figures)
     if state.scaler:
         state.scaler.unscale_(state.optimizer)

@@ -13,7 +13,7 @@ from torch import nn
 from mpp import dist
 from mpp.config import differences, from_file, to_dict, to_yaml
 from mpp.dist import World
-from mpp.errors import RunError, UserError
+from mpp.errors import RunError, Unreachable, UserError
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.config import ScheduleConfig, TrainConfig
 from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, Schedule, State, Step, StopSignal, fit
@@ -99,12 +99,12 @@ def micro_batches(batch_size: int, most: int, world: World) -> tuple[int, int]:
 def once_a_machine(world: World, opened: Callable[[], T]) -> T:
     """Calls `opened` on each machine in one process first, so that downloads and indices are made once."""
     if world.local_rank:
-        dist.barrier()
+        dist.barrier(patient=True)
     try:
         return opened()
     finally:
         if not world.local_rank:
-            dist.barrier()
+            dist.barrier(patient=True)
 
 
 def build_rate(
@@ -238,6 +238,12 @@ def train(
         by = signals.received.name if signals.received else "a signal to another process"
         journal.say(f"stopped by {by}; saved as {checkpoints.latest()}; the same command again goes on")
         return 130 if signals.received == signal.SIGINT else EXIT_REQUEUE
+    except Unreachable as error:
+        if dist.rank_and_size()[1] > 1:
+            latest = checkpoints.latest()
+            raise RunError(f"{error}; once it answers, the same command goes on from {latest}") from error
+        journal.say(f"{error}; saved as {checkpoints.latest()}; once it answers, the same command goes on")
+        return EXIT_REQUEUE
     finally:
         batches.close()
         signals.restore()

@@ -20,6 +20,9 @@ class Images(Protocol):
     @property
     def cache(self) -> str: ...
 
+    @property
+    def keep(self) -> bool: ...
+
 
 def data_notes(folder: Path, images: Images, workers: int, cores: int) -> list[str]:
     """What its images did to a run, if anything: files that could not be used, time spent waiting.
@@ -31,7 +34,7 @@ def data_notes(folder: Path, images: Images, workers: int, cores: int) -> list[s
         cores: that each device's process could use.
     """
     share = waited(read_rows(folder / "metrics.jsonl"))
-    notes = [told(folder), advice(share, images.source, images.cache, workers, cores)]
+    notes = [told(folder), advice(share, images.source, images.cache, images.keep, workers, cores)]
     return [note for note in notes if note]
 
 
@@ -46,13 +49,14 @@ def waited(rows: Iterable[Mapping[str, Any]]) -> float:
     return waiting / spent if spent else 0.0
 
 
-def advice(share: float, source: str, cache: str, workers: int, cores: int) -> str:
+def advice(share: float, source: str, cache: str, keep: bool, workers: int, cores: int) -> str:
     """What to do about a share of the time spent waiting; empty where it is not worth a word.
 
     Args:
         share: as `waited` gives it.
         source: the string that the images were opened by.
-        cache: what is kept already: none, files or pixels.
+        cache: whether decoded pixels are kept: none or pixels.
+        keep: whether what is fetched of remote shards is kept.
         workers: loader processes per device.
         cores: that each device's process could use.
     """
@@ -61,8 +65,8 @@ def advice(share: float, source: str, cache: str, workers: int, cores: int) -> s
     steps = []
     if workers < cores:
         steps.append(f"raise --data.workers (it was {workers}, there are {cores} cores a device)")
-    if "://" in source and cache == "none":
-        steps.append("keep what was fetched: --data.cache files")
+    if "://" in source and not keep:
+        steps.append("keep what was fetched: --data.keep true")
     if "://" not in source and any(kind in source for kind in ("folder:", "csv:")):
         steps.append("pack the images into shards, smaller if they are large: tools/shard.py --resize")
     if "array:" not in source and "cifar" not in source and cache != "pixels":

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mpp.data.config import DataConfig, Reading
+from mpp.downstream.config import LabelledConfig
 from mpp.errors import UserError
 
 
@@ -17,7 +18,7 @@ from mpp.errors import UserError
         ({"value_range": (0.0, float("inf"))}, "data.value_range takes pairs low high, low < high, got [0.0, inf]"),
         ({"value_range": (0.0, 1.0, 3.0, 2.0)}, "data.value_range takes pairs"),
         ({"background": (256,)}, "data.background takes numbers from 0 to 255, got [256]"),
-        ({"source": "folder:a", "cache": "files"}, "data.cache files keeps what is fetched of remote shards; folder:a"),
+        ({"source": "folder:a", "keep": True}, "data.keep is for remote shards, such as s3://..., and folder:a is not"),
         ({"max_bad": "many"}, "data.max_bad is a share such as 1%, got 'many'"),
     ],
 )
@@ -27,7 +28,8 @@ def test_settings_that_are_refused(settings: dict[str, Any], line: str) -> None:
 
 
 def test_remote_files_can_be_kept() -> None:
-    assert DataConfig("shards:s3://bucket/a.tar", cache="files").cache == "files"
+    assert DataConfig("shards:s3://bucket/a.tar", keep=True).keep
+    assert LabelledConfig("folder:a", keep=True, test="shards:s3://bucket/a.tar").keep
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,23 @@ def test_it_decodes_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_pixels(source, Reading(1), workers=0).path != before.path
 
 
+def test_pixels_of_another_reading_are_others(folder: Path) -> None:
+    source = open_source(f"folder:{folder}")
+    readings = [Reading(3), Reading(3, (0.0, 100.0)), Reading(3, background=(0,)), Reading(1)]
+    assert len({cache_pixels(source, reading, workers=0).path for reading in readings}) == 4
+
+
+def test_what_a_killed_run_left_is_taken_away(folder: Path, cache: Path) -> None:
+    source, reading = open_source(f"folder:{folder}"), Reading(3, background=(7,))
+    path = cache_pixels(source, reading, workers=0).path
+    path.unlink()
+    left = path.with_name(f".{path.name}-0123456789ab")
+    left.write_bytes(b"half")
+    assert cache_pixels(source, reading, workers=0).path == path
+    assert not left.exists()
+    assert path.exists()
+
+
 def test_whole_arrays_go_in_blocks(folder: Path) -> None:
     (folder / "b" / "2.png").unlink()
     kept = cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0)
@@ -82,7 +99,7 @@ def test_whole_arrays_go_in_blocks(folder: Path) -> None:
 def test_images_of_several_sizes_are_refused(folder: Path, encode: Callable[..., bytes]) -> None:
     (folder / "a" / "3.png").write_bytes(encode(np.zeros((10, 15, 3), dtype=np.uint8)))
     source = open_source(f"folder:{folder}")
-    text = rf"takes images of one size: the first is 14 x 10, {folder}/a/3.png: 15 x 10 pixels; tools/shard.py --resize"
+    text = rf"of one size: the first is 14 x 10, {folder}/a/3.png: 15 x 10 pixels; leave data.cache at none"
     with pytest.raises(UserError, match=text):
         cache_pixels(source, Reading(3), workers=0)
 
@@ -103,7 +120,5 @@ def test_configs(folder: Path) -> None:
     spec = f"folder:{folder}"
     assert isinstance(open_images(DataConfig(spec, cache="pixels"), Reading(3), 0), PixelSource)
     assert not isinstance(open_images(DataConfig(spec), Reading(3), 0), PixelSource)
-    with pytest.raises(ValueError, match=rf"data\.cache files keeps what is fetched of remote shards; {spec} is not"):
-        DataConfig(spec, cache="files")
     with pytest.raises(UserError, match=r"data\.cache pixels does not go with weights"):
         open_images(DataConfig(f"3 * {spec} + 1 * {spec}/a", cache="pixels"), Reading(3), 0)

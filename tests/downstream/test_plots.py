@@ -130,6 +130,15 @@ def test_names_of_any_letters_draw_without_warnings(tmp_path: Path) -> None:
     )
 
 
+def test_names_that_are_no_text_are_drawn_in_one_line(tmp_path: Path, drawn: list[Any]) -> None:
+    plot_confusion(tmp_path / "c.png", matrix(2, 2), ["\udcff\n", "a\nb"])
+    plot_shots(tmp_path / "s.png", {"\udcff\n": result(0.1)})
+    plot_bars(tmp_path / "b.png", {"a\nb": {"\udcff\n": (10.0, 2.0), "other": (20.0, 2.0)}}, "top-1 (%)")
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == [r"\xff\n", r"a\nb"]
+    assert [text.get_text() for text in drawn[1].axes[0].get_legend().get_texts()] == [r"\xff\n"]
+    assert [label.get_text() for label in drawn[2].axes[0].get_xticklabels()] == [r"a\nb"]
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     for attempt in (
         lambda: plot_shots(tmp_path / "x.png", {}),

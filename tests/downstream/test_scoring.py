@@ -14,7 +14,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_score, top_k_accuracy_score
 
 from mpp.downstream.scoring import Scores, score
-from mpp.sources.base import FileSource, ListSource
+from mpp.sources.base import ListSource
+from mpp.sources.files import FileSource
 
 
 def made(n: int, k: int, foreign: int = 0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Scores]:

@@ -17,12 +17,12 @@ from mpp.data.transform import EvalTransform, normalise
 from mpp.dist import World
 from mpp.downstream.config import FinetuneConfig, LossConfig
 from mpp.downstream.labelled import open_labelled
+from mpp.downstream.starting import starting_weights
 from mpp.downstream.tuning import (
     Tuning,
     build_tuning,
     predict,
     result_weights,
-    starting_weights,
     training_batches,
     training_step,
 )

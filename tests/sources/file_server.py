@@ -41,8 +41,8 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append((self.path, self.headers.get("Range")))
         time.sleep(server.latency)
         path = server.folder / unquote(self.path.partition("?")[0].lstrip("/"))
-        if server.failing(len(server.asked)):
-            return self.answer(500, b"")
+        if failed := server.failing(len(server.asked)):
+            return self.answer(500 if failed is True else failed, b"")
         if server.password and self.headers.get("Authorization") != server.password:
             return self.answer(401, b"")
         if not path.is_file():

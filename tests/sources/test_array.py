@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpp.sources.array import DTYPES
-from mpp.sources.base import SourceError
+from mpp.sources.base import SourceError, block
 from mpp.sources.opening import open_source
 
 
@@ -84,3 +84,21 @@ def test_values_come_as_they_are(dtype, order, tmp_path):
     assert read.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(read, values[2])
     assert source.describe() == "4 images, unlabelled" + ("" if dtype == "uint8" else f"; {dtype}")
+
+
+@pytest.mark.parametrize("file", ["a.npy", "a.npz"])
+def test_many_at_once(file, tmp_path, images):
+    for held in (images, images[..., 0]):
+        (np.save if file == "a.npy" else np.savez)(tmp_path / file, held)
+        source = pickle.loads(pickle.dumps(open_source(f"array:{tmp_path / file}")))
+        found = block(source, np.array([4, 0, 4]))
+        assert type(found) is np.ndarray
+        assert found.shape == (3, 6, 7, held[0].size // 42)
+        for one, index in zip(found, (4, 0, 4), strict=True):
+            np.testing.assert_array_equal(one.reshape(held[0].shape), source.read(index)[0])
+
+
+def test_what_is_not_read_at_once(tmp_path):
+    for held in (np.zeros((2, 4, 4, 3), dtype=np.uint16), np.zeros((2, 256, 256, 3), dtype=np.uint8)):
+        np.save(tmp_path / "a.npy", held)
+        assert block(open_source(f"array:{tmp_path / 'a.npy'}"), np.array([0])) is None

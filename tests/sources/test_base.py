@@ -7,7 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mpp.sources.base import FileSource, ListSource, NotAFile, PathTable, Subset, read_file, read_many
+from mpp.sources.base import ListSource, Subset, read_many
+from mpp.sources.files import FileSource, NotAFile, PathTable, read_file
 from mpp.sources.names import printable
 from mpp.sources.opening import open_source
 

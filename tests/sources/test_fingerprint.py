@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.sources import base
-from mpp.sources.base import FileSource, ListSource, Subset
+from mpp.sources import files
+from mpp.sources.base import ListSource, Subset
+from mpp.sources.files import FileSource
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.mixture import MixtureSource
 from mpp.sources.opening import open_source
@@ -49,7 +50,7 @@ def all_differ(*texts: str) -> bool:
 
 def test_files(picture_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = picture_folder("a/1.png", "b/2.png", "b/\udcff.png")
-    monkeypatch.setattr(base, "read_file", lambda path: 1 / 0)  # nothing is read
+    monkeypatch.setattr(files, "read_file", lambda path: 1 / 0)  # nothing is read
     spec = f"folder:{folder}"
     before = fingerprint(open_source(spec))
     assert fingerprint(open_source(f"folder:{folder}/../{folder.name}")) == before

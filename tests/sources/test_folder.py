@@ -1,12 +1,14 @@
 import os
 import pickle
+import shutil
 import socket
 
 import numpy as np
 import pytest
 
 import mpp.sources.folder
-from mpp.sources.base import PathTable, SourceError
+from mpp.sources.base import SourceError
+from mpp.sources.files import PathTable
 from mpp.sources.opening import has_split, open_source
 
 
@@ -183,3 +185,22 @@ def test_order_is_that_of_the_bytes_in_pieces_of_any_size(picture_folder, monkey
     pieces = open_source(f"folder:{folder}")
     assert names(pieces) == names(whole)
     assert pieces.labels().tolist() == whole.labels().tolist()
+
+
+def test_folders_nested_deeper_than_functions(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    depth, path = 1100, tmp_path / "train"
+    for _ in range(depth):
+        path /= "d"
+        path.mkdir()
+    (path / "1.png").write_bytes(b"deep")
+    (tmp_path / "test" / "2.png").write_bytes(b"flat")
+    assert open_source(f"folder:{tmp_path}").read(0) == (b"deep", None)
+    assert len(open_source(f"folder:{tmp_path}", "test")) == 1
+    shutil.rmtree(tmp_path / "test")
+    while path != tmp_path:  # shutil.rmtree calls itself
+        for held in path.glob("*.png"):
+            held.unlink()
+        path.rmdir()
+        path = path.parent

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpp.sources.base import NotAFile, SourceError
+from mpp.sources.base import SourceError
+from mpp.sources.files import NotAFile
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.opening import has_split, open_source
 

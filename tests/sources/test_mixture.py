@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mpp.sources.base import ListSource, SourceError
+import mpp.sources.mixture
+from mpp.sources.base import ListSource, SourceError, block
 from mpp.sources.mixture import MixtureSource
 from mpp.sources.opening import has_split, open_source
 
@@ -99,8 +100,10 @@ def test_quotas_are_largest_remainders(weights, sizes, expected):
     assert MixtureSource("m", [Sized(size) for size in sizes], weights).quotas.tolist() == expected
 
 
+@pytest.mark.parametrize("together", [1, 8, 2**18])
 @pytest.mark.parametrize("weights", [None, (5, 1, 1), (1, 1, 20)])
-def test_draws_use_every_pass_once(weights):
+def test_draws_use_every_pass_once(weights, together, monkeypatch):
+    monkeypatch.setattr(mpp.sources.mixture, "_TOGETHER", together)
     sizes, epochs = [7, 20, 3], 40
     source = MixtureSource("m", [Sized(size) for size in sizes], weights)
     starts = [0, 7, 27, 30]
@@ -137,7 +140,7 @@ def test_draws_depend_on_seed_and_epoch_alone():
 
 @pytest.mark.slow
 def test_late_epochs_of_ten_million_images_are_cheap():
-    source = MixtureSource("m", [Sized(9_000_000), Sized(1_000_000)], (1, 3))
+    source = MixtureSource("m", [Sized(9_000_000), Sized(999_990), Sized(10)], (1, 2, 3))
     began = time.perf_counter()
     source.draw(0, 5000)
     assert time.perf_counter() - began < 30
@@ -167,3 +170,27 @@ def test_errors(two):
     assert f"no image of {other} would ever be drawn, with an epoch of 5" in refused(f"100 * {one} + 1 * {other}")
     with pytest.raises(SourceError, match="1 weights for 2 sources"):
         MixtureSource("m", [Sized(1), Sized(1)], [1])
+
+
+def test_blocks_of_parts_of_one_size():
+    def part(number, *shape):
+        return ListSource(np.random.default_rng(number).integers(0, 256, (number, *shape), dtype=np.uint8))
+
+    source = MixtureSource("m", [part(3, 4, 5, 3), part(2, 4, 5, 3), part(4, 4, 5, 3)], (1, 1, 2))
+    indices = np.array([8, 0, 4, 3, 3, 2, 5])
+    found = block(pickle.loads(pickle.dumps(source)), indices)
+    np.testing.assert_array_equal(found, np.stack([source.read(int(index))[0] for index in indices]))
+    assert block(MixtureSource("m", [part(3, 4, 5, 3), part(2, 5, 4, 3)]), np.array([0])) is None
+    assert block(MixtureSource("m", [part(3, 4, 5, 3), ListSource([b"encoded"])]), np.array([0])) is None
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_a_small_part_costs_as_little_as_a_large_one(size):
+    source = MixtureSource("m", [Sized(2_000_000), Sized(size)], (1, 1))
+    began = time.process_time()
+    passes, indices = source.draw(0, 7)
+    assert time.process_time() - began < 3  # one generator a pass took 8
+    small = indices >= 2_000_000
+    seen = np.unique(passes[small] * size + indices[small] - 2_000_000)
+    assert len(seen) == small.sum() == source.quotas[1]
+    assert seen.min() // size == 7 * int(source.quotas[1]) // size  # epoch 7 begins where 6 stopped

@@ -70,3 +70,22 @@ def test_paths_that_no_system_has(kind):
     assert "there is no f" in refused(f"{kind}:~nobody-of-this-name/x")
     refused(f"{kind}:/{'x' * 5000}")
     refused("x" * 5000)
+
+
+@pytest.mark.parametrize("kind", ["folder", "array", "csv", "hf", "cifar10", "shards"])
+def test_paths_with_a_nul_or_a_line_break(kind):
+    assert "holds a NUL" in refused(f"{kind}:/a\0b")
+    refused(f"{kind}:/a\nb.csv")
+    with pytest.raises(SourceError, match="holds a NUL"):
+        has_split(f"{kind}:/a\0b")
+
+
+@pytest.mark.parametrize("kind", ["shards", "shrds", "folder", "array", "csv", "hf", ""])
+def test_nothing_secret_is_shown(kind):
+    address = "http://user:SECRET@host/x?sig=SECRET"
+    spec = f"{kind}:{address}" if kind else address
+    for split in ("train", "test") if kind != "shards" else ("test",):  # which fetches nothing
+        text = refused(spec, split=split)
+        assert "SECRET" not in text
+        assert "//host/x" in text
+        assert "SECRET" not in refused(f"demo + {spec}", split=split)

@@ -3,6 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+import mpp.sources.table
 from mpp.files import write_csv
 from mpp.sources.base import SourceError
 from mpp.sources.opening import has_split, open_source
@@ -54,7 +55,12 @@ def test_path_and_label(table, tmp_path):
         ("Image,width,Class\n1.png,8,b\ndeep/2.png,8,a\n", [1, 0], ("a", "b")),
         ("target,id,filename\nb,7,1.png\na,8,deep/2.png\n", [1, 0], ("a", "b")),
         ("1.png,3\ndeep/2.png,00\n", [3, 0], ("0", "1", "2", "3")),
-        ("1.png,3\ndeep/2.png,-1\n", [1, 0], ("-1", "3")),  # not all digits: names
+        ("1.png,3\ndeep/2.png,-1\n", [3, -1], ("0", "1", "2", "3")),
+        ("1.png,cat\ndeep/2.png, -1\n", [0, -1], ("cat",)),
+        ("1.png,-1\ndeep/2.png,-1\n", None, None),
+        (f"1.png,{'0' * 5000}1\n", [1], ("0", "1")),
+        ("1.png,class\ndeep/2.png,label\n", [0, 1], ("class", "label")),  # no header: an image comes first
+        *((f"{name},class\n1.png,a\n", [0], ("a",)) for name in ("img_path", "File Name", "image-name", "imagePath")),
         ("1.png,3\ndeep/2.png,٣\n", [0, 1], ("3", "٣")),
         ('"a,b.png","x, y"\n1.png,"q ""z"""\n', [1, 0], ('q "z"', "x, y")),
         ("\ufeffpath,label\r\n1.png,a\r\ndeep/2.png,b\r\n", [0, 1], ("a", "b")),
@@ -77,6 +83,10 @@ def test_some_without_a_label(table):
 def test_a_picture_called_as_a_header_is_a_picture(table, tmp_path):
     (tmp_path / "image").write_bytes(b"x")
     assert len(open_source(table("image,a\n1.png,b\n"))) == 2
+
+
+def test_an_image_that_is_gone_is_no_header(table):
+    assert open_source(table("gone.png,class\n1.png,a\n")).labels().tolist() == [1, 0]
 
 
 def test_tabs_and_absolute_paths(table, tmp_path):
@@ -112,6 +122,12 @@ def test_numbers_of_a_test_split_reach_as_far_as_those_of_train(table):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("photo,class\n1.png,a\n", "has the columns photo, class; call that of the images path"),
+        ("photo,Split\n1.png,train\n", "has the columns photo, Split; call that of the images path"),
+        ("1.png;cat\na,b.png;dog\n", "line 2, has 2 cells"),
+        ("1.png;cat\n2.png;dog\n", "the file's folder; is ';' between its columns? Write ','"),
+        ("path\tlabel\n1.png\tdog\n", "the file's folder; is '\\t' between its columns? Write ','"),
+        ("1.png," + "9" * 5000, "the label 9999999999999999999999999999999999999999 would mean as many classes"),
         ("", "is empty; expected rows of path,label"),
         ("\n\n", "is empty; expected rows of path,label"),
         ("path,label\n", "has a header and no rows"),
@@ -168,3 +184,14 @@ def test_large_tables_stay_small(table):
     # Paths of 11 bytes, their ends and labels of 8; on the way a piece of strings and labels of 4.
     assert held / number < 1.15 * 11 + 8 + 8 + 2
     assert peak < number * (1.15 * 11 + 8 + 8 + 8 + 8) + 65_536 * 200
+
+
+def test_more_labels_than_classes_can_be(table, monkeypatch):
+    monkeypatch.setattr(mpp.sources.table, "_MOST_CLASSES", 1000)
+    rows = [f"1.png,caption {i}\n" for i in range(1001)]
+    assert len(open_source(table("".join(rows[:-1]))).classes) == 1000
+    assert "more than 1,000 different labels, the last 'caption 1000'" in refused(table("".join(rows)))
+
+
+def test_commas_in_a_tsv(table):
+    assert "is ',' between its columns? Write '\\t'" in refused(table("1.png,cat\n", "list.tsv"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mpp.sources import local_shards
 from mpp.sources.base import SourceError
 from mpp.sources.opening import open_source
-from mpp.sources.tar_index import TarIndex, write_sidecar
+from mpp.sources.tar_index import TarIndex, index_tar, write_sidecar
 from tests.sources.test_shards import all_read, write_shards, write_tar
 
 
@@ -63,3 +63,62 @@ def test_an_index_survives_being_kept(rows, counts):
         assert getattr(back, name).tolist() == getattr(index, name).tolist()
     assert TarIndex.from_bytes(data, counts[2] + 1) is None
     assert TarIndex.from_bytes(data + b"\0", counts[2]) is None
+
+
+def with_header(whole, start, **fields):
+    """The tar with other fields in the header at `start`, and the checksum that fits."""
+    header = bytearray(whole[start : start + 512])
+    for name, value in fields.items():
+        at = {"size": 124, "type": 156, "uid": 108, "mtime": 136}[name]
+        header[at : at + len(value)] = value
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return whole[:start] + bytes(header) + whole[start + 512 :]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": b"\xff" * 12},  # -1
+        {"size": b"\xff" * 10 + b"\0\0"},  # back to the header before
+        {"size": b"\x80" + b"\x7f" * 11},  # past all that a file can be
+        {"size": b"\x80" + b"\0" * 6 + b"\x20" + b"\0" * 4, "type": b"x"},  # a name of 128 GiB
+        {"size": b"\xff" * 12, "type": b"L"},
+    ],
+)
+@pytest.mark.parametrize("start", [0, 2 * 1024])
+def test_damaged_headers_are_one_line(fields, start, tmp_path):
+    whole = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"13 path=a/b\n") for i in range(4)]).read_bytes()
+    (tmp_path / "a.tar").write_bytes(with_header(whole, start, **fields))
+    with pytest.raises(SourceError, match=r"a\.tar is not a complete tar file \(.+\); make it again") as caught:
+        open_source(f"shards:{tmp_path}/a.tar")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_header_is_no_end(tmp_path):
+    whole = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"x") for i in range(4)]).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:2048] + b"y" + whole[2049:])
+    with pytest.raises(SourceError, match="no header at byte 2048"):
+        open_source(f"shards:{tmp_path}/a.tar")
+    (tmp_path / "a.tar").write_bytes(whole[: 4 * 1024])  # without the zeros at the end, as some programs write it
+    assert len(open_source(f"shards:{tmp_path}/a.tar")) == 4
+
+
+def test_any_damage_is_one_line_or_none(tmp_path):
+    random = np.random.default_rng(0)
+    members = [(f"{'long/' * 40}{i}.{end}", b"7") for i in range(3) for end in ("jpg", "json")]
+    whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
+    refused: list[str] = []
+    for _ in range(300):
+        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        start = 512 * int(random.integers(0, 12))
+        data[start + random.integers(0, 512, 3)] = random.integers(0, 256, 3)
+        if random.random() < 0.8:  # a checksum that fits, so that the fields are believed
+            data = np.frombuffer(with_header(data.tobytes(), start), dtype=np.uint8)
+        (tmp_path / "a.tar").write_bytes(data.tobytes())
+        try:
+            index_tar(tmp_path / "a.tar")
+        except SourceError as error:
+            refused.append(str(error))
+    assert 30 < len(refused) < 300
+    assert all(text.isprintable() and "is not a complete tar file" in text for text in refused)

@@ -31,7 +31,7 @@ def test_bad_files_end_a_run_past_the_share(tmp_path: Path) -> None:
         files.add(bad(10), 16)
     assert str(caught.value) == (
         "11 of the first 192 images cannot be used (8 truncated, 3 empty), more than data.max_bad allows; "
-        f"the last is image 10: dir/10.jpg: broken, badly; all are in {path}"
+        f"the last is image 10: dir/10.jpg: broken, badly; all are in {path}: mend them, or raise data.max_bad"
     )
     kinds = ["empty"] * 3 + ["truncated"] * 8
     named = [[str(index), kind, f"dir/{index}.jpg", "broken, badly"] for index, kind in enumerate(kinds)]

@@ -18,21 +18,30 @@ def test_the_share_is_of_the_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "cache", "workers", "said", "unsaid"),
+    ("source", "cache", "keep", "workers", "said", "unsaid"),
     [
-        ("folder:/a", "none", 2, ["--data.workers (it was 2, there are 8", "tools/shard.py", "pixels"], ["files"]),
-        ("folder:/a", "pixels", 8, ["more cores", "tools/shard.py"], ["--data.workers", "--data.cache pixels"]),
-        ("shards:s3://a/b.tar", "none", 8, ["--data.cache files"], ["tools/shard.py"]),
-        ("shards:s3://a/b.tar", "files", 8, ["--data.cache pixels"], ["--data.cache files"]),
-        ("array:/a.npy", "none", 2, ["--data.workers"], ["cache", "shard"]),
+        (
+            "folder:/a",
+            "none",
+            False,
+            2,
+            ["--data.workers (it was 2, there are 8", "tools/shard.py", "pixels"],
+            ["--data.keep"],
+        ),
+        ("folder:/a", "pixels", False, 8, ["more cores", "tools/shard.py"], ["--data.workers", "--data.cache pixels"]),
+        ("shards:s3://a/b.tar", "none", False, 8, ["--data.keep true"], ["tools/shard.py"]),
+        ("shards:s3://a/b.tar", "none", True, 8, ["--data.cache pixels"], ["--data.keep"]),
+        ("array:/a.npy", "none", False, 2, ["--data.workers"], ["cache", "shard"]),
     ],
 )
-def test_advice_fits_the_source(source: str, cache: str, workers: int, said: list[str], unsaid: list[str]) -> None:
-    text = advice(0.34, source, cache, workers, 8)
+def test_advice_fits_the_source(
+    source: str, cache: str, keep: bool, workers: int, said: list[str], unsaid: list[str]
+) -> None:
+    text = advice(0.34, source, cache, keep, workers, 8)
     assert text.startswith("34% of the training time was spent waiting for images: ")
     assert all(words in text for words in said)
     assert not any(words in text for words in unsaid)
 
 
 def test_a_little_waiting_is_not_worth_a_word() -> None:
-    assert advice(0.09, "folder:/a", "none", 0, 8) == ""
+    assert advice(0.09, "folder:/a", "none", False, 0, 8) == ""

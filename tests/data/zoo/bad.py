@@ -20,6 +20,7 @@ from tests.data.zoo.making import (
     encoded,
     noise,
     npy,
+    npy_of,
     picture,
     png,
     quadrants,
@@ -45,8 +46,7 @@ def _zip() -> bytes:
 
 
 def _npy_promising(shape: tuple[int, ...]) -> bytes:
-    text = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+    return npy_of(repr({"descr": "|u1", "fortran_order": False, "shape": shape}))
 
 
 def _gif_of(width: int, height: int) -> bytes:
@@ -133,6 +133,11 @@ BAD += [
     Case("bomb-16.ppm", lambda: b"P6 60000 60000 65535\n" + b"\0" * 99, kind="too large"),
     Case("bomb.npy", lambda: _npy_promising((60_000, 60_000)), kind="too large"),
     Case("bomb-of-bands.npy", lambda: _npy_promising((10_000, 10_000, 9)), kind="too large", reading=Reading(9)),
+    # What a pattern with a repetition in a repetition would try for ever.
+    Case("blanks.ppm", lambda: b"P6" + b" " * 60 + b"x", kind="damaged"),
+    Case("comments.ppm", lambda: b"P5" + b"#\n" * 100_000 + b"x", kind="not an image"),
+    Case("true.npy", lambda: _npy_promising((True, 2, 3)) + bytes(6), kind="not an image"),
+    Case("endless.npy", lambda: _npy_promising((10**40, 2, 3)), kind="too large"),
     Case("cut.npy", lambda: npy(quadrants())[:-1], kind="truncated"),
     Case("promise.npy", lambda: _npy_promising((9_000, 9_000)), kind="truncated"),
     Case("cut-header.npy", lambda: npy(quadrants())[:40], kind="damaged"),

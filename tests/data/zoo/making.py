@@ -66,6 +66,12 @@ def npy(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def npy_of(header: str, values: bytes = b"") -> bytes:
+    """An .npy file with this text in its header."""
+    text = header.ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + values
+
+
 def chunk(kind: bytes, body: bytes) -> bytes:
     """Of a PNG."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -28,6 +28,7 @@ from tests.data.zoo.making import (
     glass,
     noise,
     npy,
+    npy_of,
     palette,
     picture,
     png16,
@@ -213,6 +214,12 @@ OTHERS = [
     ),
     Case("grey.npy", lambda: npy(quadrants(GREYS)), corners=LUMA, within=0),
     Case("rgb-16.npy", lambda: npy(quadrants(SUN, np.uint16)), corners=tuple((0, 255, v) for v in EIGHT), within=0),
+    Case(
+        "python-2.npy",
+        lambda: npy_of("{'descr': '|u1', 'fortran_order': False, 'shape': (32L, 48L, 3L)}", quadrants().tobytes()),
+        corners=COLOURS,
+        within=0,
+    ),
     Case("columns-first.npy", lambda: npy(np.asfortranarray(quadrants())), corners=COLOURS, within=0),
     Case("big-endian.npy", lambda: npy(quadrants(SHADES, ">u2")), corners=EIGHT_GREYS, within=0),
     Case(

@@ -1,0 +1,25 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpp.cli import check_data
+
+
+@pytest.fixture
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """`check(data, "--images", "3")`: exit code, printed lines and report.json."""
+
+    def run(data: str | Path, *flags: str) -> tuple[int, list[str], dict[str, Any]]:
+        out = tmp_path / "out"
+        spec = data if isinstance(data, str) else f"folder:{data}"
+        size = () if "--img-size" in flags else ("--img-size", "32")
+        workers = () if "--workers" in flags else ("--workers", "0")
+        code = check_data(["--data", spec, "--out", str(out), *size, *workers, *flags])
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return code, printed.out.splitlines(), json.loads((out / "report.json").read_text())
+
+    return run

@@ -1,0 +1,71 @@
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from mpp.checking.scan import scan
+from mpp.data.config import Reading
+from mpp.errors import RunError
+from tests.checking.made import RNG, noise, save
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_says_the_same(check: Callable[..., Any], tmp_path: Path, workers: int):
+    data = tmp_path / "data"
+    for number in range(70):
+        save(data / ("a", "b")[number % 2] / f"{number}.png", noise(36, 40 + number % 7))
+    (data / "a" / "x.png").write_bytes(b"")
+    tifffile.imwrite(data / "b" / "y.tif", RNG.integers(0, 300, (40, 40), dtype=np.uint16))
+    found = []
+    for count in (0, workers):
+        code, lines, report = check(data, "--workers", str(count))
+        del report["rates"]
+        tables = [(tmp_path / "out" / name).read_bytes() for name in ("bad_files.csv", "duplicates.csv")]
+        shown = [line for line in lines if "images/s" not in line and "crops/s" not in line]
+        found.append((code, shown, report, tables))
+    assert found[0] == found[1]
+
+
+class Made:
+    """Images made as they are read: no memory of their own."""
+
+    name, classes = "made", None
+
+    def __init__(self, length: int, deadly: int = -1) -> None:
+        self.length, self.deadly = length, deadly
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> tuple[np.ndarray, None]:
+        if index == self.deadly:
+            os._exit(9)
+        return np.full((2, 2, 3), index % 251, dtype=np.uint8) + np.arange(12, dtype=np.uint8).reshape(2, 2, 3), None
+
+    def labels(self) -> None:
+        return None
+
+    def describe(self) -> str:
+        return "made"
+
+
+def test_memory_grows_by_a_few_bytes_an_image():
+    def peak(length: int) -> int:
+        tracemalloc.start()
+        scan(Made(length), Reading(), np.arange(length), 0)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(100)
+    assert peak(4_000) - peak(1_000) < 3_000 * 60
+
+
+def test_a_killed_process_is_one_clear_error():
+    with pytest.raises(RunError, match="a process was killed, perhaps for want of memory: try fewer --workers"):
+        scan(Made(200, deadly=70), Reading(), np.arange(200), 2)
