@@ -154,7 +154,7 @@ def _loader(encoded: list[bytes], config: DataBench) -> None:
     source = ListSource(encoded)
     transform = TrainTransform(DataConfig(), (config.size, config.size), 3)
     batch, counts = 32, sorted({1, config.workers})
-    number = max(4 * config.workers, 2 * len(encoded) // batch)
+    number = max(4 * config.workers, 4 * len(encoded) // batch)
     rates: dict[int, list[float]] = {workers: [] for workers in counts}
     for _, workers in itertools.product(range(config.repeats), counts):
         rates[workers].append(_stream_rate(source, transform, batch, number, workers))
@@ -168,10 +168,10 @@ def _loader(encoded: list[bytes], config: DataBench) -> None:
 
 
 def _stream_rate(source: ListSource, transform: TrainTransform, batch: int, number: int, workers: int) -> float:
-    """Images/s over `number` batches, after one for each worker, which pays for its start."""
+    """Images/s over `number` batches, once the workers have started and their first batches are through."""
     batches = stream(source, transform, _READING, seed=0, batch_size=batch, micro_batch=batch, start=0, workers=workers)
     try:
-        for _ in range(workers + 1):
+        for _ in range(3 * workers + 1):
             next(batches)
         return batch * number / timed(lambda: [next(batches) for _ in range(number)])[1]
     finally:

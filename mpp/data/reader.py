@@ -1,5 +1,6 @@
 """From keys to batches: read, decode, transform; whatever cannot be used is noted and, in training, replaced."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from mpp.data.config import Reading
 from mpp.data.decode import BadImage, Picture, one_line, open_picture
@@ -136,6 +138,15 @@ class Reader:
         return Bad(index, kind_of(error), where, reason)
 
 
+def _empty(*shape: int) -> Tensor:
+    """uint8, unset; in a loader worker where the main process sees it, as torch's own collate does, so that a batch is
+    not copied once more."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+
+
 def kind_of(error: BadImage | OSError) -> str:
     """The category that a bad image counts in."""
     if isinstance(error, BadImage):
@@ -163,7 +174,7 @@ class Training(Reader):
         if together is not None:
             return together
         drawn = draws.tolist()
-        images = torch.empty(len(keys), self.reading.channels, *self.transform.image_hw, dtype=torch.uint8)
+        images = _empty(len(keys), self.reading.channels, *self.transform.image_hw)
         index, label, bad = keys[:, 1].tolist(), [-1] * len(keys), []
         passes = keys[:, 0].tolist()
         late: list[Late] = []
