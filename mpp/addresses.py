@@ -2,7 +2,7 @@
 
 import re
 
-_ADDRESS = re.compile(r"(\w+)://(?:[^\s/@]*@)?([^\s?#'\"]*)([?][^\s'\"]*)?")
+_ADDRESS = re.compile(r"(\w+)://(?:[^\s/?#'\"]*@)?([^\s?#'\"]*)([?][^\s'\"]*)?")
 
 
 def without_credentials(text: str) -> str:

@@ -15,6 +15,7 @@ from mpp.data.decode import BadImage, one_line, open_picture
 from mpp.data.picture import Stored
 from mpp.data.reader import Bad, kind_of
 from mpp.data.statistics import ChannelStatistics, histogram
+from mpp.errors import RunError, Unreachable
 from mpp.sources.base import Source, place, read_many
 
 GOOD, GREY, BLANK = 1, 2, 4
@@ -52,6 +53,8 @@ def look(source: Source, indices: Sequence[int], reading: Reading) -> Part:
         colours=ChannelStatistics(reading.channels),
     )
     for row, (index, found) in enumerate(zip(indices, read_many(source, indices), strict=True)):
+        if isinstance(found, Unreachable):
+            raise RunError(f"{found}; once it answers, run the same command again")
         try:
             if isinstance(found, OSError):
                 raise found

@@ -30,12 +30,20 @@ class JpegPicture(Picture):
         form: see `Picture`.
         channels: 1 or 3.
         fallback: gives all its pixels where libjpeg-turbo warns.
+        plain_rgb: red, green and blue are stored as they are, not as luma and chroma.
     """
 
     def __init__(
-        self, data: bytes, height: int, width: int, form: str, channels: int, fallback: Callable[[], np.ndarray]
+        self,
+        data: bytes,
+        height: int,
+        width: int,
+        form: str,
+        channels: int,
+        fallback: Callable[[], np.ndarray],
+        plain_rgb: bool = False,
     ) -> None:
-        self.data, self._stored_hw, self._fallback = data, (height, width), fallback
+        self.data, self._stored_hw, self._fallback, self.plain_rgb = data, (height, width), fallback, plain_rgb
         self._colours = "RGB" if channels == 3 else "GRAY"
         self.orientation = orientation(data)
         if self.orientation >= 5:
@@ -104,7 +112,7 @@ def open_jpeg(data: bytes, channels: int, fallback: Callable[[], np.ndarray]) ->
         return None
     check_size(int(width), int(height))
     form = "JPEG grey" if colours == "Gray" else "JPEG"
-    return JpegPicture(data, int(height), int(width), form, channels, fallback)
+    return JpegPicture(data, int(height), int(width), form, channels, fallback, colours == "RGB")
 
 
 def orientation(data: bytes) -> int:

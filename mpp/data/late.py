@@ -17,6 +17,9 @@ from mpp.data.reader import Batch, Late, Training, Transform
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
 
+_AT_ONCE = 2**28  # pixels that are decoded before they are cropped
+_STEEPEST = 32  # CUDA's kernel for resizing refuses reductions from about 47 on
+
 DecodeJpegs = Callable[[Sequence[Tensor], int], list[Tensor]]
 """Files, uint8 (n,) each, and channels, 1 or 3, to uint8 (C, H, W) each on a device; RuntimeError if one is refused."""
 
@@ -71,36 +74,62 @@ class LateDecoder:
     def __init__(self, reader: Training, decode: DecodeJpegs, device: torch.device) -> None:
         assert isinstance(reader.transform, TrainTransform)
         self.reader, self.transform, self.decode, self.device = reader, reader.transform, decode, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with its images on the device, all of them.
 
         Raises:
             BadImage: 20 images in a row could not be used.
+            torch.OutOfMemoryError: the decoded files do not fit.
         """
+        if self._stream is None:
+            return self._filled(batch)
+        # nvJPEG writes without waiting for what is queued: on a stream of our own, whose memory nobody else uses, it
+        # cannot write over what the training still reads.
+        with torch.cuda.stream(self._stream):
+            done = self._filled(batch)
+        now = torch.cuda.current_stream(self.device)
+        now.wait_stream(self._stream)
+        done["images"].record_stream(now)
+        return done
+
+    def _filled(self, batch: Batch) -> Batch:
         images = batch["images"].to(self.device, non_blocking=True)
-        for late, pixels in zip(batch["late"], self._all([late.data for late in batch["late"]]), strict=True):
-            if pixels is None:
-                found = late.data.numpy().tobytes(), int(batch["label"][late.slot])
-                shown, image, label = self.reader.sample(late.which_pass, late.index, found, late.draws, batch["bad"])
-                batch["index"][late.slot], batch["label"][late.slot] = shown, label
-                images[late.slot] = image.to(self.device)
-            else:
-                images[late.slot] = self._crop(pixels, late)
-        return {**batch, "images": images, "late": []}
+        files = batch["files"].split([late.size for late in batch["late"]]) if batch["late"] else ()
+        waiting = list(zip(batch["late"], files, strict=True))
+        while waiting:
+            # At full size many large photographs would fill the memory.
+            number, pixels = 1, waiting[0][0].pixels
+            while number < len(waiting) and pixels + waiting[number][0].pixels <= _AT_ONCE:
+                pixels += waiting[number][0].pixels
+                number += 1
+            group, waiting = waiting[:number], waiting[number:]
+            for (late, file), decoded in zip(group, self._all([file for _, file in group]), strict=True):
+                crop = self._replaced(late, file, batch) if decoded is None else self._crop(decoded, late)
+                images[late.slot] = crop.to(self.device)
+        return {**batch, "images": images, "late": [], "files": batch["files"][:0]}
+
+    def _replaced(self, late: Late, file: Tensor, batch: Batch) -> Tensor:
+        """What a worker makes of a file that the decoder refuses: its crop, or that of another image."""
+        found = file.numpy().tobytes(), int(batch["label"][late.slot])
+        shown, image, label = self.reader.sample(late.which_pass, late.index, found, late.draws, batch["bad"])
+        batch["index"][late.slot], batch["label"][late.slot] = shown, label
+        return image
 
     def _all(self, files: list[Tensor]) -> list[Tensor | None]:
         """Pixels of each file; None where the decoder refuses it."""
-        if not files:
-            return []
+        if self._stream is not None:
+            self._stream.synchronize()
         try:
             return list(self.decode(files, self.transform.channels))
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            if len(files) == 1:
-                return [None]
-        return [pixels for file in files for pixels in self._all([file])]
+            if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+                raise torch.OutOfMemoryError(str(error)) from error
+        if len(files) == 1:
+            return [None]
+        middle = len(files) // 2
+        return [*self._all(files[:middle]), *self._all(files[middle:])]
 
     def _crop(self, pixels: Tensor, late: Late) -> Tensor:
         """The crop of the file's draws, as `TrainTransform` makes it, resized in floating point."""
@@ -108,10 +137,12 @@ class LateDecoder:
         top, left, height, width = self.transform.crop(upright.shape[1], upright.shape[2], late.draws)
         region = upright[None, :, top : top + height, left : left + width].float()
         size = self.transform.image_hw
+        if max(height / size[0], width / size[1]) > _STEEPEST:
+            region = region.cpu()
         if region.shape[2:] != size:
             region = torch.nn.functional.interpolate(region, size=size, mode="bicubic", antialias=True)
         out = region[0].round_().clamp_(0, 255).to(torch.uint8)
-        return self.transform.finished(out, late.draws)
+        return self.transform.finished(out.to(pixels.device), late.draws)
 
 
 def _turned(pixels: Tensor, orientation: int) -> Tensor:

@@ -4,12 +4,13 @@ source, reading -> the cache has it -> memory-mapped uint8 (n, h, w, C)
                    else decode all   -> write it whole, with the list of what could not be decoded
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,13 +24,14 @@ from mpp.data.config import DataConfig, Reading
 from mpp.data.decode import BadImage, Picture, open_picture
 from mpp.data.loader import sequential
 from mpp.data.transform import TRANSFORM_VERSION
-from mpp.errors import UserError
+from mpp.errors import Unreachable, UserError
 from mpp.files import cache_folder, write_whole
 from mpp.sources.base import Source, check_index, place
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.opening import open_source
 
 _BATCH = 256
+_STALE = 3600.0  # seconds without a write
 _ROOM = 1.05  # of the disk, beside what the pixels take
 
 
@@ -123,13 +125,15 @@ def cache_pixels(source: Source, reading: Reading, workers: int) -> PixelSource:
     path, bad_path = cache_folder() / f"{key}.pixels.npy", cache_folder() / f"{key}.bad.npy"
     with _alone(cache_folder() / f"{key}.lock"):
         if not (path.is_file() and bad_path.is_file()):
-            for left in path.parent.glob(f".{path.name}-*"):  # by one that was killed
-                left.unlink(missing_ok=True)
+            for left in path.parent.glob(f".{path.name}-*"):  # by one that was killed, long ago to be sure
+                with contextlib.suppress(OSError):
+                    if time.time() - left.stat().st_mtime > _STALE:
+                        left.unlink()
             _decode_all(source, reading, workers, path, bad_path)
     return PixelSource(source, path, np.load(bad_path, allow_pickle=False))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Holds a lock, so that several runs decode the same images once. It ends with the process, however that ends.
 
@@ -142,7 +146,8 @@ def _alone(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {path.parent} ({error.strerror}): set MPP_CACHE to another folder") from error
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # without locks, as on some network disks, the work is only done twice
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -181,6 +186,8 @@ def _decode_all(source: Source, reading: Reading, workers: int, path: Path, bad_
     try:
         write_whole(path, write)
         write_whole(bad_path, lambda file: np.save(file, np.array(sorted(bad), dtype=np.int64), allow_pickle=False))
+    except Unreachable:
+        raise
     except OSError as error:
         raise UserError(
             f"cannot keep the decoded pixels in {path.parent} ({error.strerror}): set MPP_CACHE to a folder with room"
@@ -192,6 +199,8 @@ def _first_size(source: Source, reading: Reading) -> tuple[int, int]:
     for index in range(len(source)):
         try:
             picture = open_picture(source.read(index)[0], reading)
+        except Unreachable:
+            raise
         except (BadImage, OSError):
             continue
         return picture.height, picture.width

@@ -85,8 +85,10 @@ class Late(NamedTuple):
     """Its place in the batch."""
     which_pass: int
     index: int
-    data: Tensor
-    """uint8 (bytes,)."""
+    size: int
+    """Bytes of the file, which lies in `Batch.files` behind those before it."""
+    pixels: int
+    """Height times width."""
     orientation: int
     """EXIF's, 1 to 8."""
     draws: list[float]
@@ -106,6 +108,8 @@ class Batch(TypedDict):
     """The images that could not be used."""
     late: list[Late]
     """The images that are yet to be decoded, their places in `images` unset."""
+    files: Tensor
+    """uint8 (bytes,), the files of `late`: as one tensor, for each one that a worker sends is a file descriptor."""
 
 
 class Reader:
@@ -141,10 +145,17 @@ class Reader:
 def _empty(*shape: int) -> Tensor:
     """uint8, unset; in a loader worker where the main process sees it, as torch's own collate does, so that a batch is
     not copied once more."""
-    if get_worker_info() is None:
+    if get_worker_info() is None or not math.prod(shape):
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def _joined(files: list[bytes]) -> Tensor:
+    joined = _empty(sum(map(len, files)))
+    if files:
+        joined.numpy()[:] = np.frombuffer(b"".join(files), dtype=np.uint8)
+    return joined
 
 
 def kind_of(error: BadImage | OSError) -> str:
@@ -178,12 +189,14 @@ class Training(Reader):
         index, label, bad = keys[:, 1].tolist(), [-1] * len(keys), []
         passes = keys[:, 0].tolist()
         late: list[Late] = []
+        files: list[bytes] = []
         try:
             for slot, found in enumerate(read_many(self.source, index)):
                 picture = self._undecoded(found)
                 if picture is not None and not isinstance(found, OSError):
-                    data = torch.frombuffer(bytearray(picture.data), dtype=torch.uint8)
-                    late.append(Late(slot, passes[slot], index[slot], data, picture.orientation, drawn[slot]))
+                    size, pixels = len(picture.data), picture.height * picture.width
+                    late.append(Late(slot, passes[slot], index[slot], size, pixels, picture.orientation, drawn[slot]))
+                    files.append(picture.data)
                     label[slot] = -1 if found[1] is None else found[1]
                     continue
                 shown, image, label[slot] = self.sample(passes[slot], index[slot], found, drawn[slot], bad)
@@ -191,8 +204,14 @@ class Training(Reader):
                 index[slot] = shown
         except (BadImage, Unreachable) as error:
             return error
-        labels = torch.tensor(label)
-        return {"images": images, "index": torch.tensor(index), "label": labels, "bad": bad, "late": late}
+        return {
+            "images": images,
+            "index": torch.tensor(index),
+            "label": torch.tensor(label),
+            "bad": bad,
+            "late": late,
+            "files": _joined(files),
+        }
 
     def _undecoded(self, found: tuple[bytes | np.ndarray, int | None] | OSError) -> JpegPicture | None:
         """A JPEG that the device may decode: whole, and in ordinary colours."""
@@ -202,8 +221,9 @@ class Training(Reader):
             picture = open_picture(found[0], self.reading)
         except BadImage:
             return None  # the usual way names it
-        # nvJPEG would make up what is missing at the end.
-        return picture if isinstance(picture, JpegPicture) and _EOI in picture.data[-_TAIL:] else None
+        if not isinstance(picture, JpegPicture) or picture.plain_rgb:
+            return None
+        return picture if _EOI in picture.data[-_TAIL:] else None  # nvJPEG would make up what is missing at the end
 
     def _together(self, indices: np.ndarray, draws: np.ndarray) -> Batch | None:
         """All at once, where the source holds small images in an array."""
@@ -220,6 +240,7 @@ class Training(Reader):
             "label": torch.from_numpy(label),
             "bad": [],
             "late": [],
+            "files": _joined([]),
         }
 
     def sample(
@@ -276,4 +297,5 @@ class Evaluation(Reader):
             "label": torch.tensor(labels, dtype=torch.int64),
             "bad": bad,
             "late": [],
+            "files": _joined([]),
         }

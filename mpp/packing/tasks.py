@@ -12,6 +12,7 @@ import numpy as np
 
 from mpp.data.decode import BadImage, one_line
 from mpp.data.reader import Bad, kind_of
+from mpp.errors import RunError, Unreachable
 from mpp.packing.figures import Figures
 from mpp.packing.images import Form, Packed, pack_image
 from mpp.packing.tar_writer import Part, TarWriter, member_bytes
@@ -90,6 +91,8 @@ def pack_task(source: Source, plan: Plan, task: int, folder: Path, count: Callab
         for start in range(first, last, _AT_ONCE):
             indices = plan.order[start : min(start + _AT_ONCE, last)].tolist()
             for key, (index, found) in enumerate(zip(indices, read_many(source, indices), strict=True), start):
+                if isinstance(found, Unreachable):
+                    raise RunError(f"{found}; once it answers, run the same command again")
                 try:
                     if isinstance(found, OSError):
                         raise found

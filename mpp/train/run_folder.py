@@ -239,10 +239,10 @@ def train(
         journal.say(f"stopped by {by}; saved as {checkpoints.latest()}; the same command again goes on")
         return 130 if signals.received == signal.SIGINT else EXIT_REQUEUE
     except Unreachable as error:
+        text = f"{error}; once it answers, the same command goes on from {checkpoints.latest()}"
         if dist.rank_and_size()[1] > 1:
-            latest = checkpoints.latest()
-            raise RunError(f"{error}; once it answers, the same command goes on from {latest}") from error
-        journal.say(f"{error}; saved as {checkpoints.latest()}; once it answers, the same command goes on")
+            raise RunError(text) from error
+        journal.say(text)
         return EXIT_REQUEUE
     finally:
         batches.close()

@@ -103,7 +103,7 @@ def test_the_decoder_gets_whole_jpegs_alone_and_many_at_once(source: ListSource)
 
 def test_an_out_of_memory_error_is_no_bad_file(source: ListSource) -> None:
     def decode(files: Sequence[Tensor], channels: int) -> list[Tensor]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise RuntimeError("Error while decoding JPEG images: CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
         batches(source, decode)
@@ -127,3 +127,40 @@ def test_nvjpeg(source: ListSource) -> None:
     usual, their_labels, their_bad = batches(source, None)
     assert (labels, sorted(bad)) == (their_labels, sorted(their_bad))
     assert (late.int() - usual.int()).abs().float().mean() < 2
+
+
+def test_a_refused_file_costs_few_calls_and_groups_stay_small(
+    source: ListSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpp.data.late._AT_ONCE", 3 * 50 * 70)
+    asked: list[int] = []
+
+    def decode(files: Sequence[Tensor], channels: int) -> list[Tensor]:
+        asked.append(len(files))
+        return stand_in(files, channels)
+
+    late, labels, _ = batches(source, decode)
+    assert max(asked) == 3
+    usual, their_labels, _ = batches(source, None)
+    assert labels == their_labels
+    assert (late.int() - usual.int()).abs().float().mean() < 0.6
+
+
+def test_jpegs_that_store_red_green_and_blue_stay_with_the_workers(encode: Callable[..., bytes]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    rgb = ListSource([encode(image, "JPEG", keep_rgb=True, quality=95)] * 14)
+
+    def decode(files: Sequence[Tensor], channels: int) -> list[Tensor]:
+        raise AssertionError("decoded on the device")
+
+    assert batches(rgb, decode)[2] == []
+
+
+def test_very_large_photographs_are_resized_all_the_same(encode: Callable[..., bytes]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((1200, 900))
+    large = ListSource([encode(image, "JPEG", quality=90)] * 14)
+    late, _, bad = batches(large, stand_in)
+    usual, _, _ = batches(large, None)
+    assert bad == []
+    # The workers snap the boxes to blocks of 8 pixels, which moves these coarse colours a little.
+    assert (late.int() - usual.int()).abs().float().mean() < 6

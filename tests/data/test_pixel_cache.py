@@ -1,5 +1,6 @@
 """Decoded pixels on disk: the same images as decoding each time, decoded once."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,12 @@ def test_what_a_killed_run_left_is_taken_away(folder: Path, cache: Path) -> None
     path.unlink()
     left = path.with_name(f".{path.name}-0123456789ab")
     left.write_bytes(b"half")
+    another = path.with_name(f".{path.name}-ba9876543210")
+    another.write_bytes(b"of one that still writes")
+    os.utime(left, (0, 0))
     assert cache_pixels(source, reading, workers=0).path == path
     assert not left.exists()
+    assert another.exists()
     assert path.exists()
 
 
