@@ -84,6 +84,7 @@ def test_max_bad_stops_a_run_over_the_zoo(
     assert last.isprintable()
 
 
+@pytest.mark.slow
 def test_bad_files_keep_a_resumed_run_exact(zoo: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     spec = f"folder:{zoo[0]}"
     told = {"data__max_bad": "100%", "fewshot__data": "", "train__length": "30 steps"}
@@ -96,7 +97,7 @@ def test_bad_files_keep_a_resumed_run_exact(zoo: tuple[Path, dict[str, str]], tm
     assert bad_files(tmp_path / "cut") == bad_files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("container", ["npy", "tif"])
+@pytest.mark.parametrize("container", ["npy", pytest.param("tif", marks=pytest.mark.slow)])
 def test_many_channels_from_files_to_the_classifier(container: str, tmp_path: Path) -> None:
     """Five bands of 12 bits in 16: the stated range goes with the weights to the fine-tuning."""
     rng = np.random.default_rng(0)

@@ -54,6 +54,7 @@ class Made:
         return "made"
 
 
+@pytest.mark.slow
 def test_memory_grows_by_a_few_bytes_an_image():
     def peak(length: int) -> int:
         tracemalloc.start()

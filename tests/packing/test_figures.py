@@ -37,6 +37,7 @@ def test_no_standard_deviation_of_nought_is_proposed(
     assert "--data.std" not in told
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_shard_whatever_the_images(tmp_path: Path, encode: Callable[..., bytes]) -> None:
     def peak(tasks: int) -> int:
         source = ListSource([encode(noise(8, 8))] * 40 * tasks, [0] * 40 * tasks)

@@ -66,6 +66,7 @@ def test_killed_many_times(images: Path, uninterrupted: tuple[dict[str, bytes], 
         assert contents(tmp_path / str(number)) == uninterrupted[0]
 
 
+@pytest.mark.slow
 def test_interrupted_at_each_step_of_the_end(
     images: Path, uninterrupted: tuple[dict[str, bytes], float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

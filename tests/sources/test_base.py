@@ -56,6 +56,7 @@ def test_paths_come_back_as_they_were():
             table[index]
 
 
+@pytest.mark.slow
 def test_a_table_takes_the_paths_own_bytes_and_eight_more():
     number = 300_000
     tracemalloc.start()

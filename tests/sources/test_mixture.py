@@ -184,6 +184,7 @@ def test_blocks_of_parts_of_one_size():
     assert block(MixtureSource("m", [part(3, 4, 5, 3), ListSource([b"encoded"])]), np.array([0])) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 10])
 def test_a_small_part_costs_as_little_as_a_large_one(size):
     source = MixtureSource("m", [Sized(2_000_000), Sized(size)], (1, 1))

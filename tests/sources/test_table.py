@@ -171,6 +171,7 @@ def test_paths_that_the_library_wrote(picture_folder, tmp_path):
     assert source.where(0).endswith(r"a\nb.png")
 
 
+@pytest.mark.slow
 def test_large_tables_stay_small(table):
     number = 200_000
     rows = "".join(f"{i:07d}.png,class {i % 50}\n" for i in range(number - 1))
