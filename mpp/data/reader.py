@@ -1,7 +1,7 @@
 """From keys to batches: read, decode, transform; whatever cannot be used is noted and, in training, replaced."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -173,9 +173,19 @@ class Training(Reader):
     def __init__(self, source: Source, transform: Transform, reading: Reading, seed: int, late: bool = False) -> None:
         super().__init__(source, transform, reading)
         self.seed, self.late = seed, late
-        whole = not self.reading.value_range  # else an array's values are not its pixels yet
-        self._block = getattr(transform, "block", None) if whole else None
+        self._block = self._block_transform()
         self._labels = source.labels()
+
+    def _block_transform(self) -> Callable[[np.ndarray, np.ndarray], Tensor | None] | None:
+        """What takes many images of an array at once; None where they go one by one. Asked of the first image, for all
+        are of its size, so that no batch is fetched in vain."""
+        transform: Any = getattr(self.transform, "block", None)
+        if transform is None or self.reading.value_range:  # a range: the array's values are not its pixels yet
+            return None
+        first = block(self.source, np.zeros(1, dtype=np.int64)) if len(self.source) else None
+        if first is None or first.shape[3] != self.reading.channels:
+            return None
+        return None if transform(first, np.zeros((1, self.transform.draws))) is None else transform
 
     def __getitems__(self, keys: np.ndarray) -> Batch | BadImage | Unreachable:
         """The batch of keys int64 (B, 2); an error comes back, for raised inside a worker it would arrive with the
@@ -228,9 +238,7 @@ class Training(Reader):
     def _together(self, indices: np.ndarray, draws: np.ndarray) -> Batch | None:
         """All at once, where the source holds small images in an array."""
         found = None if self._block is None else block(self.source, indices)
-        if self._block is None or found is None or found.shape[3] != self.reading.channels:
-            return None
-        images = self._block(found, draws)
+        images = None if self._block is None or found is None else self._block(found, draws)
         if images is None:
             return None
         label = np.full(len(indices), -1) if self._labels is None else self._labels[indices]
