@@ -97,7 +97,8 @@ def test_bad_files_keep_a_resumed_run_exact(zoo: tuple[Path, dict[str, str]], tm
     assert bad_files(tmp_path / "cut") == bad_files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("container", ["npy", pytest.param("tif", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("container", ["npy", "tif"])
 def test_many_channels_from_files_to_the_classifier(container: str, tmp_path: Path) -> None:
     """Five bands of 12 bits in 16: the stated range goes with the weights to the fine-tuning."""
     rng = np.random.default_rng(0)
@@ -121,6 +122,7 @@ def test_many_channels_from_files_to_the_classifier(container: str, tmp_path: Pa
     assert open_weights(str(tmp_path / "ft")).reading == Reading(5, (0.0, 4095.0))
 
 
+@pytest.mark.slow
 def test_a_server_that_gives_no_answer_ends_a_run_saved(
     picture_folder: Callable[..., Path],
     tmp_path: Path,

@@ -75,6 +75,7 @@ def test_a_timm_folder_to_hugging_face_and_back(
     )
 
 
+@pytest.mark.slow
 def test_to_onnx(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

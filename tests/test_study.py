@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpp.cli import study
 from mpp.weights.base import Weights, build
 from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
@@ -187,9 +188,11 @@ def test_a_study_that_is_stopped_goes_on_where_it_was(done: tuple[Path, str], so
         ({"finetune__loss__mixup": "0.5", "finetune__train__batch_size": "7"}, "7"),
     ],
 )
-def test_wrong_input_is_one_line(changed: dict[str, str], words: str, source: str, tmp_path: Path) -> None:
-    _, err = runs.finish(command(source, tmp_path / "study", **changed), 2)
-    assert words in err.splitlines()[-1]
+def test_wrong_input_is_one_line(
+    changed: dict[str, str], words: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert study(command(source, tmp_path / "study", **changed)[1:]) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "study").exists()
 
 

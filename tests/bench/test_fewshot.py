@@ -26,6 +26,7 @@ def call(*argv: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_prints_ratios_and_that_both_sides_agree() -> None:
     done = call("fewshot", *TINY)
     assert (done.returncode, done.stderr) == (0, "")

@@ -279,6 +279,7 @@ def exists(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
 def test_workers_ignore_the_groups_signals_and_end_with_their_parent():
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(SCRIPT)]
@@ -296,6 +297,7 @@ def test_workers_ignore_the_groups_signals_and_end_with_their_parent():
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_parent_has_died_while_it_started_ends() -> None:
     code = "from mpp.data.loader import _start_worker; _start_worker({}, 0); print('works')"
     for parent, said in (("__import__('os').getppid()", "works\n"), ("__import__('os').getppid() + 1", "")):

@@ -295,6 +295,7 @@ def test_other_images_are_refused(split: str, tmp_path: Path, capsys: pytest.Cap
     assert len(list((run_dir / "sweep").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_forced_run_that_was_stopped_has_no_result(source: str, tmp_path: Path) -> None:
     """What an earlier config came to must not be taken for that of the new one."""
     few = {"optim__lr": "0.01,0.02", "train__length": "3 steps"}
@@ -344,6 +345,7 @@ def test_killed_at_many_random_moments(
     test_killed_at_a_random_moment(100 + number, workers, source, uninterrupted, tmp_path)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_saves_and_exits_with_the_requeue_code(
     source: str, uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:

@@ -153,6 +153,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_matplotlib_is_loaded_only_to_draw_and_never_pyplot(tmp_path: Path) -> None:
     program = f"""
 import sys

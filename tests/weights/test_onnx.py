@@ -30,6 +30,9 @@ CASES = {
 }
 
 
+QUICKEST = "mean-pooled vit"  # the only one in the fast set
+
+
 def filled(weights: Weights) -> Weights:
     """With no weight at its initial value."""
     torch.manual_seed(0)
@@ -45,7 +48,10 @@ def runtime() -> Any:
     return pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.parametrize("weights", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "weights",
+    [pytest.param(w, id=name, marks=[pytest.mark.slow] if name != QUICKEST else []) for name, w in CASES.items()],
+)
 def test_onnxruntime_gives_the_same(weights: Weights, runtime: Any, tmp_path: Path) -> None:
     weights, path = filled(weights), tmp_path / "new" / "model.onnx"
     write_onnx(weights, path)
@@ -95,6 +101,7 @@ class Stubborn(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runtime")
 def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpp.weights.onnx.build", lambda *_, **__: Stubborn())
@@ -104,6 +111,7 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runtime")
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpp.weights.onnx._TOLERANCE", -1.0)
@@ -112,6 +120,7 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runtime")
 def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpp.weights.onnx._LIMIT", 0)
