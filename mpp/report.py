@@ -39,7 +39,7 @@ def summary(folder: Path, score: str, notes: Sequence[str] = ()) -> str:
             cells = (f"{row[name]:.1%} ± {row[name + '_std']:.1%}" for row in (first, final))
             shots = name.removeprefix("fewshot/").removesuffix("shot")
             lines.append(f"  {shots:>8}  " + "  ".join(f"{c:>15}" for c in cells))
-        lines.append("")
+        lines += [f"  evaluated {len(evaluated)} times, in {_evaluation_share(rows):.1%} of the time", ""]
     lines += [f"note: {note}" for note in notes] + [""] * bool(notes)
     lines += [
         f"pictures     {folder / 'pictures'}",
@@ -47,6 +47,17 @@ def summary(folder: Path, score: str, notes: Sequence[str] = ()) -> str:
         f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)',
     ]
     return "\n".join(lines)
+
+
+def _evaluation_share(rows: list[dict[str, Any]]) -> float:
+    """Few-shot evaluation's share of the run's time, over all starts of the run."""
+    evaluating = sum(row.get("time/fewshot_seconds", 0.0) for row in rows)
+    training, images = 0.0, 0
+    for row in rows:
+        if "time/images_per_second" in row:
+            training += (row["images"] - images) / row["time/images_per_second"]
+            images = row["images"]
+    return evaluating / (evaluating + training)
 
 
 def _last_part(trained: list[dict[str, Any]], score: str) -> tuple[dict[str, float], int]:
