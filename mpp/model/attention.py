@@ -1,19 +1,20 @@
 """Self-attention with a choice of kernel, in the place of timm's own (`attn_layer`).
 
 The three kernels compute the same function, softmax(q k^T / sqrt(E)) v, and agree to rounding. Legend: B batch,
-N tokens, H heads, E head width.
+N tokens, K those of them that are asked for, H heads, E head width, D token width.
 """
 
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +22,8 @@ from torch.nn import functional as F
 from mpp.errors import UserError
 
 HeadsFirst = Float[Tensor, "B H N E"]
+Queries = Float[Tensor, "B H K E"]
+Places = Int[Tensor, "B K"]
 
 # Set by the trial run. An import within the forward pass would break torch.compile's graph in every block.
 _memory_efficient_attention: Callable[..., Tensor] | None = None
@@ -54,8 +57,16 @@ def _try_xformers(device: torch.device, dtype: torch.dtype, width: int) -> str |
     return None
 
 
-def resolve_backend(name: str, device: torch.device, dtype: torch.dtype = torch.float32, width: int = 64) -> str:
-    """The kernel that `name` means for heads of this type and width; "auto" is xformers where it runs, else sdpa.
+def resolve_backend(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    width: int = 64,
+    shape: tuple[int, int, int] | None = None,
+) -> str:
+    """The kernel that `name` means for heads of this type and width.
+
+    "auto" is xformers where it runs, unless sdpa proves faster for `shape` (batch, tokens, heads); else it is sdpa.
 
     Raises:
         UserError: a kernel asked for by name that cannot run here, with the reason.
@@ -64,26 +75,35 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype = torch.
         return name
     obstacle = xformers_obstacle(device, dtype, width)
     if name == "auto":
-        return "sdpa" if obstacle else "xformers"
+        if obstacle:
+            return "sdpa"
+        return "xformers" if shape is None else _faster((*shape, width), device, dtype)
     if obstacle:
         raise UserError(f"model.attention xformers cannot run here: {obstacle}; use auto or sdpa")
     return name
 
 
-def attention_weights(q: HeadsFirst, k: HeadsFirst) -> Float[Tensor, "B H N N"]:
+def take(tokens: Float[Tensor, "B N D"], at: Places) -> Float[Tensor, "B K D"]:
+    """The tokens at K places of each image."""
+    batch, n, _ = tokens.shape
+    row = at + n * torch.arange(batch, device=at.device)[:, None]
+    return tokens.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, at.shape)  # x 3 faster than gather (CPU)
+
+
+def attention_weights(q: Queries, k: HeadsFirst) -> Float[Tensor, "B H K N"]:
     """softmax(q k^T / sqrt(E)), equation 6 of the paper; each row sums to 1."""
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
 
 
-def _explicit(q: HeadsFirst, k: HeadsFirst, v: HeadsFirst, dropout: float) -> HeadsFirst:
+def _explicit(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
     return F.dropout(attention_weights(q, k), dropout) @ v
 
 
-def _sdpa(q: HeadsFirst, k: HeadsFirst, v: HeadsFirst, dropout: float) -> HeadsFirst:
+def _sdpa(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
-def _xformers(q: HeadsFirst, k: HeadsFirst, v: HeadsFirst, dropout: float) -> HeadsFirst:
+def _xformers(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # xformers has tokens before heads
     assert _memory_efficient_attention is not None, "xformers_obstacle comes first"
     return _memory_efficient_attention(q, k, v, p=dropout).transpose(1, 2)
@@ -92,27 +112,90 @@ def _xformers(q: HeadsFirst, k: HeadsFirst, v: HeadsFirst, dropout: float) -> He
 KERNELS = {"xformers": _xformers, "sdpa": _sdpa, "explicit": _explicit}
 
 
+def cuda_milliseconds(work: Callable[[], object]) -> float:
+    """What `work` takes on the current CUDA device."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def time_kernels(
+    names: Sequence[str],
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    clock: Callable[[Callable[[], object]], float] = cuda_milliseconds,
+    repeats: int = 7,
+) -> dict[str, float]:
+    """What a forward and backward pass of each kernel takes: medians of `clock`, the kernels in turns.
+
+    Args:
+        names: of `KERNELS`; xformers after `xformers_obstacle` found none.
+        shape: batch, tokens, heads and head width; queries, keys and values lie in memory as `Attention` has them.
+        clock: calls what it is given and says how long that took.
+        repeats: calls of each kernel that count; two more come before them.
+    """
+    batch, tokens, heads, width = shape
+    source = torch.Generator(device).manual_seed(0)  # the run's own stream of draws stays as it is
+    joint = torch.randn(batch, tokens, 3, heads, width, generator=source, device=device, dtype=dtype)
+    towards = torch.randn(batch, tokens, heads, width, generator=source, device=device, dtype=dtype)
+    joint.requires_grad_()
+
+    def work(name: str) -> None:
+        q, k, v = (part.transpose(1, 2) for part in joint.unbind(2))
+        torch.autograd.grad(KERNELS[name](q, k, v, 0.0).transpose(1, 2), joint, towards)
+
+    with torch.enable_grad():
+        rounds = [[clock(functools.partial(work, name)) for name in names] for _ in range(2 + repeats)]
+    return {name: statistics.median(times) for name, times in zip(names, zip(*rounds[2:], strict=True), strict=True)}
+
+
+@functools.cache
+def _faster(shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> str:
+    """xformers, unless sdpa is more than 5 % faster: noise must not decide differently when a run is resumed."""
+    took = time_kernels(("xformers", "sdpa"), shape, device, dtype)
+    return "sdpa" if took["sdpa"] < 0.95 * took["xformers"] else "xformers"
+
+
 class Attention(TimmAttention):
     """timm's attention (its parameters and their names), through the kernel named by `backend`."""
 
     backend: str = "sdpa"
 
-    def heads(self, x: Float[Tensor, "B N D"]) -> tuple[HeadsFirst, HeadsFirst, HeadsFirst]:
-        """Queries, keys and values of normalised tokens."""
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+    def heads(self, x: Float[Tensor, "B N D"], at: Places | None = None) -> tuple[Queries, HeadsFirst, HeadsFirst]:
+        """Queries, keys and values of normalised tokens; queries only of the tokens `at` these places, where given."""
+        if at is None:
+            q, k, v = self._split(self.qkv(x), 3)
+        else:
+            sizes = [self.attn_dim, 2 * self.attn_dim]
+            q_weight, kv_weight = self.qkv.weight.split(sizes)
+            q_bias, kv_bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split(sizes)
+            (q,) = self._split(F.linear(take(x, at), q_weight, q_bias), 1)
+            k, v = self._split(F.linear(x, kv_weight, kv_bias), 2)
         # Under autocast the norms give fp32, and xformers wants one type.
         return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
 
+    def _split(self, joint: Float[Tensor, "B N F"], parts: int) -> tuple[HeadsFirst, ...]:
+        """Views by part and head. The backward pass of unbind(2) writes the joint gradient in its place at once."""
+        cut = joint.unflatten(-1, (parts, self.num_heads, self.head_dim))
+        return tuple(part.transpose(1, 2) for part in cut.unbind(2))
+
     def forward(
-        self, x: Float[Tensor, "B N D"], attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Float[Tensor, "B N D"]:
+        self,
+        x: Float[Tensor, "B N D"],
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        at: Places | None = None,
+    ) -> Float[Tensor, "B K D"]:
+        """What each token, or each of those `at` these places, takes from all tokens."""
         if attn_mask is not None or is_causal:
             raise NotImplementedError("masked attention is not part of the encoder")
-        q, k, v = self.heads(x)
+        q, k, v = self.heads(x, at)
         out = KERNELS[self.backend](q, k, v, self.attn_drop.p if self.training else 0.0)
-        out = self.norm(out.transpose(1, 2).reshape(*x.shape[:2], self.attn_dim))
+        out = self.norm(out.transpose(1, 2).flatten(2))
         if self.gate is not None:
-            out = out * self.gate(x).sigmoid()
+            out = out * self.gate(x if at is None else take(x, at)).sigmoid()
         return self.proj_drop(self.proj(out))

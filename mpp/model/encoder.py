@@ -13,14 +13,16 @@ import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 # isort: split
 import timm
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.layers.attention import Attention as TimmAttention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mpp.errors import UserError
-from mpp.model.attention import Attention, attention_weights, resolve_backend
+from mpp.model.attention import Attention, attention_weights, resolve_backend, take
+from mpp.model.block import Block
 from mpp.model.config import ModelConfig
 from mpp.model.posembed import build_position
 
@@ -52,15 +54,28 @@ class Encoder(nn.Module):
         tokens = self.vit.patch_embed(images)
         return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
 
-    def encode(self, tokens: Float[Tensor, "batch patches dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """All tokens after the last block and LayerNorm (equations 1 to 4); `num_prefix_tokens` come first."""
+    def encode(
+        self, tokens: Float[Tensor, "batch patches dim"], at: Int[Tensor, "batch k"] | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """All tokens after the last block and LayerNorm (equations 1 to 4); `num_prefix_tokens` come first.
+
+        Where only some patches are read, `at` names them, and those k tokens come back, in that order: the same
+        numbers for less, since of the others a last block of timm's plain kind computes keys and values only.
+        """
         x = self._enter(tokens)
-        for block in self.vit.blocks:
-            if self.vit.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+        *first, last = self.vit.blocks
+        for block in first:
+            x = self._run(block, x)
+        if at is None:
+            return self.vit.norm(self._run(last, x))
+        at = at + self.num_prefix_tokens
+        x = self._run(last, x, at=at) if isinstance(last, Block) else take(self._run(last, x), at)
         return self.vit.norm(x)
+
+    def _run(self, block: nn.Module, x: Tensor, **asked: Any) -> Tensor:
+        if self.vit.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False, **asked)
+        return block(x, **asked)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens dim"]:
         """`encode(embed(images))`."""
@@ -71,6 +86,11 @@ class Encoder(nn.Module):
         for block in self.vit.blocks:
             block.attn.backend = backend
 
+    def compile_blocks(self) -> None:
+        """torch.compile for each block: like blocks share one graph, so the wait is a third of the whole model's."""
+        for block in self.vit.blocks:
+            block.compile()
+
     def attention_maps(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> list[Float[Tensor, "batch heads tokens tokens"]]:
@@ -79,7 +99,7 @@ class Encoder(nn.Module):
         Raises:
             UserError: an encoder whose blocks are not timm's plain pre-norm `Block`.
         """
-        if not all(isinstance(block, Block) for block in self.vit.blocks):
+        if not all(isinstance(block, TimmBlock) for block in self.vit.blocks):
             raise UserError(f"attention maps need timm's plain blocks, not {type(self.vit.blocks[0]).__name__}")
         x, maps = self._enter(self.embed(images)), []
         for block in self.vit.blocks:
@@ -145,11 +165,15 @@ def _call_timm(config: ModelConfig, **settings: Any) -> nn.Module:
 
 
 def build_encoder(
-    config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    batch: int | None = None,
 ) -> Encoder:
     """The encoder that `config` describes, freshly initialised, on `device` ("meta" allocates nothing).
 
-    `dtype` is what attention will be computed in, under autocast; the kernel is chosen for it.
+    `dtype` is what attention will be computed in, under autocast; the kernel is chosen for it, and for a `batch` of so
+    many images where that is given.
 
     The weights are drawn on the CPU from torch's global generator, so they are the same for every device.
 
@@ -157,20 +181,24 @@ def build_encoder(
         UserError: see `create_vit`; an image that is not a whole number of patches; a kernel that cannot run.
     """
     device = torch.device(device)
-    _check(config)
+    layers: dict[str, Any] = {"attn_layer": Attention}
+    if all(type(block) is TimmBlock for block in _check(config).blocks):
+        layers["block_fn"] = Block
     with torch.device("meta" if device.type == "meta" else "cpu"):
-        vit = create_vit(config, attn_layer=Attention)
+        vit = create_vit(config, **layers)
         position = build_position(config.pos_embed, vit.patch_embed.grid_size, vit.embed_dim)
     vit.set_grad_checkpointing(config.grad_checkpointing)
     encoder = Encoder(vit, position)
     if device.type != "meta":
-        width = encoder.vit.blocks[0].attn.head_dim
-        encoder.use_attention(resolve_backend(config.attention, device, dtype, width))
+        attention = encoder.vit.blocks[0].attn
+        tokens = encoder.grid[0] * encoder.grid[1] + encoder.num_prefix_tokens
+        shape = None if batch is None else (batch, tokens, attention.num_heads)
+        encoder.use_attention(resolve_backend(config.attention, device, dtype, attention.head_dim, shape))
     return encoder.to(device)
 
 
-def _check(config: ModelConfig) -> None:
-    """Refuses what would be built as something else, or not at all; looks at the model at its own size, unallocated."""
+def _check(config: ModelConfig) -> Any:
+    """timm's model at its own size, unallocated; refuses what would be built as something else, or not at all."""
     with torch.device("meta"):
         vit: Any = create_vit(config, img_size=None)
     if not all(type(getattr(block, "attn", None)) is TimmAttention for block in vit.blocks):
@@ -191,3 +219,4 @@ def _check(config: ModelConfig) -> None:
             low = size // patch * patch
             near = f"{low} or {low + patch}" if low else f"{patch}"
             raise UserError(f"model.img_size {size} is not a multiple of the patch size {patch}; take {near}")
+    return vit

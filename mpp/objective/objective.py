@@ -2,8 +2,8 @@
 
 tokens = encoder.embed(pixels)                    before position embeddings
 tokens = corrupt(tokens, corruption, mask_token)  80 % [mask], 10 % another patch, 10 % unchanged
-tokens = encoder.encode(tokens)
-output = head(tokens of the K corrupted patches)  the head runs on no other token
+tokens = encoder.encode(tokens, at=picked)        those of the K corrupted patches, and no others
+output = head(tokens)
 loss   = mean over all K, the unchanged ones included
 """
 
@@ -27,11 +27,10 @@ class PatchEncoder(Protocol):
     grid: tuple[int, int]
     patch: tuple[int, int]
     embed_dim: int
-    num_prefix_tokens: int
 
     def embed(self, images: Tensor) -> Tensor: ...
 
-    def encode(self, tokens: Tensor) -> Tensor: ...
+    def encode(self, tokens: Tensor, at: Tensor | None = None) -> Tensor: ...
 
 
 E = TypeVar("E", bound=PatchEncoder)
@@ -70,9 +69,7 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
     ) -> Float[Tensor, "batch k outputs"]:
         """The head's output at the corrupted patches of normalised images."""
         tokens = corrupt(self.encoder.embed(pixels), corruption, self.mask_token)
-        tokens = self.encoder.encode(tokens)
-        at = (corruption.picked + self.encoder.num_prefix_tokens)[..., None].expand(-1, -1, tokens.shape[-1])
-        return self.head(tokens.gather(1, at))
+        return self.head(self.encoder.encode(tokens, at=corruption.picked))
 
     def forward(
         self,

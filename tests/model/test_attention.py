@@ -3,17 +3,18 @@
 import copy
 import importlib.util
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from timm.layers.attention import Attention as TimmAttention
-from torch import nn
+from torch import Tensor, nn
 
 from mpp.errors import UserError
 from mpp.model import attention
-from mpp.model.attention import KERNELS, Attention, attention_weights, resolve_backend
+from mpp.model.attention import KERNELS, Attention, attention_weights, resolve_backend, time_kernels
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -61,6 +62,20 @@ def test_backward_equals_timms(backend: str, settings: dict[str, Any]) -> None:
         (model(at) * towards).sum().backward()
         gradients.append([at.grad, *(p.grad for p in model.parameters())])
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("backend", ["sdpa", "explicit"])
+def test_some_places_equal_timms_output_there(backend: str, settings: dict[str, Any]) -> None:
+    models = pair(backend, settings)
+    x, at = torch.randn(2, 7, 24, dtype=torch.float64), torch.tensor([[5, 0, 3], [1, 2, 6]])
+    towards, results = torch.randn(2, 3, 24, dtype=torch.float64), []
+    for model in models:
+        tokens = x.clone().requires_grad_()
+        out = model(tokens, at=at) if isinstance(model, Attention) else model(tokens)[torch.arange(2)[:, None], at]
+        (out * towards).sum().backward()
+        results.append([out, tokens.grad, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(*results, rtol=0, atol=1e-11)
 
 
 def softmax_rows(q: np.ndarray, k: np.ndarray) -> np.ndarray:
@@ -162,6 +177,56 @@ def test_xformers_by_name_where_it_cannot_run_says_why_and_what_to_do(
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("xformers", "sdpa", "expected"),
+    [(1.0, 2.0, "xformers"), (1.0, 1.0, "xformers"), (1.0, 0.96, "xformers"), (1.0, 0.94, "sdpa")],
+)
+def test_auto_takes_sdpa_where_it_is_clearly_faster(
+    xformers: float, sdpa: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "xformers_obstacle", lambda *_: None)
+    asked: list[tuple[int, ...]] = []
+
+    def timed(names: tuple[str, ...], shape: tuple[int, ...], *_: object) -> dict[str, float]:
+        asked.append(shape)
+        return dict(zip(names, (xformers, sdpa), strict=True))
+
+    monkeypatch.setattr(attention, "time_kernels", timed)
+    attention._faster.cache_clear()
+    assert [resolve_backend("auto", CUDA, torch.bfloat16, 64, (8, 197, 6)) for _ in range(2)] == [expected] * 2
+    assert asked == [(8, 197, 6, 64)]  # timed once
+    attention._faster.cache_clear()
+
+
+def test_kernels_are_timed_in_turns_forward_and_backward_and_by_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def kernel(name: str) -> Callable[..., Tensor]:
+        def run(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+            assert (q.shape, dropout, torch.is_grad_enabled()) == ((2, 3, 5, 4), 0.0, True)
+            done.append(name)
+            out = q * k * v
+            out.register_hook(lambda _: done.append(f"{name} back"))
+            return out
+
+        return run
+
+    for name in ("a", "b"):
+        monkeypatch.setitem(KERNELS, name, kernel(name))
+    ticks = iter([90.0, 80.0, 70.0, 60.0, 1.0, 6.0, 3.0, 4.0, 50.0, 5.0])  # the first four do not count
+
+    def clock(work: Callable[[], object]) -> float:
+        work()
+        return next(ticks)
+
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        took = time_kernels(("a", "b"), (2, 5, 3, 4), CPU, torch.float32, clock, repeats=3)
+    assert took == {"a": 3.0, "b": 5.0}
+    assert done == ["a", "a back", "b", "b back"] * 5
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_choice_of_kernel_adds_no_parameters() -> None:
     ours, theirs = pair("sdpa", {})
     assert set(ours.state_dict()) == set(theirs.state_dict())
@@ -175,12 +240,24 @@ def test_a_backend_belongs_to_one_layer() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_auto_times_the_kernels_on_the_device() -> None:
+    if attention.xformers_obstacle(CUDA, torch.bfloat16):
+        assert resolve_backend("auto", CUDA, torch.bfloat16, 64, (64, 197, 12)) == "sdpa"
+    took = time_kernels(("sdpa", "explicit"), (64, 197, 12, 64), CUDA, torch.bfloat16)
+    assert 0 < took["sdpa"] < took["explicit"]
+    assert resolve_backend("auto", CUDA, torch.bfloat16, 64, (64, 197, 12)) in ("sdpa", "xformers")
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(attention.xformers_obstacle(CUDA) is not None, reason="needs CUDA and xformers")
 @pytest.mark.parametrize("tokens", [16, 197])
 @pytest.mark.parametrize("width", [16, 64])
-def test_xformers_agrees_with_sdpa_in_bf16(tokens: int, width: int) -> None:
+@pytest.mark.parametrize("share", [1, 2])
+def test_xformers_agrees_with_sdpa_in_bf16(tokens: int, width: int, share: int) -> None:
     torch.manual_seed(0)
     q, k, v, towards = torch.randn(4, 2, 3, tokens, width, device="cuda", dtype=torch.bfloat16).unbind(0)
+    q, towards = q[:, :, : tokens // share], towards[:, :, : tokens // share]  # queries of some tokens only
     results = []
     for kernel in ("xformers", "sdpa"):
         inputs = [x.clone().requires_grad_() for x in (q, k, v)]

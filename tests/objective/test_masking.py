@@ -256,6 +256,23 @@ def test_the_mask_token_gets_the_gradient_of_every_masked_patch() -> None:
     assert mask.grad.tolist() == [int((drawn.kinds == MASK).sum())] * 5
 
 
+@pytest.mark.parametrize("group", [1, 3])
+def test_every_patch_gets_the_gradient_of_all_places_that_show_it(group: int) -> None:
+    tokens, drawn, mask = sample(group)
+    tokens.requires_grad_()
+    towards = torch.randn(tokens.shape, generator=seeded(9))
+    (corrupt(tokens, drawn, mask) * towards).sum().backward()
+    expected = towards.clone()
+    for image, j in itertools.product(range(6), range(6)):
+        at, kind, source = (int(x[image, j]) for x in drawn[:3])
+        if kind != UNCHANGED:
+            expected[image, at] -= towards[image, at]
+        if kind == RANDOM:
+            expected[image // group * group + source // 12, source % 12] += towards[image, at]
+    assert tokens.grad is not None
+    torch.testing.assert_close(tokens.grad, expected, rtol=0, atol=1e-5)
+
+
 def test_tokens_keep_their_dtype_under_a_mask_token_of_another() -> None:
     tokens, drawn, mask = sample(1)
     assert corrupt(tokens.bfloat16(), drawn, mask).dtype == torch.bfloat16

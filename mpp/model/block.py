@@ -1,0 +1,32 @@
+"""timm's block, which can also be asked for some of its tokens only."""
+
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+from jaxtyping import Float
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor
+
+from mpp.model.attention import Places, take
+
+
+class Block(TimmBlock):
+    """timm's pre-norm block (its parameters and their names)."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        at: Places | None = None,
+    ) -> Float[Tensor, "B K D"]:
+        """The block's output, of all tokens or of those `at` these places, exactly what it is among all.
+
+        All tokens are keys and values; everything else in a block knows one token only, so the rest of the output
+        costs nothing.
+        """
+        if at is None:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, at=at)
+        x = take(x, at) + self.drop_path1(self.ls1(attended))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
