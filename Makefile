@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow gpu-check lint clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ $(VENV)/dev.stamp: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/demo.stamp
 
+$(VENV)/bench.stamp: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	@touch $@ $(VENV)/dev.stamp $(VENV)/demo.stamp
+
 demo: $(VENV)/demo.stamp  ## Pretrain on 3,000 emoji, then print and draw what was learnt
 	$(BIN)/python tools/pretrain.py --config configs/pretrain/demo.yaml --run-dir runs/demo
 
@@ -25,6 +29,9 @@ test: lint  ## Lint, types, layers and the fast tests
 
 test-slow: $(VENV)/dev.stamp  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+gpu-check: $(VENV)/bench.stamp  ## On a machine with a CUDA device: its tests, then its measurements as one table
+	$(BIN)/python -m pytest -m gpu -n 0 -q; tests=$$?; $(BIN)/python tools/bench.py gpu && exit $$tests
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

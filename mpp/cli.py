@@ -1,5 +1,6 @@
 """The commands. They read the command line; torch is loaded only once it is known to be sound."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpp.bench_config import DataBench, FewshotBench
+from mpp import failure
+from mpp.bench_config import PLAN_ALIASES, AttentionBench, DataBench, FewshotBench, GpuBench, PlanBench, StepBench
 from mpp.config import parse
 from mpp.data_recipes import CheckRecipe, ShardRecipe
 from mpp.errors import ConfigError, Unreachable, UserError
@@ -200,30 +202,29 @@ def _check_data(config: CheckRecipe) -> int:
 
 def bench(argv: Sequence[str] | None = None) -> int:
     """Measures what the first word names, beside its reference; returns the exit code."""
-    known = {"fewshot": (FewshotBench, _bench_fewshot), "data": (DataBench, _bench_data)}
+    known: dict[str, type[Any]] = {
+        "step": StepBench,
+        "plan": PlanBench,
+        "attention": AttentionBench,
+        "gpu": GpuBench,
+        "data": DataBench,
+        "fewshot": FewshotBench,
+    }
     what, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
     if what in ("-h", "--help"):
-        print(f"usage: bench {{{','.join(known)}}} [settings]; `bench {next(iter(known))} --help` lists its settings")
+        print(f"usage: bench {{{','.join(known)}}} [settings]; `bench {next(iter(known))} --help` lists its settings\n")
+        print("\n".join(f"  {name:10} {config.__doc__}" for name, config in known.items()))
         return 0
     if what not in known:
         got = repr(what) if what else "nothing"
-        names = " or ".join(known)
-        print(f"bench: error: the first word names what to measure, {names}; got {got}", file=sys.stderr)
+        print(f"bench: error: the first word names what to measure: {', '.join(known)}; got {got}", file=sys.stderr)
         return 2
-    config, run = known[what]
-    return _main(f"bench {what}", config, rest, run, {})
 
+    def run(config: object) -> int:
+        # Each measurement is the function named like its file.
+        return getattr(importlib.import_module(f"mpp.bench.{what}"), what)(config)
 
-def _bench_fewshot(config: FewshotBench) -> int:
-    from mpp.bench.fewshot import fewshot
-
-    return fewshot(config)
-
-
-def _bench_data(config: DataBench) -> int:
-    from mpp.bench.data import data
-
-    return data(config)
+    return _main(f"bench {what}", known[what], rest, run, PLAN_ALIASES if what == "plan" else {})
 
 
 def _main(
@@ -233,21 +234,43 @@ def _main(
     run: Callable[[T], int],
     aliases: Mapping[str, str] = _ALIASES,
 ) -> int:
-    """Parses `cls`, runs, and turns what the user can put right into one line on stderr and an exit code of 2 or 1."""
+    """Parses `cls`, runs, and turns what the user can put right into one line on stderr and an exit code of 2 or 1.
+
+    Of several ranks one speaks, the first to fail; those that only miss another say so in one line, if nobody else did.
+    """
     rank = os.environ.get("RANK", "0")
     try:
         config = parse(cls, sys.argv[1:] if argv is None else argv, prog, cls.__doc__ or "", aliases)
         return run(config)
     except UserError as error:
         # All ranks read the same settings, so one speaks for all; anything else may have befallen this rank alone.
-        if rank == "0" or not isinstance(error, ConfigError):
-            who = "" if rank == "0" else f"[rank {rank}] "
-            print(f"{prog}: error: {who}{' '.join(str(error).splitlines())}", file=sys.stderr)
+        _report(prog, error, alike=isinstance(error, ConfigError))
         return error.exit_code
     except Unreachable as error:
-        print(f"{prog}: error: {' '.join(str(error).splitlines())}; once it answers, try again", file=sys.stderr)
+        _report(prog, f"{error}; once it answers, try again")
         return 1
     except KeyboardInterrupt:
         if rank == "0":
             print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        missed = failure.lost_another(error)
+        if missed:
+            failure.await_verdict(1)  # whoever caused it will say why
+            if _report(prog, f"another rank is gone, or silent for longer than MPP_TIMEOUT: {missed}"):
+                failure.await_verdict()
+            return 1
+        if failure.who() and not _report(prog, f"{type(error).__name__}: {error}"):
+            return 1
+        raise
+
+
+def _report(prog: str, what: object, alike: bool = False) -> bool:
+    """Says it on stderr and to torchrun, unless another rank here has spoken for all; whether it did."""
+    if not failure.speaks(alike):
+        failure.await_verdict()
+        return False
+    line = f"{prog}: error: {'' if alike else failure.who()}{' '.join(str(what).splitlines())}"
+    failure.tell_torchrun(line)
+    print(line, file=sys.stderr)
+    return True

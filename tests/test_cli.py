@@ -1,6 +1,7 @@
 """The commands as processes, as far as they go without torch, and how they turn a run's end into an exit code."""
 
 import os
+import socket
 import subprocess
 import sys
 import types
@@ -177,7 +178,12 @@ ENDS = [
     (UserError("two\nlines"), "0", 2, "pretrain: error: two lines\n"),
     (ConfigError("the config changed"), "0", 2, "pretrain: error: the config changed\n"),
     (ConfigError("the config changed"), "3", 2, ""),
-    (UserError("no room in runs/first"), "3", 2, "pretrain: error: [rank 3] no room in runs/first\n"),
+    (
+        UserError("no room in runs/first"),
+        "3",
+        2,
+        f"pretrain: error: [rank 3 on {socket.gethostname()}] no room in runs/first\n",
+    ),
     (KeyboardInterrupt(), "0", 130, "pretrain: interrupted\n"),
     (KeyboardInterrupt(), "3", 130, ""),
 ]

@@ -46,7 +46,7 @@ def data(config: DataBench) -> int:
     Raises:
         UserError: a source that does not open, or none of whose images decodes.
     """
-    encoded = _encoded(config)
+    encoded = encoded_images(config)
     print(hardware())
     pixels = np.mean([_size(data) for data in encoded])
     print(
@@ -70,7 +70,7 @@ def data(config: DataBench) -> int:
     return 0
 
 
-def _encoded(config: DataBench) -> list[bytes]:
+def encoded_images(config: DataBench) -> list[bytes]:
     """The first images that decode, as they lie in their files."""
     source = open_source(config.data)
     found: list[bytes] = []
@@ -187,8 +187,8 @@ def _small_images(config: DataBench) -> None:
     print(f"  {'mpp':36} {spread(rates, ''):>26}\n")
 
 
-def _on_the_device(encoded: list[bytes], config: DataBench) -> None:
-    """The same batches on the device, decoded by nvJPEG and by the workers, in turns."""
+def device_rates(encoded: list[bytes], config: DataBench) -> dict[str, list[float]]:
+    """Images/s of the same training batches on the device, decoded by nvJPEG and by the workers, in turns."""
     device, number = torch.device("cuda"), max(8, 2 * len(encoded) // _BATCH)
     rates: dict[str, list[float]] = {"decoded by nvJPEG": [], "decoded by the workers": []}
     for _ in range(config.repeats):
@@ -217,6 +217,11 @@ def _on_the_device(encoded: list[bytes], config: DataBench) -> None:
                 rates[name].append(_BATCH * number / timed(lambda take=take: take(number))[1])
             finally:
                 batches.close()
+    return rates
+
+
+def _on_the_device(encoded: list[bytes], config: DataBench) -> None:
+    rates = device_rates(encoded, config)
     print(f"Batches of {_BATCH} on {torch.cuda.get_device_name()}, {config.workers} workers, images/s:")
     for name, rate in rates.items():
         print(f"  {name:36} {spread(rate, ''):>26}")

@@ -20,6 +20,12 @@ def timed(run: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - start
 
 
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     """One by one."""
     return [a / b for a, b in zip(over, under, strict=True)]
@@ -32,12 +38,13 @@ def spread(values: Sequence[float], unit: str) -> str:
 
 
 def hardware() -> str:
-    """Processor, threads, how busy the machine is, and versions, on one line."""
+    """GPU, processor, threads, how busy the machine is, and versions, on one line."""
     names = Path("/proc/cpuinfo")
     lines = names.read_text().splitlines() if names.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    gpu = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda}), " if torch.cuda.is_available() else ""
     return (
-        f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        f"{gpu}{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads for torch, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}, "
         f"NumPy {np.__version__}"
     )

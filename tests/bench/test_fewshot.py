@@ -14,6 +14,7 @@ from mpp.bench_config import FewshotBench
 from mpp.errors import RunError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = "step, plan, attention, gpu, data, fewshot"
 TINY = ("--classes", "12", "--shots", "3", "--dim", "16", "--num-l2", "4", "--num-test", "50", "--repeats", "2")
 
 
@@ -49,14 +50,14 @@ def test_help_never_loads_torch() -> None:
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "mpp.bench_config" in modules
     assert not modules & {"torch", "numpy", "sklearn"}
-    assert "bench fewshot --help" in call("--help").stdout
+    assert "bench step --help" in call("--help").stdout
 
 
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ((), "bench: error: the first word names what to measure, fewshot or data; got nothing"),
-        (("speed",), "bench: error: the first word names what to measure, fewshot or data; got 'speed'"),
+        ((), f"bench: error: the first word names what to measure: {NAMES}; got nothing"),
+        (("speed",), f"bench: error: the first word names what to measure: {NAMES}; got 'speed'"),
         (("fewshot", "--repeat", "3"), "bench fewshot: error: no setting '--repeat'; did you mean '--repeats'?"),
         (("fewshot", "--classes", "1"), "bench fewshot: error: classes must be at least 2, got 1"),
     ],
