@@ -2,12 +2,17 @@
 
 import datetime
 import os
+import secrets
+import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mpp.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,71 @@ def world_from_environment() -> World:
 _patient: list[Any] = []  # the group of those who wait while one prepares the data, which may take hours
 
 
+def _timeout() -> datetime.timedelta:
+    """How long a rank waits for the others, to join and in each collective: $MPP_TIMEOUT seconds, or ten minutes.
+
+    Nothing else notices a machine that lost its power or its network.
+
+    Raises:
+        UserError: an $MPP_TIMEOUT that is no number of seconds.
+    """
+    told = os.environ.get("MPP_TIMEOUT") or "600"
+    if not told.isdecimal() or not int(told):
+        raise UserError(f"MPP_TIMEOUT is {told!r}; it takes the seconds that a rank waits for the others, such as 600")
+    return datetime.timedelta(seconds=int(told))
+
+
 def start(world: World, device: torch.device) -> None:
-    """Joins the process group: nccl with gloo for CPU tensors on CUDA, gloo elsewhere. Nothing for a world of one."""
+    """Joins the process group: nccl with gloo for CPU tensors on CUDA, gloo elsewhere. Nothing for a world of one.
+
+    Raises:
+        UserError: a rank 0 that did not come in time, or a bad $MPP_TIMEOUT.
+    """
     if world.size > 1 and not dist.is_initialized():
+        timeout = _timeout()
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = store_of_this_attempt(world, timeout)
+            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
         _patient.append(dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7)))
+
+
+def store_of_this_attempt(world: World, timeout: datetime.timedelta) -> Any:
+    """A key-value store that rank 0 serves, where the ranks find each other.
+
+    torchrun lends its own, but keeps it over restarts (torch 2.13; no prefix by attempt), so that restarted ranks would
+    find the addresses of the dead and wait for them. So it only says where ours is: a port and a token. Those may
+    still be the dead rank 0's; then nobody answers there, or not to the token, or the seat of our rank is taken.
+
+    Raises:
+        RunError: rank 0 did not come in time.
+    """
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # not in every build
+
+    host = os.environ["MASTER_ADDR"]
+    lent = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    key = "mpp/store"
+    if world.rank == 0:
+        token = secrets.token_hex(8)
+        own = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        own.set(token, "")
+        lent.set(key, f"{own.port} {token}")
+        return own
+    deadline = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < deadline:
+        port, token = lent.get(key).decode().split()
+        try:
+            # Asked first whether anybody listens: the store's own client would try again and again.
+            socket.create_connection((host, int(port)), timeout=10).close()
+            own = TCPStore(host, int(port), is_master=False, timeout=datetime.timedelta(seconds=30))
+            if own.check([token]) and own.add(f"seat/{world.rank}", 1) == 1:
+                return own
+        except (OSError, RuntimeError):
+            pass
+        time.sleep(0.1)
+    raise RunError(f"rank 0 on {host} did not come within {timeout} (hours:minutes:seconds); look into its log")
 
 
 def stop() -> None:
@@ -55,7 +119,7 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def barrier(patient: bool = False) -> None:
-    """Waits for all processes: 30 minutes, or as long as preparing the data may take."""
+    """Waits for all processes: $MPP_TIMEOUT seconds, or as long as preparing the data may take."""
     if dist.is_initialized():
         dist.barrier(_patient[0] if patient else None)
 

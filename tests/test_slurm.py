@@ -1,0 +1,91 @@
+"""tools/slurm.sh with stand-ins for srun and scontrol: real torchruns, real runs, real signals."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+from tests.cluster import launch
+
+pytestmark = pytest.mark.slow
+SCRIPT = runs.ROOT / "tools" / "slurm.sh"
+
+
+def job(settings: list[str], folder: Path, log: Path, starts: int = 0):
+    """What Slurm does with the batch script: one process, on two "machines" of one rank each."""
+    return launch.started(
+        [str(SCRIPT), *settings],
+        log,
+        PATH=f"{Path(__file__).parent / 'cluster'}:{os.environ['PATH']}",
+        REQUEUED=str(folder / "requeued"),
+        SLURM_JOB_ID=str(10_000 + os.getpid() % 5_000),
+        SLURM_JOB_NODELIST="machine[1-2]",
+        SLURM_NNODES="2",
+        SLURM_GPUS_ON_NODE="1",
+        SLURM_RESTART_COUNT=str(starts),
+        SLURM_SUBMIT_DIR=str(runs.ROOT),
+    )
+
+
+def torchruns(pid: int) -> list[int]:
+    """The torchruns below process `pid`."""
+    told = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    below, found = {pid}, []
+    for line in told.splitlines()[1:]:
+        child, parent, words = line.split(None, 2)
+        if int(parent) in below:
+            below.add(int(child))
+            if "torch.distributed.run" in words and "bash" not in words:
+                found.append(int(child))
+    return found
+
+
+def test_a_job_out_of_time_saves_and_is_queued_again(source: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    requeued, log = tmp_path / "requeued", tmp_path / "log"
+    _, *settings = launch.command(source, whole)
+    with job(settings, tmp_path, log) as process:
+        assert process.wait(200) == 0, log.read_text()[-3000:]
+    assert not requeued.exists()
+
+    _, *settings = launch.command(source, cut)
+    moments: list[Callable[[int], bool]] = [
+        lambda pid: len(torchruns(pid)) == 2,  # torchrun has just been started
+        lambda pid: len(launch.ranks(pid)) == 2,  # the ranks import torch
+        lambda pid: launch.newest(cut) >= 21,
+    ]
+    for number, moment in enumerate(moments):
+        log = tmp_path / f"log{number}"
+        with job(settings, tmp_path, log, number) as process:
+            launch.wait(lambda: moment(process.pid), log)  # noqa: B023
+            process.send_signal(signal.SIGUSR1)
+            assert process.wait(100) != 0
+        assert len(requeued.read_text().splitlines()) == number + 1, log.read_text()[-3000:]
+    assert log.read_text().count("stopped by SIGUSR1; saved as") == 1
+    stopped = launch.newest(cut)
+    assert 21 <= stopped < 120
+
+    log = tmp_path / "last"
+    with job(settings, tmp_path, log, len(moments)) as process:
+        assert process.wait(200) == 0, log.read_text()[-3000:]
+    assert f"at step {stopped} of 120" in log.read_text()
+    assert len(requeued.read_text().splitlines()) == len(moments)
+    runs.assert_same_run(whole, cut)
+
+
+def test_a_run_that_fails_or_is_cancelled_is_not_queued_again(source: str, tmp_path: Path) -> None:
+    with job(["--optim.lr", "fast"], tmp_path, tmp_path / "log") as process:
+        assert process.wait(100) != 0
+    assert "pretrain: error: --optim.lr: takes a number, got 'fast'" in (tmp_path / "log").read_text()
+    run_dir, log = tmp_path / "run", tmp_path / "cancelled"
+    _, *settings = launch.command(source, run_dir)
+    with job(settings, tmp_path, log) as process:
+        launch.wait(lambda: launch.newest(run_dir) >= 7, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) != 0
+    assert "stopped by SIGTERM; saved as" in log.read_text()
+    assert not (tmp_path / "requeued").exists()
