@@ -31,7 +31,7 @@ test-slow: $(VENV)/dev.stamp  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 gpu-check: $(VENV)/bench.stamp  ## On a machine with a CUDA device: its tests, then its measurements as one table
-	$(BIN)/python -m pytest -m gpu -n 0 -q; tests=$$?; $(BIN)/python tools/bench.py gpu && exit $$tests
+	$(BIN)/python -m pytest -m "gpu and not slow" -n 0 -q; tests=$$?; $(BIN)/python tools/bench.py gpu && exit $$tests
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

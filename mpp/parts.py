@@ -96,15 +96,16 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     total = parse_duration(config.train.length, "train.length").steps(size, len(source))
     rate = build_rate(config.schedule, config.optim.lr, total, size, len(source))
     schedule = Schedule(total, size, accumulate, rate, config.optim.clip_norm)
-    model = build_model(config, device, DTYPES[precision])
+    model = build_model(config, device, DTYPES[precision], micro)
     transform = TrainTransform(config.data, model.encoder.image_hw, config.model.in_chans)
+    train, ema = config.train, build_ema(model, config.optim.ema_decay)
+    wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema)
     state = State(
         model,
         build_optimizer(parameter_groups(model, config.optim.weight_decay), config.optim),
-        build_ema(model, config.optim.ema_decay),
+        ema,
         GradScaler(device.type) if precision == "fp16" else None,
     )
-    wrapped = prepare(model, device, world, config.train.compile)
     return Run(
         config,
         world,
@@ -124,16 +125,16 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
 
 
 def build_model(
-    config: PretrainConfig, device: torch.device | str, dtype: torch.dtype = torch.float32
+    config: PretrainConfig, device: torch.device | str, dtype: torch.dtype = torch.float32, batch: int | None = None
 ) -> MaskedPatchPrediction[Encoder]:
     """Encoder, [mask] embedding and head, drawn from the seed; on "meta" nothing is allocated.
 
-    `dtype` is what attention will be computed in.
+    `dtype` is what attention will be computed in, for a `batch` of so many images (see `build_encoder`).
     """
     channels = config.model.in_chans
     config.data.reading(channels)
     torch.manual_seed(config.train.seed)
-    encoder = build_encoder(config.model, device, dtype)
+    encoder = build_encoder(config.model, device, dtype, batch)
     objective = config.objective
     target = build_target(objective.target, encoder.patch, channels, objective.bits)
     patches = encoder.grid[0] * encoder.grid[1]

@@ -23,7 +23,9 @@ from mpp.recipes import PretrainConfig
 from mpp.report import dry_run_report, summary
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.loop import Every, NonFinite, fit
-from mpp.train.run_folder import explained, processes, resume, saver, train
+from mpp.train.run_folder import explained, processes, resume, train
+from mpp.train.saving import Saving
+from mpp.train.sharded import whole
 from mpp.train.waiting import data_notes
 from mpp.watch import Watch
 from mpp.weights.timm_folder import save_timm_folder
@@ -62,7 +64,7 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
     if resumed >= total:
         watch.say(f"{parts.folder} is finished ({resumed} steps)")
         return _finish(parts, watch)
-    save = saver(parts.schedule, checkpoints, watch, parts.world.main)
+    save = Saving(parts.schedule, checkpoints, watch, resumed or None)
     if resumed:
         watch.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
     else:
@@ -71,7 +73,7 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
     every: list[Every] = [*watch.every(), (parts.steps(config.checkpoint.every, "checkpoint.every"), save)]
     batches, step = training_batches(parts, watch.bad_files.add), training_step(parts)
     try:
-        status = train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, checkpoints, watch)
+        status = train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, watch)
     except NonFinite as error:
         raise RunError(diagnose(parts, error, checkpoints, watch)) from error
     return status or _finish(parts, watch)
@@ -100,9 +102,9 @@ def start(parts: Run, watch: Watch) -> None:
 def diagnose(parts: Run, error: NonFinite, checkpoints: Checkpoints, watch: Watch) -> str:
     """Tries the offending batch again in fp32, writes that down, and says what to try."""
     step = training_step(parts, "fp32")
-    parts.model.encoder.use_attention("sdpa")  # not every kernel takes fp32
-    with torch.no_grad():
-        losses = [step(parts.model, batch)[0].double() for batch in error.batches]
+    with whole(parts.model) as model, torch.no_grad():
+        model.encoder.use_attention("sdpa")  # not every kernel takes fp32
+        losses = [step(model, batch)[0].double() for batch in error.batches]
     loss = float(dist.sum_over_ranks(torch.stack(losses).mean()) / parts.world.size)
     if parts.precision != "fp32" and math.isfinite(loss):
         advice = f"in fp32 the same batch gives {loss:.4f}: try --train.precision fp32 (or bf16, if this was fp16)"
@@ -114,9 +116,10 @@ def diagnose(parts: Run, error: NonFinite, checkpoints: Checkpoints, watch: Watc
 
 def export(parts: Run) -> None:
     """Writes run_dir/model: the averaged encoder if there is an average, else the trained one."""
-    if parts.world.main:
-        data, folder = parts.config.data, parts.folder / "model"
-        save_timm_folder(parts.exported.encoder, parts.config.model, folder, data.mean, data.std, parts.reading)
+    with whole(parts.exported) as model:
+        if parts.world.main:
+            data, folder = parts.config.data, parts.folder / "model"
+            save_timm_folder(model.encoder, parts.config.model, folder, data.mean, data.std, parts.reading)
     dist.barrier()
 
 

@@ -23,6 +23,7 @@ from mpp.train.bad_files import BadFiles
 from mpp.train.log import RunLog, Terminal
 from mpp.train.loop import Every, State
 from mpp.train.parallel import autocast
+from mpp.train.sharded import whole
 
 
 class Watch:
@@ -105,15 +106,14 @@ class Watch:
 
     def _picture(self, state: State) -> None:
         """The same images with the same corruption each time."""
-        parts = self._parts
-        if not parts.world.main:
-            return
-        began = time.perf_counter()
-        images = self._pictured_images()
-        pixels = normalise(images, parts.config.data.mean, parts.config.data.std)
-        with evaluating(parts) as model, autocast(parts.precision, parts.device):
-            rows = reconstruct(model, images, pixels, draw(parts, 0, len(images)))
-        self._log.picture("reconstruction", self._step(state), draw_sheet(rows))
+        parts, began = self._parts, time.perf_counter()
+        with evaluating(parts) as model:
+            if parts.world.main:
+                images = self._pictured_images()
+                pixels = normalise(images, parts.config.data.mean, parts.config.data.std)
+                with autocast(parts.precision, parts.device):
+                    rows = reconstruct(model, images, pixels, draw(parts, 0, len(images)))
+                self._log.picture("reconstruction", self._step(state), draw_sheet(rows))
         state.clock.paused(time.perf_counter() - began)
 
     def _pictured_images(self) -> Tensor:
@@ -175,13 +175,13 @@ class Watch:
 
 @contextlib.contextmanager
 def evaluating(parts: Run) -> Iterator[MaskedPatchPrediction[Encoder]]:
-    """The model that would be exported, in evaluation mode for a while."""
-    model = parts.exported
-    model.eval()
-    try:
-        yield model
-    finally:
-        model.train()
+    """The model that would be exported, whole and in evaluation mode for a while; on all ranks together."""
+    with whole(parts.exported) as model:
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.train()
 
 
 def _fewshot_line(result: FewshotResult) -> str:

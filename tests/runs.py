@@ -59,12 +59,12 @@ FINETUNE = {
 }
 
 
-def write_images(folder: Path, number: int = 40) -> str:
-    """A labelled source of small images: smooth blobs whose colour tells the class."""
+def write_images(folder: Path, number: int = 40, noise: float = 40) -> str:
+    """A labelled source of small images: smooth blobs whose colour tells the class, less so with more noise."""
     rng = np.random.default_rng(0)
     labels = np.arange(number) % 4
     hue = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])[labels]
-    small = hue[:, None, None] + rng.normal(0, 40, (number, 5, 5, 3))
+    small = hue[:, None, None] + rng.normal(0, noise, (number, 5, 5, 3))
     images = np.repeat(np.repeat(small, 8, 1), 8, 2).clip(0, 255).astype(np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "images.npz", images=images, labels=labels)
@@ -112,39 +112,43 @@ def start(words: list[str], **options: Any) -> "subprocess.Popen[str]":
     )
 
 
-def torchrun(words: list[str]) -> "subprocess.Popen[str]":
-    """Starts the command on two processes."""
+def torchrun(words: list[str], ranks: int = 2, **options: Any) -> "subprocess.Popen[str]":
+    """Starts the command on so many processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    return start([*launcher, *words], env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port)]
+    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | options.pop("env", {})
+    return start([*launcher, *words], env=env, **options)
+
+
+def children(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that it started: workers, or ranks."""
+    return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
     """SIGKILL to the main process alone: its workers must notice by themselves."""
-    children = []
-    if process.poll() is None:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    started = children(process) if process.poll() is None else []
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     deadline = time.monotonic() + 60
-    while any(_alive(child) for child in children):
+    while any(_alive(child) for child in started):
         assert time.monotonic() < deadline, "the workers of a killed run live on"
         time.sleep(0.05)
 
 
-def _alive(process: str) -> bool:
+def _alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def finish(words: list[str], code: int = 0, **options: Any) -> tuple[str, str]:
+def finish(words: list[str], code: int = 0, ranks: int = 1, **options: Any) -> tuple[str, str]:
     """Runs the command to its end, which must have the exit status `code`; standard output and error."""
-    process = start(words, **options)
-    out, err = process.communicate(timeout=300)
+    process = start(words, **options) if ranks == 1 else torchrun(words, ranks)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, f"exit status {process.returncode}, not {code}\n{out}\n{err[-3000:]}"
     return out, err
 

@@ -1,8 +1,10 @@
 """What only a CUDA device can show: the fused optimiser's guard, the kernels and precisions end to end."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +22,16 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("compiled", ["on", "off"])
-@pytest.mark.parametrize("attention", ["auto", "xformers", "sdpa", "explicit"])
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def ways() -> Iterator[Any]:
+    """Every precision, kernel and compilation; compiling takes long, so all but one of those are slow."""
+    for precision, attention, compiled in itertools.product(
+        ("bf16", "fp16"), ("auto", "xformers", "sdpa", "explicit"), ("off", "on")
+    ):
+        slow = compiled == "on" and (precision, attention) != ("bf16", "auto")
+        yield pytest.param(precision, attention, compiled, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(("precision", "attention", "compiled"), ways())
 def test_a_run_learns_and_resumes(precision: str, attention: str, compiled: str, tmp_path: Path) -> None:
     changed = {
         "train__device": "cuda",

@@ -1,42 +1,154 @@
-"""Several processes under torchrun do what one does."""
+"""Several processes under torchrun do what one does, whether each has the whole model or its share of it."""
 
+import os
+import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from mpp.cli import pretrain
+from mpp.train.checkpoint import Checkpoints
 from tests import runs
 
 # fp32 without stochastic depth, whose draws depend on the split; and an epsilon well above rounding, or Adam would
 # make whole steps of the gradients that are nothing but rounding (those of the keys' biases).
 SPLIT = {"model__drop_path": "0", "train__precision": "fp32", "optim__eps": "1e-4"}
+SHORT = {**SPLIT, "train__length": "15 steps", "fewshot__shots": "1,5"}
 
 
-def test_two_processes_do_what_one_does(source: str, tmp_path: Path) -> None:
-    settings = {**SPLIT, "train__length": "15 steps", "fewshot__shots": "1,5"}
-    process = runs.torchrun(runs.command(source, tmp_path / "two", **settings))
-    assert pretrain(runs.command(source, tmp_path / "one", **settings)[1:]) == 0
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
-    assert out.count("Finished: 15 steps, 240 images.") == 1
-    one, two = runs.figures(tmp_path / "one"), runs.figures(tmp_path / "two")
-    assert [(row["step"], sorted(row)) for row in two] == [(row["step"], sorted(row)) for row in one]
-    for row, other in zip(one, two, strict=True):
+@pytest.fixture(scope="session")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Images that no number of processes shares equally, in classes that are not told at once."""
+    return runs.write_images(tmp_path_factory.mktemp("noisy"), 43, noise=150)
+
+
+@pytest.fixture(scope="session")
+def one(noisy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process does."""
+    run_dir = tmp_path_factory.mktemp("one") / "run"
+    assert pretrain(runs.command(noisy, run_dir, **SHORT)[1:]) == 0
+    return run_dir
+
+
+def assert_alike(run_dir: Path, reference: Path) -> None:
+    """The same rows, few-shot accuracy included, and the same weights, to rounding."""
+    found, expected = runs.figures(run_dir), runs.figures(reference)
+    assert [(row["step"], sorted(row)) for row in found] == [(row["step"], sorted(row)) for row in expected]
+    assert 0.2 < max(row.get("fewshot/5", 0.5) for row in expected) < 1
+    for row, other in zip(expected, found, strict=True):
         assert other == pytest.approx(row, rel=1e-4)
-    first, second = (runs.final_state(tmp_path / name) for name in ("one", "two"))
+    first, second = runs.final_state(reference), runs.final_state(run_dir)
     for part in ("model", "ema"):
+        assert first[part].keys() == second[part].keys()
         for name, value in first[part].items():
             torch.testing.assert_close(second[part][name], value, rtol=0, atol=1e-5, msg=f"{part}.{name}")
     assert second["images_seen"] == 240
 
 
+@pytest.mark.parametrize(
+    ("ranks", "parallel"),
+    [
+        (2, "ddp"),
+        pytest.param(2, "fsdp", marks=pytest.mark.slow),
+        pytest.param(4, "ddp", marks=pytest.mark.slow),
+        pytest.param(4, "fsdp", marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_do_what_one_does(ranks: int, parallel: str, noisy: str, one: Path, tmp_path: Path) -> None:
+    out, _ = runs.finish(runs.command(noisy, tmp_path / "run", train__parallel=parallel, **SHORT), ranks=ranks)
+    assert out.count("Finished: 15 steps, 240 images.") == 1
+    assert_alike(tmp_path / "run", one)
+
+
+@pytest.fixture(scope="session", params=["ddp", "fsdp"])
+def two(request: pytest.FixtureRequest, noisy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by two processes, back at step 7 of 15."""
+    run_dir = tmp_path_factory.mktemp("two") / "run"
+    runs.finish(runs.command(noisy, run_dir, train__parallel=request.param, **SHORT), ranks=2)
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    assert checkpoints.path(7).is_dir() == (request.param == "fsdp")
+    for path in checkpoints.folder.iterdir():
+        if path != checkpoints.path(7):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(run_dir / "model")
+    return run_dir
+
+
 @pytest.mark.slow
-def test_torchrun_that_is_asked_to_stop_saves_for_any_number_of_processes(
-    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("ranks", "parallel"), [(1, "fsdp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
+def test_a_checkpoint_goes_on_by_any_number_of_processes(
+    ranks: int, parallel: str, noisy: str, one: Path, two: Path, tmp_path: Path
 ) -> None:
-    settings = {**SPLIT, "train__length": "150 steps", "fewshot__data": ""}
+    run_dir = shutil.copytree(two, tmp_path / "run")
+    _, err = runs.finish(runs.command(noisy, run_dir, train__parallel=parallel, **SHORT), ranks=ranks)
+    assert "at step 7 of 15" in err
+    assert_alike(run_dir, one)
+
+
+# The last moment of writing a checkpoint takes long, so that a run is killed in it.
+SLOW = """
+import os, sys, time
+from mpp.cli import pretrain
+
+real = os.replace
+
+def replace(temporary, path):
+    if "step_000000014" in str(path):
+        time.sleep(60)
+    real(temporary, path)
+
+os.replace = replace
+sys.exit(pretrain())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
+def test_killed_while_a_checkpoint_is_written_ends_in_the_same_bits(
+    ranks: int, parallel: str, source: str, tmp_path: Path
+) -> None:
+    settings = {"train__length": "60 steps", "train__parallel": parallel}
+    (tmp_path / "slow.py").write_text(SLOW)
+    run_dir = tmp_path / "run"
+    words = [str(tmp_path / "slow.py"), *runs.command(source, run_dir, **settings)[1:]]
+    process = runs.start(words) if ranks == 1 else runs.torchrun(words, ranks)
+    being_written = run_dir / "checkpoints" / "step_000000014.tmp"
+    rows = run_dir / "metrics.jsonl"
+    while not (being_written.exists() and '"step": 20' in rows.read_text()):  # and training goes on meanwhile
+        assert process.poll() is None
+        time.sleep(0.01)
+    started = runs.children(process)  # torchrun's are sessions of their own
+    for number in (process.pid, *started):
+        os.kill(number, signal.SIGKILL)
+    process.communicate(timeout=60)
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    assert checkpoints.steps() == [0, 7]
+    assert being_written.exists()
+    _, err = runs.finish(runs.command(source, run_dir, **settings), ranks=ranks)
+    assert "at step 7 of 60" in err
+    assert not being_written.exists()
+    runs.finish(runs.command(source, tmp_path / "other", **settings), ranks=ranks)
+    runs.assert_same_run(run_dir, tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_processes_cannot_share_is_refused_in_one_line(source: str, tmp_path: Path) -> None:
+    words = runs.command(source, tmp_path / "run", train__batch_size="15")
+    _, err = runs.finish(words, code=1, ranks=2)
+    assert err.count("pretrain: error") >= 1
+    assert "train.batch_size 15 is not a multiple of the 2 processes" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_torchrun_that_is_asked_to_stop_saves_for_any_number_of_processes(
+    parallel: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**SPLIT, "train__length": "150 steps", "fewshot__data": "", "train__parallel": parallel}
     run_dir = tmp_path / "run"
     process = runs.torchrun(runs.command(source, run_dir, **settings))
     runs.wait_for_checkpoint(process, run_dir, step=7)
@@ -49,3 +161,21 @@ def test_torchrun_that_is_asked_to_stop_saves_for_any_number_of_processes(
     assert pretrain(runs.command(source, run_dir, **settings)[1:]) == 0
     assert f"at step {stopped // 16} of 150" in capsys.readouterr().err
     assert runs.final_state(run_dir)["images_seen"] == 150 * 16
+
+
+@pytest.mark.slow
+def test_fine_tuning_by_shares_does_what_one_process_does(source: str, tmp_path: Path) -> None:
+    settings = {"model__drop_path": "0", "train__precision": "fp32", "train__length": "12 steps"}
+    for name, ranks in (("one", 1), ("two", 2)):
+        words = runs.finetune_command(source, tmp_path / name, train__parallel="fsdp", **settings)
+        runs.finish(words, ranks=ranks)
+    one, two = runs.figures(tmp_path / "one"), runs.figures(tmp_path / "two")
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    for row, other in zip(one, two, strict=True):
+        assert other == pytest.approx(row, rel=1e-4)
+    first, second = (runs.final_state(tmp_path / name)["model"] for name in ("one", "two"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-5, msg=name)
+    assert (tmp_path / "two" / "model" / "model.safetensors").exists()
+    exact = [(tmp_path / name / "result.json").read_text() for name in ("one", "two")]
+    assert exact[0] == exact[1]

@@ -103,7 +103,7 @@ def _judge(of: dict[str, StepRow], device: torch.device) -> Iterator[Verdict]:
             yield Verdict(goal, f"{share:.2f}{why}", share >= LEAST_OF_CEILING_CPU if known else None)
         if best is not None:
             goal = f"{name}: ahead of every other library in the same precision"
-            yield Verdict(goal, f"{best:.2f} x the best one's images/s", best > 1)
+            yield Verdict(goal, f"{best:.2f} x the best one's images/s{why}", best > 1 if known else None)
         return
     h200 = bf16 and "H200" in torch.cuda.get_device_name(device)
     why = "" if h200 else " (the goal is for bf16 on an H200)"

@@ -44,10 +44,10 @@ from mpp.train.run_folder import (
     once_a_machine,
     processes,
     resume,
-    saver,
     steps,
     train,
 )
+from mpp.train.saving import Saving
 from mpp.train.waiting import data_notes
 from mpp.weights.timm_folder import write_timm_folder
 
@@ -210,7 +210,7 @@ class _Tuner:
         name = "bad_files.csv" if self.main else f"bad_files.rank{parts.world.rank}.csv"
         read = parts.state.images_seen // parts.world.size
         bad_files = BadFiles(self.folder / name, self.config.data.max_bad_share, read)
-        save = saver(parts.schedule, self.checkpoints, self, self.main)
+        save = Saving(parts.schedule, self.checkpoints, self, resumed or None)
         if resumed:
             self.say(f"resumed from {self.checkpoints.latest()} at step {resumed} of {parts.schedule.total_steps}")
         else:
@@ -226,7 +226,7 @@ class _Tuner:
             every.insert(0, (1, lambda state: share_statistics(state.model, state.ema)))
         batches, step = training_batches(parts, bad_files.add), training_step(parts)
         try:
-            return train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, self.checkpoints, self)
+            return train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, self)
         except NonFinite as error:
             if self.choosing:
                 raise
@@ -264,13 +264,14 @@ class _Tuner:
     def _finish(self) -> None:
         parts, labelled = self.parts, self.parts.labelled
         scores = self._scores()
+        weights = None if self.choosing else result_weights(parts)
         if self.main:
             result = Result.of(scores, labelled, self.config, parts.schedule.total_steps)
-            if self.choosing:  # the checkpoints of a sweep of many would fill the disk
+            if weights is None:  # of a sweep of many, whose checkpoints would fill the disk
                 result.write(self.folder)
                 shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             else:
-                notes = write_timm_folder(result_weights(parts), self.folder / "model")
+                notes = write_timm_folder(weights, self.folder / "model")
                 scores.write(self.folder, labelled.test, labelled.train_labels)
                 names = (*labelled.classes, *labelled.foreign)
                 plot_confusion(self.folder / "confusion.png", scores.confusion, names)

@@ -38,6 +38,7 @@ from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
 from mpp.train.run_folder import build_rate, micro_batches, once_a_machine
 from mpp.train.schedule import parse_duration
+from mpp.train.sharded import whole
 from mpp.weights.base import Weights, build
 from mpp.weights.heads import TanhHead
 
@@ -111,10 +112,12 @@ def build_tuning(
         _checkpoint_gradients(model)
     if config.loss.mixup or config.loss.cutmix:
         _check_pairs(micro, size // world.size)
+    train, ema = config.train, build_ema(model, config.optim.ema_decay)
+    wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema)
     state = State(
         model,
         build_optimizer(parameter_groups(model, config.optim.weight_decay, config.optim.layer_decay), config.optim),
-        build_ema(model, config.optim.ema_decay),
+        ema,
         GradScaler(device.type) if precision == "fp16" else None,
     )
     image_hw = _input_size(config.model, weights)
@@ -132,7 +135,7 @@ def build_tuning(
         Subset(labelled.train, indices),
         weights,
         model,
-        prepare(model, device, world, config.train.compile),
+        wrapped,
         state,
         Schedule(total, size, accumulate, rate, config.optim.clip_norm),
         transform,
@@ -245,29 +248,34 @@ def predict(
     parts: Tuning, source: Source, indices: Int64[np.ndarray, " n"]
 ) -> tuple[Float32[np.ndarray, "m k"], Int64[np.ndarray, " m"]]:
     """Logits of the tested model for these images, by all ranks together, and the indices of those that decode."""
-    model, weights = parts.tested, parts.weights
+    weights = parts.weights
+    transform = EvalTransform(_input_size(parts.config.model, weights))
+    with whole(parts.tested) as model:
 
-    def encode(images: Tensor) -> Tensor:
-        with autocast(parts.precision, parts.device):
-            return model(normalise(images, weights.mean, weights.std)).float()
+        def encode(images: Tensor) -> Tensor:
+            with autocast(parts.precision, parts.device):
+                return model(normalise(images, weights.mean, weights.std)).float()
 
-    model.eval()
-    try:
-        transform = EvalTransform(_input_size(parts.config.model, weights))
-        return extract_by_all(encode, source, indices, transform, weights.reading, parts.device, workers=parts.workers)
-    finally:
-        model.train()
+        model.eval()
+        try:
+            read = weights.reading, parts.device
+            return extract_by_all(encode, source, indices, transform, *read, workers=parts.workers)
+        finally:
+            model.train()
 
 
 def result_weights(parts: Tuning) -> Weights:
-    """The tested model as weights with head and class names, for export."""
-    model: Any = parts.tested
+    """The tested model as weights with head and class names, for export; by all ranks together, to rank 0 alone."""
     weights, told = parts.weights, parts.config.model
-    head = getattr(model, "head", None)
+    state = None
+    with whole(parts.tested) as model:
+        if parts.world.main:
+            state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    head = getattr(parts.tested, "head", None)
     representation = head.pre_logits.out_features if isinstance(head, TanhHead) else None
     return replace(
         weights,
-        state={name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
+        state=state,
         image_hw=_input_size(told, weights),
         pool=weights.pool if told.pool == "auto" else told.pool,
         classes=parts.labelled.classes,

@@ -86,11 +86,6 @@ class Encoder(nn.Module):
         for block in self.vit.blocks:
             block.attn.backend = backend
 
-    def compile_blocks(self) -> None:
-        """torch.compile for each block: like blocks share one graph, so the wait is a third of the whole model's."""
-        for block in self.vit.blocks:
-            block.compile()
-
     def attention_maps(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> list[Float[Tensor, "batch heads tokens tokens"]]:

@@ -1,22 +1,31 @@
 """Checkpoints that survive a crash at any moment.
 
-A checkpoint is written to a temporary name, synced and renamed, so a file with its final name is always whole. It holds
-tensors and plain values only and loads with `weights_only=True`.
+A checkpoint is written to a temporary name, synced and renamed, so what has its final name is always whole. It holds
+tensors and plain values only and loads with `weights_only=True`: one file, or, of a state that is sharded over ranks, a
+folder with that file for what is not sharded (see shard_files.py). Either loads into any number of processes.
 """
 
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as torch_dist
+from torch.distributed.checkpoint.api import CheckpointException
 
+from mpp import dist
 from mpp.errors import RunError, UserError
+from mpp.train.nested import map_tensors
+from mpp.train.shard_files import origin, read_shards, write_shards
+from mpp.train.sharded import Like, share
 
 FORMAT = "mpp checkpoint 1"
-_NAME = re.compile(r"step_(\d{9})\.pt")
+_NAME = re.compile(r"step_(\d{9})(\.pt)?")
+_PLAIN = "plain.pt"
 
 
 class Checkpoints:
@@ -35,38 +44,50 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""
-        names = (_NAME.fullmatch(path.name) for path in self.folder.glob("step_*.pt"))
-        return sorted(int(match[1]) for match in names if match)
+        named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*"))
+        return sorted({int(match[1]) for match, path in named if match and (match[2] or path.is_dir())})
 
-    def path(self, step: int) -> Path:
-        return self.folder / f"step_{step:09d}.pt"
+    def path(self, step: int, sharded: bool | None = None) -> Path:
+        """Where the checkpoint of `step` is, or will be, if it is sharded or not."""
+        folder = self.folder / f"step_{step:09d}"
+        return folder if sharded or (sharded is None and folder.is_dir()) else folder.with_suffix(".pt")
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""
         steps = self.steps()
         return self.path(steps[-1]) if steps else None
 
-    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+    def save(self, step: int, state: Mapping[str, Any], group: torch_dist.ProcessGroup | None = None) -> Path:
         """Writes the checkpoint of `step` and removes those that are no longer kept.
+
+        Of a sharded state all ranks of `group` write together; any other is for one rank to write.
 
         Raises:
             RunError: where it cannot be written (a full disk, say); the earlier ones are untouched.
         """
-        path = self.path(step)
-        temporary = path.with_suffix(".tmp")
+        path = self.path(step, sharded=group is not None)
+        temporary = self.folder / f"step_{step:09d}.tmp"
+        content: dict[str, Any] = {"format": FORMAT, "step": step, "state": dict(state)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                torch.save({"format": FORMAT, "step": step, "state": dict(state)}, file)
-                file.flush()
-                os.fsync(file.fileno())
+            if group is None:
+                _write(temporary, content)
+            else:
+                rest = write_shards(temporary, content, group)
+                if dist.rank_and_size()[0]:
+                    return path
+                _write(temporary / _PLAIN, rest)
+                _sync_folder(temporary)
+            if path.is_dir():  # the untrained state, saved once more by a run that started anew from it
+                self._retire(path)
             os.replace(temporary, path)
             _sync_folder(self.folder)
-        except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            reason = getattr(error, "strerror", None) or _cause(error)
-            latest = self.latest()
+        except (OSError, RuntimeError, CheckpointException) as error:
+            if not dist.rank_and_size()[0]:
+                with contextlib.suppress(OSError):
+                    _remove(temporary)
+            cause, latest = origin(error), self.latest()
+            reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0]
             where = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
             raise RunError(
                 f"cannot write the checkpoint {path}: {reason}; {where}; make room and run the same command again"
@@ -77,34 +98,55 @@ class Checkpoints:
     def _clean(self, newest: int) -> None:
         for step in self.steps()[: -self.keep_last]:
             if step != newest and not (self.keep_every and step % self.keep_every == 0):
-                self.path(step).unlink(missing_ok=True)
+                self._retire(self.path(step))
         for stale in self.folder.glob("step_*.tmp"):  # of a run that was killed while writing
-            stale.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _remove(stale)
+
+    def _retire(self, path: Path) -> None:
+        if path.is_dir():  # whose removal takes a while, in which it must not pass for a checkpoint
+            path = path.rename(path.with_suffix(".old.tmp"))
+        with contextlib.suppress(FileNotFoundError):
+            _remove(path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state saved in `path`, on the CPU.
+def load_checkpoint(path: Path, like: Like | None = None) -> dict[str, Any]:
+    """The state saved in `path`, on the CPU, but for the tensors that are to be `like` those of a sharded run.
 
     Raises:
-        UserError: a file that is truncated, foreign or of another format.
+        UserError: a file or folder that is truncated, foreign or of another format.
     """
     advice = "delete it to go on from an earlier one, or choose another run_dir"
+    file = path / _PLAIN if path.is_dir() else path
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds, depending on where the bytes end
+        # Mapped, a rank reads only its share of a whole tensor.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=like is not None)
+        if isinstance(content, dict) and "sharded" in content:
+            read_shards(path, content, lambda place: like(place[1:]) if like else None)
+        elif like is not None and isinstance(content, dict):
+            content["state"] = map_tensors(content["state"], lambda place, value: share(value, like(place)))
+    except (
+        Exception,
+        CheckpointException,
+    ) as error:  # torch raises half a dozen kinds, depending on where the bytes end
         raise UserError(f"cannot read the checkpoint {path}: it is truncated or not a checkpoint; {advice}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or "state" not in content:
         raise UserError(f"{path} is not a checkpoint of mpp ({FORMAT}); {advice}")
     return content["state"]
 
 
-def _cause(error: BaseException) -> str:
-    # torch wraps the file's own error in its context
-    while error.__context__ is not None:
-        error = error.__context__
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-    return str(error).split("\n")[0]
+def _write(path: Path, content: Any) -> None:
+    with path.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -25,6 +25,10 @@ class TrainConfig:
     """Arithmetic: auto takes bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
     device: str = field(default="auto", metadata={"free": True})
     """auto, cuda, cuda:1 or cpu."""
+    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata={"free": True})
+    """Under torchrun: ddp keeps the whole model and optimiser on every device; fsdp shares them out (FSDP2), for models
+    that do not fit. The result is the same to rounding, and a run may change from one to the other. One process alone
+    has nobody to share with: there fsdp changes nothing."""
     compile: Literal["auto", "on", "off"] = field(default="auto", metadata={"free": True})
     """torch.compile: auto is on for CUDA and off elsewhere, where it gains little."""
     seed: int = 0

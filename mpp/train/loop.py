@@ -23,6 +23,7 @@ from mpp.errors import RunError, Unreachable
 from mpp.train.log import Clock, Meter
 from mpp.train.parallel import gradient_sync
 from mpp.train.schedule import is_due
+from mpp.train.sharded import Like, clip_gradients, is_sharded, like_these
 
 EXIT_REQUEUE = 75
 """Exit status of a run that was asked to stop, and saved itself: EX_TEMPFAIL, "try again"."""
@@ -43,8 +44,21 @@ class State:
     clock: Clock = field(default_factory=Clock)
     images_seen: int = 0
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank has its share of the tensors only."""
+        return is_sharded(self.model)
+
+    @property
+    def like(self) -> Like | None:
+        """How a state must be sharded to be loaded here, if at all."""
+        return like_these(self.model, self.optimizer, self.ema) if self.sharded else None
+
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only; times are not part of it. To be called on all ranks together."""
+        """Tensors and plain values only; times are not part of it. To be called on all ranks together.
+
+        The tensors are those of the run itself, and of a sharded one this rank's shards.
+        """
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -204,14 +218,16 @@ def update(
         state.meter.add(figures)
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), schedule.clip_norm or math.inf)
+    norm = clip_gradients(state.model, schedule.clip_norm)
     # With a scaler an infinite gradient is a matter of the scale, which is then lowered; the loss must be finite.
     guard.check(dist.sum_over_ranks(torch.stack(losses).sum()) if state.scaler else norm, number, used)
     if state.scaler:
         state.scaler.step(state.optimizer)
         state.scaler.update()
     else:
-        state.meter.add({"grad_norm": torch.stack([norm.double(), torch.ones_like(norm, dtype=torch.float64)])})
+        # Counted once by all ranks together, so that an interval weighs its steps alike when their number changes.
+        share = torch.ones_like(norm, dtype=torch.float64) / dist.rank_and_size()[1]
+        state.meter.add({"grad_norm": torch.stack([norm.double() * share, share])})
         state.optimizer.step()
     if state.ema is not None:
         state.ema.update_parameters(state.model)
@@ -220,13 +236,14 @@ def update(
 class FiniteGuard:
     """Stops the run at a value that is not finite, before the update that it would spoil.
 
-    On CUDA the fused optimiser skips that update on the device, and the host hears of it one step later, so that
+    On CUDA a fused optimiser skips that update on the device, and the host hears of it one step later, so that
     nobody waits for the device.
     """
 
     def __init__(self, state: State) -> None:
         self._optimizer = state.optimizer
         self._scaled = state.scaler is not None
+        self._skips = self._scaled or bool(state.optimizer.defaults.get("fused"))
         self._pending: tuple[Tensor, torch.cuda.Event, int, list[Any]] | None = None
 
     def check(self, value: Tensor, number: int, batches: list[Any]) -> None:
@@ -235,7 +252,7 @@ class FiniteGuard:
         Raises:
             NonFinite: of this update, or on CUDA of the one before.
         """
-        if value.device.type != "cuda":
+        if value.device.type != "cuda" or not self._skips:
             if not math.isfinite(value.item()):
                 raise NonFinite(number, batches)
             return

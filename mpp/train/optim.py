@@ -6,7 +6,8 @@ import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 from timm.optim._param_groups import param_groups_layer_decay
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -53,10 +54,10 @@ def build_optimizer(groups: list[dict[str, object]], config: Optim) -> Optimizer
 
     The learning rate is what the loop sets before each update.
     """
-    device = next(p for group in groups for p in cast(Any, group["params"])).device.type
-    fused = device in ("cuda", "cpu")
-    if config.name == "sgd":
-        return SGD(groups, lr=0.0, momentum=config.momentum, fused=fused)
+    first: Tensor = next(p for group in groups for p in cast(Any, group["params"]))
+    fused = first.device.type in ("cuda", "cpu")
+    if config.name == "sgd":  # torch has no fused one for shards
+        return SGD(groups, lr=0.0, momentum=config.momentum, fused=fused and not isinstance(first, DTensor))
     kind = {"adam": Adam, "adamw": AdamW}[config.name]
     return kind(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from mpp import dist
 from mpp.dist import World
 from mpp.errors import UserError
+from mpp.train.sharded import shard
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -66,13 +68,35 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, DTYPES[precision])
 
 
-def prepare(model: nn.Module, device: torch.device, world: World, compile_mode: str) -> nn.Module:
+def prepare(
+    model: nn.Module,
+    device: torch.device,
+    world: World,
+    compile_mode: str,
+    parallel: str = "ddp",
+    precision: str = "fp32",
+    ema: AveragedModel | None = None,
+) -> nn.Module:
     """The module that the training step calls: compiled if asked for, and averaged over ranks by DDP.
 
-    auto compiles on CUDA, where there is the C compiler that torch.compile needs.
+    By fsdp, several ranks share out the weights of `model` and `ema` instead, in place, so the optimiser must be built
+    after. auto compiles on CUDA, where there is the C compiler that torch.compile needs.
+
+    Raises:
+        UserError: fsdp in fp16.
     """
     can = device.type == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang")))
-    if compile_mode == "on" or (compile_mode == "auto" and can):
+    compiled = compile_mode == "on" or (compile_mode == "auto" and can)
+    if world.size > 1 and parallel == "fsdp":
+        if precision == "fp16":
+            raise UserError(
+                "train.parallel fsdp has no loss scaling for fp16; take train.precision bf16 or fp32, or ddp"
+            )
+        shard(model, device, world.size, precision, compiled)
+        if ema is not None:
+            shard(ema.module, device, world.size, precision)
+        return model
+    if compiled:
         model.compile()
     if world.size > 1:
         ids = [device.index] if device.type == "cuda" else None
@@ -105,5 +129,7 @@ def share_statistics(model: nn.Module, *copies: nn.Module | None) -> None:
 
 def gradient_sync(model: nn.Module, on: bool) -> AbstractContextManager[None]:
     """The context of a backward pass whose gradients are (not) averaged over ranks at once."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(on)
     no_sync: Callable[[], AbstractContextManager[None]] | None = getattr(model, "no_sync", None)
     return nullcontext() if on or no_sync is None else no_sync()

@@ -18,6 +18,7 @@ from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.config import ScheduleConfig, TrainConfig
 from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, Schedule, State, Step, StopSignal, fit
 from mpp.train.parallel import choose_device
+from mpp.train.saving import Journal, Saving
 from mpp.train.schedule import learning_rate, parse_duration
 
 
@@ -36,13 +37,6 @@ T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
 
 
-class Journal(Protocol):
-    """What a run speaks and writes to."""
-
-    def say(self, text: str) -> None: ...
-    def flush(self) -> None: ...
-
-
 @contextlib.contextmanager
 def processes(device: str, setting: str = "train.device") -> Iterator[tuple[World, torch.device]]:
     """This process among all and the device that `setting` names, in one process group for as long as they are used.
@@ -53,10 +47,8 @@ def processes(device: str, setting: str = "train.device") -> Iterator[tuple[Worl
     world = dist.world_from_environment()
     chosen = choose_device(device, world, setting)
     dist.start(world, chosen)
-    try:
-        yield world, chosen
-    finally:
-        dist.stop()
+    yield world, chosen
+    dist.stop()  # not after an error: the others would hear of it before this rank has said why
 
 
 @contextlib.contextmanager
@@ -144,7 +136,7 @@ def resume(config: RunConfig, state: State, schedule: Schedule, checkpoints: Che
     if latest and before:
         check_config(before, config)
         try:
-            state.load_state_dict(load_checkpoint(latest))
+            state.load_state_dict(load_checkpoint(latest, state.like))
         except (KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{latest} does not fit this model and optimiser: {reason}") from error
@@ -201,20 +193,6 @@ def check_config(old: RunConfig, new: RunConfig) -> None:
         )
 
 
-def saver(schedule: Schedule, checkpoints: Checkpoints, journal: Journal, main: bool) -> Callable[[State], None]:
-    """The function that saves a state of the run; called on all ranks together."""
-
-    def save(state: State) -> None:
-        # Rows first: a checkpoint must never be newer than the rows that lead to it.
-        journal.flush()
-        content = state.state_dict()
-        if main:
-            checkpoints.save(schedule.step(state.images_seen), content)
-        dist.barrier()
-
-    return save
-
-
 def train(
     state: State,
     model: nn.Module,
@@ -222,19 +200,22 @@ def train(
     step: Step,
     schedule: Schedule,
     every: Sequence[Every],
-    save: Callable[[State], None],
-    checkpoints: Checkpoints,
+    save: Saving,
     journal: Journal,
 ) -> int:
     """Trains to the end, or until a signal asks to stop. Returns the exit status: 0, 75 or, after Ctrl-C, 130.
 
     Raises:
         NonFinite: a loss or gradient that is not finite.
+        RunError: a state that could not be saved.
     """
-    signals = StopSignal()
+    signals, checkpoints = StopSignal(), save.checkpoints
     try:
-        fit(state, model, batches, step, schedule, every, signals, save)
+        with save:
+            # What could not be written ends the run as a signal does: by another save, which raises that.
+            fit(state, model, batches, step, schedule, every, lambda: signals() or save.failed, save)
     except Interrupted:
+        dist.barrier(patient=True)  # torchrun ends all ranks soon after the first has left, while one may be writing
         by = signals.received.name if signals.received else "a signal to another process"
         journal.say(f"stopped by {by}; saved as {checkpoints.latest()}; the same command again goes on")
         return 130 if signals.received == signal.SIGINT else EXIT_REQUEUE

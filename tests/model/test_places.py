@@ -126,7 +126,8 @@ encoder, results = build_encoder(ModelConfig("vit_tiny_patch16_224", **sizes)), 
 tokens, at = torch.randn(2, 16, 48), torch.tensor([[3, 1], [0, 15]])
 for compiled in (False, True):
     if compiled:
-        encoder.compile_blocks()
+        for block in encoder.vit.blocks:  # as FSDP does
+            block.compile()
     encoder.zero_grad()
     out = encoder.encode(tokens, at=at)
     out.square().sum().backward()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mpp import dist
 from mpp.config import to_yaml
 from mpp.dist import World
 from mpp.errors import RunError, UserError
@@ -23,9 +24,9 @@ from mpp.train.run_folder import (
     micro_batches,
     once_a_machine,
     resume,
-    saver,
     steps,
 )
+from mpp.train.saving import Saving
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def saved(folder: Path) -> tuple[Config, Checkpoints, State]:
         state.model.get_parameter("weight").fill_(3.0)
     state.images_seen = 8
     journal = Silent()
-    saver(SCHEDULE, checkpoints, journal, True)(state)
+    with Saving(SCHEDULE, checkpoints, journal, None) as save:
+        save(state)
     assert journal.flushed == 1
     return config, checkpoints, state
 
@@ -82,10 +84,12 @@ def test_a_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "a" / "run").iterdir()} == {"config.yaml", "checkpoints"}
 
 
-def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "rank_and_size", lambda: (1, 2))
     config, checkpoints = Config(str(tmp_path / "run")), Checkpoints(tmp_path / "run" / "checkpoints")
     assert resume(config, fresh(), SCHEDULE, checkpoints, False) == 0
-    saver(SCHEDULE, checkpoints, Silent(), False)(fresh())
+    with Saving(SCHEDULE, checkpoints, Silent(), None) as save:
+        save(fresh())
     assert not (tmp_path / "run").exists()
 
 
