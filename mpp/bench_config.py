@@ -118,6 +118,7 @@ class AttentionBench:
 
 
 PLAN_ALIASES = {
+    "data": "data.source",
     "model": "model.name",
     "optim": "optim.name",
     "ema": "optim.ema_decay",
@@ -145,7 +146,7 @@ class PlanBench(PretrainConfig):
     efficiency: float = 0.4
     """Share of the data sheet's peak that training attains."""
     images_per_second: float = 0.0
-    """Of one device, as measured; with it the efficiency is not asked. 0: not measured."""
+    """Of one device in whole steps, as measured; with it the efficiency is not asked. 0: not measured."""
     images_per_core: float = 680.0
     """Images that a core reads and augments in a second (`bench data` measures it)."""
     image_kib: float = 26.0
@@ -181,9 +182,27 @@ class PlanBench(PretrainConfig):
             number = parse_duration(f"{self.images} images", "images").value
         except ValueError:
             number = 0.0
-        if number < 1:
+        if not 1 <= number < float("inf"):
             raise ValueError(f"images takes a number such as 50000, 1.3M or 14M, got {self.images!r}")
         return round(number)
+
+
+@dataclass(frozen=True)
+class SavingBench:
+    """Time how long training stops to save itself, beside writing the same state at once."""
+
+    model: str = "vit_large_patch16_224"
+    """timm name; its state is weights and Adam's two moments, fp32."""
+    device: str = "auto"
+    """auto, cuda, cuda:1 or cpu."""
+    folder: str = ""
+    """Folder in which the checkpoints are written, and removed again. Empty: one for temporary files."""
+    repeats: int = 3
+    """Times that each side is measured, in turns."""
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mpp import failure
-from mpp.bench_config import PLAN_ALIASES, AttentionBench, DataBench, FewshotBench, GpuBench, PlanBench, StepBench
+from mpp.bench_config import (
+    PLAN_ALIASES,
+    AttentionBench,
+    DataBench,
+    FewshotBench,
+    GpuBench,
+    PlanBench,
+    SavingBench,
+    StepBench,
+)
 from mpp.config import parse
 from mpp.data_recipes import CheckRecipe, ShardRecipe
 from mpp.errors import ConfigError, Unreachable, UserError
@@ -206,6 +215,7 @@ def bench(argv: Sequence[str] | None = None) -> int:
         "step": StepBench,
         "plan": PlanBench,
         "attention": AttentionBench,
+        "saving": SavingBench,
         "gpu": GpuBench,
         "data": DataBench,
         "fewshot": FewshotBench,

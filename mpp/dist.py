@@ -39,7 +39,7 @@ def world_from_environment() -> World:
 _patient: list[Any] = []  # the group of those who wait while one prepares the data, which may take hours
 
 
-def _timeout() -> datetime.timedelta:
+def timeout() -> datetime.timedelta:
     """How long a rank waits for the others, to join and in each collective: $MPP_TIMEOUT seconds, or ten minutes.
 
     Nothing else notices a machine that lost its power or its network.
@@ -48,7 +48,7 @@ def _timeout() -> datetime.timedelta:
         UserError: an $MPP_TIMEOUT that is no number of seconds.
     """
     told = os.environ.get("MPP_TIMEOUT") or "600"
-    if not told.isdecimal() or not int(told):
+    if not told.isdecimal() or not 0 < int(told) < 10**7:
         raise UserError(f"MPP_TIMEOUT is {told!r}; it takes the seconds that a rank waits for the others, such as 600")
     return datetime.timedelta(seconds=int(told))
 
@@ -60,17 +60,17 @@ def start(world: World, device: torch.device) -> None:
         UserError: a rank 0 that did not come in time, or a bad $MPP_TIMEOUT.
     """
     if world.size > 1 and not dist.is_initialized():
-        timeout = _timeout()
+        patience = timeout()
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            store = store_of_this_attempt(world, timeout)
-            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+            store = store_of_this_attempt(world, patience)
+            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=patience)
         else:
-            dist.init_process_group(backend, timeout=timeout)
+            dist.init_process_group(backend, timeout=patience)
         _patient.append(dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7)))
 
 
-def store_of_this_attempt(world: World, timeout: datetime.timedelta) -> Any:
+def store_of_this_attempt(world: World, patience: datetime.timedelta) -> Any:
     """A key-value store that rank 0 serves, where the ranks find each other.
 
     torchrun lends its own, but keeps it over restarts (torch 2.13; no prefix by attempt), so that restarted ranks would
@@ -83,15 +83,15 @@ def store_of_this_attempt(world: World, timeout: datetime.timedelta) -> Any:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # not in every build
 
     host = os.environ["MASTER_ADDR"]
-    lent = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    lent = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
     key = "mpp/store"
     if world.rank == 0:
         token = secrets.token_hex(8)
-        own = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        own = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
         own.set(token, "")
         lent.set(key, f"{own.port} {token}")
         return own
-    deadline = time.monotonic() + timeout.total_seconds()
+    deadline = time.monotonic() + patience.total_seconds()
     while time.monotonic() < deadline:
         port, token = lent.get(key).decode().split()
         try:
@@ -99,11 +99,12 @@ def store_of_this_attempt(world: World, timeout: datetime.timedelta) -> Any:
             socket.create_connection((host, int(port)), timeout=10).close()
             own = TCPStore(host, int(port), is_master=False, timeout=datetime.timedelta(seconds=30))
             if own.check([token]) and own.add(f"seat/{world.rank}", 1) == 1:
+                own.set_timeout(patience)
                 return own
         except (OSError, RuntimeError):
             pass
         time.sleep(0.1)
-    raise RunError(f"rank 0 on {host} did not come within {timeout} (hours:minutes:seconds); look into its log")
+    raise RunError(f"rank 0 on {host} did not come within {patience} (hours:minutes:seconds); look into its log")
 
 
 def stop() -> None:

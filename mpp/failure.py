@@ -8,7 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-_TRANSPORT = ("/gloo/transport/", "ncclRemoteError", "communicator was aborted", "collective operation timeout")
+_TRANSPORT = (
+    "/gloo/transport/",
+    "ncclRemoteError",
+    "communicator was aborted",
+    "collective operation timeout",
+    "retrieving ncclUniqueId",
+)
 _STORE = ("DistNetworkError", "DistStoreError")
 
 

@@ -70,6 +70,7 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
     else:
         start(parts, watch)
         save(parts.state)
+        save.wait()  # or the loader's processes, started meanwhile, would hold the file open
     every: list[Every] = [*watch.every(), (parts.steps(config.checkpoint.every, "checkpoint.every"), save)]
     batches, step = training_batches(parts, watch.bad_files.add), training_step(parts)
     try:

@@ -58,6 +58,7 @@ def test_ranks_meet_whatever_an_earlier_attempt_left(before: str, lent: Any) -> 
     first, second = meet()
     first.set("said by", "rank 0")
     assert second.get("said by") == b"rank 0"
+    assert second.timeout == PATIENCE
     assert second.port == first.port
     assert all(store.port != first.port for store in earlier)
 

@@ -289,6 +289,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_wrong_input_to_a_process(tmp_path: Path) -> None:
     words = runs.command(f"folder:{tmp_path}/nowhere", tmp_path / "run")
     out, err = runs.finish(words, code=2, cwd=tmp_path)

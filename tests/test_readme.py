@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mpp
+from mpp.bench_config import PLAN_ALIASES, PlanBench
 from mpp.cli import _ALIASES, _ENCODER, _FINETUNE, _with_images
 from mpp.config import parse
 from mpp.data_recipes import CheckRecipe, ShardRecipe
@@ -34,6 +35,7 @@ TOOLS = {
     "tools/study.py": (StudyConfig, {}),
     "tools/check_data.py": (CheckRecipe, {}),
     "tools/shard.py": (ShardRecipe, {}),
+    "tools/bench.py": (PlanBench, PLAN_ALIASES),
 }
 
 
@@ -49,8 +51,10 @@ def test_the_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(ROOT)
     tool, *words = (word for word in shlex.split(command, comments=True) if word != "...")
     cls, aliases = TOOLS[tool]
+    if cls is PlanBench:
+        assert words.pop(0) == "plan"
     config = parse(cls, _with_images(words) if cls is PredictRecipe else words, tool, "", aliases)
-    if isinstance(config, PretrainConfig):
+    if type(config) is PretrainConfig:
         assert config.data.source == "folder:/my/images"
 
 

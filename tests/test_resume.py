@@ -36,7 +36,14 @@ def kill_and_restart(source: str, run_dir: Path, moment: float, first_workers: s
     runs.finish(runs.command(source, run_dir, data__workers=then_workers))
 
 
-@pytest.mark.parametrize(("number", "workers"), [(0, ("0", "0")), (1, ("2", "2")), (2, ("2", "0"))])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (0, ("0", "0")),
+        pytest.param(1, ("2", "2"), marks=pytest.mark.slow),
+        pytest.param(2, ("2", "0"), marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_a_random_moment(
     number: int, workers: tuple[str, str], source: str, uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -46,7 +53,7 @@ def test_killed_at_a_random_moment(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("number", range(8))
 def test_killed_at_many_random_moments(
     number: int, source: str, uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -70,6 +77,7 @@ def test_killed_again_and_again(source: str, uninterrupted: tuple[Path, float], 
     runs.assert_same_run(tmp_path / "run", reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_asked_to_stop_saves_and_exits_with_the_requeue_code(
     number: signal.Signals, source: str, uninterrupted: tuple[Path, float], tmp_path: Path
@@ -89,6 +97,7 @@ def test_asked_to_stop_saves_and_exits_with_the_requeue_code(
     runs.assert_same_run(run_dir, uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_last_good_checkpoint(
     source: str, uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:

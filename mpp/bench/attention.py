@@ -105,7 +105,7 @@ def _of_size(size: str, config: AttentionBench, device: torch.device, dtype: tor
         else:
             obstacles[kernel] = obstacle
     times = _in_turns(runs, config.repeats, device)
-    chosen = resolve_backend("auto", device, dtype, config.width)
+    chosen = resolve_backend("auto", device, dtype, config.width, (batch, tokens, config.heads))
     # Two products forward; backward they are computed again, and each gives two more: 2.5 times the forward pass.
     flops = 3.5 * 4 * batch * config.heads * tokens**2 * config.width
     return [

@@ -1,7 +1,7 @@
 """python tools/bench.py gpu: what only a CUDA device can show, in a few minutes, as one table to keep.
 
-The training step and its goals (step.py), memory beside the cost model, the attention kernels (attention.py),
-and training batches decoded on the device beside the loader's (data.py).
+The training step, its memory and its goals (step.py), the attention kernels (attention.py), and training batches
+decoded on the device beside the loader's (data.py).
 """
 
 from collections.abc import Iterator

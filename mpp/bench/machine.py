@@ -33,7 +33,8 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
 
 def spread(values: Sequence[float], unit: str) -> str:
     """The median, and the least and the most in brackets."""
-    middle, least, most = (f"{value:.3g}" for value in (np.median(values), min(values), max(values)))
+    told = (float(value) for value in (np.median(values), min(values), max(values)))
+    middle, least, most = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in told)
     return f"{middle}{unit} ({least} to {most})"
 
 

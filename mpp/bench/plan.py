@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from mpp.bench_config import PlanBench
 from mpp.cost import flops, memory
@@ -11,7 +12,7 @@ from mpp.cost.memory import Setup
 from mpp.cost.run import ATTAINED, BACKWARD, USABLE, Machine, Step, Storage, step_of, storage
 from mpp.cost.shape import Shape, shape_of
 from mpp.errors import UserError
-from mpp.train.schedule import parse_duration
+from mpp.train.schedule import Duration, parse_duration
 
 SCALE = tuple(2**n for n in range(10))
 """Numbers of devices in the last table."""
@@ -47,7 +48,8 @@ def plan(config: PlanBench) -> int:
     """Prints the plan; returns the exit code.
 
     Raises:
-        UserError: a device or model that is not known, a batch that does not divide, a model that does not fit.
+        UserError: a device or model that is not known, a batch that does not divide, a model that does not fit,
+            settings that training refuses, a run without end.
     """
     print(plan_of(config))
     return 0
@@ -72,10 +74,8 @@ def plan_of(config: PlanBench) -> Plan:
         parallel=config.train.parallel,
         kernel=EXPLICIT if config.model.attention == "explicit" else FUSED,
     )
-    length = f"{config.epochs} epochs" if config.epochs else config.train.length
     size, images = config.train.batch_size, config.num_images
-    steps = parse_duration(length, "train.length").steps(size, images)
-    every = parse_duration(config.checkpoint.every, "checkpoint.every").steps(size, images, steps)
+    steps, written = _steps(config)
 
     def on(count: int) -> Step:
         speed = (config.per_node, config.efficiency, config.images_per_second)
@@ -88,11 +88,23 @@ def plan_of(config: PlanBench) -> Plan:
         except UserError as error:
             scale[count] = error
     step = on(config.devices)
-    written = 1 + -(-steps // every)  # one before the first step, and one at the end
     kept = storage(
         shape, step.setup, images, config.image_kib * 1024, config.checkpoint.keep_last, written, config.disk * 1e9
     )
     return Plan(config, device, shape, step, steps, kept, scale)
+
+
+def _steps(config: PlanBench) -> tuple[int, int]:
+    """Steps of the run, and the checkpoints that it writes."""
+    size, images = config.train.batch_size, config.num_images
+    length = Duration(config.epochs, "epochs") if config.epochs else parse_duration(config.train.length, "train.length")
+    try:
+        steps = length.steps(size, images)
+        every = parse_duration(config.checkpoint.every, "checkpoint.every").steps(size, images, steps)
+    except OverflowError:
+        raise UserError("the run or what is between its checkpoints has no end; take fewer epochs or steps") from None
+    # One before the first step, and one at the end, which is the only other without a period.
+    return steps, 1 + (-(-steps // every) if every else 1)
 
 
 def _precision(config: PlanBench, device: Device) -> str:
@@ -114,7 +126,7 @@ def _head(plan: Plan) -> Iterable[str]:
         f"{shape.picked:,} of {shape.patches:,} patches corrupted"
     )
     yield (
-        f"{plan.steps:,} steps of {step.images:,} images, {epochs:,.3g} epochs of "
+        f"{plan.steps:,} steps of {step.images:,} images, {_number(epochs, 3)} epochs of "
         f"{config.num_images:,} images; {setup.precision}, {setup.optimiser}"
         f"{', moving average' if setup.ema else ''}{', activation checkpointing' if setup.checkpointing else ''}"
     )
@@ -142,7 +154,7 @@ def _flops(plan: Plan) -> Iterable[str]:
 
 def _flops_line(name: str, forward: int, backward: int, recomputed: int, whole: int) -> str:
     total = forward + backward + recomputed
-    numbers = " ".join(f"{value / 1e9:10.3f}" for value in (forward, backward, recomputed, total))
+    numbers = " ".join(f"{value / 1e9:10,.3f}" for value in (forward, backward, recomputed, total))
     return f"  {name:22} {numbers} {total / whole:7.1%}"
 
 
@@ -154,8 +166,8 @@ def _memory(plan: Plan) -> Iterable[str]:
     yield f"{f'GB a device, {setup.micro_batch} images':30} {'activations kept':>18} {'checkpointed':>18}"
     for name in sides[0]:
         if any(side[name] for side in sides):
-            yield f"  {name:28} {sides[0][name] / 1e9:18.3f} {sides[1][name] / 1e9:18.3f}"
-    yield f"  {'in all':28} {memory.total(sides[0]) / 1e9:18.3f} {memory.total(sides[1]) / 1e9:18.3f}"
+            yield f"  {name:28} {sides[0][name] / 1e9:18,.3f} {sides[1][name] / 1e9:18,.3f}"
+    yield f"  {'in all':28} {memory.total(sides[0]) / 1e9:18,.3f} {memory.total(sides[1]) / 1e9:18,.3f}"
     most = [memory.largest_micro_batch(plan.shape, way, limit) for way in ways]
     yield f"  {f'images that fit {limit / 1e9:.0f} GB':28} {most[0]:18,} {most[1]:18,}"
     wanted = plan.config.train.micro_batch
@@ -168,7 +180,7 @@ def _time(plan: Plan) -> Iterable[str]:
     yield "Time"
     source = f"{config.efficiency:.0%} of the peak (stated)"
     if config.images_per_second:
-        source = f"{config.images_per_second:,.0f} images/s a device (given)"
+        source = f"{config.images_per_second:,.0f} images/s a device (given), optimiser and all"
     yield f"  {'a step':28} {_duration(step.seconds)}: computing {_duration(step.computing)} at {source},"
     yield f"  {'':28} optimiser {_duration(step.updating)}, traffic not hidden {_duration(step.exposed)}"
     yield f"  {'images/s':28} {step.images_per_second:,.0f}, {step.images_per_second / config.devices:,.0f} a device"
@@ -183,8 +195,8 @@ def _data(plan: Plan) -> Iterable[str]:
     size, loading = rate * file / 1e6, rate / config.images_per_core
     yield "Data and storage"
     yield f"  {'loader, a machine':28} {rate:,.0f} images/s: {loading:,.1f} cores, {size:,.1f} MB/s from storage"
-    yield f"  {'images (shards)':28} {held.data_bytes / 1e9:,.1f} GB at {config.image_kib:g} KiB each"
-    yield f"  {'a checkpoint':28} {held.checkpoint / 1e9:,.2f} GB, {held.seconds:,.1f} s at {config.disk:g} GB/s"
+    yield f"  {'images (shards)':28} {held.data_bytes / 1e9:,.1f} GB at {_number(config.image_kib)} KiB each"
+    yield f"  {'a checkpoint':28} {held.checkpoint / 1e9:,.2f} GB, {held.seconds:,.1f} s at {_number(config.disk)} GB/s"
     yield (
         f"  {'checkpoints of the run':28} {held.written:,} written ({held.written * held.checkpoint / 1e9:,.1f} GB), "
         f"at most {held.kept} at once ({held.kept * held.checkpoint / 1e9:,.1f} GB)"
@@ -221,15 +233,16 @@ def _scale(plan: Plan) -> Iterable[str]:
         images = f"{step.setup.micro_batch} x {step.setup.accumulate}"
         seconds = plan.steps * step.seconds
         yield (
-            f"  {count:7,} {images:>12} {memory.total(step.memory) / 1e9:6.1f} {_duration(step.seconds):>9} "
+            f"  {count:7,} {images:>12} {memory.total(step.memory) / 1e9:6,.1f} {_duration(step.seconds):>9} "
             f"{_duration(step.sending):>9} {step.images_per_second:10,.0f} {step.efficiency:10.1%} "
-            f"{step.efficiency_unhidden:9.1%} {seconds / 86400:8.2f} {seconds * count / 3600:12,.1f}"
+            f"{step.efficiency_unhidden:9.1%} {seconds / 86400:8,.2f} {seconds * count / 3600:12,.1f}"
         )
 
 
 def _assumptions(plan: Plan) -> Iterable[str]:
     device, config = plan.device, plan.config
     peak = device.single if plan.step.setup.precision == "fp32" else device.half
+    link, network = _number(device.link / 1e9), _number(device.network / 1e9)
     yield "assumptions:"
     yield "  operations are those of matrix products, as torch.utils.flop_counter counts them; attention is computed"
     yield "  again in the backward pass (but by the explicit kernel); the last block works for corrupted patches alone"
@@ -238,9 +251,9 @@ def _assumptions(plan: Plan) -> Iterable[str]:
     if config.images_per_second:
         yield f"  {config.images_per_second:,.0f} images/s a device, whatever the micro-batch"
     else:
-        yield f"  {config.efficiency:.0%} of {peak / 1e12:,.4g} TFLOP/s (data sheet), whatever the micro-batch"
-    yield f"  links at {ATTAINED:.0%} of {device.link / 1e9:,.4g} GB/s between {config.per_node} devices of a machine"
-    yield f"  and of {device.network / 1e9:,.4g} GB/s from a machine to others, in one ring without start-up times"
+        yield f"  {config.efficiency:.0%} of {_number(peak / 1e12)} TFLOP/s (data sheet), whatever the micro-batch"
+    yield f"  links at {ATTAINED:.0%} of {link} GB/s between {config.per_node} devices of a machine"
+    yield f"  and of {network} GB/s from a machine to others, in one ring without start-up times"
     yield f"  DDP's traffic hides behind the last backward pass ({BACKWARD:.0%} of computing), FSDP's behind it all"
     yield "  the loader keeps up; evaluation, checkpoints, restarts and waiting for the slowest device are not counted"
 
@@ -248,5 +261,12 @@ def _assumptions(plan: Plan) -> Iterable[str]:
 def _duration(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
         if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us" if seconds else "0 s"
+            return f"{_number(seconds / size, 3)} {unit}"
+    return f"{_number(seconds * 1e6, 3)} us" if seconds else "0 s"
+
+
+def _number(value: float, digits: int = 4) -> str:
+    """With so many digits, all those before the point, thousands apart, and no exponent."""
+    if value >= 10**digits - 0.5:
+        return f"{value:,.0f}"
+    return f"{Decimal(f'{value:.{digits}g}'):,f}"

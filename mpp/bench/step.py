@@ -44,7 +44,7 @@ def step(config: StepBench) -> int:
         RunError: not even one image fits.
     """
     device = choose_device(config.device, World(), "device")
-    print(hardware() + (f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""))
+    print(hardware())
     rows: list[StepRow] = []
     for name in _models(config, device):
         of_model = _of_model(config, name, device)
@@ -72,7 +72,9 @@ def _models(config: StepBench, device: torch.device) -> Sequence[str]:
 
 def _of_model(config: StepBench, name: str, device: torch.device) -> list[StepRow]:
     try:
-        return _measure(config, name, device)
+        # A side whose batch was halved must not go on with code for any batch, which training never runs.
+        with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+            return _measure(config, name, device)
     except torch.OutOfMemoryError as error:  # each side fits, but not beside the weights and moments of all others
         raise RunError(
             f"out of memory on {device} with all sides of {name}: a smaller --batch, or --peers off"
@@ -181,11 +183,14 @@ def _with_parts(row: StepRow, side: Side, data: str) -> StepRow:
     """The row with what is told of ours alone."""
     assert side.parts is not None
     device = side.setting.device
-    with torch.compiler.set_stance("force_eager"):
-        side.run()
-        uncompiled = float(np.median([_seconds(side, 1) for _ in range(3)]))
-    parts = time_by_part(side.run, side.parts.model, device)
-    row = replace(row, parts=tuple(parts.items()), uncompiled_seconds=uncompiled)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            side.run()
+            uncompiled = float(np.median([_seconds(side, 1) for _ in range(3)]))
+        parts = time_by_part(side.run, side.parts.model, device)
+        row = replace(row, parts=tuple(parts.items()), uncompiled_seconds=uncompiled)
+    except torch.OutOfMemoryError:  # a compiled step may take less
+        pass
     if not data:
         return replace(row, note="not measured: name images by --data")
     try:
@@ -233,6 +238,9 @@ def _apart(row: StepRow, mine: StepRow) -> str:
 
 def _print_parts(row: StepRow) -> None:
     total, whole = sum(seconds for _, seconds in row.parts), row.uncompiled_seconds
+    if not row.parts:
+        print("Our step by part: not measured, an uncompiled step of this batch does not fit\n")
+        return
     print("Our step by part, one uncompiled step:")
     for part, seconds in row.parts:
         print(f"  {part:36} {seconds * 1e3:10,.1f} ms {seconds / total:8.1%}")

@@ -7,6 +7,7 @@ autograd sequence number.
 
 import contextlib
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -57,6 +58,7 @@ def time_by_part(
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """Most memory that `run` holds at any time above what was held before it, as torch's allocators count it."""
+    gc.collect()  # what lies about of earlier work would be freed meanwhile, and lower the peak
     if device.type == "cuda":
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -31,7 +31,7 @@ class Machine:
     efficiency: float = 0.4
     """Share of the data sheet's peak that training attains."""
     images_per_second: float = 0.0
-    """Of one device, as measured; 0: from its peak and the efficiency."""
+    """Of one device in whole steps, as measured; 0: from its peak and the efficiency."""
 
     @property
     def nodes(self) -> int:
@@ -48,10 +48,11 @@ class Step:
     parts: dict[str, Passes]
     memory: Moment
     largest: int
-    """The largest micro-batch that fits."""
+    """The largest micro-batch that fits, with the accumulation of `setup`."""
     computing: float
     updating: float
-    """Seconds of the optimiser, which reads and writes memory and computes next to nothing."""
+    """Seconds of the optimiser, which reads and writes memory and computes next to nothing; 0 where images a second
+    were measured, which have it in them."""
     sent: float
     """Bytes that a device sends."""
     sending: float
@@ -91,7 +92,7 @@ def step_of(shape: Shape, setup: Setup, machine: Machine, batch_size: int) -> St
     training, and fits its memory. Devices and accumulation follow from it.
 
     Raises:
-        UserError: a batch that the devices cannot share equally; a model of which not one image fits.
+        UserError: a batch that the devices cannot share equally; FSDP in fp16; a model of which not one image fits.
     """
     if batch_size % machine.count:
         fewer = max(n for n in range(1, machine.count) if batch_size % n == 0)
@@ -99,23 +100,17 @@ def step_of(shape: Shape, setup: Setup, machine: Machine, batch_size: int) -> St
         raise UserError(f"train.batch_size {batch_size} is not a multiple of {machine.count} devices; take {near}")
     share = batch_size // machine.count
     setup = replace(setup, devices=machine.count)
+    if setup.precision == "fp16" and setup.sharded > 1:  # as mpp/train/parallel.py
+        raise UserError("train.parallel fsdp has no loss scaling for fp16; take train.precision bf16 or fp32, or ddp")
     limit = USABLE * machine.device.memory
-    setup = _divided(setup, share, setup.micro_batch)
-    largest = memory.largest_micro_batch(shape, setup, limit)
-    if not largest:
-        least = memory.total(memory.memory(shape, replace(setup, micro_batch=1))) / 1e9
-        held = f"{limit / 1e9:.1f} of {machine.device.memory / 1e9:.0f} GB for tensors"
-        tries = [] if setup.checkpointing else ["--model.grad-checkpointing"]
-        tries += ["more devices"] if setup.sharded > 1 else ["--train.parallel fsdp on several devices"]
-        raise UserError(
-            f"one image needs {least:.1f} GB, and the device has {held}; try {' or '.join(tries)} or a device with "
-            "more memory"
-        )
-    setup = _divided(setup, share, min(setup.micro_batch, largest))
+    setup = _fitting(shape, _divided(setup, share, setup.micro_batch), share, limit)
     parts = flops.flops(shape, setup.kernel, setup.checkpointing)
     peak = machine.device.single if setup.precision == "fp32" else machine.device.half
     speed = machine.images_per_second or machine.efficiency * peak / flops.total(parts)
     computing = share / speed
+    updating = _updating(shape, setup) / (ATTAINED * machine.device.bandwidth)
+    if machine.images_per_second:
+        updating = 0.0  # measured with the rest
     sent, sending = _traffic(shape, setup, machine)
     # DDP's gradients travel during the backward pass of the last micro-batch, FSDP's traffic during every pass.
     behind = computing if setup.parallel == "fsdp" else BACKWARD * computing / setup.accumulate
@@ -124,9 +119,9 @@ def step_of(shape: Shape, setup: Setup, machine: Machine, batch_size: int) -> St
         images=batch_size,
         parts=parts,
         memory=memory.memory(shape, setup),
-        largest=largest,
+        largest=memory.largest_micro_batch(shape, setup, limit),
         computing=computing,
-        updating=_updating(shape, setup) / (ATTAINED * machine.device.bandwidth),
+        updating=updating,
         sent=sent,
         sending=sending,
         exposed=max(0.0, sending - behind),
@@ -137,6 +132,30 @@ def _divided(setup: Setup, share: int, most: int) -> Setup:
     """With the largest micro-batch up to `most` that divides a device's share (mpp/train/run_folder.py)."""
     micro = max(n for n in range(1, min(most, share) + 1) if share % n == 0)
     return replace(setup, micro_batch=micro, accumulate=share // micro)
+
+
+def _fitting(shape: Shape, setup: Setup, share: int, limit: float) -> Setup:
+    """With the largest micro-batch up to the setup's own that fits `limit` bytes together with its accumulation.
+
+    Each candidate is weighed anew: a second pass adds whole gradients, so half the images can need more memory.
+
+    Raises:
+        UserError: not one image fits.
+    """
+    while (held := memory.total(memory.memory(shape, setup))) > limit:
+        if setup.micro_batch == 1:
+            tries = [] if setup.checkpointing else ["--model.grad-checkpointing"]
+            if setup.sharded > 1:
+                tries.append("more devices")
+            elif setup.precision != "fp16":
+                tries.append("--train.parallel fsdp on several devices")
+            tries.append("a device with more memory")
+            raise UserError(
+                f"one image needs {held / 1e9:.1f} GB, and the device has {limit / 1e9:.1f} of "
+                f"{limit / USABLE / 1e9:.0f} GB for tensors; try {' or '.join(tries)}"
+            )
+        setup = _divided(setup, share, setup.micro_batch - 1)
+    return setup
 
 
 def _updating(shape: Shape, setup: Setup) -> float:

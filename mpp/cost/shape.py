@@ -164,9 +164,13 @@ def _shape(
 
 
 def _outputs(objective: ObjectiveConfig, channels: int, patch: tuple[int, int]) -> int:
-    """Width of the head for a target (mpp/objective/target.py)."""
+    """Width of the head for a target, refused as mpp/objective/target.py does."""
     if objective.target == "pixels":
         return channels * patch[0] * patch[1]
+    if objective.target == "colour_4x4" and (patch[0] % _CELLS or patch[1] % _CELLS):
+        raise UserError(
+            f"objective.target colour_4x4 needs patch sides divisible by 4, got {patch[0]}x{patch[1]}; take mean_colour"
+        )
     joint = 2 ** (objective.bits * channels)
     colours = joint if joint <= _MOST_CLASSES else channels * 2**objective.bits
     return colours * (_CELLS**2 if objective.target == "colour_4x4" else 1)

@@ -215,6 +215,7 @@ class _Tuner:
             self.say(f"resumed from {self.checkpoints.latest()} at step {resumed} of {parts.schedule.total_steps}")
         else:
             save(parts.state)
+            save.wait()  # as in pretraining
         every: list[Every] = [
             (1, lambda state: self.terminal.advance(parts.schedule.step(state.images_seen))),
             (self._steps("log", "every"), self._row),

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from mpp import dist
 from mpp.errors import RunError, UserError
+from mpp.failure import lost_another
 from mpp.train.nested import map_tensors
 from mpp.train.shard_files import origin, read_shards, write_shards
 from mpp.train.sharded import Like, share
@@ -70,6 +71,9 @@ class Checkpoints:
         content: dict[str, Any] = {"format": FORMAT, "step": step, "state": dict(state)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not dist.rank_and_size()[0]:
+                with contextlib.suppress(FileNotFoundError):
+                    _remove(temporary)  # of a run that was killed while writing
             if group is None:
                 _write(temporary, content)
             else:
@@ -83,6 +87,8 @@ class Checkpoints:
             os.replace(temporary, path)
             _sync_folder(self.folder)
         except (OSError, RuntimeError, CheckpointException) as error:
+            if isinstance(error, Exception) and lost_another(error):
+                raise
             if not dist.rank_and_size()[0]:
                 with contextlib.suppress(OSError):
                     _remove(temporary)
@@ -104,9 +110,9 @@ class Checkpoints:
                 _remove(stale)
 
     def _retire(self, path: Path) -> None:
-        if path.is_dir():  # whose removal takes a while, in which it must not pass for a checkpoint
-            path = path.rename(path.with_suffix(".old.tmp"))
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # what stays is removed at the next save
+            if path.is_dir():  # whose removal takes a while, in which it must not pass for a checkpoint
+                path = path.rename(path.with_suffix(".old.tmp"))
             _remove(path)
 
 
@@ -120,7 +126,7 @@ def load_checkpoint(path: Path, like: Like | None = None) -> dict[str, Any]:
     file = path / _PLAIN if path.is_dir() else path
     try:
         # Mapped, a rank reads only its share of a whole tensor.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=like is not None)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=like is not None and not path.is_dir())
         if isinstance(content, dict) and "sharded" in content:
             read_shards(path, content, lambda place: like(place[1:]) if like else None)
         elif like is not None and isinstance(content, dict):

@@ -12,7 +12,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from mpp import dist
-from mpp.errors import RunError
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.loop import Interrupted, Schedule, State
 from mpp.train.nested import Place, map_tensors
@@ -52,10 +51,10 @@ class Saving:
         content = state.state_dict()
         if state.sharded and self._group is None:
             # Of its own, since the thread's turn comes at any time.
-            self._group = cast(torch_dist.ProcessGroup, torch_dist.new_group(backend="gloo"))
+            self._group = cast(torch_dist.ProcessGroup, torch_dist.new_group(backend="gloo", timeout=dist.timeout()))
         if state.sharded or dist.rank_and_size()[0] == 0:
             copied = self._copy(content)
-            self._thread = threading.Thread(target=self._write, args=(step, copied), daemon=True)
+            self._thread = threading.Thread(target=self._write, args=(step, copied, self._copy.device), daemon=True)
             self._thread.start()
         self._saved = step
 
@@ -77,8 +76,10 @@ class Saving:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, step: int, content: dict[str, Any]) -> None:
+    def _write(self, step: int, content: dict[str, Any], device: torch.device | None) -> None:
         try:
+            if device is not None:  # a thread starts at the first, where it would take memory of another rank's
+                torch.cuda.set_device(device)
             self._copy.finish()
             self.checkpoints.save(step, content, self._group)
         except BaseException as error:  # for the thread that trains to raise
@@ -92,7 +93,7 @@ class Saving:
     ) -> None:
         # An error that ends the run anyway is what there is to tell; a stopped run says that it was saved.
         telling = error is None or isinstance(error, Interrupted)
-        with contextlib.nullcontext() if telling else contextlib.suppress(RunError):
+        with contextlib.nullcontext() if telling else contextlib.suppress(Exception):
             self.wait()
 
 
@@ -103,11 +104,13 @@ class HostCopy:
         self._buffers: dict[Place, Tensor] = {}
         self._mesh: DeviceMesh | None = None
         self._copied: torch.cuda.Event | None = None
+        self.device: torch.device | None = None
+        """The CUDA device that tensors come from, if any do."""
 
     def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
         """The copy; of tensors on CUDA it is begun, in the order of what else the device does."""
         copy = map_tensors(state, self._tensor)
-        if torch.cuda.is_available():
+        if self.device is not None:
             self._copied = torch.cuda.Event()
             self._copied.record()
         return copy
@@ -126,6 +129,8 @@ class HostCopy:
         return DTensor.from_local(local, self._mesh, value.placements, run_check=False, shape=size, stride=stride)
 
     def _plain(self, place: Place, value: Tensor) -> Tensor:
+        if value.is_cuda:
+            self.device = value.device
         buffer = self._buffers.get(place)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
             buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)

@@ -8,7 +8,6 @@ what a foreign .metadata says.
 """
 
 import pickle
-import shutil
 import warnings
 from pathlib import Path, PurePath
 from typing import Any
@@ -56,9 +55,7 @@ def write_shards(folder: Path, content: Any, group: torch_dist.ProcessGroup) -> 
         return None
 
     rest = map_tensors(content, aside) | {"sharded": places}
-    if torch_dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while writing
-    torch_dist.barrier(group)
+    torch_dist.barrier(group)  # rank 0 has made room for it
     planner = DefaultSavePlanner(flatten_state_dict=False)
     state_dict_saver.save(shards, storage_writer=_Writer(folder), planner=planner, process_group=group)
     return rest

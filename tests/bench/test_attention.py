@@ -1,6 +1,7 @@
 """The comparison of attention kernels: what it measures and how it says so; the times are the machine's."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,14 @@ def test_every_kernel_that_runs_here_is_timed_at_every_size() -> None:
         assert [row.kernel for row in of_size.values() if row.chosen] == ["sdpa"]
 
 
+def test_auto_is_asked_for_the_very_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("mpp.bench.attention.resolve_backend", lambda *told: asked.append(told) or "explicit")
+    rows = measure(replace(TINY, sizes=("16/4",), repeats=1))
+    assert asked == [("auto", torch.device("cpu"), torch.float32, 8, (5, 17, 2))]
+    assert [row.kernel for row in rows if row.chosen] == ["explicit"]
+
+
 def test_it_prints_times_rates_and_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(["attention", *FLAGS.split()]) == 0
     out = capsys.readouterr().out
@@ -47,5 +56,6 @@ def test_a_wrong_size_is_refused(size: str, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_kernels_of_cuda_are_all_timed() -> None:
     rows = measure(AttentionBench(sizes=("224/16",), tokens=4096, repeats=2))
-    assert not [row for row in rows if row.left_out]
+    assert {row.kernel for row in rows if row.seconds} >= {"sdpa", "explicit"}
+    assert all(bool(row.seconds) != bool(row.left_out) for row in rows)
     assert sum(row.chosen for row in rows) == 1

@@ -33,7 +33,7 @@ def test_a_row_says_rate_share_memory_and_parts() -> None:
     assert lines == [
         (
             "vit_base_patch16_224, mpp, bf16, compiled, batch 256",
-            "1.1e+03 images/s (1e+03 to 1.2e+03), 55.0% of the matrix product's rate, 3.00 GiB",
+            "1,100 images/s (1,000 to 1,200), 55.0% of the matrix product's rate, 3.00 GiB",
         ),
         ("  its parts", "attention 25.0%, MLP 75.0%"),
         ("vit_base_patch16_224, another", "left out: pip install it"),

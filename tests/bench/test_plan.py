@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.bench.plan import SCALE, plan_of
+from mpp.bench.plan import SCALE, _number, plan_of
 from mpp.bench_config import PLAN_ALIASES, PlanBench
 from mpp.config import parse
 from mpp.cost import memory
@@ -52,8 +52,11 @@ def test_settings_of_the_run_change_it() -> None:
     far = f"{ISSUE} --devices 16".replace("--devices 8 ", "")
     assert plan_of(told(f"{far} --network 1")).step.exposed > plan_of(told(far)).step.exposed
     assert plan_of(told(f"{ISSUE} --images-per-second 1000")).step.computing == 1024 / 8 / 1000
+    assert "1,000, 1,000 a device" in str(plan_of(told("--images-per-second 1000")))
+    assert plan_of(told(f"{ISSUE} --data folder:/x")).step == plain.step
     # A twentieth of the run apart, one at the start, and one after the last step, which 20312 does not divide.
     assert plain.storage.written == 22
+    assert plan_of(parse(PlanBench, ["--checkpoint.every", "0 steps"], "", "", PLAN_ALIASES)).storage.written == 2
 
 
 def test_a_config_of_the_pretraining_is_planned() -> None:
@@ -77,6 +80,8 @@ def test_every_shipped_config_has_a_plan(config: Path) -> None:
             "one image needs 3.* GB, .*try --model.grad-checkp",
         ),
         ("--device v100 --precision bf16", "train.precision bf16 is not for the device v100; take auto"),
+        ("--device v100 --parallel fsdp --devices 2", "train.parallel fsdp has no loss scaling for fp16"),
+        ("--epochs 1e300 --images 1e300", "the run or what is between its checkpoints has no end"),
         ("--model resnet50", "'resnet50' is not a VisionTransformer"),
     ],
 )
@@ -90,6 +95,7 @@ def test_what_cannot_be_planned(words: str, message: str) -> None:
     [
         ("--images many", "images takes a number such as 50000, 1.3M or 14M, got 'many'"),
         ("--images 0", "images takes a number"),
+        ("--images 1e400", "images takes a number such as 50000, 1.3M or 14M, got '1e400'"),
         ("--efficiency 1.1", "efficiency is a share, above 0 and at most 1, got 1.1"),
         ("--devices 0", "devices must be at least 1, got 0"),
         ("--epochs -1", "epochs must be above 0"),
@@ -107,6 +113,18 @@ def test_a_batch_too_large_is_divided_and_said() -> None:
     plan = plan_of(told("--model vit_large_patch16_224 --device rtx4090"))
     assert plan.step.setup.micro_batch <= plan.step.largest < 256
     assert "train.micro_batch 256 does not fit; planned with 64" in str(plan)
+
+
+def test_numbers_have_no_exponents() -> None:
+    values = (0, 1e-5, 0.5, 320.04, 999.6, 2000, 1234567.0)
+    assert [_number(value, 3) for value in values] == ["0", "0.00001", "0.5", "320", "1,000", "2,000", "1,234,567"]
+    assert "2,000 epochs" in str(plan_of(told(f"{ISSUE.replace('320', '2000')}")))
+    slow = str(plan_of(told("--model vit_large_patch16_224 --device cpu --epochs 300")))
+    short = plan_of(told("--epochs 0.00001"))
+    assert (short.steps, short.storage.written) == (1, 2)
+    for text in (slow, str(short), str(plan_of(told(f"{ISSUE} --network 123456 --image-kib 1e7")))):
+        assert not re.search(r"\de[+-]\d", text)
+    assert re.search(r"the run +\d+,\d+ d,", slow)
 
 
 def test_the_command() -> None:

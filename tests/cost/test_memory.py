@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from mpp.bench.step_parts import peak_bytes
 from mpp.cost.flops import EXPLICIT, FUSED
 from mpp.cost.memory import Setup, largest_micro_batch, memory, total
 from mpp.cost.shape import Shape, shape_of
@@ -65,15 +65,7 @@ def allocated(steps: Steps) -> int:
     """The most bytes that a step allocates on the CPU, beyond those that lie there before it."""
     steps.one()  # the optimiser makes its state
     steps.free()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        steps.one()
-    results: Any = profiler.profiler
-    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+    return peak_bytes(steps.one, torch.device("cpu"))
 
 
 def setup_of(config: PretrainConfig) -> Setup:
@@ -141,8 +133,7 @@ def test_the_usual_sizes(name: str, size: int, patch: int, batch: int, checkpoin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize(("passes", "checkpointing"), [(1, False), (2, True)])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_of_several_ranks(parallel: str, passes: int, checkpointing: bool, source: str) -> None:
     from tests.cost import ranks_memory

@@ -6,9 +6,13 @@ import pytest
 
 from mpp.cost.devices import DEVICES, Device, device_named
 from mpp.cost.flops import flops, total
-from mpp.cost.memory import Setup
-from mpp.cost.run import ATTAINED, BACKWARD, Machine, step_of, storage
+from mpp.cost.memory import Setup, largest_micro_batch
+from mpp.cost.memory import total as bytes_of
+from mpp.cost.run import ATTAINED, BACKWARD, USABLE, Machine, step_of, storage
+from mpp.cost.shape import shape_of
 from mpp.errors import UserError
+from mpp.model.config import ModelConfig
+from mpp.objective.config import ObjectiveConfig
 from tests.cost.test_memory import HAND
 
 ROUND = Device(half=4e9, single=1e9, memory=1e9, bandwidth=1e6, link=1e6, network=5e5)
@@ -23,7 +27,7 @@ def test_a_step_on_one_device() -> None:
     assert step.images_per_second == pytest.approx(24 / (step.computing + step.updating))
     assert step_of(HAND, Setup(8, precision="bf16"), Machine(ROUND), 24).computing < step.computing
     measured = step_of(HAND, Setup(8), Machine(ROUND, images_per_second=12), 24)
-    assert measured.computing == 2
+    assert (measured.computing, measured.updating, measured.images_per_second) == (2, 0, 12)
 
 
 def test_traffic_of_ddp_is_a_ring_once_an_update() -> None:
@@ -65,6 +69,45 @@ def test_the_micro_batch_fits_and_divides() -> None:
         step_of(HAND, Setup(100), Machine(replace(ROUND, memory=1e3)), 96)
     with pytest.raises(UserError, match="100 is not a multiple of 8 devices; take a batch of 96 or 5 devices"):
         step_of(HAND, Setup(100), Machine(ROUND, 8), 100)
+
+
+@pytest.mark.parametrize("device", ["rtx4090", "a100-40"])
+@pytest.mark.parametrize("size", ["giant", "gigantic"])
+def test_what_is_planned_fits_with_its_accumulation(size: str, device: str) -> None:
+    shape = shape_of(ModelConfig(f"vit_{size}_patch14_224"), ObjectiveConfig())
+    limit = USABLE * DEVICES[device].memory
+    planned = set()
+    for parallel in ("ddp", "fsdp"):
+        for count in (2, 4, 8):
+            for batch in (256, 1024):
+                setup = Setup(256, precision="bf16", parallel=parallel)
+                try:
+                    step = step_of(shape, setup, Machine(DEVICES[device], count), batch)
+                except UserError:
+                    continue
+                assert bytes_of(step.memory) <= limit, (parallel, count, batch)
+                assert step.largest == largest_micro_batch(shape, step.setup, limit) >= step.setup.micro_batch
+                planned.add(step.setup.accumulate)
+    assert max(planned) > 1
+
+
+def test_a_second_pass_that_does_not_fit_is_no_way_out() -> None:
+    # Shards of 4 devices fit with one image, but whole gradients beside them do not.
+    setup = Setup(100, parallel="fsdp")
+    one = step_of(HAND, replace(setup, micro_batch=1), Machine(ROUND, 4), 4)
+    small = Machine(replace(ROUND, memory=1.01 * bytes_of(one.memory) / USABLE), 4)
+    assert step_of(HAND, setup, small, 4).setup.micro_batch == 1
+    with pytest.raises(UserError, match=r"one image needs .*; try --model.grad-checkpointing or more devices or a dev"):
+        step_of(HAND, setup, small, 8)
+
+
+def test_fsdp_is_not_for_fp16() -> None:
+    setup = Setup(8, precision="fp16", parallel="fsdp")
+    assert step_of(HAND, setup, Machine(ROUND), 32).setup.sharded == 1
+    with pytest.raises(UserError, match=r"train.parallel fsdp has no loss scaling for fp16; take train.precision"):
+        step_of(HAND, setup, Machine(ROUND, 4), 32)
+    with pytest.raises(UserError, match=r"try --model.grad-checkpointing or a device with more memory"):
+        step_of(HAND, replace(setup, parallel="ddp"), Machine(replace(ROUND, memory=1e3), 4), 32)
 
 
 def test_storage() -> None:

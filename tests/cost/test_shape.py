@@ -13,6 +13,7 @@ from mpp.cost.shape import NAMES, Shape, shape_of
 from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.objective.config import ObjectiveConfig
+from mpp.objective.target import build_target
 from mpp.parts import build_model
 from mpp.recipes import PretrainConfig
 
@@ -73,6 +74,15 @@ def test_the_table_is_timms() -> None:
 def test_what_cannot_be_counted(model: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         shape_of(ModelConfig(**{"name": "vit_tiny_patch16_224", **model}), ObjectiveConfig())
+
+
+def test_patches_without_cells_are_refused_as_training_refuses_them() -> None:
+    objective = ObjectiveConfig(target="colour_4x4")
+    with pytest.raises(UserError) as training:
+        build_target("colour_4x4", (14, 14), 3, objective.bits)
+    for name, patch in (("vit_huge_patch14_224", ()), ("vit_tiny_patch16_224", (14,))):
+        with pytest.raises(UserError, match=str(training.value)):
+            shape_of(ModelConfig(name, patch_size=patch), objective)
 
 
 def test_the_paper_vits_need_no_torch() -> None:

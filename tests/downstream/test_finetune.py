@@ -322,7 +322,8 @@ def uninterrupted(source: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return run_dir, time.monotonic() - began
 
 
-@pytest.mark.parametrize(("number", "workers"), [(0, "0"), pytest.param(1, "2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "workers"), [(0, "0"), (1, "2")])
 def test_killed_at_a_random_moment(
     number: int, workers: str, source: str, uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -337,7 +338,7 @@ def test_killed_at_a_random_moment(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(4))
 def test_killed_at_many_random_moments(
     number: int, source: str, uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:
