@@ -175,7 +175,8 @@ class ConvertRecipe:
     """Convert weights (a run, JAX .npz, Hugging Face folder or timm name) to a timm or Hugging Face folder or ONNX."""
 
     init: str = ""
-    """What to convert: a run folder, a timm or Hugging Face ViT folder, a JAX .npz, or a timm name."""
+    """What to convert: a run folder or a checkpoint in one, a timm or Hugging Face ViT folder, a JAX .npz, or a timm
+    name."""
     out: str = ""
     """Where to: a folder, or a file that ends in .onnx."""
     format: Literal["auto", "timm", "hf", "onnx"] = "auto"

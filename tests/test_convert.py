@@ -44,6 +44,33 @@ def computed(spec: str, pixels: torch.Tensor) -> torch.Tensor:
         return build(open_weights(spec)).eval()(pixels)
 
 
+def test_a_run_that_has_not_ended_gives_its_newest_checkpoint(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(run / "model")
+    checkpoint = run / "checkpoints" / "step_000000002.pt"
+    for init, out in ((run, "of_run"), (checkpoint, "of_checkpoint")):
+        assert convert(["--init", str(init), "--out", str(tmp_path / out)]) == 0
+        for file in ("model.safetensors", "config.json"):
+            assert (tmp_path / out / file).read_bytes() == (run_dir / "model" / file).read_bytes()
+    assert capsys.readouterr().err.count("its newest checkpoint is taken, step_000000002.pt") == 1
+
+
+def test_checkpoints_that_cannot_be_converted(
+    run_dir: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn = shutil.copytree(run_dir / "checkpoints", tmp_path / "checkpoints") / "step_000000002.pt"
+    torn.write_bytes(torn.read_bytes()[:5000])
+    said = {tuned / "checkpoints" / "step_000000004.pt": "only checkpoints of pretraining", torn: "cannot read"}
+    shutil.copy(run_dir / "config.yaml", tmp_path)
+    for path, words in said.items():
+        assert convert(["--init", str(path), "--out", str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_run_to_timm_at_another_size(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert(["--init", str(tuned), "--out", str(tmp_path / "same")]) == 0
     told = capsys.readouterr().out

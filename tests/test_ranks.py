@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpp.cli import pretrain
+from mpp.cli import convert, pretrain
 from mpp.train.checkpoint import Checkpoints
 from tests import runs
 
@@ -61,6 +61,10 @@ def test_several_processes_do_what_one_does(ranks: int, parallel: str, noisy: st
     out, _ = runs.finish(runs.command(noisy, tmp_path / "run", train__parallel=parallel, **SHORT), ranks=ranks)
     assert out.count("Finished: 15 steps, 240 images.") == 1
     assert_alike(tmp_path / "run", one)
+    latest = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    assert convert(["--init", str(latest), "--out", str(tmp_path / "converted")]) == 0
+    exported, converted = (tmp_path / name / "model.safetensors" for name in ("run/model", "converted"))
+    assert converted.read_bytes() == exported.read_bytes()
 
 
 @pytest.fixture(scope="session", params=["ddp", "fsdp"])

@@ -54,7 +54,10 @@ def open_weights(spec: str) -> Weights:
 def _open_folder(folder: Path) -> Weights:
     if (folder / "config.yaml").is_file() or (folder / "checkpoints").is_dir():
         if not (folder / "model" / "config.json").is_file():
-            raise UserError(f"--init {folder}: this run has no model/ yet; it is written when the run ends")
+            raise UserError(
+                f"--init {folder}: this run has no model/ yet; it is written when the run ends, and "
+                "tools/convert.py makes one of its newest checkpoint"
+            )
         return read_timm_folder(folder / "model")
     if not (folder / "config.json").is_file():
         what = "is empty" if not any(folder.iterdir()) else "holds no config.json"
