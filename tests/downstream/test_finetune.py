@@ -366,6 +366,7 @@ def test_asked_to_stop_it_saves_and_exits_with_the_requeue_code(
 SWEEP = {"optim__lr": "0.001,0.1,1e38", "train__length": "12 steps", "data__holdout": "50%"}
 
 
+@pytest.mark.slow
 def test_a_sweep_chooses_on_held_out_training_images(
     split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,9 +30,6 @@ CASES = {
 }
 
 
-QUICKEST = "mean-pooled vit"  # the only one in the fast set
-
-
 def filled(weights: Weights) -> Weights:
     """With no weight at its initial value."""
     torch.manual_seed(0)
@@ -48,10 +45,8 @@ def runtime() -> Any:
     return pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.parametrize(
-    "weights",
-    [pytest.param(w, id=name, marks=[pytest.mark.slow] if name != QUICKEST else []) for name, w in CASES.items()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", CASES.values(), ids=CASES)
 def test_onnxruntime_gives_the_same(weights: Weights, runtime: Any, tmp_path: Path) -> None:
     weights, path = filled(weights), tmp_path / "new" / "model.onnx"
     write_onnx(weights, path)
