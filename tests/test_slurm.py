@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def job(settings: list[str], folder: Path, log: Path, starts: int = 0):
     return launch.started(
         [str(SCRIPT), *settings],
         log,
+        PYTHON=sys.executable,
         PATH=f"{Path(__file__).parent / 'cluster'}:{os.environ['PATH']}",
         REQUEUED=str(folder / "requeued"),
         SLURM_JOB_ID=str(10_000 + os.getpid() % 5_000),
