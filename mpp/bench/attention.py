@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mpp.bench.machine import hardware, ratios, spread, synchronise
 from mpp.bench_config import AttentionBench
 from mpp.dist import World
-from mpp.model.attention import KERNELS, resolve_backend, xformers_obstacle
+from mpp.model.attention import forward_backward, resolve_backend, xformers_obstacle
 from mpp.train.parallel import DTYPES, choose_device, choose_precision
 
 _SDPA = {
@@ -93,7 +93,7 @@ def _of_size(size: str, config: AttentionBench, device: torch.device, dtype: tor
     batch = max(config.tokens // tokens, 1)
     shape = (batch, tokens, 3, config.heads, config.width)
     joint = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
-    gradient = torch.randn(batch, config.heads, tokens, config.width, device=device, dtype=dtype)
+    gradient = torch.randn(batch, tokens, config.heads, config.width, device=device, dtype=dtype)
     runs: dict[str, Callable[[], object]] = {}
     obstacles: dict[str, str] = {}
     for kernel in ("xformers", "sdpa", *_SDPA, "explicit"):
@@ -117,11 +117,9 @@ def _tried(kernel: str, joint: Tensor, gradient: Tensor) -> tuple[Callable[[], o
     """One forward and backward pass by this kernel, and why it cannot run here, if so."""
 
     def run() -> Tensor:
-        q, k, v = (part.transpose(1, 2) for part in joint.unbind(2))
         only: AbstractContextManager[object] = sdpa_kernel(_SDPA[kernel]) if kernel in _SDPA else nullcontext()
         with only:
-            out = KERNELS["sdpa" if kernel in _SDPA else kernel](q, k, v, 0.0)
-            return torch.autograd.grad(out, joint, gradient)[0]
+            return forward_backward("sdpa" if kernel in _SDPA else kernel, joint, gradient)
 
     try:
         with warnings.catch_warnings(record=True) as told:  # PyTorch says by warnings why a kernel does not take this

@@ -8,8 +8,6 @@ autograd sequence number.
 import contextlib
 import functools
 import gc
-import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +20,7 @@ import mpp.objective.objective
 import mpp.parts
 from mpp.bench.machine import synchronise
 from mpp.objective.objective import MaskedPatchPrediction
+from mpp.quiet import quiet
 
 PARTS: tuple[str, ...] = (
     "corruption",
@@ -78,25 +77,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 def _profiled(run: Callable[[], object], device: torch.device, memory: bool = False) -> profile:
     where = device.type if device.type == "cuda" else None
     done = profile(use_device=where, profile_memory=memory)
-    with _silent(), done:
+    with quiet(), done:  # its library says that it starts and stops, whatever its log level
         with record_function(f"{_MARK}rest"):
             run()
         synchronise(device)
     return done
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """The profiler's library says on standard error that it starts and stops, whatever its log level."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 @contextlib.contextmanager

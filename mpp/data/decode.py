@@ -27,7 +27,6 @@ from PIL import Image
 
 from mpp.data.config import Reading
 from mpp.data.jpeg import open_jpeg, orientation_of
-from mpp.data.lzw import quiet
 from mpp.data.picture import (
     MAX_PIXELS,
     BadImage,
@@ -41,6 +40,7 @@ from mpp.data.picture import (
 from mpp.data.tiff import MAGIC as TIFF
 from mpp.data.tiff import is_plain, open_tiff
 from mpp.data.values import to_pixels
+from mpp.quiet import quiet
 
 __all__ = ["MAX_PIXELS", "BadImage", "Picture", "decode", "one_line", "open_picture"]
 

@@ -2,14 +2,14 @@
 
 import io
 import math
-import os
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from mpp.quiet import quiet
 
 LZW = 5
 _GROUP = 2**26  # bytes decoded at once; Pillow refuses more than about 2**28
@@ -76,18 +76,6 @@ def _grey(
     directory = struct.pack("<H", len(entries) + 2) + tags + bytes(4) + rest
     header = b"II*\0" + struct.pack("<I", place)
     file = b"".join((header, memoryview(data)[8:], bytes(len(data) % 2), directory))
+    # libtiff writes of damage to the terminal by itself; what is wrong becomes a BadImage.
     with quiet(), Image.open(io.BytesIO(file), formats=("TIFF",)) as image:
         return np.asarray(image)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """libtiff writes of damage to the terminal by itself; what is wrong becomes a BadImage."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
