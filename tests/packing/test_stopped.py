@@ -14,6 +14,7 @@ import pytest
 
 from mpp.packing import tar_writer
 from mpp.packing.folder import PackingFolder
+from mpp.packing.tasks import Record
 from tests.packing.packed import complaint, contents, pack
 
 FLAGS = ("--shard-images", "6", "--resize", "12")
@@ -111,8 +112,14 @@ def test_stopped_by_a_signal(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    process = in_a_process(images, out)
-    while not list(out.glob(".packing/*.json")):
+    keep = PackingFolder.keep
+
+    def keep_and_wait(folder: PackingFolder, task: int, record: Record) -> None:
+        keep(folder, task, record)
+        signal.pause()  # so that the packing is never over before the signal arrives
+
+    process = in_a_process(images, out, lambda: setattr(PackingFolder, "keep", keep_and_wait))
+    while not list(out.glob(".packing/[0-9]*.json")):
         time.sleep(0.001)
     assert process.pid
     os.kill(process.pid, number)
