@@ -30,6 +30,7 @@ from mpp.recipes import (
     PretrainConfig,
     ProbeRecipe,
     StudyConfig,
+    VisualizeRecipe,
 )
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ def _finetune(config: FinetuneConfig) -> int:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/ft")
     if Path(config.run_dir).expanduser().resolve() == Path(config.init).expanduser().resolve():
         raise ConfigError(f"--run-dir {config.run_dir} is what --init names; choose another folder to write to")
-    from mpp.downstream.finetune import run
+    from mpp.finetune import run
 
     return run(_at_home(config))
 
@@ -162,6 +163,22 @@ def _convert(config: ConvertRecipe) -> int:
     from mpp.convert import convert
 
     return convert(config)
+
+
+def visualize(argv: Sequence[str] | None = None) -> int:
+    """Draws what a model learnt; returns the exit code."""
+    return _main("visualize", VisualizeRecipe, argv, _visualize, {})
+
+
+def _visualize(config: VisualizeRecipe) -> int:
+    if bool(config.init) == bool(config.runs):
+        told = "both --init and --runs" if config.init else "nothing to look at"
+        raise ConfigError(f"{told}: give --init, such as --init runs/first, or --runs, such as --runs runs/a runs/b")
+    if config.runs and not config.out:
+        raise ConfigError("nowhere to write to: --runs needs --out, a folder for report.html")
+    from mpp.visualize import visualize
+
+    return visualize(config)
 
 
 def study(argv: Sequence[str] | None = None) -> int:

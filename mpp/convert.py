@@ -5,17 +5,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mpp.config import from_file
 from mpp.downstream.features import check_patches
 from mpp.errors import UserError
-from mpp.parts import build_model
-from mpp.recipes import ConvertRecipe, PretrainConfig
-from mpp.train.checkpoint import Checkpoints, load_checkpoint
+from mpp.recipes import ConvertRecipe
+from mpp.restore import weights_or_checkpoint
 from mpp.weights.base import Weights, build
 from mpp.weights.huggingface import write_hf_folder, written_classes
 from mpp.weights.onnx import write_onnx
-from mpp.weights.opening import open_weights
-from mpp.weights.timm_folder import HEAD_FILE, encoder_weights, write_timm_folder
+from mpp.weights.timm_folder import HEAD_FILE, write_timm_folder
 
 
 def convert(config: ConvertRecipe) -> int:
@@ -28,8 +25,7 @@ def convert(config: ConvertRecipe) -> int:
     out = Path(config.out).expanduser()
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"--out {out} exists; choose another or remove it")
-    checkpoint = _checkpoint(Path(config.init).expanduser())
-    weights = _of_checkpoint(checkpoint) if checkpoint else open_weights(config.init)
+    weights = weights_or_checkpoint(config.init)
     if weights.state is None:
         raise UserError(f"--init {config.init} has no weights to convert")
     if config.img_size:
@@ -56,38 +52,6 @@ def convert(config: ConvertRecipe) -> int:
     size = "x".join(map(str, weights.image_hw))
     print(f"{weights.name}, {size} pixels, {head} -> {out}\n{example}")
     return 0
-
-
-def _checkpoint(path: Path) -> Path | None:
-    """The checkpoint that is meant: `path` itself, or the newest of a run that has no model yet."""
-    if (path / "config.yaml").is_file() and not (path / "model" / "config.json").is_file():
-        latest = Checkpoints(path / "checkpoints").latest()
-        if latest:
-            print(f"note: this run has not ended; its newest checkpoint is taken, {latest.name}", file=sys.stderr)
-        return latest
-    return path if path.exists() and path.parent.name == "checkpoints" else None
-
-
-def _of_checkpoint(path: Path) -> Weights:
-    """The encoder of a pretraining run at a checkpoint: the moving average, where the run keeps one.
-
-    Raises:
-        UserError: a checkpoint of another kind of run, or one that is damaged.
-    """
-    run = path.parent.parent
-    try:
-        config = from_file(PretrainConfig, run / "config.yaml")
-    except (UserError, OSError) as error:
-        raise UserError(f"--init {path}: only checkpoints of pretraining can be converted ({error})") from error
-    model, state = build_model(config, "cpu"), load_checkpoint(path)
-    average = {name.removeprefix("module."): value for name, value in (state["ema"] or {}).items()}
-    average.pop("n_averaged", None)
-    try:
-        model.load_state_dict(average or state["model"])
-    except RuntimeError as error:
-        raise UserError(f"--init {path} does not fit {run / 'config.yaml'}") from error
-    data, channels = config.data, config.model.in_chans
-    return encoder_weights(model.encoder, config.model, data.mean, data.std, data.reading(channels), str(path))
 
 
 def _resized(weights: Weights, image_hw: tuple[int, int]) -> Weights:

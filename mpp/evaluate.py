@@ -7,7 +7,6 @@ a table, a CSV, a picture
 
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from mpp.downstream.plots import plot_shots
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
 from mpp.downstream.shots import FewshotResult
 from mpp.errors import RunError, UserError
-from mpp.files import write_csv
+from mpp.files import make_folder, write_csv
 from mpp.recipes import FewshotRecipe, FrozenConfig, ProbeRecipe
 from mpp.train.parallel import choose_precision
 from mpp.train.run_folder import once_a_machine, processes
@@ -65,7 +64,8 @@ def fewshot_results(config: FewshotRecipe) -> dict[str, FewshotResult]:
         labelled = once_a_machine(world, lambda: open_labelled(config.data, config.test, config.download))
         of = Fewshot.of(told, labelled)
         encoders = _encoders(config.init, config.pool, config.encoder, world, device)
-        _make(config.out, ("fewshot.csv", "fewshot.png"), world)
+        if config.out and world.main:
+            make_folder(Path(config.out).expanduser(), ("fewshot.csv", "fewshot.png"))
         _say(world, f"{len(of.train_indices):,} training and {len(of.test_indices):,} test images", of.notes)
         results: dict[str, FewshotResult] = {}
         for name, frozen, how in encoders:
@@ -100,7 +100,8 @@ def probe(config: ProbeRecipe) -> int:
         of = with_labels(of, labels)
         _check_neighbours(config, len(of.train_indices))
         encoders = _encoders(config.init, config.pool, config.encoder, world, device)
-        _make(config.out, ("probe.csv",), world)
+        if config.out and world.main:
+            make_folder(Path(config.out).expanduser(), ("probe.csv",))
         _say(world, f"{len(of.train_indices):,} training and {len(of.test_indices):,} test images", of.notes)
         results: dict[str, ProbeResult] = {}
         for name, frozen, how in encoders:
@@ -198,19 +199,6 @@ def _explained(name: str) -> Generator[None]:
 def _say(world: World, first: str, notes: Iterable[str]) -> None:
     if world.main:
         print("\n".join([first, *(f"note: {note}" for note in notes)]), file=sys.stderr)
-
-
-def _make(out: str, names: Sequence[str], world: World) -> None:
-    """Makes the folder for the results, before hours are spent on them."""
-    if not out or not world.main:
-        return
-    folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to --out {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK) or any((folder / name).is_dir() for name in names):
-        raise UserError(f"cannot write {', '.join(names)} to --out {folder}; choose another folder")
 
 
 def _write(path: Path, rows: Iterable[Sequence[Any]]) -> None:

@@ -8,10 +8,26 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mpp.errors import UserError
+
 
 def cache_folder() -> Path:
     """$MPP_CACHE, or ~/.cache/mpp."""
     return Path(os.environ.get("MPP_CACHE") or "~/.cache/mpp").expanduser()
+
+
+def make_folder(folder: Path, names: Sequence[str]) -> None:
+    """Makes the folder that `--out` names, before hours are spent on the files called `names` that go into it.
+
+    Raises:
+        UserError: it cannot be made or written to, or has folders of those names.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --out {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK) or any((folder / name).is_dir() for name in names):
+        raise UserError(f"cannot write {', '.join(names)} to --out {folder}; choose another folder")
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -189,12 +189,23 @@ def training_batches(
 
 def draw(parts: Run, position: int, batch: int) -> Corruption:
     """The corruption of the whole global batch that starts at `position` images seen."""
-    objective, grid = parts.config.objective, parts.model.encoder.grid
-    generator = torch.Generator(parts.device)
-    generator.manual_seed(derive_seed(parts.config.train.seed, _CORRUPTION, position))
+    group = parts.micro_batch if batch % parts.micro_batch == 0 else 1
+    return corruption_at(parts.config, parts.model.encoder.grid, parts.device, position, batch, group)
+
+
+def corruption_at(
+    config: PretrainConfig, grid: tuple[int, int], device: torch.device, position: int, batch: int, group: int = 1
+) -> Corruption:
+    """What a run of this config corrupts in the `batch` images from `position` images seen on.
+
+    Random replacements come from `group` consecutive images where the config takes them from the batch.
+    """
+    objective = config.objective
+    generator = torch.Generator(device)
+    generator.manual_seed(derive_seed(config.train.seed, _CORRUPTION, position))
     picked = pick_patches(batch, grid, objective.ratio, generator, objective.picking)
-    group = parts.micro_batch if objective.random_from == "batch" and batch % parts.micro_batch == 0 else 1
-    return draw_corruption(picked, grid[0] * grid[1], generator, objective.split, group)
+    within = group if objective.random_from == "batch" else 1
+    return draw_corruption(picked, grid[0] * grid[1], generator, objective.split, within)
 
 
 def training_step(parts: Run, precision: str | None = None) -> Callable[[nn.Module, Any], tuple[Tensor, Figures]]:

@@ -5,6 +5,7 @@ draw_corruption                for the whole global batch at once, by (seed, ima
 MaskedPatchPrediction          loss and figures (mpp/objective/objective.py tells how)
 fit                            updates, with rows, pictures, few-shot accuracy and checkpoints every so often
 save_timm_folder               run_dir/model, for timm.create_model("local-dir:...")
+tell_of_run                    run_dir/report.html
 """
 
 import math
@@ -18,15 +19,19 @@ from mpp.config import to_yaml
 from mpp.data.loader import cores_for
 from mpp.dist import World
 from mpp.errors import RunError
+from mpp.objective.objective import Survey
 from mpp.parts import Run, build, survey_source, training_batches, training_step
 from mpp.recipes import PretrainConfig
 from mpp.report import dry_run_report, summary
 from mpp.train.checkpoint import Checkpoints
+from mpp.train.loggers import check_installed
 from mpp.train.loop import Every, NonFinite, fit
+from mpp.train.provenance import record_start
 from mpp.train.run_folder import explained, processes, resume, train
 from mpp.train.saving import Saving
 from mpp.train.sharded import whole
 from mpp.train.waiting import data_notes
+from mpp.views.page import tell_of_run
 from mpp.watch import Watch
 from mpp.weights.timm_folder import save_timm_folder
 
@@ -38,8 +43,12 @@ def run(config: PretrainConfig) -> int:
         UserError: bad input, before anything is written.
         RunError: a run that had to stop.
     """
+    check_installed(config.log.to)  # before anything is written
     with processes(config.train.device) as (world, device), explained(config, device):
-        return _run(config, world, device)
+        status = _run(config, world, device)
+    if not status and not config.dry_run and config.log.report:
+        tell_of_run(config.run_dir, config.train.device)
+    return status
 
 
 def _run(config: PretrainConfig, world: World, device: torch.device) -> int:
@@ -66,9 +75,11 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
         return _finish(parts, watch)
     save = Saving(parts.schedule, checkpoints, watch, resumed or None)
     if resumed:
+        _record(parts, resumed)
         watch.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
     else:
-        start(parts, watch)
+        survey = start(parts, watch)
+        _record(parts, 0, targets=survey.describe(), warning=survey.warning)
         save(parts.state)
         save.wait()  # or the loader's processes, started meanwhile, would hold the file open
     every: list[Every] = [*watch.every(), (parts.steps(config.checkpoint.every, "checkpoint.every"), save)]
@@ -82,6 +93,7 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
 
 def _finish(parts: Run, watch: Watch) -> int:
     export(parts)
+    watch.features()
     if parts.world.main:
         cores = cores_for(parts.world.local_size)
         notes = data_notes(parts.folder, parts.config.data, parts.workers, cores)
@@ -89,8 +101,16 @@ def _finish(parts: Run, watch: Watch) -> int:
     return 0
 
 
-def start(parts: Run, watch: Watch) -> None:
-    """What a fresh run does before its first update: looks at its targets, and at itself untrained."""
+def _record(parts: Run, step: int, **facts: str) -> None:
+    source, config = parts.source, parts.config
+    classes = len(source.classes) if source.classes is not None else None
+    data = {"source": source.describe(), "images": len(source), "classes": classes}
+    told = {"precision": parts.precision, "seed": config.train.seed, "data": data, **facts}
+    record_start(parts.folder, step, parts.device, told)
+
+
+def start(parts: Run, watch: Watch) -> Survey:
+    """What a fresh run does before its first update: looks at its targets and at itself untrained."""
     survey = survey_source(parts)
     for model in (parts.model, parts.exported):
         model.frequent.copy_(survey.frequent)
@@ -98,6 +118,7 @@ def start(parts: Run, watch: Watch) -> None:
     if survey.warning:
         watch.say(f"WARNING: {survey.warning}")
     watch.initial()
+    return survey
 
 
 def diagnose(parts: Run, error: NonFinite, checkpoints: Checkpoints, watch: Watch) -> str:

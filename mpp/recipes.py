@@ -51,17 +51,21 @@ class FrozenConfig:
     """Of the weights of random: encoders."""
 
     def __post_init__(self) -> None:
-        if len(self.img_size) > 2 or any(v < 1 for v in self.img_size):
-            raise ValueError(f"encoder.img_size takes one or two positive numbers, got {list(self.img_size)}")
+        _check_size(self.img_size, "encoder.img_size")
         if self.workers < -1:
             raise ValueError(f"encoder.workers must be -1 (auto) or at least 0, got {self.workers}")
         if self.seed < 0:
             raise ValueError(f"encoder.seed must be at least 0, got {self.seed}")
 
 
-def _check_different(init: tuple[str, ...]) -> None:
-    if len(set(init)) < len(init):
-        raise ValueError(f"init takes different encoders, got {' '.join(init)}")
+def _check_different(names: tuple[str, ...], setting: str = "init", what: str = "encoders") -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{setting} takes different {what}, got {' '.join(names)}")
+
+
+def _check_size(img_size: tuple[int, ...], setting: str) -> None:
+    if len(img_size) > 2 or any(v < 1 for v in img_size):
+        raise ValueError(f"{setting} takes one or two positive numbers, got {list(img_size)}")
 
 
 @dataclass(frozen=True)
@@ -185,8 +189,55 @@ class ConvertRecipe:
     """Another input size: position embeddings are resampled. Empty: that of the weights."""
 
     def __post_init__(self) -> None:
-        if len(self.img_size) > 2 or any(v < 1 for v in self.img_size):
-            raise ValueError(f"img_size takes one or two positive numbers, got {list(self.img_size)}")
+        _check_size(self.img_size, "img_size")
+
+
+@dataclass(frozen=True)
+class VisualizeRecipe:
+    """See what a model learnt, as one page (report.html) and single pictures; or compare several runs."""
+
+    init: str = ""
+    """What to look at: a run folder (ended or not), a checkpoint in one, or any other weights, as for fine-tuning."""
+    runs: tuple[str, ...] = ()
+    """Instead of init: run folders, whose curves and tables are put side by side."""
+    data: str = ""
+    """Images to look at it with, labelled or not, as data.source of the training. Empty: the run's own."""
+    download: bool = False
+    """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
+    out: str = ""
+    """Folder for report.html and figures/. Empty: the run folder."""
+    report: bool = False
+    """Write report.html alone, without the single pictures in figures/."""
+    results: tuple[str, ...] = ()
+    """More folders of fine-tuning runs, few-shot tables and studies to tell of; those beside the run are found."""
+    images: int = 512
+    """Images that features and colours are measured on; attention on a quarter of them, or 128 if that is more."""
+    shown: int = 8
+    """Images that are drawn."""
+    patch: tuple[int, ...] = ()
+    """Row and column, from 0, of the patch whose attention is drawn, head by head. Empty: the one in the middle."""
+    img_size: tuple[int, ...] = ()
+    """Input size in pixels, one number or height and width. Empty: that of the weights."""
+    device: str = "auto"
+    """auto, cuda, cuda:1 or cpu."""
+    workers: int = -1
+    """Loader processes; -1 takes the cores there are."""
+    seed: int = 0
+    """Of the choice of images and of the untrained twin."""
+
+    def __post_init__(self) -> None:
+        _check_different(self.runs, "runs", "run folders")
+        if self.images < 128:
+            raise ValueError(f"images must be at least 128, or its means say little, got {self.images}")
+        if self.shown < 1:
+            raise ValueError(f"shown must be at least 1, got {self.shown}")
+        if self.patch and (len(self.patch) != 2 or min(self.patch) < 0):
+            raise ValueError(f"patch takes a row and a column from 0, got {list(self.patch)}")
+        _check_size(self.img_size, "img_size")
+        if self.workers < -1:
+            raise ValueError(f"workers must be -1 (auto) or at least 0, got {self.workers}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -260,4 +311,5 @@ __all__ = [
     "PretrainConfig",
     "ProbeRecipe",
     "StudyConfig",
+    "VisualizeRecipe",
 ]

@@ -11,6 +11,7 @@ import torch
 
 from mpp.parts import Run
 from mpp.train.log import read_rows
+from mpp.train.rows import last_part, training_spans
 from mpp.watch import Watch
 
 
@@ -20,7 +21,7 @@ def summary(folder: Path, score: str, notes: Sequence[str] = ()) -> str:
     trained = [row for row in rows if score in row]
     evaluated = [row for row in rows if any(name.startswith("fewshot/") for name in row)]
     lines = ["", f"Finished: {rows[-1]['step']:,} steps, {rows[-1]['images']:,} images.", ""]
-    last, span = _last_part(trained, score)
+    last, span = last_part(trained, score)
     unit: Callable[[float], str] = (lambda v: f"{v:7.1%}") if score == "accuracy" else (lambda v: f"{v:7.4f}")
     better = "higher" if score == "accuracy" else "lower"
     lines += [
@@ -41,40 +42,18 @@ def summary(folder: Path, score: str, notes: Sequence[str] = ()) -> str:
             lines.append(f"  {shots:>8}  " + "  ".join(f"{c:>15}" for c in cells))
         lines += [f"  evaluated {len(evaluated)} times, in {_evaluation_share(rows):.1%} of the time", ""]
     lines += [f"note: {note}" for note in notes] + [""] * bool(notes)
-    lines += [
-        f"pictures     {folder / 'pictures'}",
-        f"curves       tensorboard --logdir {folder / 'tensorboard'}",
-        f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)',
-    ]
+    lines.append(f"pictures     {folder / 'pictures'}")
+    if (folder / "tensorboard").is_dir():
+        lines.append(f"curves       tensorboard --logdir {folder}")
+    lines.append(f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)')
     return "\n".join(lines)
 
 
 def _evaluation_share(rows: list[dict[str, Any]]) -> float:
     """Few-shot evaluation's share of the run's time, over all starts of the run."""
     evaluating = sum(row.get("time/fewshot_seconds", 0.0) for row in rows)
-    training, images = 0.0, 0
-    for row in rows:
-        if "time/images_per_second" in row:
-            training += (row["images"] - images) / row["time/images_per_second"]
-            images = row["images"]
+    training = sum(seconds for _, seconds in training_spans(rows))
     return evaluating / (evaluating + training)
-
-
-def _last_part(trained: list[dict[str, Any]], score: str) -> tuple[dict[str, float], int]:
-    """Means of the scores over the last rows, as many as make a twentieth of the run, and their steps."""
-    total: dict[str, float] = {}
-    weights: dict[str, int] = {}
-    span = 0
-    for number in range(len(trained) - 1, -1, -1):
-        steps = trained[number]["step"] - (trained[number - 1]["step"] if number else 0)
-        for name, value in trained[number].items():
-            if name.startswith(score):
-                total[name] = total.get(name, 0.0) + steps * value
-                weights[name] = weights.get(name, 0) + steps
-        span += steps
-        if 20 * span >= trained[-1]["step"]:
-            break
-    return {name: value / weights[name] for name, value in total.items()}, span
 
 
 def dry_run_report(parts: Run, ends: list[float], watch: Watch) -> str:

@@ -16,7 +16,8 @@ from mpp.downstream.fewshot import FewshotResult, evaluations
 from mpp.errors import RunError
 from mpp.model.encoder import Encoder
 from mpp.objective.objective import MaskedPatchPrediction
-from mpp.objective.picture import draw_sheet, reconstruct
+from mpp.objective.picture import reconstruct, to_rgb
+from mpp.objective.sheet import TEXT_KEY, draw_sheet
 from mpp.parts import Run, draw
 from mpp.sources.base import Source
 from mpp.train.bad_files import BadFiles
@@ -24,6 +25,8 @@ from mpp.train.log import RunLog, Terminal
 from mpp.train.loop import Every, State
 from mpp.train.parallel import autocast
 from mpp.train.sharded import whole
+
+_PROJECTED = 1000  # images in TensorBoard's projector: of more, thumbnails would not fit on its one picture
 
 
 class Watch:
@@ -34,7 +37,7 @@ class Watch:
         self._parts = parts
         self._terminal = Terminal(parts.schedule.total_steps, resumed, on=main)
         folder = parts.folder if main and not dry else None
-        self._log = RunLog(folder, resumed)
+        self._log = RunLog(folder, resumed, config.log.to, config)
         # Each rank reads its own share of the images, so each keeps its own list and judges by its own share.
         name = "bad_files.csv" if main else f"bad_files.rank{parts.world.rank}.csv"
         read = parts.state.images_seen // parts.world.size
@@ -113,7 +116,8 @@ class Watch:
                 pixels = normalise(images, parts.config.data.mean, parts.config.data.std)
                 with autocast(parts.precision, parts.device):
                     rows = reconstruct(model, images, pixels, draw(parts, 0, len(images)))
-                self._log.picture("reconstruction", self._step(state), draw_sheet(rows))
+                sheet = draw_sheet(rows)
+                self._log.picture("reconstruction", self._step(state), sheet.picture, {TEXT_KEY: sheet.layout})
         state.clock.paused(time.perf_counter() - began)
 
     def _pictured_images(self) -> Tensor:
@@ -161,6 +165,26 @@ class Watch:
 
         transform = EvalTransform(encoder.image_hw)
         return extract_by_all(encode, source, indices, transform, parts.reading, parts.device, workers=parts.workers)
+
+    def features(self) -> None:
+        """Shows the features of some images in TensorBoard's projector, at the end of a run."""
+        parts, fewshot = self._parts, self._parts.fewshot
+        if "tensorboard" not in parts.config.log.to:
+            return
+        source, among = parts.source, np.arange(len(parts.source))
+        if fewshot is not None:  # whose images have labels
+            source, among = fewshot.test, fewshot.test_indices
+        rng = np.random.default_rng(parts.config.train.seed)
+        indices = np.sort(rng.choice(among, min(_PROJECTED, len(among)), replace=False))
+        with evaluating(parts) as model:
+            features, kept = self._extract(model, source, indices)
+        if parts.world.main:
+            transform = EvalTransform(parts.model.encoder.image_hw)
+            held = list(sequential(source, transform, parts.reading, kept, batch_size=EVALUATION_BATCH))
+            labels = torch.cat([batch["label"] for batch in held])
+            thumbnails = to_rgb(torch.cat([batch["images"] for batch in held]))
+            names = [source.classes[i] if i >= 0 else "" for i in labels.tolist()] if source.classes else None
+            self._log.features("features", features, names, thumbnails)
 
     def stopwatch(self, seconds: list[float]) -> Callable[[State], None]:
         """Collects the moments at which steps end, for a dry run."""

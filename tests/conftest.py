@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 # Shapes and types in the signatures of the tensor code are checked in every call that a test makes.
-jaxtyping.install_import_hook(["mpp.model", "mpp.objective"], "beartype.beartype")
+jaxtyping.install_import_hook(["mpp.model", "mpp.objective", "mpp.inspection"], "beartype.beartype")
 
 import mpp.torchvision_import  # noqa: E402, F401  (makes timm importable beside the CPU build of torch)
 

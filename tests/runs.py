@@ -38,6 +38,7 @@ TINY = {
     "checkpoint.keep_last": "3",
     "log.every": "5 steps",
     "log.pictures": "",
+    "log.report": "false",
     "fewshot.every": "25 steps",
     "fewshot.shots": "1",
     "fewshot.seeds": "0",
@@ -56,6 +57,7 @@ FINETUNE = {
     "checkpoint.every": "5 steps",
     "checkpoint.keep_last": "3",
     "log.every": "5 steps",
+    "log.report": "false",
 }
 
 

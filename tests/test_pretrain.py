@@ -70,7 +70,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_it_leaves_all_that_it_promises(finished: Finished) -> None:
     found = {path.name for path in finished.run_dir.iterdir()}
     assert found == {
-        *("config.yaml", "metrics.jsonl", "bad_files.csv"),
+        *("config.yaml", "environment.json", "metrics.jsonl", "bad_files.csv"),
         *("tensorboard", "checkpoints", "pictures", "model"),
     }
     assert Checkpoints(finished.run_dir / "checkpoints").steps() == [7, 14, 20]
@@ -87,8 +87,8 @@ def test_its_curves_are_in_tensorboard(finished: Finished) -> None:
     events.Reload()
     assert "reconstruction" in events.Tags()["images"]
     losses = [row["loss"] for row in finished.rows if "loss" in row]
-    assert [event.step for event in events.Scalars("train/loss")] == [5, 10, 15, 20]
-    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+    assert [event.step for event in events.Scalars("loss/all")] == [5, 10, 15, 20]
+    assert [event.value for event in events.Scalars("loss/all")] == pytest.approx(losses, rel=1e-6)
     assert [event.step for event in events.Scalars("fewshot/1shot")] == [0, 20]
 
 
@@ -143,8 +143,9 @@ def test_what_it_prints(finished: Finished) -> None:
     evaluated = [row["fewshot/1shot"] for row in finished.rows if "fewshot/1shot" in row]
     assert "random init" in finished.out
     assert all(f"{accuracy:.1%} ± 0.0%" in finished.out for accuracy in evaluated)
-    for name in ("pictures", "tensorboard", "model"):
+    for name in ("pictures", "model"):
         assert str(finished.run_dir / name) in finished.out
+    assert f"tensorboard --logdir {finished.run_dir}\n" in finished.out
 
 
 def test_the_saved_config_is_the_one_that_ran(finished: Finished) -> None:

@@ -20,6 +20,7 @@ from mpp.recipes import (
     PretrainConfig,
     ProbeRecipe,
     StudyConfig,
+    VisualizeRecipe,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,7 @@ TOOLS = {
     "tools/predict.py": (PredictRecipe, {}),
     "tools/convert.py": (ConvertRecipe, {}),
     "tools/study.py": (StudyConfig, {}),
+    "tools/visualize.py": (VisualizeRecipe, {}),
     "tools/check_data.py": (CheckRecipe, {}),
     "tools/shard.py": (ShardRecipe, {}),
     "tools/bench.py": (PlanBench, PLAN_ALIASES),

@@ -36,14 +36,8 @@ def kill_and_restart(source: str, run_dir: Path, moment: float, first_workers: s
     runs.finish(runs.command(source, run_dir, data__workers=then_workers))
 
 
-@pytest.mark.parametrize(
-    ("number", "workers"),
-    [
-        (0, ("0", "0")),
-        pytest.param(1, ("2", "2"), marks=pytest.mark.slow),
-        pytest.param(2, ("2", "0"), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "workers"), [(0, ("0", "0")), (1, ("2", "2")), (2, ("2", "0"))])
 def test_killed_at_a_random_moment(
     number: int, workers: tuple[str, str], source: str, uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:

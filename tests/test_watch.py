@@ -58,6 +58,7 @@ def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_
             fewshot(90, (0.5, 0.034), (0.625, 0.041)),
         ],
     )
+    (tmp_path / "tensorboard").mkdir()
     assert summary(tmp_path, "accuracy").splitlines() == [
         "",
         "Finished: 90 steps, 5,760 images.",
@@ -75,7 +76,7 @@ def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_
         "  evaluated 3 times, in 6.2% of the time",  # 6 s beside 90
         "",
         f"pictures     {tmp_path / 'pictures'}",
-        f"curves       tensorboard --logdir {tmp_path / 'tensorboard'}",
+        f"curves       tensorboard --logdir {tmp_path}",
         f'model        timm.create_model("local-dir:{tmp_path / "model"}", pretrained=True)',
     ]
 

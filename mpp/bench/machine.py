@@ -1,14 +1,14 @@
 """Times and what they were measured on."""
 
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
+
+from mpp.train.provenance import processor
 
 T = TypeVar("T")
 
@@ -40,12 +40,9 @@ def spread(values: Sequence[float], unit: str) -> str:
 
 def hardware() -> str:
     """GPU, processor, threads, how busy the machine is, and versions, on one line."""
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     gpu = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda}), " if torch.cuda.is_available() else ""
     return (
-        f"{gpu}{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        f"{gpu}{processor()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads for torch, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}, "
         f"NumPy {np.__version__}"
     )

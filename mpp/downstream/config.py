@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mpp.data.config import DataConfig
-from mpp.train.config import CheckpointConfig, ScheduleConfig, TrainConfig
+from mpp.train.config import CheckpointConfig, LogTo, ScheduleConfig, TrainConfig, check_log_to
 from mpp.train.schedule import parse_duration
 
 
@@ -203,9 +203,15 @@ class FinetuneLogConfig:
     """Distance between rows of metrics, each the mean over the steps since the last."""
     evaluate: str = field(default="", metadata={"free": True})
     """Distance between evaluations on the test images. Empty: at the end alone."""
+    report: bool = field(default=True, metadata={"free": True})
+    """Write report.html at the end: what the model learnt, on one page."""
+    to: tuple[LogTo, ...] = field(default=("tensorboard",), metadata={"free": True})
+    """Where figures go beside metrics.jsonl: tensorboard, wandb (Weights & Biases), mlflow. Project, server and offline
+    mode are set by the services' own variables, such as WANDB_PROJECT, WANDB_MODE and MLFLOW_TRACKING_URI."""
 
     def __post_init__(self) -> None:
         parse_duration(self.every, "log.every")
+        check_log_to(self.to)
         if self.evaluate:
             parse_duration(self.evaluate, "log.evaluate")
 

@@ -35,8 +35,10 @@ from mpp.files import write_csv, write_whole
 from mpp.train.bad_files import BadFiles
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.log import RunLog, Terminal
+from mpp.train.loggers import check_installed
 from mpp.train.loop import Every, NonFinite, State
 from mpp.train.parallel import share_statistics
+from mpp.train.provenance import record_start
 from mpp.train.run_folder import (
     check_config,
     earlier,
@@ -67,6 +69,7 @@ def run(config: FinetuneConfig) -> int:
         UserError: bad input, before anything is written.
         RunError: a run that had to stop.
     """
+    check_installed(config.log.to)  # before anything is written
     with processes(config.train.device) as (world, device), explained(config, device):
         data = config.data
         labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download, data.keep))
@@ -169,7 +172,7 @@ class _Tuner:
         if self.main:
             self.inputs.write(self.folder)
         self.terminal = Terminal(total, resumed, on=self.main)
-        self.log = RunLog(self.folder if self.main else None, resumed)
+        self.log = RunLog(self.folder if self.main else None, resumed, self.config.log.to, self.config)
         try:
             if resumed >= total:
                 self.say(f"{self.folder} is finished ({resumed} steps)")
@@ -211,6 +214,8 @@ class _Tuner:
         read = parts.state.images_seen // parts.world.size
         bad_files = BadFiles(self.folder / name, self.config.data.max_bad_share, read)
         save = Saving(parts.schedule, self.checkpoints, self, resumed or None)
+        if not self.choosing:
+            self._record(resumed)
         if resumed:
             self.say(f"resumed from {self.checkpoints.latest()} at step {resumed} of {parts.schedule.total_steps}")
         else:
@@ -234,6 +239,14 @@ class _Tuner:
             advice = "try a lower --optim.lr, a longer --schedule.warmup or --train.precision fp32"
             latest = self.checkpoints.latest()
             raise error.advised(f"{advice} (with --resume force); the last good checkpoint is {latest}") from error
+
+    def _record(self, step: int) -> None:
+        parts = self.parts
+        of = parts.labelled
+        data = {"source": of.train.describe(), "images": len(of.train_indices), "classes": len(of.classes)}
+        data |= {"test": of.test.describe(), "test_images": len(of.test_indices), "notes": list(of.notes)}
+        facts = {"precision": parts.precision, "seed": self.config.train.seed, "data": data}
+        record_start(self.folder, step, next(parts.model.parameters()).device, facts)
 
     def _row(self, state: State) -> None:
         schedule = self.parts.schedule

@@ -6,6 +6,7 @@ This is the only file that knows timm's private names.
 """
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
@@ -88,20 +89,35 @@ class Encoder(nn.Module):
 
     def attention_maps(
         self, images: Float[Tensor, "batch channels height width"]
-    ) -> list[Float[Tensor, "batch heads tokens tokens"]]:
-        """Attention weights of every block, by the explicit form; rows sum to 1.
+    ) -> Iterator[Float[Tensor, "batch heads tokens tokens"]]:
+        """Attention weights of one block after the other, by the explicit form; rows sum to 1.
+
+        A block runs when its weights are asked for, so that they need not all be in memory: gradients are to be off
+        around the loop, not around this call.
 
         Raises:
-            UserError: an encoder whose blocks are not timm's plain pre-norm `Block`.
+            UserError: an encoder whose blocks attend in a way of their own, in this call already.
         """
-        if not all(isinstance(block, TimmBlock) for block in self.vit.blocks):
-            raise UserError(f"attention maps need timm's plain blocks, not {type(self.vit.blocks[0]).__name__}")
-        x, maps = self._enter(self.embed(images)), []
+        attentions = [getattr(block, "attn", block) for block in self.vit.blocks]
+        for attention in attentions:
+            if not isinstance(attention, TimmAttention):
+                raise UserError(
+                    f"the attention of this ViT cannot be shown: its blocks have a {type(attention).__name__}, "
+                    "not timm's Attention"
+                )
+        return self._attention_maps(images)
+
+    def _attention_maps(self, images: Tensor) -> Iterator[Tensor]:
+        x = self._enter(self.embed(images))
+        entered: list[Tensor] = []
         for block in self.vit.blocks:
-            q, k, _ = block.attn.heads(block.norm1(x))
-            maps.append(attention_weights(q, k))
-            x = block(x)
-        return maps
+            # What enters differs by the kind of block: normalised before, or only after.
+            hook = block.attn.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+            try:
+                x = block(x)
+            finally:
+                hook.remove()
+            yield _weights(block.attn, entered.pop())
 
     def _enter(self, tokens: Tensor) -> Tensor:
         if self.position is not None:
@@ -109,6 +125,13 @@ class Encoder(nn.Module):
         if self.vit.dynamic_img_size:
             tokens = tokens.unflatten(1, self.grid)
         return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
+
+
+def _weights(attention: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N N"]:
+    """The weights that timm's attention, or ours, gives to these tokens."""
+    joint = attention.qkv(x).unflatten(-1, (3, attention.num_heads, attention.head_dim))
+    q, k, _ = joint.permute(2, 0, 3, 1, 4)
+    return attention_weights(attention.q_norm(q), attention.k_norm(k))
 
 
 def create_vit(config: ModelConfig, **overrides: Any) -> VisionTransformer:

@@ -1,53 +1,85 @@
-"""Pictures of what the model predicts: original, corrupted input, predicted colours, true colours, side by side."""
+"""What the model makes of some images: its corrupted input, its predictions, and how right and how sure they are."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from mpp.objective.masking import MASK, RANDOM, Corruption
 from mpp.objective.objective import E, MaskedPatchPrediction
+from mpp.objective.target import Target
 
-TITLES = ("original", "corrupted input", "predicted", "true")
-_GREY, _MARGIN, _HEADER, _SMALLEST = 128, 6, 22, 144
+GREY = 128  # a masked patch
 
 
 class Reconstruction(NamedTuple):
-    """Four versions of the same images, each (batch, channels, height, width) uint8.
+    """Four versions of the same images, each (batch, channels, height, width) uint8, and figures for each patch.
 
     In `predicted` and `true` the corrupted patches are drawn as targets (bin centres or pixels), the rest as it is.
+
+    Attributes:
+        original: the images.
+        corrupted: what the model sees of them; masked patches are grey.
+        predicted: its predictions.
+        true: what they should be.
+        kinds: 0 where a patch was left visible, else 1 + MASK, RANDOM or UNCHANGED.
+        right: share of the patch's predictions that are right, for pixels their mean squared error; NaN where the
+            patch is not corrupted.
+        confidence: probability of the predicted class, the mean over the patch's predictions; NaN where the patch is
+            not corrupted, and for pixels.
+        score_name: what `right` is, "accuracy" or "mse".
     """
 
     original: UInt8[Tensor, "batch channels height width"]
     corrupted: UInt8[Tensor, "batch channels height width"]
     predicted: UInt8[Tensor, "batch channels height width"]
     true: UInt8[Tensor, "batch channels height width"]
+    kinds: Int8[Tensor, "batch rows columns"]
+    right: Float[Tensor, "batch rows columns"]
+    confidence: Float[Tensor, "batch rows columns"]
+    score_name: str
 
 
 @torch.inference_mode()
 def reconstruct(
     model: MaskedPatchPrediction[E],
     images: UInt8[Tensor, "batch channels height width"],
-    pixels: Tensor,
+    pixels: Float[Tensor, "batch channels height width"],
     corruption: Corruption,
 ) -> Reconstruction:
-    """What the model sees and predicts; masked patches are drawn grey."""
-    patch = model.encoder.patch
-    patches = _to_patches(images, patch)
+    """What the model sees and predicts of `images`; `pixels` are the same, normalised."""
+    target, grid = model.target, model.encoder.grid
+    patches = _to_patches(images, model.encoder.patch)
     at = corruption.picked[:, :, None, None, None].expand(-1, -1, *patches.shape[2:])
     own = patches.gather(1, at)
     pool = patches.reshape(len(images) // corruption.group, -1, *patches.shape[2:])
     take = corruption.other.reshape(len(pool), -1)[:, :, None, None, None].expand(-1, -1, *patches.shape[2:])
     other = pool.gather(1, take).view_as(own)
     kinds = corruption.kinds[:, :, None, None, None]
-    seen = torch.where(kinds == MASK, _GREY, torch.where(kinds == RANDOM, other, own)).to(torch.uint8)
-    guess = model.target.colours(model.predict(pixels, corruption))
-    truth = model.target.render(model.target.of(images)).gather(1, at)
-    drawn = [_from_patches(patches.scatter(1, at, x), model.encoder.grid) for x in (seen, guess, truth)]
-    return Reconstruction(images, *drawn)
+    seen = torch.where(kinds == MASK, GREY, torch.where(kinds == RANDOM, other, own)).to(torch.uint8)
+    output, values = model.predict(pixels, corruption).float(), target.of(images)
+    truth = values.gather(1, corruption.picked[..., None].expand(-1, -1, values.shape[-1]))
+    corrupted, predicted, true = (
+        _from_patches(patches.scatter(1, at, x), grid) for x in (seen, target.colours(output), target.render(truth))
+    )
+    unknown = output.new_full(patches.shape[:2], torch.nan)
+    right, confidence = (
+        unknown.scatter(1, corruption.picked, x).unflatten(1, grid)
+        for x in (target.score(output, truth), target.confidence(output))
+    )
+    numbers = torch.zeros(patches.shape[:2], dtype=torch.int8, device=images.device)
+    numbers = numbers.scatter(1, corruption.picked, (corruption.kinds + 1).to(torch.int8)).unflatten(1, grid)
+    return Reconstruction(images, corrupted, predicted, true, numbers, right, confidence, target.score_name)
+
+
+def picture_of_targets(
+    target: Target, images: UInt8[Tensor, "batch channels height width"]
+) -> UInt8[Tensor, "batch channels height width"]:
+    """The images with every patch drawn as its target."""
+    grid = (images.shape[2] // target.patch[0], images.shape[3] // target.patch[1])
+    return _from_patches(target.render(target.of(images)), grid)
 
 
 def _to_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -62,30 +94,8 @@ def _from_patches(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     return image.reshape(batch, channels, grid[0] * ph, grid[1] * pw)
 
 
-def draw_sheet(rows: Reconstruction, columns: int = 2) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture of all images: `columns` groups of the four versions beside each other, with titles."""
-    batch, _, height, width = rows.original.shape
-    scale = max(1, -(-_SMALLEST // max(height, width)))
-    cell_h, cell_w = height * scale + _MARGIN, width * scale + _MARGIN
-    columns = min(columns, batch)
-    lines = -(-batch // columns)
-    group_w = len(rows) * cell_w + 2 * _MARGIN
-    sheet = Image.new("RGB", (columns * group_w, lines * cell_h + _HEADER), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for column in range(columns):
-        for number, title in enumerate(TITLES):
-            x = column * group_w + _MARGIN + number * cell_w
-            pen.text((x + width * scale / 2, _HEADER / 2), title, fill="black", font=font, anchor="mm")
-    for index in range(batch):
-        for number, version in enumerate(rows):
-            tile = Image.fromarray(to_rgb(version[index]))
-            tile = tile.resize((width * scale, height * scale), Image.Resampling.NEAREST)
-            x = index % columns * group_w + _MARGIN + number * cell_w
-            sheet.paste(tile, (x, _HEADER + index // columns * cell_h))
-    return np.asarray(sheet)
-
-
-def to_rgb(image: UInt8[Tensor, "channels height width"]) -> UInt8[np.ndarray, "height width 3"]:
+def to_rgb(image: UInt8[Tensor, "*batch channels height width"]) -> UInt8[np.ndarray, "*batch height width 3"]:
     """The first three channels, or one as grey."""
-    channels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return channels.permute(1, 2, 0).cpu().numpy()
+    channels = image.shape[-3]
+    shown = image[..., :3, :, :] if channels >= 3 else image[..., :1, :, :].expand(*image.shape[:-3], 3, -1, -1)
+    return shown.movedim(-3, -1).cpu().numpy()

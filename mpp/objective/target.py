@@ -109,6 +109,11 @@ class ColourTarget:
         """Share of equal classes per patch."""
         return (guess == target).float().mean(dim=-1)
 
+    def confidence(self, output: Float[Tensor, "batch k outputs"]) -> Float[Tensor, "batch k"]:
+        """Probability given to the most likely class, the mean over a patch's predictions."""
+        logits = output.float().unflatten(-1, (self.predictions, self.classes))
+        return logits.softmax(dim=-1).amax(dim=-1).mean(dim=-1)
+
     def colours(self, output: Float[Tensor, "batch k outputs"]) -> UInt8[Tensor, "batch k channels height width"]:
         """The predicted patches as pixels: the centre of the most likely bin in each cell."""
         guess = output.unflatten(-1, (self.predictions, self.classes)).argmax(dim=-1)
@@ -165,6 +170,10 @@ class PixelTarget:
     ) -> Float[Tensor, "batch k"]:
         """Mean squared error of a given guess per patch."""
         return (guess - target).square().mean(dim=-1)
+
+    def confidence(self, output: Float[Tensor, "batch k outputs"]) -> Float[Tensor, "batch k"]:
+        """NaN: a regression says nothing of how sure it is."""
+        return output.new_full(output.shape[:-1], torch.nan)
 
     def colours(self, output: Float[Tensor, "batch k outputs"]) -> UInt8[Tensor, "batch k channels height width"]:
         """The predicted patches as pixels."""

@@ -117,6 +117,15 @@ class CheckpointConfig:
             raise ValueError(f"checkpoint.keep_last must be at least 1, got {self.keep_last}")
 
 
+LogTo = Literal["tensorboard", "wandb", "mlflow"]
+
+
+def check_log_to(to: tuple[LogTo, ...]) -> None:
+    """Raises ValueError if `log.to` names one twice."""
+    if len(set(to)) < len(to):
+        raise ValueError(f"log.to takes different loggers, got {' '.join(to)}")
+
+
 @dataclass(frozen=True)
 class LogConfig:
     """What is written down, and how often."""
@@ -127,9 +136,15 @@ class LogConfig:
     """Distance between pictures of reconstructions, always of the same images. Empty: none."""
     num_pictures: int = field(default=8, metadata={"free": True})
     """Images in each picture."""
+    report: bool = field(default=True, metadata={"free": True})
+    """Write report.html at the end: what the model learnt, on one page."""
+    to: tuple[LogTo, ...] = field(default=("tensorboard",), metadata={"free": True})
+    """Where figures go beside metrics.jsonl: tensorboard, wandb (Weights & Biases), mlflow. Project, server and offline
+    mode are set by the services' own variables, such as WANDB_PROJECT, WANDB_MODE and MLFLOW_TRACKING_URI."""
 
     def __post_init__(self) -> None:
         parse_duration(self.every, "log.every")
+        check_log_to(self.to)
         if self.pictures:
             parse_duration(self.pictures, "log.pictures")
         if self.num_pictures < 1:

@@ -1,11 +1,10 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, pictures, and lines on the terminal.
+"""What a run writes down: metrics.jsonl, pictures, what its loggers take, and lines on the terminal.
 
 Everything but times (`time/...`) is a function of the config, so a run that was killed and resumed ends with the same
 rows: rows written after the checkpoint that a run resumes from are dropped, and the sums of an unfinished interval are
 part of the checkpoint.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -13,14 +12,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from mpp import dist
+from mpp.train.log_services import connect
+from mpp.train.loggers import Logger, Service, Told, check_installed, flat, tag
 
 
 class Meter:
@@ -63,18 +66,26 @@ class Meter:
 class RunLog:
     """The files of one run; on ranks other than 0 and in dry runs (`folder` None) it writes nothing."""
 
-    def __init__(self, folder: Path | None, resume_step: int = 0) -> None:
+    def __init__(
+        self, folder: Path | None, resume_step: int = 0, to: Sequence[str] = ("tensorboard",), config: Any = None
+    ) -> None:
+        """Opens metrics.jsonl and the loggers that `to` names, and tells those the run's config, a dataclass.
+
+        Raises:
+            ConfigError: a logger is not installed.
+        """
+        check_installed(to)
         self.folder = folder
-        self._events: Any = None
+        self._loggers: list[Logger] = []
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._rows = folder / "metrics.jsonl"
-        _keep_rows(self._rows, resume_step)
-        from torch.utils.tensorboard import SummaryWriter
-
-        # TensorBoard hides what an earlier start wrote after the step that this one goes on from.
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else 0)
+        kept, dropped = _keep_rows(self._rows, resume_step)
+        self._loggers = [_logger(name, folder, resume_step, kept, dropped) for name in to]
+        settings = list(flat(config)) if config is not None else []
+        for logger in self._loggers:
+            logger.settings(settings)
 
     def row(self, step: int, images: int, figures: Mapping[str, Any]) -> None:
         """Writes one row of figures."""
@@ -82,36 +93,63 @@ class RunLog:
             return
         with self._rows.open("a") as file:
             file.write(json.dumps({"step": step, "images": images, **figures}) + "\n")
-        for name, value in figures.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._events.add_scalar(_tag(name), value, step)
+        shown = _finite(figures)
+        for logger in self._loggers:
+            logger.scalars(step, shown)
 
-    def picture(self, name: str, step: int, picture: np.ndarray) -> Path | None:
-        """Writes a picture (H, W, 3) uint8 as PNG and to TensorBoard."""
+    def picture(
+        self, name: str, step: int, picture: np.ndarray, text: Mapping[str, str] = MappingProxyType({})
+    ) -> Path | None:
+        """Writes a picture (H, W, 3) uint8 as PNG, with `text` as its tEXt entries, and to the loggers."""
         if self.folder is None:
             return None
         path = self.folder / "pictures" / f"{name}_{step:09d}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(path)
-        self._events.add_image(name, picture, step, dataformats="HWC")
+        info = PngInfo()
+        for key, value in text.items():
+            info.add_text(key, value)
+        Image.fromarray(picture).save(path, pnginfo=info)
+        for logger in self._loggers:
+            logger.picture(name, step, picture)
         return path
+
+    def features(
+        self,
+        name: str,
+        features: np.ndarray,
+        labels: Sequence[str] | None = None,
+        thumbnails: np.ndarray | None = None,
+    ) -> None:
+        """Shows image features (M, D) in TensorBoard's projector, with labels and thumbnails (M, H, W, 3) uint8."""
+        for logger in self._loggers:
+            logger.features(name, features, labels, thumbnails)
 
     def flush(self) -> None:
         """Brings everything to disk as far as the operating system goes."""
-        if self._events is not None:
-            self._events.flush()
-            with self._rows.open("a") as file:
-                os.fsync(file.fileno())
+        if self.folder is None:
+            return
+        for logger in self._loggers:
+            logger.flush()
+        with self._rows.open("a") as file:
+            os.fsync(file.fileno())
 
     def close(self) -> None:
-        if self._events is not None:
-            with contextlib.suppress(OSError):  # of a full disk enough has been said
-                self._events.close()
+        failed = sys.exc_info()[0] is not None  # in a `finally`, while the run's error is on its way
+        for logger in self._loggers:
+            logger.close(failed)
 
 
-def _tag(name: str) -> str:
-    """TensorBoard groups by the part before the slash."""
-    return name if "/" in name else f"train/{name}"
+def _logger(name: str, folder: Path, resume_step: int, kept: Told, dropped: Told) -> Logger:
+    if name == "tensorboard":
+        from mpp.train.log_tensorboard import TensorBoard  # only now, as it takes a second
+
+        return TensorBoard(folder, resume_step, kept)
+    return Service(name, lambda: connect(name, folder), dropped)
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a row that loggers can draw, by `tag`."""
+    return {tag(name): v for name, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -126,11 +164,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _keep_rows(path: Path, last_step: int) -> None:
-    kept = [row for row in read_rows(path) if row["step"] <= last_step] if last_step else []
+def _keep_rows(path: Path, last_step: int) -> tuple[Told, Told]:
+    """Drops the rows after `last_step`; the figures of those that stay, and of those that went."""
+    rows = read_rows(path)
+    kept = [row for row in rows if row["step"] <= last_step] if last_step else []
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     temporary.replace(path)
+    told = [(row["step"], _finite(row)) for row in rows]
+    return told[: len(kept)], told[len(kept) :]
 
 
 class Clock:

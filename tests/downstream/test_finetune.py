@@ -127,8 +127,8 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 def test_it_leaves_all_that_it_promises(done: Done) -> None:
     assert {path.name for path in done.run_dir.iterdir()} == {
-        *("config.yaml", "inputs.json", "metrics.jsonl", "bad_files.csv", "tensorboard", "checkpoints", "model"),
-        *("result.json", "classes.csv", "predictions.csv", "confusion.png"),
+        *("config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "bad_files.csv", "tensorboard"),
+        *("checkpoints", "model", "result.json", "classes.csv", "predictions.csv", "confusion.png"),
     }
     assert Checkpoints(done.run_dir / "checkpoints").steps() == [30, 35, 40]
     assert np.asarray(Image.open(done.run_dir / "confusion.png")).std() > 1

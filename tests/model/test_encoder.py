@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers.attention import Attention as TimmAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
@@ -150,39 +151,79 @@ def test_checkpointing_recomputes_the_blocks_and_changes_no_gradient(case: str) 
     assert calls == [1, 2]
 
 
-@pytest.mark.parametrize("case", ["plain", "registers, class without position", "any image size", "hybrid"])
-def test_rows_of_attention_maps_sum_to_one(case: str) -> None:
-    encoder = build(CASES[case])
-    maps = encoder.attention_maps(pictures(CASES[case]))
-    tokens = encoder.grid[0] * encoder.grid[1] + encoder.num_prefix_tokens
-    assert len(maps) == len(encoder.vit.blocks)
-    for weights in maps:
-        assert weights.shape == (2, encoder.vit.blocks[0].attn.num_heads, tokens, tokens)
-        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1], dtype=torch.float64))
-
-
-@pytest.mark.parametrize("case", ["plain", "registers, class without position", "any image size", "hybrid"])
-def test_attention_maps_reproduce_what_each_block_computes(case: str) -> None:
-    encoder, images = build(CASES[case]), pictures(CASES[case])
+def check_attention_maps(encoder: Encoder, images: torch.Tensor) -> None:
+    """Their rows sum to 1, and with the values of each block they give what its attention gives."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    hooks = [
-        block.attn.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
-        for block in encoder.vit.blocks
-    ]
+    attentions = [block.attn for block in encoder.vit.blocks]
+    hooks = [attn.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out))) for attn in attentions]
     encoder(images)
     for hook in hooks:
         hook.remove()
-    for block, weights, (x, out) in zip(encoder.vit.blocks, encoder.attention_maps(images), seen, strict=True):
-        values = F.linear(x, block.attn.qkv.weight, block.attn.qkv.bias)[..., -encoder.embed_dim :]
-        by_head = values.unflatten(-1, (block.attn.num_heads, -1))
-        mixed = torch.einsum("bhij,bjhe->bihe", weights, by_head).flatten(2)
-        torch.testing.assert_close(block.attn.proj(mixed), out, rtol=0, atol=1e-11)
+    tokens = encoder.grid[0] * encoder.grid[1] + encoder.num_prefix_tokens
+    for attn, weights, (x, out) in zip(attentions, encoder.attention_maps(images), seen, strict=True):
+        assert weights.shape == (len(images), attn.num_heads, tokens, tokens)
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1], dtype=torch.float64))
+        values = attn.qkv(x)[..., -attn.attn_dim :].unflatten(-1, (attn.num_heads, -1))
+        mixed = torch.einsum("bhij,bjhe->bihe", weights, values).flatten(2)
+        torch.testing.assert_close(attn.proj(attn.norm(mixed)), out, rtol=0, atol=1e-11)
+    assert not any(attn._forward_pre_hooks for attn in attentions)
 
 
-def test_attention_maps_of_other_blocks_are_refused() -> None:
-    case = CASES["norm after the branches"]
-    with pytest.raises(UserError, match="plain blocks, not ResPostBlock"):
-        build(case).attention_maps(pictures(case))
+@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+def test_attention_maps_reproduce_what_each_block_computes(config: ModelConfig) -> None:
+    check_attention_maps(build(config), pictures(config))
+
+
+TIMMS: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {},
+    "vit_small_patch32_224": {"qk_norm": True},
+    "vit_base_patch16_clip_224": {},
+    "vit_base_patch16_siglip_224": {},
+    "vit_base_patch14_reg4_dinov2": {},
+    "vit_base_patch14_reg1_tipsv2": {},
+    "vit_so150m_patch16_reg4_map_256": {},
+    "vit_base_patch16_rpn_224": {},
+    "vit_giantopt_patch16_siglip_gap_256": {},
+    "vit_tiny_r_s16_p8_224": {},
+    "deit3_small_patch16_224": {},
+    "deit_tiny_distilled_patch16_224": {},
+    "beit3_base_patch16_224": {},
+    "aimv2_large_patch14_224": {},
+}
+
+
+@pytest.mark.parametrize("name", TIMMS)
+def test_attention_maps_of_timms_own_models(name: str) -> None:
+    torch.manual_seed(0)
+    side = 64 if "_r_" in name else 28 if "patch14" in name else 32
+    vit: Any = timm.create_model(name, img_size=side, depth=2, embed_dim=48, num_heads=3, **TIMMS[name])
+    assert type(vit.blocks[0].attn) is TimmAttention
+    scramble(vit)
+    check_attention_maps(Encoder(vit.double().eval()), torch.randn(2, 3, side, side, dtype=torch.float64))
+
+
+def test_one_blocks_attention_is_computed_at_a_time() -> None:
+    encoder, ran = build(TINY), []
+    for number, block in enumerate(encoder.vit.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    maps = encoder.attention_maps(pictures(TINY))
+    for number in range(2):
+        next(maps)
+        assert ran == [*range(number + 1)]
+
+
+OTHER_BLOCKS = {
+    "vit_base_patch16_xp_224": "ParallelScalingBlock",
+    "vit_small_patch16_18x2_224": "ParallelThingsBlock",
+    "vit_dwee_patch16_reg1_gap_256": "DiffAttention",
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), OTHER_BLOCKS.items(), ids=OTHER_BLOCKS)
+def test_attention_of_another_kind_is_refused_before_anything_runs(name: str, kind: str) -> None:
+    vit: Any = timm.create_model(name, img_size=32, depth=1, embed_dim=48, num_heads=3)
+    with pytest.raises(UserError, match=f"cannot be shown: its blocks have a {kind}"):
+        Encoder(vit).attention_maps(torch.zeros(1, 3, 32, 32))
 
 
 def test_on_meta_nothing_is_allocated_and_all_shapes_are_the_same() -> None:

@@ -5,14 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.objective.masking import MASK, RANDOM, Corruption, draw_corruption, pick_patches
 from mpp.objective.objective import MaskedPatchPrediction
-from mpp.objective.picture import Reconstruction, draw_sheet, reconstruct, to_rgb
+from mpp.objective.picture import Reconstruction, picture_of_targets, reconstruct, to_rgb
 from mpp.objective.target import build_target
 
 ROWS, COLUMNS, HEIGHT, WIDTH = 3, 4, 8, 4  # a grid of 3x4 patches of 8x4 pixels
@@ -26,7 +25,7 @@ def picture_of(name: str, channels: int, group: int = 1) -> tuple[Reconstruction
     torch.manual_seed(0)
     target = build_target(name, (HEIGHT, WIDTH), channels, 3)
     model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(build_encoder(config), target)
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head.weight, std=0.05)
     images = torch.randint(0, 256, (4, channels, 24, 16), dtype=torch.uint8)
     pixels = images.float() / 127.5 - 1
     generator = Generator().manual_seed(0)
@@ -65,49 +64,56 @@ def test_every_patch_of_a_reconstruction_shows_what_became_of_it(name: str, chan
         assert torch.equal(patch(picture.true[b], p), true)
 
 
+@pytest.mark.parametrize("name", ["mean_colour", "colour_4x4", "pixels"])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_every_patch_says_what_became_of_it_how_right_it_is_and_how_sure(name: str, channels: int) -> None:
+    picture, drawn, guess, truth = picture_of(name, channels)
+    assert picture.kinds.dtype == torch.int8
+    assert picture.kinds.shape == picture.right.shape == picture.confidence.shape == (4, ROWS, COLUMNS)
+    assert picture.score_name == ("mse" if name == "pixels" else "accuracy")
+    for b, p in itertools.product(range(4), range(ROWS * COLUMNS)):
+        kind, right, sure = (
+            float(x[b, p // COLUMNS, p % COLUMNS]) for x in (picture.kinds, picture.right, picture.confidence)
+        )
+        if p not in drawn.picked[b]:
+            assert kind == 0
+            assert np.isnan([right, sure]).all()
+            continue
+        j = drawn.picked[b].tolist().index(p)
+        assert kind == 1 + drawn.kinds[b, j]
+        equal = guess[b, j] == truth[b, j]  # bin centres
+        if name == "pixels":
+            assert right > 0
+            assert np.isnan(sure)
+        else:
+            # Three channels make one class, eight make eight.
+            predictions = equal.all(dim=0) if channels == 3 else equal
+            assert right == pytest.approx(float(predictions.float().mean()))
+            assert 1 / 512 < sure < 1
+
+
+@pytest.mark.parametrize("name", ["mean_colour", "colour_4x4", "pixels"])
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_a_picture_of_targets_shows_every_patch_as_its_target(name: str, channels: int) -> None:
+    picture, _, _, _ = picture_of(name, channels)
+    shown = picture_of_targets(build_target(name, (HEIGHT, WIDTH), channels, 3), picture.original)
+    corrupted = picture.kinds.repeat_interleave(HEIGHT, 1).repeat_interleave(WIDTH, 2)[:, None] > 0
+    assert torch.equal(torch.where(corrupted, shown, 0), torch.where(corrupted, picture.true, 0))
+    assert torch.equal(picture_of_targets(build_target(name, (HEIGHT, WIDTH), channels, 3), shown), shown)
+
+
+def test_the_error_of_pixels_is_squared_and_on_the_scale_of_the_target() -> None:
+    picture, drawn, guess, truth = picture_of("pixels", 3)
+    inside = ((guess > 0) & (guess < 255)).flatten(2).all(dim=2)  # not clamped when it was drawn
+    error = ((guess.float() - truth.float()) / 127.5).square().flatten(2).mean(dim=2)
+    shown = picture.right.flatten(1).gather(1, drawn.picked)
+    assert inside.any()
+    torch.testing.assert_close(shown[inside], error[inside], rtol=0.02, atol=1e-3)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 8])
 def test_colours_on_screen_are_the_first_three_channels_or_one_as_grey(channels: int) -> None:
     image = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
     expected = np.stack([image[c if channels >= 3 else 0].numpy() for c in range(3)], axis=-1)
     np.testing.assert_array_equal(to_rgb(image), expected)
-
-
-@pytest.mark.parametrize(("batch", "columns"), [(4, 2), (3, 2), (1, 2), (3, 1)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_sheet_shows_every_version_of_every_image_once_and_in_reading_order(
-    batch: int, columns: int, channels: int
-) -> None:
-    generator = Generator().manual_seed(0)
-    versions = torch.randint(0, 256, (4, batch, channels, 12, 18), generator=generator, dtype=torch.uint8)
-    sheet = draw_sheet(Reconstruction(*versions), columns)
-    assert sheet.dtype == np.uint8
-    assert sheet.shape[2] == 3
-    places = []
-    for index, number in itertools.product(range(batch), range(4)):
-        scale = -(-144 // 18)  # tiles are enlarged to 144 pixels at least
-        tile = Image.fromarray(to_rgb(versions[number, index])).resize(
-            (18 * scale, 12 * scale), Image.Resampling.NEAREST
-        )
-        places.append(find(sheet, np.asarray(tile)))
-    lines = [places[4 * i : 4 * i + 4] for i in range(batch)]
-    assert all(line == sorted(line, key=lambda place: place[1]) for line in lines)
-    firsts = [line[0] for line in lines]
-    assert firsts == sorted(firsts)
-    assert len({top for top, _ in firsts}) == -(-batch // min(columns, batch))
-
-
-def find(sheet: np.ndarray, tile: np.ndarray) -> tuple[int, int]:
-    """Row and column of the only place where `tile` is in `sheet`."""
-    height, width, _ = tile.shape
-    starts = (sheet[: 1 - height, : 1 - width] == tile[0, 0]).all(axis=-1)
-    places = [(r, c) for r, c in np.argwhere(starts).tolist() if (sheet[r : r + height, c : c + width] == tile).all()]
-    assert len(places) == 1
-    return places[0]
-
-
-def test_large_images_are_not_enlarged() -> None:
-    versions = torch.zeros(4, 1, 3, 150, 200, dtype=torch.uint8)
-    sheet = draw_sheet(Reconstruction(*versions))
-    black = (sheet == 0).all(axis=-1)
-    assert black[40:].sum() >= 4 * 100 * 200
-    assert sheet.shape[0] < 200
+    np.testing.assert_array_equal(to_rgb(torch.stack([image, image])), [expected] * 2)

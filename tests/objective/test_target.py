@@ -255,3 +255,17 @@ def test_targets_by_name(name: str, expected: Target) -> None:
 def test_patches_that_do_not_divide_into_4x4_are_refused(patch: tuple[int, int]) -> None:
     with pytest.raises(UserError, match=f"sides divisible by 4, got {patch[0]}x{patch[1]}; take mean_colour"):
         build_target("colour_4x4", patch, 3, 3)
+
+
+@pytest.mark.parametrize(("channels", "bits", "cells"), [(3, 3, 1), (3, 3, 4), (8, 3, 1)])
+def test_confidence_is_the_mean_probability_of_the_predicted_classes(channels: int, bits: int, cells: int) -> None:
+    target = ColourTarget((8, 8), channels, bits, cells)
+    output = 3 * torch.randn(2, 5, target.outputs, generator=torch.Generator().manual_seed(0))
+    logits = output.double().numpy().reshape(2, 5, target.predictions, target.classes)
+    odds = np.exp(logits)
+    expected = (odds.max(axis=-1) / odds.sum(axis=-1)).mean(axis=-1)
+    np.testing.assert_allclose(target.confidence(output).numpy(), expected, rtol=1e-5)
+
+
+def test_pixels_have_no_confidence() -> None:
+    assert PixelTarget((2, 2), 3).confidence(torch.zeros(2, 5, 12)).isnan().tolist() == [[True] * 5] * 2

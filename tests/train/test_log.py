@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mpp.errors import ConfigError
 from mpp.train.log import Clock, Meter, RunLog, Terminal, read_rows
 
 
@@ -145,8 +146,8 @@ def test_tensorboard_reads_the_finite_numbers(tmp_path: Path) -> None:
     log.row(10, 80, {"loss": 1.25})
     log.close()
     read = events(tmp_path)
-    assert set(read.Tags()["scalars"]) == {"train/loss", "time/elapsed"}
-    assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [(5, 1.5), (10, 1.25)]
+    assert set(read.Tags()["scalars"]) == {"loss/all", "time/elapsed"}
+    assert [(event.step, event.value) for event in read.Scalars("loss/all")] == [(5, 1.5), (10, 1.25)]
 
 
 def test_tensorboard_too_forgets_the_rows_after_the_resumed_step(tmp_path: Path) -> None:
@@ -157,19 +158,41 @@ def test_tensorboard_too_forgets_the_rows_after_the_resumed_step(tmp_path: Path)
         for step in steps:
             log.row(step, 8 * step, {"loss": float(step + resume)})
         log.close()
-    read = [(event.step, event.value) for event in events(tmp_path).Scalars("train/loss")]
+    read = [(event.step, event.value) for event in events(tmp_path).Scalars("loss/all")]
     assert read == [(5, 5), (10, 10), (15, 25)]
 
 
 def test_a_picture_is_a_png_and_an_event(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
     log = RunLog(tmp_path)
-    path = log.picture("reconstruction", 50, picture)
+    path = log.picture("reconstruction", 50, picture, {"layout": '{"rows": 1}'})
     log.close()
     assert path is not None
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
+    with Image.open(path) as written:
+        np.testing.assert_array_equal(np.asarray(written), picture)
+        assert written.info == {"layout": '{"rows": 1}'}
     (image,) = events(tmp_path).Images("reconstruction")
     assert (image.step, image.height, image.width) == (50, 8, 6)
+
+
+def test_without_loggers_the_rows_and_pictures_are_all_there_is(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, to=())
+    log.row(5, 40, {"loss": 1.5})
+    log.picture("x", 5, np.zeros((4, 4, 3), np.uint8))
+    log.features("features", np.zeros((2, 3), np.float32))
+    log.flush()
+    log.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "pictures"}
+
+
+@pytest.mark.parametrize("folder", ["run", None])
+def test_a_logger_that_is_not_installed_is_named_before_anything_is_written(
+    folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpp.train.loggers.find_spec", lambda name: None if name == "mlflow" else object())
+    with pytest.raises(ConfigError, match=r"^log\.to mlflow: mlflow is not installed; pip install mlflow-skinny$"):
+        RunLog(tmp_path / folder if folder else None, to=("tensorboard", "mlflow"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clock_counts_images_and_time_apart_from_pauses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,163 @@
+"""The page about a model: what its run folder tells, and what it shows of images (tools/visualize.py, ends of runs).
+
+recipe -> run folder, weights, images -> sections -> report.html
+"""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mpp import dist
+from mpp.config import from_file
+from mpp.data.loader import worker_count
+from mpp.downstream.config import FinetuneConfig
+from mpp.errors import RunError, UserError
+from mpp.inspection.opening import Inspected, inspect, untrained
+from mpp.page.document import write_page
+from mpp.page.parts import Page, Section
+from mpp.recipes import PretrainConfig, VisualizeRecipe
+from mpp.restore import restored, weights_or_checkpoint
+from mpp.run_page.sections import headline
+from mpp.run_page.sections import sections as run_sections
+from mpp.sources.opening import open_source
+from mpp.train.checkpoint import Checkpoints
+from mpp.train.parallel import choose_device
+from mpp.views.attention import distance_section, heads_section, rollout_section
+from mpp.views.features import image_section, patch_section
+from mpp.views.predictions import (
+    drawn_moments,
+    moments_of_checkpoints,
+    reconstruction_section,
+    target_section,
+)
+from mpp.views.seen import Images, Seen, draw_images
+from mpp.views.weights import filter_section, position_section
+
+REPORT = "report.html"
+_LAST = ("data", "how-it-was-made")  # sections of the run that come after the pictures
+
+
+def tell_of_run(run_dir: str, device: str) -> None:
+    """Writes report.html of a run that has ended, by rank 0. What goes wrong is told, and does not fail the run."""
+    if not dist.world_from_environment().main:
+        return
+    path = Path(run_dir) / REPORT
+    try:
+        write_page(build_page(VisualizeRecipe(init=run_dir, report=True, device=device)), path)
+    except Exception as error:  # the run has ended well, whatever becomes of its page
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"note: no {path} ({reason}); tools/visualize.py --init {run_dir} --report tries again", file=sys.stderr)
+    else:
+        print(f"page         {path}", flush=True)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run folder, which checkpoint of it is meant, and its config."""
+
+    folder: Path
+    checkpoint: Path | None
+    config: PretrainConfig | FinetuneConfig
+
+
+def run_of(spec: str) -> Path | None:
+    """The run folder that `--init` names, itself or by one of its checkpoints; None for other weights."""
+    path = Path(spec).expanduser()
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path
+    return folder if (folder / "config.yaml").is_file() else None
+
+
+def build_page(recipe: VisualizeRecipe) -> Page:
+    """The page that `recipe` asks for; writes nothing.
+
+    Raises:
+        UserError: weights, images or settings that cannot be used. Of a run whose own images cannot be opened, or whose
+            model cannot be looked into, the page tells without them, and why.
+        RunError: images of which none can be decoded.
+    """
+    folder = run_of(recipe.init)
+    run = _open_run(recipe.init, folder) if folder else None
+    try:
+        shown, lead = _look(recipe, run)
+    except (UserError, RunError) as error:
+        if run is None or recipe.data:
+            raise
+        shown, lead = (), f"Without pictures of the model: {error}."
+        print(f"note: {lead} With --data, other images are taken.", file=sys.stderr)
+    if run is None:
+        return Page(recipe.init, lead, shown)
+    about = run_sections(run.folder, [Path(each).expanduser() for each in recipe.results])
+    first = [section for section in about if section.name not in _LAST]
+    last = [section for section in about if section.name in _LAST]
+    return Page(run.folder.resolve().name, lead, (*first, *shown, *last), headline(run.folder))
+
+
+def _open_run(spec: str, folder: Path) -> _Run:
+    """Raises UserError where it is no run of pretraining or fine-tuning."""
+    kinds = (PretrainConfig, FinetuneConfig)
+    for kind in kinds:
+        with contextlib.suppress(UserError):
+            config = from_file(kind, folder / "config.yaml")
+            checkpoint = Path(spec).expanduser()
+            newest = Checkpoints(folder / "checkpoints").latest()
+            return _Run(folder, newest if checkpoint == folder else checkpoint, config)
+    raise UserError(f"--init {spec}: config.yaml is of no pretraining or fine-tuning run that this version can read")
+
+
+def _look(recipe: VisualizeRecipe, run: _Run | None) -> tuple[tuple[Section, ...], str]:
+    """All that is seen of the model, and a sentence about what it was looked at with."""
+    device = choose_device(recipe.device, dist.world_from_environment(), "device")
+    seen = _see(recipe, run, device)
+    sections: list[Section] = []
+    if run and run.checkpoint and isinstance(run.config, PretrainConfig):
+        sections += _of_objective(recipe, run, run.checkpoint, seen, device)
+    sections += [filter_section(seen), position_section(seen), distance_section(seen), rollout_section(seen)]
+    sections += [heads_section(seen), patch_section(seen), image_section(seen)]
+    weights, (rows, columns) = seen.model.weights, seen.model.encoder.grid
+    parameters = sum(p.numel() for p in seen.model.encoder.parameters())
+    size = " x ".join(map(str, seen.model.encoder.image_hw))
+    what = f"{weights.name}, {parameters / 1e6:.1f} million parameters, {size} pixels, {rows} x {columns} patches"
+    return tuple(sections), f"{what}. Looked at with {len(seen.images.pixels):,} images of {seen.images.of}."
+
+
+def _see(recipe: VisualizeRecipe, run: _Run | None, device: torch.device) -> Seen:
+    weights = weights_or_checkpoint(recipe.init)
+    image_hw = (recipe.img_size[0], recipe.img_size[-1]) if recipe.img_size else None
+    model = inspect(weights, device, image_hw, recipe.seed)
+    twin = None if weights.state is None else inspect(untrained(weights), device, image_hw, recipe.seed)
+    patch = recipe.patch or (model.encoder.grid[0] // 2, model.encoder.grid[1] // 2)
+    if not all(0 <= place < size for place, size in zip(patch, model.encoder.grid, strict=True)):
+        rows, columns = model.encoder.grid
+        told = " ".join(map(str, patch))
+        raise UserError(f"--patch {told}: there are {rows} rows and {columns} columns of patches, counted from 0")
+    images = _images(recipe, run, recipe.data or (run.config.data.source if run else ""), model)
+    labelled = images
+    if not (images.labels >= 0).any() and run and isinstance(run.config, PretrainConfig) and run.config.fewshot.data:
+        labelled = _images(recipe, run, run.config.fewshot.data, model)
+    names = {PretrainConfig: "pretrained", FinetuneConfig: "fine-tuned"}
+    name = names[type(run.config)] if run else ("this model" if twin else "random initialisation")
+    return Seen(name, model, twin, images, labelled, min(recipe.shown, len(images.pixels)), (patch[0], patch[1]))
+
+
+def _images(recipe: VisualizeRecipe, run: _Run | None, source: str, model: Inspected) -> Images:
+    download, keep = recipe.download, run.config.data.keep if run else False
+    opened = open_source(source, download=download, keep=keep)
+    number, workers = max(recipe.images, recipe.shown), worker_count(recipe.workers, 1)
+    return draw_images(opened, number, model.encoder.image_hw, model.weights.reading, recipe.seed, workers)
+
+
+def _of_objective(
+    recipe: VisualizeRecipe, run: _Run, checkpoint: Path, seen: Seen, device: torch.device
+) -> list[Section]:
+    """What the objective has to show, where the images have the size that the run was for."""
+    config, model = restored(checkpoint)
+    if seen.model.encoder.image_hw != model.encoder.image_hw:
+        return []
+    moments = [] if recipe.data else drawn_moments(run.folder)
+    if not moments:
+        moments = moments_of_checkpoints(run.folder, seen.drawn, device)
+    section = target_section(config, model.to(device).eval(), seen.images.pixels, recipe.shown)
+    return [reconstruction_section(moments, config), section]

@@ -1,0 +1,199 @@
+"""The tool that draws what a model learnt, on real little runs."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpp.cli import visualize
+from tests import runs
+
+STEPS = (
+    "--train.length",
+    "12 steps",
+    "--log.report",
+    "true",
+    "--log.pictures",
+    "6 steps",
+    "--checkpoint.every",
+    "6 steps",
+)
+SECTIONS = (
+    "curves",
+    "few-shot",
+    "reconstructions",
+    "targets",
+    "filters",
+    "positions",
+    "attention-distance",
+    "rollout",
+    "heads",
+    "patch-features",
+    "image-features",
+    "data",
+    "how-it-was-made",
+)
+
+
+def anchors(page: Path) -> list[str]:
+    """The sections of a page, in order."""
+    return re.findall(r'<section[^>]* id="([\w-]+)"', page.read_text())
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """What the tool says on one line when it refuses."""
+    assert visualize(words) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its page."""
+    folder = tmp_path_factory.mktemp("visualize") / "first"
+    out, err = runs.finish(runs.command(source, folder, *STEPS))
+    assert f"page         {folder / 'report.html'}" in out, err
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_page(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert anchors(run / "report.html") == list(SECTIONS)
+    assert page.count("step 6") >= 1  # a stop of the slider
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+@pytest.mark.slow
+def test_pictures_by_themselves(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert visualize(["--init", str(run), "--out", str(tmp_path / "look"), "--shown", "2", "--device", "cpu"]) == 0
+    assert str(tmp_path / "look" / "report.html") in capsys.readouterr().out
+    figures = {path.name: path for path in (tmp_path / "look" / "figures").iterdir()}
+    assert {"filters_pretrained.png", "attention_distance.svg", "confusion.png", "target_histogram.svg"} <= set(figures)
+    for path in figures.values():
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert np.asarray(image).std() > 0, path.name
+        else:
+            assert "<svg" in path.read_text(), path.name
+
+
+@pytest.mark.slow
+def test_a_run_that_still_trains(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "unfinished"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "model")
+    (folder / "report.html").unlink()
+    (folder / "checkpoints" / "step_000000012.pt").unlink()
+    rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(row for row in rows if json.loads(row)["step"] <= 6) + '{"step": 7, ')
+    assert visualize(["--init", str(folder), "--report", "--device", "cpu"]) == 0
+    assert "has not ended" in capsys.readouterr().err
+    assert not (folder / "figures").exists()
+    assert set(anchors(folder / "report.html")) >= {"curves", "reconstructions", "filters", "how-it-was-made"}
+
+
+@pytest.mark.slow
+def test_other_images_go_through_the_checkpoints(run: Path, tmp_path: Path) -> None:
+    other = runs.write_images(tmp_path / "other", 20)
+    words = ["--init", str(run), "--data", other, "--out", str(tmp_path / "out"), "--report", "--device", "cpu"]
+    assert visualize(words) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "20 images" in page
+    assert "step 12" in page
+    assert visualize(["--init", str(run / "checkpoints" / "step_000000006.pt"), *words[2:]]) == 0
+
+
+@pytest.mark.slow
+def test_any_weights(run: Path, source: str, tmp_path: Path) -> None:
+    words = ["--init", f"random:{run}", "--data", source, "--out", str(tmp_path / "random"), "--device", "cpu"]
+    assert visualize(words) == 0
+    assert anchors(tmp_path / "random" / "report.html") == [
+        name
+        for name in SECTIONS
+        if name in ("filters", "positions", "heads", "rollout") or "-" in name
+        if name not in ("few-shot", "how-it-was-made")
+    ]
+    words = ["--init", f"{run / 'model'}", "--data", source, "--img-size", "48", "--out", str(tmp_path / "timm")]
+    assert visualize([*words, "--device", "cpu", "--report"]) == 0
+    assert "6 x 6 patches" in (tmp_path / "timm" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_run_and_its_comparison(run: Path, source: str, tmp_path: Path) -> None:
+    tuned = run.parent / "tuned"
+    out, _ = runs.finish(
+        runs.finetune_command(source, tuned, *STEPS[:4], "--checkpoint.every", "6 steps", init=str(run))
+    )
+    assert f"page         {tuned / 'report.html'}" in out
+    found = anchors(tuned / "report.html")
+    assert found[0] == "fine-tuning"
+    assert "reconstructions" not in found
+    assert "fine-tuned" in (tuned / "report.html").read_text()
+    assert visualize(["--init", str(run), "--report", "--device", "cpu"]) == 0
+    assert "downstream" in anchors(run / "report.html")  # which now has what lies beside it
+    assert visualize(["--runs", str(run), str(tuned), "--out", str(tmp_path / "both")]) == 0
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert {str(run), str(tuned)} <= set(re.findall(r"/[\w/.-]+", page))
+
+
+@pytest.mark.slow
+def test_a_page_that_cannot_be_made_fails_no_run(source: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / "report.html").mkdir(parents=True)
+    out, err = runs.finish(runs.command(source, tmp_path / "run", *STEPS))
+    assert "page  " not in out
+    assert "--report tries again" in err
+
+
+@pytest.mark.slow
+def test_a_run_without_its_images_tells_its_figures(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(run, folder)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(re.sub(r"source: array:.*", "source: array:/nowhere/images.npz", config))
+    assert visualize(["--init", str(folder), "--report", "--device", "cpu"]) == 0
+    assert "/nowhere/images.npz" in capsys.readouterr().err
+    found = anchors(folder / "report.html")
+    assert "curves" in found
+    assert "filters" not in found
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "nothing to look at: give --init"),
+        (["--init", "a", "--runs", "b"], "both --init and --runs"),
+        (["--runs", "a", "b"], "--runs needs --out"),
+        (["--runs", "a", "a", "--out", "o"], "runs takes different run folders"),
+        (["--init", "vit_tiny_patch16_224", "--data", "demo"], "give --out"),
+        (["--init", "random:vit_tiny_patch16_224", "--out", "o"], "give --data"),
+        (["--init", "a", "--images", "100"], "images must be at least 128"),
+        (["--init", "a", "--shown", "0"], "shown must be at least 1"),
+        (["--init", "a", "--patch", "3"], "patch takes a row and a column"),
+    ],
+)
+def test_what_is_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert told in refused([*words], capsys)
+
+
+def test_weights_and_runs_that_cannot_be_looked_at(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--data", source, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert "only its VisionTransformer can be" in refused(["--init", "random:resnet18", *out], capsys)
+    small = ["--init", "random:vit_tiny_patch16_224", "--img-size", "32", *out]
+    assert "there are 2 rows and 2 columns of patches" in refused([*small, "--patch", "2", "0"], capsys)
+    assert "/nowhere" in refused(["--runs", "/nowhere", "--out", str(tmp_path / "out")], capsys)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "config.yaml").write_text("labels: [1%]\n")
+    assert "no pretraining or fine-tuning run" in refused(["--init", str(tmp_path / "study")], capsys)
+    (tmp_path / "file").write_text("")
+    blocked = ["--out", str(tmp_path / "file" / "out"), "--data", source, "--init", "random:vit_tiny_patch16_224"]
+    assert "cannot write to --out" in refused(blocked, capsys)
