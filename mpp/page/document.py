@@ -7,6 +7,7 @@ on paper, everything is there to be read; sliders then stand at their last stop.
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
@@ -53,8 +54,8 @@ def write_page(page: Page, path: Path) -> None:
 def write_pictures(page: Page, folder: Path) -> list[Path]:
     """Writes every picture as NAME.svg or NAME.png and returns the paths in the page's order.
 
-    Small pixelated pictures are enlarged by a whole factor. A sheet becomes one PNG with its titles, at its last stop,
-    which has the name of its first picture with "_sheet" behind it; drawings in a sheet are files of their own.
+    Small pixelated pictures are enlarged by a whole factor. A sheet becomes one PNG with its titles, at its last stop:
+    SECTION_sheet.png, and SECTION_sheet_2.png where there is another; drawings in a sheet are files of their own.
 
     Raises:
         ValueError: as `render`.
@@ -67,7 +68,8 @@ def write_pictures(page: Page, folder: Path) -> list[Path]:
         written.append(folder / name)
         write_whole(written[-1], lambda file: file.write(content))
 
-    for block in (block for section in page.sections for block in section.blocks):
+    sheets = Counter[str]()
+    for section, block in ((each, block) for each in page.sections for block in each.blocks):
         pictures = _last_pictures(block)
         for picture in pictures:
             if isinstance(picture.image, str):
@@ -75,7 +77,9 @@ def write_pictures(page: Page, folder: Path) -> list[Path]:
             elif not isinstance(block, Sheet):
                 write(f"{picture.name}.png", png(picture))
         if isinstance(block, Sheet) and any(not isinstance(picture.image, str) for picture in pictures):
-            write(f"{pictures[0].name}_sheet.png", draw_sheet(block))
+            name = f"{section.name.replace('-', '_')}_sheet"
+            sheets[name] += 1
+            write(f"{name}_{sheets[name]}.png" if sheets[name] > 1 else f"{name}.png", draw_sheet(block))
     return written
 
 

@@ -304,12 +304,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_pictures_as_files(whole: Page, tmp_path: Path) -> None:
     paths = write_pictures(whole, tmp_path)
     assert [path.name for path in paths[:5]] == ["loss.svg", "accuracy.svg", "photo.png", "tile.png", "filter0.png"]
-    assert paths[-1].name == "first_sheet.png"
+    assert paths[-1].name == "sheet_sheet.png"
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     with Image.open(tmp_path / "tile.png") as tile:
         np.testing.assert_array_equal(np.asarray(tile)[::64, ::64], pixels(2, 4))
         assert tile.size == (256, 256)
-    with Image.open(tmp_path / "first_sheet.png") as drawn:
+    with Image.open(tmp_path / "sheet_sheet.png") as drawn:
         found = np.asarray(drawn)
     last = np.asarray(Image.fromarray(pixels(2)).resize((192, 192), Image.Resampling.NEAREST))
     corners = np.argwhere((found == last[0, 0]).all(axis=2))
