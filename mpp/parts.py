@@ -189,7 +189,7 @@ def training_batches(
 
 def draw(parts: Run, position: int, batch: int) -> Corruption:
     """The corruption of the whole global batch that starts at `position` images seen."""
-    group = parts.micro_batch if batch % parts.micro_batch == 0 else 1
+    group = parts.micro_batch if batch % parts.micro_batch == 0 else batch
     return corruption_at(parts.config, parts.model.encoder.grid, parts.device, position, batch, group)
 
 

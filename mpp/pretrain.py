@@ -9,6 +9,7 @@ tell_of_run                    run_dir/report.html
 """
 
 import math
+import shutil
 import sys
 from dataclasses import replace
 
@@ -73,6 +74,8 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
     if resumed >= total:
         watch.say(f"{parts.folder} is finished ({resumed} steps)")
         return _finish(parts, watch)
+    if parts.world.main:  # of an end that was none: what is there would pass for the model of this run
+        shutil.rmtree(parts.folder / "model", ignore_errors=True)
     save = Saving(parts.schedule, checkpoints, watch, resumed or None)
     if resumed:
         _record(parts, resumed)

@@ -36,6 +36,7 @@ from mpp.parts import build_model
 from mpp.pretrain import run as pretrain
 from mpp.recipes import FewshotRecipe, FinetuneConfig, FrozenConfig, StudyConfig
 from mpp.study_report import SIDES, Cell, write
+from mpp.views.page import tell_of_run
 from mpp.weights.base import Weights
 from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import model_args
@@ -77,6 +78,8 @@ def run(config: StudyConfig) -> int:
         results[cell] = result
     shots = _fewshot(config, init)
     write(config, folder, results, shots, init)
+    if not config.init and config.pretrain.log.report:  # which can now tell what the pretraining was worth
+        tell_of_run(init, config.pretrain.train.device)
     print((folder / "study.md").read_text())
     return 0
 

@@ -16,18 +16,15 @@ def visualize(recipe: VisualizeRecipe) -> int:
     """Writes report.html, and the single pictures unless the report alone is asked for. Returns 0.
 
     Raises:
-        UserError: bad input, before anything is written.
+        UserError: bad input, before any file is written.
         RunError: images of which none can be decoded.
     """
-    folder = Path(recipe.out).expanduser() if recipe.out else run_of(recipe.init)
-    if folder is None:
-        raise UserError(
-            f"nowhere to write to: --init {recipe.init} is no run folder, so give --out, such as --out look"
-        )
-    if not recipe.runs and not recipe.data and run_of(recipe.init) is None:
-        raise UserError(
-            f"no images: --init {recipe.init} is no run folder, so give --data, such as --data folder:/my/images"
-        )
+    run = None if recipe.runs else run_of(recipe.init)
+    if not recipe.out and run != Path(recipe.init).expanduser():
+        raise UserError(f"nowhere to write to: --init {recipe.init} is no run folder; give --out, such as --out look")
+    if not recipe.runs and not recipe.data and run is None:
+        raise UserError(f"no images: --init {recipe.init} is no run; give --data, such as --data folder:/my/images")
+    folder = Path(recipe.out or recipe.init).expanduser()
     make_folder(folder, (REPORT,))
     if recipe.runs:
         folders = [Path(run).expanduser() for run in recipe.runs]

@@ -137,6 +137,52 @@ def test_other_images_go_through_the_checkpoints(run: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_one_checkpoint_of_many(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    step = run / "checkpoints" / "step_000000006.pt"
+    assert "is no run folder; give --out" in refused(["--init", str(step)], capsys)
+    assert visualize(["--init", str(step), "--out", str(tmp_path), "--report", "--device", "cpu"]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<h1>first, step_000000006</h1>" in page
+    assert "predicted at step" not in page  # no slider to other steps
+    assert "no such checkpoint" in refused(["--init", f"{step}x", "--out", str(tmp_path)], capsys)
+
+
+@pytest.mark.slow
+def test_what_is_asked_for_wrongly_leaves_the_page_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "report.html").read_bytes()
+    for words, told in (
+        (("--patch", "99", "0"), "there are 4 rows and 4 columns"),
+        (("--device", "cuda:9"), "CUDA devices"),
+        (("--results", "/nowhere"), "--results /nowhere: there is no such folder"),
+        (("--img-size", "33"), "img_size"),
+    ):
+        assert told in refused(["--init", str(run), "--report", *words], capsys)
+    assert (run / "report.html").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_picture_cut_short_is_passed_over(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(run, folder)
+    sheet = folder / "pictures" / "reconstruction_000000006.png"
+    sheet.write_bytes(sheet.read_bytes()[:-3000])
+    assert visualize(["--init", str(folder), "--report", "--device", "cpu"]) == 0
+    page = (folder / "report.html").read_text()
+    assert "predicted at step 12" in page
+    assert "predicted at step 6" not in page
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_has_no_model_until_it_ends(run: Path, source: str, tmp_path: Path) -> None:
+    folder = tmp_path / "longer"
+    shutil.copytree(run, folder)
+    process = runs.start(runs.command(source, folder, *STEPS[2:], "--train.length", "4000 steps", "--resume", "force"))
+    runs.wait_for_checkpoint(process, folder, 18)
+    runs.kill(process)
+    assert not (folder / "model").exists()
+
+
+@pytest.mark.slow
 def test_any_weights(run: Path, source: str, tmp_path: Path) -> None:
     words = ["--init", f"random:{run}", "--data", source, "--out", str(tmp_path / "random"), "--device", "cpu"]
     assert visualize(words) == 0
@@ -219,8 +265,8 @@ def test_weights_and_runs_that_cannot_be_looked_at(
     assert "there are 2 rows and 2 columns of patches" in refused([*small, "--patch", "2", "0"], capsys)
     assert "/nowhere" in refused(["--runs", "/nowhere", "--out", str(tmp_path / "out")], capsys)
     (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "config.yaml").write_text("labels: [1%]\n")
-    assert "no pretraining or fine-tuning run" in refused(["--init", str(tmp_path / "study")], capsys)
+    (tmp_path / "study" / "config.yaml").write_text("pretrain: {}\nfinetune: {}\n")
+    assert "is a study; name one of its runs" in refused(["--init", str(tmp_path / "study")], capsys)
     (tmp_path / "file").write_text("")
     blocked = ["--out", str(tmp_path / "file" / "out"), "--data", source, "--init", "random:vit_tiny_patch16_224"]
     assert "cannot write to --out" in refused(blocked, capsys)

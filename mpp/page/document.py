@@ -1,7 +1,7 @@
 """A page as one HTML file that needs nothing else, and its pictures as files.
 
 The file opens from disk without a network, which its content security policy forbids as well. Without JavaScript, and
-on paper, everything is there to be read; sliders then stand at their last stop.
+on paper, everything is there to be read; sliders then stand at their last stop, and paper has what is folded.
 """
 
 import base64

@@ -27,6 +27,10 @@ for (const slider of all(".slider")) {
   show();
 }
 
+// Paper has what is folded, too.
+addEventListener("beforeprint", () => all("details:not([open])").forEach((folded) => (folded.dataset.closed = folded.open = true)));
+addEventListener("afterprint", () => all("details[data-closed]").forEach((folded) => { folded.open = false; delete folded.dataset.closed; }));
+
 // A picture opens enlarged.
 const dialog = document.getElementById("page_enlarged");
 function enlarge(picture) {

@@ -151,8 +151,8 @@ def curves_section(record: Record) -> Section:
     return Section(
         "curves",
         "Curves",
-        "Each point of the training is the mean since the point before it, under augmentation; accuracy that rises on "
-        "training images while it falls on test images is learnt by heart.",
+        "Each point of the training is the mean since the point before it, under augmentation, and those on test "
+        "images are of single evaluations: what gets better on training images alone is learnt by heart.",
         tuple(blocks),
         "section 4.1 and appendix B.1.1",
     )
@@ -181,7 +181,7 @@ def _table(record: Record) -> Table:
     columns = [
         ("step", lambda row: f"{row['step']:,}"),
         ("loss", lambda row: figure(row.get("loss"))),
-        (word, lambda row: score_text(score, row.get(score))),
+        *([(word, lambda row: score_text(score, row.get(score)))] if any(score in row for row in rows) else []),
         *(
             [
                 ("masked", lambda row: score_text(score, row.get(f"{score}_masked"))),
@@ -198,6 +198,6 @@ def _table(record: Record) -> Table:
     return Table(
         (SEEN, *(name for name, _ in columns)),
         tuple((f"{rows[at]['images']:,}", *(text(rows[at]) for _, text in columns)) for at in kept.tolist()),
-        f"The figures of {len(kept)} of {len(rows):,} rows",
+        "The figures of each row" if len(kept) == len(rows) else f"The figures of {len(kept)} of {len(rows):,} rows",
         folded=True,
     )

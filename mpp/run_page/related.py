@@ -49,7 +49,11 @@ def related(folder: Path, results: Sequence[Path] = ()) -> Section | None:
         results: more folders to look through.
     """
     around_it = folder.absolute().parent
-    places = _different([*sorted(around_it.iterdir()), around_it, *results], folder)
+    try:
+        beside = sorted(around_it.iterdir())
+    except OSError:  # of a folder that may be entered but not listed
+        beside = []
+    places = _different([*beside, around_it, *results], folder)
     blocks: list[Block] = [*_tuned_tables([run for place in places for run in _tuned(place, folder)])]
     for place in places:
         blocks += _study(place, folder) or _fewshot(place, folder)
@@ -203,7 +207,7 @@ def _study(place: Path, folder: Path) -> list[Table]:
     except (KeyError, ValueError):
         return []
     title = f"Study {place.resolve().name}"
-    caption = f"{title}: test accuracy after fine-tuning, mean ± standard deviation over the seeds"
+    caption = f"{title}: test accuracy after fine-tuning; of several seeds mean ± standard deviation"
     fewshot = [(row.get("encoder", ""), row) for row in read_csv(place / "fewshot.csv")]
     return [
         Table(("labels", "from scratch", "pretrained", "gain in points"), tuple(cells), caption),

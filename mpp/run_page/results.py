@@ -96,7 +96,7 @@ def _totals(result: Result, classes: list[dict[str, str]]) -> Table:
         ("95 % interval of it", f"{percent(low)} to {percent(high)}"),
         *([] if result.top5 is None else [("top-5", percent(result.top5, 2))]),
         ("mean over the classes", percent(result.balanced, 2)),
-        ("always the most frequent class", percent(_frequent(classes), 2)),
+        ("always the most frequent class", percent(most_frequent(classes), 2)),
         ("test images", f"{result.test_images:,}"),
         ("training images", f"{result.train_images:,}"),
         ("classes", f"{result.num_classes:,}"),
@@ -107,7 +107,7 @@ def _totals(result: Result, classes: list[dict[str, str]]) -> Table:
     return Table(("measure", "value"), tuple(rows), "Test results")
 
 
-def _frequent(classes: list[dict[str, str]]) -> float | None:
+def most_frequent(classes: list[dict[str, str]]) -> float | None:
     """Accuracy of always answering the training images' most frequent class; None where that is not known."""
     try:
         tested = [int(row["test_images"]) for row in classes]

@@ -6,9 +6,9 @@ from pathlib import Path
 from mpp.page.parts import Section
 from mpp.run_page.curves import curves_section
 from mpp.run_page.provenance import data_section, making_section, times_told
-from mpp.run_page.reading import Record, read_record
+from mpp.run_page.reading import Record, read_csv, read_record
 from mpp.run_page.related import related
-from mpp.run_page.results import fewshot_gain, fewshot_section, finetune_section
+from mpp.run_page.results import fewshot_gain, fewshot_section, finetune_section, most_frequent
 from mpp.run_page.wording import percent, points, score_text
 from mpp.train.rows import last_part
 
@@ -55,6 +55,8 @@ def headline_of(record: Record) -> dict[str, str]:
     elif record.result is not None:
         result = record.result
         told["top-1"] = percent(result.top1)
+        trivial = most_frequent(read_csv(record.folder / "classes.csv"))
+        told |= {} if trivial is None else {"always the most frequent class": percent(trivial)}
         told |= {} if result.top5 is None else {"top-5": percent(result.top5)}
         told["mean over the classes"] = percent(result.balanced)
     elif record.trained:

@@ -13,15 +13,18 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def around(mean: float | None, spread: float | None) -> str:
-    """A mean and a standard deviation, both 0 to 1: "41.2 ± 1.3 %"; without the spread where there is none."""
-    if mean is None or spread is None or not math.isfinite(mean + spread):
+    """A mean and a standard deviation, both 0 to 1: "41.2 ± 1.3 %"; without the spread where there is none.
+
+    One seed or draw has a spread of 0, which would claim a certainty that was not measured.
+    """
+    if mean is None or not spread or not math.isfinite(mean + spread):
         return percent(mean)
     return f"{100 * mean:.1f} ± {100 * spread:.1f} %"
 
 
 def points(gain: float | None) -> str:
     """A difference of two shares in percentage points: "+12.3"."""
-    return NONE if gain is None or not math.isfinite(gain) else f"{100 * gain:+.1f}"
+    return NONE if gain is None or not math.isfinite(gain) else f"{100 * gain:+.1f}".replace("-", "\u2212")
 
 
 def figure(value: float | None) -> str:

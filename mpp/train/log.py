@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from mpp import dist
+from mpp.files import write_whole
 from mpp.train.log_services import connect
 from mpp.train.loggers import Logger, Service, Told, check_installed, flat, tag
 
@@ -104,11 +105,10 @@ class RunLog:
         if self.folder is None:
             return None
         path = self.folder / "pictures" / f"{name}_{step:09d}.png"
-        path.parent.mkdir(exist_ok=True)
         info = PngInfo()
         for key, value in text.items():
             info.add_text(key, value)
-        Image.fromarray(picture).save(path, pnginfo=info)
+        write_whole(path, lambda file: Image.fromarray(picture).save(file, "PNG", pnginfo=info))
         for logger in self._loggers:
             logger.picture(name, step, picture)
         return path
@@ -156,7 +156,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line that a crash cut short is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

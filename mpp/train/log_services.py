@@ -32,7 +32,10 @@ class WandB:
         project = os.environ.get("WANDB_PROJECT") or _PROJECT
         name = os.environ.get("WANDB_NAME") or folder.resolve().name
         self._image: Callable[[np.ndarray], Any] = wandb.Image
-        self._run = wandb.init(dir=str(folder), project=project, name=name, id=known.get("run"), resume="allow")
+        # Not the command line, of which wandb would keep the passwords in addresses; the config has the settings.
+        private = wandb.Settings(x_disable_meta=True)
+        again = {"id": known.get("run"), "resume": "allow"}
+        self._run = wandb.init(dir=str(folder), project=project, name=name, settings=private, **again)
         # Its own count of calls must rise; the steps are an axis, on which rows of the same step may come apart.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")

@@ -62,7 +62,8 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
         starts = json.loads((folder / FILE).read_text())
     except (OSError, ValueError):
         return []
-    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+    starts = starts if isinstance(starts, list) else []
+    return [start for start in starts if isinstance(start, dict) and isinstance(start.get("step", 0), int)]
 
 
 def commit() -> str:

@@ -20,7 +20,7 @@ def last_part(rows: Sequence[Row], score: str) -> tuple[dict[str, float], int]:
     for number in range(len(rows) - 1, -1, -1):
         steps = rows[number]["step"] - (rows[number - 1]["step"] if number else 0)
         for name, value in rows[number].items():
-            if name.startswith(score) and math.isfinite(value):
+            if name.startswith(score) and isinstance(value, int | float) and math.isfinite(value):
                 total[name] = total.get(name, 0.0) + steps * value
                 weights[name] = weights.get(name, 0) + steps
         span += steps
@@ -33,7 +33,7 @@ def training_spans(rows: Iterable[Row]) -> Iterator[tuple[int, float]]:
     """Step and seconds of training of each row that tells its speed: without the time of evaluations and saves."""
     images = 0
     for row in rows:
-        speed = row.get("time/images_per_second", 0.0)
-        if speed > 0:
+        speed = row.get("time/images_per_second")
+        if speed:
             yield row["step"], (row["images"] - images) / speed
             images = row["images"]

@@ -11,7 +11,7 @@ from mpp.views.drawing import visible
 from mpp.views.seen import Seen, in_two
 
 _QUERIES, _NEIGHBOURS = 6, 6
-_NAMED = 8  # classes that have a colour of their own
+_NAMED = 6  # classes that have a colour of their own: one is left for the others
 
 
 def patch_section(seen: Seen) -> Section:
@@ -81,11 +81,12 @@ def _groups(
     names, counts = np.unique(known, return_counts=True)
     shown = names[np.argsort(-counts, kind="stable")[:_NAMED]]
     rest = ~np.isin(labels, shown)
-    groups = [Points("others", points[rest, 0], points[rest, 1], colour=_NAMED, faint=True)] if rest.any() else []
-    return groups + [
+    named = [
         Points(classes[label], points[labels == label, 0], points[labels == label, 1], colour=number)
         for number, label in enumerate(np.sort(shown))
     ]
+    others = [Points("others", points[rest, 0], points[rest, 1], colour=_NAMED, faint=True)] if rest.any() else []
+    return named + others
 
 
 def _nearest(seen: Seen, classes: tuple[str, ...] | None) -> Sheet:

@@ -11,23 +11,27 @@ from pathlib import Path
 import torch
 
 from mpp import dist
-from mpp.config import from_file
 from mpp.data.loader import worker_count
 from mpp.downstream.config import FinetuneConfig
-from mpp.errors import RunError, UserError
+from mpp.downstream.features import check_patches
+from mpp.errors import UserError
 from mpp.inspection.opening import Inspected, inspect, untrained
 from mpp.page.document import write_page
-from mpp.page.parts import Page, Section
+from mpp.page.parts import Page, Section, Text
+from mpp.parts import build_model
 from mpp.recipes import PretrainConfig, VisualizeRecipe
 from mpp.restore import restored, weights_or_checkpoint
+from mpp.run_page.reading import read_record
 from mpp.run_page.sections import headline
 from mpp.run_page.sections import sections as run_sections
+from mpp.sources.base import count
 from mpp.sources.opening import open_source
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.parallel import choose_device
 from mpp.views.attention import distance_section, heads_section, rollout_section
 from mpp.views.features import image_section, patch_section
 from mpp.views.predictions import (
+    checkpoints_of,
     drawn_moments,
     moments_of_checkpoints,
     reconstruction_section,
@@ -35,6 +39,8 @@ from mpp.views.predictions import (
 )
 from mpp.views.seen import Images, Seen, draw_images
 from mpp.views.weights import filter_section, position_section
+from mpp.weights.base import Weights, is_vit
+from mpp.weights.timm_folder import encoder_weights
 
 REPORT = "report.html"
 _LAST = ("data", "how-it-was-made")  # sections of the run that come after the pictures
@@ -56,11 +62,12 @@ def tell_of_run(run_dir: str, device: str) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run folder, which checkpoint of it is meant, and its config."""
+    """A run folder, which checkpoint of it is meant, and its config; `one_of_many`: that checkpoint was named."""
 
     folder: Path
     checkpoint: Path | None
     config: PretrainConfig | FinetuneConfig
+    one_of_many: bool
 
 
 def run_of(spec: str) -> Path | None:
@@ -74,17 +81,19 @@ def build_page(recipe: VisualizeRecipe) -> Page:
     """The page that `recipe` asks for; writes nothing.
 
     Raises:
-        UserError: weights, images or settings that cannot be used. Of a run whose own images cannot be opened, or whose
-            model cannot be looked into, the page tells without them, and why.
+        UserError: weights, images or settings that cannot be used. Where a run's own images cannot be opened, or its
+            model cannot be looked into, the page tells without pictures of the model, and why.
         RunError: images of which none can be decoded.
     """
+    device = choose_device(recipe.device, dist.world_from_environment(), "device")
+    for each in recipe.results:
+        if not Path(each).expanduser().is_dir():
+            raise UserError(f"--results {each}: there is no such folder")
     folder = run_of(recipe.init)
     run = _open_run(recipe.init, folder) if folder else None
     try:
-        shown, lead = _look(recipe, run)
-    except (UserError, RunError) as error:
-        if run is None or recipe.data:
-            raise
+        shown, lead = _look(recipe, run, device)
+    except _Unseen as error:
         shown, lead = (), f"Without pictures of the model: {error}."
         print(f"note: {lead} With --data, other images are taken.", file=sys.stderr)
     if run is None:
@@ -92,54 +101,87 @@ def build_page(recipe: VisualizeRecipe) -> Page:
     about = run_sections(run.folder, [Path(each).expanduser() for each in recipe.results])
     first = [section for section in about if section.name not in _LAST]
     last = [section for section in about if section.name in _LAST]
-    return Page(run.folder.resolve().name, lead, (*first, *shown, *last), headline(run.folder))
+    title = run.folder.resolve().name
+    if run.one_of_many and run.checkpoint:
+        title = f"{title}, {run.checkpoint.stem}"
+        lead = f"Pictures of the model at this checkpoint; figures and curves of the whole run. {lead}"
+    return Page(title, lead, (*first, *shown, *last), headline(run.folder))
+
+
+class _Unseen(UserError):
+    """Why the model of a run cannot be looked at, where nobody asked for anything but the run itself."""
 
 
 def _open_run(spec: str, folder: Path) -> _Run:
-    """Raises UserError where it is no run of pretraining or fine-tuning."""
-    kinds = (PretrainConfig, FinetuneConfig)
-    for kind in kinds:
-        with contextlib.suppress(UserError):
-            config = from_file(kind, folder / "config.yaml")
-            checkpoint = Path(spec).expanduser()
-            newest = Checkpoints(folder / "checkpoints").latest()
-            return _Run(folder, newest if checkpoint == folder else checkpoint, config)
-    raise UserError(f"--init {spec}: config.yaml is of no pretraining or fine-tuning run that this version can read")
+    """Raises UserError where it is no run of pretraining or fine-tuning, or has no such checkpoint."""
+    path = Path(spec).expanduser()
+    if not path.exists():
+        raise UserError(f"--init {spec}: there is no such checkpoint")
+    alone = path != folder
+    checkpoint = path if alone else Checkpoints(folder / "checkpoints").latest()
+    return _Run(folder, checkpoint, read_record(folder).config, alone)
 
 
-def _look(recipe: VisualizeRecipe, run: _Run | None) -> tuple[tuple[Section, ...], str]:
+def _look(recipe: VisualizeRecipe, run: _Run | None, device: torch.device) -> tuple[tuple[Section, ...], str]:
     """All that is seen of the model, and a sentence about what it was looked at with."""
-    device = choose_device(recipe.device, dist.world_from_environment(), "device")
     seen = _see(recipe, run, device)
-    sections: list[Section] = []
-    if run and run.checkpoint and isinstance(run.config, PretrainConfig):
-        sections += _of_objective(recipe, run, run.checkpoint, seen, device)
-    sections += [filter_section(seen), position_section(seen), distance_section(seen), rollout_section(seen)]
-    sections += [heads_section(seen), patch_section(seen), image_section(seen)]
     weights, (rows, columns) = seen.model.weights, seen.model.encoder.grid
     parameters = sum(p.numel() for p in seen.model.encoder.parameters())
     size = " x ".join(map(str, seen.model.encoder.image_hw))
     what = f"{weights.name}, {parameters / 1e6:.1f} million parameters, {size} pixels, {rows} x {columns} patches"
-    return tuple(sections), f"{what}. Looked at with {len(seen.images.pixels):,} images of {seen.images.of}."
+    lead = f"{what}. Looked at with {count(len(seen.images.pixels), 'image')} of: {seen.images.of}."
+    sections: list[Section] = []
+    if run and run.checkpoint and isinstance(run.config, PretrainConfig):
+        found = _of_objective(recipe, run, run.checkpoint, seen, device)
+        sections += found
+        lead += "" if found else " Predictions are not shown, for the run was for images of another size."
+    sections += [make(seen) for make in (filter_section, position_section)]
+    try:
+        sections += [make(seen) for make in (distance_section, rollout_section, heads_section)]
+    except UserError as error:  # the blocks of some of timm's ViTs have no attention weights to be had
+        reading = "This model's blocks do not tell whom a patch attends to."
+        sections.append(Section("attention", "Attention", reading, (Text(f"{error}."),)))
+    sections += [make(seen) for make in (patch_section, image_section)]
+    return tuple(sections), lead
 
 
 def _see(recipe: VisualizeRecipe, run: _Run | None, device: torch.device) -> Seen:
     weights = weights_or_checkpoint(recipe.init)
+    if run and not is_vit(weights.name):
+        raise _Unseen(f"{weights.name} is no Vision Transformer")
     image_hw = (recipe.img_size[0], recipe.img_size[-1]) if recipe.img_size else None
     model = inspect(weights, device, image_hw, recipe.seed)
-    twin = None if weights.state is None else inspect(untrained(weights), device, image_hw, recipe.seed)
+    if image_hw:
+        check_patches(model.encoder.vit, image_hw, "img_size")
+    start = _start(weights, run)
+    twin = None if start is None else inspect(start, device, image_hw, recipe.seed)
     patch = recipe.patch or (model.encoder.grid[0] // 2, model.encoder.grid[1] // 2)
     if not all(0 <= place < size for place, size in zip(patch, model.encoder.grid, strict=True)):
         rows, columns = model.encoder.grid
         told = " ".join(map(str, patch))
         raise UserError(f"--patch {told}: there are {rows} rows and {columns} columns of patches, counted from 0")
-    images = _images(recipe, run, recipe.data or (run.config.data.source if run else ""), model)
+    try:
+        images = _images(recipe, run, recipe.data or (run.config.data.source if run else ""), model)
+    except UserError as error:
+        if recipe.data:
+            raise
+        raise _Unseen(str(error)) from error
     labelled = images
     if not (images.labels >= 0).any() and run and isinstance(run.config, PretrainConfig) and run.config.fewshot.data:
-        labelled = _images(recipe, run, run.config.fewshot.data, model)
+        with contextlib.suppress(UserError):  # a run that was copied may have left these behind
+            labelled = _images(recipe, run, run.config.fewshot.data, model)
     names = {PretrainConfig: "pretrained", FinetuneConfig: "fine-tuned"}
     name = names[type(run.config)] if run else ("this model" if twin else "random initialisation")
     return Seen(name, model, twin, images, labelled, min(recipe.shown, len(images.pixels)), (patch[0], patch[1]))
+
+
+def _start(weights: Weights, run: _Run | None) -> Weights | None:
+    """What stands beside the weights: of pretraining its very first ones, of others the architecture untrained."""
+    if run and isinstance(run.config, PretrainConfig):
+        config, channels = run.config, run.config.model.in_chans
+        encoder = build_model(config, "cpu").encoder
+        return encoder_weights(encoder, config.model, config.data.mean, config.data.std, config.data.reading(channels))
+    return None if weights.state is None else untrained(weights)
 
 
 def _images(recipe: VisualizeRecipe, run: _Run | None, source: str, model: Inspected) -> Images:
@@ -152,12 +194,14 @@ def _images(recipe: VisualizeRecipe, run: _Run | None, source: str, model: Inspe
 def _of_objective(
     recipe: VisualizeRecipe, run: _Run, checkpoint: Path, seen: Seen, device: torch.device
 ) -> list[Section]:
-    """What the objective has to show, where the images have the size that the run was for."""
+    """What the objective has to show; nothing where the images have another size than those of the run."""
     config, model = restored(checkpoint)
     if seen.model.encoder.image_hw != model.encoder.image_hw:
         return []
-    moments = [] if recipe.data else drawn_moments(run.folder)
+    model.to(device).eval()
+    moments = [] if recipe.data or run.one_of_many else drawn_moments(run.folder)
     if not moments:
-        moments = moments_of_checkpoints(run.folder, seen.drawn, device)
-    section = target_section(config, model.to(device).eval(), seen.images.pixels, recipe.shown)
+        paths = [checkpoint] if run.one_of_many else checkpoints_of(run.folder)
+        moments = moments_of_checkpoints(paths, seen.drawn, device)
+    section = target_section(config, model, seen.images.pixels, recipe.shown)
     return [reconstruction_section(moments, config), section]

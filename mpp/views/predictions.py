@@ -1,6 +1,8 @@
 """Sections about the objective: reconstructions over the run, and the targets as colours (section 4.6, B.1.2)."""
 
+import contextlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from mpp.model.encoder import Encoder
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.picture import picture_of_targets, reconstruct, to_rgb
 from mpp.objective.sheet import Tiles, draw_tiles, read_sheet
-from mpp.objective.target import build_target
+from mpp.objective.target import ColourTarget, Target, build_target
 from mpp.page.charts import bar_chart
 from mpp.page.parts import Gallery, Picture, Section, Sheet, Table
 from mpp.parts import corruption_at
@@ -50,18 +52,29 @@ def drawn_moments(folder: Path) -> list[Moment]:
     paths = sorted((folder / "pictures").glob("reconstruction_*.png"))
     steps = [(int(match[1]), path) for path in paths if (match := _STEP.fullmatch(path.name))]
     kept = [steps[i] for i in _spread(len(steps))]
-    found = [(step, read_sheet(path)) for step, path in kept]
-    moments = [Moment(step, tiles) for step, tiles in found if tiles is not None]
+    moments = []
+    for step, path in kept:
+        with contextlib.suppress(OSError):  # cut short, when a run was killed
+            tiles = read_sheet(path)
+            moments += [] if tiles is None else [Moment(step, tiles)]
     return [moment for moment in moments if moment.tiles.pixels.shape == moments[-1].tiles.pixels.shape]
 
 
-def moments_of_checkpoints(folder: Path, images: UInt8[Tensor, "b c h w"], device: torch.device) -> list[Moment]:
-    """Reconstructions of these images by each checkpoint that the run still has."""
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints that a run still has, thinned out to a dozen with the first and the last."""
     checkpoints = Checkpoints(folder / "checkpoints")
     steps = checkpoints.steps()
+    return [checkpoints.path(steps[i]) for i in _spread(len(steps))]
+
+
+def moments_of_checkpoints(
+    paths: Sequence[Path], images: UInt8[Tensor, "b c h w"], device: torch.device
+) -> list[Moment]:
+    """Reconstructions of these images by each checkpoint."""
     found = []
-    for step in (steps[i] for i in _spread(len(steps))):
-        config, model = restored(checkpoints.path(step))
+    for path in paths:
+        config, model = restored(path)
+        step = int("".join(filter(str.isdecimal, path.stem)) or 0)
         found.append(Moment(step, _reconstructed(config, model.to(device).eval(), images.to(device))))
     return found
 
@@ -102,7 +115,13 @@ def reconstruction_section(moments: list[Moment], config: PretrainConfig) -> Sec
     reading = (
         f"{config.objective.ratio:.0%} of an image's patches are corrupted (second column: grey ones are hidden behind "
         "the [mask] embedding, magenta frames mark those swapped for another patch, light blue ones those left as they "
-        "are), and the model predicts each of them: compare the third column with the fourth."
+        "are), and the model predicts each of them: compare the third column with the fourth; "
+        + (
+            "the last column is bluer the smaller the squared error (orange from 0.25 on) and dark where nothing was "
+            "to be predicted."
+            if last.titles[-1] == "squared error"
+            else "then blue patches are right and orange ones wrong, and the yellower, the surer the model was."
+        )
     )
     moving = any(isinstance(cell, tuple) for row in rows for cell in row)
     sheet = Sheet(last.titles, tuple(rows), (), stops if moving else (), "training step", tile=144)
@@ -121,18 +140,20 @@ def target_section(
         position += len(part)
         counts.add(model, part, normalise(part, config.data.mean, config.data.std), corruption)
     colours, true = counts.colours, counts.true
+    cells = isinstance(model.target, ColourTarget) and model.target.cells > 1
+    what = "cells of patches" if cells else "patches"
     ranked = order(counts)
     ranked = ranked[true[ranked] > 0]
     total = true.sum()
     most = ranked[:_BARS]
     histogram = bar_chart(
         "target_histogram",
-        f"{len(ranked)} of {len(colours)} colours occur among {total:,} corrupted patches; the most frequent makes "
+        f"{len(ranked)} of {len(colours)} colours occur among {total:,} corrupted {what}; the most frequent makes "
         f"{true[ranked[0]] / total:.1%}.",
         100 * true[most] / total,
         colours[most],
         x=f"the {len(most)} most frequent colours, in their own colour" if len(most) < len(ranked) else "colour",
-        y="share of the patches (%)",
+        y=f"share of the {what} (%)",
         caption="Targets: how often each colour occurs.",
     )
     rows = tuple(
@@ -143,21 +164,30 @@ def target_section(
         )
         for i in ranked[:20]
     )
-    table = Table(("colour", "share of the patches", "predicted right"), rows, "The most frequent colours", folded=True)
+    table = Table(("colour", f"share of the {what}", "predicted right"), rows, "The most frequent colours", folded=True)
     reading = (
-        "The model has to name the colour of each corrupted patch: bars show how often each occurs; in the confusion "
+        f"Bars show how often each colour is to be predicted ({_counted(model.target, what)}); in the confusion "
         "picture each row is a true colour (the square at its left), and its bar is divided among the colours that the "
         "model predicts for it, in their own colours, so a good model's rows have the colour of their square."
     )
     blocks = (
         *_targets(config, model.encoder.patch, images[:shown]),
-        Gallery((histogram, _confusion(counts, ranked))),
+        Gallery((histogram, _confusion(counts, ranked, what))),
         table,
     )
     return Section("targets", "Targets and confusion", reading, blocks, PAPER)
 
 
-def _confusion(counts: ColourCounts, ranked: np.ndarray) -> Picture:
+def _counted(target: Target, what: str) -> str:
+    """What a colour of the histogram is."""
+    if not isinstance(target, ColourTarget):
+        return "the mean colour of each corrupted patch in 3 bits, for this run predicts pixels"
+    if not target.joint:
+        return f"the first channels of the corrupted {what} together, which this run predicts one by one"
+    return f"one of {target.classes}, for each of the corrupted {what}"
+
+
+def _confusion(counts: ColourCounts, ranked: np.ndarray, what: str) -> Picture:
     shown = ranked[:_ROWS]
     picture = np.zeros((len(shown) * (_HEIGHT + _GAP) - _GAP, 2 * _HEIGHT + _WIDTH, 4), dtype=np.uint8)
     for number, true in enumerate(shown):
@@ -170,7 +200,7 @@ def _confusion(counts: ColourCounts, ranked: np.ndarray) -> Picture:
     right = counts.right.sum() / counts.true.sum()
     return Picture(
         "confusion",
-        f"Confusion of the {len(shown)} most frequent colours; of all patches {right:.1%} are predicted right.",
+        f"Confusion of the {len(shown)} most frequent colours; of all {what} {right:.1%} are predicted right.",
         picture,
         f"Confusion: the {len(shown)} most frequent true colours (squares), and what is predicted for them (bars).",
         pixelated=True,

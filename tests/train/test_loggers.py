@@ -256,6 +256,9 @@ def records(path: Path) -> Iterator[Any]:
             part = b""
 
 
+PASSWORD = "sesame-open"  # of an address on the command line
+
+
 def write_elsewhere(folder: Path, resume: int, steps: range, **environment: str) -> str:
     """`write` for Weights & Biases in a process of its own, as that remembers the environment; what it says."""
     if find_spec("wandb") is None:
@@ -266,7 +269,7 @@ def write_elsewhere(folder: Path, resume: int, steps: range, **environment: str)
     call = f"write(Path({str(folder)!r}), 'wandb', {resume}, {steps!r})"
     code = f"from pathlib import Path; from tests.train.test_loggers import write; {call}"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-c", code, "--data", f"shards:http://bob:{PASSWORD}@host/a.tar"],
         env={**kept, "HOME": str(home), "WANDB_SILENT": "true", **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -297,6 +300,8 @@ def test_an_offline_run_of_weights_and_biases_and_its_resumption_are_one(tmp_pat
     assert {"lr", "data.sizes"} <= {key for start in read for key in settings_of(start)}
     assert "secret" not in "".join(str(record) for start in read for record in start)
     assert {path.name for path in folder.iterdir()} == {"metrics.jsonl", "pictures", "wandb.json", "wandb"}
+    files = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert not [held for held in files if PASSWORD.encode() in held]
 
 
 def row_of(history: Any) -> dict[str, Any]:
