@@ -82,6 +82,7 @@ def test_the_table_is_that_of_its_runs(done: tuple[Path, str]) -> None:
             assert text in printed
             assert text in (folder / "study.md").read_text()
         assert float(row["gain"]) == pytest.approx(float(row["pretrained"]) - float(row["scratch"]))
+    assert 'id="downstream"' in (folder / "pretrain" / "report.html").read_text()  # which tells the same
 
 
 @pytest.mark.slow

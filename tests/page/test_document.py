@@ -120,6 +120,7 @@ def test_opens_from_disk_whole_and_quiet(browser: Any, path: Path) -> None:
         assert not opened.requests
 
 
+@pytest.mark.slow
 def test_slider_by_keyboard_and_mouse(browser: Any, path: Path) -> None:
     with visit(browser, path.as_uri()) as opened:
         page = opened.page
