@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpp.cli import visualize
 from tests import runs
@@ -68,6 +69,14 @@ def test_a_run_ends_with_its_page(run: Path) -> None:
     assert anchors(run / "report.html") == list(SECTIONS)
     assert page.count("step 6") >= 1  # a stop of the slider
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+    events = EventAccumulator(str(run / "tensorboard"), {"images": 0})
+    events.Reload()
+    assert {"reconstruction", "report/filters_pretrained", "report/confusion", "report/rollout_sheet"} <= set(
+        events.Tags()["images"]
+    )
+    (shown,) = events.Images("report/confusion")
+    assert shown.step == 12
+    assert [event.step for event in events.Scalars("loss/all")] == [5, 10, 12]  # what the run wrote is there still
 
 
 @pytest.mark.slow

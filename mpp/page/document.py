@@ -52,35 +52,41 @@ def write_page(page: Page, path: Path) -> None:
 
 
 def write_pictures(page: Page, folder: Path) -> list[Path]:
-    """Writes every picture as NAME.svg or NAME.png and returns the paths in the page's order.
+    """Writes the files of `picture_files` and returns their paths.
+
+    Raises:
+        ValueError: as `render`.
+        OSError: one cannot be written.
+    """
+    written = []
+    for name, content in picture_files(page):
+        written.append(folder / name)
+        write_whole(written[-1], lambda file, content=content: file.write(content))
+    return written
+
+
+def picture_files(page: Page) -> Iterator[tuple[str, bytes]]:
+    """Every picture as a file, in the page's order: its name, NAME.svg or NAME.png, and what is in it.
 
     Small pixelated pictures are enlarged by a whole factor. A sheet becomes one PNG with its titles, at its last stop:
     SECTION_sheet.png, and SECTION_sheet_2.png where there is another; drawings in a sheet are files of their own.
 
     Raises:
         ValueError: as `render`.
-        OSError: one cannot be written.
     """
     _check(page)
-    written = []
-
-    def write(name: str, content: bytes) -> None:
-        written.append(folder / name)
-        write_whole(written[-1], lambda file: file.write(content))
-
     sheets = Counter[str]()
     for section, block in ((each, block) for each in page.sections for block in each.blocks):
         pictures = _last_pictures(block)
         for picture in pictures:
             if isinstance(picture.image, str):
-                write(f"{picture.name}.svg", _svg(picture, "background: #fff").encode(errors="replace"))
+                yield f"{picture.name}.svg", _svg(picture, "background: #fff").encode(errors="replace")
             elif not isinstance(block, Sheet):
-                write(f"{picture.name}.png", png(picture))
+                yield f"{picture.name}.png", png(picture)
         if isinstance(block, Sheet) and any(not isinstance(picture.image, str) for picture in pictures):
             name = f"{section.name.replace('-', '_')}_sheet"
             sheets[name] += 1
-            write(f"{name}_{sheets[name]}.png" if sheets[name] > 1 else f"{name}.png", draw_sheet(block))
-    return written
+            yield f"{name}_{sheets[name]}.png" if sheets[name] > 1 else f"{name}.png", draw_sheet(block)
 
 
 def _last_pictures(block: object) -> list[Picture]:

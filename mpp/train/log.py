@@ -109,9 +109,13 @@ class RunLog:
         for key, value in text.items():
             info.add_text(key, value)
         write_whole(path, lambda file: Image.fromarray(picture).save(file, "PNG", pnginfo=info))
+        self.show(name, step, picture)
+        return path
+
+    def show(self, name: str, step: int, picture: np.ndarray) -> None:
+        """Shows a picture (H, W, 3) uint8 in the loggers alone."""
         for logger in self._loggers:
             logger.picture(name, step, picture)
-        return path
 
     def features(
         self,

@@ -4,11 +4,14 @@ recipe -> run folder, weights, images -> sections -> report.html
 """
 
 import contextlib
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from mpp import dist
 from mpp.data.loader import worker_count
@@ -16,7 +19,7 @@ from mpp.downstream.config import FinetuneConfig
 from mpp.downstream.features import check_patches
 from mpp.errors import UserError
 from mpp.inspection.opening import Inspected, inspect, untrained
-from mpp.page.document import write_page
+from mpp.page.document import picture_files, write_page
 from mpp.page.parts import Page, Section, Text
 from mpp.parts import build_model
 from mpp.recipes import PretrainConfig, VisualizeRecipe
@@ -27,6 +30,7 @@ from mpp.run_page.sections import sections as run_sections
 from mpp.sources.base import count
 from mpp.sources.opening import open_source
 from mpp.train.checkpoint import Checkpoints
+from mpp.train.log import RunLog
 from mpp.train.parallel import choose_device
 from mpp.views.attention import distance_section, heads_section, rollout_section
 from mpp.views.features import image_section, patch_section
@@ -47,17 +51,38 @@ _LAST = ("data", "how-it-was-made")  # sections of the run that come after the p
 
 
 def tell_of_run(run_dir: str, device: str) -> None:
-    """Writes report.html of a run that has ended, by rank 0. What goes wrong is told, and does not fail the run."""
+    """Writes report.html of a run that has ended, by rank 0, and shows its pictures in the run's loggers.
+
+    What goes wrong is told, and does not fail the run.
+    """
     if not dist.world_from_environment().main:
         return
     path = Path(run_dir) / REPORT
     try:
-        write_page(build_page(VisualizeRecipe(init=run_dir, report=True, device=device)), path)
+        page = build_page(VisualizeRecipe(init=run_dir, report=True, device=device))
+        write_page(page, path)
+        _show(page, Path(run_dir))
     except Exception as error:  # the run has ended well, whatever becomes of its page
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"note: no {path} ({reason}); tools/visualize.py --init {run_dir} --report tries again", file=sys.stderr)
+        told = f"note: {path} could not be made or shown ({reason})"
+        print(f"{told}; tools/visualize.py --init {run_dir} --report tries again", file=sys.stderr)
     else:
         print(f"page         {path}", flush=True)
+
+
+def _show(page: Page, folder: Path) -> None:
+    """The page's pictures of pixels in the loggers, under the last step; its charts are there as scalars."""
+    config, step = read_record(folder).config, Checkpoints(folder / "checkpoints").steps()[-1]
+    log = RunLog(folder, step, config.log.to, config)
+    try:
+        for name, content in picture_files(page):
+            if name.endswith(".png"):
+                picture = Image.open(io.BytesIO(content)).convert("RGBA")
+                white = Image.new("RGBA", picture.size, "white")
+                shown = Image.alpha_composite(white, picture).convert("RGB")
+                log.show(f"report/{name.removesuffix('.png')}", step, np.asarray(shown))
+    finally:
+        log.close()
 
 
 @dataclass(frozen=True)
