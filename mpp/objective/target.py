@@ -100,8 +100,7 @@ class ColourTarget:
         self, output: Float[Tensor, "batch k outputs"], target: Int[Tensor, "batch k predictions"]
     ) -> Float[Tensor, "batch k"]:
         """Accuracy per patch, the share of its predictions that are right."""
-        guess = output.unflatten(-1, (self.predictions, self.classes)).argmax(dim=-1)
-        return self.agreement(guess, target)
+        return self.agreement(self._guess(output), target)
 
     def agreement(
         self, guess: Int[Tensor, "#batch #k predictions"], target: Int[Tensor, "batch k predictions"]
@@ -116,8 +115,11 @@ class ColourTarget:
 
     def colours(self, output: Float[Tensor, "batch k outputs"]) -> UInt8[Tensor, "batch k channels height width"]:
         """The predicted patches as pixels: the centre of the most likely bin in each cell."""
-        guess = output.unflatten(-1, (self.predictions, self.classes)).argmax(dim=-1)
-        return self.render(guess)
+        return self.render(self._guess(output))
+
+    def _guess(self, output: Float[Tensor, "batch k outputs"]) -> Int[Tensor, "batch k predictions"]:
+        """The most likely classes."""
+        return output.unflatten(-1, (self.predictions, self.classes)).argmax(dim=-1)
 
     def render(self, target: Int[Tensor, "batch k predictions"]) -> UInt8[Tensor, "batch k channels height width"]:
         """Classes as pixels: the centre of the bin in each cell."""

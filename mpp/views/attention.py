@@ -7,7 +7,7 @@ from mpp.objective.picture import to_rgb
 from mpp.page.charts import Points, scatter_chart
 from mpp.page.parts import Gallery, Picture, Section, Sheet
 from mpp.views.drawing import framed, heat, lit, tiled, visible
-from mpp.views.seen import Seen, batches, in_two
+from mpp.views.seen import Seen, batches, by_side
 
 _FEWEST = 128  # images that the paper averages over
 _HEADS_OF = 4  # images whose heads are drawn one by one
@@ -59,27 +59,17 @@ def distance_section(seen: Seen) -> Section:
 
 def rollout_section(seen: Seen) -> Section:
     """Attention rollout over images."""
-    images = to_rgb(seen.drawn)
-    maps = [(name, attention_rollout(side, seen.drawn)) for name, side in seen.sides]
-    rows = []
-    for number, image in enumerate(images):
-        large = visible(image)
-        cells = [Picture(f"rollout_{number}", f"Image {number + 1}.", large)]
-        cells += [
-            Picture(
-                f"rollout_{number}_{side}",
-                f"Image {number + 1}, lit where the {name} model looks.",
-                lit(large, of[number]),
-            )
-            for side, (name, of) in enumerate(maps)
-        ]
-        rows.append(tuple(cells))
+    images = [visible(image) for image in to_rgb(seen.drawn)]
+    sides = [
+        (name, [lit(image, share) for image, share in zip(images, attention_rollout(side, seen.drawn), strict=True)])
+        for name, side in seen.sides
+    ]
     whose = "class token" if seen.model.pool == "token" else "mean of the patch tokens"
     reading = (
         f"The brighter a part of the image is left, the more of it, through all layers, is in the {whose}: "
         "averaged over heads, with the residual connection as half of each layer, and multiplied through the layers."
     )
-    sheets = in_two(("image", *(name for name, _ in maps)), rows, 136)
+    sheets = by_side("rollout", images, sides, ", lit where the {} model looks")
     return Section("rollout", "Attention rollout", reading, sheets, "section 4.5, figure 6, appendix D.8")
 
 

@@ -8,7 +8,7 @@ from mpp.objective.picture import to_rgb
 from mpp.page.charts import Points, scatter_chart
 from mpp.page.parts import Block, Gallery, Picture, Section, Sheet, Text
 from mpp.views.drawing import visible
-from mpp.views.seen import Seen, in_two
+from mpp.views.seen import Seen, by_side
 
 _QUERIES, _NEIGHBOURS = 6, 6
 _NAMED = 6  # classes that have a colour of their own: one is left for the others
@@ -16,28 +16,17 @@ _NAMED = 6  # classes that have a colour of their own: one is left for the other
 
 def patch_section(seen: Seen) -> Section:
     """Patch features of the drawn images as colours."""
-    images = to_rgb(seen.drawn)
+    images = [visible(image) for image in to_rgb(seen.drawn)]
     sides = [
-        (name, patch_colours(side.tokens(seen.drawn).cpu().numpy(), side.encoder.grid)) for name, side in seen.sides
+        (name, list(patch_colours(side.tokens(seen.drawn).cpu().numpy(), side.encoder.grid)))
+        for name, side in seen.sides
     ]
-    rows = []
-    for number, image in enumerate(images):
-        cells = [Picture(f"patches_{number}", f"Image {number + 1}.", visible(image))]
-        cells += [
-            Picture(
-                f"patches_{number}_{side}",
-                f"Image {number + 1}: its patches' features, {name} model, as colours.",
-                of[number],
-                pixelated=True,
-            )
-            for side, (name, of) in enumerate(sides)
-        ]
-        rows.append(tuple(cells))
     reading = (
         "Patches of one colour have similar features (their first three principal components over all these images are "
         "drawn as red, green and blue): the more the colours follow objects and parts, the more the features tell."
     )
-    sheets = in_two(("image", *(name for name, _ in sides)), rows, 136)
+    told = ": its patches' features, {} model, as colours"
+    sheets = by_side("patches", images, sides, told, pixelated=True)
     return Section("patch-features", "Map of the patch features", reading, sheets)
 
 

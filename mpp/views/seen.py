@@ -102,6 +102,32 @@ def batches(images: Tensor) -> Iterator[Tensor]:
     yield from images.split(_BATCH)
 
 
+def by_side(
+    prefix: str,
+    images: Sequence[np.ndarray],
+    sides: Sequence[tuple[str, Sequence[np.ndarray]]],
+    told: str,
+    pixelated: bool = False,
+) -> tuple[Sheet, ...]:
+    """Each image in a row with what each side makes of it, as sheets.
+
+    Args:
+        prefix: of the pictures' names.
+        images: (H, W, 3) uint8.
+        sides: name, and a picture for each image.
+        told: what such a picture shows, with {} for the name of its side; it follows "Image 3".
+        pixelated: see `Picture`; the images themselves are not.
+    """
+    rows = []
+    for number, image in enumerate(images):
+        cells = [Picture(f"{prefix}_{number}", f"Image {number + 1}.", image)]
+        for side, (name, drawn) in enumerate(sides):
+            alt = f"Image {number + 1}{told.format(name)}."
+            cells.append(Picture(f"{prefix}_{number}_{side}", alt, drawn[number], pixelated=pixelated))
+        rows.append(tuple(cells))
+    return in_two(("image", *(name for name, _ in sides)), rows, 136)
+
+
 def in_two(columns: tuple[str, ...], rows: Sequence[tuple[Picture, ...]], tile: int) -> tuple[Sheet, ...]:
     """The rows as two sheets that stand beside each other where there is room; as one where they are few."""
     half = -(-len(rows) // 2) if len(rows) > 3 else len(rows)
