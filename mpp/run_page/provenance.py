@@ -160,7 +160,7 @@ def times_told(record: Record) -> dict[str, str]:
     if looking:
         told["few-shot evaluations"] = duration(looking)
     if record.starts:
-        hours = sum(seconds * _devices(record, step) for step, seconds in spans) / 3600
+        hours = sum(seconds * _devices(record, row["step"]) for row, seconds in spans) / 3600
         told["device-hours of training"] = f"{hours:,.3g}"
     return told
 

@@ -29,11 +29,11 @@ def last_part(rows: Sequence[Row], score: str) -> tuple[dict[str, float], int]:
     return {name: value / weights[name] for name, value in total.items() if weights[name]}, span
 
 
-def training_spans(rows: Iterable[Row]) -> Iterator[tuple[int, float]]:
-    """Step and seconds of training of each row that tells its speed: without the time of evaluations and saves."""
+def training_spans(rows: Iterable[Row]) -> Iterator[tuple[Row, float]]:
+    """Each row that tells its speed, and the seconds of training since the last, without evaluations and saves."""
     images = 0
     for row in rows:
         speed = row.get("time/images_per_second")
         if speed:
-            yield row["step"], (row["images"] - images) / speed
+            yield row, (row["images"] - images) / speed
             images = row["images"]

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from mpp.train.bad_files import told
 from mpp.train.log import read_rows
+from mpp.train.rows import training_spans
 
 WORTH_SAYING = 0.1
 """Share of the training time from which on waiting for data is told and advised upon."""
@@ -40,13 +41,9 @@ def data_notes(folder: Path, images: Images, workers: int, cores: int) -> list[s
 
 def waited(rows: Iterable[Mapping[str, Any]]) -> float:
     """The share of the training time spent waiting for data, over the rows that tell it, each by its own time."""
-    spent = waiting = 0.0
-    before = 0
-    for row in rows:
-        if "time/data_wait" in row:
-            seconds = (row["images"] - before) / max(row["time/images_per_second"], 1e-9)
-            spent, waiting, before = spent + seconds, waiting + seconds * row["time/data_wait"], row["images"]
-    return waiting / spent if spent else 0.0
+    spans = [(row["time/data_wait"], seconds) for row, seconds in training_spans(rows) if "time/data_wait" in row]
+    spent = sum(seconds for _, seconds in spans)
+    return sum(share * seconds for share, seconds in spans) / spent if spent else 0.0
 
 
 def advice(share: float, source: str, cache: str, keep: bool, workers: int, cores: int) -> str:
