@@ -24,7 +24,8 @@ from mpp.dist import World
 from mpp.downstream.fewshot import Fewshot
 from mpp.errors import UserError
 from mpp.model.encoder import Encoder, build_encoder
-from mpp.objective.masking import Corruption, draw_corruption, pick_patches
+from mpp.objective.config import ObjectiveConfig
+from mpp.objective.masking import Corruption, draw_corruption, num_picked, pick_patches
 from mpp.objective.objective import Figures, MaskedPatchPrediction, Survey, survey_targets
 from mpp.objective.target import build_target
 from mpp.recipes import PretrainConfig
@@ -140,8 +141,22 @@ def build_model(
     patches = encoder.grid[0] * encoder.grid[1]
     if patches < 2 and objective.split[1] > 0 and objective.random_from == "image":
         raise UserError("model.img_size holds one patch, which has no other to be replaced by; take smaller patches")
+    _check_mask_enters(objective, patches, len(encoder.vit.blocks))
     with torch.device("meta" if str(device) == "meta" else "cpu"):
-        return MaskedPatchPrediction(encoder, target).to(device)
+        return MaskedPatchPrediction(encoder, target, objective.mask_enters).to(device)
+
+
+def _check_mask_enters(objective: ObjectiveConfig, patches: int, blocks: int) -> None:
+    if objective.mask_enters >= blocks:
+        raise UserError(
+            f"objective.mask_enters {objective.mask_enters}: the encoder has the blocks 0 to {blocks - 1}, and "
+            f"the last must see the [mask] embeddings; take at most {blocks - 1}"
+        )
+    if objective.mask_enters and num_picked(objective.ratio, patches) == patches:
+        raise UserError(
+            f"objective.ratio {objective.ratio:g} hides all {patches} patches, so that with objective.mask_enters the "
+            "first blocks see nothing; take a smaller ratio"
+        )
 
 
 def survey_source(parts: Run) -> Survey:

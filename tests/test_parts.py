@@ -258,3 +258,34 @@ def test_the_neighbours_do_tell_it(tmp_path: Path) -> None:
     batches.close()
     right, of = figures["accuracy_baseline_neighbours"].tolist()
     assert right == of == 8 * 8
+
+
+def test_mask_embeddings_enter_before_the_block_that_the_config_names(source: str) -> None:
+    """What the blocks before it get has no place for them."""
+    late = {"objective__mask_enters": "1", "objective__split": "1,0,0", "objective__ratio": "0.75"}
+    run = build(tiny(source, model__depth="3", **late), World(), CPU)
+    counts: list[int] = []
+    for block in run.model.encoder.vit.blocks:
+        block.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[1]))
+    batches = training_batches(run)
+    training_step(run)(run.wrapped, next(batches))
+    batches.close()
+    patches = run.model.encoder.grid[0] * run.model.encoder.grid[1]
+    assert counts == [1 + patches - round(0.75 * patches), 1 + patches, 1 + patches]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"model__depth": "2", "objective__mask_enters": "2"}, "take at most 1"),
+        ({"model__depth": "2", "objective__mask_enters": "1", "objective__ratio": "1"}, "take a smaller ratio"),
+    ],
+)
+def test_mask_embeddings_that_enter_nowhere_are_refused(changed: dict[str, str], told: str, source: str) -> None:
+    with pytest.raises(UserError, match=told):
+        build(tiny(source, objective__split="1,0,0", **changed), World(), CPU)
+
+
+def test_patches_that_come_later_can_only_be_hidden(source: str) -> None:
+    with pytest.raises(UserError, match=r"objective.mask_enters needs objective.split 1 0 0"):
+        tiny(source, objective__mask_enters="1")

@@ -29,16 +29,17 @@ class Passes:
 def flops(shape: Shape, kernel: str = FUSED, checkpointing: bool = False) -> dict[str, Passes]:
     """Operations of one image in training, by part.
 
-    The last block computes keys and values of all T tokens and the rest for the K that are read. Checkpointing runs
-    every block again up to its last product, whose result nothing needs.
+    The early blocks know the T - K tokens that are not hidden from them. The last block computes keys and values of all
+    T tokens and the rest for the K that are read. Checkpointing runs every block again up to its last product, whose
+    result nothing needs.
     """
     n, t, k = shape.patches, shape.tokens, shape.picked
     d, m = shape.dim, shape.hidden
     embedding = 2 * n * shape.patch_values * d
-    before = shape.depth - 1
-    projections = before * 8 * t * d * d + 4 * t * d * d + 4 * k * d * d
-    products = before * 4 * t * t * d + 4 * k * t * d  # queries by keys, weights by values
-    mlp = before * 4 * t * d * m + 4 * k * d * m
+    known = [t - k] * shape.early + [t] * (shape.depth - 1 - shape.early)  # to each block but the last
+    projections = sum(8 * s * d * d for s in known) + 4 * t * d * d + 4 * k * d * d
+    products = sum(4 * s * s * d for s in known) + 4 * k * t * d  # queries by keys, weights by values
+    mlp = sum(4 * s * d * m for s in known) + 4 * k * d * m
     head = 2 * k * d * shape.outputs
     again = products // 2 if kernel == FUSED else 0  # the weights, once more
     return {

@@ -71,9 +71,15 @@ def _held(shape: Shape, setup: Setup) -> Moment:
     }
 
 
-def saved(shape: Shape, setup: Setup, last: bool) -> int:
+def _known(shape: Shape, number: int) -> int:
+    """Tokens that go through a block."""
+    return shape.tokens - shape.picked * (number < shape.early)
+
+
+def saved(shape: Shape, setup: Setup, number: int) -> int:
     """Bytes that a block keeps for its backward pass, of one image; the last block knows K tokens beyond its keys."""
-    t, d = shape.tokens, shape.dim
+    t, d = _known(shape, number), shape.dim
+    last = number == shape.depth - 1
     k = shape.picked if last else t
     wide, narrow = 4, setup.narrow
     attended = t * d * wide + t * d * narrow  # the block's input, and its norm
@@ -88,10 +94,10 @@ def saved(shape: Shape, setup: Setup, last: bool) -> int:
 
 
 def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
-    b, t, k, d = setup.micro_batch, shape.tokens, shape.picked, shape.dim
+    b, k, d = setup.micro_batch, shape.picked, shape.dim
     narrow, depth = setup.narrow, shape.depth
-    inputs = t * d * 4
-    kept = [saved(shape, setup, last=number == depth - 1) for number in range(depth)]
+    inputs = [4 * d * _known(shape, number) for number in range(depth)]
+    kept = [saved(shape, setup, number) for number in range(depth)]
     copies = narrow if narrow < 4 and setup.sharded == 1 else 0  # FSDP gathers in half precision
     read = k * d * (4 + narrow)  # before and after the last norm
     images = shape.pixels * setup.accumulate + shape.pixels * narrow + shape.patches * d * narrow
@@ -101,7 +107,7 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
         "gradients": _gradients(shape, setup, 0),
         "weights in half precision": copies * shape.parameters,
         "gathered weights": _gathered(shape, setup, backward=False),
-        "activations": b * ((depth * inputs if setup.checkpointing else sum(kept)) + read),
+        "activations": b * ((sum(inputs) if setup.checkpointing else sum(kept)) + read),
     }
     yield full | {  # the loss is known, and so are its figures
         "head and loss": b * _loss(shape, setup),
@@ -114,8 +120,8 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
         "temporaries": shape.head_parameters * (4 if narrow == 4 else 6),
     }
     for number in reversed(range(depth)):
-        of = k if number == depth - 1 else t
-        alive = (number * inputs + kept[number]) if setup.checkpointing else sum(kept[: number + 1])
+        of = k if number == depth - 1 else _known(shape, number)
+        alive = (sum(inputs[:number]) + kept[number]) if setup.checkpointing else sum(kept[: number + 1])
         grown = shape.head_parameters + (depth - 1 - number) * shape.block_parameters
         # The gradient of the residual, of the MLP's inside, and one weight's.
         passing = b * (of * d * (4 + (narrow if narrow < 4 else 0)) + of * shape.hidden * narrow)

@@ -50,6 +50,8 @@ class Shape:
     outputs: int
     """Width of the head."""
     pixel_target: bool = False
+    early: int = 0
+    """Blocks that run without the corrupted patches."""
 
     @property
     def pixels(self) -> int:
@@ -145,6 +147,8 @@ def _shape(
             raise UserError(f"model.img_size {size} is not a multiple of the patch size {side}")
     if dim % heads:
         raise UserError(f"model.embed_dim {dim} does not divide into {heads} heads; set model.num_heads")
+    if objective.mask_enters >= depth:
+        raise UserError(f"objective.mask_enters {objective.mask_enters} is past the last of {depth} blocks")
     rows, columns = model.image_hw[0] // patch[0], model.image_hw[1] // patch[1]
     positions = {"learned": (rows * columns + prefix) * dim, "2d": (rows + columns) * (dim // 2)}
     return Shape(
@@ -160,6 +164,7 @@ def _shape(
         picked=max(round(objective.ratio * rows * columns), 1),
         outputs=_outputs(objective, model.in_chans, patch),
         pixel_target=objective.target == "pixels",
+        early=objective.mask_enters,
     )
 
 

@@ -6,7 +6,7 @@ This is the only file that knows timm's private names.
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
@@ -56,22 +56,43 @@ class Encoder(nn.Module):
         return tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
 
     def encode(
-        self, tokens: Float[Tensor, "batch patches dim"], at: Int[Tensor, "batch k"] | None = None
+        self,
+        tokens: Float[Tensor, "batch patches dim"],
+        at: Int[Tensor, "batch k"] | None = None,
+        entering: int = 0,
     ) -> Float[Tensor, "batch tokens dim"]:
         """All tokens after the last block and LayerNorm (equations 1 to 4); `num_prefix_tokens` come first.
 
         Where only some patches are read, `at` names them, and those k tokens come back, in that order: the same
         numbers for less, since of the others a last block of timm's plain kind computes keys and values only.
+
+        With `entering` these k tokens enter before the block of that number, position embeddings and all; the blocks
+        before it run without them.
         """
         x = self._enter(tokens)
         *first, last = self.vit.blocks
-        for block in first:
-            x = self._run(block, x)
         if at is None:
+            for block in first:
+                x = self._run(block, x)
             return self.vit.norm(self._run(last, x))
         at = at + self.num_prefix_tokens
+        if entering:
+            x = self._run_without(first[:entering], x, at)
+        for block in first[entering:]:
+            x = self._run(block, x)
         x = self._run(last, x, at=at) if isinstance(last, Block) else take(self._run(last, x), at)
         return self.vit.norm(x)
+
+    def _run_without(self, blocks: Sequence[nn.Module], x: Tensor, absent: Int[Tensor, "batch k"]) -> Tensor:
+        """The tokens after these blocks, through which those that are absent do not go; each k differ."""
+        batch, count, width = x.shape
+        present = torch.ones(batch, count, dtype=torch.int8, device=x.device).scatter(1, absent, 0)
+        # Sorted, not nonzero: of a known size, so that nothing waits for the device.
+        places = present.argsort(dim=1, descending=True, stable=True)[:, : count - absent.shape[1]]
+        alone = take(x, places)
+        for block in blocks:
+            alone = self._run(block, alone)
+        return x.to(alone.dtype).scatter(1, places[..., None].expand(-1, -1, width), alone)
 
     def _run(self, block: nn.Module, x: Tensor, **asked: Any) -> Tensor:
         if self.vit.grad_checkpointing and torch.is_grad_enabled():

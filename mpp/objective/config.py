@@ -18,6 +18,9 @@ class ObjectiveConfig:
     """Probabilities that a corrupted patch becomes [mask], becomes another patch, or stays unchanged."""
     picking: Literal["uniform", "block"] = "uniform"
     """Which patches: uniformly at random, or in rectangular blocks."""
+    mask_enters: int = 0
+    """Block before which the [mask] embeddings enter the encoder; the blocks before it see the other patches alone, for
+    less. Needs split 1 0 0. 0: with the image, as in the paper."""
     random_from: Literal["image", "batch"] = "image"
     """Where the other patch of a random replacement is from; batch: the images of a micro-batch (train.micro_batch)."""
 
@@ -28,3 +31,10 @@ class ObjectiveConfig:
             raise ValueError(f"objective.bits must be 1 to 8, got {self.bits}")
         if any(p < 0 for p in self.split) or abs(sum(self.split) - 1) > 1e-6:
             raise ValueError(f"objective.split must be three probabilities that sum to 1, got {list(self.split)}")
+        if self.mask_enters < 0:
+            raise ValueError(f"objective.mask_enters must be at least 0, got {self.mask_enters}")
+        if self.mask_enters and self.split[0] < 1:
+            raise ValueError(
+                "objective.mask_enters needs objective.split 1 0 0: of patches that come later none can be swapped or "
+                f"left as it is, got {list(self.split)}"
+            )

@@ -30,7 +30,7 @@ class PatchEncoder(Protocol):
 
     def embed(self, images: Tensor) -> Tensor: ...
 
-    def encode(self, tokens: Tensor, at: Tensor | None = None) -> Tensor: ...
+    def encode(self, tokens: Tensor, at: Tensor | None = None, entering: int = 0) -> Tensor: ...
 
 
 E = TypeVar("E", bound=PatchEncoder)
@@ -38,6 +38,12 @@ E = TypeVar("E", bound=PatchEncoder)
 
 class MaskedPatchPrediction(nn.Module, Generic[E]):
     """The encoder with what the objective adds: a [mask] embedding and a linear head.
+
+    Args:
+        encoder: any with the seam.
+        target: what is predicted.
+        mask_enters: block before which the [mask] embeddings enter the encoder; above 0 for corruptions that hide all
+            picked patches.
 
     Attributes:
         frequent: (predictions,) the most frequent class (for pixels: the mean patch), which the first trivial baseline
@@ -49,10 +55,11 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
     frequent: Tensor
     distance: Tensor
 
-    def __init__(self, encoder: E, target: Target) -> None:
+    def __init__(self, encoder: E, target: Target, mask_enters: int = 0) -> None:
         super().__init__()
         self.encoder = encoder
         self.target = target
+        self.mask_enters = mask_enters
         self.mask_token = nn.Parameter(torch.empty(encoder.embed_dim))
         self.head = nn.Linear(encoder.embed_dim, target.outputs)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -69,7 +76,7 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
     ) -> Float[Tensor, "batch k outputs"]:
         """The head's output at the corrupted patches of normalised images."""
         tokens = corrupt(self.encoder.embed(pixels), corruption, self.mask_token)
-        return self.head(self.encoder.encode(tokens, at=corruption.picked))
+        return self.head(self.encoder.encode(tokens, at=corruption.picked, entering=self.mask_enters))
 
     def forward(
         self,

@@ -40,7 +40,7 @@ def counted(model: ModelConfig, objective: ObjectiveConfig, batch: int = 2) -> t
     generator = torch.Generator().manual_seed(0)
     grid = built.encoder.grid
     picked = pick_patches(batch, grid, objective.ratio, generator)
-    corruption = draw_corruption(picked, grid[0] * grid[1], generator)
+    corruption = draw_corruption(picked, grid[0] * grid[1], generator, objective.split)
     images = torch.randint(0, 256, (batch, model.in_chans, *model.image_hw), dtype=torch.uint8, generator=generator)
     with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
         loss: Tensor = built(images, images.float(), corruption)[0]
@@ -57,6 +57,7 @@ def counted(model: ModelConfig, objective: ObjectiveConfig, batch: int = 2) -> t
         ({}, {}),
         ({"img_size": (32, 48), "in_chans": 1, "depth": 3}, {"ratio": 0.15, "target": "colour_4x4"}),
         ({"pos_embed": "2d"}, {"target": "pixels"}),
+        ({"depth": 4}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2}),
     ],
 )
 def test_every_part_is_what_torch_counts(changes: Any, objective: Any, kernel: Any, checkpointing: bool) -> None:

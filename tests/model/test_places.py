@@ -142,3 +142,44 @@ def test_compiled_blocks_share_a_graph_and_compute_the_same() -> None:
     # A process of its own: the type checks of these tests cannot be compiled.
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr  # a graph of the last block, and one of all others
+
+
+ENTERING = {name: CASES[name] for name in ("plain", "registers, class without position")}
+
+
+@pytest.mark.parametrize("config", [*ENTERING.values(), MORE["checkpointing"]], ids=[*ENTERING, "checkpointing"])
+def test_patches_that_enter_later_are_unknown_to_the_blocks_before(config: ModelConfig) -> None:
+    """Against one image at a time, whose visible tokens are picked out by hand."""
+    config = dataclasses.replace(config, depth=3, drop_path=0.0)
+    encoder = build(config)
+    tokens, at = encoder.embed(pictures(config)), choose(encoder)
+    found = encoder.encode(tokens, at=at, entering=2)
+    inputs: list[Tensor] = []
+    hook = encoder.vit.blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    encoder.encode(tokens)
+    hook.remove()
+    for image, entered in enumerate(inputs[0]):
+        late = {encoder.num_prefix_tokens + int(place) for place in at[image]}
+        early = [place for place in range(len(entered)) if place not in late]
+        x = entered[early][None]
+        for block in encoder.vit.blocks[:2]:
+            x = block(x)
+        whole = entered.clone()[None]
+        whole[0, early] = x[0]
+        whole = encoder.vit.norm(encoder.vit.blocks[2](whole))
+        torch.testing.assert_close(found[image], whole[0, at[image] + encoder.num_prefix_tokens], rtol=0, atol=1e-11)
+
+
+def test_patches_that_enter_later_have_the_same_gradients_in_any_order() -> None:
+    config = dataclasses.replace(TINY, depth=3)
+    encoder = build(config).train()
+    images, at = pictures(config).to(next(encoder.parameters())), choose(encoder)
+    gradients = []
+    for order in (torch.arange(at.shape[1]), torch.arange(at.shape[1]).flip(0)):
+        encoder.zero_grad()
+        out = encoder.encode(encoder.embed(images), at=at[:, order], entering=1)
+        (out * torch.linspace(-1, 1, out.shape[-1])[None, None]).square().sum().backward()
+        gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9 * max(1.0, expected.abs().max().item()))
