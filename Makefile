@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow gpu-check lint clean
+.PHONY: demo test test-slow gpu-check gpu-study lint clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,15 @@ test-slow: $(VENV)/dev.stamp  ## The tests that take minutes
 
 gpu-check: $(VENV)/bench.stamp  ## On a machine with a CUDA device: its tests, then its measurements as one table
 	$(BIN)/python -m pytest -m "gpu and not slow" -n 0 -q; tests=$$?; $(BIN)/python tools/bench.py gpu && exit $$tests
+
+# Of CIFAR-10, which DATA names (`make gpu-study DATA=cifar10:/data`). What is finished is not done again.
+DATA ?= cifar10:data
+TIME ?= 24m
+
+gpu-study: $(VENV)/dev.stamp  ## On a machine with a CUDA device: what pretraining is worth, in at most 24 minutes
+	timeout --signal=TERM $(TIME) $(BIN)/python tools/study.py --config configs/study/benefit_gpu.yaml \
+		--data "$(DATA)" --run-dir runs/benefit_gpu || test $$? = 124
+	$(BIN)/python docs/make_results.py runs/benefit_gpu
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

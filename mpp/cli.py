@@ -29,9 +29,9 @@ from mpp.recipes import (
     PredictRecipe,
     PretrainConfig,
     ProbeRecipe,
-    StudyConfig,
     VisualizeRecipe,
 )
+from mpp.study_recipe import StudyConfig
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ _AS_A_RUN = {f"data.{name}": name for name in ("value_range", "background", "max
     "data.source": "data",
     "model.in_chans": "in_chans",
 }
-_ENCODER = {name: f"encoder.{name}" for name in ("layer", "img_size", "device", "precision", "workers", "cache")}
+_ENCODER = {name: f"encoder.{name}" for name in ("img_size", "device", "precision", "workers", "cache")}
 
 
 def pretrain(argv: Sequence[str] | None = None) -> int:

@@ -77,6 +77,16 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str, aliase
     return _build(cls, settings + [_resolve(flag, kinds, aliases) for flag in flags if flag.name != "config"])
 
 
+def overridden(config: T, argv: Sequence[str], aliases: Mapping[str, str] = types.MappingProxyType({})) -> T:
+    """A config with these flags on top of what it says, written as on the command line.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    kinds = {name: kind for name, kind, _ in _fields(type(config))}
+    return _rebuilt(config, [_resolve(flag, kinds, aliases) for flag in _flags(argv)])
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested dicts of str, int, float, bool, None and lists of those, in field order."""
     return dataclasses.asdict(
@@ -89,15 +99,16 @@ def to_yaml(config: Any) -> str:
 
     Read again, it gives an equal config but for those, floats bit for bit.
     """
-    return dump_yaml(_printable(to_dict(config)))
+    return dump_yaml(printable(to_dict(config)))
 
 
-def _printable(value: Any) -> Any:
+def printable(value: Any) -> Any:
+    """Plain values, such as those of `to_dict`, without credentials in addresses."""
     if isinstance(value, str):
         return without_credentials(value)
     if isinstance(value, Mapping):
-        return {key: _printable(held) for key, held in value.items()}
-    return [_printable(held) for held in value] if isinstance(value, list) else value
+        return {key: printable(held) for key, held in value.items()}
+    return [printable(held) for held in value] if isinstance(value, list) else value
 
 
 def from_file(cls: type[T], path: Path) -> T:
@@ -112,7 +123,7 @@ def from_file(cls: type[T], path: Path) -> T:
 def differences(cls: type[Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What changed between two configs, as `to_dict` gives them, apart from the free fields: "optim.lr: 1.0 -> 2.0"."""
     free = tuple(f"{name}." for name, _, is_free in _fields(cls) if is_free)
-    before, after = dict(_leaves(_printable(old))), dict(_leaves(_printable(new)))  # signatures of URLs may change
+    before, after = dict(_leaves(printable(old))), dict(_leaves(printable(new)))  # signatures of URLs may change
     lines: list[str] = []
     for name in {**after, **before}:
         if f"{name}.".startswith(free) or (name in before and name in after and before[name] == after[name]):
@@ -219,8 +230,13 @@ def _nearest(name: str, known: Sequence[str]) -> list[str]:
 
 
 def _build(cls: type[T], settings: Iterable[_Given]) -> T:
-    """An instance of `cls` with these settings, the last one of a name winning; all of them are checked."""
-    kinds = {name: kind for name, kind, _ in _fields(cls)}
+    """An instance of `cls` with these settings, its defaults for the rest."""
+    return _rebuilt(cls(), settings)
+
+
+def _rebuilt(start: T, settings: Iterable[_Given]) -> T:
+    """The config with these settings, the last one of a name winning; all of them are checked."""
+    kinds = {name: kind for name, kind, _ in _fields(type(start))}
     values = {given.name: _convert(kinds[given.name], given) for given in settings}
     files = {given.name: given.file for given in settings}
 
@@ -239,7 +255,7 @@ def _build(cls: type[T], settings: Iterable[_Given]) -> T:
             named = {file for name, file in files.items() if file and re.search(rf"\b{re.escape(name)}\b", str(error))}
             raise ConfigError(": ".join([*named, str(error)])) from None
 
-    return rebuild(cls(), "")
+    return rebuild(start, "")
 
 
 def _convert(kind: Any, given: _Given) -> Any:
@@ -255,16 +271,22 @@ def _convert(kind: Any, given: _Given) -> Any:
     if types.NoneType in typing.get_args(kind) and str(word).lower() in ("none", "null", "~"):
         return None
     if kind is not str and all(isinstance(token, str) for token in tokens):
-        texts = [re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", token, flags=re.IGNORECASE) for token in tokens]
-        # tyro prints what it thinks of a bad value and exits; the line below says it shorter.
-        silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-        with silent[0], silent[1], contextlib.suppress(SystemExit):
-            return tyro.cli(kind, args=texts, add_help=False)
+        texts = (re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", token, flags=re.IGNORECASE) for token in tokens)
+        with contextlib.suppress(SystemExit):
+            return _by_tyro(kind, tuple(texts))
     hint = "; put quotes around it" if kind is str and len(tokens) > 1 else ""
     if typing.get_origin(kind) is Literal:
         near = difflib.get_close_matches(str(word).lower(), map(str, typing.get_args(kind)), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"{given.label}: takes {_accepts(kind)}, got {_quoted(tokens)}{hint}")
+
+
+@functools.cache
+def _by_tyro(kind: Any, texts: tuple[str, ...]) -> Any:
+    """Kept, since tyro takes milliseconds and a study reads a hundred configs that hardly differ."""
+    # tyro prints what it thinks of a bad value and exits; the caller says it shorter.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return tyro.cli(kind, args=texts, add_help=False)
 
 
 def _quoted(tokens: Sequence[Any]) -> str:
@@ -280,6 +302,8 @@ def _accepts(kind: Any) -> str:
         return f"one of {', '.join(map(str, inner))}"
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(_accepts(each) for each in inner)
+    if typing.get_origin(kind) is tuple and typing.get_origin(inner[0]) is Literal:
+        return f"one or more of {', '.join(map(str, typing.get_args(inner[0])))}"
     if typing.get_origin(kind) is tuple:
         count = "a list of" if inner[-1] is Ellipsis else len(inner)
         return f"{count} {plurals.get(inner[0], 'values')}"

@@ -1,6 +1,6 @@
 """What frozen features are worth: few-shot least squares and probes, for several encoders side by side.
 
-open_weights -> Frozen -> features (cached)      each encoder, each pooling that it allows
+open_weights -> Frozen -> features (cached)      each encoder, layer and pooling asked for, all from one pass
 Fewshot.run | sweep_linear | sweep_knn           accuracy on the test images
 a table, a CSV, a picture
 """
@@ -8,9 +8,9 @@ a table, a CSV, a picture
 import contextlib
 import math
 import sys
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from mpp.data.loader import worker_count
 from mpp.dist import World
 from mpp.downstream.cache import FeatureCache
 from mpp.downstream.config import FewshotConfig
-from mpp.downstream.fewshot import Fewshot
+from mpp.downstream.fewshot import Extract, Fewshot
 from mpp.downstream.frozen import Frozen
 from mpp.downstream.labelled import open_labelled, take_fraction, with_labels
-from mpp.downstream.plots import plot_shots
+from mpp.downstream.plots import plot_layers, plot_shots
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
-from mpp.downstream.shots import FewshotResult
+from mpp.downstream.shots import FewshotResult, Readout
 from mpp.errors import RunError, UserError
 from mpp.files import make_folder, write_csv
 from mpp.recipes import FewshotRecipe, FrozenConfig, ProbeRecipe
@@ -37,7 +37,10 @@ _ALL = 2**40  # more test images than anybody has
 
 
 def fewshot(config: FewshotRecipe) -> int:
-    """Prints the few-shot tables and writes fewshot.csv and fewshot.png where `out` says so. Returns 0.
+    """Prints the few-shot tables and writes them where `out` says so. Returns 0.
+
+    There are fewshot.csv and fewshot.png, which shows of each encoder the last layer that was read; of encoders read
+    at several layers layers.png, too.
 
     Raises:
         UserError: bad input, before anything is written.
@@ -47,13 +50,22 @@ def fewshot(config: FewshotRecipe) -> int:
     if config.out and dist.world_from_environment().main:
         folder = Path(config.out).expanduser()
         _write(folder / "fewshot.csv", _fewshot_rows(results))
-        plot_shots(folder / "fewshot.png", results)
-        print(f"\nwritten: {folder / 'fewshot.csv'}, {folder / 'fewshot.png'}")
+        last = {of.init: of.layer for of in results}  # ascending within each encoder
+        plot_shots(folder / "fewshot.png", {of.name: r for of, r in results.items() if of.layer == last[of.init]})
+        files = _fewshot_files(config)
+        if "layers.png" in files:
+            plot_layers(folder / "layers.png", results)
+        print(f"\nwritten: {', '.join(str(folder / name) for name in files)}")
     return 0
 
 
-def fewshot_results(config: FewshotRecipe) -> dict[str, FewshotResult]:
-    """Prints the few-shot tables and returns them by encoder and pooling; writes nothing but the folder `out`.
+def _fewshot_files(config: FewshotRecipe) -> tuple[str, ...]:
+    several = len(config.layers) > 1 or config.layers == ("all",)
+    return ("fewshot.csv", "fewshot.png", *(("layers.png",) if several else ()))
+
+
+def fewshot_results(config: FewshotRecipe) -> dict[Readout, FewshotResult]:
+    """Prints the few-shot tables and returns them by encoder, layer and pooling; writes nothing but the folder `out`.
 
     Raises:
         UserError, RunError: as `fewshot`.
@@ -63,28 +75,29 @@ def fewshot_results(config: FewshotRecipe) -> dict[str, FewshotResult]:
         told = FewshotConfig(config.data, config.test, shots=config.shots, seeds=config.seeds, max_test=limit)
         labelled = once_a_machine(world, lambda: open_labelled(config.data, config.test, config.download))
         of = Fewshot.of(told, labelled)
-        encoders = _encoders(config.init, config.pool, config.encoder, world, device)
+        encoders = _encoders(config.init, config.pool, config.layers, config.encoder, world, device)
         if config.out and world.main:
-            make_folder(Path(config.out).expanduser(), ("fewshot.csv", "fewshot.png"))
+            make_folder(Path(config.out).expanduser(), _fewshot_files(config))
         _say(world, f"{len(of.train_indices):,} training and {len(of.test_indices):,} test images", of.notes)
-        results: dict[str, FewshotResult] = {}
-        for name, frozen, how in encoders:
-            with _explained(name):
-                result = of.run(frozen.extract(how), "cv" if config.l2 == "cv" else float(config.l2))
-            results[name] = result
+        results: dict[Readout, FewshotResult] = {}
+        for readout, extract in _readouts(encoders, config.pool):
+            with _explained(readout.name):
+                result = of.run(extract, "cv" if config.l2 == "cv" else float(config.l2))
+            results[readout] = result
             if world.main:
-                print(f"\n{name}\n{result.table()}", flush=True)
+                print(f"\n{readout.name}\n{result.table()}", flush=True)
     return results
 
 
-def _fewshot_rows(results: dict[str, FewshotResult]) -> Iterable[Sequence[Any]]:
-    yield "model", "shots", "accuracy", "std", "interval95", "seeds", "l2"
-    for name, result in results.items():
+def _fewshot_rows(results: dict[Readout, FewshotResult]) -> Iterable[Sequence[Any]]:
+    yield "model", "layer", "pool", "shots", "accuracy", "std", "interval95", "seeds", "l2"
+    for readout, result in results.items():
+        of = readout.name, readout.layer, readout.pool
         for column, shots in enumerate(result.shots):
             half = float(result.interval[column])
             l2 = "" if result.l2 is None else " ".join(f"{value:g}" for value in result.l2[:, column])
             figures = f"{result.mean[column]:.6f}", f"{result.spread[column]:.6f}"
-            yield name, shots, *figures, "" if math.isnan(half) else f"{half:.6f}", len(result.accuracy), l2
+            yield *of, shots, *figures, "" if math.isnan(half) else f"{half:.6f}", len(result.accuracy), l2
 
 
 def probe(config: ProbeRecipe) -> int:
@@ -99,13 +112,13 @@ def probe(config: ProbeRecipe) -> int:
         labels = take_fraction(of.train_labels, len(of.classes), config.labels, config.labels_seed)
         of = with_labels(of, labels)
         _check_neighbours(config, len(of.train_indices))
-        encoders = _encoders(config.init, config.pool, config.encoder, world, device)
+        encoders = _encoders(config.init, config.pool, (config.layer,), config.encoder, world, device)
         if config.out and world.main:
             make_folder(Path(config.out).expanduser(), ("probe.csv",))
         _say(world, f"{len(of.train_indices):,} training and {len(of.test_indices):,} test images", of.notes)
         results: dict[str, ProbeResult] = {}
-        for name, frozen, how in encoders:
-            extract = frozen.extract(how)
+        for readout, extract in _readouts(encoders, config.pool):
+            name = readout.name
             with _explained(name):
                 train, kept = extract(of.train, of.train_indices)
                 test, tested = extract(of.test, of.test_indices)
@@ -160,17 +173,21 @@ def _probe_rows(config: ProbeRecipe, results: dict[str, ProbeResult]) -> Iterabl
 
 
 def _encoders(
-    inits: Sequence[str], pools: str, config: FrozenConfig, world: World, device: torch.device
-) -> list[tuple[str, Frozen, str]]:
-    """Name, encoder and pooling of everything that is asked for, all of them built: what is wrong shows at once."""
+    inits: Sequence[str],
+    pools: Sequence[str],
+    layers: Sequence[int | Literal["all"]],
+    config: FrozenConfig,
+    world: World,
+    device: torch.device,
+) -> list[tuple[str, Frozen]]:
+    """Everything that is asked for, by its name, all of it built: what is wrong shows at once."""
     precision = choose_precision(config.precision, device, "encoder.precision")
     cache = FeatureCache() if config.cache else None
-    layer = "" if config.layer == -1 else f", layer {config.layer}"
-    found: list[tuple[str, Frozen, str]] = []
+    found: list[tuple[str, Frozen]] = []
     for init in inits:
         frozen = Frozen(
             once_a_machine(world, lambda init=init: open_weights(init)),
-            layer=config.layer,
+            layers=layers,
             image_hw=(config.img_size[0], config.img_size[-1]) if config.img_size else None,
             device=device,
             precision=precision,
@@ -178,11 +195,23 @@ def _encoders(
             cache=cache,
             seed=config.seed,
         )
-        if pools == "token" and "token" not in frozen.pools:
-            raise UserError(f"--pool token: {init} has no class token; take mean or both")
-        wanted = frozen.pools if pools == "both" else (pools,)
-        found += [(f"{init} ({how}{layer})", frozen, how) for how in wanted]
+        if not set(pools) & set(frozen.pools):
+            raise UserError(f"--pool {' '.join(pools)}: {init} has no class token; add mean")
+        found.append((init, frozen))
     return found
+
+
+def _readouts(encoders: list[tuple[str, Frozen]], pools: Sequence[str]) -> Iterator[tuple[Readout, Extract]]:
+    """Layer by layer, from the first on, the poolings that are asked for and that the encoder has.
+
+    An encoder is dropped, and its features with it, before the next one runs: all layers of many images are large.
+    """
+    while encoders:
+        init, frozen = encoders.pop(0)
+        for layer in frozen.layers:
+            for how in pools:
+                if how in frozen.pools:
+                    yield Readout(init, layer, how, frozen.depth), frozen.extract(how, layer)
 
 
 @contextlib.contextmanager

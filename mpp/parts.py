@@ -5,7 +5,7 @@ seen) for the corruption of a global batch.
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from mpp.data.pixel_cache import open_images
 from mpp.data.reader import Bad, Batch, Transform
 from mpp.data.transform import TrainTransform, normalise
 from mpp.dist import World
+from mpp.downstream.cache import weights_hash
 from mpp.downstream.fewshot import Fewshot
 from mpp.errors import UserError
 from mpp.model.encoder import Encoder, build_encoder
@@ -33,9 +34,15 @@ from mpp.sources.base import Source
 from mpp.train.loop import Schedule, State
 from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
-from mpp.train.run_folder import build_rate, micro_batches, once_a_machine, steps
+from mpp.train.run_folder import build_rate, earlier, micro_batches, once_a_machine, steps
 from mpp.train.schedule import parse_duration
+from mpp.weights.base import Weights
+from mpp.weights.continued import adopted, adopted_input, build_continued, load_first, settled
+from mpp.weights.opening import open_weights
+from mpp.weights.timm_folder import encoder_weights
 
+FIRST = "init"
+"""Folder in a run's own for the weights that it went on from, as timm loads them."""
 SURVEY_IMAGES, SURVEY_BATCH = 512, 64
 _CORRUPTION, _DROPOUT, _SURVEY = 1, 2, 3  # so that no two kinds of draws share a seed
 
@@ -58,6 +65,8 @@ class Run:
     micro_batch: int
     workers: int
     decode: DecodeJpegs | None
+    init_hash: str = ""
+    """Of the weights that a fresh run goes on from; empty for new ones, and where a run is resumed."""
 
     @property
     def folder(self) -> Path:
@@ -85,6 +94,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     Raises:
         UserError: settings that do not fit each other, the machine or the source.
     """
+    config, first = started(config, world)
     size = config.train.batch_size
     micro, accumulate = micro_batches(size, config.train.micro_batch, world)
     precision = choose_precision(config.train.precision, device)
@@ -98,6 +108,8 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     rate = build_rate(config.schedule, config.optim.lr, total, size, len(source))
     schedule = Schedule(total, size, accumulate, rate, config.optim.clip_norm)
     model = build_model(config, device, DTYPES[precision], micro)
+    if first is not None:
+        load_first(model.encoder, first)
     transform = TrainTransform(config.data, model.encoder.image_hw, config.model.in_chans)
     train, ema = config.train, build_ema(model, config.optim.ema_decay)
     wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema)
@@ -122,7 +134,35 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         micro,
         workers,
         choose_decoder(config.data.decode, device, transform),
+        weights_hash(first.state) if first is not None and first.state is not None else "",
     )
+
+
+def started(config: PretrainConfig, world: World) -> tuple[PretrainConfig, Weights | None]:
+    """The config with what the weights of its `init` say (see `settled`), and these weights.
+
+    A run that has begun has told them in its own config, and its checkpoints hold what became of them: then they are
+    not read again. Without `init` the config is as it was. A dry run always reads them.
+
+    Raises:
+        UserError: weights that cannot be opened or gone on from; a run folder that began with others.
+    """
+    if not config.init:
+        return config, None
+    before = earlier(config) if config.run_dir and not config.dry_run else None
+    if before is not None and before.init != config.init:
+        raise UserError(
+            f"{config.run_dir} began with {f'--init {before.init}' if before.init else 'new weights'}, "
+            f"not --init {config.init}; choose another --run-dir"
+        )
+    if before is not None:
+        model, data = adopted(config.init, config.model, before.model), adopted_input(config.data, before.data)
+        return replace(config, model=model, data=data, init_args=before.init_args), None
+    weights = once_a_machine(world, lambda: open_weights(config.init))
+    model, data, init_args = settled(config.init, weights, config.model, config.data)
+    if config.init_args not in ((), init_args):
+        raise UserError(f"init_args is filled in from --init {config.init}; leave it out")
+    return replace(config, model=model, data=data, init_args=init_args), weights
 
 
 def build_model(
@@ -130,12 +170,17 @@ def build_model(
 ) -> MaskedPatchPrediction[Encoder]:
     """Encoder, [mask] embedding and head, drawn from the seed; on "meta" nothing is allocated.
 
+    Where the config has an `init`, it is to be that of `started`; its weights are not loaded.
+
     `dtype` is what attention will be computed in, for a `batch` of so many images (see `build_encoder`).
     """
     channels = config.model.in_chans
     config.data.reading(channels)
     torch.manual_seed(config.train.seed)
-    encoder = build_encoder(config.model, device, dtype, batch)
+    if config.init_args:
+        encoder = build_continued(config.model, config.init_args, device, dtype, batch)
+    else:
+        encoder = build_encoder(config.model, device, dtype, batch)
     objective = config.objective
     target = build_target(objective.target, encoder.patch, channels, objective.bits)
     patches = encoder.grid[0] * encoder.grid[1]
@@ -143,7 +188,7 @@ def build_model(
         raise UserError("model.img_size holds one patch, which has no other to be replaced by; take smaller patches")
     _check_mask_enters(objective, patches, len(encoder.vit.blocks))
     with torch.device("meta" if str(device) == "meta" else "cpu"):
-        return MaskedPatchPrediction(encoder, target, objective.mask_enters).to(device)
+        return MaskedPatchPrediction(encoder, target, objective.mask_enters, objective.detail).to(device)
 
 
 def _check_mask_enters(objective: ObjectiveConfig, patches: int, blocks: int) -> None:
@@ -157,6 +202,13 @@ def _check_mask_enters(objective: ObjectiveConfig, patches: int, blocks: int) ->
             f"objective.ratio {objective.ratio:g} hides all {patches} patches, so that with objective.mask_enters the "
             "first blocks see nothing; take a smaller ratio"
         )
+
+
+def weights_of(config: PretrainConfig, encoder: Encoder, origin: str = "") -> Weights:
+    """A run's encoder as weights, with what its config says of them (see `encoder_weights`)."""
+    data = config.data
+    reading = data.reading(config.model.in_chans)
+    return encoder_weights(encoder, config.model, data.mean, data.std, reading, origin, config.init_args)
 
 
 def survey_source(parts: Run) -> Survey:

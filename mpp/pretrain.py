@@ -4,7 +4,7 @@ open_source -> stream          augmented uint8 batches; which images and how, by
 draw_corruption                for the whole global batch at once, by (seed, images seen)
 MaskedPatchPrediction          loss and figures (mpp/objective/objective.py tells how)
 fit                            updates, with rows, pictures, few-shot accuracy and checkpoints every so often
-save_timm_folder               run_dir/model, for timm.create_model("local-dir:...")
+write_timm_folder              run_dir/model, for timm.create_model("local-dir:...")
 tell_of_run                    run_dir/report.html
 """
 
@@ -21,7 +21,7 @@ from mpp.data.loader import cores_for
 from mpp.dist import World
 from mpp.errors import RunError
 from mpp.objective.objective import Survey
-from mpp.parts import Run, build, survey_source, training_batches, training_step
+from mpp.parts import FIRST, Run, build, survey_source, training_batches, training_step, weights_of
 from mpp.recipes import PretrainConfig
 from mpp.report import dry_run_report, summary
 from mpp.train.checkpoint import Checkpoints
@@ -34,7 +34,7 @@ from mpp.train.sharded import whole
 from mpp.train.waiting import data_notes
 from mpp.views.page import tell_of_run
 from mpp.watch import Watch
-from mpp.weights.timm_folder import save_timm_folder
+from mpp.weights.timm_folder import write_timm_folder
 
 
 def run(config: PretrainConfig) -> int:
@@ -54,6 +54,7 @@ def run(config: PretrainConfig) -> int:
 
 def _run(config: PretrainConfig, world: World, device: torch.device) -> int:
     parts = build(config, world, device)
+    config = parts.config  # with what the weights of an init say
     if world.main:
         print(to_yaml(config), file=sys.stderr, end="")
         print(f"source: {parts.source.describe()}", file=sys.stderr)
@@ -82,7 +83,11 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
         watch.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
     else:
         survey = start(parts, watch)
-        _record(parts, 0, targets=survey.describe(), warning=survey.warning)
+        facts = {"targets": survey.describe(), "warning": survey.warning}
+        if config.init:
+            export(parts, FIRST)  # it may be gone when somebody wants to compare
+            facts["init"] = f"{config.init} (SHA-256 of its weights {parts.init_hash})"
+        _record(parts, 0, **facts)
         save(parts.state)
         save.wait()  # or the loader's processes, started meanwhile, would hold the file open
     every: list[Every] = [*watch.every(), (parts.steps(config.checkpoint.every, "checkpoint.every"), save)]
@@ -100,7 +105,7 @@ def _finish(parts: Run, watch: Watch) -> int:
     if parts.world.main:
         cores = cores_for(parts.world.local_size)
         notes = data_notes(parts.folder, parts.config.data, parts.workers, cores)
-        watch.finish(summary(parts.folder, parts.model.target.score_name, notes))
+        watch.finish(summary(parts.folder, parts.model.target.score_name, notes, parts.config.init))
     return 0
 
 
@@ -113,7 +118,7 @@ def _record(parts: Run, step: int, **facts: str) -> None:
 
 
 def start(parts: Run, watch: Watch) -> Survey:
-    """What a fresh run does before its first update: looks at its targets and at itself untrained."""
+    """What a fresh run does before its first update: looks at its targets and at itself as it begins."""
     survey = survey_source(parts)
     for model in (parts.model, parts.exported):
         model.frequent.copy_(survey.frequent)
@@ -139,12 +144,12 @@ def diagnose(parts: Run, error: NonFinite, checkpoints: Checkpoints, watch: Watc
     return f"{error}; {advice} (with --resume force); the last good checkpoint is {checkpoints.latest()}"
 
 
-def export(parts: Run) -> None:
-    """Writes run_dir/model: the averaged encoder if there is an average, else the trained one."""
+def export(parts: Run, name: str = "model") -> None:
+    """Writes run_dir/model, or the folder of that name: the averaged encoder if there is an average, else the other."""
     with whole(parts.exported) as model:
         if parts.world.main:
-            data, folder = parts.config.data, parts.folder / "model"
-            save_timm_folder(model.encoder, parts.config.model, folder, data.mean, data.std, parts.reading)
+            folder = parts.folder / name
+            write_timm_folder(weights_of(parts.config, model.encoder, str(folder)), folder)
     dist.barrier()
 
 

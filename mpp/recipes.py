@@ -20,6 +20,12 @@ class PretrainConfig:
     """auto resumes run_dir if its config is the same; force resumes with the changed one."""
     dry_run: bool = field(default=False, metadata={"free": True})
     """Build everything, run two steps and one evaluation, report cost, write nothing."""
+    init: str = ""
+    """Weights of a ViT to go on from: a run folder, a timm or Hugging Face folder, a JAX .npz or a timm name. Settings
+    of model and data with their default values then take those of the weights (so say 224 224, not 224, to mean it).
+    Empty: new weights."""
+    init_args: tuple[str, ...] = ()
+    """Filled in from init: what model.* cannot say of its architecture, such as mlp_ratio=2.0."""
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     data: DataConfig = DataConfig()
@@ -30,13 +36,19 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
+    def __post_init__(self) -> None:
+        if self.init_args and not self.init:
+            raise ValueError("init_args is filled in from the weights of init; leave it out")
+
+
+Pool = Literal["mean", "token", "mean+token"]
+"""Of the patch tokens, the class token, or both side by side."""
+
 
 @dataclass(frozen=True)
 class FrozenConfig:
-    """How a frozen encoder is read."""
+    """How a frozen encoder runs."""
 
-    layer: int = -1
-    """Whose output: of ViTs a block, of others a stage; 0 is the first, -1 the last, which is read after its norm."""
     img_size: tuple[int, ...] = ()
     """Input size in pixels, one number or height and width. Empty: that of the weights."""
     device: str = "auto"
@@ -63,6 +75,11 @@ def _check_different(names: tuple[str, ...], setting: str = "init", what: str = 
         raise ValueError(f"{setting} takes different {what}, got {' '.join(names)}")
 
 
+def _check_pool(pool: tuple[str, ...]) -> None:
+    if not pool or len(set(pool)) < len(pool):
+        raise ValueError(f"pool takes different ones of mean, token and mean+token, got {' '.join(pool) or 'none'}")
+
+
 def _check_size(img_size: tuple[int, ...], setting: str) -> None:
     if len(img_size) > 2 or any(v < 1 for v in img_size):
         raise ValueError(f"{setting} takes one or two positive numbers, got {list(img_size)}")
@@ -70,7 +87,7 @@ def _check_size(img_size: tuple[int, ...], setting: str) -> None:
 
 @dataclass(frozen=True)
 class FewshotRecipe:
-    """Few-shot linear regression on frozen features: a table of accuracy by shots, one column a model and pooling."""
+    """Few-shot linear regression on frozen features: accuracy by shots for each encoder, layer and pooling."""
 
     init: tuple[str, ...] = ()
     """Encoders, one or several side by side: run folders, timm or Hugging Face folders, JAX .npz, timm names, or
@@ -82,9 +99,15 @@ class FewshotRecipe:
     download: bool = False
     """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
     out: str = ""
-    """Folder for fewshot.csv and fewshot.png. Empty: the table is printed, nothing is written."""
-    pool: Literal["both", "mean", "token"] = "both"
-    """Mean of the patch tokens, class token, or each in turn. Encoders without a class token have the mean alone."""
+    """Folder for fewshot.csv and fewshot.png, with several layers for layers.png, too. Empty: the table is printed,
+    nothing is written."""
+    pool: tuple[Pool, ...] = ("mean", "token")
+    """Mean of the patch tokens, class token, or both side by side, each in turn. Encoders without a class token have
+    the mean alone. Every feature is standardised before the fit, so neither half of mean+token outweighs the other,
+    but with twice the features the same l2 regularises half as much: compare them with l2 cv."""
+    layers: tuple[int | Literal["all"], ...] = (-1,)
+    """Layers that are read, each in turn, or the word all: of ViTs blocks, of others stages; 0 is the first, -1 the
+    last, which is read after its norm."""
     shots: tuple[int, ...] = (1, 5, 10, 25)
     """Labelled images per class."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -97,6 +120,9 @@ class FewshotRecipe:
 
     def __post_init__(self) -> None:
         _check_different(self.init)
+        _check_pool(self.pool)
+        if not self.layers or len(set(self.layers)) < len(self.layers) or ("all" in self.layers and self.layers[1:]):
+            raise ValueError(f"layers takes different numbers or the word all, got {' '.join(map(str, self.layers))}")
         if not self.shots or any(k < 1 for k in self.shots) or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots takes different numbers of at least 1, got {list(self.shots)}")
         if not self.seeds or any(s < 0 for s in self.seeds) or len(set(self.seeds)) < len(self.seeds):
@@ -129,8 +155,13 @@ class ProbeRecipe:
     """Share of the labelled training images that is used, the same share of each class."""
     labels_seed: int = 0
     """Which images those are."""
-    pool: Literal["both", "mean", "token"] = "both"
-    """Mean of the patch tokens, class token, or each in turn."""
+    pool: tuple[Pool, ...] = ("mean", "token")
+    """Mean of the patch tokens, class token, or both side by side, each in turn. Encoders without a class token have
+    the mean alone. linear standardises every feature, so neither half of mean+token outweighs the other; in the cosine
+    of knn the half with the longer vectors does."""
+    layer: int = -1
+    """Whose output is read: of ViTs a block, of others a stage; 0 is the first, -1 the last, which is read after its
+    norm."""
     l2: tuple[float, ...] = ()
     """linear: strengths to choose from on a held-out part of the training images. Empty: a grid."""
     k: tuple[int, ...] = (10, 20, 100, 200)
@@ -143,6 +174,7 @@ class ProbeRecipe:
 
     def __post_init__(self) -> None:
         _check_different(self.init)
+        _check_pool(self.pool)
         parse_share(self.labels, "labels")
         if any(not 0 < l2 < float("inf") for l2 in self.l2):
             raise ValueError(f"l2 takes positive, finite numbers, got {list(self.l2)}")
@@ -240,68 +272,6 @@ class VisualizeRecipe:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
 
 
-@dataclass(frozen=True)
-class StudyConfig:
-    """What the pretraining is worth: fine-tune the pretrained encoder and the same one from scratch, with the same
-    recipe and budget, at several shares of the labels and with several seeds; few-shot on both; one table."""
-
-    run_dir: str = field(default="", metadata={"free": True})
-    """Folder of the study: its runs, table and pictures. The same command again goes on where it stopped."""
-    data: str = ""
-    """Labelled source, as data.source of the training. It is pretrained on, too, without its labels, where
-    pretrain.data.source is empty."""
-    test: str = ""
-    """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
-    init: str = ""
-    """Weights to take instead of pretraining: a run folder or whatever else the fine-tuning tool takes."""
-    labels: tuple[str, ...] = field(default=("1%", "10%", "100%"), metadata={"free": True})
-    """Shares of the labels."""
-    lengths: tuple[str, ...] = field(default=(), metadata={"free": True})
-    """Length of the fine-tuning for each of these shares. Empty: finetune.train.length for all."""
-    seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata={"free": True})
-    """Each draws its own share of the labels, order, augmentation and new weights; the same ones for both encoders."""
-    shots: tuple[int, ...] = field(default=(1, 5, 10, 25), metadata={"free": True})
-    """Few-shot: labelled images per class."""
-    layers: tuple[int, ...] = field(default=(-1,), metadata={"free": True})
-    """Few-shot: layers that are read, such as -1 -2 -3."""
-    l2: str = field(default="1024", metadata={"free": True})
-    """Few-shot: strength of the L2 regularisation, or cv."""
-    pretrain: PretrainConfig = PretrainConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
-
-    def __post_init__(self) -> None:
-        for key in ("labels", "seeds", "shots", "layers"):
-            values = getattr(self, key)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{key} takes different values, at least one, got {list(values)}")
-        for share in self.labels:
-            parse_share(share, "labels")
-        if self.lengths and len(self.lengths) != len(self.labels):
-            raise ValueError(f"lengths takes one length for each of the {len(self.labels)} labels, or none")
-        FewshotRecipe(shots=self.shots, seeds=self.seeds, l2=self.l2)  # checks them
-        self._check_what_it_sets()
-
-    def _check_what_it_sets(self) -> None:
-        """Refuses settings of the two recipes that the study sets itself."""
-        tuned, default = self.finetune, FinetuneConfig()
-        instead = {
-            "finetune.init": (tuned.init, default.init, "init"),
-            "finetune.run_dir": (tuned.run_dir, default.run_dir, "run_dir"),
-            "finetune.data.source": (tuned.data.source, default.data.source, "data"),
-            "finetune.data.test": (tuned.data.test, default.data.test, "test"),
-            "finetune.data.labels": (tuned.data.labels, default.data.labels, "labels"),
-            "finetune.data.labels_seed": (tuned.data.labels_seed, default.data.labels_seed, "seeds"),
-            "finetune.train.seed": (tuned.train.seed, default.train.seed, "seeds"),
-            "pretrain.run_dir": (self.pretrain.run_dir, "", "run_dir"),
-            "pretrain.dry_run": (self.pretrain.dry_run, False, "the pretraining tool for it"),
-        }
-        for name, (value, usual, other) in instead.items():
-            if value != usual:
-                raise ValueError(f"{name} is set by the study; use {other}, got {value!r}")
-        if self.lengths and tuned.train.length != default.train.length:
-            raise ValueError("lengths and finetune.train.length say the same; give one of them")
-
-
 __all__ = [
     "ConvertRecipe",
     "FewshotRecipe",
@@ -310,6 +280,5 @@ __all__ = [
     "PredictRecipe",
     "PretrainConfig",
     "ProbeRecipe",
-    "StudyConfig",
     "VisualizeRecipe",
 ]

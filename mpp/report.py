@@ -15,8 +15,8 @@ from mpp.train.rows import last_part, training_spans
 from mpp.watch import Watch
 
 
-def summary(folder: Path, score: str, notes: Sequence[str] = ()) -> str:
-    """What a finished run has to say, from its own rows, and what else is to be said."""
+def summary(folder: Path, score: str, notes: Sequence[str] = (), init: str = "") -> str:
+    """What a finished run has to say, from its own rows, and what else is to be said. `init`: what it went on from."""
     rows = read_rows(folder / "metrics.jsonl")
     trained = [row for row in rows if score in row]
     evaluated = [row for row in rows if any(name.startswith("fewshot/") for name in row)]
@@ -35,7 +35,7 @@ def summary(folder: Path, score: str, notes: Sequence[str] = ()) -> str:
     if len(evaluated) > 1 and evaluated[0]["step"] == 0:
         first, final = evaluated[0], evaluated[-1]
         lines.append("Few-shot accuracy on frozen features (mean ± standard deviation over the draws of the shots):")
-        lines.append(f"  {'shots':>8}  {'random init':>15}  {'pretrained':>15}")
+        lines.append(f"  {'shots':>8}  {'its init' if init else 'random init':>15}  {'pretrained':>15}")
         for name in (n for n in final if n in first and n.startswith("fewshot/") and n.endswith("shot")):
             cells = (f"{row[name]:.1%} ± {row[name + '_std']:.1%}" for row in (first, final))
             shots = name.removeprefix("fewshot/").removesuffix("shot")

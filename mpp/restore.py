@@ -7,12 +7,11 @@ from mpp.config import from_file
 from mpp.errors import UserError
 from mpp.model.encoder import Encoder
 from mpp.objective.objective import MaskedPatchPrediction
-from mpp.parts import build_model
+from mpp.parts import FIRST, build_model, weights_of
 from mpp.recipes import PretrainConfig
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.weights.base import Weights
 from mpp.weights.opening import open_weights
-from mpp.weights.timm_folder import encoder_weights
 
 
 def weights_or_checkpoint(spec: str) -> Weights:
@@ -32,8 +31,22 @@ def weights_or_checkpoint(spec: str) -> Weights:
 
 def _encoder(path: Path) -> Weights:
     config, model = restored(path)
-    data, channels = config.data, config.model.in_chans
-    return encoder_weights(model.encoder, config.model, data.mean, data.std, data.reading(channels), str(path))
+    return weights_of(config, model.encoder, str(path))
+
+
+def first_weights(run: Path) -> Weights:
+    """What a pretraining run began with: the weights of its init, which it kept, or its own first ones, drawn again.
+
+    Args:
+        run: its folder.
+
+    Raises:
+        UserError: a run of another kind; one that lacks the folder that it kept them in.
+    """
+    config = from_file(PretrainConfig, run / "config.yaml")
+    if config.init:
+        return open_weights(str(run / FIRST))
+    return weights_of(config, build_model(config, "cpu").encoder, f"{run}, untrained")
 
 
 def restored(path: Path) -> tuple[PretrainConfig, MaskedPatchPrediction[Encoder]]:

@@ -59,13 +59,13 @@ TOOLS: dict[str, tuple[list[str], str, str, str]] = {
         "--optim.lr",
     ),
     "fewshot": (
-        ["--init [STR [STR ...]]", "--shots [INT [INT ...]]", "--encoder.layer INT"],
+        ["--init [STR [STR ...]]", "--shots [INT [INT ...]]", "--pool [{mean,token,mean+token}"],
         "no encoder: give --init, such as --init runs/first, or several, one after the other",
         "--shotss",
         "--shots",
     ),
     "probe": (
-        ["--kind {linear,knn}", "--l2 [FLOAT [FLOAT ...]]", "--encoder.layer INT"],
+        ["--kind {linear,knn}", "--l2 [FLOAT [FLOAT ...]]", "--layer INT"],
         "no encoder: give --init, such as --init runs/first, or several, one after the other",
         "--kinds",
         "--kind",

@@ -21,17 +21,18 @@ from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import build_encoder
 from mpp.parts import build, build_model
-from mpp.recipes import FinetuneConfig, PretrainConfig, StudyConfig
+from mpp.recipes import FinetuneConfig, PretrainConfig
 from mpp.sources.base import ListSource
+from mpp.study_recipe import StudyConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
 NAMES = [path.stem for path in PATHS]
 PAPER = {"paper_b16": 86, "paper_l16": 307, "paper_h14": 632}
 # Images that each config was written for; JFT-300M has about 303 million.
-IMAGES = {"base": 20_000, "cifar10_ti4": 50_000, "demo": 3_000, "in1k_b16": 1_281_167} | dict.fromkeys(
-    PAPER, 303 * 10**6
-)
+SMALL = {"base": 20_000, "cifar10_ti4": 50_000, "demo": 3_000, "in1k_b16": 1_281_167}
+BEST = {"best_base": "base", "best_cifar10_ti4": "cifar10_ti4"}
+IMAGES = SMALL | {name: SMALL[faithful] for name, faithful in BEST.items()} | dict.fromkeys(PAPER, 303 * 10**6)
 
 
 def load(name: str) -> PretrainConfig:
@@ -153,6 +154,13 @@ def test_the_paper_s_configs_say_what_appendix_b_1_2_says(name: str) -> None:
     assert config.model.image_hw == (224, 224)
 
 
+@pytest.mark.parametrize(("name", "faithful"), BEST.items())
+def test_the_best_recipes_differ_from_the_faithful_ones_in_the_objective_alone(name: str, faithful: str) -> None:
+    best = load(name)
+    assert best.objective != load(faithful).objective
+    assert dataclasses.replace(best, objective=load(faithful).objective) == load(faithful)
+
+
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch):
     """Puts a source that has a length and nothing else in the place of every other."""
@@ -171,7 +179,7 @@ def unread(monkeypatch: pytest.MonkeyPatch):
 def test_its_schedule_fits_the_images_that_it_is_meant_for(name: str, unread) -> None:
     unread(IMAGES[name])
     config = load(name)
-    small = dataclasses.replace(config.model, depth=1, embed_dim=48, num_heads=3)
+    small = dataclasses.replace(config.model, depth=config.objective.mask_enters + 1, embed_dim=48, num_heads=3)
     small = dataclasses.replace(config, model=small, fewshot=FewshotConfig())
     run = build(small, World(), torch.device("cpu"))
     total, rate = run.schedule.total_steps, run.schedule.rate
@@ -194,7 +202,7 @@ OTHERS = [*((path, "finetune", FinetuneConfig) for path in FINETUNE), *((path, "
 
 def test_the_other_recipes_have_their_configs() -> None:
     assert {path.stem for path in FINETUNE} == {"paper", "modern"}
-    assert {path.stem for path in STUDY} == {"cifar10", "cifar10_cpu"}
+    assert {path.stem for path in STUDY} == {"benefit_gpu", "benefit_cpu", "ablation_cpu", "best_cpu", "length_cpu"}
 
 
 @pytest.mark.parametrize(("path", "tool", "cls"), OTHERS, ids=[path.stem for path, _, _ in OTHERS])
@@ -248,8 +256,8 @@ def test_the_paper_s_fine_tuning_says_what_appendix_b_1_1_says() -> None:
 def test_a_study_s_two_recipes_can_be_built(path: Path, unread) -> None:
     config = from_file(StudyConfig, path)
     unread(50_000)
-    run = build(config.pretrain, World(), torch.device("cpu"))
-    assert run.schedule.total_steps > 1000
+    for arm in config.told_arms():
+        assert build(arm.pretrain, World(), torch.device("cpu")).schedule.total_steps > 300
     told = config.pretrain.model
     model = dataclasses.replace(
         config.finetune.model, name=told.name, img_size=told.img_size, patch_size=told.patch_size,
@@ -257,6 +265,7 @@ def test_a_study_s_two_recipes_can_be_built(path: Path, unread) -> None:
     )  # fmt: skip
     for length in config.lengths:
         train = dataclasses.replace(config.finetune.train, length=length)
-        one = dataclasses.replace(config.finetune, init="none", model=model, train=train)
+        data = dataclasses.replace(config.finetune.data, cache="none")  # of images that are one pixel each
+        one = dataclasses.replace(config.finetune, init="none", model=model, train=train, data=data)
         parts = build_tuning(one, labelled(500), one.optim.lr[0], World(), torch.device("cpu"))
         assert parts.schedule.total_steps > 100

@@ -58,6 +58,7 @@ def test_fewshot_tables(shot: Done) -> None:
     assert np.asarray(Image.open(shot.folder / "fewshot.png")).std() > 1
     found = rows(shot.folder / "fewshot.csv")
     assert [(row["model"], row["shots"]) for row in found] == [(name, k) for name in NAMES for k in ("1", "5", "10")]
+    assert [(row["layer"], row["pool"]) for row in found[::3]] == [("-1", "mean"), ("-1", "token"), ("-1", "mean")]
     for row in found:
         assert 0.25 < float(row["accuracy"]) <= 1
         assert (row["seeds"], row["l2"]) == ("3", "1024 1024 1024")
@@ -84,21 +85,32 @@ def test_fewshot_twice_gives_the_same_bits(
     assert capsys.readouterr().out == fresh
 
 
-def test_a_pretrained_run_another_layer_and_chosen_l2(
-    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_pretrained_run_all_layers_and_chosen_l2(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     assert pretrain(runs.command(source, run_dir, train__length="2 steps", fewshot__data="")[1:]) == 0
-    told = ["--data", source, "--shots", "1", "4", "--seeds", "0", "--pool", "mean", "--encoder.no-cache"]
+    told = ["--data", source, "--shots", "1", "4", "--seeds", "0", "--pool", "mean+token", "mean", "--encoder.no-cache"]
     quiet = ["--encoder.device", "cpu", "--encoder.workers", "0"]
     init = ["--init", str(run_dir), f"random:{run_dir}"]
+    shown: list[list[str]] = []
+    monkeypatch.setattr("mpp.evaluate.plot_shots", lambda path, results: shown.append(list(results)))
     capsys.readouterr()
-    assert fewshot([*init, *told, *quiet, "--layer", "-2", "--l2", "cv", "--out", str(tmp_path / "out")]) == 0
+    assert fewshot([*init, *told, *quiet, "--layers", "all", "--l2", "cv", "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     found = rows(tmp_path / "out" / "fewshot.csv")
-    assert [row["model"] for row in found[::2]] == [
-        f"{name} (mean, layer -2)" for name in (run_dir, f"random:{run_dir}")
+    last = [f"{name} ({how})" for name in init[1:] for how in ("mean+token", "mean")]
+    first = [f"{name[:-1]}, layer -2)" for name in last]
+    names = [*first[:2], *last[:2], *first[2:], *last[2:]]
+    assert [row["model"] for row in found[::2]] == names
+    assert [(row["layer"], row["pool"]) for row in found[2:7:2]] == [
+        ("-2", "mean"),
+        ("-1", "mean+token"),
+        ("-1", "mean"),
     ]
+    assert shown == [last]  # of many layers the last stands in fewshot.png, all in the other
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fewshot.csv", "layers.png"}
+    assert f"{tmp_path / 'out' / 'layers.png'}\n" in out
     assert "L2" in out
     assert all(row["interval95"] == "" for row in found)  # of one draw
     assert float(found[1]["l2"]) > 0
@@ -137,11 +149,12 @@ def test_probe_twice_gives_the_same_bits(probed: Done, tmp_path: Path, monkeypat
 def test_neighbours_and_a_share_of_the_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = runs.write_images(tmp_path / "images", 120)
     told = ["--init", SIDES[1], "--data", source, "--kind", "knn", "--k", "1", "3", "500", *COMMON]
-    assert probe([*told, "--labels", "25%", "--out", str(tmp_path / "out")]) == 0
+    assert probe([*told, "--labels", "25%", "--layer", "1", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     assert "24 training and 24 test images" in printed.err
     (row,) = rows(tmp_path / "out" / "probe.csv")
-    assert (row["kind"], row["labels"], row["setting"]) == ("knn", "25%", "k")
+    assert (row["model"], row["kind"]) == ("random:test_resnet (mean, layer -4)", "knn")
+    assert (row["labels"], row["setting"]) == ("25%", "k")
     assert row["chosen"] in ("1", "3")
     assert "500" not in printed.out  # more than there are
 
@@ -178,12 +191,12 @@ WRONG: list[tuple[str, list[str], str]] = [
     (
         "no class token",
         ["--init", *SIDES, "--data", "DATA", "--pool", "token"],
-        "--pool token: random:test_resnet has no",
+        "--pool token: random:test_resnet has no class token; add mean",
     ),
     (
         "no such layer",
-        ["--init", *SIDES, "--data", "DATA", "--layer", "5"],
-        "encoder.layer 5: random:test_resnet has lay",
+        ["--init", *SIDES, "--data", "DATA", "LAYER", "5"],
+        "layer 5: random:test_resnet has layers 0 to 4, or -5 to -1",
     ),
     (
         "a size that cuts",
@@ -226,7 +239,8 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
     common = [word for word in COMMON if "--img-size" not in words or word not in ("--img-size", "32")]
     if "--encoder.precision" in words:
         common = common[:-2]
-    words = [word.replace("TMP", str(tmp_path)).replace("DATA", source) for word in words]
+    layer = "--layers" if tool == "fewshot" else "--layer"
+    words = [word.replace("TMP", str(tmp_path)).replace("DATA", source).replace("LAYER", layer) for word in words]
     out = [] if "--out" in words else ["--out", str(tmp_path / "out")]
     assert TOOLS[tool]([*words, *common, *out]) == 2
     told = capsys.readouterr()
@@ -244,6 +258,10 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
         ("fewshot", ["--l2", "-1"], "l2 takes a positive number or cv"),
         ("fewshot", ["--shots", "0"], "shots takes different numbers of at least 1"),
         ("fewshot", ["--kind", "knn"], "no setting '--kind'"),
+        ("fewshot", ["--layers", "-1", "-1"], "layers takes different numbers or the word all, got -1 -1"),
+        ("fewshot", ["--layers", "all", "2"], "layers takes different numbers or the word all, got all 2"),
+        ("fewshot", ["--pool", "mean", "mean"], "pool takes different ones of mean, token and mean+token, got mean m"),
+        ("probe", ["--pool"], "pool takes different ones of mean, token and mean+token, got none"),
         ("probe", ["--l2", "0.1", "inf"], "l2 takes positive, finite numbers, got [0.1, inf]"),
         ("probe", ["--l2", "nan"], "l2 takes positive, finite numbers"),
         ("probe", ["--k", "0"], "k takes numbers of at least 1"),
@@ -275,11 +293,11 @@ def test_more_neighbours_than_images_before_anything_is_read(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--init", SIDES[1], "--data", source, *COMMON, "--kind", "knn", "--labels", labels]
-    monkeypatch.setattr("mpp.evaluate.open_weights", None)
-    assert probe([*words, "--k", *k]) == 2
+    with monkeypatch.context() as changes:
+        changes.setattr("mpp.evaluate.open_weights", None)
+        assert probe([*words, "--k", *k]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"--k {', '.join(k)}: there are only {images} training images to be neighbours" in line
-    monkeypatch.undo()
     assert probe([*words, "--k", *k, "3"]) == 0  # those that are too large are passed over
 
 

@@ -19,9 +19,9 @@ from mpp.recipes import (
     PredictRecipe,
     PretrainConfig,
     ProbeRecipe,
-    StudyConfig,
     VisualizeRecipe,
 )
+from mpp.study_recipe import StudyConfig
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,14 @@ from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
 
 STUDY = runs.ROOT / "tools" / "study.py"
+ARMS = ("default", "75 %")
 SETTINGS = {
+    "arms": "default,75 %: --objective.ratio 0.75 --log.no-report",
+    "pretrain_seeds": "0,1",
     "labels": "50%,100%",
-    "lengths": "6 steps,12 steps",
+    "lengths": "4 steps,6 steps",
+    "longer": "50%",
+    "tune_at": "50%",
     "seeds": "0,1",
     "shots": "1,2",
     "layers": "-1,-2",
@@ -28,7 +34,7 @@ SETTINGS = {
     "pretrain.model.embed_dim": "48",
     "pretrain.model.num_heads": "3",
     "pretrain.model.depth": "2",
-    "pretrain.train.length": "20 steps",
+    "pretrain.train.length": "8 steps",
     "pretrain.train.batch_size": "16",
     "pretrain.data.workers": "0",
     "pretrain.log.pictures": "",
@@ -39,11 +45,19 @@ SETTINGS = {
 }
 
 
+TAKEN = {"arms": "", "pretrain_seeds": "0", "longer": "", "tune_at": ""}
+"""Settings of a study that pretrains nothing."""
+
+
 def command(source: str, run_dir: Path, **changed: str) -> list[str]:
     test = runs.write_images(Path(source.partition(":")[2]).parent / "test", 24)
     settings = SETTINGS | {"data": source, "test": test, "run_dir": str(run_dir)}
     settings |= {name.replace("__", "."): value for name, value in changed.items()}
-    words = [word for name, value in settings.items() for word in (f"--{name}", *(value.split(",") if value else [""]))]
+    empty = ("arms", "longer", "lengths")  # lists that may be
+    words = [
+        word for name, value in settings.items() if value or name not in empty
+        for word in (f"--{name}", *(value.split(",") if value else [""]))
+    ]  # fmt: skip
     return [str(STUDY), *words]
 
 
@@ -66,68 +80,128 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def sides(share: str) -> list[str]:
+    return ["scratch", *(["scratch, longer"] if share == "50%" else []), *ARMS]
+
+
+def cell(folder: Path, side: str, share: str, seed: int) -> Path:
+    """The folder of one fine-tuning run."""
+    name = {"scratch, longer": "scratch_longer", "75 %": "75"}.get(side, side)
+    return folder / "finetune" / name / f"labels_{share.rstrip('%')}" / f"seed_{seed}"
+
+
+def result(folder: Path, side: str, share: str, seed: int) -> dict[str, Any]:
+    return json.loads((cell(folder, side, share, seed) / "result.json").read_text())
+
+
 @pytest.mark.slow
 def test_the_table_is_that_of_its_runs(done: tuple[Path, str]) -> None:
     folder, printed = done
-    table = rows(folder / "table.csv")
-    assert [row["labels"] for row in table] == ["50%", "100%"]
-    for row in table:
-        for side in ("scratch", "pretrained"):
-            share = row["labels"].rstrip("%")
-            found = [folder / "finetune" / side / f"labels_{share}" / f"seed_{seed}" / "result.json" for seed in (0, 1)]
-            top1 = [json.loads(path.read_text())["top1"] for path in found]
-            assert float(row[side]) == pytest.approx(np.mean(top1))
-            assert float(row[f"{side}_std"]) == pytest.approx(np.std(top1, ddof=1))
-            text = f"{100 * np.mean(top1):.1f} ± {100 * np.std(top1, ddof=1):.1f}"
-            assert text in printed
-            assert text in (folder / "study.md").read_text()
-        assert float(row["gain"]) == pytest.approx(float(row["pretrained"]) - float(row["scratch"]))
-    assert 'id="downstream"' in (folder / "pretrain" / "report.html").read_text()  # which tells the same
+    table = {(row["labels"], row["side"]): row for row in rows(folder / "table.csv")}
+    assert list(table) == [(share, side) for share in ("50%", "100%") for side in sides(share)]
+    for (share, side), row in table.items():
+        top1, scratch = (
+            np.array([result(folder, of, share, seed)["top1"] for seed in (0, 1)]) for of in (side, "scratch")
+        )
+        assert float(row["top1"]) == pytest.approx(top1.mean())
+        assert float(row["std"]) == pytest.approx(top1.std(ddof=1))
+        text = f"{100 * top1.mean():.1f} ± {100 * top1.std(ddof=1):.1f}"
+        if side == "scratch":
+            assert row["gain"] == ""
+        else:
+            assert float(row["gain"]) == pytest.approx((top1 - scratch).mean())
+            assert float(row["gain_std"]) == pytest.approx((top1 - scratch).std(ddof=1))
+            text += f" | {100 * (top1 - scratch).mean():+.1f} ± {100 * (top1 - scratch).std(ddof=1):.1f}"
+        assert text in printed
+        assert text in (folder / "study.md").read_text()
+    pages = [folder / "pretrain" / "default" / f"seed_{seed}" / "report.html" for seed in (0, 1)]
+    assert all('id="downstream"' in page.read_text() for page in pages)  # which tell the same
 
 
 @pytest.mark.slow
-def test_both_sides_have_the_same_labels_steps_and_architecture(done: tuple[Path, str]) -> None:
+def test_all_sides_have_the_same_labels_steps_and_architecture(done: tuple[Path, str]) -> None:
     folder, _ = done
-    for share, images, steps in (("50", 20, 6), ("100", 40, 12)):
+    for share, images, steps in (("50%", 20, 4), ("100%", 40, 6)):
         for seed in (0, 1):
-            runs_of = [
-                folder / "finetune" / side / f"labels_{share}" / f"seed_{seed}" for side in ("scratch", "pretrained")
-            ]
-            scratch, pretrained = (json.loads((path / "result.json").read_text()) for path in runs_of)
-            for result in (scratch, pretrained):
-                assert (result["train_images"], result["steps"]) == (images, steps)
-            assert scratch["init"] == f"random:{pretrained['init']}"
-            models = [json.loads((path / "model" / "config.json").read_text())["model_args"] for path in runs_of]
-            assert models[0] == models[1]
+            of = {side: result(folder, side, share, seed) for side in sides(share)}
+            for side, found in of.items():
+                # A longer one has the 8 x 16 images of the pretraining more, in steps of 8.
+                assert (found["train_images"], found["steps"]) == (images, steps + 16 * (side == "scratch, longer"))
+            assert of["scratch"]["init"] == f"random:{folder / 'pretrain' / 'default' / 'seed_0'}"
+            assert of["default"]["init"] == str(folder / "pretrain" / "default" / f"seed_{seed}")
+            assert of["75 %"]["init"] == str(folder / "pretrain" / "75" / f"seed_{seed}")
+            models = [cell(folder, side, share, seed) / "model" / "config.json" for side in of]
+            args = [json.loads(path.read_text())["model_args"] for path in models]
+            assert all(one == args[0] for one in args)
 
 
 @pytest.mark.slow
-def test_each_side_s_learning_rate_is_chosen_once_a_share(done: tuple[Path, str]) -> None:
+def test_each_side_s_learning_rate_is_chosen_once(done: tuple[Path, str]) -> None:
     folder, _ = done
     found = rows(folder / "runs.csv")
-    assert len(found) == 8
-    for side in ("scratch", "pretrained"):
-        for share in ("50%", "100%"):
-            assert len({row["lr"] for row in found if (row["side"], row["labels"]) == (side, share)}) == 1
-    assert len(list(folder.glob("finetune/*/*/*/sweep.csv"))) == 4
+    assert len(found) == 14
+    rates = {side: {row["lr"] for row in found if row["side"] == side} for side in sides("50%")}
+    assert all(len(of) == 1 for of in rates.values())
+    assert rates["scratch, longer"] == rates["scratch"]
+    swept = {path.parent for path in folder.glob("finetune/*/*/*/sweep.csv")}
+    assert swept == {cell(folder, side, "50%", 0) for side in ("scratch", *ARMS)}  # longer takes scratch's
+    assert not list(folder.glob("finetune/**/checkpoints"))
 
 
 @pytest.mark.slow
-def test_few_shot_stands_for_both_encoders_poolings_and_layers(done: tuple[Path, str]) -> None:
+def test_few_shot_stands_for_all_encoders_poolings_and_layers(done: tuple[Path, str]) -> None:
     folder, _ = done
-    names = {row["encoder"] for row in rows(folder / "fewshot.csv")}
-    parts = {(encoder, how) for encoder in ("random", "pretrained") for how in ("mean", "token")}
-    assert names == {f"{e} ({how}{layer})" for e, how in parts for layer in ("", ", layer -2")}
-    for picture in ("finetune.png", "fewshot.png"):
+    names = {(row["encoder"], row["pretrain_seed"], row["pool"], row["layer"]) for row in rows(folder / "fewshot.csv")}
+    encoders = [("random", ""), *((arm, seed) for arm in ARMS for seed in "01")]
+    assert names == {(*of, pool, layer) for of in encoders for pool in ("mean", "token") for layer in ("-1", "-2")}
+    for picture in ("finetune.png", "fewshot.png", "layers.png"):
         assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_its_data_file_holds_every_run_and_no_folder(done: tuple[Path, str]) -> None:
+    folder, _ = done
+    text = (folder / "study.json").read_text()
+    told = json.loads(text)
+    assert str(folder.parent) not in text
+    assert str(runs.ROOT) not in text
+    assert told["finished"]
+    assert told["name"] == folder.name
+    assert told["data"] == {"train_images": 40, "test_images": 24, "classes": 4}
+    assert {"versions", "hardware", "commit"} <= told["environment"].keys()
+    assert [(run["arm"], run["seed"]) for run in told["pretraining"]] == [
+        (arm, seed) for seed in (0, 1) for arm in ARMS
+    ]
+    for run in told["pretraining"]:
+        assert (run["images"], run["steps"], run["batch_size"]) == (128, 8, 16)
+        assert run["flags"] == ("" if run["arm"] == "default" else "--objective.ratio 0.75 --log.no-report")
+        assert {"loss", "accuracy", "accuracy_masked", "accuracy_baseline_neighbours", "grad_norm"} <= run[
+            "final"
+        ].keys()
+        assert run["curve"] == [[128, run["final"]["accuracy_masked"]]]
+        assert run["parameters"] > 48 * 48 * 12 * 2  # the matrices of its two blocks
+    for run in told["finetuning"]:
+        of = result(folder, run["side"], run["labels"], run["seed"])
+        assert {key: run[key] for key in ("top1", "balanced", "lr", "steps", "train_images")} == {
+            key: of[key] for key in ("top1", "balanced", "lr", "steps", "train_images")
+        }
+        assert run["images"] == 8 * run["steps"]
+        assert run["pretrain_seed"] == (run["seed"] if run["side"] in ARMS else None)
+        swept = (run["labels"], run["seed"]) == ("50%", 0) and run["side"] != "scratch, longer"
+        assert (run["sweep"] is not None) == swept
+        assert run["sweep"] is None or (run["sweep"].keys() == {"0.001", "0.003"} and f"{run['lr']:g}" in run["sweep"])
+    parts = [run["seconds"] for key in ("pretraining", "finetuning") for run in told[key]]
+    assert min(parts) > 0
+    assert told["device_seconds"] > sum(parts)  # the sweeps beside them
 
 
 @pytest.mark.slow
 def test_what_is_done_is_not_done_again(done: tuple[Path, str], source: str) -> None:
     folder, first = done
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("finetune/**/model.safetensors")}
+    kept = [path for path in folder.rglob("*") if path.name in ("model.safetensors", "study.json", "report.html")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
     out, _ = runs.finish(command(source, folder))
-    assert out.count("was done before") == 8
+    assert out.count("was done before") == 4 + 14
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert out[out.index("Fine-tuning, test") :] == first[first.index("Fine-tuning, test") :]
 
@@ -144,7 +218,7 @@ def test_other_weights_under_the_same_name_are_refused(source: str, tmp_path: Pa
         )
         state = build(weights).state_dict()
         write_timm_folder(dataclasses.replace(weights, state=state), init)
-        one = {"init": str(init), "labels": "100%", "lengths": "6 steps", "seeds": "0", "layers": "-1"}
+        one = TAKEN | {"init": str(init), "labels": "100%", "lengths": "6 steps", "seeds": "0", "layers": "-1"}
         _, err = runs.finish(command(source, tmp_path / "study", **one), code)
         assert ("the weights it started from have changed since" in err) == (code == 2)
 
@@ -153,21 +227,37 @@ def test_other_weights_under_the_same_name_are_refused(source: str, tmp_path: Pa
 def test_another_config_is_refused(done: tuple[Path, str], source: str) -> None:
     _, err = runs.finish(command(source, done[0], pretrain__train__length="30 steps"), 2)
     assert "another config" in err
-    assert "20 steps" in err
+    assert "8 steps" in err
     assert err.count("\n") == 1 + err.count("note:")
 
 
 @pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_where_it_was(done: tuple[Path, str], source: str, tmp_path: Path) -> None:
-    process = runs.start(command(source, tmp_path))
+    """Here one of a pretraining that is taken; a pretraining goes on by itself (tests/test_resume.py)."""
+    init = done[0] / "pretrain" / "default" / "seed_0"
+    words = command(
+        source, tmp_path, **TAKEN, init=str(init), labels="50%", lengths="4 steps", layers="-1", probe="true"
+    )
+    process = runs.start(words)
     while process.poll() is None and not list(tmp_path.glob("finetune/pretrained/*/*/result.json")):
         pass
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    out, _ = runs.finish(command(source, tmp_path))
+    out, _ = runs.finish(words)
     assert "was done before" in out
-    assert rows(tmp_path / "runs.csv") == rows(done[0] / "runs.csv")
-    assert rows(tmp_path / "fewshot.csv") == rows(done[0] / "fewshot.csv")
+    assert "| labels | images | steps | from scratch | pretrained | gain |" in out
+
+    def known(folder: Path, arm: str) -> dict[tuple[str, str], str]:
+        """What both studies did: scratch twice, and the first seed of the pretraining once."""
+        found = [row for row in rows(folder / "runs.csv") if row["labels"] == "50%"]
+        told = {(row["side"], row["seed"]): row["top1"] for row in found}
+        return {("arm", "0"): told[arm, "0"], **{("scratch", seed): told["scratch", seed] for seed in "01"}}
+
+    assert known(tmp_path, "pretrained") == known(done[0], "default")
+    ours, theirs = ([row for row in rows(of / "fewshot.csv") if row["layer"] == "-1"] for of in (tmp_path, done[0]))
+    assert [row["accuracy"] for row in ours] == [row["accuracy"] for row in theirs[: len(ours)]]
+    probes = json.loads((tmp_path / "study.json").read_text())["probes"]
+    assert [probe["side"] for probe in probes] == ["random", "pretrained"]
 
 
 @pytest.mark.parametrize(
@@ -175,17 +265,29 @@ def test_a_study_that_is_stopped_goes_on_where_it_was(done: tuple[Path, str], so
     [
         ({"data": ""}, "--data"),
         ({"data": "folder:/nowhere"}, "/nowhere"),
-        ({"init": "/nowhere/run"}, "/nowhere/run"),
-        ({"labels": "0%", "lengths": ""}, "labels"),
+        (TAKEN | {"init": "/nowhere/run"}, "/nowhere/run"),
+        ({"init": "/nowhere/run"}, "leave out arms"),
+        ({"labels": "0%", "lengths": "", "longer": "", "tune_at": ""}, "labels"),
         ({"lengths": "6 steps"}, "lengths"),
         ({"seeds": "0,0"}, "seeds"),
         ({"finetune__init": "resnet18"}, "finetune.init is set by the study; use init"),
         ({"finetune__data__labels": "50%"}, "use labels"),
         ({"finetune__train__length": "9 steps"}, "lengths and finetune.train.length"),
+        ({"longer": "10%"}, "longer takes shares that labels has, 50%, 100%"),
+        ({"tune_at": "10%"}, "tune_at takes shares"),
+        ({"pretrain__train__seed": "3"}, "use pretrain_seeds"),
+        ({"arms": "a,b: --objective.rato 0.7"}, "arms: b: no setting '--objective.rato'; did you mean"),
+        ({"arms": "a,b: --objective.ratio 7"}, "arms: b: objective.ratio must be in (0, 1]"),
+        ({"arms": "a,b: --objective.target 'x"}, "arms: b: No closing quotation"),
+        ({"arms": "a,A"}, "its folder would be that of 'a'"),
+        ({"arms": "a,scratch longer"}, "that of 'scratch, longer'"),
+        ({"arms": "a,b: --run-dir x"}, "arms: b: run_dir is the same for all arms"),
+        ({"arms": "a,b: --train.length '9 steps'", "equal_time": "true"}, "b: equal_time sets train.length"),
+        ({"arms": "a,b: --model.num_heads 5"}, "b: "),
         # What would otherwise be met after hours of pretraining:
         ({"test": ""}, "would see the images held out"),
         ({"layers": "-9"}, "layer"),
-        ({"labels": "4%,100%"}, "no class of"),
+        ({"labels": "4%,100%", "longer": "", "tune_at": ""}, "no class of"),
         ({"finetune__loss__mixup": "0.5", "finetune__train__batch_size": "7"}, "7"),
     ],
 )
@@ -200,7 +302,12 @@ def test_wrong_input_is_one_line(
 # The last one, for it adds to the study that the others look at.
 @pytest.mark.slow
 def test_a_share_of_the_labels_may_be_added(done: tuple[Path, str], source: str) -> None:
-    more = {"labels": "50%,75%,100%", "lengths": "6 steps,6 steps,12 steps", "layers": "-1"}
+    more = {
+        "labels": "50%,75%,100%",
+        "lengths": "4 steps,4 steps,6 steps",
+        "layers": "-1",
+        "pretrain.log.report": "false",
+    }
     out, _ = runs.finish(command(source, done[0], **more))
-    assert out.count("was done before") == 8
-    assert [row["labels"] for row in rows(done[0] / "table.csv")] == ["50%", "75%", "100%"]
+    assert out.count("was done before") == 4 + 14
+    assert list(dict.fromkeys(row["labels"] for row in rows(done[0] / "table.csv"))) == ["50%", "75%", "100%"]

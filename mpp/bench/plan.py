@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import cast
 
 from mpp.bench_config import PlanBench
 from mpp.cost import flops, memory
@@ -55,12 +56,34 @@ def plan(config: PlanBench) -> int:
     return 0
 
 
+def _whole(config: PlanBench) -> PlanBench:
+    """With what the weights that the run goes on from say, if it does.
+
+    Raises:
+        UserError: weights that cannot be gone on from, or of an architecture that the formulas are not for.
+    """
+    if not config.init:
+        return config
+    from mpp.dist import World
+    from mpp.parts import started  # which needs torch, as a plan without weights does not
+
+    whole = cast(PlanBench, started(replace(config, dry_run=True), World())[0])
+    rest = set(whole.init_args) - {'act_layer="gelu"', "mlp_ratio=4.0"}
+    if rest:
+        raise UserError(
+            f"--init {config.init} has {', '.join(sorted(rest))}, which the formulas are not for; tools/pretrain.py "
+            "--dry-run measures it"
+        )
+    return whole
+
+
 def plan_of(config: PlanBench) -> Plan:
     """The cost of the run that these settings describe.
 
     Raises:
         UserError: see `plan`.
     """
+    config = _whole(config)
     device = device_named(config.device)
     if config.network is not None:
         device = replace(device, network=config.network * 1e9)

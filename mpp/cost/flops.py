@@ -40,7 +40,7 @@ def flops(shape: Shape, kernel: str = FUSED, checkpointing: bool = False) -> dic
     projections = sum(8 * s * d * d for s in known) + 4 * t * d * d + 4 * k * d * d
     products = sum(4 * s * s * d for s in known) + 4 * k * t * d  # queries by keys, weights by values
     mlp = sum(4 * s * d * m for s in known) + 4 * k * d * m
-    head = 2 * k * d * shape.outputs
+    head = 2 * k * d * (shape.outputs + shape.details)
     again = products // 2 if kernel == FUSED else 0  # the weights, once more
     return {
         "patch embedding": Passes(embedding, embedding),  # pixels need no gradient

@@ -115,7 +115,7 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
         "temporaries": b * max(8 * shape.pixels, 16 * k * shape.patches),
     }
     yield full | {  # the gradient of the head's output has become that of its weight
-        "head and loss": b * k * shape.outputs * narrow,
+        "head and loss": b * k * (shape.outputs + shape.details) * narrow,
         "batch": b * images + corruption,
         "temporaries": shape.head_parameters * (4 if narrow == 4 else 6),
     }
@@ -160,9 +160,11 @@ def _gathered(shape: Shape, setup: Setup, backward: bool) -> int:
 def _loss(shape: Shape, setup: Setup) -> int:
     """Bytes of the head's output and what its loss keeps, of one image."""
     output = shape.picked * shape.outputs
-    if shape.pixel_target:  # output, target, difference
-        return output * (setup.narrow + 8)
-    return output * (setup.narrow + (0 if setup.narrow == 4 else 4) + 4)
+    regression = setup.narrow + 8  # output, target, difference
+    details = shape.picked * shape.details * regression
+    if shape.pixel_target:
+        return output * regression + details
+    return output * (setup.narrow + (0 if setup.narrow == 4 else 4) + 4) + details
 
 
 def largest_micro_batch(shape: Shape, setup: Setup, limit: float) -> int:

@@ -50,6 +50,8 @@ class Shape:
     outputs: int
     """Width of the head."""
     pixel_target: bool = False
+    detail: bool = False
+    """Whether a second head predicts the pixels of a patch."""
     early: int = 0
     """Blocks that run without the corrupted patches."""
 
@@ -80,8 +82,13 @@ class Shape:
 
     @property
     def head_parameters(self) -> int:
-        """Of the last norm and the head."""
-        return 2 * self.dim + self.outputs * (self.dim + 1)
+        """Of the last norm and the heads."""
+        return 2 * self.dim + (self.outputs + self.details) * (self.dim + 1)
+
+    @property
+    def details(self) -> int:
+        """Width of the second head; 0 without one."""
+        return self.patch_values * self.detail
 
     @property
     def root_parameters(self) -> int:
@@ -164,6 +171,7 @@ def _shape(
         picked=max(round(objective.ratio * rows * columns), 1),
         outputs=_outputs(objective, model.in_chans, patch),
         pixel_target=objective.target == "pixels",
+        detail=objective.detail > 0,
         early=objective.mask_enters,
     )
 

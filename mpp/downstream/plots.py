@@ -4,12 +4,12 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
 
-from mpp.downstream.shots import FewshotResult
+from mpp.downstream.shots import FewshotResult, Readout
 from mpp.sources.names import printable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _LARGEST_LABELLED = 60  # classes whose names fit beside a confusion matrix
 _LARGEST_COUNTED = 12  # classes whose cells hold a figure
 _MOST_CELLS = 250  # a side; of more, one cell would be a dot of three pixels
 _LONGEST = 24  # characters of a name
+_POOLED = {"mean": "mean of the patches", "token": "class token", "mean+token": "both side by side"}
 
 
 def plot_shots(path: Path, results: Mapping[str, FewshotResult]) -> None:
@@ -64,6 +65,69 @@ def plot_shots(path: Path, results: Mapping[str, FewshotResult]) -> None:
     axes.legend(frameon=False, loc="best", fontsize=13)
     axes.set_title(_bars_text(results.values()), loc="right", fontsize=11, color="#555555")
     _save(figure, path)
+
+
+def plot_layers(path: Path, results: Mapping[Readout, FewshotResult]) -> None:
+    """Accuracy by the layer that is read: a panel per number of shots, a colour per encoder, a line style per pooling.
+
+    The bands are the standard deviation over the draws. One draw has none: no band.
+
+    Args:
+        path: as in `plot_shots`.
+        results: of any encoders, layers and poolings, with the same shots; layers are drawn numbered from 0.
+
+    Raises:
+        ValueError: no results, or readouts that do not tell the depth of their encoder.
+    """
+    if not results or any(of.depth < 1 for of in results):
+        raise ValueError("plot_layers needs one result or more, each with the depth of its encoder")
+    shots = next(iter(results.values())).shots
+    columns = math.ceil(math.sqrt(len(shots)))
+    rows = math.ceil(len(shots) / columns)
+    figure = _figure((_WIDTH, max(_HEIGHT, 3.2 * rows + 1.0)))
+    looks = _looks(results)
+    for panel, number in enumerate(shots):
+        axes = figure.add_subplot(rows, columns, panel + 1)
+        _style(axes)
+        for (init, pool), look in looks.items():
+            line = sorted((of.depth + of.layer, of) for of in results if (of.init, of.pool) == (init, pool))
+            x = [layer for layer, _ in line]
+            mean = np.array([100 * results[of].mean[panel] for _, of in line])
+            std = np.array([100 * results[of].spread[panel] for _, of in line])
+            axes.plot(x, mean, **look)
+            axes.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.12, linewidth=0)
+        axes.locator_params(axis="x", integer=True)
+        axes.set_title(f"{number} labelled image{'s' * (number > 1)} per class", fontsize=13)
+    several = any(len(result.accuracy) > 1 for result in results.values())
+    bands = "; bands: standard deviation over the draws" if several else "; one draw of the shots each, so no bands"
+    figure.supxlabel(f"layer that is read, from 0{bands}", fontsize=13)
+    figure.supylabel("accuracy (%)", fontsize=14)
+    _layers_legend(figure, looks)
+    _save(figure, path)
+
+
+def _looks(results: Iterable[Readout]) -> dict[tuple[str, str], dict[str, Any]]:
+    """How the line of each encoder and pooling is drawn."""
+    inits, pools = (list(dict.fromkeys(names)) for names in zip(*((of.init, of.pool) for of in results), strict=True))
+    return {
+        (init, pool): {
+            "color": PALETTE[i % len(PALETTE)], "linestyle": _LINES[j % len(_LINES)],
+            "marker": _MARKERS[(j + i // len(PALETTE)) % len(_MARKERS)], "markersize": 5, "linewidth": 2,
+        }
+        for i, init in enumerate(inits) for j, pool in enumerate(pools)
+        if any((of.init, of.pool) == (init, pool) for of in results)
+    }  # fmt: skip
+
+
+def _layers_legend(figure: "Figure", looks: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+    """Encoders by their colours, and poolings, in grey, by their lines."""
+    from matplotlib.lines import Line2D
+
+    colours = {init: look["color"] for (init, _), look in looks.items()}
+    lines = {pool: {**look, "color": "#555555"} for (_, pool), look in looks.items()}
+    handles = [Line2D([], [], label=_cut(init, 34), color=colour, linewidth=4) for init, colour in colours.items()]
+    handles += [Line2D([], [], label=_POOLED[pool], **look) for pool, look in lines.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3), frameon=False, fontsize=12)
 
 
 def plot_bars(path: Path, groups: Mapping[str, Mapping[str, tuple[float, float]]], ylabel: str) -> None:
@@ -167,20 +231,30 @@ def _shrunk(share: np.ndarray, step: int) -> np.ndarray:
 
 
 def _new(size: tuple[float, float] = (_WIDTH, _HEIGHT)) -> "tuple[Figure, Axes]":
+    """A figure with one pair of axes."""
+    figure = _figure(size)
+    axes = figure.subplots()
+    _style(axes)
+    return figure, axes
+
+
+def _figure(size: tuple[float, float]) -> "Figure":
     """A figure of its own, drawn into memory: no window, and no state shared with other plots of the process."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    return figure
+
+
+def _style(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=13)
     axes.xaxis.label.set_fontsize(14)
     axes.yaxis.label.set_fontsize(14)
-    return figure, axes
 
 
 def _save(figure: "Figure", path: Path) -> None:

@@ -26,6 +26,25 @@ L2 = float | Literal["cv"]
 """One strength for all draws, or "cv": each draw's own, by cross-validation on its shots."""
 
 
+@dataclass(frozen=True)
+class Readout:
+    """Which features of which encoder a result is of."""
+
+    init: str
+    layer: int = -1
+    """Counted from the end: -1 is the last."""
+    pool: str = "mean"
+    """mean, token or mean+token."""
+    depth: int = field(default=0, compare=False)
+    """Number of layers of the encoder; readouts are found without it."""
+
+    @property
+    def name(self) -> str:
+        """Such as "runs/first (mean)" or, of another layer than the last, "runs/first (mean, layer -2)"."""
+        layer = "" if self.layer == -1 else f", layer {self.layer}"
+        return f"{self.init} ({self.pool}{layer})"
+
+
 def draw_shots(labels: Int[np.ndarray, " n"], shots: int, seed: int, num_classes: int) -> Int64[np.ndarray, " picked"]:
     """Indices of at most `shots` images per class, class by class, as the original evaluator draws them.
 

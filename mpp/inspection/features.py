@@ -59,6 +59,23 @@ def neighbours(
     return nearest.astype(np.int64), np.take_along_axis(cosine, nearest, axis=1).astype(np.float32)
 
 
+def effective_rank(features: Float[np.ndarray, "m dim"]) -> float:
+    """How many dimensions the features use: the exponential of the entropy of their normalised singular values.
+
+    Of centred features, so that a constant counts as none: from 1, where all lie on a line, to dim; 0 where nothing
+    differs. Roy and Vetterli, "The effective rank" (EUSIPCO 2007), equation 3.
+    """
+    centred = features.astype(np.float64)
+    size = np.abs(centred).max()
+    centred -= centred.mean(axis=0)
+    # The squares of the singular values, from the smaller of the two products.
+    squares = np.linalg.eigvalsh(centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T)
+    values = np.sqrt(squares.clip(0))
+    values = values[values > _NOTHING * size]
+    share = values / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum())) if len(values) else 0.0
+
+
 def _unit(features: Float[np.ndarray, "m dim"]) -> Float64[np.ndarray, "m dim"]:
     features = features.astype(np.float64)
     length = np.linalg.norm(features, axis=1, keepdims=True)

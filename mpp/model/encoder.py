@@ -163,7 +163,10 @@ def create_vit(config: ModelConfig, **overrides: Any) -> VisionTransformer:
     """
     if "." in config.name:
         bare = config.name.partition(".")[0]
-        raise UserError(f"model.name {config.name!r} names weights, which pretraining does not load; take {bare}")
+        raise UserError(
+            f"model.name {config.name!r} names weights; take {bare} for new ones, or --init {config.name} to "
+            "go on from them"
+        )
     if not timm.is_model(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models("vit_*"), 3)
         raise UserError(f"timm {timm.__version__} has no model {config.name!r}; near it: {', '.join(near) or 'none'}")

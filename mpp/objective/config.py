@@ -12,6 +12,9 @@ class ObjectiveConfig:
     """What is predicted: the patch's mean colour, its 4x4 downsized colours, or all its pixels (L2)."""
     bits: int = 3
     """Bits per colour channel of the two colour targets."""
+    detail: float = 0.0
+    """Weight of a second prediction, by a head of its own: the patch's pixels less their mean, over their standard
+    deviation (MAE's normalised pixels), mean squared error. 0: none, as in the paper."""
     ratio: float = 0.5
     """Share of the patches that is corrupted; K = round(ratio * N) in every image."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -25,6 +28,8 @@ class ObjectiveConfig:
     """Where the other patch of a random replacement is from; batch: the images of a micro-batch (train.micro_batch)."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.detail < float("inf"):
+            raise ValueError(f"objective.detail must be at least 0, got {self.detail}")
         if not 0 < self.ratio <= 1:
             raise ValueError(f"objective.ratio must be in (0, 1], got {self.ratio}")
         if not 1 <= self.bits <= 8:

@@ -4,7 +4,7 @@ tokens = encoder.embed(pixels)                    before position embeddings
 tokens = corrupt(tokens, corruption, mask_token)  80 % [mask], 10 % another patch, 10 % unchanged
 tokens = encoder.encode(tokens, at=picked)        those of the K corrupted patches, and no others
 output = head(tokens)
-loss   = mean over all K, the unchanged ones included
+loss   = mean over all K, the unchanged ones included [+ detail * that of a second head]
 """
 
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mpp.objective.masking import KINDS, Corruption, corrupt
-from mpp.objective.target import ColourTarget, Target, cell_sums
+from mpp.objective.target import ColourTarget, Target, cell_sums, details
 
 Figures = dict[str, Tensor]
 """Name -> (2,) float64: a sum and the count that it runs over; any union's mean is its sums over its counts."""
@@ -44,6 +44,7 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
         target: what is predicted.
         mask_enters: block before which the [mask] embeddings enter the encoder; above 0 for corruptions that hide all
             picked patches.
+        detail: weight of the loss of a second head, which predicts the patches' `details`; 0: there is none.
 
     Attributes:
         frequent: (predictions,) the most frequent class (for pixels: the mean patch), which the first trivial baseline
@@ -55,16 +56,20 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
     frequent: Tensor
     distance: Tensor
 
-    def __init__(self, encoder: E, target: Target, mask_enters: int = 0) -> None:
+    def __init__(self, encoder: E, target: Target, mask_enters: int = 0, detail: float = 0.0) -> None:
         super().__init__()
         self.encoder = encoder
         self.target = target
         self.mask_enters = mask_enters
+        self.detail = detail
         self.mask_token = nn.Parameter(torch.empty(encoder.embed_dim))
         self.head = nn.Linear(encoder.embed_dim, target.outputs)
+        outputs = target.channels * encoder.patch[0] * encoder.patch[1]
+        self.detail_head = nn.Linear(encoder.embed_dim, outputs) if detail else None
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        for head in filter(None, (self.head, self.detail_head)):
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
         if isinstance(target, ColourTarget):
             self.register_buffer("frequent", torch.zeros(target.predictions, dtype=torch.int64))
         else:
@@ -75,8 +80,12 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
         self, pixels: Float[Tensor, "batch channels height width"], corruption: Corruption
     ) -> Float[Tensor, "batch k outputs"]:
         """The head's output at the corrupted patches of normalised images."""
+        return self.head(self._encoded(pixels, corruption))
+
+    def _encoded(self, pixels: Tensor, corruption: Corruption) -> Float[Tensor, "batch k dim"]:
+        """The tokens of the corrupted patches, after the encoder."""
         tokens = corrupt(self.encoder.embed(pixels), corruption, self.mask_token)
-        return self.head(self.encoder.encode(tokens, at=corruption.picked, entering=self.mask_enters))
+        return self.encoder.encode(tokens, at=corruption.picked, entering=self.mask_enters)
 
     def forward(
         self,
@@ -91,12 +100,18 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
             pixels: the same, normalised.
             corruption: what is corrupted.
         """
-        output = self.predict(pixels, corruption)
+        tokens = self._encoded(pixels, corruption)
+        output = self.head(tokens)
         target = _at(self.target.of(images), corruption.picked)
         loss = self.target.loss(output, target)
         with torch.no_grad():
             figures = self._figures(images, corruption, output.detach(), target, loss.detach())
-        return loss.mean(), figures
+        if self.detail_head is None:
+            return loss.mean(), figures
+        missed = self.detail_head(tokens).float() - _at(details(images, self.encoder.patch), corruption.picked)
+        of_details = missed.square().mean(dim=-1)
+        figures["loss_detail"] = _sum(of_details.detach(), torch.ones_like(of_details))
+        return loss.mean() + self.detail * of_details.mean(), figures
 
     def _figures(self, images: Tensor, corruption: Corruption, output: Tensor, target: Tensor, loss: Tensor) -> Figures:
         name = self.target.score_name

@@ -189,6 +189,19 @@ class PixelTarget:
 
 Target = ColourTarget | PixelTarget
 
+_FLAT = 0.01  # standard deviation on [-1, 1], about one grey level, below which a patch counts as flat
+
+
+def details(images: Images, patch: tuple[int, int]) -> Float[Tensor, "batch patches outputs"]:
+    """The pixels of every patch less their mean, over their standard deviation, channels first.
+
+    All P * P * C values of a patch share mean and deviation (MAE, arXiv 2111.06377, section 4.1, "normalized pixels").
+    What is left out is about what the mean colour tells; predicting 0 everywhere has a mean squared error of about 1.
+    """
+    pixels = PixelTarget(patch, images.shape[1]).of(images)
+    variance = pixels.var(dim=-1, keepdim=True)
+    return (pixels - pixels.mean(dim=-1, keepdim=True)) / (variance + _FLAT**2).sqrt()
+
 
 def build_target(name: str, patch: tuple[int, int], channels: int, bits: int) -> Target:
     """The target named mean_colour, colour_4x4 or pixels.

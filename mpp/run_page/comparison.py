@@ -16,7 +16,7 @@ from mpp.run_page.curves import SEEN, Chart, charts, line_of
 from mpp.run_page.provenance import code, machine, times_told, versions
 from mpp.run_page.reading import Record, read_record
 from mpp.run_page.results import fewshot_accuracy, fewshot_ends
-from mpp.run_page.wording import NONE, around, figure, listed, percent, score_text
+from mpp.run_page.wording import NONE, around, beginning, figure, listed, percent, score_text
 from mpp.sources.patterns import shown
 from mpp.train.rows import last_part
 
@@ -164,7 +164,7 @@ def _fewshot(runs: Runs) -> list[Table]:
     shots = sorted({k for run in runs.values() for k in run.shots})
     rows = []
     for name, run in runs.items():
-        for row, start in zip(fewshot_ends(run), ("random initialisation", "pretrained"), strict=True):
+        for row, start in zip(fewshot_ends(run), (beginning(run.config), "pretrained"), strict=True):
             if row is not None:
                 rows.append((name, start, *(around(*fewshot_accuracy(row, k)) for k in shots)))
     head = ("run", "encoder", *(f"{k} shot{'s' * (k > 1)}" for k in shots))

@@ -85,7 +85,8 @@ def making_section(record: Record) -> Section:
     blocks: list[Block] = []
     if record.starts:
         last = record.starts[-1]
-        rows = code(last) | machine(last) | times_told(record)
+        init = _first(record, "init")
+        rows = ({"went on from": init} if init else {}) | code(last) | machine(last) | times_told(record)
         said = "The run" if len(record.starts) == 1 else "The run as it was last started"
         blocks += [Text(_in_lines(last["command"]), "The command")] if last.get("command") else []
         blocks += [Table(("what", "value"), tuple(rows.items()), said, prose=True), _versions(last), _starts(record)]

@@ -72,7 +72,8 @@ def read_record(folder: Path) -> Record:
         raise UserError(f"{folder} is no run: it has no config.yaml; name the --run-dir of a run")
     told = load_yaml(path)
     if "pretrain" in told and "finetune" in told:
-        raise UserError(f"{folder} is a study; name one of its runs, such as {folder / 'pretrain'}")
+        run = next(iter(sorted(folder.glob("pretrain/*/*"))), folder / "pretrain" / "pretrained" / "seed_0")
+        raise UserError(f"{folder} is a study; name one of its runs, such as {run}")
     config = from_file(PretrainConfig if "objective" in told else FinetuneConfig, path)
     try:
         result = read_result(folder)

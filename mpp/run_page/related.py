@@ -1,7 +1,8 @@
 """What others measured of a pretrained encoder: fine-tuning runs, few-shot tables and studies beside its run folder."""
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from mpp.downstream.account import Result, read_result
 from mpp.errors import UserError
 from mpp.page.parts import Block, Section, Table
 from mpp.run_page.reading import read_csv
-from mpp.run_page.wording import NONE, around, percent, points
+from mpp.run_page.wording import NONE, UNTRAINED, around, percent, points
+from mpp.study_recipe import LONGER, PRETRAINED, RANDOM, SCRATCH, folder_name
 from mpp.yaml_text import load_yaml
 
 _RANDOM = "random:"
@@ -44,8 +46,8 @@ def related(folder: Path, results: Sequence[Path] = ()) -> Section | None:
     """What was measured of the encoder of a pretraining run; None where nothing is found.
 
     Args:
-        folder: of the run. Folders beside it and the one around it, which a study's may be, are looked through; what
-            cannot be read is passed over.
+        folder: of the run. Folders beside it, the one around it and its study's are looked through; what cannot be
+            read is passed over.
         results: more folders to look through.
     """
     around_it = folder.absolute().parent
@@ -53,7 +55,8 @@ def related(folder: Path, results: Sequence[Path] = ()) -> Section | None:
         beside = sorted(around_it.iterdir())
     except OSError:  # of a folder that may be entered but not listed
         beside = []
-    places = _different([*beside, around_it, *results], folder)
+    of_study = folder.absolute().parents[2:3]  # STUDY/pretrain/ARM/SEED
+    places = _different([*beside, around_it, *of_study, *results], folder)
     blocks: list[Block] = [*_tuned_tables([run for place in places for run in _tuned(place, folder)])]
     for place in places:
         blocks += _study(place, folder) or _fewshot(place, folder)
@@ -168,12 +171,12 @@ def _fewshot(place: Path, folder: Path) -> list[Table]:
         name = names_of[model]
         if not names(name, folder):
             return model
-        return ("random initialisation" if name.startswith(_RANDOM) else "pretrained") + model[len(name) :]
+        return (UNTRAINED if name.startswith(_RANDOM) else "pretrained") + model[len(name) :]
 
     return _by_shots([(told(row["model"]), row) for row in rows], f"Few-shot accuracy on frozen features, {place.name}")
 
 
-def _by_shots(rows: list[tuple[str, dict[str, str]]], caption: str) -> list[Table]:
+def _by_shots(rows: Iterable[tuple[str, Mapping[str, Any]]], caption: str) -> list[Table]:
     """Encoders in rows, shots in columns."""
     try:
         cells = {(name, int(row["shots"])): around(float(row["accuracy"]), float(row["std"])) for name, row in rows}
@@ -186,30 +189,53 @@ def _by_shots(rows: list[tuple[str, dict[str, str]]], caption: str) -> list[Tabl
 
 
 def _study(place: Path, folder: Path) -> list[Table]:
-    """The tables of a study that took this run or made it."""
-    rows = read_csv(place / "table.csv")
-    config = _config(place) if rows else {}
-    if not ("pretrain" in config and "finetune" in config):
-        return []
-    init = str(config.get("init") or "")
-    if not (names(init, folder) if init else (place / "pretrain").resolve() == folder.resolve()):
-        return []
-    sides = ("scratch", "pretrained")
+    """The tables of a study that took this run or made it: its pretraining beside scratch."""
     try:
-        cells = [
-            (
-                row["labels"],
-                *(around(float(row[side]), float(row[f"{side}_std"])) for side in sides),
-                points(float(row["gain"])),
-            )
-            for row in rows
-        ]
-    except (KeyError, ValueError):
+        told = json.loads((place / "study.json").read_text())
+        arm = _arm(told, place, folder)
+        if arm is None:
+            return []
+        top1: dict[tuple[str, str], dict[int, float]] = {}
+        for run in told["finetuning"]:
+            top1.setdefault((run["labels"], run["side"]), {})[run["seed"]] = float(run["top1"])
+        draws: dict[tuple[str, int], list[float]] = {}
+        for run in told["fewshot"]:
+            if run["side"] in (RANDOM, arm):
+                layer = "" if run["layer"] == -1 else f", layer {run['layer']}"
+                draws.setdefault((f"{run['side']} ({run['pool']}{layer})", int(run["shots"])), []).extend(
+                    run["accuracy"]
+                )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # a file of something else
         return []
+    sides = [side for side in (SCRATCH, LONGER, arm) if any(of == side for _, of in top1)]
+    rows = []
+    for labels in dict.fromkeys(labels for labels, _ in top1):
+        values = [top1.get((labels, side), {}) for side in sides]
+        paired = [gained - values[0][seed] for seed, gained in values[-1].items() if seed in values[0]]
+        gain = points(float(np.mean(paired))) if paired and sides[-1] == arm else NONE
+        rows.append((labels, *(_spread(list(of.values())) for of in values), gain))
     title = f"Study {place.resolve().name}"
     caption = f"{title}: test accuracy after fine-tuning; of several seeds mean ± standard deviation"
-    fewshot = [(row.get("encoder", ""), row) for row in read_csv(place / "fewshot.csv")]
-    return [
-        Table(("labels", "from scratch", "pretrained", "gain in points"), tuple(cells), caption),
-        *_by_shots(fewshot, f"{title}: few-shot accuracy on frozen features"),
-    ]
+    head = ("labels", *(f"from {side}" if side != arm else side for side in sides), "gain in points")
+    shots = [(name, {"shots": k, "accuracy": np.mean(of), "std": _std(of)}) for (name, k), of in draws.items()]
+    tables = [Table(head, tuple(rows), caption)] if rows else []
+    return [*tables, *_by_shots(shots, f"{title}: few-shot accuracy on frozen features")]
+
+
+def _arm(told: dict[str, Any], place: Path, folder: Path) -> str | None:
+    """What the study in `place` calls the pretraining of this run; None where it is of others."""
+    init = _config(place).get("init")
+    if init:
+        return PRETRAINED if names(str(init), folder) else None
+    runs = {
+        place / "pretrain" / folder_name(run["arm"]) / f"seed_{run['seed']}": run["arm"] for run in told["pretraining"]
+    }
+    return {at.resolve(): arm for at, arm in runs.items()}.get(folder.resolve())
+
+
+def _spread(values: list[float]) -> str:
+    return around(float(np.mean(values)), _std(values)) if values else NONE
+
+
+def _std(values: list[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -10,7 +10,7 @@ from mpp.downstream.scoring import shown
 from mpp.page.parts import Block, Picture, Section, Table
 from mpp.recipes import PretrainConfig
 from mpp.run_page.reading import Record, Row, read_csv
-from mpp.run_page.wording import NONE, around, percent, points
+from mpp.run_page.wording import NONE, around, beginning, percent, points
 
 _EXTREMES = 5  # classes at either end; of fewer than twice as many, all
 
@@ -27,7 +27,7 @@ def fewshot_section(record: Record) -> Section | None:
         cells = (around(*fewshot_accuracy(row, shots)) for row in (before, after))
         rows.append((str(shots), *cells, points(_gain(before, after, shots))))
     table = Table(
-        ("labelled images per class", "random initialisation", last, "gain in points"),
+        ("labelled images per class", beginning(record.config), last, "gain in points"),
         tuple(rows),
         f"Test accuracy, mean ± standard deviation over {drawn} draws of the labelled images"
         if drawn > 1
@@ -37,7 +37,7 @@ def fewshot_section(record: Record) -> Section | None:
         "few-shot",
         "Few-shot",
         "Each figure is the test accuracy of a linear regression on the frozen encoder's features, averaged over the "
-        "patches; the gain is what the training added to the same encoder with random weights.",
+        "patches; the gain is what the training added to the same encoder as it began.",
         (table,),
         "section 4.1",
     )

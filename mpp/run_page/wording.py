@@ -3,8 +3,13 @@
 import math
 from collections.abc import Sequence
 
+from mpp.downstream.config import FinetuneConfig
+from mpp.recipes import PretrainConfig
+
 NONE = "-"
 """In the place of a figure that there is none of."""
+UNTRAINED = "random initialisation"
+"""What an untrained encoder is called."""
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -50,3 +55,8 @@ def listed(values: Sequence[object], most: int = 5) -> str:
     """The first ones, separated by commas, and how many more there are."""
     first = ", ".join(map(str, values[:most]))
     return first if len(values) <= most else f"{first} and {len(values) - most:,} more"
+
+
+def beginning(config: PretrainConfig | FinetuneConfig) -> str:
+    """What the untrained encoder of a run is called, or the one that it went on from."""
+    return "its init" if isinstance(config, PretrainConfig) and config.init else UNTRAINED

@@ -21,12 +21,12 @@ from mpp.errors import UserError
 from mpp.inspection.opening import Inspected, inspect, untrained
 from mpp.page.document import picture_files, write_page
 from mpp.page.parts import Page, Section, Text
-from mpp.parts import build_model
 from mpp.recipes import PretrainConfig, VisualizeRecipe
-from mpp.restore import restored, weights_or_checkpoint
+from mpp.restore import first_weights, restored, weights_or_checkpoint
 from mpp.run_page.reading import read_record
 from mpp.run_page.sections import headline
 from mpp.run_page.sections import sections as run_sections
+from mpp.run_page.wording import UNTRAINED, beginning
 from mpp.sources.base import count
 from mpp.sources.opening import open_source
 from mpp.train.checkpoint import Checkpoints
@@ -44,7 +44,6 @@ from mpp.views.predictions import (
 from mpp.views.seen import Images, Seen, draw_images
 from mpp.views.weights import filter_section, position_section
 from mpp.weights.base import Weights, is_vit
-from mpp.weights.timm_folder import encoder_weights
 
 REPORT = "report.html"
 _LAST = ("data", "how-it-was-made")  # sections of the run that come after the pictures
@@ -196,16 +195,15 @@ def _see(recipe: VisualizeRecipe, run: _Run | None, device: torch.device) -> See
         with contextlib.suppress(UserError):  # a run that was copied may have left these behind
             labelled = _images(recipe, run, run.config.fewshot.data, model)
     names = {PretrainConfig: "pretrained", FinetuneConfig: "fine-tuned"}
-    name = names[type(run.config)] if run else ("this model" if twin else "random initialisation")
-    return Seen(name, model, twin, images, labelled, min(recipe.shown, len(images.pixels)), (patch[0], patch[1]))
+    name = names[type(run.config)] if run else ("this model" if twin else UNTRAINED)
+    shown, before = min(recipe.shown, len(images.pixels)), beginning(run.config) if run else UNTRAINED
+    return Seen(name, model, twin, images, labelled, shown, (patch[0], patch[1]), before)
 
 
 def _start(weights: Weights, run: _Run | None) -> Weights | None:
     """What stands beside the weights: of pretraining its very first ones, of others the architecture untrained."""
     if run and isinstance(run.config, PretrainConfig):
-        config, channels = run.config, run.config.model.in_chans
-        encoder = build_model(config, "cpu").encoder
-        return encoder_weights(encoder, config.model, config.data.mean, config.data.std, config.data.reading(channels))
+        return first_weights(run.folder)
     return None if weights.state is None else untrained(weights)
 
 

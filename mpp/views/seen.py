@@ -17,6 +17,7 @@ from mpp.downstream.features import EVALUATION_BATCH
 from mpp.errors import RunError
 from mpp.inspection.opening import Inspected
 from mpp.page.parts import Picture, Sheet
+from mpp.run_page.wording import UNTRAINED
 from mpp.sources.base import Source
 
 _BATCH = 32
@@ -64,7 +65,7 @@ class Seen:
     Attributes:
         name: what the pictures call it, such as "pretrained".
         model: itself.
-        twin: the same architecture untrained; None: the model itself is.
+        twin: the same architecture untrained, or what a run went on from; None: the model itself is untrained.
         images: to look with.
         labelled: for what needs labels; the same images where those have labels.
         shown: number of images that are drawn.
@@ -78,12 +79,14 @@ class Seen:
     labelled: Images
     shown: int
     patch: tuple[int, int]
+    beginning: str = UNTRAINED
+    """What the pictures call the twin."""
 
     @property
     def sides(self) -> list[tuple[str, Inspected]]:
         """The model, and its twin if it has one, by name."""
         both = [(self.name, self.model)]
-        return both if self.twin is None else [*both, ("random initialisation", self.twin)]
+        return both if self.twin is None else [*both, (self.beginning, self.twin)]
 
     @property
     def drawn(self) -> UInt8[Tensor, "shown channels height width"]:

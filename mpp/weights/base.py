@@ -124,7 +124,7 @@ def build(
     if weights.state is not None:
         state = dict(weights.state)
         if "pos_embed" in state and isinstance(model, VisionTransformer) and model.pos_embed is not None:
-            state["pos_embed"] = _resampled(state["pos_embed"], weights, model)
+            state["pos_embed"] = resampled(state["pos_embed"], weights, model)
         if size == weights.image_hw or isinstance(model, VisionTransformer):
             load(model, state, weights.origin or weights.name, head=keep_head)
         else:
@@ -284,8 +284,12 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _resampled(table: Tensor, weights: Weights, model: Any) -> Tensor:
-    """The position embeddings of the weights, for the grid of the model."""
+def resampled(table: Tensor, weights: Weights, model: Any) -> Tensor:
+    """The position embeddings of the weights, for the grid of the model (section 3.2, "Fine-tuning").
+
+    Raises:
+        UserError: a table that is not for the weights' own size.
+    """
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     old, new = _grid(model, weights.image_hw), model.patch_embed.grid_size
     if old[0] * old[1] != table.shape[1] - prefix:
@@ -302,7 +306,7 @@ def _grid(model: Any, image_hw: tuple[int, int]) -> tuple[int, int]:
     if hasattr(embed, "backbone"):  # its padding decides, as timm finds out, too
         embed.backbone.eval()
         with torch.no_grad():
-            maps = embed.backbone(torch.zeros(1, model.in_chans, *image_hw))
+            maps = embed.backbone(model.pos_embed.new_zeros(1, model.in_chans, *image_hw))
         embed.backbone.train()
         rows, columns = (maps[-1] if isinstance(maps, list | tuple) else maps).shape[-2:]
     return rows // embed.patch_size[0], columns // embed.patch_size[1]

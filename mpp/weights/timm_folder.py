@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder
 from mpp.weights.base import Numerics, Weights, create, load
+from mpp.weights.init_args import parse_init_args
 
 HEAD_FILE = "head.safetensors"
 """A head that timm has no name for lies beside the model, which timm then loads headless."""
@@ -47,18 +48,21 @@ def encoder_weights(
     std: tuple[float, ...],
     reading: Reading,
     origin: str = "",
+    init_args: Sequence[str] = (),
 ) -> Weights:
     """A pretrained encoder as weights. It is headless and gives mean-pooled patch tokens, since masked patch
     prediction never trains the class token; `mean` and `std` (0 to 1 scale) are those of its input, which `reading`
-    makes of files."""
+    makes of files. `init_args` is what `config` cannot say of the architecture."""
+    args, numerics = parse_init_args(init_args)
     return Weights(
         config.name,
-        model_args(config),
+        model_args(config) | args,
         timm_state(encoder),
         config.image_hw,
         config.in_chans,
         mean,
         std,
+        numerics=numerics,
         origin=origin,
         value_range=reading.value_range,
         background=reading.background,

@@ -31,8 +31,8 @@ def frozen(spec: str, **told: Any) -> Frozen:
     return Frozen(open_weights(spec), image_hw=told.pop("image_hw", HW), device=CPU, **told)
 
 
-def features(of: Frozen, how: str) -> torch.Tensor:
-    found, kept = of.extract(how)(SOURCE, ALL)
+def features(of: Frozen, how: str, layer: int = -1) -> torch.Tensor:
+    found, kept = of.extract(how, layer)(SOURCE, ALL)
     assert kept.tolist() == [0, 1, 2]
     return torch.from_numpy(found)
 
@@ -52,7 +52,7 @@ def in_timm(of: Frozen) -> tuple[Any, torch.Tensor]:
 def test_of_a_vit(spec: str) -> None:
     last = frozen(spec)
     model, pixels = in_timm(last)
-    assert last.pools == ("mean", "token")
+    assert last.pools == ("mean", "token", "mean+token")
     with torch.no_grad():
         tokens = model.forward_features(pixels)
         torch.testing.assert_close(features(last, "token"), tokens[:, 0], rtol=0, atol=2e-5)
@@ -60,12 +60,37 @@ def test_of_a_vit(spec: str) -> None:
         # By hand, block by block.
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels))))
         after = list(itertools.accumulate(model.blocks, lambda x, block: block(x), initial=x))[1:]
-    for layer in (-2, 3, 0, -len(after)):
-        of = frozen(spec, layer=layer)
-        torch.testing.assert_close(features(of, "token"), after[layer][:, 0], rtol=0, atol=2e-5)
-        torch.testing.assert_close(features(of, "mean"), after[layer][:, 1:].mean(dim=1), rtol=0, atol=2e-5)
-    same = features(frozen(spec, layer=len(after) - 1), "mean")
-    assert torch.equal(same, features(last, "mean"))
+    of = frozen(spec, layers=(-2, 3, 0, -len(after)))
+    assert of.layers == (-len(after), 3 - len(after), -2)  # each once
+    for layer in of.layers:
+        expected = after[layer][:, 1:].mean(dim=1), after[layer][:, 0]
+        for how, each in zip(("mean", "token"), expected, strict=True):
+            torch.testing.assert_close(features(of, how, layer), each, rtol=0, atol=2e-5)
+        torch.testing.assert_close(features(of, "mean+token", layer), torch.cat(expected, dim=1), rtol=0, atol=2e-5)
+    halves = features(last, "mean"), features(last, "token")
+    assert torch.equal(features(last, "mean+token"), torch.cat(halves, dim=1))
+    assert torch.equal(features(frozen(spec, layers=(len(after) - 1,)), "mean"), halves[0])
+
+
+@pytest.mark.parametrize("spec", ["random:test_vit", "random:test_convnext", "random:test_efficientnet"])
+def test_one_pass_gives_the_features_of_one_pass_a_layer(spec: str) -> None:
+    size = {"image_hw": (32, 32)} if spec.endswith("vit") else {}
+    together = frozen(spec, layers=("all",), **size)
+    assert together.layers == tuple(range(-together.depth, 0))
+    model, pixels = in_timm(together)
+    with torch.no_grad():
+        outputs = model.forward_intermediates(pixels, intermediates_only=True)  # of ViTs the patches, as maps
+    for layer in together.layers:
+        alone = frozen(spec, layers=(layer,), **size)
+        for how in together.pools:
+            assert torch.equal(features(together, how, layer), features(alone, how, layer))
+        if layer != -1:
+            expected = outputs[layer].mean(dim=(2, 3))
+            torch.testing.assert_close(features(together, "mean", layer), expected, rtol=0, atol=2e-5)
+    with pytest.raises(ValueError, match="got mean of 0"):
+        together.extract("mean", 0)
+    with pytest.raises(ValueError, match="got both of -1"):
+        together.extract("both")
 
 
 @pytest.mark.parametrize("spec", ["random:resnet10t", "random:test_convnext", "random:test_efficientnet"])
@@ -76,10 +101,11 @@ def test_of_others(spec: str) -> None:
     with torch.no_grad():
         torch.testing.assert_close(features(last, "mean"), model(pixels), rtol=0, atol=2e-5)
         maps = model.forward_intermediates(pixels, intermediates_only=True)
-    assert last.layers == len(maps)
-    for layer in (-2, 0, 1):
-        expected = maps[layer].mean(dim=(2, 3))
-        torch.testing.assert_close(features(frozen(spec, layer=layer), "mean"), expected, rtol=0, atol=2e-5)
+    assert last.depth == len(maps)
+    of = frozen(spec, layers=(-2, 0, 1))
+    assert len(of.layers) == 3
+    for layer in of.layers:
+        torch.testing.assert_close(features(of, "mean", layer), maps[layer].mean(dim=(2, 3)), rtol=0, atol=2e-5)
 
 
 def test_a_norm_after_the_pooling_is_part_of_the_last_layer() -> None:
@@ -99,10 +125,21 @@ def test_a_norm_after_the_pooling_is_part_of_the_last_layer() -> None:
     torch.testing.assert_close(features(of, "mean"), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("spec", ["random:test_vit", "random:test_convnext"])
+def test_all_layers_on_a_gpu(spec: str) -> None:
+    weights = open_weights(spec)
+    there, here = (Frozen(weights, layers=("all",), device=torch.device(name)) for name in ("cuda", "cpu"))
+    there.model.load_state_dict(here.model.state_dict())
+    for layer, how in itertools.product(here.layers, here.pools):
+        torch.testing.assert_close(features(there, how, layer), features(here, how, layer), rtol=1e-2, atol=1e-2)
+
+
 def test_a_layer_that_is_not_there() -> None:
     for layer in (12, -13):
-        with pytest.raises(UserError, match=rf"encoder\.layer {layer}: .* has layers 0 to 11, or -12 to -1"):
-            frozen("random:vit_tiny_patch16_224", layer=layer)
+        with pytest.raises(UserError, match=rf"^layer {layer}: .* has layers 0 to 11, or -12 to -1$"):
+            frozen("random:vit_tiny_patch16_224", layers=(0, layer))
 
 
 def test_a_size_that_cuts_patches() -> None:
@@ -130,7 +167,7 @@ def test_features_are_kept_by_all_that_they_depend_on(tmp_path: Path, monkeypatc
     def read(source: ListSource = SOURCE, indices: np.ndarray = ALL, **told: Any) -> tuple[np.ndarray, int]:
         before = len(calls)
         of = frozen("random:test_vit", cache=cache, **{"image_hw": (32, 32), **told})
-        found = [of.extract(how)(source, indices)[0] for how in of.pools]
+        found = [of.extract(how, layer)(source, indices)[0] for layer in of.layers for how in of.pools]
         return np.concatenate(found, axis=1), len(calls) - before
 
     first, passes = read()
@@ -144,13 +181,15 @@ def test_features_are_kept_by_all_that_they_depend_on(tmp_path: Path, monkeypatc
     for told in (
         {"seed": 1},
         {"image_hw": (48, 32)},
-        {"layer": 0},
+        {"layers": (0, 1)},
         {"source": ListSource(changed, [0, 1, 0])},
         {"indices": np.array([0, 2])},
         {"precision": "bf16"},
     ):
         assert read(**told)[1] == 1, told
         assert read(**told)[1] == 0, told
+    assert read(layers=(1,))[1] == 0  # it was kept with the other
+    assert read(layers=("all",))[1] == 1  # one pass for all those that were not
     for name, value in (("TRANSFORM_VERSION", 0), ("PIL.__version__", "0")):
         with monkeypatch.context() as changes:
             changes.setattr(f"mpp.downstream.frozen.{name}", value)

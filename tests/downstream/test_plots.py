@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from mpp.downstream import plots
-from mpp.downstream.plots import plot_bars, plot_confusion, plot_shots
-from mpp.downstream.shots import FewshotResult
+from mpp.downstream.plots import plot_bars, plot_confusion, plot_layers, plot_shots
+from mpp.downstream.shots import FewshotResult, Readout
 
 
 @pytest.fixture
@@ -64,6 +64,37 @@ def test_more_models_than_colours_are_told_apart(tmp_path: Path, drawn: list[Any
     plot_shots(tmp_path / "many.png", {str(i): result(0.1 + i / 50) for i in range(16)})
     lines = [container[0] for container in drawn[0].axes[0].containers]
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 16
+
+
+def test_layers_picture(tmp_path: Path, drawn: list[Any]) -> None:
+    results = {
+        Readout(init, layer, pool, depth): result(0.02 * layer + 0.3)
+        for init, depth, pools in (("run", 4, ("mean", "token")), ("random:run", 2, ("mean",)))
+        for pool in pools
+        for layer in range(-1, -depth - 1, -1)
+    }
+    plot_layers(tmp_path / "layers.png", results)
+    panels = drawn[0].axes
+    assert [axes.get_title() for axes in panels] == [
+        f"{k} per class" for k in ("1 labelled image", "5 labelled images", "25 labelled images")
+    ]
+    for number, axes in enumerate(panels):
+        for line, band, (init, pool) in zip(
+            axes.lines, axes.collections, (("run", "mean"), ("run", "token"), ("random:run", "mean")), strict=True
+        ):
+            of = [results[Readout(init, layer, pool)] for layer in range(-len(line.get_xdata()), 0)]
+            mean, std = (100 * np.array([getattr(r, part)[number] for r in of]) for part in ("mean", "spread"))
+            assert line.get_xdata().tolist() == list(range(4 if init == "run" else 2))
+            np.testing.assert_allclose(line.get_ydata(), mean)
+            corners = band.get_paths()[0].vertices[:, 1]
+            np.testing.assert_allclose((corners.min(), corners.max()), ((mean - std).min(), (mean + std).max()))
+    first, second, third = panels[0].lines
+    assert first.get_color() == second.get_color() != third.get_color()
+    assert first.get_linestyle() == third.get_linestyle() != second.get_linestyle()
+    (legend,) = drawn[0].legends
+    told = ["run", "random:run", "mean of the patches", "class token"]
+    assert [text.get_text() for text in legend.get_texts()] == told
+    assert "standard deviation" in drawn[0].get_supxlabel()
 
 
 def test_bars_picture(tmp_path: Path, drawn: list[Any]) -> None:
@@ -142,6 +173,8 @@ def test_names_that_are_no_text_are_drawn_in_one_line(tmp_path: Path, drawn: lis
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     for attempt in (
         lambda: plot_shots(tmp_path / "x.png", {}),
+        lambda: plot_layers(tmp_path / "x.png", {}),
+        lambda: plot_layers(tmp_path / "x.png", {Readout("depth is not told"): result(0.1)}),
         lambda: plot_bars(tmp_path / "x.png", {}, "%"),
         lambda: plot_bars(tmp_path / "x.png", {"1 %": {}}, "%"),
         lambda: plot_confusion(tmp_path / "x.png", matrix(3, 4), ["a", "b", "c"]),

@@ -19,7 +19,7 @@ from mpp.objective.objective import (
     patch_distances,
     survey_targets,
 )
-from mpp.objective.target import ColourTarget, PixelTarget, Target, build_target
+from mpp.objective.target import ColourTarget, PixelTarget, Target, build_target, details
 
 CONFIG = ModelConfig("vit_tiny_patch16_224", img_size=(24, 32), patch_size=(8,), depth=1, embed_dim=48, num_heads=3)
 TARGETS: dict[str, Target] = {
@@ -205,3 +205,20 @@ def test_training_moves_encoder_head_and_mask_token() -> None:
     model(images, pixels, drawn)[0].backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
+
+
+def test_the_second_head_adds_its_weighted_mean_squared_error() -> None:
+    images, pixels, drawn = sample()
+    torch.manual_seed(0)
+    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(build_encoder(CONFIG), TARGETS["mean_colour"], 0, 0.3)
+    assert model.detail_head is not None
+    torch.nn.init.normal_(model.detail_head.weight, std=0.5)
+    loss, figures = model(images, pixels, drawn)
+    tokens = model.encoder.encode(corrupt(model.encoder.embed(pixels), drawn, model.mask_token), at=drawn.picked)
+    truth = torch.stack([of[at] for of, at in zip(details(images, (8, 8)), drawn.picked, strict=True)])
+    squared = (model.detail_head(tokens) - truth).square()
+    assert figures["loss_detail"][0] / figures["loss_detail"][1] == pytest.approx(squared.mean().item(), rel=1e-5)
+    colour = figures["loss"][0] / figures["loss"][1]
+    assert loss.item() == pytest.approx(colour.item() + 0.3 * squared.mean().item(), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.detail_head.parameters())

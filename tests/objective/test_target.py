@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mpp.errors import UserError
-from mpp.objective.target import ColourTarget, PixelTarget, Target, build_target, quantise
+from mpp.objective.target import ColourTarget, PixelTarget, Target, build_target, details, quantise
 
 SHAPES: dict[str, tuple[int, tuple[int, int], tuple[int, int]]] = {  # channels, grid, patch
     "colour": (3, (2, 3), (8, 8)),
@@ -269,3 +269,21 @@ def test_confidence_is_the_mean_probability_of_the_predicted_classes(channels: i
 
 def test_pixels_have_no_confidence() -> None:
     assert PixelTarget((2, 2), 3).confidence(torch.zeros(2, 5, 12)).isnan().tolist() == [[True] * 5] * 2
+
+
+@pytest.mark.parametrize(("channels", "grid", "patch"), SHAPES.values(), ids=SHAPES)
+def test_details_are_the_patches_less_their_mean_over_their_deviation(
+    channels: int, grid: tuple[int, int], patch: tuple[int, int]
+) -> None:
+    images = noise(channels, grid, patch)
+    flat = np.array([[values.flatten() / 127.5 for values in image] for image in patches_of(images, grid, patch)])
+    centred = flat - flat.mean(axis=-1, keepdims=True)
+    expected = centred / np.sqrt(flat.var(axis=-1, ddof=1, keepdims=True) + 1e-4)
+    np.testing.assert_allclose(details(images, patch).numpy(), expected, atol=1e-5)
+
+
+def test_a_flat_patch_has_no_details() -> None:
+    images = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
+    images[..., 0, 0] = 201
+    assert details(images, (8, 8)).max() < 1  # by its deviation alone, that grey level in one pixel would be 8
+    assert details(images[..., 1:5, 1:5], (4, 4)).abs().max() < 1e-4

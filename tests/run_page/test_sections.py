@@ -9,9 +9,10 @@ import pytest
 from mpp.config import to_yaml
 from mpp.errors import UserError
 from mpp.files import write_csv
-from mpp.recipes import PretrainConfig, StudyConfig
+from mpp.recipes import PretrainConfig
 from mpp.run_page.related import names, related
 from mpp.run_page.sections import headline, sections
+from mpp.study_recipe import StudyConfig
 from tests.run_page.run_folders import START, fewshot, pictures, pretrained, tables, texts, trained, tuned, undrawn
 
 
@@ -263,18 +264,34 @@ def test_fewshot_tables_that_name_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("own", [True, False])
 def test_the_study_of_a_run(own: bool, tmp_path: Path) -> None:
     study = tmp_path / "study"
-    run = pretrained(study / "pretrain" if own else tmp_path / "first")
+    run = pretrained(study / "pretrain" / "4x4" / "seed_1" if own else tmp_path / "first")
     study.mkdir(exist_ok=True)
     (study / "config.yaml").write_text(to_yaml(StudyConfig(init="" if own else str(run))))
-    head = ("labels", "scratch", "scratch_std", "pretrained", "pretrained_std", "gain")
-    write_csv(study / "table.csv", [head, ("10%", 0.4, 0.01, 0.5, 0.02, 0.1)])
-    shots = [("random (mean)", 5, 0.2, 0.01), ("pretrained (mean)", 5, 0.5, 0.01)]
-    write_csv(study / "fewshot.csv", [("encoder", "shots", "accuracy", "std"), *shots])
+    arm = "4x4" if own else "pretrained"
+    told = {
+        "pretraining": [{"arm": "other", "seed": 0}, {"arm": "4x4", "seed": 1}] if own else [],
+        "finetuning": [
+            {"side": side, "labels": "10%", "seed": seed, "top1": top1 + 0.1 * seed}
+            for side, top1 in (("scratch", 0.4), ("other", 0.9), (arm, 0.45)) for seed in (0, 1)
+        ],
+        "fewshot": [
+            {"side": side, "layer": layer, "pool": "mean", "shots": 5, "accuracy": [accuracy, accuracy + 0.02]}
+            for side, layer, accuracy in (("random", -1, 0.2), (arm, -1, 0.5), (arm, -2, 0.6), ("other", -1, 0.9))
+        ],
+    }  # fmt: skip
+    (study / "study.json").write_text(json.dumps(told))
     table, few = tables(sections(run), "downstream")
-    assert table.rows == (("10%", "40.0 ± 1.0 %", "50.0 ± 2.0 %", "+10.0"),)
+    assert table.head == ("labels", "from scratch", arm, "gain in points")
+    assert table.rows == (("10%", "45.0 ± 7.1 %", "50.0 ± 7.1 %", "+5.0"),)
     assert table.caption.startswith("Study study: ")
-    assert few.rows == (("random (mean)", "20.0 ± 1.0 %"), ("pretrained (mean)", "50.0 ± 1.0 %"))
-    (study / "config.yaml").write_text(to_yaml(StudyConfig(init=str(tmp_path / "another"))))
+    rows = (
+        ("random (mean)", "21.0 ± 1.4 %"),
+        (f"{arm} (mean)", "51.0 ± 1.4 %"),
+        (f"{arm} (mean, layer -2)", "61.0 ± 1.4 %"),
+    )
+    assert few.rows == rows
+    (study / "study.json").write_text(json.dumps({**told, "pretraining": []}))
+    (study / "config.yaml").write_text(to_yaml(StudyConfig(init="" if own else str(tmp_path / "another"))))
     assert related(run) is None
 
 

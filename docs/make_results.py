@@ -1,0 +1,44 @@
+"""Makes docs/results.md, its charts and README.md's headline from studies: `python docs/make_results.py [STUDY ...]`.
+
+Each STUDY is the folder of one, finished or not: its study.json is copied to docs/results/NAME.json. The page is made
+from docs/results/*.json and the prose in docs/*.md.jinja alone, so that without a STUDY it is only made again.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from results_page.data import read_studies, take
+from results_page.page import render, with_headline
+
+from mpp.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(root: Path, folders: Sequence[Path] = ()) -> None:
+    """Writes docs/results.md, docs/results/ and, between its marks, README.md under `root`.
+
+    Raises:
+        UserError: a folder without a study, or a README.md with half of its marks.
+    """
+    out = root / "docs" / "results"
+    for folder in folders:
+        take(folder, out)
+    studies = read_studies(out)
+    readme = root / "README.md"
+    headline = with_headline(readme.read_text(), studies)
+    files = render(studies)
+    for old in out.glob("*.svg"):
+        old.unlink()
+    for name, text in files.items():
+        (root / "docs" / name).write_text(text)
+    if headline != readme.read_text():
+        readme.write_text(headline)
+
+
+if __name__ == "__main__":
+    try:
+        make(ROOT, [Path(word) for word in sys.argv[1:]])
+    except UserError as error:
+        sys.exit(f"error: {error}")

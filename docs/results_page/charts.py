@@ -1,0 +1,105 @@
+"""Charts of a study, in the house's manner: text as text, on a white card that light and dark pages show alike."""
+
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+
+import numpy as np
+
+from mpp.page.charts import Line, line_chart
+from mpp.page.document import picture_files
+from mpp.page.parts import Page, Picture, Section
+from mpp.run_page.wording import percent, points
+from mpp.study_recipe import RANDOM, folder_name
+from results_page.data import Study, Values
+from results_page.figures import deviation, fewshot_gains, finetuning_gains, half_width
+from results_page.tables import by_images, told
+
+
+def pictures(study: Study) -> list[Picture]:
+    """What the page shows of a study, by its kind; none where nothing has been measured yet."""
+    made = {"benefit": _benefit, "length": _length}.get(study.kind)
+    return made(study) if made else []
+
+
+def layer_pictures(study: Study) -> list[Picture]:
+    """What the page shows of a study's layers and poolings; none where it read one of them alone."""
+    return [_layers(study, arm) for arm in study.arms] if study.compares_readings else []
+
+
+def files(shown: Iterable[Picture]) -> Mapping[str, str]:
+    """Each picture as an SVG file by its name. It names the matplotlib that drew it: others place letters otherwise."""
+    from matplotlib import __version__
+
+    page = Page("Results", "", (Section("results", "Results", "", tuple(shown)),))
+    return {name: f"{content.decode()}\n<!-- matplotlib {__version__} -->\n" for name, content in picture_files(page)}
+
+
+def _benefit(study: Study) -> list[Picture]:
+    """Accuracy against the labelled images, one line a side."""
+    images = {run["labels"]: run["train_images"] for run in study.content["finetuning"]}
+    sides = {side: {label: study.top1(side, label) for label in images} for side in study.sides}
+    lines = [_line(told(side), {images[label]: of for label, of in by.items()}) for side, by in sides.items()]
+    if not lines:
+        return []
+    words = [
+        f"{told(side)} " + ", ".join(f"{percent(fmean(of.values()))} at {label}" for label, of in by.items() if of)
+        for side, by in sides.items()
+    ]
+    alt = f"Test accuracy after fine-tuning, {study.name}: {'; '.join(words)}."
+    x, y = "labelled training images", "test accuracy"
+    return [line_chart(study.name, alt, lines, x=x, y=y, percent_y=True, log_x=True, markers=True)]
+
+
+def _line(name: str, measured: Mapping[int, Values], colour: int | None = None, dashed: bool = False) -> Line:
+    """Means with a band of one standard deviation, which a dashed line has not; a gap where nothing was measured."""
+    x = sorted(measured)
+    y, spread = (
+        np.array([of(measured[at].values()) if measured[at] else np.nan for at in x]) for of in (fmean, deviation)
+    )
+    return Line(name, np.array(x, dtype=np.float64), y, None if dashed else spread, dashed, colour)
+
+
+def _length(study: Study) -> list[Picture]:
+    """Gain against the images of the pretraining, one line a share of the labels and one of few-shot."""
+    measured = {f"fine-tuning, {labels} of the labels": {} for labels in study.labels}
+    frozen = f"frozen, {study.shots} shots"
+    measured[frozen] = {}
+    for seen, arm in by_images(study):
+        for labels in study.labels:
+            measured[f"fine-tuning, {labels} of the labels"][seen] = finetuning_gains(study, arm, labels)
+        measured[frozen][seen] = fewshot_gains(study, arm, study.shots)
+    lines, words = [], []
+    for name, by in measured.items():
+        known = {seen: differences for seen, differences in by.items() if differences}
+        if known:
+            means = {seen: fmean(differences) for seen, differences in known.items()}
+            halves = [half_width(differences) or 0.0 for differences in known.values()]
+            x, y, spread = (
+                np.array(values, dtype=np.float64) for values in (list(means), list(means.values()), halves)
+            )
+            lines.append(Line(name, x, 100 * y, 100 * spread, dashed=name == frozen))
+            words.append(f"{name} " + ", ".join(f"{points(mean)} at {seen:,}" for seen, mean in means.items()))
+    if not lines:
+        return []
+    alt = f"Gain in points against images of pretraining, {study.name}: {'; '.join(words)}."
+    x, y = "images of pretraining", "gain (points)"
+    return [line_chart(study.name, alt, lines, x=x, y=y, log_x=True, markers=True)]
+
+
+def _layers(study: Study, arm: str) -> Picture:
+    """Few-shot accuracy against the layer, one line a pooling."""
+    pools = list(dict.fromkeys(pool for _, pool in study.readings))
+    layers = dict.fromkeys(layer for layer, _ in study.readings)
+    lines, words = [], []
+    for name, side in (("pretrained", arm), ("random", RANDOM)):
+        for colour, pool in enumerate(pools):
+            by = {layer: study.fewshot(side, study.shots, layer, pool) for layer in layers}
+            means = {layer: fmean(of.values()) for layer, of in by.items() if of}
+            if means:
+                lines.append(_line(f"{name}, {pool}", by, colour, dashed=side == RANDOM))
+                best = max(means, key=lambda layer: means[layer])
+                words.append(f"{name}, {pool}, {percent(means[best])} at layer {best}")
+    number = f"{study.shots} shot{'s' * (study.shots > 1)}"
+    alt = f"Few-shot accuracy by layer, {number}, {arm}, {study.name}; the best of each line: {'; '.join(words)}."
+    name, y = f"{study.name}_layers_{folder_name(arm)}", f"accuracy, {number}"
+    return line_chart(name, alt, lines, x="layer, \u22121 the last", y=y, caption=arm, percent_y=True, markers=True)

@@ -1,0 +1,139 @@
+"""What the project set out to reach, and what of it the studies have."""
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from mpp.run_page.wording import NONE, points
+from mpp.study_recipe import SCRATCH
+from results_page.data import Study
+from results_page.figures import fewshot_gains, finetuning_gains, gain_text
+
+FINETUNING = {"100%": 0.04, "10%": 0.08, "1%": 0.10}
+"""Gain over training from scratch by share of the labels."""
+SHOTS, FEWSHOT = 10, 0.10
+"""Gain of the frozen encoder over random initialisation."""
+SCARCE = "1%"
+"""Share of the labels at which better pretraining is compared with the default."""
+TIMES, TIME = 2.0, 0.5
+"""Better than the default: so many times its gain, or its gain in such a share of its device time."""
+_SLACK = 0.02  # lengths are whole steps
+
+
+@dataclass(frozen=True)
+class Against:
+    """A better pretraining against the study's default: share of its gain, and of its device time."""
+
+    arm: str
+    gain: float
+    time: float
+
+
+def chosen(study: Study) -> str | None:
+    """The arm that stands for the study: of the largest gain on average over the shares of the labels."""
+    found = []
+    for arm in study.arms:
+        differences = [finetuning_gains(study, arm, labels) for labels in study.labels]
+        if all(differences):
+            found.append((fmean(map(fmean, differences)), arm))
+    return max(found)[1] if found else None
+
+
+def goal_rows(studies: list[Study]) -> list[list[str]]:
+    """One row a goal: what it asks, and for each study what was measured with a verdict.
+
+    Args:
+        studies: of kind "benefit" and "best"; each answers the goals that it can.
+    """
+    asked = {
+        f"{points(goal)} points over scratch at {labels} of the labels": (labels, goal)
+        for labels, goal in FINETUNING.items()
+    }
+    rows = [[name, *(_finetuned(study, *goal) for study in studies)] for name, goal in asked.items()]
+    shots = f"{points(FEWSHOT)} points over random initialisation in few-shot, {SHOTS} images per class"
+    rows.append([shots, *(_fewshot(study) for study in studies)])
+    rows.append(["never below scratch, at any share and seed", *(_never_below(study) for study in studies)])
+    double = f"{TIMES:g} times the default's gain at {SCARCE} of the labels in the same device time"
+    half = f"or the default's gain there in {TIME:.0%} of its device time"
+    rows.append([double, *(_better(study, TIMES, 1.0) for study in studies)])
+    rows.append([half, *(_better(study, 1.0, TIME) for study in studies)])
+    return rows
+
+
+def against_default(study: Study, labels: str) -> list[Against]:
+    """Every arm but the first, at a share of the labels; none where the default gains nothing to be compared with."""
+    default, *others = study.arms
+    usual = finetuning_gains(study, default, labels)
+    if not usual or fmean(usual) <= 0:
+        return []
+    measured = {arm: finetuning_gains(study, arm, labels) for arm in others}
+    return [
+        Against(arm, fmean(differences) / fmean(usual), time_share(study, arm))
+        for arm, differences in measured.items()
+        if differences
+    ]
+
+
+def time_share(study: Study, arm: str) -> float:
+    """Device time of an arm's pretraining as a share of the default's.
+
+    By the ratio of step times that the study measured side by side, where there is one; else by the runs' own clocks.
+    """
+    here, usual = study.pretrainings(arm), study.pretrainings(study.arms[0])
+    if not here or not usual:
+        return float("nan")
+    return step_time(study, arm) * here[0]["images"] / usual[0]["images"]
+
+
+def step_time(study: Study, arm: str) -> float:
+    """Time of an arm's training image as a share of the default's; NaN where it was not pretrained here."""
+    if study.content["equal_time"]:
+        return study.content["equal_time"]["arms"][arm]["ratio"]
+    here, usual = (
+        [run["seconds"] / run["images"] for run in study.pretrainings(name)] for name in (arm, study.arms[0])
+    )
+    return fmean(here) / fmean(usual) if here and usual else float("nan")
+
+
+def _verdict(met: bool) -> str:
+    return "**met**" if met else "not met"
+
+
+def _finetuned(study: Study, labels: str, goal: float) -> str:
+    arm = chosen(study)
+    if study.kind != "benefit" or arm is None or labels not in study.labels:
+        return NONE
+    differences = finetuning_gains(study, arm, labels)
+    return f"{gain_text(differences)}: {_verdict(fmean(differences) >= goal)}"
+
+
+def _fewshot(study: Study) -> str:
+    arm = chosen(study)
+    differences = [] if arm is None else fewshot_gains(study, arm, SHOTS)
+    if study.kind != "benefit" or not differences:
+        return NONE
+    return f"{gain_text(differences)}: {_verdict(fmean(differences) >= FEWSHOT)}"
+
+
+def _never_below(study: Study) -> str:
+    arm = chosen(study)
+    if study.kind != "benefit" or arm is None:
+        return NONE
+    pairs = [
+        (value - study.top1(SCRATCH, labels)[seed], labels, seed)
+        for labels in study.labels
+        for seed, value in study.top1(arm, labels).items()
+        if seed in study.top1(SCRATCH, labels)
+    ]
+    lowest, labels, seed = min(pairs)
+    return f"lowest {points(lowest)} ({labels}, seed {seed}): {_verdict(lowest >= 0)}"
+
+
+def _better(study: Study, gain: float, time: float) -> str:
+    """The best arm of those that took no more than a share of the default's time."""
+    if study.kind != "best" or SCARCE not in study.labels or not study.arms:
+        return NONE
+    within = [arm for arm in against_default(study, SCARCE) if arm.time <= time + _SLACK]
+    if not within:
+        return NONE
+    best = max(within, key=lambda arm: arm.gain)
+    return f"{best.gain:.2f} times in {best.time:.0%} of the time ({best.arm}): {_verdict(best.gain >= gain)}"

@@ -1,0 +1,136 @@
+"""The page and the README's block, from studies: templates for the prose, tables and charts for the rest."""
+
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mpp.errors import UserError
+from mpp.page.parts import Picture
+from mpp.run_page.wording import NONE
+from mpp.study_recipe import LONGER
+from results_page import charts, figures, goals, making, tables
+from results_page.data import KINDS, Study
+
+TEMPLATES = Path(__file__).parents[1]
+START, END = "<!-- results -->", "<!-- /results -->"
+"""Marks in README.md, between which the headline stands."""
+_WIDTH = 420  # pixels of a chart on the page: two fit beside each other
+
+_ASKED: tuple[Callable[..., Any], ...] = (
+    figures.accuracy,
+    figures.gain,
+    figures.fewshot,
+    figures.fewshot_gain,
+    figures.probe,
+    figures.images,
+    figures.parameters,
+    tables.headline_table,
+    tables.finetuning_table,
+    tables.recipe_table,
+    tables.fewshot_table,
+    tables.probe_table,
+    tables.ablation_table,
+    tables.length_table,
+    tables.best_table,
+    tables.layers_table,
+    goals.chosen,
+    making.making,
+    making.time,
+    making.command,
+    making.config_path,
+    making.unfinished,
+    making.arms_table,
+    making.rates_table,
+)
+
+
+def render(studies: Mapping[str, Study]) -> dict[str, str]:
+    """results.md and the charts as results/NAME.svg, by their paths within docs/."""
+    shown = {name: charts.pictures(study) for name, study in studies.items()}
+    layered = {name: charts.layer_pictures(study) for name, study in studies.items()}
+    svg = charts.files(picture for of in (*shown.values(), *layered.values()) for picture in of)
+
+    def pictures(name: str) -> str:
+        return _images(shown[name])
+
+    def layer_pictures(name: str) -> str:
+        return _images(layered[name])
+
+    text = _template("results.md.jinja", studies, pictures=pictures, layer_pictures=layer_pictures)
+    return {"results.md": text} | {f"results/{name}": content for name, content in svg.items()}
+
+
+def _images(shown: Sequence[Picture]) -> str:
+    return "\n".join(
+        f'<img src="results/{each.name}.svg" alt="{html.escape(each.alt)}" width="{_WIDTH}">' for each in shown
+    )
+
+
+def headline(studies: Mapping[str, Study]) -> str:
+    """What README.md has between its marks."""
+    return _template("headline.md.jinja", studies).strip()
+
+
+def with_headline(readme: str, studies: Mapping[str, Study]) -> str:
+    """README.md with the headline between its marks; the same text where it has no marks or there is no study.
+
+    Raises:
+        UserError: one mark without the other.
+    """
+    if (START in readme) != (END in readme):
+        raise UserError(f"README.md needs both marks, {START} and {END}, or neither")
+    if START not in readme or not studies:
+        return readme
+    before, _, rest = readme.partition(START)
+    return f"{before}{START}\n{headline(studies)}\n{END}{rest.partition(END)[2]}"
+
+
+def _template(name: str, studies: Mapping[str, Study], **more: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown; alt texts are escaped where they are made
+    )
+    by_kind = {kind: [name for name, study in studies.items() if study.kind == kind] for kind in KINDS}
+    names = {ask.__name__: _by_name(ask, studies) for ask in _ASKED}
+    layered = [name for name, study in studies.items() if study.compares_readings]
+    told = {"studies": studies, "kind": by_kind, "layered": layered, "LONGER": LONGER, "goals": _goals(studies)}
+    text = environment.get_template(name).render(**names, **told, **more)
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _by_name(ask: Callable[..., Any], studies: Mapping[str, Study]) -> Callable[..., Any]:
+    """A function of a study as one of a study's name."""
+
+    @wraps(ask)
+    def asked(name: str, *words: Any, **options: Any) -> Any:
+        return ask(studies[name], *words, **options)
+
+    return asked
+
+
+def _goals(studies: Mapping[str, Study]) -> str:
+    """The table of goals: a column for each study that can answer one, or "not measured"."""
+    columns = [study for study in studies.values() if study.kind in ("benefit", "best")]
+    rows = goals.goal_rows(columns)
+    if not columns:
+        return tables.table(["goal", "reached"], [[*row, "not measured"] for row in rows])
+    heads = [f"`{study.name}`, {goals.chosen(study)}" if _several(study) else f"`{study.name}`" for study in columns]
+    return tables.table(["goal", *heads], [[goal, *_measured(cells)] for goal, *cells in rows])
+
+
+def _several(study: Study) -> bool:
+    """Whether the column of a study tells of one of several pretrainings."""
+    return study.kind == "benefit" and len(study.arms) > 1 and goals.chosen(study) is not None
+
+
+def _measured(cells: list[str]) -> list[str]:
+    return cells if any(cell != NONE for cell in cells) else ["not measured"] * len(cells)

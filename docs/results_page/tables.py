@@ -1,0 +1,228 @@
+"""Tables of a study, as Markdown."""
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from mpp.run_page.wording import NONE, figure, points
+from mpp.study_recipe import LONGER, RANDOM, SCRATCH
+from results_page.data import Study, Values
+from results_page.figures import (
+    accuracy_text,
+    best_reading,
+    fewshot_gains,
+    finetuning_gains,
+    gain_text,
+    gains,
+    last_layer,
+    mark,
+)
+from results_page.goals import against_default, chosen, step_time
+
+_TOLD = {SCRATCH: "from scratch", LONGER: "from scratch, longer", RANDOM: "random initialisation"}
+_MEAN = ("mean",)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; a stroke within a cell is escaped."""
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(line) + " |" for line in (head, *cells)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def told(side: str) -> str:
+    """A side in words."""
+    return _TOLD.get(side, side)
+
+
+def finetuning_table(study: Study) -> str:
+    """Accuracy of every side at every share, and what each pretraining gains."""
+    over = [SCRATCH, LONGER] if LONGER in study.sides else [SCRATCH]
+    one = len(study.arms) == 1
+    compared = [(arm, other) for arm in study.arms for other in over]
+    names = [f"gain over {other}" if one else f"{arm}: gain over {other}" for arm, other in compared]
+    rows = []
+    for labels in study.labels:
+        sides = [accuracy_text(study.top1(side, labels)) for side in study.sides]
+        differences = [gain_text(finetuning_gains(study, arm, labels, other)) for arm, other in compared]
+        rows.append([labels, *sides, *differences])
+    return table(["labels", *map(told, study.sides), *names], rows)
+
+
+def headline_table(study: Study) -> str:
+    """The few figures that matter most: scratch against the pretraining that gains most, and few-shot."""
+    arm = chosen(study)
+    if arm is None:
+        return ""
+    sides = [side for side in study.sides if side in (SCRATCH, LONGER, arm)]
+    rows = []
+    for labels in study.labels:
+        cells = [accuracy_text(study.top1(side, labels)) for side in sides]
+        rows.append([f"{labels} of the labels", *cells, gain_text(finetuning_gains(study, arm, labels))])
+    shots, frozen = study.shots, {}
+    for side in (RANDOM, arm):
+        at = best_reading(study, side, shots)
+        frozen[side] = accuracy_text(study.fewshot(side, shots, *at)) if at else NONE
+    cells = {SCRATCH: f"{frozen[RANDOM]} (random)", LONGER: NONE, arm: frozen[arm]}
+    named = f"few-shot, {shots} per class, frozen"
+    rows.append([named, *(cells[side] for side in sides), gain_text(fewshot_gains(study, arm, shots))])
+    return table(["", *map(told, sides), "gain over scratch"], rows)
+
+
+def recipe_table(study: Study) -> str:
+    """What each side was given: images, learning rate."""
+    rows = []
+    for labels in study.labels:
+        for side in study.sides:
+            runs = [run for run in study.content["finetuning"] if (run["side"], run["labels"]) == (side, labels)]
+            if not runs:
+                continue
+            before = study.pretrainings(side)
+            first = runs[0]
+            rates = ", ".join(f"{rate:g}" for rate in sorted({run["lr"] for run in runs}))
+            given = [f"{before[0]['images']:,}" if before else NONE, f"{first['images']:,}", f"{first['steps']:,}"]
+            rows.append([labels, told(side), f"{first['train_images']:,}", *given, rates])
+    head = ["labels", "side", "labelled images", "images of pretraining", "of fine-tuning", "steps", "learning rate"]
+    return table(head, rows)
+
+
+def fewshot_table(study: Study) -> str:
+    """Accuracy by shots: each pooling at the last layer, and the best of all layers and poolings."""
+    counts = sorted({run["shots"] for run in study.content["fewshot"]})
+    last = last_layer(study)
+    pools = [pool for layer, pool in study.readings if layer == last]
+    rows = [
+        [f"{told(side)}, {pool}", *(accuracy_text(study.fewshot(side, shots, last, pool)) for shots in counts)]
+        for pool in pools
+        for side in (RANDOM, *study.arms)
+    ]
+    if len(study.readings) > 1:
+        for side in (RANDOM, *study.arms):
+            best = [(shots, best_reading(study, side, shots)) for shots in counts]
+            cells = [
+                f"{accuracy_text(study.fewshot(side, n, *at))} ({at[0]}, {at[1]})" if at else NONE for n, at in best
+            ]
+            rows.append([f"{told(side)}, best (layer, pooling)", *cells])
+    for arm in study.arms:
+        name = "gain, best over best" if len(study.arms) == 1 else f"{arm}: gain, best over best"
+        rows.append([name, *(gain_text(fewshot_gains(study, arm, shots)) for shots in counts)])
+    return table(["encoder", *(f"{n} shot{'s' * (n > 1)}" for n in counts)], rows)
+
+
+def probe_table(study: Study) -> str:
+    """The linear probe on all labels, and the effective rank of the features that it reads."""
+    at = last_layer(study), "mean"
+    rows = []
+    for side in (RANDOM, *study.arms):
+        gained = NONE if side == RANDOM else _unpaired(study.probe(side), study.probe(RANDOM))
+        rows.append([told(side), accuracy_text(study.probe(side)), gained, _ranks(study.rank(side, *at))])
+    return table(["encoder", "linear probe", "gain", "effective rank"], rows)
+
+
+def ablation_table(study: Study) -> str:
+    """One row an arm, the default bold; an arrow where it differs from the default by more than two standard errors."""
+    default, last, shots = study.arms[0], last_layer(study), study.shots
+    rows = []
+    for arm in study.arms:
+        usual = None if arm == default else default
+        flags = "".join(run["flags"] for run in study.pretrainings(arm)[:1])
+        cells = [f"**{arm}**" if arm == default else arm, f"`{flags}`" if flags else ""]
+        cells += _own_score(study, arm)
+        cells.append(_marked(study, arm, usual, last))
+        best = best_reading(study, arm, shots, _MEAN)
+        cells.append(f"{_marked(study, arm, usual, best[0])} ({best[0]})" if best else NONE)
+        pairs = [(study.probe(arm), study.probe(usual) if usual else {})]
+        pairs += [(study.top1(arm, labels), study.top1(usual, labels) if usual else {}) for labels in study.labels]
+        cells += [accuracy_text(here) + mark(gains(here, there)) for here, there in pairs]
+        rows.append([*cells, _ranks(study.rank(arm, last, "mean"))])
+    best = best_reading(study, RANDOM, shots, _MEAN)
+    cells = [accuracy_text(study.fewshot_by_pretraining(RANDOM, shots, last, "mean"))]
+    cells.append(f"{_marked(study, RANDOM, None, best[0])} ({best[0]})" if best else NONE)
+    cells.append(accuracy_text(study.probe(RANDOM)))
+    cells += [accuracy_text(study.top1(SCRATCH, labels)) for labels in study.labels]
+    rows.append(["no pretraining", "", NONE, NONE, *cells, _ranks(study.rank(RANDOM, last, "mean"))])
+    frozen = [f"{shots} shots, last layer", f"{shots} shots, best layer", "linear probe"]
+    shares = [f"{labels} of the labels" for labels in study.labels]
+    return table(["arm", "differs by", "masked", "trivial", *frozen, *shares, "effective rank"], rows)
+
+
+def _marked(study: Study, side: str, usual: str | None, layer: int) -> str:
+    """Few-shot accuracy of the mean of the patches over the pretrainings, marked against the default's same layer."""
+    here = study.fewshot_by_pretraining(side, study.shots, layer, "mean")
+    there = study.fewshot_by_pretraining(usual, study.shots, layer, "mean") if usual else {}
+    return accuracy_text(here) + mark(gains(here, there))
+
+
+def _own_score(study: Study, arm: str) -> list[str]:
+    """The objective's score at masked patches at the end, and the better of what needs no model."""
+    runs = {run["seed"]: run["final"] for run in study.pretrainings(arm)}
+    for score, better in (("accuracy", max), ("mse", min)):
+        masked = {seed: final[f"{score}_masked"] for seed, final in runs.items() if f"{score}_masked" in final}
+        if masked:
+            kinds = [f"{score}_baseline_{kind}" for kind in ("neighbours", "frequent")]
+            trivial = {
+                seed: better(runs[seed][kind] for kind in kinds if kind in runs[seed])
+                for seed in masked
+                if any(kind in runs[seed] for kind in kinds)
+            }
+            return [_score(score, masked), _score(score, trivial)]
+    return [NONE, NONE]
+
+
+def _score(score: str, values: Values) -> str:
+    if score == "accuracy":
+        return accuracy_text(values)
+    return f"{figure(fmean(values.values()))} (mse)" if values else NONE
+
+
+def _ranks(values: Values) -> str:
+    return f"{fmean(values.values()):.1f}" if values else NONE
+
+
+def _unpaired(values: Values, other: Values) -> str:
+    """A gain over what was measured once."""
+    return points(fmean(values.values()) - fmean(other.values())) if values and other else NONE
+
+
+def length_table(study: Study) -> str:
+    """What a pretraining is worth by its images, the shortest first."""
+    rows = []
+    for seen, arm in by_images(study):
+        shares = [gain_text(finetuning_gains(study, arm, labels)) for labels in study.labels]
+        frozen = gain_text(fewshot_gains(study, arm, study.shots))
+        rows.append([f"{seen:,}", arm, *_own_score(study, arm), frozen, *shares])
+    head = ["images of pretraining", "arm", "masked", "trivial", f"{study.shots} shots, frozen"]
+    return table([*head, *(f"{labels} of the labels" for labels in study.labels)], rows)
+
+
+def by_images(study: Study) -> list[tuple[int, str]]:
+    """Arms by the images that their pretraining saw."""
+    return sorted((study.pretrainings(arm)[0]["images"], arm) for arm in study.arms if study.pretrainings(arm))
+
+
+def best_table(study: Study) -> str:
+    """Arms against the default: images, time, gains with their share of the default's gain."""
+    default = study.arms[0]
+    shares = {labels: {each.arm: each for each in against_default(study, labels)} for labels in study.labels}
+    rows = []
+    for arm in study.arms:
+        runs = study.pretrainings(arm)
+        cells = [f"**{arm}**" if arm == default else arm, f"{runs[0]['images']:,}" if runs else NONE]
+        cells += [f"{step_time(study, arm):.2f}" if runs else NONE]
+        cells.append(gain_text(fewshot_gains(study, arm, study.shots)))
+        for labels, against in shares.items():
+            share = f" ({against[arm].gain:.0%})" if arm in against else ""
+            cells.append(gain_text(finetuning_gains(study, arm, labels)) + share)
+        rows.append(cells)
+    head = ["arm", "images of pretraining", "time per image", f"{study.shots} shots, frozen"]
+    return table([*head, *(f"{labels} of the labels" for labels in study.labels)], rows)
+
+
+def layers_table(study: Study) -> str:
+    """Few-shot accuracy by layer and pooling, random beside every arm, with the rank of the mean's features."""
+    pools = list(dict.fromkeys(pool for _, pool in study.readings))
+    rows = []
+    for side in (RANDOM, *study.arms):
+        for layer in dict.fromkeys(layer for layer, _ in study.readings):
+            cells = [accuracy_text(study.fewshot(side, study.shots, layer, pool)) for pool in pools]
+            rows.append([side, str(layer), *cells, _ranks(study.rank(side, layer, "mean"))])
+    return table(["encoder", "layer", *pools, "effective rank"], rows)

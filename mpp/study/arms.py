@@ -1,0 +1,182 @@
+"""The pretrainings of a study: their configs and lengths, and how many images each may see in equal time.
+
+arms -> the training step of each, built as its run would build it -> seconds per image, side by side
+     -> the first arm's images x its seconds, by the others' seconds -> equal_time.json, which is kept
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpp.bench.machine import ratios, synchronise, timed
+from mpp.config import differences, from_file, to_dict
+from mpp.data.config import DataConfig
+from mpp.data.feed import Placed
+from mpp.dist import World
+from mpp.downstream.config import FewshotConfig
+from mpp.errors import UserError
+from mpp.files import write_whole
+from mpp.parts import build, started, training_step
+from mpp.recipes import PretrainConfig
+from mpp.sources.opening import open_source
+from mpp.study_recipe import Arm, StudyConfig
+from mpp.train.config import ScheduleConfig
+from mpp.train.loop import FiniteGuard, update
+from mpp.train.parallel import choose_device
+from mpp.train.schedule import parse_duration
+
+EQUAL_TIME = "equal_time.json"
+_ROUNDS, _WARM_UP, _SAMPLE_SECONDS = 7, 2, 0.5
+
+Lengths = dict[str, dict[str, Any]]
+"""Arm -> {"ratio": its seconds per image over the first arm's, "images": that it sees}; in the file below "arms"."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """One run: an arm with a seed."""
+
+    arm: Arm
+    seed: int
+    config: PretrainConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run_dir)
+
+    @property
+    def settled(self) -> PretrainConfig:
+        """The config with what the weights say that the run goes on from, if it does."""
+        return started(self.config, World())[0]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended, as this config says; without opening its images or building its model."""
+        told = self.folder / "config.yaml"
+        if not told.is_file() or not (self.folder / "model" / "config.json").is_file():
+            return False
+        return not differences(PretrainConfig, to_dict(from_file(PretrainConfig, told)), to_dict(self.settled))
+
+
+def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) -> list[Pretraining]:
+    """All runs: every arm with the first seed, then with the next. None where weights are taken instead.
+
+    `lengths` are those of equal time; an arm that is not named there has its own.
+    """
+    if config.init:
+        return []
+    found: list[Pretraining] = []
+    for seed in config.pretrain_seeds:
+        for number, arm in enumerate(config.told_arms()):
+            told = arm.pretrain
+            length = f"{lengths[arm.name]['images']} images" if number and arm.name in lengths else told.train.length
+            folder = Path(config.run_dir) / "pretrain" / arm.folder / f"seed_{seed}"
+            data = replace(told.data, source=told.data.source or config.data)
+            train = replace(told.train, length=length, seed=seed)
+            found.append(Pretraining(arm, seed, replace(told, run_dir=str(folder), data=data, train=train)))
+    return found
+
+
+def images_of(config: PretrainConfig) -> int:
+    """How many images the run sees, in whole steps."""
+    length, size, data = parse_duration(config.train.length, "train.length"), config.train.batch_size, config.data
+    epoch = len(open_source(data.source, download=data.download, keep=data.keep)) if length.unit == "epochs" else size
+    return size * length.steps(size, epoch)
+
+
+def equal_lengths(folder: Path, arms: Sequence[Arm], images: int) -> Lengths:
+    """How many images each arm sees in the time that the first needs for `images`; measured once, then read.
+
+    Raises:
+        UserError: lengths of another first arm in the folder, or a file that is none.
+    """
+    path = folder / EQUAL_TIME
+    try:
+        known: Lengths = json.loads(path.read_text())["arms"] if path.is_file() else {}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read; delete it to measure again") from error
+    first = {"ratio": 1.0, "images": images}
+    if known and known.get(arms[0].name) != first:
+        raise UserError(f"{path} is of another first arm, or of another length of it; choose another --run-dir")
+    missing = [arm for arm in arms[1:] if arm.name not in known]
+    if known and not missing:
+        return known
+    known[arms[0].name] = first
+    for arm, ratio in zip(missing, step_time_ratios([arm.pretrain for arm in [arms[0], *missing]]), strict=True):
+        size = arm.pretrain.train.batch_size
+        known[arm.name] = {"ratio": ratio, "images": size * max(1, round(images / ratio / size))}
+    text = json.dumps({"arms": known}, indent=2) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+    return known
+
+
+def step_time_ratios(configs: Sequence[PretrainConfig]) -> list[float]:
+    """Seconds per image of each training step but the first's, over the first's: medians over rounds of all of them.
+
+    Whole steps as the runs make them, with the optimiser, on images that lie on the device.
+    """
+    device = choose_device(configs[0].train.device, World(), "train.device")
+    # Each is compiled for itself, however many there are.
+    with torch._dynamo.config.patch(recompile_limit=8 * len(configs)):
+        steps = [_endless(config, device) for config in configs]
+        counts = [_warmed_up(step, device) for step in steps]
+        seconds: list[list[float]] = [[] for _ in steps]
+        for turn in range(_ROUNDS):
+            order = range(len(steps)) if turn % 2 else reversed(range(len(steps)))
+            for i in order:
+                taken = _seconds(steps[i], counts[i], device)
+                seconds[i].append(taken / counts[i] / configs[i].train.batch_size)
+    torch.compiler.reset()
+    return [float(np.median(ratios(of, seconds[0]))) for of in seconds[1:]]
+
+
+def _warmed_up(step: Callable[[], None], device: torch.device) -> int:
+    """How many steps make a sample that is long enough."""
+    _seconds(step, _WARM_UP, device)
+    return max(1, math.ceil(_SAMPLE_SECONDS / _seconds(step, 1, device)))
+
+
+def _seconds(step: Callable[[], None], times: int, device: torch.device) -> float:
+    def run() -> None:
+        for _ in range(times):
+            step()
+        synchronise(device)
+
+    return timed(run)[1]
+
+
+def _endless(config: PretrainConfig, device: torch.device) -> Callable[[], None]:
+    """The run's own step and update; only the images are always the same, and its rate is."""
+    channels, (height, width) = config.model.in_chans, config.model.image_hw
+    with tempfile.TemporaryDirectory() as folder:  # the source is opened, and not read
+        path = Path(folder) / "images.npy"
+        np.save(path, np.zeros((1, height, width, channels), dtype=np.uint8))
+        data = DataConfig(source=f"array:{path}", mean=config.data.mean, std=config.data.std)
+        train, optim = replace(config.train, length="1M steps"), replace(config.optim, lr=1e-4)
+        plain = replace(config, data=data, train=train, optim=optim, schedule=ScheduleConfig(), fewshot=FewshotConfig())
+        parts = build(plain, World(), device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (parts.micro_batch, channels, height, width)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+    labels = torch.full((parts.micro_batch,), -1, device=device)
+
+    def batches() -> Iterator[Placed]:
+        while True:
+            for slot in range(0, config.train.batch_size, parts.micro_batch):
+                yield {"images": images, "labels": labels, "position": parts.state.images_seen, "slot": slot}
+
+    endless, step, guard = batches(), training_step(parts), FiniteGuard(parts.state)
+
+    def run() -> None:
+        number = parts.schedule.step(parts.state.images_seen) + 1
+        update(parts.state, parts.wrapped, endless, step, parts.schedule, guard, number)
+        parts.state.images_seen += config.train.batch_size
+
+    return run

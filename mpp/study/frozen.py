@@ -1,0 +1,141 @@
+"""What a study reads from frozen encoders: few-shot accuracy by layer and pooling, effective rank, linear probe.
+
+weights -> Frozen -> features (cached) -> figures -> frozen/SIDE/seed_N.json, so that no figure is made twice
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from mpp.config import to_dict
+from mpp.data.loader import worker_count
+from mpp.dist import World
+from mpp.downstream.account import Inputs
+from mpp.downstream.cache import FeatureCache
+from mpp.downstream.config import FewshotConfig
+from mpp.downstream.fewshot import Fewshot
+from mpp.downstream.frozen import Frozen
+from mpp.downstream.labelled import Labelled
+from mpp.downstream.probe import sweep_linear
+from mpp.downstream.starting import described
+from mpp.errors import RunError
+from mpp.files import write_whole
+from mpp.inspection.features import effective_rank
+from mpp.study_recipe import StudyConfig, folder_name
+from mpp.train.parallel import choose_device, choose_precision
+from mpp.weights.base import Weights
+from mpp.weights.opening import open_weights
+
+_ALL = 2**40  # more test images than anybody has
+_RANKED = 2000  # images that the rank is measured on
+
+Figures = dict[str, Any]
+"""{"fewshot": one entry a layer, pooling and number of shots, "probe": top-1 or None}."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An encoder of the study, to be read frozen."""
+
+    config: StudyConfig
+    side: str
+    pretrain_seed: int | None
+    init: str
+    inputs: Inputs
+    labelled: Labelled
+
+    def kept(self) -> Figures | None:
+        """What its file says, if that is of the same weights, images and settings."""
+        try:
+            kept = json.loads(self._path.read_text())
+            return kept["figures"] if kept["of"] == self._told() else None
+        except (OSError, ValueError, TypeError, KeyError):  # whatever is wrong with it, it can be made again
+            return None
+
+    def figures(self) -> Figures:
+        """Reads the encoder, and keeps what that says.
+
+        Raises:
+            RunError: images or features that cannot be used.
+        """
+        try:
+            figures = {"fewshot": self._fewshot(), "probe": self._probe() if self.config.probe else None}
+        except ValueError as error:
+            raise RunError(f"the frozen encoder of {self.side}: {error}") from error
+        text = json.dumps({"of": self._told(), "figures": figures}, indent=1) + "\n"
+        write_whole(self._path, lambda file: file.write(text.encode()))
+        return figures
+
+    @property
+    def _path(self) -> Path:
+        seed = "weights" if self.pretrain_seed is None else f"seed_{self.pretrain_seed}"
+        return Path(self.config.run_dir) / "frozen" / folder_name(self.side) / f"{seed}.json"
+
+    def _told(self) -> dict[str, Any]:
+        """All that the figures depend on, as JSON has it."""
+        config, train = to_dict(self.config), self.config.finetune.train
+        settings = {key: config[key] for key in ("shots", "draws", "l2", "layers", "pool", "probe")}
+        return {**asdict(self.inputs), **settings, "device": train.device, "precision": train.precision}
+
+    def _frozen(self, layers: tuple[int | Literal["all"], ...]) -> Frozen:
+        """The encoder, read at these layers."""
+        train = self.config.finetune.train
+        device = choose_device(train.device, World(), "finetune.train.device")
+        return Frozen(
+            encoder(self.init, self.config),
+            layers=layers,
+            device=device,
+            precision=choose_precision(train.precision, device, "finetune.train.precision"),
+            workers=worker_count(self.config.finetune.data.workers, 1),
+            cache=FeatureCache(),
+        )
+
+    def _fewshot(self) -> list[dict[str, Any]]:
+        config = self.config
+        draws = tuple(range(config.draws))
+        told = FewshotConfig(config.data, config.test, shots=config.shots, seeds=draws, max_test=_ALL)
+        of = Fewshot.of(told, self.labelled)
+        frozen = self._frozen(config.layers)
+        found = []
+        for layer in frozen.layers:
+            for pool in (pool for pool in config.pool if pool in frozen.pools):
+                extract = frozen.extract(pool, layer)
+                result = of.run(extract, "cv" if config.l2 == "cv" else float(config.l2))
+                features, _ = extract(of.test, of.test_indices)
+                some = np.unique(np.linspace(0, len(features) - 1, _RANKED).astype(np.int64))
+                rank = effective_rank(features[some])
+                place = {"side": self.side, "pretrain_seed": self.pretrain_seed, "layer": layer, "pool": pool}
+                for column, shots in enumerate(result.shots):
+                    accuracy = result.accuracy[:, column].tolist()
+                    found.append({**place, "depth": frozen.depth, "shots": shots, "accuracy": accuracy, "rank": rank})
+        return found
+
+    def _probe(self) -> float:
+        """Top-1 on the test images of a linear classifier on the mean of the patches, trained on all labels."""
+        of = self.labelled
+        extract = self._frozen((-1,)).extract("mean")
+        train, kept = extract(of.train, of.train_indices)
+        test, tested = extract(of.test, of.test_indices)
+        return sweep_linear(train, of.train_labels[kept], test, of.test_labels[tested], len(of.classes)).top1
+
+
+def encoder(init: str, config: StudyConfig) -> Weights:
+    """The weights that `init` names, with the input that fine-tuning gives them.
+
+    Raises:
+        UserError: as `open_weights` and `described`.
+    """
+    return described(open_weights(init), config.finetune.data)
+
+
+def check_layers(config: StudyConfig, weights: Weights) -> None:
+    """Refuses layers that an encoder does not have, before it is trained.
+
+    Raises:
+        UserError: naming the layer and those that there are.
+    """
+    Frozen(weights, layers=config.layers, device=torch.device("cpu"))

@@ -1,0 +1,152 @@
+"""study.json, the data of a study: every run with its settings, figures and time, and what made them.
+
+What pages and tables tell of a study they take from this file alone. It is written anew after every run, and names no
+folder of the machine that it was made on.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpp.config import printable, to_dict
+from mpp.downstream.account import Result
+from mpp.downstream.config import FinetuneConfig
+from mpp.downstream.labelled import Labelled
+from mpp.files import write_whole
+from mpp.parts import build_model
+from mpp.run_page.reading import read_csv
+from mpp.study.arms import Lengths, Pretraining
+from mpp.study.cells import Cell
+from mpp.study.frozen import Figures
+from mpp.study_recipe import StudyConfig
+from mpp.train.log import read_rows
+from mpp.train.provenance import read_starts
+from mpp.train.rows import training_spans
+
+FILE = "study.json"
+_SCHEMA = 1
+_CURVE = 50  # points
+_MADE_BY = ("time", "commit", "versions", "hardware", "precision")  # of environment.json; the rest names folders
+_NOT_OF_OBJECTIVE = ("step", "images", "epoch", "lr")
+# Names of folders may hold spaces, but neither the next source nor the next flag.
+_FOLDERS = re.compile(r"(?<![\w./\\~-])(?:~[\w.-]*)?/(?!/)(?:(?:(?!\s-)[^/:])+/)*(?=[^\s/:])")
+
+
+class Record:
+    """What a study came to so far."""
+
+    def __init__(self, config: StudyConfig, labelled: Labelled) -> None:
+        self._path = Path(config.run_dir) / FILE
+        self._seconds = 0.0
+        self.document: dict[str, Any] = {
+            "schema": _SCHEMA,
+            "name": self._path.absolute().parent.name,
+            "finished": False,
+            "config": without_folders(printable(to_dict(config))),
+            "environment": None,
+            "data": {
+                "train_images": len(labelled.train_indices),
+                "test_images": len(labelled.test_indices),
+                "classes": len(labelled.classes),
+            },
+            "equal_time": None,
+            "pretraining": [],
+            "finetuning": [],
+            "fewshot": [],
+            "probes": [],
+            "device_seconds": 0.0,
+        }
+
+    def set_equal_time(self, lengths: Lengths) -> None:
+        self.document["equal_time"] = {"arms": lengths} if lengths else None
+
+    def add_pretraining(self, run: Pretraining) -> None:
+        """Adds a run that has ended."""
+        told, rows = run.settled, read_rows(run.folder / "metrics.jsonl")
+        trained = [row for row in rows if "loss" in row]
+        score = "mse" if told.objective.target == "pixels" else "accuracy"
+        curve = [[row["images"], row[f"{score}_masked"]] for row in trained if f"{score}_masked" in row]
+        some = np.unique(np.linspace(0, len(curve) - 1, min(_CURVE, len(curve))).round().astype(int))
+        last = trained[-1] if trained else {}
+        entry = {
+            "arm": run.arm.name,
+            "flags": without_folders(printable(run.arm.flags)),
+            "seed": run.seed,
+            "images": last.get("images", 0),
+            "steps": last.get("step", 0),
+            "batch_size": told.train.batch_size,
+            "parameters": sum(weight.numel() for weight in build_model(told, "meta").encoder.parameters()),
+            "lr": told.optim.lr,
+            "seconds": self._time(run.folder),
+            "final": {name: last[name] for name in last if "/" not in name and name not in _NOT_OF_OBJECTIVE},
+            "curve": [curve[i] for i in some],
+        }
+        self.document["pretraining"].append(entry)
+        self._made_by(run.folder)
+
+    def add_cell(self, cell: Cell, config: FinetuneConfig, result: Result) -> None:
+        """Adds a fine-tuning run that has ended, and the sweep before it."""
+        folder = Path(config.run_dir)
+        rates = {f"{float(row['lr']):g}": row["held_out_top1"] for row in read_csv(folder / "sweep.csv")}
+        sweep = {rate: None if told == "diverged" else float(told) for rate, told in rates.items()}
+        for tried in folder.glob("sweep/*/"):
+            self._time(tried)
+        entry = {
+            "side": cell.side,
+            "labels": cell.labels,
+            "seed": cell.seed,
+            "pretrain_seed": cell.pretrain_seed,
+            "length": cell.length,
+            "images": result.steps * config.train.batch_size,
+            "steps": result.steps,
+            "lr": result.lr,
+            "sweep": sweep or None,
+            "train_images": result.train_images,
+            "top1": result.top1,
+            "top5": result.top5,
+            "balanced": result.balanced,
+            "seconds": self._time(folder),
+        }
+        self.document["finetuning"].append(entry)
+        self._made_by(folder)
+
+    def add_frozen(self, side: str, pretrain_seed: int | None, figures: Figures) -> None:
+        """Adds what an encoder came to frozen."""
+        self.document["fewshot"] += figures["fewshot"]
+        if figures["probe"] is not None:
+            probe = {"side": side, "pretrain_seed": pretrain_seed, "top1": figures["probe"]}
+            self.document["probes"].append(probe)
+
+    def write(self, finished: bool = False) -> bool:
+        """Writes study.json, whole or not at all; whether that changes anything."""
+        self.document |= {"finished": finished, "device_seconds": round(self._seconds, 3)}
+        text = json.dumps(self.document, indent=1) + "\n"
+        if self._path.is_file() and self._path.read_text() == text:
+            return False
+        write_whole(self._path, lambda file: file.write(text.encode()))
+        return True
+
+    def _time(self, folder: Path) -> float:
+        """Seconds that a run trained, which the total has from now on."""
+        seconds = round(sum(taken for _, taken in training_spans(read_rows(folder / "metrics.jsonl"))), 3)
+        self._seconds += seconds
+        return seconds
+
+    def _made_by(self, folder: Path) -> None:
+        """The study is made by what made its first run."""
+        starts = read_starts(folder)
+        if self.document["environment"] is None and starts:
+            self.document["environment"] = {name: starts[-1][name] for name in _MADE_BY if name in starts[-1]}
+
+
+def without_folders(value: Any) -> Any:
+    """Plain values in which a path from the root or the home is its last name: "cifar10:/data/x" -> "cifar10:x"."""
+    if isinstance(value, str):
+        return _FOLDERS.sub("", value)
+    if isinstance(value, Mapping):
+        return {key: without_folders(held) for key, held in value.items()}
+    return [without_folders(held) for held in value] if isinstance(value, list) else value

@@ -1,0 +1,227 @@
+"""One command that says what the pretraining is worth.
+
+pretrain every arm with every seed (or take a run)                 run_dir/pretrain/ARM/seed_N
+fine-tune {scratch, scratch longer, every arm} x labels x seeds    run_dir/finetune/SIDE/labels_SHARE/seed_N
+few-shot, rank and probe of {random, every arm} x layers x pools   run_dir/frozen/SIDE/seed_N.json
+all of it as data, after every run                                 run_dir/study.json
+tables with mean and spread, and pictures                          run_dir/study.md, table.csv, runs.csv, *.png
+
+All sides have the same recipe, number of steps and, per seed, the same labelled images; from scratch means random:RUN,
+the encoder of the first arm freshly initialised. Where finetune.optim.lr has several values, each side chooses its own,
+on held-out training images, with the first seed. What is finished is not done again.
+"""
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mpp.config import differences, from_file, to_dict, to_yaml
+from mpp.dist import World
+from mpp.downstream.account import Inputs, finished
+from mpp.downstream.config import parse_share
+from mpp.downstream.finetune import run as finetune
+from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
+from mpp.downstream.tuning import build_tuning
+from mpp.errors import RunError, UserError
+from mpp.parts import build_model
+from mpp.pretrain import run as pretrain
+from mpp.study.arms import EQUAL_TIME, Lengths, Pretraining, equal_lengths, images_of, pretrainings
+from mpp.study.cells import Cell, Place, cell_config, cells, starting_points, tuned_for
+from mpp.study.frozen import Reading, check_layers, encoder
+from mpp.study.record import Record
+from mpp.study.report import write
+from mpp.study_recipe import LONGER, RANDOM, SCRATCH, StudyConfig
+from mpp.views.page import REPORT, tell_of_run
+from mpp.weights.base import Weights
+from mpp.weights.init_args import parse_init_args
+from mpp.weights.opening import open_weights
+from mpp.weights.timm_folder import model_args
+
+
+def run(config: StudyConfig) -> int:
+    """Runs the study, or goes on with it. Returns the exit status: 0, or 75 after a requested stop.
+
+    Raises:
+        UserError: bad input, before anything is written, or a study of another config in run_dir.
+        RunError: a part that had to stop.
+    """
+    folder = Path(config.run_dir)
+    labelled = open_labelled(config.data, config.test)
+    trained, tested = len(labelled.train_indices), len(labelled.test_indices)
+    print(f"labels: {trained:,} training and {tested:,} test images", flush=True)
+    for note in labelled.notes:
+        print(f"note: {note}", file=sys.stderr)
+    first = next(iter(pretrainings(config, {})), None)
+    _check(config, labelled)
+    images = images_of(first.config) if first and (config.longer or config.equal_time) else 0
+    _claim(folder, config)
+    lengths: Lengths = equal_lengths(folder, config.told_arms(), images) if config.equal_time else {}
+    record = Record(config, labelled)
+    record.set_equal_time(lengths)
+    runs = pretrainings(config, lengths)
+    status = _pretrain(runs, record)
+    if status:
+        return status
+    inits = starting_points(config, runs)
+    inputs = {place: Inputs.of(encoder(init, config), labelled) for place, init in inits.items()}
+    status = _finetune(config, cells(config, labelled, images), inits, inputs, record)
+    if status:
+        return status
+    _read_frozen(config, inits, inputs, labelled, record)
+    changed = record.write(finished=True)
+    write(folder, record.document)
+    for one in runs:  # which can now tell what the pretraining was worth
+        if one.config.log.report and (changed or not (one.folder / REPORT).exists()):
+            tell_of_run(one.config.run_dir, one.config.train.device)
+    print((folder / "study.md").read_text())
+    return 0
+
+
+def _check(config: StudyConfig, labelled: Labelled) -> None:
+    """Builds, with fresh weights, all that the study will build after hours of pretraining.
+
+    Raises:
+        UserError: what cannot be built, or a study that would pretrain on its own test images.
+    """
+    if config.init:
+        encoders = [replace(open_weights(config.init), state=None, origin="the encoder")]
+    else:
+        if labelled.test is labelled.train and not all(arm.pretrain.data.source for arm in config.told_arms()):
+            raise UserError(
+                f"{config.data} has no test split of its own, so that the pretraining would see the images held out as "
+                "the test: name other images for one of them, by --test or --pretrain.data.source"
+            )
+        arms = {one.arm.name: one for one in pretrainings(config, {})}
+        encoders = [_fresh(one) for one in arms.values()]
+    for weights in encoders:
+        check_layers(config, weights)
+    inits: dict[Place, str] = {(SCRATCH, None): "random"}
+    for share in {cell.labels: cell for cell in cells(config, labelled, 0) if cell.side == SCRATCH}.values():
+        one = cell_config(config, share, inits)
+        labels = take_fraction(labelled.train_labels, len(labelled.classes), share.labels, share.seed)
+        part = replace(labelled, train_labels=labels)
+        if len(one.optim.lr) > 1:
+            part = hold_out(part, parse_share(one.data.holdout), share.seed)
+        build_tuning(one, part, max(one.optim.lr), World(), torch.device("cpu"), encoders[0])
+
+
+def _fresh(one: Pretraining) -> Weights:
+    """The encoder of an arm before its pretraining, without weights; its objective is built, too."""
+    try:
+        config = one.settled
+        build_model(config, "meta")
+    except UserError as error:
+        raise UserError(f"{one.arm.name}: {error}") from error
+    model, data, (args, numerics) = config.model, config.data, parse_init_args(config.init_args)
+    told = {"numerics": numerics, "value_range": data.value_range, "background": data.background}
+    size = model.image_hw, model.in_chans, data.mean, data.std
+    origin = f"the encoder of {one.arm.name}"
+    return Weights(model.name, model_args(model) | args, None, *size, origin=origin, **told)
+
+
+def _claim(folder: Path, config: StudyConfig) -> None:
+    """Writes config.yaml; refuses a folder with a study of another config. What only adds to a study may change."""
+    path = folder / "config.yaml"
+    if path.exists():
+        try:
+            before = from_file(StudyConfig, path)
+        except UserError as error:
+            raise UserError(
+                f"{folder} holds something else than a study; choose another --run-dir ({error})"
+            ) from error
+        changed = differences(StudyConfig, to_dict(before), to_dict(config))
+        started = any((folder / part).exists() for part in ("pretrain", "finetune", EQUAL_TIME))
+        if changed and started:
+            raise UserError(
+                f"{folder} holds a study with another config ({'; '.join(changed)}); choose another --run-dir"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_yaml(config))
+    except OSError as error:
+        raise UserError(f"cannot write to the study's folder {folder}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _logged(folder: Path) -> Generator[None]:
+    """What a part of the study says goes to log.txt in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield
+
+
+def _pretrain(runs: Sequence[Pretraining], record: Record) -> int:
+    for number, one in enumerate(runs, 1):
+        name = f"pretraining [{number}/{len(runs)}] {one.arm.name}, seed {one.seed}"
+        done = one.finished
+        how = "was done before"
+        if not done:
+            print(f"{name}: {one.config.train.length}; see {one.folder / 'log.txt'}", flush=True)
+            began = time.perf_counter()
+            torch.compiler.reset()  # or the last of many arms would run uncompiled
+            with _logged(one.folder):  # its page will tell what it was worth, and is made when that is known
+                status = pretrain(replace(one.config, log=replace(one.config.log, report=False)))
+            how = f"{'stopped after ' * (status != 0)}{time.perf_counter() - began:.0f} s"
+            if status:
+                print(f"{name}: {how}", flush=True)
+                return status
+        record.add_pretraining(one)
+        if not done:
+            record.write()
+        print(f"{name}: {how}", flush=True)
+    torch.compiler.reset()
+    return 0
+
+
+def _finetune(
+    config: StudyConfig,
+    todo: Sequence[Cell],
+    inits: Mapping[Place, str],
+    inputs: Mapping[Place, Inputs],
+    record: Record,
+) -> int:
+    rates: dict[tuple[str, str], float] = {}
+    for number, cell in enumerate(todo, 1):
+        one = cell_config(config, cell, inits, rates.get(tuned_for(config, cell)))
+        name, of = f"[{number}/{len(todo)}] {cell}", inputs[cell.place]
+        result, how, began = finished(one, of), "was done before", time.perf_counter()
+        done = result is not None
+        if result is None:
+            try:
+                with _logged(Path(one.run_dir)):
+                    status = finetune(one)
+            except RunError as error:
+                raise RunError(f"{name}: {error}") from error
+            result, how = finished(one, of), f"{time.perf_counter() - began:.0f} s"
+            if status or result is None:
+                return status
+        print(f"{name}: top-1 {result.top1:.2%} (optim.lr {result.lr:g}; {how})", flush=True)
+        rates.setdefault(tuned_for(config, cell), result.lr)
+        # Three times the weights, in hundreds of runs, which a result makes worthless.
+        shutil.rmtree(Path(one.run_dir) / "checkpoints", ignore_errors=True)
+        record.add_cell(cell, one, result)
+        if not done:
+            record.write()
+    return 0
+
+
+def _read_frozen(
+    config: StudyConfig, inits: Mapping[Place, str], inputs: Mapping[Place, Inputs], labelled: Labelled, record: Record
+) -> None:
+    for (side, seed), init in inits.items():
+        if side == LONGER:  # scratch again
+            continue
+        name, began = RANDOM if side == SCRATCH else side, time.perf_counter()
+        reading = Reading(config, name, seed, init, inputs[side, seed], labelled)
+        kept = reading.kept()
+        record.add_frozen(name, seed, kept or reading.figures())
+        if not kept:
+            record.write()
+            of = "" if seed is None else f", seed {seed}"
+            print(f"frozen features of {name}{of}: {time.perf_counter() - began:.0f} s", flush=True)

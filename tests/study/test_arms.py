@@ -1,0 +1,137 @@
+"""Arms, their lengths and the fine-tuning runs that a study has, without training anything."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.config import overridden
+from mpp.downstream.labelled import label
+from mpp.errors import ConfigError, UserError
+from mpp.model.config import ModelConfig
+from mpp.recipes import PretrainConfig
+from mpp.sources.base import ListSource
+from mpp.study import arms as timing
+from mpp.study.arms import EQUAL_TIME, equal_lengths, images_of, pretrainings, step_time_ratios
+from mpp.study.cells import Cell, cell_config, cells, starting_points, tuned_for
+from mpp.study_recipe import LONGER, StudyConfig
+from mpp.train.config import TrainConfig
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+TINY = PretrainConfig(
+    model=ModelConfig(name="vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), embed_dim=48, depth=1, num_heads=3),
+    train=TrainConfig(length="100 steps", batch_size=16, micro_batch=8, device="cpu"),
+)
+
+
+def study(**told: Any) -> StudyConfig:
+    usual = {"run_dir": "runs/s", "data": "demo", "pretrain": TINY, "arms": ("a", "b: --train.batch_size 32")}
+    return StudyConfig(**{**usual, **told})
+
+
+def labelled(images: int):
+    """Labelled images that are one pixel each."""
+    pixels, labels = np.zeros((images, 1, 1, 3), np.uint8), np.arange(images) % 4
+    return label(ListSource(pixels, labels), ListSource(pixels[:4], labels[:4]))
+
+
+def test_flags_go_on_top_of_a_config() -> None:
+    config = overridden(TINY, ["--objective.bits", "4", "--log.no-report"])
+    assert config == replace(TINY, objective=replace(TINY.objective, bits=4), log=replace(TINY.log, report=False))
+    assert overridden(TINY, ["--steps=9 steps"], {"steps": "train.length"}).train.length == "9 steps"
+    with pytest.raises(ConfigError, match=r"no setting '--objective.bit'; did you mean '--objective.bits'\?"):
+        overridden(TINY, ["--objective.bit", "4"])
+
+
+def test_every_arm_is_pretrained_with_every_seed() -> None:
+    runs = pretrainings(study(pretrain_seeds=(0, 3)), {"a": {"images": 7}, "b": {"images": 640}})
+    assert [(run.arm.name, run.seed, run.config.run_dir) for run in runs] == [
+        (arm, seed, f"runs/s/pretrain/{arm}/seed_{seed}") for seed in (0, 3) for arm in "ab"
+    ]
+    # The first arm keeps its own length; that of the others is of equal time.
+    assert [run.config.train.length for run in runs] == ["100 steps", "640 images"] * 2
+    assert [run.config.train.batch_size for run in runs] == [16, 32] * 2
+    assert [run.config.train.seed for run in runs] == [0, 0, 3, 3]
+    assert all(run.config.data.source == "demo" for run in runs)
+    assert images_of(runs[0].config) == 1600
+
+
+def test_sides_of_a_setting_stand_together_and_take_the_pretrainings_in_turn() -> None:
+    config = study(labels=("50%", "100%"), lengths=("2 epochs", "3 steps"), longer=("50%",), pretrain_seeds=(5, 6))
+    found = cells(config, labelled(160), 1600)
+    # Half of 160 images twice, in batches of 512, is one step at least.
+    longer = f"{512 + 1600} images"
+    of_half = [
+        [Cell("scratch", "50%", "2 epochs", seed, None), Cell(LONGER, "50%", longer, seed, None)]
+        + [Cell(arm, "50%", "2 epochs", seed, start) for arm in "ab"]
+        for seed, start in ((0, 5), (1, 6), (2, 5))
+    ]
+    of_all = [
+        [Cell("scratch", "100%", "3 steps", seed, None), *(Cell(arm, "100%", "3 steps", seed, start) for arm in "ab")]
+        for seed, start in ((0, 5), (1, 6), (2, 5))
+    ]
+    assert config.finetune.train.batch_size == 512
+    assert found == [cell for group in of_half + of_all for cell in group]
+
+
+def test_the_share_that_chooses_the_rates_comes_first() -> None:
+    config = study(labels=("50%", "100%"), longer=("50%",), tune_at="100%")
+    found = cells(config, labelled(160), 1600)
+    assert [(cell.side, cell.labels, cell.seed) for cell in found[:4]] == [
+        *((side, "100%", 0) for side in ("scratch", "a", "b")),
+        ("scratch", "50%", 0),
+    ]
+    assert {tuned_for(config, cell) for cell in found} == {(side, "100%") for side in ("scratch", "a", "b")}
+    assert len({tuned_for(replace(config, tune_at=""), cell) for cell in found}) == 3 * 2  # longer takes scratch's
+
+
+def test_scratch_is_the_first_arm_s_encoder_and_has_no_layer_decay() -> None:
+    config = study()
+    config = replace(
+        config, finetune=overridden(config.finetune, ["--optim.lr", "1", "2", "--optim.layer-decay", "0.7"])
+    )
+    inits = starting_points(config, pretrainings(config, {}))
+    scratch = cell_config(config, Cell("scratch", "10%", "9 steps", 2, None), inits)
+    assert (scratch.init, scratch.run_dir) == (
+        "random:runs/s/pretrain/a/seed_0",
+        "runs/s/finetune/scratch/labels_10/seed_2",
+    )
+    assert (scratch.optim.lr, scratch.optim.layer_decay) == ((1.0, 2.0), 1.0)
+    tuned = cell_config(config, Cell("b", "10%", "9 steps", 2, 0), inits, 2.0)
+    assert (tuned.init, tuned.optim.lr, tuned.optim.layer_decay) == ("runs/s/pretrain/b/seed_0", (2.0,), 0.7)
+    assert (tuned.train.seed, tuned.data.labels_seed, tuned.data.labels, tuned.train.length) == (2, 2, "10%", "9 steps")
+
+
+def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def measured(configs: list[PretrainConfig]) -> list[float]:
+        asked.append(len(configs))
+        return [0.5, 3.0][: len(configs) - 1]
+
+    monkeypatch.setattr(timing, "step_time_ratios", measured)
+    arms = study(arms=("a", "b: --train.batch_size 32", "c")).told_arms()
+    found = equal_lengths(tmp_path, arms[:2], 1600)
+    assert found == {"a": {"ratio": 1.0, "images": 1600}, "b": {"ratio": 0.5, "images": 3200}}
+    assert json.loads((tmp_path / EQUAL_TIME).read_text()) == {"arms": found}
+    monkeypatch.setattr(timing, "step_time_ratios", lambda configs: [3.0])
+    later = equal_lengths(tmp_path, arms, 1600)  # an arm more: it alone is measured beside the first
+    assert later == {**found, "c": {"ratio": 3.0, "images": 528}}  # 533 images in whole steps of 16
+    assert equal_lengths(tmp_path, arms, 1600) == later
+    assert asked == [2]
+    with pytest.raises(UserError, match="another first arm"):
+        equal_lengths(tmp_path, arms[1:], 1600)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+def test_a_deeper_encoder_takes_longer(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "_ROUNDS", 3)
+    shallow = replace(TINY, train=replace(TINY.train, device=device))
+    deep = replace(shallow, model=replace(TINY.model, depth=8))
+    same, more = step_time_ratios([shallow, shallow, deep])
+    assert more > 1.5 * same

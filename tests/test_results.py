@@ -1,0 +1,307 @@
+"""The page of results: what it says is what its data files say, and its arithmetic is right."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+
+from mpp.config import from_file, to_dict
+from mpp.errors import UserError
+from mpp.study_recipe import StudyConfig
+from tests.invented_studies import all_kinds, study
+from tests.runs import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))  # where the page's script finds its own parts
+from make_results import make
+from results_page import figures, goals, making, tables
+from results_page.data import Study, read_studies, written
+from results_page.page import END, START, headline, render, with_headline
+
+RESULTS = ROOT / "docs" / "results"
+DATA = sorted(RESULTS.glob("*.json"))
+HEADINGS = {
+    "benefit": "What pretraining is worth",
+    "ablation": "What of the objective matters",
+    "length": "How long to pretrain",
+    "best": "Better than the default",
+}
+LAYERS = "\n## Which representation\n"
+OF_THE_MACHINE = ("run_dir", "data", "test", "source", "device", "workers")
+
+
+def by_hand() -> Study:
+    """A study small enough for a pencil: one share, three seeds, two pretrainings of two arms, two draws."""
+    top1 = {
+        "scratch": (0.30, 0.32, 0.34),
+        "scratch, longer": (0.33, 0.35, 0.34),
+        "usual": (0.40, 0.42, 0.47),
+        "other": (0.51, 0.53, 0.58),
+        "same": (0.42, 0.43, 0.47),
+    }
+    frozen = {("random", None): (0.20, 0.22), ("usual", 0): (0.30, 0.34), ("usual", 1): (0.32, 0.36)}
+    content = study("benefit_hand", {"usual": ("", 0.1), "other": ("--x", 0.2), "same": ("--y", 0.1)}, probe=False)
+    content["config"] |= {"labels": ["1%"], "pretrain_seeds": [0, 1]}
+    runs = {run["side"]: run for run in content["finetuning"] if run["labels"] == "1%"}
+    runs["scratch, longer"] = runs["scratch"]
+    content["finetuning"] = [
+        runs[side] | {"side": side, "seed": seed, "top1": value}
+        for side, values in top1.items()
+        for seed, value in enumerate(values)
+    ]
+    content["fewshot"] = [
+        {
+            "side": side,
+            "pretrain_seed": seed,
+            "layer": -1,
+            "pool": "mean",
+            "shots": 10,
+            "accuracy": list(draws),
+            "rank": 7.0 + (seed or 0),
+        }
+        for (side, seed), draws in frozen.items()
+    ]
+    return Study(content["name"], content)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Cells of a Markdown table by the first of each row; its head is the row ""."""
+    first, _, *rest = [line.strip("|").split("|") for line in text.splitlines()]
+    return {"": [cell.strip() for cell in first]} | {line[0].strip(): [c.strip() for c in line[1:]] for line in rest}
+
+
+def check_tables(text: str) -> None:
+    """Every row of a table has as many cells as its head."""
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({line.count("|") - line.count(r"\|") for line in table.splitlines()}) == 1, table
+
+
+@pytest.fixture(scope="module")
+def studies() -> dict[str, Study]:
+    return {name: Study(name, content) for name, content in all_kinds().items()}
+
+
+@pytest.fixture(scope="module")
+def rendered(studies: dict[str, Study]) -> dict[str, str]:
+    return render(studies)
+
+
+@pytest.mark.skipif(not DATA, reason="no study has been taken yet")
+def test_the_page_is_that_of_its_data() -> None:
+    studies = read_studies(RESULTS)
+    files = render(studies)
+    assert (ROOT / "docs" / "results.md").read_text() == files.pop("results.md")
+    assert sorted(path.name for path in RESULTS.glob("*.svg")) == sorted(name.partition("/")[2] for name in files)
+    for name, text in files.items():
+        there = (ROOT / "docs" / name).read_text()
+        # What a chart says is compared everywhere; where its lines lie, with the matplotlib that drew it.
+        assert re.findall('aria-label="(.*?)"', there) == re.findall('aria-label="(.*?)"', text)
+        if f"<!-- matplotlib {matplotlib.__version__} -->" in there:
+            assert there == text
+    readme = (ROOT / "README.md").read_text()
+    assert with_headline(readme, studies) == readme
+
+
+@pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
+def test_the_data_are_of_the_shipped_config_and_name_no_folder(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r'"(?:[^"]*[\s:=])?[/~][\w.-]+/', text)
+    content = json.loads(text)
+    assert text == written(content)
+    config = from_file(StudyConfig, ROOT / "configs" / "study" / f"{path.stem}.yaml")
+    shipped = json.loads(written(to_dict(config)))
+    assert _different(content["config"], shipped) == []
+
+
+def _different(ran: Any, shipped: Any, name: str = "") -> list[str]:
+    """Settings in which a study differs from the config that its page links to, of those that both have."""
+    if not isinstance(shipped, dict):
+        return [] if ran == shipped else [f"{name}: {ran} is not {shipped}"]
+    keys = [key for key in shipped if key in ran and (key not in OF_THE_MACHINE or isinstance(ran[key], dict))]
+    return [line for key in keys for line in _different(ran[key], shipped[key], f"{name}.{key}")]
+
+
+def test_fine_tuning_by_hand() -> None:
+    of = by_hand()
+    # usual: mean 43, deviation sqrt((9 + 1 + 16) / 2). Its gains 10, 10, 13: mean 11, standard error 1, t(2) = 4.303.
+    table = rows(tables.finetuning_table(of))
+    assert table[""][:6] == ["labels", "from scratch", "from scratch, longer", "usual", "other", "same"]
+    assert table["1%"][:3] == ["32.0 ± 2.0", "34.0 ± 1.0", "43.0 ± 3.6"]
+    cells = dict(zip(table[""][1:], table["1%"], strict=True))
+    assert cells["usual: gain over scratch"] == "+11.0 ± 4.3"
+    # 7, 7, 13: mean 9, deviation sqrt(12), standard error 2.
+    assert cells["usual: gain over scratch, longer"] == "+9.0 ± 8.6"
+    assert figures.gain(of, "usual", "1%") == "+11.0 ± 4.3"
+    assert figures.gain(of, "scratch", "1%", over="usual") == "\u221211.0 ± 4.3"
+
+
+def test_few_shot_by_hand() -> None:
+    of = by_hand()
+    # Over the pretrainings 31 and 35, of which random lacks 11 and 13: mean 12, standard error 1, t(1) = 12.706.
+    table = rows(tables.fewshot_table(of))
+    assert table["random initialisation, mean"] == ["21.0 ± 1.4"]
+    assert table["usual, mean"] == ["33.0 ± 2.8"]
+    assert table["usual: gain, best over best"] == ["+12.0 ± 12.7"]
+
+
+def test_an_arrow_is_a_difference_of_two_standard_errors() -> None:
+    table = rows(tables.ablation_table(by_hand()))
+    head = table[""][1:]
+    at = head.index("1% of the labels")
+    assert table["**usual**"][at] == "43.0 ± 3.6"
+    assert table["other"][at] == "54.0 ± 3.6 ↑"
+    assert table["same"][at] == "44.0 ± 2.6"  # 2, 1, 0: mean 1, standard error 0.58
+    assert table["no pretraining"][at] == "32.0 ± 2.0"
+    assert figures.mark([-0.02, -0.021, -0.019]) == " ↓"
+    # Few-shot is over the pretrainings here: means of 32 and 34 over the draws.
+    assert table["**usual**"][head.index("10 shots, last layer")] == "33.0 ± 1.4"
+    assert table["**usual**"][head.index("effective rank")] == "7.5"
+    assert table["other"][0] == "`--x`"
+
+
+def test_better_than_the_default_by_hand() -> None:
+    content = {**by_hand().content, "name": "best_hand", "equal_time": None}
+    for run in content["pretraining"]:
+        run |= {"images": 1000, "seconds": {"usual": 10.0, "other": 10.0, "same": 5.0}[run["arm"]]}
+    of = Study("best_hand", content)
+    # Gains 11, 22 and 12 points.
+    assert rows(tables.best_table(of))["other"] == ["1,000", "1.00", "-", "+22.0 ± 4.3 (200%)"]
+    reached = dict(goals.goal_rows([of]))
+    assert "2.00 times in 100% of the time (other): **met**" in reached.values()
+    assert "1.09 times in 50% of the time (same): **met**" in reached.values()
+    slow = {**content, "equal_time": {"arms": {arm: {"ratio": 1.5, "images": 1000} for arm in of.arms}}}
+    reached = dict(goals.goal_rows([Study("best_slow", slow)]))
+    assert not [cell for cell in reached.values() if "met" in cell]
+
+
+def test_goals_are_met_by_the_mean() -> None:
+    of = by_hand()
+    assert goals.chosen(of) == "other"
+    cells = dict(goals.goal_rows([of]))
+    assert [cell for cell in cells.values() if cell != "-"] == [
+        "+22.0 ± 4.3: **met**",
+        "lowest +21.0 (1%, seed 0): **met**",
+    ]
+    runs = [
+        run | {"top1": 0.25 if run["side"] in ("other", "same") else run["top1"]} for run in of.content["finetuning"]
+    ]
+    worse = Study("benefit_worse", {**of.content, "finetuning": [run for run in runs if run["side"] != "usual"]})
+    verdicts = [cell for _, cell in goals.goal_rows([worse]) if cell != "-"]
+    assert len(verdicts) == 2
+    assert all(cell.endswith(": not met") for cell in verdicts)
+    assert verdicts[1].startswith("lowest \u22129.0 (1%, seed 2)")
+
+
+def test_the_sections_are_those_of_the_studies(studies: dict[str, Study], rendered: dict[str, str]) -> None:
+    text = rendered["results.md"]
+    for name, of in studies.items():
+        assert f"\n## {HEADINGS[of.kind]}\n" in text
+        assert f"\n### `{name}`\n" in text
+        assert f"\n    {making.command(of)}\n" in text
+    assert LAYERS in text
+    assert "\n### Layers and poolings of `benefit_cpu`\n" in text
+    assert text.count("not measured") == 2  # the default's gain in half the time, by neither study
+    alone = render({"length_cpu": studies["length_cpu"]})
+    assert list(alone) == ["results.md", "results/length_cpu.svg"]
+    assert [kind for kind, heading in HEADINGS.items() if heading in alone["results.md"]] == ["length"]
+    assert LAYERS not in alone["results.md"]
+    assert alone["results.md"].count("| not measured |") == 7
+    assert "\n### Closed-form few-shot against scikit-learn\n" in alone["results.md"]
+
+
+def test_the_tables_are_whole(rendered: dict[str, str]) -> None:
+    text = rendered["results.md"]
+    check_tables(text)
+    assert not re.search(r"nan|None|undefined|\n\n\n", text)
+
+
+def test_the_charts_are_the_same_bytes_each_time(studies: dict[str, Study], rendered: dict[str, str]) -> None:
+    again = render({name: studies[name] for name in ("length_cpu", "benefit_cpu")})
+    assert len(again) == 4
+    assert all(rendered[name] == text for name, text in again.items() if name.endswith(".svg"))
+    shown = re.findall(r'<img src="([^"]+)" alt="[^"]+" width="\d+">', rendered["results.md"])
+    assert sorted(shown) == sorted(name for name in rendered if name.endswith(".svg"))
+    chart = rendered["results/benefit_cpu.svg"]
+    assert ">labelled training images</text>" in chart
+    assert "background: #fff" in chart
+    assert "<metadata" not in chart
+
+
+@pytest.mark.parametrize("kind", HEADINGS)
+def test_a_study_that_still_runs(kind: str) -> None:
+    content = study(f"{kind}_new", {"usual": ("", 0.1), "other": ("--x", 0.2)}, longer=("1%",))
+    content |= {"finished": False, "fewshot": [], "probes": [], "pretraining": content["pretraining"][:1]}
+    for cells in (0, 4):
+        some = {**content, "finetuning": content["finetuning"][:cells]}
+        text = render({content["name"]: Study(content["name"], some)})["results.md"]
+        assert f"**This study still runs:** {cells} fine-tunings of it are done." in text
+        assert "300,032" in text
+        check_tables(text)
+
+
+def test_a_sentence_that_names_what_is_not_there_is_refused(studies: dict[str, Study]) -> None:
+    with pytest.raises(UserError, match=r"benefit_cpu has no 'pretraned' at '1%'; it has .*pretrained"):
+        figures.gain(studies["benefit_cpu"], "pretraned", "1%")
+    with pytest.raises(UserError, match="'5%'"):
+        figures.accuracy(studies["benefit_cpu"], "scratch", "5%")
+
+
+def _folder(root: Path, content: Mapping[str, Any]) -> Path:
+    folder = root / "runs" / content["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_from_folders_to_the_page_and_again(tmp_path: Path) -> None:
+    content = all_kinds()["benefit_cpu"]
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "results" / "old.svg").write_text("of a study that is gone")
+    (tmp_path / "README.md").write_text(f"before\n\n{START}\nold\n{END}\n\nafter\n")
+    make(tmp_path, [_folder(tmp_path, content)])
+    made = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    charts = ["benefit_cpu.svg", "benefit_cpu_layers_pretrained.svg"]
+    assert sorted(path.name for path in made) == ["README.md", "benefit_cpu.json", *charts, "results.md", "study.json"]
+    readme = made[tmp_path / "README.md"]
+    assert readme.startswith(f"before\n\n{START}\n")
+    assert readme.endswith(f"\n{END}\n\nafter\n")
+    kept = read_studies(tmp_path / "docs" / "results")
+    assert headline(kept) in readme
+    gained = figures.gain(kept["benefit_cpu"], "pretrained", "1%")
+    assert rows(tables.headline_table(kept["benefit_cpu"]))["1% of the labels"][-1] == gained
+    make(tmp_path)
+    assert made == {path: path.read_text() for path in made}
+
+
+def test_the_copy_is_rounded_and_sorted(tmp_path: Path) -> None:
+    content = {"b": [{"y": 0.123456789, "x": 3e-4}], "a": {"lr": 1.5e-7, "n": 1234567}}
+    text = written(content)
+    assert text == '{\n "a": {\n  "lr": 1.5e-07,\n  "n": 1234567\n },\n "b": [\n  {"x": 0.0003, "y": 0.123457}\n ]\n}\n'
+    assert written(json.loads(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "mine"}, "'mine' must begin with one of benefit, ablation, length, best"),
+        ({"schema": 2}, "not the data of a study in schema 1"),
+        ({"pretraining": [], "finetuning": [], "fewshot": []}, "no finished run to tell of yet"),
+    ],
+)
+def test_what_is_no_study_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        make(tmp_path, [_folder(tmp_path, all_kinds()["benefit_cpu"] | change)])
+    with pytest.raises(UserError, match=r"holds no study\.json"):
+        make(tmp_path, [tmp_path])
+    assert not (tmp_path / "docs").exists()
+
+
+def test_a_readme_without_marks_stays_and_one_with_half_of_them_is_refused(studies: dict[str, Study]) -> None:
+    assert with_headline("text\n", studies) == "text\n"
+    assert with_headline(f"{START}\nold\n{END}\n", {}) == f"{START}\nold\n{END}\n"
+    with pytest.raises(UserError, match="needs both marks"):
+        with_headline(f"text {START}\n", studies)

@@ -1,0 +1,194 @@
+"""The encoder that goes on from weights computes what their own model does, and what it cannot is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.data.config import DataConfig
+from mpp.errors import UserError
+from mpp.model.block import Block
+from mpp.model.config import ModelConfig
+from mpp.model.encoder import Encoder, build_encoder
+from mpp.weights.base import Numerics, Weights, build, create
+from mpp.weights.continued import build_continued, load_first, settled
+from mpp.weights.init_args import parse_init_args, write_init_args
+from mpp.weights.opening import open_weights
+from mpp.weights.timm_folder import encoder_weights
+
+import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
+
+NEW = ModelConfig()
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+def random_weights(name: str, **args: Any) -> Weights:
+    """Weights of timm's own model of that name for 32 x 32 pixels, none of them at its first value."""
+    model: Any = timm.create_model(name, **args, img_size=32, num_classes=5)
+    draw = torch.Generator().manual_seed(1)
+    state = {key: value + 0.1 * torch.randn(value.shape, generator=draw) for key, value in model.state_dict().items()}
+    args = {key: value for key, value in args.items() if key not in ("global_pool", "fc_norm")}
+    return Weights(name, args, state, (32, 32), pool=model.global_pool, classes=tuple("abcde"))
+
+
+def going_on(weights: Weights, model: ModelConfig = NEW) -> tuple[Encoder, ModelConfig, tuple[str, ...]]:
+    config, _, init_args = settled("there", weights, model, DataConfig())
+    encoder = build_continued(config, init_args) if init_args else build_encoder(config)
+    load_first(encoder, weights)
+    return encoder.eval(), config, init_args
+
+
+def tokens_of(model: Any, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval().forward_features(images)
+
+
+def assert_same_tokens(encoder: Encoder, expected: torch.Tensor, images: torch.Tensor, atol: float = 1e-5) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode(encoder.embed(images)), expected, rtol=0, atol=atol)
+
+
+CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "plain": ("vit_tiny_patch16_224", {"patch_size": 8, **SMALL}, ()),
+    "registers": ("vit_small_patch14_reg4_dinov2", {"patch_size": 8, **SMALL}, ()),
+    "norm before the blocks, quick GELU": ("vit_base_patch16_clip_quickgelu_224", {"patch_size": 8, **SMALL}, ()),
+    "pooled by attention": ("vit_base_patch16_siglip_224", {"patch_size": 8, **SMALL}, ()),
+    "normalised queries": (
+        "vit_tiny_patch16_224",
+        {"patch_size": 8, "qk_norm": True, "mlp_ratio": 3.0, **SMALL},
+        ("qk_norm=true", "mlp_ratio=3.0"),
+    ),
+    "no class token": ("vit_tiny_patch16_224", {"class_token": False, **SMALL}, ("class_token=false",)),
+    "another activation": ("vit_tiny_patch16_224", {"act_layer": "relu", **SMALL}, ('act_layer="relu"',)),
+    "tanh GELU": ("vit_tiny_patch16_224", {"act_layer": "gelu_tanh", **SMALL}, ()),
+    "no positions": ("vit_tiny_patch16_224", {"pos_embed": "none", **SMALL}, ()),
+    "DeiT": ("deit_tiny_patch16_224", SMALL, ()),
+    "DeiT III": ("deit3_small_patch16_224", SMALL, ("no_embed_class=true", "init_values=1e-06")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_timm_s_model_with_the_same_weights(case: str) -> None:
+    name, args, init_args = CASES[case]
+    # timm refuses to read a class token that is not there, and puts the last norm after other poolings.
+    pooled: dict[str, Any] = {"global_pool": "avg", "fc_norm": False} if case == "no class token" else {}
+    weights = random_weights(name, **args, **pooled)
+    original = timm.create_model(name, **args, **pooled, img_size=32, num_classes=5)
+    original.load_state_dict(weights.state or {})
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    encoder, config, said = going_on(weights)
+    assert_same_tokens(encoder, tokens_of(original, images), images)
+    assert said == init_args
+    assert (config.embed_dim, config.depth, config.num_heads, config.img_size) == (48, 2, 3, (32,))
+    assert all(type(block) is Block for block in encoder.vit.blocks)
+    # And so is what is written of it.
+    again = encoder_weights(encoder, config, (0.5,), (0.5,), DataConfig().reading(3), "again", said)
+    assert_same_tokens(encoder, tokens_of(build(again), images), images)
+
+
+def test_another_size_resamples_the_positions() -> None:
+    weights = random_weights("vit_tiny_patch16_224", patch_size=8, **SMALL)
+    encoder, config, _ = going_on(weights, ModelConfig(img_size=(48, 64)))
+    images = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    assert config.img_size == (48, 64)
+    assert_same_tokens(encoder, tokens_of(build(weights, classes=(), image_hw=(48, 64)), images), images)
+
+
+def test_a_norm_after_the_pooling_becomes_that_of_each_token() -> None:
+    weights = random_weights("vit_tiny_patch16_224", global_pool="avg", patch_size=8, **SMALL)
+    assert weights.state is not None
+    assert "norm.weight" not in weights.state
+    original: Any = build(weights, classes=()).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    encoder, _, _ = going_on(weights)
+    assert_same_tokens(encoder, original.fc_norm(tokens_of(original, images)), images)
+
+
+@pytest.mark.parametrize("name", ["vit_token", "vit_token_rep", "vit_gap", "hybrid", "hybrid_stem_only"])
+def test_the_original_code_s_numbers(name: str, shared: Callable[[str], Path]) -> None:
+    weights = open_weights(str(shared(f"fixtures/{name}_params.npz")))
+    io = np.load(shared(f"fixtures/{name}_io.npz"))
+    images = torch.from_numpy(io["image"]).permute(0, 3, 1, 2)
+    encoder, config, said = going_on(weights)
+    assert config.act == "gelu_tanh"
+    assert_same_tokens(encoder, tokens_of(build(weights, classes=()), images), images, atol=1e-6)
+    assert ("original_stem=true" in said) == name.startswith("hybrid")
+    # The head of the weights on the tokens gives the logits that the original code gave.
+    head: Any = build(weights).get_submodule("head")
+    with torch.no_grad():
+        tokens = encoder(images)
+        pooled = tokens.mean(dim=1) if weights.pool == "avg" else tokens[:, 0]
+        torch.testing.assert_close(head(pooled), torch.from_numpy(io["logits"]), rtol=0, atol=1e-5)
+
+
+def test_hugging_face_s_epsilon_is_kept() -> None:
+    weights = replace(random_weights("vit_tiny_patch16_224", **SMALL), numerics=Numerics(norm_eps=1e-3))
+    encoder, _, said = going_on(weights)
+    assert said == ("norm_eps=0.001",)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert_same_tokens(encoder, tokens_of(build(weights, classes=()), images), images)
+
+
+def test_data_settings_that_are_given_win() -> None:
+    weights = replace(random_weights("vit_tiny_patch16_224", **SMALL), mean=(0.1, 0.2, 0.3), value_range=(0.0, 9.0))
+    _, data, _ = settled("there", weights, ModelConfig(), DataConfig(std=(0.7,), hflip=0.25))
+    assert (data.mean, data.std, data.value_range, data.hflip) == ((0.1, 0.2, 0.3), (0.7,), (0.0, 9.0), 0.25)
+
+
+def test_settings_that_say_the_same_are_taken() -> None:
+    weights = random_weights("vit_tiny_patch16_224", patch_size=8, **SMALL)
+    given = ModelConfig("vit_tiny_patch16_224", patch_size=(8, 8), depth=2, drop_path=0.1)
+    config, _, _ = settled("there", weights, given, DataConfig())
+    assert (config.patch_size, config.depth, config.drop_path) == ((8,), 2, 0.1)
+
+
+WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
+    "depth": ("", {"depth": 3}, "model.depth 3 contradicts --init there, which has 2; leave it out"),
+    "channels": ("", {"in_chans": 1}, "model.in_chans 1 contradicts --init there, which has 3"),
+    "positions": ("", {"pos_embed": "2d"}, "model.pos_embed 2d contradicts"),
+    "name": ("", {"name": "vit_small_patch16_224"}, "which has vit_tiny_patch16_224"),
+    "size": ("", {"img_size": (40,)}, "model.img_size 40 is not a multiple of the patch size 16; take 32 or 48"),
+    "swin": ("swin_tiny_patch4_window7_224", {}, "not a VisionTransformer, which masked patch prediction needs"),
+    "resnet": ("resnet18", {}, "timm's 'resnet18', not a VisionTransformer"),
+    "sam": ("samvit_base_patch16_224", {}, "timm cannot build 'samvit_base_patch16_224'"),
+    "distilled": ("deit_tiny_distilled_patch16_224", {}, "'deit_tiny_distilled_patch16_224', not a VisionTransformer"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_refused(case: str) -> None:
+    name, told, said = WRONG[case]
+    if name:
+        weights = replace(open_weights(f"random:timm:{name}"), state={})
+    else:
+        weights = random_weights("vit_tiny_patch16_224", **SMALL)
+    with pytest.raises(UserError) as error:
+        settled("there", weights, ModelConfig(**told), DataConfig())
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_weights_are_refused() -> None:
+    with pytest.raises(UserError, match="no weights to go on from"):
+        settled("random:x", open_weights("random:timm:vit_tiny_patch16_224"), ModelConfig(), DataConfig())
+
+
+def test_init_args_are_read_as_they_were_written() -> None:
+    args, numerics = {"mlp_ratio": 8 / 3, "class_token": False}, Numerics(1e-12, True, (2, 1))
+    assert parse_init_args(write_init_args(args, numerics)) == (args, numerics)
+    assert write_init_args({}, Numerics()) == ()
+    for wrong in ("mlp_ratio", "mlp_ratio=a"):
+        with pytest.raises(UserError, match=r"init_args: .* is not a name, = and a JSON value"):
+            parse_init_args([wrong])
+
+
+def test_nothing_is_allocated_on_meta() -> None:
+    encoder = build_continued(ModelConfig("vit_tiny_patch16_224"), ("mlp_ratio=2.0",), "meta")
+    assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
+    held = sum(parameter.numel() for parameter in encoder.parameters())
+    plain = create(Weights("vit_tiny_patch16_224", {"mlp_ratio": 2.0}, None, (224, 224)))
+    assert held == sum(parameter.numel() for parameter in plain.parameters())
