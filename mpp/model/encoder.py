@@ -229,8 +229,14 @@ def build_encoder(
     with torch.device("meta" if device.type == "meta" else "cpu"):
         vit = create_vit(config, **layers)
         position = build_position(config.pos_embed, vit.patch_embed.grid_size, vit.embed_dim)
-    vit.set_grad_checkpointing(config.grad_checkpointing)
-    encoder = Encoder(vit, position)
+    return ready(Encoder(vit, position), config, device, dtype, batch)
+
+
+def ready(
+    encoder: Encoder, config: ModelConfig, device: torch.device, dtype: torch.dtype, batch: int | None
+) -> Encoder:
+    """The encoder on its device, with the checkpointing and the attention kernel of `config` (see `build_encoder`)."""
+    encoder.vit.set_grad_checkpointing(config.grad_checkpointing)
     if device.type != "meta":
         attention = encoder.vit.blocks[0].attn
         tokens = encoder.grid[0] * encoder.grid[1] + encoder.num_prefix_tokens
@@ -243,22 +249,38 @@ def _check(config: ModelConfig) -> Any:
     """timm's model at its own size, unallocated; refuses what would be built as something else, or not at all."""
     with torch.device("meta"):
         vit: Any = create_vit(config, img_size=None)
-    if not all(type(getattr(block, "attn", None)) is TimmAttention for block in vit.blocks):
-        raise UserError(f"model.name {config.name!r} has blocks with an attention of its own; choose another ViT")
+    check_vit(vit, f"model.name {config.name!r}")
+    if hasattr(vit.patch_embed, "backbone") and config.patch_size:
+        raise UserError(f"model.patch_size does not apply to the hybrid {config.name!r}: its stem sets it")
+    check_size(vit, config.image_hw)
+    return vit
+
+
+def check_vit(vit: Any, name: str) -> None:
+    """Refuses a ViT, `name` in complaints, that cannot be trained by masked patch prediction as it is.
+
+    Raises:
+        UserError: blocks that attend in a way of their own; batch normalisation.
+    """
+    if not all(type(getattr(block, "attn", None)) in (TimmAttention, Attention) for block in vit.blocks):
+        raise UserError(f"{name} has blocks with an attention of its own; choose another ViT")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in vit.modules()):
         raise UserError(
-            f"model.name {config.name!r} has batch normalisation, whose statistics differ by process; "
+            f"{name} has batch normalisation, whose statistics differ by process; "
             "choose a ViT or a hybrid without, such as vit_base_r50_s16_224"
         )
-    if hasattr(vit.patch_embed, "backbone"):
-        if config.patch_size:
-            raise UserError(f"model.patch_size does not apply to the hybrid {config.name!r}: its stem sets it")
-        step = vit.patch_embed.feat_ratio(as_scalar=False)
-    else:
-        step = vit.patch_embed.patch_size
-    for size, patch in zip(config.image_hw, step, strict=True):
+
+
+def check_size(vit: Any, image_hw: tuple[int, int]) -> None:
+    """Refuses a size in pixels that is not a whole number of the ViT's patches.
+
+    Raises:
+        UserError: naming the sizes beside it.
+    """
+    hybrid = hasattr(vit.patch_embed, "backbone")
+    step = vit.patch_embed.feat_ratio(as_scalar=False) if hybrid else vit.patch_embed.patch_size
+    for size, patch in zip(image_hw, step, strict=True):
         if size % patch:
             low = size // patch * patch
             near = f"{low} or {low + patch}" if low else f"{patch}"
             raise UserError(f"model.img_size {size} is not a multiple of the patch size {patch}; take {near}")
-    return vit

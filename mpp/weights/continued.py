@@ -20,14 +20,12 @@ import timm
 import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from mpp.data.config import DataConfig
 from mpp.errors import UserError
-from mpp.model.attention import Attention, resolve_backend
 from mpp.model.block import Block
 from mpp.model.config import ModelConfig
-from mpp.model.encoder import Encoder
+from mpp.model.encoder import Encoder, check_size, check_vit, ready
 from mpp.weights.base import Weights, create, is_vit, load, resampled
 from mpp.weights.heads import classifier_names
 from mpp.weights.init_args import parse_init_args, write_init_args
@@ -59,10 +57,15 @@ def settled(
         )
     with torch.device("meta"):
         vit: Any = create(replace(weights, state=None, pool="avg"))
-    _check(init, weights.name, vit)
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(
+            f"--init {init} is timm's {weights.name!r}, a {type(vit).__name__}; masked patch prediction needs a "
+            "VisionTransformer"
+        )
+    check_vit(vit, f"--init {init}")
     own, init_args = _said(weights, vit)
     model = adopted(init, model, own)
-    _check_size(vit, model)
+    check_size(vit, model.image_hw)
     told = DataConfig(**{key: getattr(weights, key) for key in _INPUT})
     data = adopted_input(data, told)
     data.reading(model.in_chans)
@@ -115,14 +118,7 @@ def build_continued(
         told = replace(told, args=args | {"block_fn": Block})
     with torch.device("meta" if device.type == "meta" else "cpu"):
         vit = create(told, drop_path=config.drop_path)
-    vit.set_grad_checkpointing(config.grad_checkpointing)
-    encoder = Encoder(vit)
-    if device.type != "meta":
-        attention = encoder.vit.blocks[0].attn
-        tokens = encoder.grid[0] * encoder.grid[1] + encoder.num_prefix_tokens
-        shape = None if batch is None else (batch, tokens, attention.num_heads)
-        encoder.use_attention(resolve_backend(config.attention, device, dtype, attention.head_dim, shape))
-    return encoder.to(device)
+    return ready(Encoder(vit), config, device, dtype, batch)
 
 
 def load_first(encoder: Encoder, weights: Weights) -> None:
@@ -150,28 +146,6 @@ def _as_vit(weights: Weights) -> Weights:
         if weights.name.startswith(prefix) and timm.is_model(name):
             return replace(weights, name=name, args=args | dict(weights.args))
     return weights
-
-
-def _check(init: str, name: str, vit: Any) -> None:
-    """As the encoder's own check of what it is built from (mpp/model/encoder.py)."""
-    kind = f"--init {init} is timm's {name!r}"
-    if not isinstance(vit, VisionTransformer):
-        raise UserError(f"{kind}, a {type(vit).__name__}; masked patch prediction needs a VisionTransformer")
-    blocks: Any = vit.blocks
-    if not all(isinstance(getattr(block, "attn", None), Attention) for block in blocks):
-        raise UserError(f"{kind}, whose blocks have an attention of their own; choose another ViT")
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in vit.modules()):
-        raise UserError(f"{kind}, with batch normalisation, whose statistics differ by process; choose another ViT")
-
-
-def _check_size(vit: Any, model: ModelConfig) -> None:
-    stem = hasattr(vit.patch_embed, "backbone")
-    step = vit.patch_embed.feat_ratio(as_scalar=False) if stem else vit.patch_embed.patch_size
-    for size, patch in zip(model.image_hw, step, strict=True):
-        if size % patch:
-            low = size // patch * patch
-            near = f"{low} or {low + patch}" if low else f"{patch}"
-            raise UserError(f"model.img_size {size} is not a multiple of the patch size {patch}; take {near}")
 
 
 def _said(weights: Weights, vit: Any) -> tuple[ModelConfig, tuple[str, ...]]:
