@@ -24,11 +24,12 @@ from mpp.data.config import DataConfig
 from mpp.data.feed import Placed
 from mpp.data.pixel_cache import open_images
 from mpp.dist import World
+from mpp.downstream.config import FewshotConfig
 from mpp.model.config import ModelConfig
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.parts import Run, build, build_model, training_batches, training_step
 from mpp.recipes import PretrainConfig
-from mpp.train.config import OptimConfig, TrainConfig
+from mpp.train.config import OptimConfig, ScheduleConfig, TrainConfig
 from mpp.train.loop import FiniteGuard, fit, update
 from mpp.train.optim import build_optimizer, parameter_groups
 from mpp.train.parallel import autocast, prepare
@@ -72,7 +73,7 @@ class Side:
         return sum(tensor.nbytes for tensor in [*self.model.parameters(), *kept])
 
 
-def pretrain_config(setting: Setting, data: str) -> PretrainConfig:
+def pretrain_config(setting: Setting) -> PretrainConfig:
     """A run of the product at its defaults, of this model, batch and arithmetic."""
     train = TrainConfig(
         batch_size=setting.batch,
@@ -81,7 +82,7 @@ def pretrain_config(setting: Setting, data: str) -> PretrainConfig:
         device=str(setting.device),
         compile=setting.compile,  # pyright: ignore[reportArgumentType]
     )
-    return PretrainConfig(model=setting.model, data=DataConfig(source=data), train=train)
+    return PretrainConfig(model=setting.model, train=train)
 
 
 def random_images(setting: Setting) -> Tensor:
@@ -93,25 +94,42 @@ def random_images(setting: Setting) -> Tensor:
 
 def ours(setting: Setting) -> Side:
     """The product's own parts, step and update; only the batch is always the same one."""
+    parts, run = endless_step(pretrain_config(setting), setting.device)
+    return Side(setting, parts.model, parts.state.optimizer, run, parts=parts)
+
+
+def endless_step(config: PretrainConfig, device: torch.device) -> tuple[Run, Callable[[], None]]:
+    """The parts of a run, and its next update, as often as it is called.
+
+    The step and the update are the run's own. Only the images are always the same random ones, which no source is
+    read for, and so is the learning rate.
+    """
+    channels, (height, width) = config.model.in_chans, config.model.image_hw
     with tempfile.TemporaryDirectory() as folder:  # the source is opened, and not read
-        images = Path(folder) / "images.npy"
-        np.save(images, np.zeros((setting.batch, 8, 8, setting.model.in_chans), dtype=np.uint8))
-        parts = build(pretrain_config(setting, f"array:{images}"), World(), setting.device)
-    images = random_images(setting)
-    labels = torch.full((setting.batch,), -1, device=setting.device)
+        path = Path(folder) / "images.npy"
+        np.save(path, np.zeros((1, height, width, channels), dtype=np.uint8))
+        data = DataConfig(source=f"array:{path}", mean=config.data.mean, std=config.data.std)
+        train = replace(config.train, length="1M steps")
+        plain = replace(config, data=data, train=train, schedule=ScheduleConfig(), fewshot=FewshotConfig())
+        parts = build(plain, World(), device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (parts.micro_batch, channels, height, width)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+    labels = torch.full((parts.micro_batch,), -1, device=device)
 
     def batches() -> Iterator[Placed]:
         while True:
-            yield {"images": images, "labels": labels, "position": parts.state.images_seen, "slot": 0}
+            for slot in range(0, config.train.batch_size, parts.micro_batch):
+                yield {"images": images, "labels": labels, "position": parts.state.images_seen, "slot": slot}
 
     _constant_rate(parts.state.optimizer)
     endless, step, guard, numbers = batches(), training_step(parts), FiniteGuard(parts.state), count(1)
 
     def run() -> None:
         update(parts.state, parts.wrapped, endless, step, parts.schedule, guard, next(numbers))
-        parts.state.images_seen += setting.batch
+        parts.state.images_seen += config.train.batch_size
 
-    return Side(setting, parts.model, parts.state.optimizer, run, parts=parts)
+    return parts, run
 
 
 def supervised(setting: Setting) -> Side:

@@ -6,8 +6,7 @@ arms -> the training step of each, built as its run would build it -> seconds pe
 
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,15 @@ import numpy as np
 import torch
 
 from mpp.bench.machine import ratios, synchronise, timed
+from mpp.bench.step_sides import endless_step
 from mpp.config import differences, from_file, to_dict
-from mpp.data.config import DataConfig
-from mpp.data.feed import Placed
 from mpp.dist import World
-from mpp.downstream.config import FewshotConfig
 from mpp.errors import UserError
 from mpp.files import write_whole
-from mpp.parts import build, started, training_step
+from mpp.parts import started
 from mpp.recipes import PretrainConfig
 from mpp.sources.opening import open_source
 from mpp.study_recipe import Arm, StudyConfig
-from mpp.train.config import ScheduleConfig
-from mpp.train.loop import FiniteGuard, update
 from mpp.train.parallel import choose_device
 from mpp.train.schedule import parse_duration
 
@@ -125,7 +120,7 @@ def step_time_ratios(configs: Sequence[PretrainConfig]) -> list[float]:
     device = choose_device(configs[0].train.device, World(), "train.device")
     # Each is compiled for itself, however many there are.
     with torch._dynamo.config.patch(recompile_limit=8 * len(configs)):
-        steps = [_endless(config, device) for config in configs]
+        steps = [endless_step(config, device)[1] for config in configs]
         counts = [_warmed_up(step, device) for step in steps]
         seconds: list[list[float]] = [[] for _ in steps]
         for turn in range(_ROUNDS):
@@ -150,33 +145,3 @@ def _seconds(step: Callable[[], None], times: int, device: torch.device) -> floa
         synchronise(device)
 
     return timed(run)[1]
-
-
-def _endless(config: PretrainConfig, device: torch.device) -> Callable[[], None]:
-    """The run's own step and update; only the images are always the same, and its rate is."""
-    channels, (height, width) = config.model.in_chans, config.model.image_hw
-    with tempfile.TemporaryDirectory() as folder:  # the source is opened, and not read
-        path = Path(folder) / "images.npy"
-        np.save(path, np.zeros((1, height, width, channels), dtype=np.uint8))
-        data = DataConfig(source=f"array:{path}", mean=config.data.mean, std=config.data.std)
-        train, optim = replace(config.train, length="1M steps"), replace(config.optim, lr=1e-4)
-        plain = replace(config, data=data, train=train, optim=optim, schedule=ScheduleConfig(), fewshot=FewshotConfig())
-        parts = build(plain, World(), device)
-    generator = torch.Generator().manual_seed(0)
-    shape = (parts.micro_batch, channels, height, width)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
-    labels = torch.full((parts.micro_batch,), -1, device=device)
-
-    def batches() -> Iterator[Placed]:
-        while True:
-            for slot in range(0, config.train.batch_size, parts.micro_batch):
-                yield {"images": images, "labels": labels, "position": parts.state.images_seen, "slot": slot}
-
-    endless, step, guard = batches(), training_step(parts), FiniteGuard(parts.state)
-
-    def run() -> None:
-        number = parts.schedule.step(parts.state.images_seen) + 1
-        update(parts.state, parts.wrapped, endless, step, parts.schedule, guard, number)
-        parts.state.images_seen += config.train.batch_size
-
-    return run
