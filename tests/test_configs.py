@@ -257,7 +257,8 @@ def test_a_study_s_two_recipes_can_be_built(path: Path, unread) -> None:
     config = from_file(StudyConfig, path)
     unread(50_000)
     for arm in config.told_arms():
-        assert build(arm.pretrain, World(), torch.device("cpu")).schedule.total_steps > 300
+        build_model(arm.pretrain, "meta")
+    assert build(config.pretrain, World(), torch.device("cpu")).schedule.total_steps > 300
     told = config.pretrain.model
     model = dataclasses.replace(
         config.finetune.model, name=told.name, img_size=told.img_size, patch_size=told.patch_size,

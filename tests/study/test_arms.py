@@ -132,6 +132,6 @@ def test_a_deeper_encoder_takes_longer(device: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(timing, "_SAMPLE_SECONDS", 0.0)
     monkeypatch.setattr(timing, "_ROUNDS", 3)
     shallow = replace(TINY, train=replace(TINY.train, device=device))
-    deep = replace(shallow, model=replace(TINY.model, depth=8))
+    deep = replace(shallow, model=replace(TINY.model, depth=24))
     same, more = step_time_ratios([shallow, shallow, deep])
     assert more > 1.5 * same
