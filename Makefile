@@ -37,7 +37,7 @@ gpu-check: $(VENV)/bench.stamp  ## On a machine with a CUDA device: its tests, t
 DATA ?= cifar10:data
 TIME ?= 24m
 
-gpu-study: $(VENV)/dev.stamp  ## On a machine with a CUDA device: what pretraining is worth, in at most 24 minutes
+gpu-study: $(VENV)/dev.stamp  ## On a machine with a CUDA device: what pretraining is worth, 24 minutes a call; call it again until it is finished
 	timeout --signal=TERM $(TIME) $(BIN)/python tools/study.py --config configs/study/benefit_gpu.yaml \
 		--data "$(DATA)" --run-dir runs/benefit_gpu || test $$? = 124
 	$(BIN)/python docs/make_results.py runs/benefit_gpu
