@@ -157,6 +157,7 @@ class PlanBench(PretrainConfig):
     """Gigabytes a second of a machine to others. None: that of the usual machine of the device."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.num_images  # noqa: B018  (raises)
         if not self.device:
             raise ValueError("device must be a name, such as h200")

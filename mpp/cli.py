@@ -54,9 +54,19 @@ def _pretrain(config: PretrainConfig) -> int:
         raise ConfigError("no images to learn from: give --data, such as --data folder:/my/images or --data demo")
     if not config.run_dir and not config.dry_run:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/first, or --dry-run")
+    _check_apart(config.run_dir, config.init)
     from mpp.pretrain import run
 
     return run(_at_home(config))
+
+
+def _check_apart(run_dir: str, init: str) -> None:
+    """Refuses to write where the weights are that a run starts from."""
+    if not (run_dir and init):
+        return
+    folder, weights = (Path(name).expanduser().resolve() for name in (run_dir, init))
+    if folder == weights or (weights.name == "model" and folder == weights.parent):
+        raise ConfigError(f"--run-dir {run_dir} is what --init names; choose another folder to write to")
 
 
 def _at_home(config: T) -> T:
@@ -77,8 +87,7 @@ def _finetune(config: FinetuneConfig) -> int:
         raise ConfigError("no images to learn from: give --data, such as --data folder:/my/labelled or --data demo")
     if not config.run_dir:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/ft")
-    if Path(config.run_dir).expanduser().resolve() == Path(config.init).expanduser().resolve():
-        raise ConfigError(f"--run-dir {config.run_dir} is what --init names; choose another folder to write to")
+    _check_apart(config.run_dir, config.init)
     from mpp.finetune import run
 
     return run(_at_home(config))

@@ -299,11 +299,13 @@ def _accepts(kind: Any) -> str:
     plurals = {float: "numbers", int: "whole numbers", str: "texts"}
     inner = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        return f"one of {', '.join(map(str, inner))}" if inner[1:] else str(inner[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(_accepts(each) for each in inner)
     if typing.get_origin(kind) is tuple and typing.get_origin(inner[0]) is Literal:
         return f"one or more of {', '.join(map(str, typing.get_args(inner[0])))}"
+    if typing.get_origin(kind) is tuple and typing.get_origin(inner[0]) in (typing.Union, types.UnionType):
+        return f"one or more, each {_accepts(inner[0])}"
     if typing.get_origin(kind) is tuple:
         count = "a list of" if inner[-1] is Ellipsis else len(inner)
         return f"{count} {plurals.get(inner[0], 'values')}"

@@ -4,6 +4,7 @@ Every random draw derives from the seed and from what is drawn for: (seed, epoch
 seen) for the corruption of a global batch.
 """
 
+import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,19 +151,27 @@ def started(config: PretrainConfig, world: World) -> tuple[PretrainConfig, Weigh
     if not config.init:
         return config, None
     before = earlier(config) if config.run_dir and not config.dry_run else None
-    if before is not None and before.init != config.init:
+    if before is not None and _place(before.init) != _place(config.init):
         raise UserError(
             f"{config.run_dir} began with {f'--init {before.init}' if before.init else 'new weights'}, "
             f"not --init {config.init}; choose another --run-dir"
         )
     if before is not None:
+        if config.init_args not in ((), before.init_args):
+            raise UserError(f"init_args is filled in from --init {config.init}; leave it out")
         model, data = adopted(config.init, config.model, before.model), adopted_input(config.data, before.data)
-        return replace(config, model=model, data=data, init_args=before.init_args), None
+        return replace(config, init=before.init, model=model, data=data, init_args=before.init_args), None
     weights = once_a_machine(world, lambda: open_weights(config.init))
     model, data, init_args = settled(config.init, weights, config.model, config.data)
     if config.init_args not in ((), init_args):
         raise UserError(f"init_args is filled in from --init {config.init}; leave it out")
     return replace(config, model=model, data=data, init_args=init_args), weights
+
+
+def _place(init: str) -> str:
+    """The same text for the same folder or file, however it is spelt."""
+    path = Path(init).expanduser()
+    return os.path.normpath(path.absolute()) if "/" in init or path.exists() else init
 
 
 def build_model(
@@ -187,6 +196,8 @@ def build_model(
     if patches < 2 and objective.split[1] > 0 and objective.random_from == "image":
         raise UserError("model.img_size holds one patch, which has no other to be replaced by; take smaller patches")
     _check_mask_enters(objective, patches, len(encoder.vit.blocks))
+    if objective.detail and channels * encoder.patch[0] * encoder.patch[1] < 2:
+        raise UserError("patches of one value have no details; leave out objective.detail or take larger patches")
     with torch.device("meta" if str(device) == "meta" else "cpu"):
         return MaskedPatchPrediction(encoder, target, objective.mask_enters, objective.detail).to(device)
 

@@ -172,6 +172,18 @@ def test_a_run_that_began_with_others_is_refused(continued: Continued, capsys: p
     assert f"model.depth 3 contradicts --init {continued.init}, which has 2; leave it out" in line
 
 
+def test_the_init_may_be_spelt_otherwise(continued: Continued, capsys: pytest.CaptureFixture[str]) -> None:
+    spelt = f"{Path(continued.init).parent}/./{Path(continued.init).name}/"
+    assert pretrain(words(continued.source, continued.run_dir, spelt, **LENGTH)) == 0
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_the_weights_are_not_written_over(continued: Continued, capsys: pytest.CaptureFixture[str]) -> None:
+    for init in (continued.init, f"{continued.init}/model"):
+        line = refused(capsys, words(continued.source, Path(continued.init), str(init), **LENGTH))
+        assert "is what --init names; choose another folder to write to" in line
+
+
 WRONG: dict[str, tuple[dict[str, str], str]] = {
     "a Swin": ({"init": "TMP/swin"}, "not a VisionTransformer, which masked patch prediction needs"),
     "another depth": ({"model__depth": "3"}, "model.depth 3 contradicts --init TMP/timm, which has 2"),

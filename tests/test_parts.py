@@ -289,3 +289,9 @@ def test_mask_embeddings_that_enter_nowhere_are_refused(changed: dict[str, str],
 def test_patches_that_come_later_can_only_be_hidden(source: str) -> None:
     with pytest.raises(UserError, match=r"objective.mask_enters needs objective.split 1 0 0"):
         tiny(source, objective__mask_enters="1")
+
+
+def test_patches_of_one_value_have_no_details(source: str) -> None:
+    one = {"model__in_chans": "1", "model__patch_size": "1", "model__img_size": "4"}
+    with pytest.raises(UserError, match="no details"):
+        build(tiny(source, objective__detail="1", **one), World(), CPU)

@@ -68,7 +68,8 @@ def _whole(config: PlanBench) -> PlanBench:
     from mpp.parts import started  # which needs torch, as a plan without weights does not
 
     whole = cast(PlanBench, started(replace(config, dry_run=True), World())[0])
-    rest = set(whole.init_args) - {'act_layer="gelu"', "mlp_ratio=4.0"}
+    counted = {'act_layer="gelu"', "mlp_ratio=4.0"}
+    rest = {arg for arg in whole.init_args if arg not in counted and not arg.startswith("norm_eps=")}
     if rest:
         raise UserError(
             f"--init {config.init} has {', '.join(sorted(rest))}, which the formulas are not for; tools/pretrain.py "

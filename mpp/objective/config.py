@@ -14,7 +14,7 @@ class ObjectiveConfig:
     """Bits per colour channel of the two colour targets."""
     detail: float = 0.0
     """Weight of a second prediction, by a head of its own: the patch's pixels less their mean, over their standard
-    deviation (MAE's normalised pixels), mean squared error. 0: none, as in the paper."""
+    deviation (MAE's normalised pixels), mean squared error, loss_detail. 0: none, as in the paper."""
     ratio: float = 0.5
     """Share of the patches that is corrupted; K = round(ratio * N) in every image."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)

@@ -81,6 +81,7 @@ def charts(record: Record) -> tuple[Chart, ...]:
             tuple((score + kind, label) for kind, label in trivial),
             percent=score == "accuracy",
         ),
+        Chart("loss_detail", "Loss of the details", "squared error", (("loss_detail", "corrupted patches"),)),
         Chart(
             "few_shot", "Few-shot accuracy", "test accuracy", shots, percent=True, markers=True, spread="_std"
         ),

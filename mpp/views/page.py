@@ -203,7 +203,9 @@ def _see(recipe: VisualizeRecipe, run: _Run | None, device: torch.device) -> See
 def _start(weights: Weights, run: _Run | None) -> Weights | None:
     """What stands beside the weights: of pretraining its very first ones, of others the architecture untrained."""
     if run and isinstance(run.config, PretrainConfig):
-        return first_weights(run.folder)
+        with contextlib.suppress(UserError):  # a run that was copied may have left its init behind
+            return first_weights(run.folder)
+        return None
     return None if weights.state is None else untrained(weights)
 
 

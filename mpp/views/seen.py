@@ -65,7 +65,8 @@ class Seen:
     Attributes:
         name: what the pictures call it, such as "pretrained".
         model: itself.
-        twin: the same architecture untrained, or what a run went on from; None: the model itself is untrained.
+        twin: the same architecture untrained, or what a run went on from; None: the model itself is
+            untrained, or what it went on from is gone.
         images: to look with.
         labelled: for what needs labels; the same images where those have labels.
         shown: number of images that are drawn.

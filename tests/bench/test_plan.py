@@ -102,6 +102,7 @@ def test_what_cannot_be_planned(words: str, message: str) -> None:
         ("--disk 0", "disk must be above 0"),
         ("--images-per-second -1", "images_per_second must be at least 0"),
         ("--optim sdg", "did you mean 'sgd'"),
+        ("--init-args mlp_ratio=2.0", "init_args is filled in from the weights of init"),
     ],
 )
 def test_wrong_settings(words: str, message: str) -> None:
