@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results_page.data import read_studies, take
-from results_page.page import render, with_headline
+from results_page.page import START, in_headline, render, with_headline
 
 from mpp.errors import UserError
 
@@ -28,6 +28,8 @@ def make(root: Path, folders: Sequence[Path] = ()) -> None:
     studies = read_studies(out)
     readme = root / "README.md"
     headline = with_headline(readme.read_text(), studies)
+    if START in headline and not in_headline(studies):
+        print("README.md: its headline stays as it is: no study of what pretraining is worth is finished")
     files = render(studies)
     for old in out.glob("*.svg"):
         old.unlink()

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mpp.config import overridden
@@ -48,6 +48,8 @@ class StudyConfig:
     pretrain.data.source is empty."""
     test: str = ""
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
+    download: bool = field(default=False, metadata={"free": True})
+    """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
     init: str = ""
     """Weights to take instead of pretraining: a run folder or whatever else the fine-tuning tool takes."""
     arms: tuple[str, ...] = field(default=(), metadata={"free": True})
@@ -90,8 +92,9 @@ class StudyConfig:
                 raise ValueError(f"{key} takes different values, at least one, got {list(values)}")
             if key != "labels" and min(values) < 0:
                 raise ValueError(f"{key} takes numbers of at least 0, got {list(values)}")
-        for share in self.labels:
-            parse_share(share, "labels")
+        shares = [parse_share(share, "labels") for share in self.labels]
+        if len(set(shares)) < len(shares):  # 1% and 0.01 say the same
+            raise ValueError(f"labels takes different shares, got {list(self.labels)}")
         if self.lengths and len(self.lengths) != len(self.labels):
             raise ValueError(f"lengths takes one length for each of the {len(self.labels)} labels, or none")
         if self.draws < 1:
@@ -123,6 +126,7 @@ class StudyConfig:
         for name, (value, usual, other) in instead.items():
             if value != usual:
                 raise ValueError(f"{name} is set by the study; use {other}, got {value!r}")
+        replace(tuned.data, source=self.data, test=self.test)  # which checks them together
         if self.lengths and tuned.train.length != default.train.length:
             raise ValueError("lengths and finetune.train.length say the same; give one of them")
 
@@ -139,6 +143,7 @@ class StudyConfig:
                 other = f"; its folder would be that of {taken[arm.folder]!r}" if arm.folder else ""
                 raise ValueError(f"arms: {arm.name!r} is no name for an arm{other}; choose another")
             taken[arm.folder] = arm.name
+            replace(arm.pretrain.data, source=arm.pretrain.data.source or self.data)  # which checks them together
             for name, value, same in (
                 ("run_dir", arm.pretrain.run_dir, usual.run_dir),
                 ("resume", arm.pretrain.resume, usual.resume),
@@ -159,6 +164,8 @@ class StudyConfig:
         arms: list[Arm] = []
         for text in self.arms or (PRETRAINED,):
             name, _, flags = (part.strip() for part in text.partition(":"))
+            if re.search(r"(^|\s)--\w", name):
+                raise ConfigError(f"arms: {name!r}: put a colon before the flags")
             try:
                 arms.append(Arm(name, flags, overridden(self.pretrain, shlex.split(flags))))
             except ConfigError as error:

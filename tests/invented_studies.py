@@ -81,6 +81,8 @@ def study(
         "config": {
             "run_dir": f"runs/{name}",
             "data": "shards:cifar10-train-*.tar.gz",
+            "test": "shards:cifar10-test-*.tar.gz",
+            "pretrain": {"data": {"source": ""}},
             "arms": [f"{arm}: {flags}" if flags else arm for arm, (flags, _) in arms.items()] if len(arms) > 1 else [],
             "pretrain_seeds": list(pretrain_seeds),
             "labels": list(IMAGES),

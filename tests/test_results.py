@@ -43,7 +43,7 @@ def by_hand() -> Study:
         "other": (0.51, 0.53, 0.58),
         "same": (0.42, 0.43, 0.47),
     }
-    frozen = {("random", None): (0.20, 0.22), ("usual", 0): (0.30, 0.34), ("usual", 1): (0.32, 0.36)}
+    frozen = {("random", None): (0.20, 0.22), ("usual", 0): (0.30, 0.34), ("usual", 1): (0.36, 0.40)}
     content = study("benefit_hand", {"usual": ("", 0.1), "other": ("--x", 0.2), "same": ("--y", 0.1)}, probe=False)
     content["config"] |= {"labels": ["1%"], "pretrain_seeds": [0, 1]}
     runs = {run["side"]: run for run in content["finetuning"] if run["labels"] == "1%"}
@@ -141,11 +141,14 @@ def test_fine_tuning_by_hand() -> None:
 
 def test_few_shot_by_hand() -> None:
     of = by_hand()
-    # Over the pretrainings 31 and 35, of which random lacks 11 and 13: mean 12, standard error 1, t(1) = 12.706.
+    # The pretrainings' means 32 and 38 gain 11 and 17 over 21: mean 14, standard error 3, t(1) = 12.706.
     table = rows(tables.fewshot_table(of))
     assert table["random initialisation, mean"] == ["21.0 ± 1.4"]
-    assert table["usual, mean"] == ["33.0 ± 2.8"]
-    assert table["usual: gain, best over best"] == ["+12.0 ± 12.7"]
+    assert table["usual, mean"] == ["35.0 ± 2.8"]
+    assert table["usual: gain, best over best"] == ["+14.0 ± 38.1"]
+    # Of one pretraining the pairs are the draws: 16 and 18.
+    runs = [run for run in of.content["fewshot"] if run["pretrain_seed"] != 0]
+    assert figures.fewshot_gain(Study(of.name, {**of.content, "fewshot": runs}), "usual", 10) == "+17.0 ± 12.7"
 
 
 def test_an_arrow_is_a_difference_of_two_standard_errors() -> None:
@@ -157,8 +160,8 @@ def test_an_arrow_is_a_difference_of_two_standard_errors() -> None:
     assert table["same"][at] == "44.0 ± 2.6"  # 2, 1, 0: mean 1, standard error 0.58
     assert table["no pretraining"][at] == "32.0 ± 2.0"
     assert figures.mark([-0.02, -0.021, -0.019]) == " ↓"
-    # Few-shot is over the pretrainings here: means of 32 and 34 over the draws.
-    assert table["**usual**"][head.index("10 shots, last layer")] == "33.0 ± 1.4"
+    # Few-shot is over the pretrainings here: means of 32 and 38 over the draws.
+    assert table["**usual**"][head.index("10 shots, last layer")] == "35.0 ± 4.2"
     assert table["**usual**"][head.index("effective rank")] == "7.5"
     assert table["other"][0] == "`--x`"
 
@@ -176,6 +179,23 @@ def test_better_than_the_default_by_hand() -> None:
     slow = {**content, "equal_time": {"arms": {arm: {"ratio": 1.5, "images": 1000} for arm in of.arms}}}
     reached = dict(goals.goal_rows([Study("best_slow", slow)]))
     assert not [cell for cell in reached.values() if "met" in cell]
+
+
+@pytest.mark.parametrize(
+    ("usual", "other", "said"),
+    [
+        (0.27, 0.40, "the default gains nothing (\u22125.0), the best arm +8.0 in 100% of the time (other): **met**"),
+        (0.32, 0.31, "the default gains nothing (+0.0), the best arm \u22121.0 in 100% of the time (other): not met"),
+    ],
+)
+def test_better_than_a_default_that_gains_nothing(usual: float, other: float, said: str) -> None:
+    content = dict(by_hand().content)
+    top1 = {"scratch": 0.32, "usual": usual, "other": other}
+    content["finetuning"] = [run | {"top1": top1[run["side"]]} for run in content["finetuning"] if run["side"] in top1]
+    content["pretraining"] = [run | {"seconds": 1.0} for run in content["pretraining"]]
+    of = Study("best_hand", content)
+    assert [cell for _, cell in goals.goal_rows([of]) if cell != "-"] == [said]
+    assert rows(tables.best_table(of))["other"][-1] == figures.gain(of, "other", "1%")
 
 
 def test_goals_are_met_by_the_mean() -> None:
@@ -241,6 +261,75 @@ def test_a_study_that_still_runs(kind: str) -> None:
         assert f"**This study still runs:** {cells} fine-tunings of it are done." in text
         assert "300,032" in text
         check_tables(text)
+    # With all of its cells it could be told, but there is no verdict, and README's headline stays.
+    of = Study(
+        content["name"], study(content["name"], {"usual": ("", 0.1), "other": ("--x", 0.2)}) | {"finished": False}
+    )
+    cells = [cell for _, cell in goals.goal_rows([of]) if cell != "-"]
+    assert len(cells) == {"benefit": 5, "best": 1}.get(kind, 0)
+    assert all(cell.endswith(": still runs") for cell in cells)
+    readme = f"{START}\nold\n{END}\n"
+    assert with_headline(readme, {of.name: of}) == readme
+    done = all_kinds()["benefit_cpu"]
+    assert of.name not in with_headline(readme, {of.name: of, done["name"]: Study(done["name"], done)})
+
+
+def test_the_tool_says_that_the_headline_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "README.md").write_text(f"{START}\nold\n{END}\n")
+    make(tmp_path, [_folder(tmp_path, study("benefit_new", {"usual": ("", 0.1)}) | {"finished": False})])
+    assert (tmp_path / "README.md").read_text() == f"{START}\nold\n{END}\n"
+    assert capsys.readouterr().out.startswith("README.md: its headline stays as it is: ")
+
+
+def test_the_page_names_the_images() -> None:
+    of = by_hand()
+    copy = "The images are a JPEG copy of CIFAR-10 (quality 75)"
+    text = render({of.name: of})["results.md"]
+    train, test = ("`shards:cifar10-train-*.tar.gz`", "`shards:cifar10-test-*.tar.gz`")
+    told = f"50,000 for training from {train}, 10,000 for the test from {test}, of 10 classes"
+    assert f"\nImages: {told}.\n{copy}" in text
+    assert "--data ... --test ... --run-dir" in making.command(of)
+    config = of.config | {"data": "cifar10:data", "test": "", "pretrain": {"data": {"source": "folder:more"}}}
+    other = Study(of.name, {**of.content, "config": config})
+    told = "50,000 for training and 10,000 for the test from `cifar10:data`, of 10 classes"
+    assert making.data(other) == f"{told}; pretrained on those of `folder:more`"
+    assert not making.jpeg_copy(other)
+    assert "--test" not in making.command(other)
+
+
+def test_all_commits_and_machines_of_a_study_are_told() -> None:
+    of = by_hand()
+    first = of.content["environment"]
+    gpu = {"hardware": {"devices": ["NVIDIA H200"]}, "versions": first["versions"] | {"cuda": "12.8"}, "commit": ""}
+    both = Study(of.name, {**of.content, "environments": [first | {"runs": 12}, gpu | {"runs": 1}]})
+    told = making.making(both)
+    assert told.startswith(
+        "2 cores of AMD EPYC, 15.6 GiB of memory (12 runs), NVIDIA H200 (1 run); python 3.11.7, torch "
+    )
+    assert ", cuda 12.8 (1 run), " in told
+    assert ", fp32 (12 runs), commit 0123456789ab (12 runs), not known (1 run); seeds" in told
+    same = Study(of.name, {**of.content, "environments": [first | {"runs": 12}]})
+    assert making.making(same) == making.making(of)
+    assert "runs" not in making.making(of)
+
+
+def test_names_with_signs_stay_readable_and_safe() -> None:
+    names = ["paper's objective", "[mask] (late), 75 % | *x*"]
+    content = study("best_names", dict.fromkeys(names, ("", 0.1)), layers=(-1, -2))
+    seen = r"\[mask\] (late), 75 % \| \*x\*"
+    files = render({"best_names": Study("best_names", content)})
+    text = files.pop("results.md")
+    check_tables(text)
+    assert f"\n| {seen} | " in text
+    assert "\n| **paper's objective** | " in text
+    assert names[1] not in re.sub("<img .*>", "", text)
+    assert list(files) == [
+        "results/best_names_layers_paper_s_objective.svg",
+        "results/best_names_layers_mask_late_75_x.svg",
+    ]
+    benefit = Study("benefit_names", content | {"name": "benefit_names"})
+    assert f"{seen}: gain over scratch" in tables.finetuning_table(benefit)
 
 
 def test_a_sentence_that_names_what_is_not_there_is_refused(studies: dict[str, Study]) -> None:

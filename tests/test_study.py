@@ -115,7 +115,7 @@ def test_the_table_is_that_of_its_runs(done: tuple[Path, str]) -> None:
         assert text in printed
         assert text in (folder / "study.md").read_text()
     pages = [folder / "pretrain" / "default" / f"seed_{seed}" / "report.html" for seed in (0, 1)]
-    assert all('id="downstream"' in page.read_text() for page in pages)  # which tell the same
+    assert all('id="downstream"' in page.read_text() for page in pages)
 
 
 @pytest.mark.slow
@@ -277,6 +277,10 @@ def test_a_study_that_is_stopped_goes_on_where_it_was(done: tuple[Path, str], so
         ({"tune_at": "10%"}, "tune_at takes shares"),
         ({"pretrain__train__seed": "3"}, "use pretrain_seeds"),
         ({"arms": "a,b: --objective.rato 0.7"}, "arms: b: no setting '--objective.rato'; did you mean"),
+        ({"arms": "a,75 % --data.source folder:/x"}, "arms: '75 % --data.source folder': put a colon before the flags"),
+        ({"pretrain__data__keep": "true"}, "data.keep is for remote shards"),
+        ({"finetune__data__keep": "true"}, "data.keep is for remote shards"),
+        ({"labels": "50%,0.5"}, "labels takes different shares"),
         ({"arms": "a,b: --objective.ratio 7"}, "arms: b: objective.ratio must be in (0, 1]"),
         ({"arms": "a,b: --objective.target 'x"}, "arms: b: No closing quotation"),
         ({"arms": "a,A"}, "its folder would be that of 'a'"),
@@ -286,6 +290,7 @@ def test_a_study_that_is_stopped_goes_on_where_it_was(done: tuple[Path, str], so
         ({"arms": "a,b: --model.num_heads 5"}, "b: "),
         # What would otherwise be met after hours of pretraining:
         ({"test": ""}, "would see the images held out"),
+        ({"test": "", "pretrain__data__source": "DATA"}, "would see the images held out"),
         ({"layers": "-9"}, "layer"),
         ({"labels": "4%,100%", "longer": "", "tune_at": ""}, "no class of"),
         ({"finetune__loss__mixup": "0.5", "finetune__train__batch_size": "7"}, "7"),
@@ -294,6 +299,7 @@ def test_a_study_that_is_stopped_goes_on_where_it_was(done: tuple[Path, str], so
 def test_wrong_input_is_one_line(
     changed: dict[str, str], words: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    changed = {name: source if value == "DATA" else value for name, value in changed.items()}
     assert study(command(source, tmp_path / "study", **changed)[1:]) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "study").exists()

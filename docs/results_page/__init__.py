@@ -1,4 +1,5 @@
 """How docs/results.md is made from the data files of studies: one module a concern, `page` on top.
 
-study.json -> data (copy, read) -> figures (means, paired gains) -> tables, charts, goals, making -> page (templates)
+study.json -> data (copy, read) -> figures (means, paired gains), wording (names)
+           -> tables, charts, goals, making -> page (templates)
 """

@@ -12,7 +12,8 @@ from mpp.run_page.wording import percent, points
 from mpp.study_recipe import RANDOM, folder_name
 from results_page.data import Study, Values
 from results_page.figures import deviation, fewshot_gains, finetuning_gains, half_width
-from results_page.tables import by_images, told
+from results_page.tables import by_images
+from results_page.wording import told
 
 
 def pictures(study: Study) -> list[Picture]:

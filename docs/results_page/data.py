@@ -35,6 +35,10 @@ class Study:
         return self.name.partition("_")[0]
 
     @property
+    def finished(self) -> bool:
+        return self.content["finished"]
+
+    @property
     def config(self) -> Mapping[str, Any]:
         return self.content["config"]
 

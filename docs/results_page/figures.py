@@ -77,12 +77,20 @@ def best_reading(study: Study, side: str, shots: int, pools: Sequence[str] = ())
     return max(found)[1] if found else None
 
 
-def fewshot_gains(study: Study, side: str, shots: int, over: str = RANDOM) -> list[float]:
-    """Of a side over another, each read at its best layer and pooling, pair by pair of draws of the shots."""
-    here, there = best_reading(study, side, shots), best_reading(study, over, shots)
+def fewshot_gains(study: Study, side: str, shots: int) -> list[float]:
+    """Of a side over random initialisation, each read at its best layer and pooling.
+
+    One for each pretraining, of means over the draws of the shots, so that an interval has the spread between
+    pretrainings; random is one encoder, the same for all. Of a single pretraining, pair by pair of draws.
+    """
+    here, there = best_reading(study, side, shots), best_reading(study, RANDOM, shots)
     if here is None or there is None:
         return []
-    return gains(study.fewshot(side, shots, *here), study.fewshot(over, shots, *there))
+    random = study.fewshot(RANDOM, shots, *there)
+    pretrained = study.fewshot_by_pretraining(side, shots, *here)
+    if len(pretrained) > 1:
+        return [accuracy - fmean(random.values()) for accuracy in pretrained.values()]
+    return gains(study.fewshot(side, shots, *here), random)
 
 
 # What sentences may ask, by the study's name in the template.

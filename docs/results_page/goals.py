@@ -7,6 +7,7 @@ from mpp.run_page.wording import NONE, points
 from mpp.study_recipe import SCRATCH
 from results_page.data import Study
 from results_page.figures import fewshot_gains, finetuning_gains, gain_text
+from results_page.wording import shown
 
 FINETUNING = {"100%": 0.04, "10%": 0.08, "1%": 0.10}
 """Gain over training from scratch by share of the labels."""
@@ -21,11 +22,20 @@ _SLACK = 0.02  # lengths are whole steps
 
 @dataclass(frozen=True)
 class Against:
-    """A better pretraining against the study's default: share of its gain, and of its device time."""
+    """A better pretraining against the study's default."""
 
     arm: str
     gain: float
+    """Over training from scratch, on average."""
+    usual: float
+    """That of the default."""
     time: float
+    """Of the device time, as a share of the default's."""
+
+    @property
+    def times(self) -> float | None:
+        """Share of the default's gain; None where that is nothing to be compared with."""
+        return self.gain / self.usual if self.usual > 0 else None
 
 
 def chosen(study: Study) -> str | None:
@@ -60,16 +70,14 @@ def goal_rows(studies: list[Study]) -> list[list[str]]:
 
 
 def against_default(study: Study, labels: str) -> list[Against]:
-    """Every arm but the first, at a share of the labels; none where the default gains nothing to be compared with."""
+    """Every arm but the first, at a share of the labels; none before the default is measured there."""
     default, *others = study.arms
     usual = finetuning_gains(study, default, labels)
-    if not usual or fmean(usual) <= 0:
-        return []
     measured = {arm: finetuning_gains(study, arm, labels) for arm in others}
     return [
-        Against(arm, fmean(differences) / fmean(usual), time_share(study, arm))
+        Against(arm, fmean(differences), fmean(usual), time_share(study, arm))
         for arm, differences in measured.items()
-        if differences
+        if differences and usual
     ]
 
 
@@ -94,7 +102,10 @@ def step_time(study: Study, arm: str) -> float:
     return fmean(here) / fmean(usual) if here and usual else float("nan")
 
 
-def _verdict(met: bool) -> str:
+def _verdict(study: Study, met: bool) -> str:
+    """What is still to be measured can turn a mean about."""
+    if not study.finished:
+        return "still runs"
     return "**met**" if met else "not met"
 
 
@@ -103,7 +114,7 @@ def _finetuned(study: Study, labels: str, goal: float) -> str:
     if study.kind != "benefit" or arm is None or labels not in study.labels:
         return NONE
     differences = finetuning_gains(study, arm, labels)
-    return f"{gain_text(differences)}: {_verdict(fmean(differences) >= goal)}"
+    return f"{gain_text(differences)}: {_verdict(study, fmean(differences) >= goal)}"
 
 
 def _fewshot(study: Study) -> str:
@@ -111,7 +122,7 @@ def _fewshot(study: Study) -> str:
     differences = [] if arm is None else fewshot_gains(study, arm, SHOTS)
     if study.kind != "benefit" or not differences:
         return NONE
-    return f"{gain_text(differences)}: {_verdict(fmean(differences) >= FEWSHOT)}"
+    return f"{gain_text(differences)}: {_verdict(study, fmean(differences) >= FEWSHOT)}"
 
 
 def _never_below(study: Study) -> str:
@@ -125,15 +136,22 @@ def _never_below(study: Study) -> str:
         if seed in study.top1(SCRATCH, labels)
     ]
     lowest, labels, seed = min(pairs)
-    return f"lowest {points(lowest)} ({labels}, seed {seed}): {_verdict(lowest >= 0)}"
+    return f"lowest {points(lowest)} ({labels}, seed {seed}): {_verdict(study, lowest >= 0)}"
 
 
 def _better(study: Study, gain: float, time: float) -> str:
-    """The best arm of those that took no more than a share of the default's time."""
+    """The best arm of those that took no more than a share of the default's time.
+
+    Where the default gains nothing, whatever gains anything at all has more than a multiple of that.
+    """
     if study.kind != "best" or SCARCE not in study.labels or not study.arms:
         return NONE
-    within = [arm for arm in against_default(study, SCARCE) if arm.time <= time + _SLACK]
-    if not within:
+    quick = [arm for arm in against_default(study, SCARCE) if arm.time <= time + _SLACK]
+    if not quick:
         return NONE
-    best = max(within, key=lambda arm: arm.gain)
-    return f"{best.gain:.2f} times in {best.time:.0%} of the time ({best.arm}): {_verdict(best.gain >= gain)}"
+    best = max(quick, key=lambda arm: arm.gain)
+    within = f"in {best.time:.0%} of the time ({shown(best.arm)})"
+    if best.times is None:
+        arm = f"the best arm {points(best.gain)} {within}: {_verdict(study, best.gain > 0)}"
+        return f"the default gains nothing ({points(best.usual)}), {arm}"
+    return f"{best.times:.2f} times {within}: {_verdict(study, best.times >= gain)}"

@@ -1,13 +1,16 @@
-"""How a study was made: hardware, versions, commit, seeds, time, config, command, arms and learning rates tried."""
+"""How a study was made: images, hardware, versions, commits, seeds, time, config, command, arms and rates tried."""
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from mpp.run_page.provenance import code, machine, versions
 from mpp.run_page.wording import NONE, duration, percent
 from results_page.data import Study
-from results_page.tables import table, told
+from results_page.tables import table
+from results_page.wording import shown
 
 _PACKAGES = ("python", "torch", "cuda", "timm")
 
@@ -19,35 +22,75 @@ def config_path(study: Study) -> str:
 
 def command(study: Study) -> str:
     """That makes the study."""
-    return f"python tools/study.py --config {config_path(study)} --data ... --run-dir runs/{study.name}"
+    test = " --test ..." if study.config["test"] else ""
+    return f"python tools/study.py --config {config_path(study)} --data ...{test} --run-dir runs/{study.name}"
+
+
+def data(study: Study) -> str:
+    """Where the images come from, how many there are and of how many classes."""
+    source, test, pretrain = study.config["data"], study.config["test"], study.config["pretrain"]["data"]["source"]
+    of = study.content["data"]
+    train, tested = f"{of['train_images']:,} for training", f"{of['test_images']:,} for the test"
+    images = f"{train} from `{source}`, {tested} from `{test}`" if test else f"{train} and {tested} from `{source}`"
+    other = f"; pretrained on those of `{pretrain}`" if pretrain else ""
+    return f"{images}, of {of['classes']} classes{other}"
+
+
+def jpeg_copy(study: Study) -> bool:
+    """Whether the images are CIFAR-10 in JPEG files: what shards of that name hold."""
+    return bool(re.match(r"shards:(?:.*/)?cifar10-", study.config["data"]))
 
 
 def making(study: Study) -> str:
     """What the study ran on, with which code and seeds, and how long."""
-    start = study.content["environment"] or {}
-    told, packages = machine(start), versions(start)
-    on = told.get("devices", "")
-    if on == "cpu":
-        on = f"{told.get('cores')} cores of {told.get('processor')}, {told.get('memory')} of memory"
-    of = [f"{name} {packages[name]}" for name in _PACKAGES if name in packages]
-    of += [start["precision"]] * ("precision" in start)
-    of.append(f"commit {code(start)['commit']}")
+    starts = _environments(study)
+    packages = [versions(start) for start in starts]
+    of = [_distinct(starts, [each.get(name, "") for each in packages], f"{name} ") for name in _PACKAGES]
+    of.append(_distinct(starts, [start.get("precision", "") for start in starts]))
+    of.append(_distinct(starts, [code(start)["commit"] for start in starts], "commit "))
     seeds = f"seeds of fine-tuning {_listed(study.config['seeds'])}"
     if study.content["pretraining"]:
         seeds += f", of pretraining {_listed(study.config['pretrain_seeds'])}"
-    return f"{on}; {', '.join(of)}; {seeds}; {time(study)}."
+    parts = [_distinct(starts, list(map(_device, starts))), ", ".join(filter(None, of)), seeds, time(study)]
+    return "; ".join(filter(None, parts)) + "."
+
+
+def _environments(study: Study) -> list[dict[str, Any]]:
+    """What made the runs, each with the number of its "runs"; older data tell of the first run's alone."""
+    return study.content.get("environments") or [study.content["environment"] or {}]
+
+
+def _distinct(starts: Sequence[Mapping[str, Any]], texts: Sequence[str], before: str = "") -> str:
+    """What environments say, once for all; where they differ, each with its runs: "commit a (12 runs), b (3 runs)"."""
+    runs = Counter[str]()
+    for start, text in zip(starts, texts, strict=True):
+        runs[text] += start.get("runs", 1)
+    if len(runs) == 1:
+        told = texts[0]
+    else:
+        told = ", ".join(f"{text} ({n} run{'s' * (n > 1)})" for text, n in runs.items() if text)
+    return before + told if told else ""
+
+
+def _device(start: dict[str, Any]) -> str:
+    told = machine(start)
+    on = told.get("devices", "")
+    return (
+        f"{told.get('cores')} cores of {told.get('processor')}, {told.get('memory')} of memory" if on == "cpu" else on
+    )
 
 
 def time(study: Study) -> str:
-    """Of all trainings, those of the sweeps included."""
+    """Of all trainings, those of the sweeps included; in device-hours where all had as many devices."""
     seconds = study.content["device_seconds"]
-    devices = len(((study.content["environment"] or {}).get("hardware") or {}).get("devices") or ()) or 1
-    return f"{duration(seconds)} of training, sweeps included, {seconds * devices / 3600:,.3g} device-hours"
+    devices = {len((start.get("hardware") or {}).get("devices") or ()) or 1 for start in _environments(study)}
+    hours = f", {seconds * devices.pop() / 3600:,.3g} device-hours" if len(devices) == 1 else ""
+    return f"{duration(seconds)} of training, sweeps included{hours}"
 
 
 def unfinished(study: Study) -> str:
     """A warning, or "" for a study that has all its runs."""
-    if study.content["finished"]:
+    if study.finished:
         return ""
     return f"**This study still runs:** {len(study.content['finetuning'])} fine-tunings of it are done."
 
@@ -60,7 +103,12 @@ def arms_table(study: Study) -> str:
         if runs:
             one = runs[0]
             seconds = duration(fmean(run["seconds"] for run in runs))
-            cells = [arm, f"`{one['flags']}`" if one["flags"] else "none", f"{one['images']:,}", f"{one['steps']:,}"]
+            cells = [
+                shown(arm),
+                f"`{one['flags']}`" if one["flags"] else "none",
+                f"{one['images']:,}",
+                f"{one['steps']:,}",
+            ]
             rows.append([*cells, str(one["batch_size"]), f"{one['lr']:g}", seconds])
     return table(["arm", "flags", "images", "steps", "batch", "learning rate", "training time of a seed"], rows)
 
@@ -72,7 +120,7 @@ def rates_table(study: Study) -> str:
     for side in study.sides:
         runs = [tried.get((side, labels)) for labels in study.labels]
         rows.append(
-            [told(side), *(", ".join(_rate(run, *one) for one in _sweep(run)) if run else NONE for run in runs)]
+            [shown(side), *(", ".join(_rate(run, *one) for one in _sweep(run)) if run else NONE for run in runs)]
         )
     return table(["learning rate: held-out accuracy", *study.labels], rows) if tried else ""
 

@@ -15,6 +15,7 @@ from mpp.run_page.wording import NONE
 from mpp.study_recipe import LONGER
 from results_page import charts, figures, goals, making, tables
 from results_page.data import KINDS, Study
+from results_page.wording import shown
 
 TEMPLATES = Path(__file__).parents[1]
 START, END = "<!-- results -->", "<!-- /results -->"
@@ -40,6 +41,8 @@ _ASKED: tuple[Callable[..., Any], ...] = (
     tables.layers_table,
     goals.chosen,
     making.making,
+    making.data,
+    making.jpeg_copy,
     making.time,
     making.command,
     making.config_path,
@@ -71,20 +74,25 @@ def _images(shown: Sequence[Picture]) -> str:
     )
 
 
+def in_headline(studies: Mapping[str, Study]) -> dict[str, Study]:
+    """Those that README.md tells of: what pretraining is worth, as finished studies have it."""
+    return {name: study for name, study in studies.items() if study.kind == "benefit" and study.finished}
+
+
 def headline(studies: Mapping[str, Study]) -> str:
     """What README.md has between its marks."""
-    return _template("headline.md.jinja", studies).strip()
+    return _template("headline.md.jinja", in_headline(studies)).strip()
 
 
 def with_headline(readme: str, studies: Mapping[str, Study]) -> str:
-    """README.md with the headline between its marks; the same text where it has no marks or there is no study.
+    """README.md with the headline between its marks; the same text where it has no marks or no study has a headline.
 
     Raises:
         UserError: one mark without the other.
     """
     if (START in readme) != (END in readme):
         raise UserError(f"README.md needs both marks, {START} and {END}, or neither")
-    if START not in readme or not studies:
+    if START not in readme or not in_headline(studies):
         return readme
     before, _, rest = readme.partition(START)
     return f"{before}{START}\n{headline(studies)}\n{END}{rest.partition(END)[2]}"
@@ -123,13 +131,14 @@ def _goals(studies: Mapping[str, Study]) -> str:
     rows = goals.goal_rows(columns)
     if not columns:
         return tables.table(["goal", "reached"], [[*row, "not measured"] for row in rows])
-    heads = [f"`{study.name}`, {goals.chosen(study)}" if _several(study) else f"`{study.name}`" for study in columns]
+    heads = [f"`{study.name}`{_chosen(study)}" for study in columns]
     return tables.table(["goal", *heads], [[goal, *_measured(cells)] for goal, *cells in rows])
 
 
-def _several(study: Study) -> bool:
-    """Whether the column of a study tells of one of several pretrainings."""
-    return study.kind == "benefit" and len(study.arms) > 1 and goals.chosen(study) is not None
+def _chosen(study: Study) -> str:
+    """The pretraining that the column of a study tells of, where it has several."""
+    arm = goals.chosen(study) if study.kind == "benefit" and len(study.arms) > 1 else None
+    return "" if arm is None else f", {shown(arm)}"
 
 
 def _measured(cells: list[str]) -> list[str]:

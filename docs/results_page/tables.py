@@ -17,21 +17,16 @@ from results_page.figures import (
     mark,
 )
 from results_page.goals import against_default, chosen, step_time
+from results_page.wording import shown
 
-_TOLD = {SCRATCH: "from scratch", LONGER: "from scratch, longer", RANDOM: "random initialisation"}
 _MEAN = ("mean",)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown; a stroke within a cell is escaped."""
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    lines = ["| " + " | ".join(line) + " |" for line in (head, *cells)]
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (head, *rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
-
-
-def told(side: str) -> str:
-    """A side in words."""
-    return _TOLD.get(side, side)
 
 
 def finetuning_table(study: Study) -> str:
@@ -39,13 +34,13 @@ def finetuning_table(study: Study) -> str:
     over = [SCRATCH, LONGER] if LONGER in study.sides else [SCRATCH]
     one = len(study.arms) == 1
     compared = [(arm, other) for arm in study.arms for other in over]
-    names = [f"gain over {other}" if one else f"{arm}: gain over {other}" for arm, other in compared]
+    names = [f"gain over {other}" if one else f"{shown(arm)}: gain over {other}" for arm, other in compared]
     rows = []
     for labels in study.labels:
         sides = [accuracy_text(study.top1(side, labels)) for side in study.sides]
         differences = [gain_text(finetuning_gains(study, arm, labels, other)) for arm, other in compared]
         rows.append([labels, *sides, *differences])
-    return table(["labels", *map(told, study.sides), *names], rows)
+    return table(["labels", *map(shown, study.sides), *names], rows)
 
 
 def headline_table(study: Study) -> str:
@@ -65,7 +60,7 @@ def headline_table(study: Study) -> str:
     cells = {SCRATCH: f"{frozen[RANDOM]} (random)", LONGER: NONE, arm: frozen[arm]}
     named = f"few-shot, {shots} per class, frozen"
     rows.append([named, *(cells[side] for side in sides), gain_text(fewshot_gains(study, arm, shots))])
-    return table(["", *map(told, sides), "gain over scratch"], rows)
+    return table(["", *map(shown, sides), "gain over scratch"], rows)
 
 
 def recipe_table(study: Study) -> str:
@@ -80,7 +75,7 @@ def recipe_table(study: Study) -> str:
             first = runs[0]
             rates = ", ".join(f"{rate:g}" for rate in sorted({run["lr"] for run in runs}))
             given = [f"{before[0]['images']:,}" if before else NONE, f"{first['images']:,}", f"{first['steps']:,}"]
-            rows.append([labels, told(side), f"{first['train_images']:,}", *given, rates])
+            rows.append([labels, shown(side), f"{first['train_images']:,}", *given, rates])
     head = ["labels", "side", "labelled images", "images of pretraining", "of fine-tuning", "steps", "learning rate"]
     return table(head, rows)
 
@@ -91,7 +86,7 @@ def fewshot_table(study: Study) -> str:
     last = last_layer(study)
     pools = [pool for layer, pool in study.readings if layer == last]
     rows = [
-        [f"{told(side)}, {pool}", *(accuracy_text(study.fewshot(side, shots, last, pool)) for shots in counts)]
+        [f"{shown(side)}, {pool}", *(accuracy_text(study.fewshot(side, shots, last, pool)) for shots in counts)]
         for pool in pools
         for side in (RANDOM, *study.arms)
     ]
@@ -101,9 +96,9 @@ def fewshot_table(study: Study) -> str:
             cells = [
                 f"{accuracy_text(study.fewshot(side, n, *at))} ({at[0]}, {at[1]})" if at else NONE for n, at in best
             ]
-            rows.append([f"{told(side)}, best (layer, pooling)", *cells])
+            rows.append([f"{shown(side)}, best (layer, pooling)", *cells])
     for arm in study.arms:
-        name = "gain, best over best" if len(study.arms) == 1 else f"{arm}: gain, best over best"
+        name = "gain, best over best" if len(study.arms) == 1 else f"{shown(arm)}: gain, best over best"
         rows.append([name, *(gain_text(fewshot_gains(study, arm, shots)) for shots in counts)])
     return table(["encoder", *(f"{n} shot{'s' * (n > 1)}" for n in counts)], rows)
 
@@ -114,7 +109,7 @@ def probe_table(study: Study) -> str:
     rows = []
     for side in (RANDOM, *study.arms):
         gained = NONE if side == RANDOM else _unpaired(study.probe(side), study.probe(RANDOM))
-        rows.append([told(side), accuracy_text(study.probe(side)), gained, _ranks(study.rank(side, *at))])
+        rows.append([shown(side), accuracy_text(study.probe(side)), gained, _ranks(study.rank(side, *at))])
     return table(["encoder", "linear probe", "gain", "effective rank"], rows)
 
 
@@ -125,7 +120,7 @@ def ablation_table(study: Study) -> str:
     for arm in study.arms:
         usual = None if arm == default else default
         flags = "".join(run["flags"] for run in study.pretrainings(arm)[:1])
-        cells = [f"**{arm}**" if arm == default else arm, f"`{flags}`" if flags else ""]
+        cells = [f"**{shown(arm)}**" if arm == default else shown(arm), f"`{flags}`" if flags else ""]
         cells += _own_score(study, arm)
         cells.append(_marked(study, arm, usual, last))
         best = best_reading(study, arm, shots, _MEAN)
@@ -189,7 +184,7 @@ def length_table(study: Study) -> str:
     for seen, arm in by_images(study):
         shares = [gain_text(finetuning_gains(study, arm, labels)) for labels in study.labels]
         frozen = gain_text(fewshot_gains(study, arm, study.shots))
-        rows.append([f"{seen:,}", arm, *_own_score(study, arm), frozen, *shares])
+        rows.append([f"{seen:,}", shown(arm), *_own_score(study, arm), frozen, *shares])
     head = ["images of pretraining", "arm", "masked", "trivial", f"{study.shots} shots, frozen"]
     return table([*head, *(f"{labels} of the labels" for labels in study.labels)], rows)
 
@@ -206,11 +201,12 @@ def best_table(study: Study) -> str:
     rows = []
     for arm in study.arms:
         runs = study.pretrainings(arm)
-        cells = [f"**{arm}**" if arm == default else arm, f"{runs[0]['images']:,}" if runs else NONE]
+        cells = [f"**{shown(arm)}**" if arm == default else shown(arm), f"{runs[0]['images']:,}" if runs else NONE]
         cells += [f"{step_time(study, arm):.2f}" if runs else NONE]
         cells.append(gain_text(fewshot_gains(study, arm, study.shots)))
         for labels, against in shares.items():
-            share = f" ({against[arm].gain:.0%})" if arm in against else ""
+            times = against[arm].times if arm in against else None
+            share = "" if times is None else f" ({times:.0%})"
             cells.append(gain_text(finetuning_gains(study, arm, labels)) + share)
         rows.append(cells)
     head = ["arm", "images of pretraining", "time per image", f"{study.shots} shots, frozen"]
@@ -224,5 +220,5 @@ def layers_table(study: Study) -> str:
     for side in (RANDOM, *study.arms):
         for layer in dict.fromkeys(layer for layer, _ in study.readings):
             cells = [accuracy_text(study.fewshot(side, study.shots, layer, pool)) for pool in pools]
-            rows.append([side, str(layer), *cells, _ranks(study.rank(side, layer, "mean"))])
+            rows.append([shown(side), str(layer), *cells, _ranks(study.rank(side, layer, "mean"))])
     return table(["encoder", "layer", *pools, "effective rank"], rows)

@@ -192,15 +192,17 @@ def _study(place: Path, folder: Path) -> list[Table]:
     """The tables of a study that took this run or made it: its pretraining beside scratch."""
     try:
         told = json.loads((place / "study.json").read_text())
-        arm = _arm(told, place, folder)
-        if arm is None:
+        found = _arm(told, place, folder)
+        if found is None:
             return []
+        arm, seed = found
         top1: dict[tuple[str, str], dict[int, float]] = {}
         for run in told["finetuning"]:
-            top1.setdefault((run["labels"], run["side"]), {})[run["seed"]] = float(run["top1"])
+            if run["pretrain_seed"] in (None, seed):
+                top1.setdefault((run["labels"], run["side"]), {})[run["seed"]] = float(run["top1"])
         draws: dict[tuple[str, int], list[float]] = {}
         for run in told["fewshot"]:
-            if run["side"] in (RANDOM, arm):
+            if run["side"] in (RANDOM, arm) and run["pretrain_seed"] in (None, seed):
                 layer = "" if run["layer"] == -1 else f", layer {run['layer']}"
                 draws.setdefault((f"{run['side']} ({run['pool']}{layer})", int(run["shots"])), []).extend(
                     run["accuracy"]
@@ -215,22 +217,22 @@ def _study(place: Path, folder: Path) -> list[Table]:
         gain = points(float(np.mean(paired))) if paired and sides[-1] == arm else NONE
         rows.append((labels, *(_spread(list(of.values())) for of in values), gain))
     title = f"Study {place.resolve().name}"
-    caption = f"{title}: test accuracy after fine-tuning; of several seeds mean ± standard deviation"
+    spread = "of several seeds mean ± standard deviation, the gain from the same seeds"
+    caption = f"{title}: test accuracy after fine-tuning; {spread}"
     head = ("labels", *(f"from {side}" if side != arm else side for side in sides), "gain in points")
     shots = [(name, {"shots": k, "accuracy": np.mean(of), "std": _std(of)}) for (name, k), of in draws.items()]
     tables = [Table(head, tuple(rows), caption)] if rows else []
     return [*tables, *_by_shots(shots, f"{title}: few-shot accuracy on frozen features")]
 
 
-def _arm(told: dict[str, Any], place: Path, folder: Path) -> str | None:
-    """What the study in `place` calls the pretraining of this run; None where it is of others."""
+def _arm(told: dict[str, Any], place: Path, folder: Path) -> tuple[str, int | None] | None:
+    """What the study in `place` calls the pretraining of this run, and its seed there; None where it is of others."""
     init = _config(place).get("init")
     if init:
-        return PRETRAINED if names(str(init), folder) else None
-    runs = {
-        place / "pretrain" / folder_name(run["arm"]) / f"seed_{run['seed']}": run["arm"] for run in told["pretraining"]
-    }
-    return {at.resolve(): arm for at, arm in runs.items()}.get(folder.resolve())
+        return (PRETRAINED, None) if names(str(init), folder) else None
+    runs = [(run["arm"], run["seed"]) for run in told["pretraining"]]
+    places = {place / "pretrain" / folder_name(arm) / f"seed_{seed}": (arm, seed) for arm, seed in runs}
+    return {at.resolve(): of for at, of in places.items()}.get(folder.resolve())
 
 
 def _spread(values: list[float]) -> str:

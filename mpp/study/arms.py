@@ -16,7 +16,7 @@ import torch
 
 from mpp.bench.machine import ratios, synchronise, timed
 from mpp.bench.step_sides import endless_step
-from mpp.config import differences, from_file, to_dict
+from mpp.config import differences, from_file, printable, to_dict
 from mpp.dist import World
 from mpp.errors import UserError
 from mpp.files import write_whole
@@ -31,7 +31,8 @@ EQUAL_TIME = "equal_time.json"
 _ROUNDS, _WARM_UP, _SAMPLE_SECONDS = 7, 2, 0.5
 
 Lengths = dict[str, dict[str, Any]]
-"""Arm -> {"ratio": its seconds per image over the first arm's, "images": that it sees}; in the file below "arms"."""
+"""Arm -> {"ratio": its seconds per image over the first arm's, "images": that it sees, "flags": that set it apart}; in
+the file below "arms"."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) 
             told = arm.pretrain
             length = f"{lengths[arm.name]['images']} images" if number and arm.name in lengths else told.train.length
             folder = Path(config.run_dir) / "pretrain" / arm.folder / f"seed_{seed}"
-            data = replace(told.data, source=told.data.source or config.data)
+            download = config.download or told.data.download
+            data = replace(told.data, source=told.data.source or config.data, download=download)
             train = replace(told.train, length=length, seed=seed)
             found.append(Pretraining(arm, seed, replace(told, run_dir=str(folder), data=data, train=train)))
     return found
@@ -97,16 +99,22 @@ def equal_lengths(folder: Path, arms: Sequence[Arm], images: int) -> Lengths:
         known: Lengths = json.loads(path.read_text())["arms"] if path.is_file() else {}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read; delete it to measure again") from error
-    first = {"ratio": 1.0, "images": images}
-    if known and known.get(arms[0].name) != first:
-        raise UserError(f"{path} is of another first arm, or of another length of it; choose another --run-dir")
-    missing = [arm for arm in arms[1:] if arm.name not in known]
+    flags = {arm.name: printable(arm.flags) for arm in arms}
+    first = {"ratio": 1.0, "images": images, "flags": flags[arms[0].name]}
+    # Those of an older version tell no flags.
+    timed = {name: {"flags": told} | known[name] for name, told in flags.items() if name in known}
+    if known and timed.get(arms[0].name) != first:
+        raise UserError(
+            f"{path} is of another first arm, or of other flags or another length of it; choose another --run-dir"
+        )
+    missing = [arm for arm in arms[1:] if arm.name not in timed or timed[arm.name]["flags"] != flags[arm.name]]
     if known and not missing:
         return known
     known[arms[0].name] = first
     for arm, ratio in zip(missing, step_time_ratios([arm.pretrain for arm in [arms[0], *missing]]), strict=True):
         size = arm.pretrain.train.batch_size
-        known[arm.name] = {"ratio": ratio, "images": size * max(1, round(images / ratio / size))}
+        seen = size * max(1, round(images / ratio / size))
+        known[arm.name] = {"ratio": ratio, "images": seen, "flags": flags[arm.name]}
     text = json.dumps({"arms": known}, indent=2) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
     return known
@@ -120,7 +128,7 @@ def step_time_ratios(configs: Sequence[PretrainConfig]) -> list[float]:
     device = choose_device(configs[0].train.device, World(), "train.device")
     # Each is compiled for itself, however many there are.
     with torch._dynamo.config.patch(recompile_limit=8 * len(configs)):
-        steps = [endless_step(config, device)[1] for config in configs]
+        steps = [endless_step(started(config, World())[0], device)[1] for config in configs]
         counts = [_warmed_up(step, device) for step in steps]
         seconds: list[list[float]] = [[] for _ in steps]
         for turn in range(_ROUNDS):

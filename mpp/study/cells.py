@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mpp.downstream.config import FinetuneConfig
+from mpp.config import differences, from_file, to_dict
+from mpp.downstream.config import FinetuneConfig, parse_share
 from mpp.downstream.labelled import Labelled, take_fraction
 from mpp.study.arms import Pretraining
 from mpp.study_recipe import LONGER, PRETRAINED, SCRATCH, StudyConfig, folder_name
@@ -80,8 +81,10 @@ def starting_points(config: StudyConfig, runs: Sequence[Pretraining]) -> dict[Pl
 def cell_config(config: StudyConfig, cell: Cell, inits: Mapping[Place, str], lr: float | None = None) -> FinetuneConfig:
     """The config of one run; with `lr` it has no more to choose."""
     told = config.finetune
-    share, seed = f"labels_{cell.labels.rstrip('%')}", f"seed_{cell.seed}"
+    # In percent, however it was told; rounded, for 100 * 0.07 is not quite 7.
+    share, seed = f"labels_{100 * parse_share(cell.labels):.10g}", f"seed_{cell.seed}"
     data = replace(told.data, source=config.data, test=config.test, labels=cell.labels, labels_seed=cell.seed)
+    data = replace(data, download=config.download or told.data.download)
     lrs = told.optim.lr if lr is None else (lr,)
     return replace(
         told,
@@ -92,3 +95,20 @@ def cell_config(config: StudyConfig, cell: Cell, inits: Mapping[Place, str], lr:
         # What lies below has learnt nothing yet that a lower rate would keep.
         optim=replace(told.optim, lr=lrs, layer_decay=1.0 if cell.scratch else told.optim.layer_decay),
     )
+
+
+def told_otherwise(config: FinetuneConfig) -> list[str]:
+    """What was another setting of the run in config's folder, if there is one: "train.length: ... -> ...".
+
+    Where several learning rates are to be tried, it may have any of them.
+
+    Raises:
+        UserError: a config.yaml that cannot be read.
+    """
+    path = Path(config.run_dir) / "config.yaml"
+    if not path.is_file():
+        return []
+    before = from_file(FinetuneConfig, path)
+    changed = differences(FinetuneConfig, to_dict(before), to_dict(config))
+    chosen = set(before.optim.lr) <= set(config.optim.lr)
+    return [line for line in changed if not (chosen and line.startswith("optim.lr:"))]

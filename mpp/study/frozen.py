@@ -4,6 +4,7 @@ weights -> Frozen -> features (cached) -> figures -> frozen/SIDE/seed_N.json, so
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,11 +51,7 @@ class Reading:
 
     def kept(self) -> Figures | None:
         """What its file says, if that is of the same weights, images and settings."""
-        try:
-            kept = json.loads(self._path.read_text())
-            return kept["figures"] if kept["of"] == self._told() else None
-        except (OSError, ValueError, TypeError, KeyError):  # whatever is wrong with it, it can be made again
-            return None
+        return _figures(self._path, self._told())
 
     def figures(self) -> Figures:
         """Reads the encoder, and keeps what that says.
@@ -72,14 +69,11 @@ class Reading:
 
     @property
     def _path(self) -> Path:
-        seed = "weights" if self.pretrain_seed is None else f"seed_{self.pretrain_seed}"
-        return Path(self.config.run_dir) / "frozen" / folder_name(self.side) / f"{seed}.json"
+        return _path(self.config, self.side, self.pretrain_seed)
 
     def _told(self) -> dict[str, Any]:
         """All that the figures depend on, as JSON has it."""
-        config, train = to_dict(self.config), self.config.finetune.train
-        settings = {key: config[key] for key in ("shots", "draws", "l2", "layers", "pool", "probe")}
-        return {**asdict(self.inputs), **settings, "device": train.device, "precision": train.precision}
+        return asdict(self.inputs) | _settings(self.config)
 
     def _frozen(self, layers: tuple[int | Literal["all"], ...]) -> Frozen:
         """The encoder, read at these layers."""
@@ -121,6 +115,33 @@ class Reading:
         train, kept = extract(of.train, of.train_indices)
         test, tested = extract(of.test, of.test_indices)
         return sweep_linear(train, of.train_labels[kept], test, of.test_labels[tested], len(of.classes)).top1
+
+
+def earlier(config: StudyConfig, side: str, pretrain_seed: int | None) -> Figures | None:
+    """What was read of an encoder with these settings, if it was; whether its weights and images are still the same
+    is not asked, which would open them."""
+    return _figures(_path(config, side, pretrain_seed), _settings(config))
+
+
+def _figures(path: Path, of: Mapping[str, Any]) -> Figures | None:
+    """What a file says, if it says that it is of this."""
+    try:
+        kept = json.loads(path.read_text())
+        return kept["figures"] if kept["of"] == {**kept["of"], **of} else None
+    except (OSError, ValueError, TypeError, KeyError):  # whatever is wrong with it, it can be made again
+        return None
+
+
+def _path(config: StudyConfig, side: str, pretrain_seed: int | None) -> Path:
+    seed = "weights" if pretrain_seed is None else f"seed_{pretrain_seed}"
+    return Path(config.run_dir) / "frozen" / folder_name(side) / f"{seed}.json"
+
+
+def _settings(config: StudyConfig) -> dict[str, Any]:
+    """Of the study, all that figures depend on."""
+    told, train = to_dict(config), config.finetune.train
+    settings = {key: told[key] for key in ("shots", "draws", "l2", "layers", "pool", "probe")}
+    return {**settings, "device": train.device, "precision": train.precision}
 
 
 def encoder(init: str, config: StudyConfig) -> Weights:

@@ -5,8 +5,10 @@ folder of the machine that it was made on.
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +22,50 @@ from mpp.files import write_whole
 from mpp.parts import build_model
 from mpp.run_page.reading import read_csv
 from mpp.study.arms import Lengths, Pretraining
-from mpp.study.cells import Cell
+from mpp.study.cells import Cell, Place
 from mpp.study.frozen import Figures
 from mpp.study_recipe import StudyConfig
 from mpp.train.log import read_rows
 from mpp.train.provenance import read_starts
-from mpp.train.rows import training_spans
+from mpp.train.rows import last_part, training_spans
 
 FILE = "study.json"
 _SCHEMA = 1
 _CURVE = 50  # points
-_MADE_BY = ("time", "commit", "versions", "hardware", "precision")  # of environment.json; the rest names folders
+_MADE_BY = ("commit", "versions", "hardware", "precision")  # of environment.json; the rest names folders
 _NOT_OF_OBJECTIVE = ("step", "images", "epoch", "lr")
 # Names of folders may hold spaces, but neither the next source nor the next flag.
 _FOLDERS = re.compile(r"(?<![\w./\\~-])(?:~[\w.-]*)?/(?!/)(?:(?:(?!\s-)[^/:])+/)*(?=[^\s/:])")
+_LOCAL = re.compile(r"file://[^\s/]*(?=/)")
+_UPWARD = re.compile(r"(?<![\w./\\~-])(?:[^\s/:]+/)*\.\./")  # "../", "a/../"
+_ALTERNATIVES = re.compile(r"\{[^{}]*/[^{}]*\}")  # braces with folders in them
 
 
 class Record:
     """What a study came to so far."""
 
-    def __init__(self, config: StudyConfig, labelled: Labelled) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        labelled: Labelled,
+        runs: Sequence[Pretraining],
+        cells: Sequence[Cell],
+        encoders: Sequence[Place],
+    ) -> None:
+        """Of what the study will have, in this order, in whichever order it is added."""
         self._path = Path(config.run_dir) / FILE
-        self._seconds = 0.0
+        self._seconds: dict[Path, float] = {}
+        self._starts: dict[Path | Cell, list[dict[str, Any]]] = {}
+        self._pretraining: dict[Path, dict[str, Any]] = {run.folder: {} for run in runs}
+        self._finetuning: dict[Cell, dict[str, Any]] = {cell: {} for cell in cells}
+        self._frozen: dict[Place, Figures] = {place: {} for place in encoders}
         self.document: dict[str, Any] = {
             "schema": _SCHEMA,
             "name": self._path.absolute().parent.name,
             "finished": False,
             "config": without_folders(printable(to_dict(config))),
             "environment": None,
+            "environments": [],
             "data": {
                 "train_images": len(labelled.train_indices),
                 "test_images": len(labelled.test_indices),
@@ -62,7 +80,7 @@ class Record:
         }
 
     def set_equal_time(self, lengths: Lengths) -> None:
-        self.document["equal_time"] = {"arms": lengths} if lengths else None
+        self.document["equal_time"] = {"arms": without_folders(lengths)} if lengths else None
 
     def add_pretraining(self, run: Pretraining) -> None:
         """Adds a run that has ended."""
@@ -72,6 +90,7 @@ class Record:
         curve = [[row["images"], row[f"{score}_masked"]] for row in trained if f"{score}_masked" in row]
         some = np.unique(np.linspace(0, len(curve) - 1, min(_CURVE, len(curve))).round().astype(int))
         last = trained[-1] if trained else {}
+        final, _ = last_part(trained, "")
         entry = {
             "arm": run.arm.name,
             "flags": without_folders(printable(run.arm.flags)),
@@ -82,11 +101,11 @@ class Record:
             "parameters": sum(weight.numel() for weight in build_model(told, "meta").encoder.parameters()),
             "lr": told.optim.lr,
             "seconds": self._time(run.folder),
-            "final": {name: last[name] for name in last if "/" not in name and name not in _NOT_OF_OBJECTIVE},
+            "final": {name: final[name] for name in final if "/" not in name and name not in _NOT_OF_OBJECTIVE},
             "curve": [curve[i] for i in some],
         }
-        self.document["pretraining"].append(entry)
-        self._made_by(run.folder)
+        self._pretraining[run.folder] = entry
+        self._starts[run.folder] = read_starts(run.folder)
 
     def add_cell(self, cell: Cell, config: FinetuneConfig, result: Result) -> None:
         """Adds a fine-tuning run that has ended, and the sweep before it."""
@@ -111,19 +130,31 @@ class Record:
             "balanced": result.balanced,
             "seconds": self._time(folder),
         }
-        self.document["finetuning"].append(entry)
-        self._made_by(folder)
+        self._finetuning[cell] = entry
+        self._starts[cell] = read_starts(folder)
 
     def add_frozen(self, side: str, pretrain_seed: int | None, figures: Figures) -> None:
         """Adds what an encoder came to frozen."""
-        self.document["fewshot"] += figures["fewshot"]
-        if figures["probe"] is not None:
-            probe = {"side": side, "pretrain_seed": pretrain_seed, "top1": figures["probe"]}
-            self.document["probes"].append(probe)
+        self._frozen[side, pretrain_seed] = figures
 
     def write(self, finished: bool = False) -> bool:
         """Writes study.json, whole or not at all; whether that changes anything."""
-        self.document |= {"finished": finished, "device_seconds": round(self._seconds, 3)}
+        frozen = [(place, figures) for place, figures in self._frozen.items() if figures]
+        starts = [self._starts[run] for run in (*self._pretraining, *self._finetuning) if self._starts.get(run)]
+        self.document |= {
+            "finished": finished,
+            # The study is made by what made its first run.
+            "environment": _made_by(starts[0][-1], "time") if starts else None,
+            "environments": _environments(starts),
+            "pretraining": [entry for entry in self._pretraining.values() if entry],
+            "finetuning": [entry for entry in self._finetuning.values() if entry],
+            "fewshot": [entry for _, figures in frozen for entry in figures["fewshot"]],
+            "probes": [
+                {"side": side, "pretrain_seed": seed, "top1": figures["probe"]}
+                for (side, seed), figures in frozen if figures["probe"] is not None
+            ],
+            "device_seconds": round(math.fsum(self._seconds.values()), 3),
+        }  # fmt: skip
         text = json.dumps(self.document, indent=1) + "\n"
         if self._path.is_file() and self._path.read_text() == text:
             return False
@@ -133,19 +164,27 @@ class Record:
     def _time(self, folder: Path) -> float:
         """Seconds that a run trained, which the total has from now on."""
         seconds = round(sum(taken for _, taken in training_spans(read_rows(folder / "metrics.jsonl"))), 3)
-        self._seconds += seconds
+        self._seconds[folder] = seconds
         return seconds
 
-    def _made_by(self, folder: Path) -> None:
-        """The study is made by what made its first run."""
-        starts = read_starts(folder)
-        if self.document["environment"] is None and starts:
-            self.document["environment"] = {name: starts[-1][name] for name in _MADE_BY if name in starts[-1]}
+
+def _made_by(start: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    return {name: start[name] for name in (*more, *_MADE_BY) if name in start}
+
+
+def _environments(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """What made the runs, each once, and how many it started; one that was resumed elsewhere counts for both."""
+    texts = [text for starts in runs for text in dict.fromkeys(json.dumps(_made_by(start)) for start in starts)]
+    return [{**json.loads(text), "runs": number} for text, number in Counter(texts).items()]
 
 
 def without_folders(value: Any) -> Any:
-    """Plain values in which a path from the root or the home is its last name: "cifar10:/data/x" -> "cifar10:x"."""
+    """Plain values in which a path is its last name: "cifar10:/data/x" -> "cifar10:x".
+
+    One from the root or the home, or that leads up from where it was told; of braces that hold folders a * is left.
+    """
     if isinstance(value, str):
+        value = _ALTERNATIVES.sub("*", _UPWARD.sub("/", _LOCAL.sub("", value)))
         return _FOLDERS.sub("", value)
     if isinstance(value, Mapping):
         return {key: without_folders(held) for key, held in value.items()}

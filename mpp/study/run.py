@@ -23,7 +23,7 @@ import torch
 
 from mpp.config import differences, from_file, to_dict, to_yaml
 from mpp.dist import World
-from mpp.downstream.account import Inputs, finished
+from mpp.downstream.account import Inputs, Result, finished, read_result
 from mpp.downstream.config import parse_share
 from mpp.downstream.finetune import run as finetune
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
@@ -32,8 +32,8 @@ from mpp.errors import RunError, UserError
 from mpp.parts import build_model
 from mpp.pretrain import run as pretrain
 from mpp.study.arms import EQUAL_TIME, Lengths, Pretraining, equal_lengths, images_of, pretrainings
-from mpp.study.cells import Cell, Place, cell_config, cells, starting_points, tuned_for
-from mpp.study.frozen import Reading, check_layers, encoder
+from mpp.study.cells import Cell, Place, cell_config, cells, starting_points, told_otherwise, tuned_for
+from mpp.study.frozen import Reading, check_layers, earlier, encoder
 from mpp.study.record import Record
 from mpp.study.report import write
 from mpp.study_recipe import LONGER, RANDOM, SCRATCH, StudyConfig
@@ -42,6 +42,9 @@ from mpp.weights.base import Weights
 from mpp.weights.init_args import parse_init_args
 from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import model_args
+
+_OF_CELLS = ("arms", "pretrain_seeds", "labels", "lengths", "tune_at", "seeds")
+"""Settings of a study that may change, and that its fine-tuning runs depend on."""
 
 
 def run(config: StudyConfig) -> int:
@@ -52,7 +55,8 @@ def run(config: StudyConfig) -> int:
         RunError: a part that had to stop.
     """
     folder = Path(config.run_dir)
-    labelled = open_labelled(config.data, config.test)
+    data = config.finetune.data
+    labelled = open_labelled(config.data, config.test, config.download or data.download, data.keep)
     trained, tested = len(labelled.train_indices), len(labelled.test_indices)
     print(f"labels: {trained:,} training and {tested:,} test images", flush=True)
     for note in labelled.notes:
@@ -60,17 +64,25 @@ def run(config: StudyConfig) -> int:
     first = next(iter(pretrainings(config, {})), None)
     _check(config, labelled)
     images = images_of(first.config) if first and (config.longer or config.equal_time) else 0
+    before = _before(folder, config)
+    todo, inits = cells(config, labelled, images), starting_points(config, pretrainings(config, {}))
+    done = _done_before(config, before, todo, inits)
     _claim(folder, config)
     lengths: Lengths = equal_lengths(folder, config.told_arms(), images) if config.equal_time else {}
-    record = Record(config, labelled)
+    runs, encoders = pretrainings(config, lengths), _encoders(inits)
+    record = Record(config, labelled, runs, todo, list(encoders.values()))
     record.set_equal_time(lengths)
-    runs = pretrainings(config, lengths)
+    for cell, result in done.items():
+        record.add_cell(cell, cell_config(config, cell, inits), result)
+    for name, seed in encoders.values():
+        kept = earlier(config, name, seed)
+        if kept:
+            record.add_frozen(name, seed, kept)
     status = _pretrain(runs, record)
     if status:
         return status
-    inits = starting_points(config, runs)
     inputs = {place: Inputs.of(encoder(init, config), labelled) for place, init in inits.items()}
-    status = _finetune(config, cells(config, labelled, images), inits, inputs, record)
+    status = _finetune(config, todo, inits, inputs, record)
     if status:
         return status
     _read_frozen(config, inits, inputs, labelled, record)
@@ -92,7 +104,8 @@ def _check(config: StudyConfig, labelled: Labelled) -> None:
     if config.init:
         encoders = [replace(open_weights(config.init), state=None, origin="the encoder")]
     else:
-        if labelled.test is labelled.train and not all(arm.pretrain.data.source for arm in config.told_arms()):
+        sources = {arm.pretrain.data.source for arm in config.told_arms()}
+        if labelled.test is labelled.train and sources & {"", config.data}:
             raise UserError(
                 f"{config.data} has no test split of its own, so that the pretraining would see the images held out as "
                 "the test: name other images for one of them, by --test or --pretrain.data.source"
@@ -125,25 +138,58 @@ def _fresh(one: Pretraining) -> Weights:
     return Weights(model.name, model_args(model) | args, None, *size, origin=origin, **told)
 
 
-def _claim(folder: Path, config: StudyConfig) -> None:
-    """Writes config.yaml; refuses a folder with a study of another config. What only adds to a study may change."""
+def _before(folder: Path, config: StudyConfig) -> StudyConfig:
+    """The config that the study had; refuses a folder with another. What only adds to a study may change."""
     path = folder / "config.yaml"
-    if path.exists():
-        try:
-            before = from_file(StudyConfig, path)
-        except UserError as error:
+    if not path.exists():
+        return config
+    try:
+        before = from_file(StudyConfig, path)
+    except UserError as error:
+        raise UserError(f"{folder} holds something else than a study; choose another --run-dir ({error})") from error
+    changed = differences(StudyConfig, to_dict(before), to_dict(config))
+    started = any((folder / part).exists() for part in ("pretrain", "finetune", EQUAL_TIME))
+    if changed and started:
+        raise UserError(f"{folder} holds a study with another config ({'; '.join(changed)}); choose another --run-dir")
+    return before
+
+
+def _done_before(
+    config: StudyConfig, before: StudyConfig, todo: Sequence[Cell], inits: Mapping[Place, str]
+) -> dict[Cell, Result]:
+    """The fine-tuning runs that have ended; their images and weights are not looked at.
+
+    Raises:
+        UserError: one that the study would now tell otherwise, which would be met after hours of pretraining.
+    """
+    found: dict[Cell, Result] = {}
+    rates: dict[tuple[str, str], float] = {}
+    for cell in todo:
+        one = cell_config(config, cell, inits, rates.get(tuned_for(config, cell)))
+        changed, result = told_otherwise(one), read_result(Path(one.run_dir))
+        if changed and one.resume != "force":
+            names = [name for name in _OF_CELLS if getattr(before, name) != getattr(config, name)]
+            why = f", for {' and '.join(names)} of the study changed" if names else ""
             raise UserError(
-                f"{folder} holds something else than a study; choose another --run-dir ({error})"
-            ) from error
-        changed = differences(StudyConfig, to_dict(before), to_dict(config))
-        started = any((folder / part).exists() for part in ("pretrain", "finetune", EQUAL_TIME))
-        if changed and started:
-            raise UserError(
-                f"{folder} holds a study with another config ({'; '.join(changed)}); choose another --run-dir"
+                f"{one.run_dir} holds a run with another config ({'; '.join(changed)}){why}; choose another --run-dir"
             )
+        if result is not None and not changed:
+            found[cell] = result
+            rates.setdefault(tuned_for(config, cell), result.lr)
+    return found
+
+
+def _encoders(inits: Mapping[Place, str]) -> dict[Place, Place]:
+    """What is read frozen: each starting point, and how few-shot calls it."""
+    sides = (place for place in inits if place[0] != LONGER)  # which is scratch again
+    return {(side, seed): (RANDOM if side == SCRATCH else side, seed) for side, seed in sides}
+
+
+def _claim(folder: Path, config: StudyConfig) -> None:
+    """Writes config.yaml."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_yaml(config))
+        (folder / "config.yaml").write_text(to_yaml(config))
     except OSError as error:
         raise UserError(f"cannot write to the study's folder {folder}: {error.strerror}") from error
 
@@ -157,11 +203,13 @@ def _logged(folder: Path) -> Generator[None]:
 
 
 def _pretrain(runs: Sequence[Pretraining], record: Record) -> int:
+    done = [one for one in runs if one.finished]
+    for one in done:  # before anything is written
+        record.add_pretraining(one)
     for number, one in enumerate(runs, 1):
         name = f"pretraining [{number}/{len(runs)}] {one.arm.name}, seed {one.seed}"
-        done = one.finished
         how = "was done before"
-        if not done:
+        if one not in done:
             print(f"{name}: {one.config.train.length}; see {one.folder / 'log.txt'}", flush=True)
             began = time.perf_counter()
             torch.compiler.reset()  # or the last of many arms would run uncompiled
@@ -171,8 +219,7 @@ def _pretrain(runs: Sequence[Pretraining], record: Record) -> int:
             if status:
                 print(f"{name}: {how}", flush=True)
                 return status
-        record.add_pretraining(one)
-        if not done:
+            record.add_pretraining(one)
             record.write()
         print(f"{name}: {how}", flush=True)
     torch.compiler.reset()
@@ -205,8 +252,8 @@ def _finetune(
         rates.setdefault(tuned_for(config, cell), result.lr)
         # Three times the weights, in hundreds of runs, which a result makes worthless.
         shutil.rmtree(Path(one.run_dir) / "checkpoints", ignore_errors=True)
-        record.add_cell(cell, one, result)
         if not done:
+            record.add_cell(cell, one, result)
             record.write()
     return 0
 
@@ -214,11 +261,9 @@ def _finetune(
 def _read_frozen(
     config: StudyConfig, inits: Mapping[Place, str], inputs: Mapping[Place, Inputs], labelled: Labelled, record: Record
 ) -> None:
-    for (side, seed), init in inits.items():
-        if side == LONGER:  # scratch again
-            continue
-        name, began = RANDOM if side == SCRATCH else side, time.perf_counter()
-        reading = Reading(config, name, seed, init, inputs[side, seed], labelled)
+    for place, (name, seed) in _encoders(inits).items():
+        began = time.perf_counter()
+        reading = Reading(config, name, seed, inits[place], inputs[place], labelled)
         kept = reading.kept()
         record.add_frozen(name, seed, kept or reading.figures())
         if not kept:

@@ -267,16 +267,21 @@ def test_the_study_of_a_run(own: bool, tmp_path: Path) -> None:
     run = pretrained(study / "pretrain" / "4x4" / "seed_1" if own else tmp_path / "first")
     study.mkdir(exist_ok=True)
     (study / "config.yaml").write_text(to_yaml(StudyConfig(init="" if own else str(run))))
-    arm = "4x4" if own else "pretrained"
+    arm, mine = ("4x4", 1) if own else ("pretrained", None)  # 7 is another pretraining of the arm
     told = {
         "pretraining": [{"arm": "other", "seed": 0}, {"arm": "4x4", "seed": 1}] if own else [],
         "finetuning": [
-            {"side": side, "labels": "10%", "seed": seed, "top1": top1 + 0.1 * seed}
-            for side, top1 in (("scratch", 0.4), ("other", 0.9), (arm, 0.45)) for seed in (0, 1)
-        ],
+            {"side": side, "labels": "10%", "seed": seed, "pretrain_seed": start, "top1": top1 + 0.1 * seed}
+            for side, top1, start in (("scratch", 0.4, None), ("other", 0.9, mine), (arm, 0.45, mine))
+            for seed in (0, 1)
+        ] + [{"side": arm, "labels": "10%", "seed": 2, "pretrain_seed": 7, "top1": 0.99}],
         "fewshot": [
-            {"side": side, "layer": layer, "pool": "mean", "shots": 5, "accuracy": [accuracy, accuracy + 0.02]}
-            for side, layer, accuracy in (("random", -1, 0.2), (arm, -1, 0.5), (arm, -2, 0.6), ("other", -1, 0.9))
+            {"side": side, "pretrain_seed": start, "layer": layer, "pool": "mean", "shots": 5,
+             "accuracy": [accuracy, accuracy + 0.02]}
+            for side, start, layer, accuracy in (
+                ("random", None, -1, 0.2), (arm, mine, -1, 0.5), (arm, 7, -1, 0.99), (arm, mine, -2, 0.6),
+                ("other", mine, -1, 0.9),
+            )
         ],
     }  # fmt: skip
     (study / "study.json").write_text(json.dumps(told))

@@ -20,6 +20,8 @@ from mpp.study.arms import EQUAL_TIME, equal_lengths, images_of, pretrainings, s
 from mpp.study.cells import Cell, cell_config, cells, starting_points, tuned_for
 from mpp.study_recipe import LONGER, StudyConfig
 from mpp.train.config import TrainConfig
+from mpp.weights.base import Weights, build
+from mpp.weights.timm_folder import write_timm_folder
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TINY = PretrainConfig(
@@ -116,15 +118,60 @@ def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(timing, "step_time_ratios", measured)
     arms = study(arms=("a", "b: --train.batch_size 32", "c")).told_arms()
     found = equal_lengths(tmp_path, arms[:2], 1600)
-    assert found == {"a": {"ratio": 1.0, "images": 1600}, "b": {"ratio": 0.5, "images": 3200}}
+    assert found == {
+        "a": {"ratio": 1.0, "images": 1600, "flags": ""},
+        "b": {"ratio": 0.5, "images": 3200, "flags": "--train.batch_size 32"},
+    }
     assert json.loads((tmp_path / EQUAL_TIME).read_text()) == {"arms": found}
     monkeypatch.setattr(timing, "step_time_ratios", lambda configs: [3.0])
     later = equal_lengths(tmp_path, arms, 1600)  # an arm more: it alone is measured beside the first
-    assert later == {**found, "c": {"ratio": 3.0, "images": 528}}  # 533 images in whole steps of 16
+    assert later == {**found, "c": {"ratio": 3.0, "images": 528, "flags": ""}}  # 533 images in whole steps of 16
     assert equal_lengths(tmp_path, arms, 1600) == later
     assert asked == [2]
     with pytest.raises(UserError, match="another first arm"):
         equal_lengths(tmp_path, arms[1:], 1600)
+    with pytest.raises(UserError, match="of other flags"):
+        equal_lengths(tmp_path, study(arms=("a: --train.seed 0", "c")).told_arms(), 1600)
+    # Of other flags, another arm is another step.
+    again = equal_lengths(tmp_path, study(arms=("a", "b: --objective.bits 4", "c")).told_arms(), 1600)
+    assert again == {**later, "b": {"ratio": 3.0, "images": 528, "flags": "--objective.bits 4"}}
+
+
+def test_equal_lengths_of_an_older_version_tell_no_flags(tmp_path: Path) -> None:
+    known = {"a": {"ratio": 1.0, "images": 1600}, "b": {"ratio": 0.5, "images": 3200}}
+    (tmp_path / EQUAL_TIME).write_text(json.dumps({"arms": known}))
+    assert equal_lengths(tmp_path, study().told_arms(), 1600) == known
+
+
+def test_equal_time_of_weights_that_are_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "_ROUNDS", 1)
+    size = {"patch_size": [8, 8], "embed_dim": 48, "num_heads": 3, "depth": 1}
+    weights = Weights("vit_tiny_patch16_224", size, None, (32, 32))
+    write_timm_folder(replace(weights, state=build(weights).state_dict()), tmp_path)
+    config = PretrainConfig(init=str(tmp_path), train=TINY.train)  # the weights say the rest
+    assert len(step_time_ratios([config, config])) == 1
+
+
+def test_shares_are_told_in_percent_in_folders() -> None:
+    config = study()
+    inits = starting_points(config, pretrainings(config, {}))
+    folders = {
+        told: Path(cell_config(config, Cell("a", told, "9 steps", 0, 0), inits).run_dir).parent.name
+        for told in ("1%", "10%", "0.1", "100%", "0.07", "0.5%", "1")
+    }
+    assert folders == {
+        "1%": "labels_1", "10%": "labels_10", "0.1": "labels_10", "100%": "labels_100", "0.07": "labels_7",
+        "0.5%": "labels_0.5", "1": "labels_100",
+    }  # fmt: skip
+
+
+def test_what_may_be_fetched_is_told_to_both_recipes() -> None:
+    for download in (False, True):
+        config = study(download=download)
+        runs = pretrainings(config, {})
+        tuned = cell_config(config, Cell("a", "10%", "9 steps", 0, 0), starting_points(config, runs))
+        assert {run.config.data.download for run in runs} == {tuned.data.download} == {download}
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])

@@ -76,6 +76,13 @@ def test_one_pretraining_stands_beside_scratch_several_below(tmp_path: Path) -> 
         ("--init /a/run --data.source folder:/b/c", "--init run --data.source folder:c"),
         ("rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5-inc1"),
         ("hf:owner/name", "hf:owner/name"),
+        ("shards:file:///home/me/x.tar", "shards:x.tar"),
+        ("folder:../../home/me/x", "folder:x"),
+        ("folder:data/../../home/me/x", "folder:x"),
+        ("folder:data/x", "folder:data/x"),
+        ("shards:/a/x-{000..009}.tar", "shards:x-{000..009}.tar"),
+        ("shards:{/a/x,/b/y}/z.tar", "shards:*z.tar"),
+        ("shards:/a/{b/x,c/y}.tar", "shards:*.tar"),
     ],
 )
 def test_folders_are_left_out_of_what_is_told(told: str, bare: str) -> None:

@@ -1,0 +1,119 @@
+"""study.json and what a study that goes on finds done, from folders as runs leave them, without training anything."""
+
+import json
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpp.config import to_yaml
+from mpp.downstream.account import Result
+from mpp.errors import UserError
+from mpp.recipes import PretrainConfig
+from mpp.study.arms import Pretraining, pretrainings
+from mpp.study.cells import Cell, cell_config, cells, starting_points
+from mpp.study.frozen import earlier
+from mpp.study.record import Record
+from mpp.study_recipe import StudyConfig
+from tests.study.test_arms import labelled, study
+
+study_run = import_module("mpp.study.run")  # where the package has the function of that name
+FIRST, SECOND = ({"commit": commit, "versions": {}, "hardware": {"cores": 2}} for commit in "ab")
+
+
+def end(run: Pretraining, *starts: dict[str, Any]) -> None:
+    """Leaves what a pretraining of 101 steps does, and its starts."""
+    (run.folder / "model").mkdir(parents=True)
+    (run.folder / "model" / "config.json").write_text("{}")
+    (run.folder / "config.yaml").write_text(to_yaml(run.config))
+    rows = [
+        {"step": step, "images": 16 * step, "loss": loss, "accuracy_masked": 0.5, "lr": 1.0, "time/load": 1.0}
+        for step, loss in ((50, 9.0), (100, 2.0), (101, 53.0))
+    ]
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = [{"time": str(number), "step": 0, "command": "x", **start} for number, start in enumerate(starts)]
+    (run.folder / "environment.json").write_text(json.dumps(told))
+
+
+def written(config: StudyConfig) -> dict[str, Any]:
+    return json.loads((Path(config.run_dir) / "study.json").read_text())
+
+
+def test_what_is_done_is_told_from_the_first_write_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = study(run_dir=str(tmp_path), pretrain_seeds=(0, 1))
+    runs = pretrainings(config, {})
+    end(runs[0], FIRST, SECOND)
+    end(runs[2], FIRST)
+
+    def pretrain(told: PretrainConfig) -> int:
+        """The second of them ends, the last is stopped."""
+        if told.train.seed:
+            return 75
+        end(runs[1], FIRST)
+        return 0
+
+    monkeypatch.setattr(study_run, "pretrain", pretrain)
+    assert study_run._pretrain(runs, Record(config, labelled(8), runs, (), ())) == 75
+    told = written(config)["pretraining"]
+    assert [(run["arm"], run["seed"]) for run in told] == [("a", 0), ("b", 0), ("a", 1)]
+
+
+def test_runs_stand_in_order_with_all_that_made_them(tmp_path: Path) -> None:
+    config = study(run_dir=str(tmp_path), equal_time=True)
+    runs = pretrainings(config, {})
+    record = Record(config, labelled(8), runs, (), [("random", None), ("a", 0)])
+    record.set_equal_time({"b": {"ratio": 1.0, "images": 1, "flags": "--data.source folder:/home/me/x"}})
+    end(runs[0], FIRST, FIRST, SECOND)
+    end(runs[1], FIRST)
+    for run in reversed(runs):
+        record.add_pretraining(run)
+    record.add_frozen("a", 0, {"fewshot": [], "probe": 0.5})
+    record.write()
+    told = written(config)
+    assert [run["arm"] for run in told["pretraining"]] == ["a", "b"]
+    # A twentieth of 101 steps: one at 53, and fifty at 2.
+    assert told["pretraining"][0]["final"] == {"loss": pytest.approx(3.0), "accuracy_masked": pytest.approx(0.5)}
+    assert told["environment"] == {"time": "2", **SECOND}
+    assert told["environments"] == [{**FIRST, "runs": 2}, {**SECOND, "runs": 1}]
+    assert told["probes"] == [{"side": "a", "pretrain_seed": 0, "top1": 0.5}]
+    assert told["equal_time"]["arms"]["b"]["flags"] == "--data.source folder:x"
+
+
+def test_a_setting_that_changes_finished_runs_is_refused(tmp_path: Path) -> None:
+    config = study(run_dir=str(tmp_path), labels=("50%",), seeds=(0, 1))
+    config = replace(config, finetune=replace(config.finetune, optim=replace(config.finetune.optim, lr=(1.0, 2.0))))
+
+    def done(config: StudyConfig, before: StudyConfig) -> dict[Cell, Result]:
+        inits = starting_points(config, pretrainings(config, {}))
+        return study_run._done_before(config, before, cells(config, labelled(160), 1600), inits)
+
+    assert done(config, config) == {}
+    cell = Cell("a", "50%", config.finetune.train.length, 1, 0)
+    one = cell_config(config, cell, starting_points(config, pretrainings(config, {})), 2.0)
+    folder = Path(one.run_dir)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(one))
+    assert done(config, config) == {}  # which goes on
+    result = Result(0.5, None, 0.5, (0.4, 0.6), 4, 80, 4, 2.0, 9, one.init)
+    result.write(folder)
+    assert done(config, config) == {cell: result}  # with one of the learning rates to be tried
+    for changed in ({"pretrain_seeds": (0, 1)}, {"lengths": ("9 steps",)}):
+        with pytest.raises(UserError, match=f"seed_1 holds a run .*, for {next(iter(changed))} of the study changed"):
+            done(replace(config, **changed), config)
+    assert done(replace(config, labels=("50%", "100%"), arms=(*config.arms, "c")), config) == {cell: result}
+
+
+def test_figures_of_frozen_encoders_are_found_by_their_settings(tmp_path: Path) -> None:
+    config = study(run_dir=str(tmp_path))
+    figures = {"fewshot": [], "probe": None}
+    settings = {"shots": [1, 5, 10, 25], "draws": 3, "l2": "1024", "layers": [-1], "pool": ["mean", "token"]}
+    train = config.finetune.train
+    settings |= {"probe": False, "device": train.device, "precision": train.precision}
+    (tmp_path / "frozen" / "a").mkdir(parents=True)
+    kept = {"of": {"weights": "x", "train": "y", "test": "z", **settings}, "figures": figures}
+    (tmp_path / "frozen" / "a" / "seed_0.json").write_text(json.dumps(kept))
+    assert earlier(config, "a", 0) == figures
+    assert earlier(config, "a", 1) is None
+    assert earlier(replace(config, draws=4), "a", 0) is None
