@@ -157,15 +157,14 @@ def started(config: PretrainConfig, world: World) -> tuple[PretrainConfig, Weigh
             f"not --init {config.init}; choose another --run-dir"
         )
     if before is not None:
-        if config.init_args not in ((), before.init_args):
-            raise UserError(f"init_args is filled in from --init {config.init}; leave it out")
+        init, init_args, weights = before.init, before.init_args, None
         model, data = adopted(config.init, config.model, before.model), adopted_input(config.data, before.data)
-        return replace(config, init=before.init, model=model, data=data, init_args=before.init_args), None
-    weights = once_a_machine(world, lambda: open_weights(config.init))
-    model, data, init_args = settled(config.init, weights, config.model, config.data)
+    else:
+        init, weights = config.init, once_a_machine(world, lambda: open_weights(config.init))
+        model, data, init_args = settled(init, weights, config.model, config.data)
     if config.init_args not in ((), init_args):
         raise UserError(f"init_args is filled in from --init {config.init}; leave it out")
-    return replace(config, model=model, data=data, init_args=init_args), weights
+    return replace(config, init=init, model=model, data=data, init_args=init_args), weights
 
 
 def _place(init: str) -> str:
