@@ -48,13 +48,14 @@ def assert_alike(run_dir: Path, reference: Path) -> None:
     assert second["images_seen"] == 240
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "parallel"),
     [
         (2, "ddp"),
-        pytest.param(2, "fsdp", marks=pytest.mark.slow),
-        pytest.param(4, "ddp", marks=pytest.mark.slow),
-        pytest.param(4, "fsdp", marks=pytest.mark.slow),
+        (2, "fsdp"),
+        (4, "ddp"),
+        (4, "fsdp"),
     ],
 )
 def test_several_processes_do_what_one_does(ranks: int, parallel: str, noisy: str, one: Path, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def _absent(setting: Setting) -> Side:
     raise peers.Missing("not here: pip install it")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_all_sides_are_measured_and_printed(monkeypatch: pytest.MonkeyPatch, capsys, source: str) -> None:
     monkeypatch.setattr(bench, "PEERS", {"stand-in": _stand_in, "absent": _absent})
@@ -205,6 +206,7 @@ def test_the_matrix_product_takes_as_large_a_size_as_the_time_allows() -> None:
     assert product() > 1e8
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_halved() -> None:
     def make(most: int) -> Callable[[Setting], Side]:
         def side(setting: Setting) -> Side:

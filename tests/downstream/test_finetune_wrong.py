@@ -1,0 +1,147 @@
+"""Fine-tuning on wrong input: one line, and nothing is written."""
+
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.downstream.tuned import tune
+
+
+class Bomb:
+    """Unpickled, it would leave a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def spoil(folder: Path, run_dir: Path, how: str) -> None:
+    """The exported model of a run with weights that are damaged or worse."""
+    shutil.copytree(run_dir / "model", folder)
+    weights = folder / "model.safetensors"
+    if how == "empty":
+        weights.write_bytes(b"")
+    elif how == "cut":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif how == "pickle":
+        weights.unlink()
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(folder.parent / "exploded")))
+
+
+WRONG: list[tuple[str, dict[str, str], list[str]]] = [
+    ("missing init", {"init": "TMP/nowhere"}, ["--init TMP/nowhere: there is no such file or folder"]),
+    ("empty init", {"init": "TMP/empty"}, ["--init TMP/empty: the folder is empty"]),
+    ("weights of 0 bytes", {"init": "TMP/model_empty"}, ["TMP/model_empty/model.safetensors: truncated"]),
+    ("weights cut off", {"init": "TMP/model_cut"}, ["TMP/model_cut/model.safetensors: truncated"]),
+    ("weights that run code", {"init": "TMP/model_pickle"}, ["pytorch_model.bin: truncated, or no file of plain"]),
+    ("an unknown name", {"init": "resnet1888"}, ["neither a file, a folder nor a model of timm"]),
+    ("an unknown new model", {"model__name": "vit_tinny_patch16_224"}, ["model.name: timm", "vit_tiny_patch16_224"]),
+    ("no new model", {"model__name": ""}, ["say which by --model.name"]),
+    ("an architecture twice", {"init": "random:test_vit", "model__depth": "3"}, ["model.depth is for --init none"]),
+    ("channels twice", {"init": "random:test_vit", "model__in_chans": "1"}, ["model.in_chans is for --init none"]),
+    ("no head to keep", {"init": "random:test_vit", "model__head": "keep"}, ["has no head; take linear"]),
+    ("tanh on a ResNet", {"init": "random:test_resnet", "model__head": "tanh"}, ["is not a ViT"]),
+    ("an unused setting", {"model__representation": "8"}, ["model.representation is for model.head tanh"]),
+    ("token of a ResNet", {"init": "random:test_resnet", "model__pool": "token"}, ["is not a ViT"]),
+    ("one class", {"data__source": "array:TMP/one.npz"}, ["has labelled images of one class alone, 1: there must be"]),
+    ("one folder", {"data__source": "folder:TMP/one"}, ["folder:TMP/one has no labels (4 images, unlabelled)"]),
+    ("no labels", {"data__source": "array:TMP/plain.npy"}, ["array:TMP/plain.npy has no labels"]),
+    ("no images", {"data__source": "folder:TMP/empty"}, ["no image in TMP/empty"]),
+    ("missing test", {"data__test": "folder:TMP/nowhere"}, ["there is no folder TMP/nowhere"]),
+    ("an image of broken patches", {"model__img_size": "30"}, ["model.img_size 30 is not a", "take 24 or 32"]),
+    ("no recipe", {"data__randaugment": "rand-x9"}, ["data.randaugment 'rand-x9' is no recipe of timm's"]),
+    ("mixup of one image", {"loss__mixup": "0.2", "train__micro_batch": "1"}, ["mix pairs of images, but 1 go"]),
+    ("a mean of two", {"data__mean": "0.5,0.5"}, ["data.mean takes one number or 3"]),
+    ("no share", {"data__labels": "0%"}, ["data.labels is above 0% and up to 100%"]),
+    ("all held out", {"data__holdout": "100%"}, ["data.holdout must leave images"]),
+    ("a rate twice", {"optim__lr": "0.1,0.1"}, ["optim.lr takes different positive numbers"]),
+    ("a warm-up past the end", {"schedule__warmup": "41 steps"}, ["warm-up (41 steps)"]),
+]
+
+
+@pytest.mark.parametrize("sweep", [False, True], ids=["one rate", "sweep"])
+@pytest.mark.parametrize(("changed", "said"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_wrong_input_is_one_line_and_nothing_is_written(
+    sweep: bool,
+    changed: dict[str, str],
+    said: list[str],
+    source: str,
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one" / "only").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (32, 32)).save(tmp_path / "one" / "only" / f"{number}.png")
+    np.save(tmp_path / "plain.npy", np.zeros((8, 32, 32, 3), np.uint8))
+    np.savez(tmp_path / "one.npz", images=np.zeros((8, 32, 32, 3), np.uint8), labels=np.ones(8, np.int64))
+    if "model_" in changed.get("init", ""):
+        how = changed["init"].rpartition("_")[2]
+        spoil(tmp_path / f"model_{how}", pretrained, how)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    changed = {name: value.replace("TMP", str(tmp_path)) for name, value in changed.items()}
+    if sweep and "optim__lr" not in changed:
+        changed["optim__lr"] = "0.1,0.2"
+    assert tune(changed.pop("data__source", source), tmp_path / "run", **changed) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    (line,) = told.err.splitlines()
+    assert line.startswith("finetune: error: ")
+    for text in said:
+        assert text.replace("TMP", str(tmp_path)) in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_folder_of_another_kind_is_left_alone(
+    pretrained: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = shutil.copytree(pretrained, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for rates in ("0.1", "0.1,0.2"):
+        assert tune(source, run_dir, optim__lr=rates) == 2
+        assert "holds a run of another kind; choose another --run-dir" in capsys.readouterr().err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    (tmp_path / "file").touch()
+    assert tune(source, tmp_path / "file") == 2
+    assert "cannot write to the run folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_init_names_is_not_written_to(pretrained: Path, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune(source, pretrained, init=str(pretrained)) == 2
+    assert "is what --init names" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(source, tmp_path / "run", optim__lr="1e38", optim__clip_norm="0") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("finetune: error: the loss is not finite at step ")
+    assert "try a lower --optim.lr" in line
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints'}" in line
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_other_images_are_refused(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a fifth is held out, images that were trained on could be among the test images of a larger folder."""
+    root = shutil.copytree(Path(split.removeprefix("folder:")) / "train", tmp_path / "images")
+    few, run_dir = {"train__length": "3 steps", "optim__lr": "0.01,0.02", "data__max_bad": "50%"}, tmp_path / "run"
+    assert tune(f"folder:{root}", run_dir, **few) == 0
+    shutil.copytree(root, tmp_path / "moved")
+    capsys.readouterr()
+    for picture in (root / "red").glob("*.png"):
+        shutil.copy(picture, picture.with_stem(f"{picture.stem}_again"))
+    assert tune(f"folder:{root}", run_dir, **few) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "its training images and its test images have changed since; choose another --run-dir" in line
+    assert len(list((run_dir / "sweep").iterdir())) == 2

@@ -1,0 +1,108 @@
+"""What the page says of a study, against arithmetic by hand."""
+
+import pytest
+from results_page import figures, goals, tables
+from results_page.data import Study
+
+from mpp.errors import UserError
+from tests.invented_studies import all_kinds
+from tests.results_page.invented import by_hand, rows
+
+
+def test_fine_tuning_by_hand() -> None:
+    of = by_hand()
+    # usual: mean 43, deviation sqrt((9 + 1 + 16) / 2). Its gains 10, 10, 13: mean 11, standard error 1, t(2) = 4.303.
+    table = rows(tables.finetuning_table(of))
+    assert table[""][:6] == ["labels", "from scratch", "from scratch, longer", "usual", "other", "same"]
+    assert table["1%"][:3] == ["32.0 ± 2.0", "34.0 ± 1.0", "43.0 ± 3.6"]
+    cells = dict(zip(table[""][1:], table["1%"], strict=True))
+    assert cells["usual: gain over scratch"] == "+11.0 ± 4.3"
+    # 7, 7, 13: mean 9, deviation sqrt(12), standard error 2.
+    assert cells["usual: gain over scratch, longer"] == "+9.0 ± 8.6"
+    assert figures.gain(of, "usual", "1%") == "+11.0 ± 4.3"
+    assert figures.gain(of, "scratch", "1%", over="usual") == "\u221211.0 ± 4.3"
+
+
+def test_few_shot_by_hand() -> None:
+    of = by_hand()
+    # The pretrainings' means 32 and 38 gain 11 and 17 over 21: mean 14, standard error 3, t(1) = 12.706.
+    table = rows(tables.fewshot_table(of))
+    assert table["random initialisation, mean"] == ["21.0 ± 1.4"]
+    assert table["usual, mean"] == ["35.0 ± 2.8"]
+    assert table["usual: gain, best over best"] == ["+14.0 ± 38.1"]
+    # Of one pretraining the pairs are the draws: 16 and 18.
+    runs = [run for run in of.content["fewshot"] if run["pretrain_seed"] != 0]
+    assert figures.fewshot_gain(Study(of.name, {**of.content, "fewshot": runs}), "usual", 10) == "+17.0 ± 12.7"
+
+
+def test_an_arrow_is_a_difference_of_two_standard_errors() -> None:
+    table = rows(tables.ablation_table(by_hand()))
+    head = table[""][1:]
+    at = head.index("1% of the labels")
+    assert table["**usual**"][at] == "43.0 ± 3.6"
+    assert table["other"][at] == "54.0 ± 3.6 ↑"
+    assert table["same"][at] == "44.0 ± 2.6"  # 2, 1, 0: mean 1, standard error 0.58
+    assert table["no pretraining"][at] == "32.0 ± 2.0"
+    assert figures.mark([-0.02, -0.021, -0.019]) == " ↓"
+    # Few-shot is over the pretrainings here: means of 32 and 38 over the draws.
+    assert table["**usual**"][head.index("10 shots, last layer")] == "35.0 ± 4.2"
+    assert table["**usual**"][head.index("effective rank")] == "7.5"
+    assert table["other"][0] == "`--x`"
+
+
+def test_better_than_the_default_by_hand() -> None:
+    content = {**by_hand().content, "name": "best_hand", "equal_time": None}
+    for run in content["pretraining"]:
+        run |= {"images": 1000, "seconds": {"usual": 10.0, "other": 10.0, "same": 5.0}[run["arm"]]}
+    of = Study("best_hand", content)
+    # Gains 11, 22 and 12 points.
+    assert rows(tables.best_table(of))["other"] == ["1,000", "1.00", "-", "+22.0 ± 4.3 (200%)"]
+    reached = dict(goals.goal_rows([of]))
+    assert "2.00 times in 100% of the time (other): **met**" in reached.values()
+    assert "1.09 times in 50% of the time (same): **met**" in reached.values()
+    slow = {**content, "equal_time": {"arms": {arm: {"ratio": 1.5, "images": 1000} for arm in of.arms}}}
+    reached = dict(goals.goal_rows([Study("best_slow", slow)]))
+    assert not [cell for cell in reached.values() if "met" in cell]
+
+
+@pytest.mark.parametrize(
+    ("usual", "other", "said"),
+    [
+        (0.27, 0.40, "the default gains nothing (\u22125.0), the best arm +8.0 in 100% of the time (other): **met**"),
+        (0.32, 0.31, "the default gains nothing (+0.0), the best arm \u22121.0 in 100% of the time (other): not met"),
+    ],
+)
+def test_better_than_a_default_that_gains_nothing(usual: float, other: float, said: str) -> None:
+    content = dict(by_hand().content)
+    top1 = {"scratch": 0.32, "usual": usual, "other": other}
+    content["finetuning"] = [run | {"top1": top1[run["side"]]} for run in content["finetuning"] if run["side"] in top1]
+    content["pretraining"] = [run | {"seconds": 1.0} for run in content["pretraining"]]
+    of = Study("best_hand", content)
+    assert [cell for _, cell in goals.goal_rows([of]) if cell != "-"] == [said]
+    assert rows(tables.best_table(of))["other"][-1] == figures.gain(of, "other", "1%")
+
+
+def test_goals_are_met_by_the_mean() -> None:
+    of = by_hand()
+    assert goals.chosen(of) == "other"
+    cells = dict(goals.goal_rows([of]))
+    assert [cell for cell in cells.values() if cell != "-"] == [
+        "+22.0 ± 4.3: **met**",
+        "lowest +21.0 (1%, seed 0): **met**",
+    ]
+    runs = [
+        run | {"top1": 0.25 if run["side"] in ("other", "same") else run["top1"]} for run in of.content["finetuning"]
+    ]
+    worse = Study("benefit_worse", {**of.content, "finetuning": [run for run in runs if run["side"] != "usual"]})
+    verdicts = [cell for _, cell in goals.goal_rows([worse]) if cell != "-"]
+    assert len(verdicts) == 2
+    assert all(cell.endswith(": not met") for cell in verdicts)
+    assert verdicts[1].startswith("lowest \u22129.0 (1%, seed 2)")
+
+
+def test_a_sentence_that_names_what_is_not_there_is_refused() -> None:
+    of = Study("benefit_cpu", all_kinds()["benefit_cpu"])
+    with pytest.raises(UserError, match=r"benefit_cpu has no 'pretraned' at '1%'; it has .*pretrained"):
+        figures.gain(of, "pretraned", "1%")
+    with pytest.raises(UserError, match="'5%'"):
+        figures.accuracy(of, "scratch", "5%")
