@@ -151,7 +151,11 @@ def _pretraining(arm: str, flags: str, seed: int, images: int, chance: random.Ra
 def all_kinds() -> dict[str, dict[str, Any]]:
     """One study of each kind, by name."""
     best = {"default": ("", 0.05), "late masks": ("--objective.mask_at 4", 0.07), "several targets": ("--x y", 0.11)}
-    lengths = {f"{n}k": (f"--train.length '{n}k images'", 0.02 * i) for i, n in enumerate((50, 150, 500, 1500), 1)}
+    lengths = {
+        f"{name}, {n}k": (f"{flags}--train.length '{n}k images'", gain * i)
+        for name, flags, gain in (("usual", "", 0.02), ("late masks", "--objective.mask-enters 2 ", 0.03))
+        for i, n in enumerate((50, 150, 500, 1500), 1)
+    }
     ablation = {
         "mean colour, 50 %": ("", 0.05),
         "4x4 colours": ("--objective.target colour_4x4", 0.052),
@@ -160,6 +164,7 @@ def all_kinds() -> dict[str, dict[str, Any]]:
         "75 %": ("--objective.ratio 0.75", 0.065),
         "blocks": ("--objective.picking block", 0.05),
     }
+    begun = {"new weights": ("", 0.03), "continued": ("--init runs/other/pretrain/usual/seed_0", 0.06)}
     every = tuple(range(-6, 0))
     made = (
         study(
@@ -170,12 +175,13 @@ def all_kinds() -> dict[str, dict[str, Any]]:
             pools=("mean", "token", "mean+token"),
         ),
         study("ablation_cpu", ablation, pretrain_seeds=(0, 1, 2), layers=(-1, -3)),
-        study("length_cpu", lengths, images={f"{n}k": n * 1000 for n in (50, 150, 500, 1500)}),
+        study("length_cpu", lengths, images={arm: int(arm.split()[-1][:-1]) * 1000 for arm in lengths}),
         study(
             "best_cpu",
             best,
             images={"late masks": 400_000, "several targets": 250_112},
             equal_time={"default": 1.0, "late masks": 0.75, "several targets": 1.2},
         ),
+        study("continue_cpu", begun, pretrain_seeds=(0, 1, 2)),
     )
     return {each["name"]: each for each in made}

@@ -1,6 +1,6 @@
 """Charts of a study, in the house's manner: text as text, on a white card that light and dark pages show alike."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -12,7 +12,7 @@ from mpp.run_page.wording import percent, points
 from mpp.study_recipe import RANDOM, folder_name
 from results_page.data import Study, Values
 from results_page.figures import deviation, fewshot_gains, finetuning_gains, half_width
-from results_page.tables import by_images
+from results_page.tables import series
 from results_page.wording import told
 
 
@@ -61,30 +61,34 @@ def _line(name: str, measured: Mapping[int, Values], colour: int | None = None, 
 
 
 def _length(study: Study) -> list[Picture]:
-    """Gain against the images of the pretraining, one line a share of the labels and one of few-shot."""
-    measured = {f"fine-tuning, {labels} of the labels": {} for labels in study.labels}
-    frozen = f"frozen, {study.shots} shots"
-    measured[frozen] = {}
-    for seen, arm in by_images(study):
-        for labels in study.labels:
-            measured[f"fine-tuning, {labels} of the labels"][seen] = finetuning_gains(study, arm, labels)
-        measured[frozen][seen] = fewshot_gains(study, arm, study.shots)
+    """Gain against the images of the pretraining: of each objective a line a share of the labels, one of few-shot."""
     lines, words = [], []
-    for name, by in measured.items():
-        known = {seen: differences for seen, differences in by.items() if differences}
-        if known:
-            means = {seen: fmean(differences) for seen, differences in known.items()}
-            halves = [half_width(differences) or 0.0 for differences in known.values()]
-            x, y, spread = (
-                np.array(values, dtype=np.float64) for values in (list(means), list(means.values()), halves)
-            )
-            lines.append(Line(name, x, 100 * y, 100 * spread, dashed=name == frozen))
-            words.append(f"{name} " + ", ".join(f"{points(mean)} at {seen:,}" for seen, mean in means.items()))
+    for objective, arms in series(study).items():
+        of = f"{objective}: " if objective else ""
+        measured = {
+            f"{of}{labels} of the labels": {seen: finetuning_gains(study, arm, labels) for seen, arm in arms}
+            for labels in study.labels
+        }
+        frozen = f"{of}frozen, {study.shots} shots"
+        measured[frozen] = {seen: fewshot_gains(study, arm, study.shots) for seen, arm in arms}
+        for name, by in measured.items():
+            if any(by.values()):
+                lines.append(_gains_line(name, by, dashed=name == frozen))
+                means = ", ".join(f"{points(fmean(gained))} at {seen:,}" for seen, gained in by.items() if gained)
+                words.append(f"{name} {means}")
     if not lines:
         return []
     alt = f"Gain in points against images of pretraining, {study.name}: {'; '.join(words)}."
     x, y = "images of pretraining", "gain (points)"
     return [line_chart(study.name, alt, lines, x=x, y=y, log_x=True, markers=True)]
+
+
+def _gains_line(name: str, by: Mapping[int, Sequence[float]], dashed: bool) -> Line:
+    """Mean gains in points with a band of their 95 % intervals."""
+    known = {seen: gained for seen, gained in by.items() if gained}
+    rows = (list(known), map(fmean, known.values()), (half_width(gained) or 0.0 for gained in known.values()))
+    x, y, spread = (np.array(list(row), dtype=np.float64) for row in rows)
+    return Line(name, x, 100 * y, 100 * spread, dashed=dashed)
 
 
 def _layers(study: Study, arm: str) -> Picture:

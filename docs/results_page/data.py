@@ -16,7 +16,7 @@ from mpp.files import write_whole
 from mpp.study_recipe import LONGER, RANDOM, SCRATCH
 
 SCHEMA = 1
-KINDS = ("benefit", "ablation", "length", "best")
+KINDS = ("benefit", "ablation", "length", "best", "continue")
 """What the name of a study begins with; each has a section of the page."""
 
 Values = Mapping[Any, float]

@@ -179,9 +179,9 @@ def _unpaired(values: Values, other: Values) -> str:
 
 
 def length_table(study: Study) -> str:
-    """What a pretraining is worth by its images, the shortest first."""
+    """What a pretraining is worth by its images, the shortest of an objective first."""
     rows = []
-    for seen, arm in by_images(study):
+    for seen, arm in (each for of in series(study).values() for each in of):
         shares = [gain_text(finetuning_gains(study, arm, labels)) for labels in study.labels]
         frozen = gain_text(fewshot_gains(study, arm, study.shots))
         rows.append([f"{seen:,}", shown(arm), *_own_score(study, arm), frozen, *shares])
@@ -189,9 +189,14 @@ def length_table(study: Study) -> str:
     return table([*head, *(f"{labels} of the labels" for labels in study.labels)], rows)
 
 
-def by_images(study: Study) -> list[tuple[int, str]]:
-    """Arms by the images that their pretraining saw."""
-    return sorted((study.pretrainings(arm)[0]["images"], arm) for arm in study.arms if study.pretrainings(arm))
+def series(study: Study) -> dict[str, list[tuple[int, str]]]:
+    """Arms by the images that their pretraining saw, of each objective: what a name has before its last comma."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for arm in study.arms:
+        if study.pretrainings(arm):
+            objective, _, _ = arm.rpartition(", ")
+            found.setdefault(objective, []).append((study.pretrainings(arm)[0]["images"], arm))
+    return {objective: sorted(arms) for objective, arms in found.items()}
 
 
 def best_table(study: Study) -> str:

@@ -27,6 +27,7 @@ HEADINGS = {
     "ablation": "What of the objective matters",
     "length": "How long to pretrain",
     "best": "Better than the default",
+    "continue": "Going on from weights of another domain",
 }
 LAYERS = "\n## Which representation\n"
 OF_THE_MACHINE = ("run_dir", "data", "test", "source", "device", "workers")
@@ -86,6 +87,13 @@ def test_the_sections_are_those_of_the_studies(studies: dict[str, Study], render
     assert LAYERS in text
     assert "\n### Layers and poolings of `benefit_cpu`\n" in text
     assert text.count("not measured") == 2  # the default's gain in half the time, by neither study
+    lengths = re.findall(r"^\| ([\d,]+) \| (\w+)", text[text.index(HEADINGS["length"]) :], re.MULTILINE)
+    assert lengths[:5] == [
+        ("50,000", "usual"),
+        *((f"{n:,}", "usual") for n in (150_000, 500_000, 1_500_000)),
+        ("50,000", "late"),
+    ]
+    assert "late masks: 1% of the labels</text>" in rendered["results/length_cpu.svg"]
     alone = render({"length_cpu": studies["length_cpu"]})
     assert list(alone) == ["results.md", "results/length_cpu.svg"]
     assert [kind for kind, heading in HEADINGS.items() if heading in alone["results.md"]] == ["length"]
@@ -230,7 +238,7 @@ def test_the_copy_is_rounded_and_sorted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "mine"}, "'mine' must begin with one of benefit, ablation, length, best"),
+        ({"name": "mine"}, "'mine' must begin with one of benefit, ablation, length, best, continue"),
         ({"schema": 2}, "not the data of a study in schema 1"),
         ({"pretraining": [], "finetuning": [], "fewshot": []}, "no finished run to tell of yet"),
     ],
