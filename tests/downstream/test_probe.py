@@ -69,6 +69,20 @@ def test_linear_probe_is_the_same_again_from_elsewhere_and_in_blocks(monkeypatch
         np.testing.assert_allclose(blocks.probabilities(features), solved.probabilities(features), atol=1e-5)
 
 
+@pytest.mark.parametrize("images", [50, 400], ids=["fewer images than features", "more"])
+def test_features_that_rise_and_fall_together_take_few_steps(images: int) -> None:
+    rng = np.random.default_rng(9)
+    mixed = rng.normal(size=(images, 60)) * np.logspace(0, -4, 60) @ rng.normal(size=(60, 60))
+    labels = rng.integers(0, 4, images)
+    solved = fit_linear(mixed, labels, 4, 2.0**-14, max_iterations=150)
+    assert solved.converged
+    ours = objective(solved, mixed, labels, 2.0**-14)
+    reference = LogisticRegression(C=2.0**14 / images, tol=1e-10, max_iter=10_000, solver="newton-cholesky")
+    reference.fit((mixed - solved.mean) / solved.std, labels)
+    other = logistic.LinearProbe(solved.mean, solved.std, reference.coef_.T, reference.intercept_)
+    assert ours == pytest.approx(objective(other, mixed, labels, 2.0**-14), rel=1e-6)
+
+
 def test_linear_probe_says_when_it_has_not_converged() -> None:
     features, labels = blobs(4, 120, 5)
     assert not fit_linear(features, labels, 5, 1e-6, max_iterations=2).converged
