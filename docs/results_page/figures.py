@@ -121,6 +121,18 @@ def probe(study: Study, side: str) -> str:
     return accuracy_text(study.probe(side))
 
 
+def rank(study: Study, side: str, layer: int) -> str:
+    """Effective rank of the mean of the patches, the mean over the pretrainings: "28.6"."""
+    values = study.rank(side, layer, "mean").values()
+    return f"{fmean(values):.1f}" if values else NONE
+
+
+def times(study: Study, arm: str, labels: str) -> str:
+    """The gain of an arm over scratch as a multiple of the default's: "2.2"; "-" where the default gains nothing."""
+    here, usual = (fmean(finetuning_gains(study, one, labels)) for one in (arm, study.arms[0]))
+    return f"{here / usual:.1f}" if usual > 0 else NONE
+
+
 def images(study: Study, arm: str) -> str:
     """That the pretraining of an arm saw."""
     runs = study.pretrainings(arm)

@@ -9,7 +9,7 @@ from typing import Any
 from mpp.run_page.provenance import code, machine, versions
 from mpp.run_page.wording import NONE, duration, percent
 from results_page.data import Study
-from results_page.tables import table
+from results_page.tables import own_score, table
 from results_page.wording import shown
 
 _PACKAGES = ("python", "torch", "cuda", "timm")
@@ -96,7 +96,7 @@ def unfinished(study: Study) -> str:
 
 
 def arms_table(study: Study) -> str:
-    """Arms with their flags and what their pretraining took."""
+    """Arms with their flags, what their pretraining took, and how it ended: score, gradient norm."""
     rows = []
     for arm in study.arms:
         runs = study.pretrainings(arm)
@@ -109,8 +109,11 @@ def arms_table(study: Study) -> str:
                 f"{one['images']:,}",
                 f"{one['steps']:,}",
             ]
-            rows.append([*cells, str(one["batch_size"]), f"{one['lr']:g}", seconds])
-    return table(["arm", "flags", "images", "steps", "batch", "learning rate", "training time of a seed"], rows)
+            norms = [run["final"]["grad_norm"] for run in runs if "grad_norm" in run["final"]]
+            score = [*own_score(study, arm), f"{fmean(norms):.2f}" if norms else NONE]
+            rows.append([*cells, str(one["batch_size"]), f"{one['lr']:g}", seconds, *score])
+    head = ["arm", "flags", "images", "steps", "batch", "learning rate", "training time of a seed"]
+    return table([*head, "masked", "trivial", "gradient norm"], rows)
 
 
 def rates_table(study: Study) -> str:

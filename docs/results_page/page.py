@@ -28,6 +28,8 @@ _ASKED: tuple[Callable[..., Any], ...] = (
     figures.fewshot,
     figures.fewshot_gain,
     figures.probe,
+    figures.rank,
+    figures.times,
     figures.images,
     figures.parameters,
     tables.headline_table,

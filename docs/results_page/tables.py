@@ -121,7 +121,7 @@ def ablation_table(study: Study) -> str:
         usual = None if arm == default else default
         flags = "".join(run["flags"] for run in study.pretrainings(arm)[:1])
         cells = [f"**{shown(arm)}**" if arm == default else shown(arm), f"`{flags}`" if flags else ""]
-        cells += _own_score(study, arm)
+        cells += own_score(study, arm)
         cells.append(_marked(study, arm, usual, last))
         best = best_reading(study, arm, shots, _MEAN)
         cells.append(f"{_marked(study, arm, usual, best[0])} ({best[0]})" if best else NONE)
@@ -147,7 +147,7 @@ def _marked(study: Study, side: str, usual: str | None, layer: int) -> str:
     return accuracy_text(here) + mark(gains(here, there))
 
 
-def _own_score(study: Study, arm: str) -> list[str]:
+def own_score(study: Study, arm: str) -> list[str]:
     """The objective's score at masked patches at the end, and the better of what needs no model."""
     runs = {run["seed"]: run["final"] for run in study.pretrainings(arm)}
     for score, better in (("accuracy", max), ("mse", min)):
@@ -184,7 +184,7 @@ def length_table(study: Study) -> str:
     for seen, arm in (each for of in series(study).values() for each in of):
         shares = [gain_text(finetuning_gains(study, arm, labels)) for labels in study.labels]
         frozen = gain_text(fewshot_gains(study, arm, study.shots))
-        rows.append([f"{seen:,}", shown(arm), *_own_score(study, arm), frozen, *shares])
+        rows.append([f"{seen:,}", shown(arm), *own_score(study, arm), frozen, *shares])
     head = ["images of pretraining", "arm", "masked", "trivial", f"{study.shots} shots, frozen"]
     return table([*head, *(f"{labels} of the labels" for labels in study.labels)], rows)
 
@@ -200,22 +200,23 @@ def series(study: Study) -> dict[str, list[tuple[int, str]]]:
 
 
 def best_table(study: Study) -> str:
-    """Arms against the default: images, time, gains with their share of the default's gain."""
-    default = study.arms[0]
+    """Arms against the default: images, time, linear probe, gains with their share of the default's gain."""
+    default, probed = study.arms[0], bool(study.content["probes"])
     shares = {labels: {each.arm: each for each in against_default(study, labels)} for labels in study.labels}
     rows = []
     for arm in study.arms:
         runs = study.pretrainings(arm)
         cells = [f"**{shown(arm)}**" if arm == default else shown(arm), f"{runs[0]['images']:,}" if runs else NONE]
         cells += [f"{step_time(study, arm):.2f}" if runs else NONE]
+        cells += [accuracy_text(study.probe(arm))] * probed
         cells.append(gain_text(fewshot_gains(study, arm, study.shots)))
         for labels, against in shares.items():
             times = against[arm].times if arm in against else None
             share = "" if times is None else f" ({times:.0%})"
             cells.append(gain_text(finetuning_gains(study, arm, labels)) + share)
         rows.append(cells)
-    head = ["arm", "images of pretraining", "time per image", f"{study.shots} shots, frozen"]
-    return table([*head, *(f"{labels} of the labels" for labels in study.labels)], rows)
+    head = ["arm", "images of pretraining", "time per image", *["linear probe"] * probed]
+    return table([*head, f"{study.shots} shots, frozen", *(f"{labels} of the labels" for labels in study.labels)], rows)
 
 
 def layers_table(study: Study) -> str:
