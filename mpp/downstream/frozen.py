@@ -137,7 +137,7 @@ class Frozen:
         if not below:
             return [], self.model.forward_features(pixels)
         if self.layers[-1] == -1:
-            last, found = self.model.forward_intermediates(pixels, indices=below, **told)
+            last, found = self.model.forward_intermediates(pixels, indices=below, stop_early=False, **told)
             return found, last
         told |= {"intermediates_only": True, "stop_early": True}
         return self.model.forward_intermediates(pixels, indices=below, **told), None

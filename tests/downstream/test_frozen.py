@@ -72,9 +72,17 @@ def test_of_a_vit(spec: str) -> None:
     assert torch.equal(features(frozen(spec, layers=(len(after) - 1,)), "mean"), halves[0])
 
 
-@pytest.mark.parametrize("spec", ["random:test_vit", "random:test_convnext", "random:test_efficientnet"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("random:test_vit", "random:test_convnext", "random:test_efficientnet"),
+        pytest.param(
+            "random:hiera_tiny_224", marks=pytest.mark.slow
+        ),  # of which timm stops early unless it is told not to
+    ],
+)
 def test_one_pass_gives_the_features_of_one_pass_a_layer(spec: str) -> None:
-    size = {"image_hw": (32, 32)} if spec.endswith("vit") else {}
+    size = {"random:test_vit": {"image_hw": (32, 32)}, "random:hiera_tiny_224": {"image_hw": (224, 224)}}.get(spec, {})
     together = frozen(spec, layers=("all",), **size)
     assert together.layers == tuple(range(-together.depth, 0))
     model, pixels = in_timm(together)
