@@ -60,6 +60,7 @@ def bad_files(run_dir: Path) -> dict[str, str]:
         return {row["file"]: row["kind"] for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_run_over_the_zoo(
     zoo: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,8 @@
 """The few-shot and probe commands: tables, CSV and picture, for several encoders side by side."""
 
 import csv
+import io
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,11 +48,14 @@ def shot(source: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 @pytest.fixture(scope="module")
 def probed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The probe tool as a process."""
+    """The probe tool."""
     folder = tmp_path_factory.mktemp("probe")
     words = ["--init", *SIDES, "--data", source, "--l2", "0.01", "1", *COMMON, "--out", str(folder / "out")]
-    out, err = runs.finish([str(runs.ROOT / "tools" / "probe.py"), *words], env={"MPP_CACHE": str(folder / "cache")})
-    return Done(out, err, folder / "out", words, folder / "cache")
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("MPP_CACHE", str(folder / "cache"))
+        assert probe(words) == 0
+    return Done(out.getvalue(), err.getvalue(), folder / "out", words, folder / "cache")
 
 
 def test_fewshot_tables(shot: Done) -> None:

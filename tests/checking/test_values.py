@@ -52,7 +52,7 @@ def write_raw(data: Path, kind: str) -> list[np.ndarray]:
         ("uint16 tiff", 3, (0, 4095)),
         ("uint16 png", 3, (0, 1023)),
         ("planar tiff", 5, (0, 16383)),
-        ("paged tiff", 4, (0, 4095)),
+        pytest.param("paged tiff", 4, (0, 4095), marks=pytest.mark.slow),
         ("float tiff", 3, None),
         ("float npy", 5, None),
     ],
