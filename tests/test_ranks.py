@@ -49,15 +49,8 @@ def assert_alike(run_dir: Path, reference: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("ranks", "parallel"),
-    [
-        (2, "ddp"),
-        (2, "fsdp"),
-        (4, "ddp"),
-        (4, "fsdp"),
-    ],
-)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_several_processes_do_what_one_does(ranks: int, parallel: str, noisy: str, one: Path, tmp_path: Path) -> None:
     out, _ = runs.finish(runs.command(noisy, tmp_path / "run", train__parallel=parallel, **SHORT), ranks=ranks)
     assert out.count("Finished: 15 steps, 240 images.") == 1

@@ -127,12 +127,6 @@ def rank(study: Study, side: str, layer: int) -> str:
     return f"{fmean(values):.1f}" if values else NONE
 
 
-def times(study: Study, arm: str, labels: str) -> str:
-    """The gain of an arm over scratch as a multiple of the default's: "2.2"; "-" where the default gains nothing."""
-    here, usual = (fmean(finetuning_gains(study, one, labels)) for one in (arm, study.arms[0]))
-    return f"{here / usual:.1f}" if usual > 0 else NONE
-
-
 def images(study: Study, arm: str) -> str:
     """That the pretraining of an arm saw."""
     runs = study.pretrainings(arm)

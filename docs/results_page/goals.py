@@ -81,6 +81,12 @@ def against_default(study: Study, labels: str) -> list[Against]:
     ]
 
 
+def times(study: Study, arm: str, labels: str) -> str:
+    """The gain of an arm over scratch as a multiple of the default's: "2.2"; "-" where the default gains nothing."""
+    (against,) = (each for each in against_default(study, labels) if each.arm == arm)
+    return NONE if against.times is None else f"{against.times:.1f}"
+
+
 def time_share(study: Study, arm: str) -> float:
     """Device time of an arm's pretraining as a share of the default's.
 

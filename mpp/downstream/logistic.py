@@ -90,7 +90,7 @@ def fit_linear(
         known = np.where(np.isfinite(start.bias), start.bias, 0.0)
         solution.copy_(torch.from_numpy(np.vstack([start.weights, known])[:, seen]))
     blocks = _blocks(features, np.searchsorted(seen, labels), mean, std, len(seen))
-    converged = _minimise(solution, blocks, _preconditioner(blocks, l2, len(seen)), l2, max_iterations, tolerance)
+    converged = _minimise(solution, blocks, l2, max_iterations, tolerance)
     weights, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, -np.inf)
     weights[:, seen], bias[seen] = solution[:-1].numpy(), solution[-1].numpy()
     return LinearProbe(mean, std, weights, bias, converged)
@@ -128,8 +128,10 @@ def _blocks(
     return lambda: kept
 
 
-def _preconditioner(blocks: Callable[[], Iterable[Block]], l2: float, num_seen: int) -> Float64[Tensor, "w w"]:
-    """The inverse root of the second derivative by W and the bias where all classes are equally likely.
+def _preconditioner(
+    blocks: Callable[[], Iterable[Block]], l2: float, num_seen: int
+) -> tuple[Float64[Tensor, "w w"], Float64[Tensor, "w w"]]:
+    """P, and its inverse: the root of the second derivative by W and the bias where all classes are equally likely.
 
     There it is, of s classes and for weights that add up to 0 over them, Z^T Z / (n s) + l2; the bias stands alone,
     for Z has the mean 0.
@@ -141,20 +143,19 @@ def _preconditioner(blocks: Callable[[], Iterable[Block]], l2: float, num_seen: 
     roots = np.sqrt(np.append(values.clip(min=0.0) + l2, 1 / num_seen))
     found = np.zeros((len(roots), len(roots)))
     found[:-1, :-1], found[-1, -1] = vectors, 1.0
-    return torch.from_numpy(found / roots @ found.T)
+    return torch.from_numpy(found / roots @ found.T), torch.from_numpy(found * roots @ found.T)
 
 
 def _minimise(
     solution: Float64[Tensor, "w s"],
     blocks: Callable[[], Iterable[Block]],
-    preconditioner: Float64[Tensor, "w w"],
     l2: float,
     max_iterations: int,
     tolerance: float,
 ) -> bool:
     """Moves `solution`, whose last row is the bias, to the minimum; False where it did not get there."""
     gradient = torch.empty_like(solution)
-    root = torch.linalg.inv(preconditioner)
+    preconditioner, root = _preconditioner(blocks, l2, solution.shape[1])
     moved = root @ solution
 
     def closure() -> Tensor:

@@ -76,9 +76,8 @@ def test_of_a_vit(spec: str) -> None:
     "spec",
     [
         *("random:test_vit", "random:test_convnext", "random:test_efficientnet"),
-        pytest.param(
-            "random:hiera_tiny_224", marks=pytest.mark.slow
-        ),  # of which timm stops early unless it is told not to
+        # Of which timm stops early unless it is told not to.
+        pytest.param("random:hiera_tiny_224", marks=pytest.mark.slow),
     ],
 )
 def test_one_pass_gives_the_features_of_one_pass_a_layer(spec: str) -> None:

@@ -57,7 +57,7 @@ def test_better_than_the_default_by_hand() -> None:
     of = Study("best_hand", content)
     # Gains 11, 22 and 12 points.
     assert rows(tables.best_table(of))["other"] == ["1,000", "1.00", "-", "+22.0 ± 4.3 (200%)"]
-    assert figures.times(of, "other", "1%") == "2.0"
+    assert goals.times(of, "other", "1%") == "2.0"
     reached = dict(goals.goal_rows([of]))
     assert "2.00 times in 100% of the time (other): **met**" in reached.values()
     assert "1.09 times in 50% of the time (same): **met**" in reached.values()
