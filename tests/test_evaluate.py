@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -37,25 +38,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def run_tool(tool: Callable[[list[str]], int], words: list[str], folder: Path) -> Done:
+    """In this process, with features kept in a folder of its own."""
+    words = ["--init", *SIDES, *words, *COMMON, "--out", str(folder / "out")]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("MPP_CACHE", str(folder / "cache"))
+        assert tool(words) == 0
+    return Done(out.getvalue(), err.getvalue(), folder / "out", words, folder / "cache")
+
+
 @pytest.fixture(scope="module")
 def shot(source: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The few-shot tool as a process."""
-    folder = tmp_path_factory.mktemp("fewshot")
-    words = ["--init", *SIDES, "--data", source, "--shots", "1", "5", "10", *COMMON, "--out", str(folder / "out")]
-    out, err = runs.finish([str(runs.ROOT / "tools" / "fewshot.py"), *words], env={"MPP_CACHE": str(folder / "cache")})
-    return Done(out, err, folder / "out", words, folder / "cache")
+    """The few-shot tool."""
+    return run_tool(fewshot, ["--data", source, "--shots", "1", "5", "10"], tmp_path_factory.mktemp("fewshot"))
 
 
 @pytest.fixture(scope="module")
 def probed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """The probe tool."""
-    folder = tmp_path_factory.mktemp("probe")
-    words = ["--init", *SIDES, "--data", source, "--l2", "0.01", "1", *COMMON, "--out", str(folder / "out")]
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setenv("MPP_CACHE", str(folder / "cache"))
-        assert probe(words) == 0
-    return Done(out.getvalue(), err.getvalue(), folder / "out", words, folder / "cache")
+    return run_tool(probe, ["--data", source, "--l2", "0.01", "1"], tmp_path_factory.mktemp("probe"))
 
 
 def test_fewshot_tables(shot: Done) -> None:

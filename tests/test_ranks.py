@@ -76,7 +76,7 @@ def two(request: pytest.FixtureRequest, noisy: str, tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "parallel"), [(1, "fsdp"), (4, "ddp"), (4, "fsdp")])
+@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (4, "fsdp")])
 def test_a_checkpoint_goes_on_by_any_number_of_processes(
     ranks: int, parallel: str, noisy: str, one: Path, two: Path, tmp_path: Path
 ) -> None:
@@ -108,7 +108,7 @@ sys.exit(pretrain())
 def test_killed_while_a_checkpoint_is_written_ends_in_the_same_bits(
     ranks: int, parallel: str, source: str, tmp_path: Path
 ) -> None:
-    settings = {"train__length": "60 steps", "train__parallel": parallel}
+    settings = {"train__length": "24 steps", "train__parallel": parallel}
     (tmp_path / "slow.py").write_text(SLOW)
     run_dir = tmp_path / "run"
     words = [str(tmp_path / "slow.py"), *runs.command(source, run_dir, **settings)[1:]]
@@ -126,7 +126,7 @@ def test_killed_while_a_checkpoint_is_written_ends_in_the_same_bits(
     assert checkpoints.steps() == [0, 7]
     assert being_written.exists()
     _, err = runs.finish(runs.command(source, run_dir, **settings), ranks=ranks)
-    assert "at step 7 of 60" in err
+    assert "at step 7 of 24" in err
     assert not being_written.exists()
     runs.finish(runs.command(source, tmp_path / "other", **settings), ranks=ranks)
     runs.assert_same_run(run_dir, tmp_path / "other")

@@ -31,7 +31,7 @@ def uninterrupted(source: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "workers"), [(0, "0"), (1, "2")])
+@pytest.mark.parametrize(("number", "workers"), [(0, "0"), (1, "2"), (2, "0"), (3, "2")])
 def test_killed_at_a_random_moment(
     number: int, workers: str, source: str, uninterrupted: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -43,15 +43,6 @@ def test_killed_at_a_random_moment(
     runs.kill(process)
     assert tune(source, run_dir, **SOFT) == 0
     assert_same_run(run_dir, reference)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(4))
-def test_killed_at_many_random_moments(
-    number: int, source: str, uninterrupted: tuple[Path, float], tmp_path: Path
-) -> None:
-    workers = random.Random(50 + number).choice("02")
-    test_killed_at_a_random_moment(100 + number, workers, source, uninterrupted, tmp_path)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_killed_and_resumed(
 @pytest.mark.slow
 def test_killed_many_times(images: Path, uninterrupted: tuple[dict[str, bytes], float], tmp_path: Path) -> None:
     draw = random.Random(100)
-    for number in range(60):
+    for number in range(24):
         killed_and_resumed(images, tmp_path / str(number), uninterrupted[1], draw)
         assert contents(tmp_path / str(number)) == uninterrupted[0]
 
