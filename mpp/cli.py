@@ -201,7 +201,9 @@ def _study(config: StudyConfig) -> int:
     if not config.run_dir:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/study")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a study is one process, whose runs take one device; start it without torchrun")
+        raise ConfigError(
+            "the runs of a study take one device each; without torchrun, start the same command once for each device"
+        )
     from mpp.study import run
 
     return run(_at_home(config))

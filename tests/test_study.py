@@ -232,20 +232,25 @@ def test_another_config_is_refused(done: tuple[Path, str], source: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_goes_on_where_it_was(done: tuple[Path, str], source: str, tmp_path: Path) -> None:
+def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
+    done: tuple[Path, str], source: str, tmp_path: Path
+) -> None:
     """Here one of a pretraining that is taken; a pretraining goes on by itself (tests/test_resume.py)."""
     init = done[0] / "pretrain" / "default" / "seed_0"
     words = command(
         source, tmp_path, **TAKEN, init=str(init), labels="50%", lengths="4 steps", layers="-1", probe="true"
     )
-    process = runs.start(words)
-    while process.poll() is None and not list(tmp_path.glob("finetune/pretrained/*/*/result.json")):
+    killed, other = runs.start(words), runs.start(words)
+    while killed.poll() is None and not list(tmp_path.glob("finetune/*/*/*/result.json")):
         pass
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    out, _ = runs.finish(words)
-    assert "was done before" in out
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    out, err = other.communicate(timeout=600)
+    assert other.returncode == 0, err
     assert "| labels | images | steps | from scratch | pretrained | gain |" in out
+    again, _ = runs.finish(words)
+    assert again.count("was done before") == 4
+    assert again[again.index("Fine-tuning, test") :] == out[out.index("Fine-tuning, test") :]
 
     def known(folder: Path, arm: str) -> dict[tuple[str, str], str]:
         """What both studies did: scratch twice, and the first seed of the pretraining once."""

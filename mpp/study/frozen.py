@@ -69,7 +69,7 @@ class Reading:
 
     @property
     def _path(self) -> Path:
-        return _path(self.config, self.side, self.pretrain_seed)
+        return reading_path(self.config, self.side, self.pretrain_seed)
 
     def _told(self) -> dict[str, Any]:
         """All that the figures depend on, as JSON has it."""
@@ -120,7 +120,7 @@ class Reading:
 def earlier(config: StudyConfig, side: str, pretrain_seed: int | None) -> Figures | None:
     """What was read of an encoder with these settings, if it was; whether its weights and images are still the same
     is not asked, which would open them."""
-    return _figures(_path(config, side, pretrain_seed), _settings(config))
+    return _figures(reading_path(config, side, pretrain_seed), _settings(config))
 
 
 def _figures(path: Path, of: Mapping[str, Any]) -> Figures | None:
@@ -132,7 +132,8 @@ def _figures(path: Path, of: Mapping[str, Any]) -> Figures | None:
         return None
 
 
-def _path(config: StudyConfig, side: str, pretrain_seed: int | None) -> Path:
+def reading_path(config: StudyConfig, side: str, pretrain_seed: int | None) -> Path:
+    """The file of an encoder's figures."""
     seed = "weights" if pretrain_seed is None else f"seed_{pretrain_seed}"
     return Path(config.run_dir) / "frozen" / folder_name(side) / f"{seed}.json"
 

@@ -8,14 +8,12 @@ tables with mean and spread, and pictures                          run_dir/study
 
 All sides have the same recipe, number of steps and, per seed, the same labelled images; from scratch means random:RUN,
 the encoder of the first arm freshly initialised. Where finetune.optim.lr has several values, each side chooses its own,
-on held-out training images, with the first seed. What is finished is not done again.
+on held-out training images, with the first seed. What is finished is not done again. The same command may run several
+times at once, on several devices: each takes what the others are not at.
 """
 
-import contextlib
-import shutil
 import sys
-import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,20 +21,20 @@ import torch
 
 from mpp.config import differences, from_file, to_dict, to_yaml
 from mpp.dist import World
-from mpp.downstream.account import Inputs, Result, finished, read_result
+from mpp.downstream.account import Result, read_result
 from mpp.downstream.config import parse_share
-from mpp.downstream.finetune import run as finetune
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.tuning import build_tuning
-from mpp.errors import RunError, UserError
+from mpp.errors import UserError
 from mpp.parts import build_model
-from mpp.pretrain import run as pretrain
 from mpp.study.arms import EQUAL_TIME, Lengths, Pretraining, equal_lengths, images_of, pretrainings
 from mpp.study.cells import Cell, Place, cell_config, cells, starting_points, told_otherwise, tuned_for
-from mpp.study.frozen import Reading, check_layers, earlier, encoder
+from mpp.study.frozen import check_layers, earlier
 from mpp.study.record import Record
 from mpp.study.report import write
-from mpp.study_recipe import LONGER, RANDOM, SCRATCH, StudyConfig
+from mpp.study.turns import claimed, lock_of, take_turns
+from mpp.study.work import Work, encoders
+from mpp.study_recipe import SCRATCH, StudyConfig
 from mpp.views.page import REPORT, tell_of_run
 from mpp.weights.base import Weights
 from mpp.weights.init_args import parse_init_args
@@ -68,24 +66,25 @@ def run(config: StudyConfig) -> int:
     todo, inits = cells(config, labelled, images), starting_points(config, pretrainings(config, {}))
     done = _done_before(config, before, todo, inits)
     _claim(folder, config)
-    lengths: Lengths = equal_lengths(folder, config.told_arms(), images) if config.equal_time else {}
-    runs, encoders = pretrainings(config, lengths), _encoders(inits)
-    record = Record(config, labelled, runs, todo, list(encoders.values()))
+    lengths: Lengths = {}
+    if config.equal_time:
+        with claimed(lock_of(folder, folder / EQUAL_TIME), wait=True):
+            lengths = equal_lengths(folder, config.told_arms(), images)
+    runs, frozen = pretrainings(config, lengths), encoders(inits)
+    record = Record(config, labelled, runs, todo, list(frozen.values()))
     record.set_equal_time(lengths)
+    # What is done already, before anything is written.
+    for one in (one for one in runs if one.finished):
+        record.add_pretraining(one)
     for cell, result in done.items():
         record.add_cell(cell, cell_config(config, cell, inits), result)
-    for name, seed in encoders.values():
+    for name, seed in frozen.values():
         kept = earlier(config, name, seed)
         if kept:
             record.add_frozen(name, seed, kept)
-    status = _pretrain(runs, record)
+    status = take_turns(Work(config, labelled, runs, todo, inits, record).parts())
     if status:
         return status
-    inputs = {place: Inputs.of(encoder(init, config), labelled) for place, init in inits.items()}
-    status = _finetune(config, todo, inits, inputs, record)
-    if status:
-        return status
-    _read_frozen(config, inits, inputs, labelled, record)
     changed = record.write(finished=True)
     write(folder, record.document)
     for one in runs:  # which can now tell what the pretraining was worth
@@ -179,12 +178,6 @@ def _done_before(
     return found
 
 
-def _encoders(inits: Mapping[Place, str]) -> dict[Place, Place]:
-    """What is read frozen: each starting point, and how few-shot calls it."""
-    sides = (place for place in inits if place[0] != LONGER)  # which is scratch again
-    return {(side, seed): (RANDOM if side == SCRATCH else side, seed) for side, seed in sides}
-
-
 def _claim(folder: Path, config: StudyConfig) -> None:
     """Writes config.yaml."""
     try:
@@ -192,81 +185,3 @@ def _claim(folder: Path, config: StudyConfig) -> None:
         (folder / "config.yaml").write_text(to_yaml(config))
     except OSError as error:
         raise UserError(f"cannot write to the study's folder {folder}: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _logged(folder: Path) -> Generator[None]:
-    """What a part of the study says goes to log.txt in its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        yield
-
-
-def _pretrain(runs: Sequence[Pretraining], record: Record) -> int:
-    done = [one for one in runs if one.finished]
-    for one in done:  # before anything is written
-        record.add_pretraining(one)
-    for number, one in enumerate(runs, 1):
-        name = f"pretraining [{number}/{len(runs)}] {one.arm.name}, seed {one.seed}"
-        how = "was done before"
-        if one not in done:
-            print(f"{name}: {one.config.train.length}; see {one.folder / 'log.txt'}", flush=True)
-            began = time.perf_counter()
-            torch.compiler.reset()  # or the last of many arms would run uncompiled
-            with _logged(one.folder):  # its page will tell what it was worth, and is made when that is known
-                status = pretrain(replace(one.config, log=replace(one.config.log, report=False)))
-            how = f"{'stopped after ' * (status != 0)}{time.perf_counter() - began:.0f} s"
-            if status:
-                print(f"{name}: {how}", flush=True)
-                return status
-            record.add_pretraining(one)
-            record.write()
-        print(f"{name}: {how}", flush=True)
-    torch.compiler.reset()
-    return 0
-
-
-def _finetune(
-    config: StudyConfig,
-    todo: Sequence[Cell],
-    inits: Mapping[Place, str],
-    inputs: Mapping[Place, Inputs],
-    record: Record,
-) -> int:
-    rates: dict[tuple[str, str], float] = {}
-    for number, cell in enumerate(todo, 1):
-        one = cell_config(config, cell, inits, rates.get(tuned_for(config, cell)))
-        name, of = f"[{number}/{len(todo)}] {cell}", inputs[cell.place]
-        result, how, began = finished(one, of), "was done before", time.perf_counter()
-        done = result is not None
-        if result is None:
-            try:
-                with _logged(Path(one.run_dir)):
-                    status = finetune(one)
-            except RunError as error:
-                raise RunError(f"{name}: {error}") from error
-            result, how = finished(one, of), f"{time.perf_counter() - began:.0f} s"
-            if status or result is None:
-                return status
-        print(f"{name}: top-1 {result.top1:.2%} (optim.lr {result.lr:g}; {how})", flush=True)
-        rates.setdefault(tuned_for(config, cell), result.lr)
-        # Three times the weights, in hundreds of runs, which a result makes worthless.
-        shutil.rmtree(Path(one.run_dir) / "checkpoints", ignore_errors=True)
-        if not done:
-            record.add_cell(cell, one, result)
-            record.write()
-    return 0
-
-
-def _read_frozen(
-    config: StudyConfig, inits: Mapping[Place, str], inputs: Mapping[Place, Inputs], labelled: Labelled, record: Record
-) -> None:
-    for place, (name, seed) in _encoders(inits).items():
-        began = time.perf_counter()
-        reading = Reading(config, name, seed, inits[place], inputs[place], labelled)
-        kept = reading.kept()
-        record.add_frozen(name, seed, kept or reading.figures())
-        if not kept:
-            record.write()
-            of = "" if seed is None else f", seed {seed}"
-            print(f"frozen features of {name}{of}: {time.perf_counter() - began:.0f} s", flush=True)
