@@ -1,10 +1,12 @@
 """Where things are kept that can be made again, and how a file is written so that nobody meets half of it."""
 
+import contextlib
 import csv
+import fcntl
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,3 +63,25 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         text.detach()
 
     write_whole(path, write)
+
+
+@contextlib.contextmanager
+def claimed(lock: Path, wait: bool = False) -> Generator[bool]:
+    """Whether no other process is within this with the same file; if so, none will be. `wait`: until it is so.
+
+    The claim ends with the process, however that ends. On a file system without locks there is no telling, and all are
+    let in.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        mine = True
+        try:  # not flock's lock, which forked loader workers would share
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except (BlockingIOError, PermissionError):
+            mine = False
+        except OSError:
+            pass
+        yield mine

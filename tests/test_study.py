@@ -243,11 +243,14 @@ def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
     killed, other = runs.start(words), runs.start(words)
     while killed.poll() is None and not list(tmp_path.glob("finetune/*/*/*/result.json")):
         pass
+    assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     out, err = other.communicate(timeout=600)
     assert other.returncode == 0, err
     assert "| labels | images | steps | from scratch | pretrained | gain |" in out
+    started = [json.loads(path.read_text()) for path in tmp_path.glob("finetune/*/*/*/environment.json")]
+    assert sorted(map(len, started)) in ([1, 1, 1, 1], [1, 1, 1, 2])  # all but the killed one's once
     again, _ = runs.finish(words)
     assert again.count("was done before") == 4
     assert again[again.index("Fine-tuning, test") :] == out[out.index("Fine-tuning, test") :]

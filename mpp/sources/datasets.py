@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import mpp.torchvision_import  # noqa: F401
+from mpp.files import cache_folder, claimed
 from mpp.sources.base import ListSource, SourceError, Split
 from mpp.sources.files import FileSource
 
@@ -73,7 +74,7 @@ def open_cifar(kind: str, folder: Path, split: Split, download: bool) -> ListSou
             raise
     if found is None and download:
         try:
-            with warnings.catch_warnings():
+            with claimed(cache_folder() / "download.lock", wait=True), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # numpy's and tarfile's, about how the official files were made
                 facts.python(str(folder), download=True)
         except Exception as error:  # urllib, ssl, tarfile and torchvision each raise their own

@@ -21,18 +21,19 @@ import torch
 
 from mpp.config import differences, from_file, to_dict, to_yaml
 from mpp.dist import World
-from mpp.downstream.account import Result, read_result
+from mpp.downstream.account import read_result
 from mpp.downstream.config import parse_share
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
+from mpp.files import claimed, write_whole
 from mpp.parts import build_model
 from mpp.study.arms import EQUAL_TIME, Lengths, Pretraining, equal_lengths, images_of, pretrainings
 from mpp.study.cells import Cell, Place, cell_config, cells, starting_points, told_otherwise, tuned_for
-from mpp.study.frozen import check_layers, earlier
+from mpp.study.frozen import check_layers
 from mpp.study.record import Record
 from mpp.study.report import write
-from mpp.study.turns import claimed, lock_of, take_turns
+from mpp.study.turns import lock_of, take_turns
 from mpp.study.work import Work, encoders
 from mpp.study_recipe import SCRATCH, StudyConfig
 from mpp.views.page import REPORT, tell_of_run
@@ -64,7 +65,7 @@ def run(config: StudyConfig) -> int:
     images = images_of(first.config) if first and (config.longer or config.equal_time) else 0
     before = _before(folder, config)
     todo, inits = cells(config, labelled, images), starting_points(config, pretrainings(config, {}))
-    done = _done_before(config, before, todo, inits)
+    _check_done(config, before, todo, inits)
     _claim(folder, config)
     lengths: Lengths = {}
     if config.equal_time:
@@ -73,23 +74,17 @@ def run(config: StudyConfig) -> int:
     runs, frozen = pretrainings(config, lengths), encoders(inits)
     record = Record(config, labelled, runs, todo, list(frozen.values()))
     record.set_equal_time(lengths)
-    # What is done already, before anything is written.
-    for one in (one for one in runs if one.finished):
-        record.add_pretraining(one)
-    for cell, result in done.items():
-        record.add_cell(cell, cell_config(config, cell, inits), result)
-    for name, seed in frozen.values():
-        kept = earlier(config, name, seed)
-        if kept:
-            record.add_frozen(name, seed, kept)
-    status = take_turns(Work(config, labelled, runs, todo, inits, record).parts())
+    work = Work(config, labelled, runs, todo, inits, record)
+    status = take_turns(work.parts())
     if status:
         return status
-    changed = record.write(finished=True)
-    write(folder, record.document)
-    for one in runs:  # which can now tell what the pretraining was worth
-        if one.config.log.report and (changed or not (one.folder / REPORT).exists()):
-            tell_of_run(one.config.run_dir, one.config.train.device)
+    with claimed(lock_of(folder, folder / "study.md"), wait=True):  # several processes end at the same moment
+        work.tell_what_is_done()
+        changed = record.write(finished=True)
+        write(folder, record.document)
+        for one in runs:  # which can now tell what the pretraining was worth
+            if one.config.log.report and (changed or not (one.folder / REPORT).exists()):
+                tell_of_run(one.config.run_dir, one.config.train.device)
     print((folder / "study.md").read_text())
     return 0
 
@@ -153,15 +148,12 @@ def _before(folder: Path, config: StudyConfig) -> StudyConfig:
     return before
 
 
-def _done_before(
-    config: StudyConfig, before: StudyConfig, todo: Sequence[Cell], inits: Mapping[Place, str]
-) -> dict[Cell, Result]:
-    """The fine-tuning runs that have ended; their images and weights are not looked at.
+def _check_done(config: StudyConfig, before: StudyConfig, todo: Sequence[Cell], inits: Mapping[Place, str]) -> None:
+    """Refuses fine-tuning runs that the study would now tell otherwise, which would be met after hours of pretraining.
 
     Raises:
-        UserError: one that the study would now tell otherwise, which would be met after hours of pretraining.
+        UserError: naming the run and its settings.
     """
-    found: dict[Cell, Result] = {}
     rates: dict[tuple[str, str], float] = {}
     for cell in todo:
         one = cell_config(config, cell, inits, rates.get(tuned_for(config, cell)))
@@ -173,15 +165,13 @@ def _done_before(
                 f"{one.run_dir} holds a run with another config ({'; '.join(changed)}){why}; choose another --run-dir"
             )
         if result is not None and not changed:
-            found[cell] = result
             rates.setdefault(tuned_for(config, cell), result.lr)
-    return found
 
 
 def _claim(folder: Path, config: StudyConfig) -> None:
     """Writes config.yaml."""
+    text = to_yaml(config).encode()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(config))
+        write_whole(folder / "config.yaml", lambda file: file.write(text))
     except OSError as error:
         raise UserError(f"cannot write to the study's folder {folder}: {error.strerror}") from error

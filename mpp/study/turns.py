@@ -4,12 +4,13 @@ A part is locked while it is worked at. The lock goes with its process, however 
 with what a killed one began. On a file system without locks a study is for one process.
 """
 
-import contextlib
-import fcntl
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from mpp.files import claimed
+from mpp.train.loop import StopSignal
 
 _PATIENCE = 2.0
 """Seconds before it is asked again whether others have done what is waited for."""
@@ -27,7 +28,8 @@ class Part:
 
 
 def take_turns(parts: Sequence[Part]) -> int:
-    """Does all parts, the first ones first, or waits until others have; returns the exit status of the last."""
+    """Does all parts, the first ones first, or waits until others have; returns the exit status: 0, that of a part that
+    was stopped, or, where it waits, of a requested stop."""
     left, waited = list(parts), False
     while left:
         for part in left:
@@ -44,25 +46,22 @@ def take_turns(parts: Sequence[Part]) -> int:
             if not waited:
                 print(f"waiting for other processes, which are at the rest or what it needs ({len(left)})", flush=True)
             waited = True
-            time.sleep(_PATIENCE)
+            status = _pause()
+            if status:
+                return status
     return 0
+
+
+def _pause() -> int:
+    """Waits a little; the exit status of a stop that was asked for meanwhile, or 0."""
+    signals = StopSignal()
+    try:
+        time.sleep(_PATIENCE)
+    finally:
+        signals.restore()
+    return signals.status
 
 
 def lock_of(study: Path | str, path: Path | str) -> Path:
     """The file that is locked while what makes `path` is worked at, both in the study's folder."""
     return Path(study) / "locks" / Path(path).relative_to(study)
-
-
-@contextlib.contextmanager
-def claimed(lock: Path, wait: bool = False) -> Generator[bool]:
-    """Whether nobody else is within this, with the same file; if so, nobody will be. `wait`: until it is so."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        mine = True
-        try:  # not flock's lock, which forked loader workers would share
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except (BlockingIOError, PermissionError):
-            mine = False
-        except OSError:
-            pass
-        yield mine

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from mpp.downstream.account import Inputs, finished
+from mpp.downstream.account import Inputs, finished, read_result
 from mpp.downstream.finetune import run as finetune
 from mpp.downstream.labelled import Labelled
 from mpp.errors import RunError
 from mpp.pretrain import run as pretrain
 from mpp.study.arms import Pretraining
-from mpp.study.cells import Cell, Place, cell_config, tuned_for
-from mpp.study.frozen import Reading, encoder, reading_path
+from mpp.study.cells import Cell, Place, cell_config, told_otherwise, tuned_for
+from mpp.study.frozen import Reading, earlier, encoder, reading_path
 from mpp.study.record import Record
 from mpp.study.turns import Part, lock_of
 from mpp.study_recipe import LONGER, RANDOM, SCRATCH, StudyConfig
@@ -41,6 +41,7 @@ class Work:
         self._rates: dict[tuple[str, str], float] = {}
         self._pretrained: set[Place] = set()
         self._inputs: dict[Place, Inputs] = {}
+        self._told: set[Path | Cell | Place] = set()
 
     def parts(self) -> list[Part]:
         """In the order in which one process does them."""
@@ -67,6 +68,28 @@ class Work:
                 )
             )
         return found
+
+    def tell_what_is_done(self) -> None:
+        """Tells the record of all that has ended, whichever process did it."""
+        for run in self._runs:
+            if run.folder not in self._told and run.finished:
+                self._record.add_pretraining(run)
+                self._told.add(run.folder)
+        for cell in self._todo:
+            one = cell_config(self._config, cell, self._inits)
+            result = None if cell in self._told else read_result(Path(one.run_dir))
+            if result is not None and not told_otherwise(one):
+                self._record.add_cell(cell, one, result)
+                self._told.add(cell)
+        for place in encoders(self._inits).values():
+            kept = None if place in self._told else earlier(self._config, *place)
+            if kept is not None:
+                self._record.add_frozen(*place, kept)
+                self._told.add(place)
+
+    def _write(self) -> None:
+        self.tell_what_is_done()
+        self._record.write()
 
     def _can_start(self, place: Place) -> bool:
         """Whether its pretraining is done; from scratch means the encoder of the first one."""
@@ -98,9 +121,7 @@ class Work:
             if status:
                 print(f"{name}: {how}", flush=True)
                 return status
-        self._record.add_pretraining(run)
-        if not done:
-            self._record.write()
+            self._write()
         print(f"{name}: {how}", flush=True)
         self._pretrained.add((run.arm.name, run.seed))
         return 0
@@ -117,25 +138,25 @@ class Work:
                     status = finetune(one)
             except RunError as error:
                 raise RunError(f"{name}: {error}") from error
-            result, how = finished(one, inputs), f"{time.perf_counter() - began:.0f} s"
-            if status or result is None:
+            if status:
                 return status
+            result, how = finished(one, inputs), f"{time.perf_counter() - began:.0f} s"
+            if result is None:
+                raise RunError(f"{name}: left no result in {one.run_dir}")
         print(f"{name}: top-1 {result.top1:.2%} (optim.lr {result.lr:g}; {how})", flush=True)
         self._rates.setdefault(group, result.lr)
         # Three times the weights, in hundreds of runs, which a result makes worthless.
         shutil.rmtree(Path(one.run_dir) / "checkpoints", ignore_errors=True)
-        self._record.add_cell(cell, one, result)
         if not done:
-            self._record.write()
+            self._write()
         return 0
 
     def _read_frozen(self, place: Place, name: str, seed: int | None) -> int:
         began = time.perf_counter()
         reading = Reading(self._config, name, seed, self._inits[place], self._inputs_of(place), self._labelled)
-        kept = reading.kept()
-        self._record.add_frozen(name, seed, kept or reading.figures())
-        if not kept:
-            self._record.write()
+        if not reading.kept():
+            reading.figures()
+            self._write()
             of = "" if seed is None else f", seed {seed}"
             print(f"frozen features of {name}{of}: {time.perf_counter() - began:.0f} s", flush=True)
         return 0

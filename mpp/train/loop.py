@@ -288,6 +288,11 @@ class StopSignal:
     def __call__(self) -> bool:
         return self.received is not None
 
+    @property
+    def status(self) -> int:
+        """The exit status of a process that stops for it: 130 after Ctrl-C, else 75; 0 if nothing was received."""
+        return {None: 0, signal.SIGINT: 130}.get(self.received, EXIT_REQUEUE)
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt

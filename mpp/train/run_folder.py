@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -218,7 +217,7 @@ def train(
         dist.barrier(patient=True)  # torchrun ends all ranks soon after the first has left, while one may be writing
         by = signals.received.name if signals.received else "a signal to another process"
         journal.say(f"stopped by {by}; saved as {checkpoints.latest()}; the same command again goes on")
-        return 130 if signals.received == signal.SIGINT else EXIT_REQUEUE
+        return signals.status or EXIT_REQUEUE
     except Unreachable as error:
         text = f"{error}; once it answers, the same command goes on from {checkpoints.latest()}"
         if dist.rank_and_size()[1] > 1:

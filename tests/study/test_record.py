@@ -12,10 +12,12 @@ from mpp.config import to_yaml
 from mpp.downstream.account import Result
 from mpp.errors import UserError
 from mpp.recipes import PretrainConfig
+from mpp.study import work
 from mpp.study.arms import Pretraining, pretrainings
 from mpp.study.cells import Cell, cell_config, cells, starting_points
 from mpp.study.frozen import earlier
 from mpp.study.record import Record
+from mpp.study.turns import take_turns
 from mpp.study_recipe import StudyConfig
 from tests.study.test_arms import labelled, study
 
@@ -54,8 +56,9 @@ def test_what_is_done_is_told_from_the_first_write_on(tmp_path: Path, monkeypatc
         end(runs[1], FIRST)
         return 0
 
-    monkeypatch.setattr(study_run, "pretrain", pretrain)
-    assert study_run._pretrain(runs, Record(config, labelled(8), runs, (), ())) == 75
+    monkeypatch.setattr(work, "pretrain", pretrain)
+    record = Record(config, labelled(8), runs, (), ())
+    assert take_turns(work.Work(config, labelled(8), runs, (), {}, record).parts()) == 75
     told = written(config)["pretraining"]
     assert [(run["arm"], run["seed"]) for run in told] == [("a", 0), ("b", 0), ("a", 1)]
 
@@ -85,24 +88,47 @@ def test_a_setting_that_changes_finished_runs_is_refused(tmp_path: Path) -> None
     config = study(run_dir=str(tmp_path), labels=("50%",), seeds=(0, 1))
     config = replace(config, finetune=replace(config.finetune, optim=replace(config.finetune.optim, lr=(1.0, 2.0))))
 
-    def done(config: StudyConfig, before: StudyConfig) -> dict[Cell, Result]:
+    def check(config: StudyConfig, before: StudyConfig) -> None:
         inits = starting_points(config, pretrainings(config, {}))
-        return study_run._done_before(config, before, cells(config, labelled(160), 1600), inits)
+        study_run._check_done(config, before, cells(config, labelled(160), 1600), inits)
 
-    assert done(config, config) == {}
     cell = Cell("a", "50%", config.finetune.train.length, 1, 0)
     one = cell_config(config, cell, starting_points(config, pretrainings(config, {})), 2.0)
     folder = Path(one.run_dir)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(one))
-    assert done(config, config) == {}  # which goes on
-    result = Result(0.5, None, 0.5, (0.4, 0.6), 4, 80, 4, 2.0, 9, one.init)
-    result.write(folder)
-    assert done(config, config) == {cell: result}  # with one of the learning rates to be tried
+    check(config, config)  # which goes on
+    Result(0.5, None, 0.5, (0.4, 0.6), 4, 80, 4, 2.0, 9, one.init).write(folder)
+    check(config, config)  # with one of the learning rates to be tried
     for changed in ({"pretrain_seeds": (0, 1)}, {"lengths": ("9 steps",)}):
         with pytest.raises(UserError, match=f"seed_1 holds a run .*, for {next(iter(changed))} of the study changed"):
-            done(replace(config, **changed), config)
-    assert done(replace(config, labels=("50%", "100%"), arms=(*config.arms, "c")), config) == {cell: result}
+            check(replace(config, **changed), config)
+    check(replace(config, labels=("50%", "100%"), arms=(*config.arms, "c")), config)
+
+
+@pytest.mark.parametrize("length", ["the study's", "7 steps"])
+def test_what_others_did_is_told_too(length: str, tmp_path: Path) -> None:
+    config = study(run_dir=str(tmp_path), labels=("50%",), seeds=(0, 1))
+    runs, inits = pretrainings(config, {}), starting_points(config, pretrainings(config, {}))
+    todo = cells(config, labelled(160), 1600)
+    record = Record(config, labelled(160), runs, todo, ())
+    whole = work.Work(config, labelled(160), runs, todo, inits, record)
+    whole.tell_what_is_done()
+    record.write()
+    assert written(config)["pretraining"] == written(config)["finetuning"] == []
+    one = cell_config(config, todo[-1], inits)
+    there = one if length == "the study's" else replace(one, train=replace(one.train, length=length))
+    end(runs[0], FIRST)
+    folder = Path(one.run_dir)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(there))
+    (folder / "metrics.jsonl").write_text("")
+    Result(0.5, None, 0.5, (0.4, 0.6), 4, 80, 4, 2.0, 9, one.init).write(folder)
+    whole.tell_what_is_done()
+    record.write()
+    assert [(run["arm"], run["seed"]) for run in written(config)["pretraining"]] == [("a", 0)]
+    expected = [(todo[-1].side, 1, 0.5)] if there is one else []  # one of another config is not the study's
+    assert [(run["side"], run["seed"], run["top1"]) for run in written(config)["finetuning"]] == expected
 
 
 def test_figures_of_frozen_encoders_are_found_by_their_settings(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Who does which part of a study."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from mpp.files import claimed
 from mpp.study import turns
-from mpp.study.turns import Part, claimed, take_turns
+from mpp.study.turns import Part, take_turns
 
 _HOLD = """
 import sys
 from pathlib import Path
-from mpp.study.turns import claimed
+from mpp.files import claimed
 with claimed(Path(sys.argv[1])) as mine:
     print(mine, flush=True)
     sys.stdin.read()
@@ -94,3 +97,12 @@ def test_what_is_measured_once_is_waited_for(tmp_path: Path, other: subprocess.P
     threading.Timer(0.3, other.stdin.close).start()  # which ends it
     with claimed(tmp_path / "locks" / "a", wait=True) as mine:
         assert mine
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_one_that_waits_stops_when_asked(
+    number: signal.Signals, status: int, tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns.time, "sleep", lambda _: os.kill(os.getpid(), number))
+    assert take_turns([Part(tmp_path / "locks" / "a", lambda: 0)]) == status
+    assert other.poll() is None
