@@ -30,6 +30,7 @@ TINY = {
     "train.batch_size": "16",
     "train.micro_batch": "8",
     "train.device": "cpu",
+    "train.precision": "fp32",  # which of the two auto takes is up to the CPU
     "optim.lr": "1e-3",
     "optim.weight_decay": "0.05",
     "optim.ema_decay": "0.9",
@@ -51,6 +52,7 @@ FINETUNE = {
     "train.batch_size": "16",
     "train.micro_batch": "8",
     "train.device": "cpu",
+    "train.precision": "fp32",
     "optim.lr": "0.05",
     "optim.ema_decay": "0.8",
     "data.workers": "0",

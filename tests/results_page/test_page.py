@@ -106,7 +106,7 @@ def test_the_sections_are_those_of_the_studies(studies: dict[str, Study], render
     assert [kind for kind, heading in HEADINGS.items() if heading in alone["results.md"]] == ["length"]
     assert LAYERS not in alone["results.md"]
     assert alone["results.md"].count("| not measured |") == 7
-    assert "\n### Closed-form few-shot against scikit-learn\n" in alone["results.md"]
+    assert "\n## Closed-form few-shot against scikit-learn\n" in alone["results.md"]
 
 
 def test_the_tables_are_whole(rendered: dict[str, str]) -> None:
