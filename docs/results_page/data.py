@@ -5,6 +5,7 @@ be compared pair by pair.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ class Study:
 
     @property
     def labels(self) -> Sequence[str]:
-        return self.config["labels"]
+        """Shares of the labels, fewest images first; those that no run has had yet come last."""
+        images = {run["labels"]: run["train_images"] for run in self.content["finetuning"]}
+        return sorted(self.config["labels"], key=lambda labels: images.get(labels, math.inf))
 
     @property
     def arms(self) -> list[str]:

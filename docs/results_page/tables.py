@@ -44,23 +44,25 @@ def finetuning_table(study: Study) -> str:
 
 
 def headline_table(study: Study) -> str:
-    """The few figures that matter most: scratch against the pretraining that gains most, and few-shot."""
+    """The few figures that matter most: scratch, the default and the pretraining that gains most; and few-shot."""
     arm = chosen(study)
     if arm is None:
         return ""
-    sides = [side for side in study.sides if side in (SCRATCH, LONGER, arm)]
+    arms = dict.fromkeys((study.arms[0], arm))
+    sides = [side for side in study.sides if side in (SCRATCH, LONGER, *arms)]
     rows = []
     for labels in study.labels:
         cells = [accuracy_text(study.top1(side, labels)) for side in sides]
         rows.append([f"{labels} of the labels", *cells, gain_text(finetuning_gains(study, arm, labels))])
     shots, frozen = study.shots, {}
-    for side in (RANDOM, arm):
+    for side in (RANDOM, *arms):
         at = best_reading(study, side, shots)
         frozen[side] = accuracy_text(study.fewshot(side, shots, *at)) if at else NONE
-    cells = {SCRATCH: f"{frozen[RANDOM]} (random)", LONGER: NONE, arm: frozen[arm]}
+    cells = {SCRATCH: f"{frozen[RANDOM]} (random)", LONGER: NONE, **frozen}
     named = f"few-shot, {shots} per class, frozen"
     rows.append([named, *(cells[side] for side in sides), gain_text(fewshot_gains(study, arm, shots))])
-    return table(["", *map(shown, sides), "gain over scratch"], rows)
+    gained = "gain over scratch" if len(arms) == 1 else f"{shown(arm)}: gain over scratch"
+    return table(["", *map(shown, sides), gained], rows)
 
 
 def recipe_table(study: Study) -> str:

@@ -23,6 +23,19 @@ def test_fine_tuning_by_hand() -> None:
     assert figures.gain(of, "scratch", "1%", over="usual") == "\u221211.0 ± 4.3"
 
 
+def test_the_headline_has_the_default_beside_what_gains_most() -> None:
+    table = rows(tables.headline_table(by_hand()))
+    assert table[""][1:] == ["from scratch", "from scratch, longer", "usual", "other", "other: gain over scratch"]
+    assert table["1% of the labels"] == ["32.0 ± 2.0", "34.0 ± 1.0", "43.0 ± 3.6", "54.0 ± 3.6", "+22.0 ± 4.3"]
+    assert table["few-shot, 10 per class, frozen"][:3] == ["21.0 ± 1.4 (random)", "-", "35.0 ± 2.8"]
+
+
+def test_shares_are_told_from_the_fewest_labels_on() -> None:
+    content = all_kinds()["benefit_cpu"]
+    content["config"]["labels"] = ["10%", "1%", "50%", "100%"]
+    assert Study("benefit_cpu", content).labels == ["1%", "10%", "100%", "50%"]  # of 50 % there is no run
+
+
 def test_few_shot_by_hand() -> None:
     of = by_hand()
     # The pretrainings' means 32 and 38 gain 11 and 17 over 21: mean 14, standard error 3, t(1) = 12.706.
