@@ -37,7 +37,7 @@ def files(shown: Iterable[Picture]) -> Mapping[str, str]:
 
 def _benefit(study: Study) -> list[Picture]:
     """Accuracy against the labelled images, one line a side."""
-    images = {run["labels"]: run["train_images"] for run in study.content["finetuning"]}
+    images = study.labelled_images
     sides = {side: {label: study.top1(side, label) for label in images} for side in study.sides}
     lines = [_line(told(side), {images[label]: of for label, of in by.items()}) for side, by in sides.items()]
     if not lines:

@@ -46,8 +46,13 @@ class Study:
     @property
     def labels(self) -> Sequence[str]:
         """Shares of the labels, fewest images first; those that no run has had yet come last."""
-        images = {run["labels"]: run["train_images"] for run in self.content["finetuning"]}
+        images = self.labelled_images
         return sorted(self.config["labels"], key=lambda labels: images.get(labels, math.inf))
+
+    @property
+    def labelled_images(self) -> Mapping[str, int]:
+        """How many images a share of the labels is; of those that some run has had."""
+        return {run["labels"]: run["train_images"] for run in self.content["finetuning"]}
 
     @property
     def arms(self) -> list[str]:

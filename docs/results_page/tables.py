@@ -118,7 +118,7 @@ def probe_table(study: Study) -> str:
 def ablation_table(study: Study) -> str:
     """One row an arm, the default bold; an arrow where it differs from the default by more than two standard errors."""
     default, last, shots = study.arms[0], last_layer(study), study.shots
-    probed = ["linear probe"] if study.content["probes"] else []
+    probed = bool(study.content["probes"])
     rows = []
     for arm in study.arms:
         usual = None if arm == default else default
@@ -128,17 +128,18 @@ def ablation_table(study: Study) -> str:
         cells.append(_marked(study, arm, usual, last))
         best = best_reading(study, arm, shots, _MEAN)
         cells.append(f"{_marked(study, arm, usual, best[0])} ({best[0]})" if best else NONE)
-        pairs = [(study.probe(arm), study.probe(usual) if usual else {}) for _ in probed]
+        pairs = [(study.probe(arm), study.probe(usual) if usual else {})] if probed else []
         pairs += [(study.top1(arm, labels), study.top1(usual, labels) if usual else {}) for labels in study.labels]
         cells += [accuracy_text(here) + mark(gains(here, there)) for here, there in pairs]
         rows.append([*cells, _ranks(study.rank(arm, last, "mean"))])
     best = best_reading(study, RANDOM, shots, _MEAN)
     cells = [accuracy_text(study.fewshot_by_pretraining(RANDOM, shots, last, "mean"))]
     cells.append(f"{_marked(study, RANDOM, None, best[0])} ({best[0]})" if best else NONE)
-    cells += [accuracy_text(study.probe(RANDOM)) for _ in probed]
+    if probed:
+        cells.append(accuracy_text(study.probe(RANDOM)))
     cells += [accuracy_text(study.top1(SCRATCH, labels)) for labels in study.labels]
     rows.append(["no pretraining", "", NONE, NONE, *cells, _ranks(study.rank(RANDOM, last, "mean"))])
-    frozen = [f"{shots} shots, last layer", f"{shots} shots, best layer", *probed]
+    frozen = [f"{shots} shots, last layer", f"{shots} shots, best layer", *(["linear probe"] if probed else [])]
     shares = [f"{labels} of the labels" for labels in study.labels]
     return table(["arm", "differs by", "masked", "trivial", *frozen, *shares, "effective rank"], rows)
 
