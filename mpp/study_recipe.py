@@ -58,7 +58,8 @@ class StudyConfig:
     pretrain_seeds: tuple[int, ...] = field(default=(0,), metadata={"free": True})
     """Each arm is pretrained with each of them; fine-tuning takes them in turn, one for each of seeds."""
     equal_time: bool = False
-    """Each arm sees as many images as its step, timed here, manages in the time of the first arm's pretraining."""
+    """Each arm sees as many images as its step, timed here, manages in the time of the first arm's pretraining; one
+    with another train.length than pretrain's keeps that."""
     labels: tuple[str, ...] = field(default=("1%", "10%", "100%"), metadata={"free": True})
     """Shares of the labels."""
     lengths: tuple[str, ...] = field(default=(), metadata={"free": True})
@@ -152,8 +153,6 @@ class StudyConfig:
             ):
                 if value != same:
                     raise ValueError(f"arms: {arm.name}: {name} is the same for all arms, got {value!r}")
-            if self.equal_time and arm.pretrain.train.length != usual.train.length:
-                raise ValueError(f"arms: {arm.name}: equal_time sets train.length, got {arm.pretrain.train.length!r}")
 
     def told_arms(self) -> tuple[Arm, ...]:
         """The pretrainings, the first one first.

@@ -294,7 +294,6 @@ def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
         ({"arms": "a,A"}, "its folder would be that of 'a'"),
         ({"arms": "a,scratch longer"}, "that of 'scratch, longer'"),
         ({"arms": "a,b: --run-dir x"}, "arms: b: run_dir is the same for all arms"),
-        ({"arms": "a,b: --train.length '9 steps'", "equal_time": "true"}, "b: equal_time sets train.length"),
         ({"arms": "a,b: --model.num_heads 5"}, "b: "),
         # What would otherwise be met after hours of pretraining:
         ({"test": ""}, "would see the images held out"),

@@ -31,8 +31,8 @@ EQUAL_TIME = "equal_time.json"
 _ROUNDS, _WARM_UP, _SAMPLE_SECONDS = 7, 2, 0.5
 
 Lengths = dict[str, dict[str, Any]]
-"""Arm -> {"ratio": its seconds per image over the first arm's, "images": that it sees, "flags": that set it apart}; in
-the file below "arms"."""
+"""Arm -> {"ratio": its seconds per image over the first arm's, "images": that it manages in equal time, "flags": that
+set it apart}; in the file below "arms"."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Pretraining:
 def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) -> list[Pretraining]:
     """All runs: every arm with the first seed, then with the next. None where weights are taken instead.
 
-    `lengths` are those of equal time; an arm that is not named there has its own.
+    `lengths` are those of equal time, of which an arm with a length of its own has no need.
     """
     if config.init:
         return []
@@ -72,7 +72,8 @@ def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) 
     for seed in config.pretrain_seeds:
         for number, arm in enumerate(config.told_arms()):
             told = arm.pretrain
-            length = f"{lengths[arm.name]['images']} images" if number and arm.name in lengths else told.train.length
+            timed = number and arm.name in lengths and told.train.length == config.pretrain.train.length
+            length = f"{lengths[arm.name]['images']} images" if timed else told.train.length
             folder = Path(config.run_dir) / "pretrain" / arm.folder / f"seed_{seed}"
             download = config.download or told.data.download
             data = replace(told.data, source=told.data.source or config.data, download=download)

@@ -62,6 +62,12 @@ def test_every_arm_is_pretrained_with_every_seed() -> None:
     assert images_of(runs[0].config) == 1600
 
 
+def test_an_arm_with_a_length_of_its_own_keeps_it_beside_those_of_equal_time() -> None:
+    config = study(arms=("a: --train.length '50 steps'", "b", "c: --train.length '900 images'"))
+    runs = pretrainings(config, {name: {"images": 640} for name in "abc"})
+    assert [run.config.train.length for run in runs] == ["50 steps", "640 images", "900 images"]
+
+
 def test_sides_of_a_setting_stand_together_and_take_the_pretrainings_in_turn() -> None:
     config = study(labels=("50%", "100%"), lengths=("2 epochs", "3 steps"), longer=("50%",), pretrain_seeds=(5, 6))
     found = cells(config, labelled(160), 1600)
