@@ -2,76 +2,19 @@
 
 import math
 import re
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.config import differences, from_file, parse, to_dict, to_yaml
+from mpp.config import parse
 from mpp.errors import ConfigError, UserError
 from mpp.recipes import PretrainConfig
 from mpp.yaml_text import load_yaml
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The encoder."""
-
-    name: str = "vit_base"
-    """Name in timm."""
-    size: tuple[int, ...] = (224,)
-    """Pixels."""
-    width: int | None = None
-    """Token width."""
-    remat: bool = False
-    """Recompute activations."""
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """The optimiser."""
-
-    lr: float = 2e-4
-    """Learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates."""
-    kind: Literal["adam", "adamw"] = "adamw"
-    """Which one."""
-    log_every: str = field(default="50 steps", metadata={"free": True})
-    """Distance between rows."""
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr must be positive, got {self.lr}")
-
-
-@dataclass(frozen=True)
-class Source:
-    """The data."""
-
-    source: str = ""
-    """Where the images are."""
-    workers: int = -1
-    """Processes."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A small recipe."""
-
-    run_dir: str = field(default="", metadata={"free": True})
-    """Folder of the run."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Whether to compile."""
-    dry_run: bool = False
-    """Write nothing."""
-    encoder: Encoder = Encoder(name="vit_small")
-    optim: Optimiser = Optimiser()
-    data: Source = field(default=Source(), metadata={"free": True})
+from tests.config.recipe import Encoder, Optimiser, Recipe
 
 
 def read(*argv: str) -> Recipe:
@@ -353,105 +296,6 @@ def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"mpp \S.*\n", capsys.readouterr().out)
 
 
-def test_to_dict_is_plain_and_in_field_order() -> None:
-    plain = to_dict(Recipe())
-    assert list(plain) == ["run_dir", "compile", "dry_run", "encoder", "optim", "data"]
-    assert plain["encoder"] == {"name": "vit_small", "size": [224], "width": None, "remat": False}
-
-
-def test_to_yaml_reads_well() -> None:
-    assert to_yaml(Recipe(run_dir="runs/first", encoder=Encoder(size=(224, 160)))) == (
-        "run_dir: runs/first\n"
-        "compile: auto\n"
-        "dry_run: false\n"
-        "encoder:\n"
-        "  name: vit_base\n"
-        "  size: [224, 160]\n"
-        "  width: null\n"
-        "  remat: false\n"
-        "optim:\n"
-        "  lr: 0.0002\n"
-        "  betas: [0.9, 0.999]\n"
-        "  kind: adamw\n"
-        "  log_every: 50 steps\n"
-        "data:\n"
-        "  source: ''\n"
-        "  workers: -1\n"
-    )
-
-
-# Characters of any kind, surrogates included: a path may hold bytes that are no UTF-8.
-texts = st.text(st.characters()) | st.sampled_from(
-    ["null", "~", "off", "1e-3", "--help", "-h", "<<", "=", "---", ".inf"]
-)
-numbers = st.floats(allow_nan=False)
-recipes = st.builds(
-    Recipe,
-    run_dir=texts,
-    compile=st.sampled_from(["auto", "on", "off"]),
-    dry_run=st.booleans(),
-    encoder=st.builds(
-        Encoder,
-        name=texts,
-        size=st.lists(st.integers()).map(tuple),
-        width=st.none() | st.integers(),
-        remat=st.booleans(),
-    ),
-    optim=st.builds(Optimiser, lr=st.floats(0, exclude_min=True), betas=st.tuples(numbers, numbers), log_every=texts),
-    data=st.builds(Source, source=texts, workers=st.integers()),
-)
-
-
-@given(config=recipes)
-@settings(max_examples=60, deadline=None)
-def test_what_to_yaml_writes_is_read_back_exactly(config: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.getbasetemp() / "config.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
-    again = from_file(Recipe, path)
-    assert again == config
-    assert repr(again) == repr(config)  # tells -0.0 from 0.0, 1 from 1.0
-
-
-def test_the_pretraining_recipe_is_read_back_exactly(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(PretrainConfig()), encoding="utf-8")
-    assert from_file(PretrainConfig, path) == PretrainConfig()
-    assert parse(PretrainConfig, ["--config", str(path)], "pretrain", "", {}) == PretrainConfig()
-
-
-def test_from_file_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("optim: {lrr: 3}", encoding="utf-8")
-    with pytest.raises(ConfigError, match=re.escape(f"{path}: no setting 'optim.lrr'")):
-        from_file(Recipe, path)
-
-
-DIFFERENCES: list[tuple[Any, list[str]]] = [
-    (Recipe(), []),
-    (Recipe(optim=Optimiser(lr=1e-3)), ["optim.lr: 0.0002 -> 0.001"]),
-    (Recipe(compile="on", optim=Optimiser(kind="adam")), ['compile: "auto" -> "on"', 'optim.kind: "adamw" -> "adam"']),
-    (Recipe(encoder=Encoder(name="vit_small", size=(8, 9), width=3, remat=True)), [
-        "encoder.size: [224] -> [8, 9]", "encoder.width: null -> 3", "encoder.remat: false -> true"
-    ]),
-    (Recipe(run_dir="elsewhere", optim=Optimiser(log_every="5%")), []),
-    (Recipe(data=Source(source="demo", workers=3)), []),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("new", "lines"), DIFFERENCES)
-def test_differences_leave_free_fields_and_free_groups_out(new: Recipe, lines: list[str]) -> None:
-    assert differences(Recipe, to_dict(Recipe()), to_dict(new)) == lines
-
-
-def test_differences_see_settings_that_came_and_went_but_no_nan() -> None:
-    old = to_dict(replace(Recipe(), optim=Optimiser(betas=(math.nan, 1))))
-    new = to_dict(replace(Recipe(), optim=Optimiser(betas=(math.nan, 1.0))))
-    assert differences(Recipe, old, new) == []
-    del old["compile"]
-    del new["encoder"]["width"]
-    assert differences(Recipe, old, new) == ['compile: absent -> "auto"', "encoder.width: null -> absent"]
-
-
 NAMES = [
     "run-dir",
     "compile",
@@ -484,15 +328,3 @@ def test_any_text_is_a_value_or_one_line(
         except ConfigError as error:
             lines = str(error).splitlines()
         assert len(lines) <= 1
-
-
-def test_credentials_are_neither_written_nor_compared() -> None:
-    def named(name: str) -> Recipe:
-        return Recipe(encoder=Encoder(name=name))
-
-    secret = "shards:https://user:SECRET@host/a-{0..9}.tar?sig=ONE s3://key:TOO@bucket/b.tar"
-    assert "shards:https://host/a-{0..9}.tar s3://bucket/b.tar" in to_yaml(named(secret))
-    assert differences(Recipe, to_dict(named(secret)), to_dict(named(secret.replace("ONE", "TWO")))) == []
-    (line,) = differences(Recipe, to_dict(named(secret)), to_dict(named(secret.replace("a-", "c-"))))
-    assert "host/c-" in line
-    assert not any(word in line for word in ("SECRET", "ONE", "TOO"))
