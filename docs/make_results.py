@@ -43,4 +43,5 @@ if __name__ == "__main__":
     try:
         make(ROOT, [Path(word) for word in sys.argv[1:]])
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

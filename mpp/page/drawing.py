@@ -5,6 +5,7 @@ follows the light or dark of its page. Each has its light colour to fall back on
 """
 
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ WIDTH, HEIGHT = 440, 264
 _LETTERS, _SMALL = 13, 12.5
 _LEGEND_ROW, _LETTER = 19, 7.4  # a row's height and a letter's usual width in the legend, in CSS pixels
 _LONGEST = 48  # letters of a name in the legend
+_FEW, _APART = 6, 1.4  # places along a logarithmic axis whose figures do not touch
 
 # What the drawing says, and what the page reads in its place.
 INK, MUTED, RULE, PAPER = "#fe0101", "#fe0103", "#fe0105", "#fe0107"
@@ -63,8 +65,11 @@ def drawing(labels: Sequence[str], height: float = HEIGHT) -> "Iterator[tuple[Fi
         yield figure, axes
 
 
-def write_axes(axes: "Axes", x: str, y: str, percent_y: bool = False) -> None:
-    """Names the axes and has their figures written out."""
+def write_axes(axes: "Axes", x: str, y: str, percent_y: bool = False, measured: Sequence[float] = ()) -> None:
+    """Names the axes and has their figures written out.
+
+    Where there are few `measured` places along x, far enough apart on its logarithmic axis, the figures are theirs.
+    """
     axes.set_xlabel(printable(x))
     axes.set_ylabel(printable(y))
     points = np.concatenate([np.column_stack(line.get_data()) for line in axes.lines] or [np.zeros((1, 2))])
@@ -73,15 +78,20 @@ def write_axes(axes: "Axes", x: str, y: str, percent_y: bool = False) -> None:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=MUTED)
         return
-    _write_ticks(axes.xaxis, integer=bool((points[:, 0] % 1 == 0).all()))
+    told = len(measured) <= _FEW and all(after / before >= _APART for before, after in itertools.pairwise(measured))
+    whole = bool((points[:, 0] % 1 == 0).all())
+    _write_ticks(axes.xaxis, integer=whole, at=measured if told else ())
     _write_ticks(axes.yaxis, " %" if percent_y else "")
 
 
-def _write_ticks(axis: "Axis", unit: str = "", integer: bool = False) -> None:
-    """Figures such as 0.25, 2000, 200k or 3·10⁻⁴, in the same manner along an axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+def _write_ticks(axis: "Axis", unit: str = "", integer: bool = False, at: Sequence[float] = ()) -> None:
+    """Figures such as 0.25, 2000, 200k or 3·10⁻⁴, in the same manner along an axis; `at` these places, if there are."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    if axis.get_scale() == "log":
+    if at:
+        axis.set_major_locator(FixedLocator(at))
+        axis.set_minor_locator(NullLocator())
+    elif axis.get_scale() == "log":
         wide = np.ptp(np.log10(axis.get_view_interval())) > 2.5
         axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axis.set_minor_locator(NullLocator())

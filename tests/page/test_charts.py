@@ -98,6 +98,17 @@ def test_ticks_are_short() -> None:
     assert all(re.fullmatch(r"\d|layer|loss", text) for text in texts(chart(Line("", X, X * 0), x="layer"))[:7])
 
 
+def test_few_places_on_a_logarithmic_axis_are_named() -> None:
+    def figures(*x: float) -> set[str]:
+        at = np.array(x)
+        picture = chart(Line("", at, at * 0 + 0.5), Line("", at[:0], at[:0]), log_x=True, markers=True)
+        return {text for text in texts(picture) if text.endswith("k")}
+
+    assert figures(50_048, 99_968, 2e5, 4e5) == {"50k", "100k", "200k", "400k"}
+    assert figures(5e4, 5.1e4, 4e5) == {"50k", "100k", "200k"}  # two would touch
+    assert len(figures(*(1e4 * 2 ** np.arange(8)))) < 8
+
+
 def test_no_percent_below_zero() -> None:
     assert not any("\u2212" in text for text in texts(chart(Line("", X, X / 500), percent_y=True)))
 
