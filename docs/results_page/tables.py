@@ -44,24 +44,22 @@ def finetuning_table(study: Study) -> str:
 
 
 def headline_table(study: Study) -> str:
-    """The few figures that matter most: scratch, the default and the pretraining that gains most; and few-shot."""
-    arm = chosen(study)
+    """The few figures that matter most: fine-tuning and few-shot of every side, and the largest gain."""
+    arm, sides = chosen(study), study.sides
     if arm is None:
         return ""
-    arms = dict.fromkeys((study.arms[0], arm))
-    sides = [side for side in study.sides if side in (SCRATCH, LONGER, *arms)]
     rows = []
     for labels in study.labels:
         cells = [accuracy_text(study.top1(side, labels)) for side in sides]
         rows.append([f"{labels} of the labels", *cells, gain_text(finetuning_gains(study, arm, labels))])
     shots, frozen = study.shots, {}
-    for side in (RANDOM, *arms):
+    for side in (RANDOM, *study.arms):
         at = best_reading(study, side, shots)
         frozen[side] = accuracy_text(study.fewshot(side, shots, *at)) if at else NONE
     cells = {SCRATCH: f"{frozen[RANDOM]} (random)", LONGER: NONE, **frozen}
     named = f"few-shot, {shots} per class, frozen"
     rows.append([named, *(cells[side] for side in sides), gain_text(fewshot_gains(study, arm, shots))])
-    gained = "gain over scratch" if len(arms) == 1 else f"{shown(arm)}: gain over scratch"
+    gained = "gain over scratch" if len(study.arms) == 1 else f"{shown(arm)}: gain over scratch"
     return table(["", *map(shown, sides), gained], rows)
 
 
