@@ -42,6 +42,8 @@ _ASKED: tuple[Callable[..., Any], ...] = (
     tables.layers_table,
     goals.chosen,
     goals.times,
+    goals.time_share,
+    goals.step_time,
     making.making,
     making.data,
     making.jpeg_copy,
@@ -77,8 +79,10 @@ def _images(shown: Sequence[Picture]) -> str:
 
 
 def in_headline(studies: Mapping[str, Study]) -> dict[str, Study]:
-    """Those that README.md tells of: what pretraining is worth, as finished studies have it."""
-    return {name: study for name, study in studies.items() if study.kind == "benefit" and study.finished}
+    """Those that README.md tells of: what pretraining is worth at all the shares of the goals, by finished studies."""
+    asked = goals.FINETUNING.keys()
+    benefit = {name: study for name, study in studies.items() if study.kind == "benefit" and study.finished}
+    return {name: study for name, study in benefit.items() if asked <= set(study.labels)}
 
 
 def headline(studies: Mapping[str, Study]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from make_results import make
 from results_page import figures, goals, making, tables
 from results_page.data import Study, read_studies, written
-from results_page.page import END, START, headline, render, with_headline
+from results_page.page import END, START, headline, in_headline, render, with_headline
 
 from mpp.config import from_file, to_dict
 from mpp.errors import UserError
@@ -149,6 +149,15 @@ def test_a_study_that_still_runs(kind: str) -> None:
     assert with_headline(readme, {of.name: of}) == readme
     done = all_kinds()["benefit_cpu"]
     assert of.name not in with_headline(readme, {of.name: of, done["name"]: Study(done["name"], done)})
+
+
+def test_a_study_of_some_shares_is_not_in_the_headline() -> None:
+    content = study("benefit_few", {"usual": ("", 0.1)})
+    whole = Study(content["name"], content)
+    assert list(in_headline({whole.name: whole})) == ["benefit_few"]
+    runs = [run for run in content["finetuning"] if run["labels"] == "1%"]
+    few = Study(content["name"], {**content, "finetuning": runs, "config": {**content["config"], "labels": ["1%"]}})
+    assert not in_headline({few.name: few})
 
 
 def test_the_tool_says_that_the_headline_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
