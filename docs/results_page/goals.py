@@ -1,5 +1,6 @@
 """What the project set out to reach, and what of it the studies have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -120,8 +121,7 @@ def _finetuned(study: Study, labels: str, goal: float) -> str:
     arm = chosen(study)
     if study.kind != "benefit" or arm is None or labels not in study.labels:
         return NONE
-    differences = finetuning_gains(study, arm, labels)
-    return f"{gain_text(differences)}: {_verdict(study, fmean(differences) >= goal)}"
+    return _against(study, finetuning_gains(study, arm, labels), goal)
 
 
 def _fewshot(study: Study) -> str:
@@ -129,7 +129,14 @@ def _fewshot(study: Study) -> str:
     differences = [] if arm is None else fewshot_gains(study, arm, SHOTS)
     if study.kind != "benefit" or not differences:
         return NONE
-    return f"{gain_text(differences)}: {_verdict(study, fmean(differences) >= FEWSHOT)}"
+    return _against(study, differences, FEWSHOT)
+
+
+def _against(study: Study, differences: Sequence[float], goal: float) -> str:
+    """Their mean and whether it reaches the goal; with a digit more where rounding would say that it does."""
+    mean = fmean(differences)
+    exactly = f" ({100 * mean:.2f})" if mean < goal and points(mean) == points(goal) else ""
+    return f"{gain_text(differences)}{exactly}: {_verdict(study, mean >= goal)}"
 
 
 def _never_below(study: Study) -> str:

@@ -98,6 +98,15 @@ def test_better_than_a_default_that_gains_nothing(usual: float, other: float, sa
     assert rows(tables.best_table(of))["other"][-1] == figures.gain(of, "other", "1%")
 
 
+def test_a_goal_just_missed_is_told_exactly() -> None:
+    of = by_hand()
+    # Over scratch at 0.32 on average: 9.97 points, which round to the goal's 10.
+    top1 = {"scratch": 0.32, "usual": 0.4197}
+    runs = [run | {"top1": top1[run["side"]]} for run in of.content["finetuning"] if run["side"] in top1]
+    reached = dict(goals.goal_rows([Study("benefit_near", {**of.content, "finetuning": runs})]))
+    assert reached["+10.0 points over scratch at 1% of the labels"] == "+10.0 ± 0.0 (9.97): not met"
+
+
 def test_goals_are_met_by_the_mean() -> None:
     of = by_hand()
     assert goals.chosen(of) == "other"
