@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import pytest
 from make_results import make
-from results_page import figures, goals, making, tables
+from results_page import charts, figures, goals, making, tables
 from results_page.data import Study, read_studies, written
 from results_page.page import END, START, headline, in_headline, render, with_headline
 
@@ -158,6 +158,8 @@ def test_a_study_of_some_shares_is_not_in_the_headline() -> None:
     runs = [run for run in content["finetuning"] if run["labels"] == "1%"]
     few = Study(content["name"], {**content, "finetuning": runs, "config": {**content["config"], "labels": ["1%"]}})
     assert not in_headline({few.name: few})
+    assert not charts.pictures(few)  # of one share there is no line
+    assert charts.pictures(whole)
 
 
 def test_the_tool_says_that_the_headline_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
