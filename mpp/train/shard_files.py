@@ -117,8 +117,17 @@ def origin(error: BaseException) -> BaseException:
     return error
 
 
+def _memory_format(kind: Any, name: Any) -> Any:
+    """Stands for getattr, by which Python 3.11.0 to 3.11.3 pickle the members of an enumeration: of this one alone."""
+    if kind is not metadata._MEM_FORMAT_ENCODING or name not in kind.__members__:
+        raise pickle.UnpicklingError(f"{name} of {kind} does not belong in a checkpoint")
+    return kind[name]
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) == ("builtins", "getattr"):
+            return _memory_format
         found = _OF_METADATA.get((module_name, global_name))
         if found is None and module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             found = getattr(torch, global_name)

@@ -1,5 +1,6 @@
 """Sharded checkpoints load everywhere, run no code, and are refused in one line."""
 
+import enum
 import errno
 import os
 import pickle
@@ -125,6 +126,29 @@ def test_code_in_a_folder_never_runs(trap: Callable[[Path, Path], object], tmp_p
     with pytest.raises(UserError, match="truncated or not a checkpoint"):
         load_checkpoint(path)
     assert not proof.exists()
+
+
+def by_getattr(folder: Path, member: Callable[[enum.Enum], tuple[Any, str]]) -> None:
+    """Writes the description as Python 3.11.0 to 3.11.3 do: members of enumerations by getattr."""
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            return (getattr, member(obj)) if isinstance(obj, enum.Enum) else NotImplemented
+
+    told = pickle.loads((folder / ".metadata").read_bytes())
+    with (folder / ".metadata").open("wb") as file:
+        Pickler(file).dump(told)
+
+
+@pytest.mark.usefixtures("group")
+def test_folders_of_other_pythons_are_read_and_no_attribute_else(tmp_path: Path) -> None:
+    state = train(build(True), 1)
+    path = save(state, tmp_path)
+    by_getattr(path, lambda told: (type(told), told.name))
+    runs.assert_same(gathered(load_checkpoint(path)["model"]), gathered(state.state_dict()["model"]))
+    by_getattr(path, lambda told: (torch.Size, "numel"))
+    with pytest.raises(UserError, match="truncated or not a checkpoint"):
+        load_checkpoint(path)
 
 
 def outside(folder: Path) -> None:
