@@ -38,10 +38,10 @@ def files(shown: Iterable[Picture]) -> Mapping[str, str]:
 def _benefit(study: Study) -> list[Picture]:
     """Accuracy against the labelled images, one line a side; none of a single share, which has no lines."""
     images = study.labelled_images
-    sides = {side: {label: study.top1(side, label) for label in images} for side in study.sides}
-    lines = [_line(told(side), {images[label]: of for label, of in by.items()}) for side, by in sides.items()]
     if len(images) < 2:
         return []
+    sides = {side: {label: study.top1(side, label) for label in images} for side in study.sides}
+    lines = [_line(told(side), {images[label]: of for label, of in by.items()}) for side, by in sides.items()]
     words = [
         f"{told(side)} " + ", ".join(f"{percent(fmean(of.values()))} at {label}" for label, of in by.items() if of)
         for side, by in sides.items()

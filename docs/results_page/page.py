@@ -43,7 +43,6 @@ _ASKED: tuple[Callable[..., Any], ...] = (
     goals.chosen,
     goals.times,
     goals.time_share,
-    goals.step_time,
     making.making,
     making.data,
     making.jpeg_copy,

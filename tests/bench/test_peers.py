@@ -11,12 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mpp.bench import peers
-from mpp.bench.step_sides import Setting, timm_model
-from mpp.model.config import ModelConfig
-
-CPU = torch.device("cpu")
-TINY = ModelConfig("vit_tiny_patch16_224", (32,), (8,), embed_dim=48, depth=2, num_heads=3)
-SETTING = Setting(TINY, 2, CPU, "fp32", "off")
+from mpp.bench.step_sides import timm_model
+from tests.bench.tiny import SETTING, TINY
 
 
 def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

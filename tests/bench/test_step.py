@@ -31,10 +31,8 @@ from mpp.bench.step_sides import (
 from mpp.bench_config import StepBench
 from mpp.errors import RunError, UserError
 from mpp.model.config import ModelConfig
+from tests.bench.tiny import CPU, SETTING, TINY
 
-CPU = torch.device("cpu")
-TINY = ModelConfig("vit_tiny_patch16_224", (32,), (8,), embed_dim=48, depth=2, num_heads=3)
-SETTING = Setting(TINY, 2, CPU, "fp32", "off")
 BENCH = StepBench((TINY.name,), (32,), (8,), batch=2, repeats=2, precision="fp32", device="cpu")
 
 

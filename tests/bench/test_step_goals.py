@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from mpp.bench.step_goals import OURS, SUPERVISED, StepRow, verdicts
-
-CPU = torch.device("cpu")
+from tests.bench.tiny import CPU
 
 
 def _row(side: str, rate: float, mine: float = 100.0, **told: Any) -> StepRow:
