@@ -25,6 +25,7 @@ from mpp.dist import World
 from mpp.downstream.cache import weights_hash
 from mpp.downstream.fewshot import Fewshot
 from mpp.errors import UserError
+from mpp.model.decoder import Decoder
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.objective.config import ObjectiveConfig
 from mpp.objective.masking import Corruption, draw_corruption, num_picked, pick_patches
@@ -194,18 +195,26 @@ def build_model(
     patches = encoder.grid[0] * encoder.grid[1]
     if patches < 2 and objective.split[1] > 0 and objective.random_from == "image":
         raise UserError("model.img_size holds one patch, which has no other to be replaced by; take smaller patches")
-    _check_mask_enters(objective, patches, len(encoder.vit.blocks))
+    _check_blocks(objective, patches, len(encoder.vit.blocks))
     if objective.detail and channels * encoder.patch[0] * encoder.patch[1] < 2:
         raise UserError("patches of one value have no details; leave out objective.detail or take larger patches")
+    decoder = Decoder(encoder, objective.decoder_depth) if objective.decoder_depth else None
     with torch.device("meta" if str(device) == "meta" else "cpu"):
-        return MaskedPatchPrediction(encoder, target, objective.mask_enters, objective.detail).to(device)
+        built = MaskedPatchPrediction(encoder, target, objective.mask_enters, objective.detail, decoder)
+    return built.to(device)
 
 
-def _check_mask_enters(objective: ObjectiveConfig, patches: int, blocks: int) -> None:
-    if objective.mask_enters >= blocks:
+def _check_blocks(objective: ObjectiveConfig, patches: int, blocks: int) -> None:
+    if objective.decoder_depth > blocks:
+        raise UserError(
+            f"objective.decoder_depth {objective.decoder_depth} is more than the encoder's {blocks} blocks, which is "
+            "no light decoder; take fewer"
+        )
+    if objective.mask_enters > blocks or (objective.mask_enters == blocks and not objective.decoder_depth):
         raise UserError(
             f"objective.mask_enters {objective.mask_enters}: the encoder has the blocks 0 to {blocks - 1}, and "
-            f"the last must see the [mask] embeddings; take at most {blocks - 1}"
+            f"the last must see the [mask] embeddings, or a decoder behind it; take at most {blocks - 1}, or {blocks} "
+            "with objective.decoder_depth 1 or more"
         )
     if objective.mask_enters and num_picked(objective.ratio, patches) == patches:
         raise UserError(

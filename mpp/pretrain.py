@@ -20,6 +20,7 @@ from mpp.config import to_yaml
 from mpp.data.loader import cores_for
 from mpp.dist import World
 from mpp.errors import RunError
+from mpp.model.attention import use_kernel
 from mpp.objective.objective import Survey
 from mpp.parts import FIRST, Run, build, survey_source, training_batches, training_step, weights_of
 from mpp.recipes import PretrainConfig
@@ -133,7 +134,7 @@ def diagnose(parts: Run, error: NonFinite, checkpoints: Checkpoints, watch: Watc
     """Tries the offending batch again in fp32, writes that down, and says what to try."""
     step = training_step(parts, "fp32")
     with whole(parts.model) as model, torch.no_grad():
-        model.encoder.use_attention("sdpa")  # not every kernel takes fp32
+        use_kernel(model, "sdpa")  # not every kernel takes fp32
         losses = [step(model, batch)[0].double() for batch in error.batches]
     loss = float(dist.sum_over_ranks(torch.stack(losses).mean()) / parts.world.size)
     if parts.precision != "fp32" and math.isfinite(loss):

@@ -274,10 +274,27 @@ def test_mask_embeddings_enter_before_the_block_that_the_config_names(source: st
     assert counts == [1 + patches - round(0.75 * patches), 1 + patches, 1 + patches]
 
 
+def test_with_a_decoder_mask_embeddings_need_not_enter_the_encoder(source: str, tmp_path: Path) -> None:
+    never = {"objective__mask_enters": "2", "objective__split": "1,0,0", "objective__decoder_depth": "1"}
+    run = build(tiny(source, model__depth="2", **never), World(), CPU)
+    counts: list[int] = []
+    assert run.model.decoder is not None
+    for block in (*run.model.encoder.vit.blocks, *run.model.decoder.blocks):
+        block.register_forward_pre_hook(lambda _, given: counts.append(given[0].shape[1]))
+    batches = training_batches(run)
+    training_step(run)(run.wrapped, next(batches))
+    batches.close()
+    patches = run.model.encoder.grid[0] * run.model.encoder.grid[1]
+    visible = 1 + patches - run.config.objective.ratio * patches
+    assert counts == [visible, visible, 1 + patches]
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"model__depth": "2", "objective__mask_enters": "2"}, "take at most 1"),
+        ({"model__depth": "2", "objective__mask_enters": "2"}, "take at most 1, or 2 with objective.decoder_depth"),
+        ({"model__depth": "2", "objective__mask_enters": "3", "objective__decoder_depth": "1"}, "take at most 1, or 2"),
+        ({"model__depth": "2", "objective__decoder_depth": "3"}, "no light decoder; take fewer"),
         ({"model__depth": "2", "objective__mask_enters": "1", "objective__ratio": "1"}, "take a smaller ratio"),
     ],
 )

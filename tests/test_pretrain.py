@@ -170,6 +170,24 @@ def test_the_model_loads_in_timm_and_gives_the_averaged_encoder_s_features(finis
     assert described["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
 
 
+def test_a_decoder_is_in_the_checkpoints_and_not_in_the_model(source: str, tmp_path: Path) -> None:
+    never = {"objective__mask_enters": "2", "objective__split": "1,0,0", "objective__decoder_depth": "1"}
+    words = runs.command(source, tmp_path / "run", train__length="4 steps", fewshot__data="", **never)
+    runs.finish(words)
+    vit = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).eval()
+    model = build_model(config_of(words), "cpu").eval()
+    averaged = {
+        name.removeprefix("module."): value for name, value in runs.final_state(tmp_path / "run")["ema"].items()
+    }
+    del averaged["n_averaged"]
+    assert any(name.startswith("decoder.blocks.0.") for name in averaged)
+    model.load_state_dict(averaged)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = pool(model.encoder(images), model.encoder.num_prefix_tokens, "mean")
+        torch.testing.assert_close(vit(images), expected, rtol=0, atol=1e-6)
+
+
 def check_refused(err: str, *said: str) -> None:
     assert "Traceback" not in err
     line = err.splitlines()[-1]

@@ -25,6 +25,7 @@ from mpp.data.feed import Placed
 from mpp.data.pixel_cache import open_images
 from mpp.dist import World
 from mpp.downstream.config import FewshotConfig
+from mpp.model.attention import use_kernel
 from mpp.model.config import ModelConfig
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.parts import Run, build, build_model, training_batches, training_step
@@ -211,7 +212,7 @@ def flops_per_image(config: ModelConfig) -> tuple[float, float]:
     kernels compute a second time in their backward pass is not counted.
     """
     model = build_model(PretrainConfig(model=config), "meta")
-    model.encoder.use_attention("explicit")
+    use_kernel(model, "explicit")
     grid, generator = model.encoder.grid, torch.Generator()
     objective = PretrainConfig().objective
     drawn = draw_corruption(pick_patches(1, grid, objective.ratio, generator), grid[0] * grid[1], generator)

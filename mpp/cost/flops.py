@@ -36,7 +36,7 @@ def flops(shape: Shape, kernel: str = FUSED, checkpointing: bool = False) -> dic
     n, t, k = shape.patches, shape.tokens, shape.picked
     d, m = shape.dim, shape.hidden
     embedding = 2 * n * shape.patch_values * d
-    known = [t - k] * shape.early + [t] * (shape.depth - 1 - shape.early)  # to each block but the last
+    known = [t - k] * shape.early + [t] * (shape.blocks - 1 - shape.early)  # to each block but the last
     projections = sum(8 * s * d * d for s in known) + 4 * t * d * d + 4 * k * d * d
     products = sum(4 * s * s * d for s in known) + 4 * k * t * d  # queries by keys, weights by values
     mlp = sum(4 * s * d * m for s in known) + 4 * k * d * m

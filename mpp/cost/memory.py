@@ -79,7 +79,7 @@ def _known(shape: Shape, number: int) -> int:
 def saved(shape: Shape, setup: Setup, number: int) -> int:
     """Bytes that a block keeps for its backward pass, of one image; the last block knows K tokens beyond its keys."""
     t, d = _known(shape, number), shape.dim
-    last = number == shape.depth - 1
+    last = number == shape.blocks - 1
     k = shape.picked if last else t
     wide, narrow = 4, setup.narrow
     attended = t * d * wide + t * d * narrow  # the block's input, and its norm
@@ -95,11 +95,13 @@ def saved(shape: Shape, setup: Setup, number: int) -> int:
 
 def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
     b, k, d = setup.micro_batch, shape.picked, shape.dim
-    narrow, depth = setup.narrow, shape.depth
+    narrow, depth = setup.narrow, shape.blocks
     inputs = [4 * d * _known(shape, number) for number in range(depth)]
     kept = [saved(shape, setup, number) for number in range(depth)]
     copies = narrow if narrow < 4 and setup.sharded == 1 else 0  # FSDP gathers in half precision
     read = k * d * (4 + narrow)  # before and after the last norm
+    if shape.decoder:  # and the encoder's own, whose output stays fp32
+        read += _known(shape, shape.depth - 1) * d * 8
     images = shape.pixels * setup.accumulate + shape.pixels * narrow + shape.patches * d * narrow
     corruption = 24 * k * b * setup.accumulate * setup.devices
 

@@ -177,7 +177,7 @@ def _traffic(shape: Shape, setup: Setup, machine: Machine) -> tuple[float, float
         return 0.0, 0.0
     moved = 2 * 4 * shape.parameters
     if setup.parallel == "fsdp":
-        blocks = shape.depth * shape.block_parameters
+        blocks = shape.blocks * shape.block_parameters
         gathered = 2 * setup.narrow * blocks + 4 * shape.root_parameters
         moved = setup.accumulate * gathered + 4 * shape.parameters
     sent = (n - 1) / n * moved

@@ -3,7 +3,7 @@
 The table is there because loading timm takes seconds, and a plan should not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpp.errors import UserError
 from mpp.model.config import ModelConfig
@@ -54,6 +54,8 @@ class Shape:
     """Whether a second head predicts the pixels of a patch."""
     early: int = 0
     """Blocks that run without the corrupted patches."""
+    decoder: int = 0
+    """Blocks of a decoder behind the encoder's."""
 
     @property
     def pixels(self) -> int:
@@ -81,9 +83,14 @@ class Shape:
         return 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (2 * d * m + m + d)
 
     @property
+    def blocks(self) -> int:
+        """The encoder's and the decoder's."""
+        return self.depth + self.decoder
+
+    @property
     def head_parameters(self) -> int:
-        """Of the last norm and the heads."""
-        return 2 * self.dim + (self.outputs + self.details) * (self.dim + 1)
+        """Of the last norm, a decoder's own, and the heads."""
+        return 2 * self.dim * (1 + (self.decoder > 0)) + (self.outputs + self.details) * (self.dim + 1)
 
     @property
     def details(self) -> int:
@@ -98,7 +105,7 @@ class Shape:
     @property
     def parameters(self) -> int:
         """Of all."""
-        return self.root_parameters + self.depth * self.block_parameters
+        return self.root_parameters + self.blocks * self.block_parameters
 
 
 def shape_of(model: ModelConfig, objective: ObjectiveConfig) -> Shape:
@@ -130,7 +137,8 @@ def _ask_timm(model: ModelConfig, objective: ObjectiveConfig) -> Shape:
     shape = _shape(
         model, objective, encoder.patch, vit.embed_dim, len(vit.blocks), heads, hidden, vit.num_prefix_tokens
     )
-    told = shape.parameters - shape.dim - (shape.head_parameters - 2 * shape.dim)
+    own = replace(shape, decoder=0)
+    told = own.parameters - own.dim - (own.head_parameters - 2 * own.dim)
     if held != told:  # whatever has other parts has other parameters
         raise UserError(
             f"model.name {model.name!r} is not a plain ViT ({held:,} parameters, not {told:,}), which the formulas are "
@@ -154,8 +162,10 @@ def _shape(
             raise UserError(f"model.img_size {size} is not a multiple of the patch size {side}")
     if dim % heads:
         raise UserError(f"model.embed_dim {dim} does not divide into {heads} heads; set model.num_heads")
-    if objective.mask_enters >= depth:
+    if objective.mask_enters >= depth + bool(objective.decoder_depth):
         raise UserError(f"objective.mask_enters {objective.mask_enters} is past the last of {depth} blocks")
+    if objective.decoder_depth > depth:
+        raise UserError(f"objective.decoder_depth {objective.decoder_depth} is more than the encoder's {depth} blocks")
     rows, columns = model.image_hw[0] // patch[0], model.image_hw[1] // patch[1]
     positions = {"learned": (rows * columns + prefix) * dim, "2d": (rows + columns) * (dim // 2)}
     return Shape(
@@ -173,6 +183,7 @@ def _shape(
         pixel_target=objective.target == "pixels",
         detail=objective.detail > 0,
         early=objective.mask_enters,
+        decoder=objective.decoder_depth,
     )
 
 

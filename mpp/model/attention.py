@@ -16,7 +16,7 @@ import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 import torch
 from jaxtyping import Float, Int
 from timm.layers.attention import Attention as TimmAttention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpp.errors import UserError
@@ -204,3 +204,10 @@ class Attention(TimmAttention):
         if self.gate is not None:
             out = out * self.gate(x if at is None else take(x, at)).sigmoid()
         return self.proj_drop(self.proj(out))
+
+
+def use_kernel(model: nn.Module, backend: str) -> None:
+    """Computes attention by the kernel named xformers, sdpa or explicit from now on, wherever in `model` it is ours."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.backend = backend

@@ -1,11 +1,16 @@
-"""timm's block, which can also be asked for some of its tokens only."""
+"""timm's block, which can also be asked for some of its tokens only, and a row of blocks."""
 
 import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from timm.models.vision_transformer import Block as TimmBlock
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mpp.model.attention import Places, take
 
@@ -30,3 +35,24 @@ class Block(TimmBlock):
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, at=at)
         x = take(x, at) + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module], x: Float[Tensor, "B N D"], at: Places | None, checkpointing: bool
+) -> Float[Tensor, "B K D"]:
+    """The tokens after these blocks, one or more; of the last one those `at` these places alone, where there are any.
+
+    `checkpointing` recomputes the blocks in the backward pass.
+    """
+
+    def run(block: nn.Module, x: Tensor, **asked: Any) -> Tensor:
+        if checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False, **asked)
+        return block(x, **asked)
+
+    *first, last = blocks
+    for block in first:
+        x = run(block, x)
+    if at is None:
+        return run(last, x)
+    return run(last, x, at=at) if isinstance(last, Block) else take(run(last, x), at)

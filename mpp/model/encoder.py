@@ -19,11 +19,10 @@ from timm.layers.attention import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mpp.errors import UserError
-from mpp.model.attention import Attention, attention_weights, resolve_backend, take
-from mpp.model.block import Block
+from mpp.model.attention import Attention, attention_weights, resolve_backend, take, use_kernel
+from mpp.model.block import Block, run_blocks
 from mpp.model.config import ModelConfig
 from mpp.model.posembed import build_position
 
@@ -60,6 +59,7 @@ class Encoder(nn.Module):
         tokens: Float[Tensor, "batch patches dim"],
         at: Int[Tensor, "batch k"] | None = None,
         entering: int = 0,
+        every: bool = False,
     ) -> Float[Tensor, "batch tokens dim"]:
         """All tokens after the last block and LayerNorm (equations 1 to 4); `num_prefix_tokens` come first.
 
@@ -67,21 +67,17 @@ class Encoder(nn.Module):
         numbers for less, since of the others a last block of timm's plain kind computes keys and values only.
 
         With `entering` these k tokens enter before the block of that number, position embeddings and all; the blocks
-        before it run without them.
+        before it run without them. With `every` all tokens come back nevertheless, for a decoder; then `entering` may
+        be the number of blocks, and the k tokens are as they entered.
         """
-        x = self._enter(tokens)
-        *first, last = self.vit.blocks
-        if at is None:
-            for block in first:
-                x = self._run(block, x)
-            return self.vit.norm(self._run(last, x))
-        at = at + self.num_prefix_tokens
-        if entering:
-            x = self._run_without(first[:entering], x, at)
-        for block in first[entering:]:
-            x = self._run(block, x)
-        x = self._run(last, x, at=at) if isinstance(last, Block) else take(self._run(last, x), at)
-        return self.vit.norm(x)
+        x, blocks = self._enter(tokens), list(self.vit.blocks)
+        places = None if at is None else at + self.num_prefix_tokens
+        if places is not None and entering == len(blocks):
+            return self._run_without([*blocks, self.vit.norm], x, places)
+        if places is not None and entering:
+            x = self._run_without(blocks[:entering], x, places)
+        checkpointing = self.vit.grad_checkpointing
+        return self.vit.norm(run_blocks(blocks[entering:], x, None if every else places, checkpointing))
 
     def _run_without(self, blocks: Sequence[nn.Module], x: Tensor, absent: Int[Tensor, "batch k"]) -> Tensor:
         """The tokens after these blocks, through which those that are absent do not go; each k differ."""
@@ -90,23 +86,12 @@ class Encoder(nn.Module):
         # Sorted, not nonzero: of a known size, so that nothing waits for the device.
         places = present.argsort(dim=1, descending=True, stable=True)[:, : count - absent.shape[1]]
         alone = take(x, places)
-        for block in blocks:
-            alone = self._run(block, alone)
+        alone = run_blocks(blocks, alone, None, self.vit.grad_checkpointing)
         return x.to(alone.dtype).scatter(1, places[..., None].expand(-1, -1, width), alone)
-
-    def _run(self, block: nn.Module, x: Tensor, **asked: Any) -> Tensor:
-        if self.vit.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False, **asked)
-        return block(x, **asked)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens dim"]:
         """`encode(embed(images))`."""
         return self.encode(self.embed(images))
-
-    def use_attention(self, backend: str) -> None:
-        """Computes attention by the kernel named xformers, sdpa or explicit from now on."""
-        for block in self.vit.blocks:
-            block.attn.backend = backend
 
     def attention_maps(
         self, images: Float[Tensor, "batch channels height width"]
@@ -241,7 +226,7 @@ def ready(
         attention = encoder.vit.blocks[0].attn
         tokens = encoder.grid[0] * encoder.grid[1] + encoder.num_prefix_tokens
         shape = None if batch is None else (batch, tokens, attention.num_heads)
-        encoder.use_attention(resolve_backend(config.attention, device, dtype, attention.head_dim, shape))
+        use_kernel(encoder, resolve_backend(config.attention, device, dtype, attention.head_dim, shape))
     return encoder.to(device)
 
 

@@ -23,7 +23,10 @@ class ObjectiveConfig:
     """Which patches: uniformly at random, or in rectangular blocks."""
     mask_enters: int = 0
     """Block before which the [mask] embeddings enter the encoder; the blocks before it see the other patches alone, for
-    less. Needs split 1 0 0. 0: with the image, as in the paper."""
+    less. Needs split 1 0 0. 0: with the image, as in the paper. The number of blocks: never, with a decoder."""
+    decoder_depth: int = 0
+    """Blocks of a light decoder behind the encoder and as wide, which predicts and is dropped after the pretraining (as
+    in MAE, with mask_enters at the encoder's number of blocks). 0: none, as in the paper."""
     random_from: Literal["image", "batch"] = "image"
     """Where the other patch of a random replacement is from; batch: the images of a micro-batch (train.micro_batch)."""
 
@@ -38,6 +41,8 @@ class ObjectiveConfig:
             raise ValueError(f"objective.split must be three probabilities that sum to 1, got {list(self.split)}")
         if self.mask_enters < 0:
             raise ValueError(f"objective.mask_enters must be at least 0, got {self.mask_enters}")
+        if self.decoder_depth < 0:
+            raise ValueError(f"objective.decoder_depth must be at least 0, got {self.decoder_depth}")
         if self.mask_enters and self.split[0] < 1:
             raise ValueError(
                 "objective.mask_enters needs objective.split 1 0 0: of patches that come later none can be swapped or "

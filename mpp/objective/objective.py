@@ -3,6 +3,7 @@
 tokens = encoder.embed(pixels)                    before position embeddings
 tokens = corrupt(tokens, corruption, mask_token)  80 % [mask], 10 % another patch, 10 % unchanged
 tokens = encoder.encode(tokens, at=picked)        those of the K corrupted patches, and no others
+[tokens = decoder(all tokens, picked)             the same, where there is a decoder]
 output = head(tokens)
 loss   = mean over all K, the unchanged ones included [+ detail * that of a second head]
 """
@@ -30,7 +31,7 @@ class PatchEncoder(Protocol):
 
     def embed(self, images: Tensor) -> Tensor: ...
 
-    def encode(self, tokens: Tensor, at: Tensor | None = None, entering: int = 0) -> Tensor: ...
+    def encode(self, tokens: Tensor, at: Tensor | None = None, entering: int = 0, every: bool = False) -> Tensor: ...
 
 
 E = TypeVar("E", bound=PatchEncoder)
@@ -45,6 +46,8 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
         mask_enters: block before which the [mask] embeddings enter the encoder; above 0 for corruptions that hide all
             picked patches.
         detail: weight of the loss of a second head, which predicts the patches' `details`; 0: there is none.
+        decoder: what makes the tokens that the heads read out of all of the encoder's, called with them and the places
+            of the corrupted patches; None: the heads read the encoder's own.
 
     Attributes:
         frequent: (predictions,) the most frequent class (for pixels: the mean patch), which the first trivial baseline
@@ -56,12 +59,20 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
     frequent: Tensor
     distance: Tensor
 
-    def __init__(self, encoder: E, target: Target, mask_enters: int = 0, detail: float = 0.0) -> None:
+    def __init__(
+        self,
+        encoder: E,
+        target: Target,
+        mask_enters: int = 0,
+        detail: float = 0.0,
+        decoder: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.target = target
         self.mask_enters = mask_enters
         self.detail = detail
+        self.decoder = decoder
         self.mask_token = nn.Parameter(torch.empty(encoder.embed_dim))
         self.head = nn.Linear(encoder.embed_dim, target.outputs)
         outputs = target.channels * encoder.patch[0] * encoder.patch[1]
@@ -83,9 +94,11 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
         return self.head(self._encoded(pixels, corruption))
 
     def _encoded(self, pixels: Tensor, corruption: Corruption) -> Float[Tensor, "batch k dim"]:
-        """The tokens of the corrupted patches, after the encoder."""
-        tokens = corrupt(self.encoder.embed(pixels), corruption, self.mask_token)
-        return self.encoder.encode(tokens, at=corruption.picked, entering=self.mask_enters)
+        """The tokens of the corrupted patches, after the encoder and the decoder, if there is one."""
+        tokens, picked = corrupt(self.encoder.embed(pixels), corruption, self.mask_token), corruption.picked
+        if self.decoder is None:
+            return self.encoder.encode(tokens, at=picked, entering=self.mask_enters)
+        return self.decoder(self.encoder.encode(tokens, at=picked, entering=self.mask_enters, every=True), picked)
 
     def forward(
         self,

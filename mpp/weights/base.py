@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mpp.data.config import Reading
 from mpp.errors import UserError
-from mpp.model.attention import Attention, resolve_backend
+from mpp.model.attention import Attention, resolve_backend, use_kernel
 from mpp.model.posembed import resample_table
 from mpp.weights.heads import TanhHead, classifier_names, zero_head
 from mpp.weights.hybrid import create_hybrid, use_original_stem
@@ -134,9 +134,7 @@ def build(
     device = torch.device(device)
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     if attentions:
-        backend = resolve_backend(attention, device, dtype, attentions[0].head_dim)
-        for module in attentions:
-            module.backend = backend
+        use_kernel(model, resolve_backend(attention, device, dtype, attentions[0].head_dim))
     return model.to(device)
 
 

@@ -58,6 +58,8 @@ def counted(model: ModelConfig, objective: ObjectiveConfig, batch: int = 2) -> t
         ({"img_size": (32, 48), "in_chans": 1, "depth": 3}, {"ratio": 0.15, "target": "colour_4x4"}),
         ({"pos_embed": "2d"}, {"target": "pixels"}),
         ({"depth": 4}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "detail": 1.0}),
+        ({}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "decoder_depth": 1}),
+        ({}, {"decoder_depth": 2}),
     ],
 )
 def test_every_part_is_what_torch_counts(changes: Any, objective: Any, kernel: Any, checkpointing: bool) -> None:

@@ -104,6 +104,8 @@ def check_on_cpu(source: str, config: PretrainConfig) -> None:
         ({"img_size": (32,), "patch_size": (4,)}, {"batch_size": 32}, {}, {}),
         ({"depth": 4}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2}),
         ({}, {}, {}, {"detail": 1.0}),
+        ({}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "decoder_depth": 1}),
+        ({"img_size": (64,)}, {"precision": "bf16"}, {}, {"decoder_depth": 2}),
         ({"img_size": (64,)}, {"precision": "bf16"}, {}, {}),
         ({"img_size": (64,), "grad_checkpointing": True}, {"precision": "bf16", "batch_size": 16}, {}, {}),
     ],

@@ -40,6 +40,8 @@ def check(model: ModelConfig, objective: ObjectiveConfig) -> Shape:
         ({"pos_embed": "2d"}, {"target": "pixels"}),
         ({"pos_embed": "sincos2d"}, {"target": "colour_4x4"}),
         ({"name": "vit_so150m_patch16_reg4_gap_256"}, {}),
+        ({}, {"decoder_depth": 2}),
+        ({"name": "vit_so150m_patch16_reg4_gap_256"}, {"decoder_depth": 1}),
     ],
 )
 def test_what_is_counted_is_what_is_built(model: Any, objective: Any) -> None:

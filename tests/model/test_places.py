@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpp.model.attention import take
+from mpp.model.attention import take, use_kernel
 from mpp.model.block import Block
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
@@ -72,7 +72,7 @@ def test_every_kind_of_plain_block(settings: dict[str, Any], backend: str, monke
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *names, **given: create(*names, **{**given, **settings}))
     encoder = build(TINY).train()
-    encoder.use_attention(backend)
+    use_kernel(encoder, backend)
     assert type(encoder.vit.blocks[-1]) is Block
     assert_the_same(encoder, TINY)
 

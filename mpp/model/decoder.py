@@ -1,0 +1,44 @@
+"""A light decoder behind the encoder, of pretraining alone: what is saved for later use is the encoder without it."""
+
+import copy
+
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+from jaxtyping import Float, Int
+from timm.models.vision_transformer import init_weights_vit_timm
+from torch import Tensor, nn
+
+from mpp.model.block import run_blocks
+from mpp.model.encoder import Encoder
+
+
+class Decoder(nn.Module):
+    """Blocks of the encoder's kind and width, and a LayerNorm of their own (after MAE, He et al., 2021, section 3).
+
+    With [mask] embeddings that enter here and no earlier, the encoder is spared everything that is about patches which
+    nobody sees. Weights are drawn as timm draws those of a ViT, from torch's global generator, on the CPU.
+
+    Args:
+        encoder: a new one, whose last blocks are what these are like, but for stochastic depth, which they have not.
+        depth: how many, from 1 to the encoder's own number.
+    """
+
+    def __init__(self, encoder: Encoder, depth: int) -> None:
+        super().__init__()
+        device = encoder.vit.norm.weight.device
+        place = device if device.type == "meta" else "cpu"
+        self.blocks = nn.ModuleList(copy.deepcopy(block) for block in encoder.vit.blocks[-depth:]).to(place)
+        self.norm = copy.deepcopy(encoder.vit.norm).to(place)
+        for block in self.blocks:
+            block.drop_path1, block.drop_path2 = nn.Identity(), nn.Identity()
+        self.blocks.apply(init_weights_vit_timm)
+        self.to(device)
+        self.num_prefix_tokens = encoder.num_prefix_tokens
+        self.checkpointing = encoder.vit.grad_checkpointing
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], at: Int[Tensor, "batch k"]
+    ) -> Float[Tensor, "batch k dim"]:
+        """The tokens of the patches `at` these places, from all of the encoder's (`Encoder.encode` with `every`)."""
+        return self.norm(run_blocks(list(self.blocks), tokens, at + self.num_prefix_tokens, self.checkpointing))
