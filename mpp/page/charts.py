@@ -82,7 +82,7 @@ def line_chart(
         log_y: logarithmic; values of 0 or less are left out.
         log_x: the same of the other axis.
         caption: a few words under it.
-        markers: a dot at every point; with log_x, the axis names their places, rounded, if they are few.
+        markers: a dot at every point; with log_x, the axis names their places, rounded, where these are not too near.
 
     Raises:
         ValueError: no lines, or a line whose arrays differ in length.
@@ -117,7 +117,7 @@ def line_chart(
         elif percent_y and lowest >= 0:
             axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         axes.grid(axis="y", color=RULE, linewidth=0.8)
-        places = {float(f"{at:.2g}") for line in lines for at in line.x if at > 0} if log_x and markers else ()
+        places = {float(f"{at:.3g}") for line in lines for at in line.x if at > 0} if log_x and markers else ()
         write_axes(axes, x, y, percent_y, sorted(places))
         add_legend(figure, handles, [line.label for line in lines])
         return Picture(name, alt, svg_text(figure), caption, width=_SHOWN)

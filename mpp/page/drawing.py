@@ -5,7 +5,6 @@ follows the light or dark of its page. Each has its light colour to fall back on
 """
 
 import io
-import itertools
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ WIDTH, HEIGHT = 440, 264
 _LETTERS, _SMALL = 13, 12.5
 _LEGEND_ROW, _LETTER = 19, 7.4  # a row's height and a letter's usual width in the legend, in CSS pixels
 _LONGEST = 48  # letters of a name in the legend
-_FEW, _APART = 6, 1.4  # places along a logarithmic axis whose figures do not touch
+_APART = 0.12  # share of a logarithmic axis between places whose figures do not touch
 
 # What the drawing says, and what the page reads in its place.
 INK, MUTED, RULE, PAPER = "#fe0101", "#fe0103", "#fe0105", "#fe0107"
@@ -68,7 +67,7 @@ def drawing(labels: Sequence[str], height: float = HEIGHT) -> "Iterator[tuple[Fi
 def write_axes(axes: "Axes", x: str, y: str, percent_y: bool = False, measured: Sequence[float] = ()) -> None:
     """Names the axes and has their figures written out.
 
-    Where there are few `measured` places along x, far enough apart on its logarithmic axis, the figures are theirs.
+    Where the `measured` places along x, ascending, are far enough apart on a logarithmic axis, the figures are theirs.
     """
     axes.set_xlabel(printable(x))
     axes.set_ylabel(printable(y))
@@ -78,7 +77,8 @@ def write_axes(axes: "Axes", x: str, y: str, percent_y: bool = False, measured: 
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=MUTED)
         return
-    told = len(measured) <= _FEW and all(after / before >= _APART for before, after in itertools.pairwise(measured))
+    places = np.log(measured)
+    told = bool((np.diff(places) >= _APART * np.ptp(places)).all()) if len(measured) else False
     whole = bool((points[:, 0] % 1 == 0).all())
     _write_ticks(axes.xaxis, integer=whole, at=measured if told else ())
     _write_ticks(axes.yaxis, " %" if percent_y else "")

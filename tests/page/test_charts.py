@@ -106,7 +106,8 @@ def test_few_places_on_a_logarithmic_axis_are_named() -> None:
 
     assert figures(50_048, 99_968, 2e5, 4e5) == {"50k", "100k", "200k", "400k"}
     assert figures(5e4, 5.1e4, 4e5) == {"50k", "100k", "200k"}  # two would touch
-    assert len(figures(*(1e4 * 2 ** np.arange(8)))) < 8
+    assert figures(5e4, 1e5, 1.45e5, 2e5, 2.9e5, 4e5) == {"50k", "100k", "145k", "200k", "290k", "400k"}
+    assert len(figures(*(1e4 * 2 ** np.arange(12)))) < 12
 
 
 def test_no_percent_below_zero() -> None:
