@@ -6,6 +6,7 @@ import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 from jaxtyping import Float, Int
+from timm.layers.drop import DropPath
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import Tensor, nn
 
@@ -30,8 +31,9 @@ class Decoder(nn.Module):
         place = device if device.type == "meta" else "cpu"
         self.blocks = nn.ModuleList(copy.deepcopy(block) for block in encoder.vit.blocks[-depth:]).to(place)
         self.norm = copy.deepcopy(encoder.vit.norm).to(place)
-        for block in self.blocks:
-            block.drop_path1, block.drop_path2 = nn.Identity(), nn.Identity()
+        for module in self.blocks.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
         self.blocks.apply(init_weights_vit_timm)
         self.to(device)
         self.num_prefix_tokens = encoder.num_prefix_tokens
