@@ -67,6 +67,14 @@ def test_the_readme_s_better_config_gains_what_it_says() -> None:
     assert f"gained {ours} points over scratch at 1 % of the labels, the paper's objective {usual} " in readme
 
 
+@pytest.mark.skipif(not (RESULTS / "benefit_few_cpu.json").exists(), reason="the study has not been taken yet")
+def test_the_readme_s_finer_recipe_gains_what_it_says() -> None:
+    of, finer = read_studies(RESULTS)["benefit_few_cpu"], "ours, finer, 3.2M images"
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"gains {figures.fewshot_gain(of, finer, 10)} points in few-shot" in readme
+    assert f"made for few labels, {figures.gain(of, finer, '1%')} at 1 %." in readme
+
+
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
 def test_the_data_are_of_the_shipped_config_and_name_no_folder(path: Path) -> None:
     text = path.read_text()
