@@ -8,6 +8,7 @@ whatever position it starts.
 """
 
 import atexit
+import faulthandler
 import functools
 import os
 import signal
@@ -205,10 +206,12 @@ class _Loader(StatefulDataLoader[Any]):
 
 
 def _start_worker(parent: int, _: int) -> None:
-    """Workers leave signals to the main process, which decides when to stop, and never outlive it."""
+    """Workers leave signals to the main process, which decides when to stop; never outlive it; say where they crash."""
     if os.getppid() != parent:  # killed while this worker started: asked for now, its parent would be somebody else
         os._exit(1)
     torch.set_num_threads(1)
+    faulthandler.disable()  # where the parent enabled it, it takes itself for enabled, but torch has taken its place
+    faulthandler.enable(2)
     for number in _DEAF_TO:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()

@@ -1,5 +1,6 @@
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -236,6 +237,18 @@ def test_sequential_of_bad_images_and_of_nothing():
     assert batch["images"].shape == (0, 3, 4, 6)
     assert batch["index"].shape == (0,)
     assert list(sequential(numbered(4), transform, Reading(3), [], batch_size=2, workers=2)) == []
+
+
+def test_a_worker_that_crashes_says_where(capfd):
+    class Crashing(ListSource):
+        def read(self, index):
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    with pytest.raises(RuntimeError, match=r"worker .*(Segmentation fault|exited unexpectedly)"):
+        run(Crashing([b""] * 8), 1, workers=2)
+    said = capfd.readouterr().err
+    assert "Fatal Python error: Segmentation fault" in said
+    assert re.search(r'File ".*test_loader.py", line \d+ in read\b', said)
 
 
 def test_worker_count(monkeypatch):
