@@ -37,6 +37,7 @@ _ASKED: tuple[Callable[..., Any], ...] = (
     tables.fewshot_table,
     tables.probe_table,
     tables.ablation_table,
+    tables.effects_table,
     tables.length_table,
     tables.best_table,
     tables.layers_table,

@@ -1,6 +1,7 @@
 """Tables of a study, as Markdown."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from mpp.run_page.wording import NONE, figure, points
@@ -140,6 +141,37 @@ def ablation_table(study: Study) -> str:
     frozen = [f"{shots} shots, last layer", f"{shots} shots, best layer", *(["linear probe"] if probed else [])]
     shares = [f"{labels} of the labels" for labels in study.labels]
     return table(["arm", "differs by", "masked", "trivial", *frozen, *shares, "effective rank"], rows)
+
+
+def effects_table(study: Study) -> str:
+    """What one flag changes, on average over all pairs of arms that differ in it alone; "" where no flag has two pairs.
+
+    Intervals are over the seeds: of each the mean of its differences over the pairs.
+    """
+    flags = {arm: _flags(study, arm) for arm in study.arms}
+    last, shots = last_layer(study), study.shots
+    frozen = {arm: study.fewshot_by_pretraining(arm, shots, last, "mean") for arm in study.arms}
+    tuned = [{arm: study.top1(arm, labels) for arm in study.arms} for labels in study.labels]
+    rows = []
+    for flag in dict.fromkeys(flag for arm in study.arms for flag in sorted(flags[arm])):
+        pairs = [(a, b) for a in study.arms for b in study.arms if flags[a] == flags[b] | {flag} != flags[b]]
+        if len(pairs) > 1:
+            cells = [gain_text(_mean_gains(values, pairs)) for values in (frozen, *tuned)]
+            rows.append([f"`{flag}`", str(len(pairs)), *cells])
+    shares = [f"{labels} of the labels" for labels in study.labels]
+    return table(["flag", "pairs", f"{shots} shots, last layer", *shares], rows) if rows else ""
+
+
+def _flags(study: Study, arm: str) -> frozenset[str]:
+    """By which its pretraining differs from the study's, "--name value" each."""
+    told = "".join(run["flags"] for run in study.pretrainings(arm)[:1])
+    return frozenset(re.split(r"\s+(?=--)", told)) if told else frozenset()
+
+
+def _mean_gains(values: Mapping[str, Values], pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Of the first of a pair over the second, for every seed that all of them have, the mean over the pairs."""
+    seeds = set.intersection(*(set(values[arm]) for pair in pairs for arm in pair))
+    return [fmean(values[a][seed] - values[b][seed] for a, b in pairs) for seed in sorted(seeds)]
 
 
 def _marked(study: Study, side: str, usual: str | None, layer: int) -> str:

@@ -65,6 +65,29 @@ def test_an_arrow_is_a_difference_of_two_standard_errors() -> None:
     assert table["other"][0] == "`--x`"
 
 
+def test_the_effect_of_a_flag_is_the_mean_over_the_pairs_that_differ_in_it_alone() -> None:
+    of = by_hand()
+    flags = {"usual": "", "other": "--x 1 2", "same": "--y", "both": "--y --x 1 2", "more": "--x 1 2 --z --y"}
+    before, tuned = of.content["pretraining"][0], of.content["finetuning"][0]
+    top1 = {"usual": (40, 42, 47), "other": (51, 53, 58), "same": (42, 43, 47), "both": (47, 48, 52), "more": (1, 1, 1)}
+    content = {
+        **of.content,
+        "pretraining": [before | {"arm": arm, "flags": told} for arm, told in flags.items()],
+        "finetuning": [
+            tuned | {"side": side, "seed": seed, "top1": value / 100}
+            for side, values in top1.items()
+            for seed, value in enumerate(values)
+        ],
+    }
+    table = rows(tables.effects_table(Study(of.name, content)))
+    assert table[""] == ["flag", "pairs", "10 shots, last layer", "1% of the labels"]
+    # x: 11, 11, 11 without y and 5, 5, 5 with it. y: 2, 1, 0 without x and -4, -5, -6 with it: -1, -2, -3.
+    assert table["`--x 1 2`"] == ["2", "-", "+8.0 ± 0.0"]
+    assert table["`--y`"] == ["2", "-", "\u22122.0 ± 2.5"]
+    assert len(table) == 3  # of z there is one pair
+    assert tables.effects_table(of) == ""
+
+
 def test_better_than_the_default_by_hand() -> None:
     content = {**by_hand().content, "name": "best_hand", "equal_time": None}
     for run in content["pretraining"]:
