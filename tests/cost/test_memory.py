@@ -48,8 +48,12 @@ class Steps:
         shape = (run.micro_batch, run.config.model.in_chans, *run.model.encoder.image_hw)
         while True:
             for part in range(run.schedule.accumulate):
-                images = torch.randint(0, 256, shape, dtype=torch.uint8, device=run.device)
-                yield {"images": images, "position": run.state.images_seen, "slot": part * run.micro_batch}
+                # Under no name: this frame would keep the images until the next step, whose peak they would lower.
+                yield {
+                    "images": torch.randint(0, 256, shape, dtype=torch.uint8, device=run.device),
+                    "position": run.state.images_seen,
+                    "slot": part * run.micro_batch,
+                }
             run.state.images_seen += run.schedule.batch_size
 
     def one(self) -> None:
