@@ -177,7 +177,7 @@ def _place(init: str) -> str:
 def build_model(
     config: PretrainConfig, device: torch.device | str, dtype: torch.dtype = torch.float32, batch: int | None = None
 ) -> MaskedPatchPrediction[Encoder]:
-    """Encoder, [mask] embedding and head, drawn from the seed; on "meta" nothing is allocated.
+    """Encoder, [mask] embedding, heads and decoder, drawn from the seed; on "meta" nothing is allocated.
 
     Where the config has an `init`, it is to be that of `started`; its weights are not loaded.
 

@@ -132,8 +132,9 @@ def _by_name(ask: Callable[..., Any], studies: Mapping[str, Study]) -> Callable[
 
 
 def _goals(studies: Mapping[str, Study]) -> str:
-    """The table of goals: a column for each study that can answer one, or "not measured"."""
-    columns = [study for study in studies.values() if study.kind in ("benefit", "best")]
+    """The table of goals: a column for each study that can answer one, of several seeds, or "not measured"."""
+    able = [study for study in studies.values() if study.kind in ("benefit", "best")]
+    columns = [study for study in able if len(study.config["seeds"]) > 1]
     rows = goals.goal_rows(columns)
     if not columns:
         return tables.table(["goal", "reached"], [[*row, "not measured"] for row in rows])

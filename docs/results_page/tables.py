@@ -121,7 +121,7 @@ def ablation_table(study: Study) -> str:
     rows = []
     for arm in study.arms:
         usual = None if arm == default else default
-        flags = "".join(run["flags"] for run in study.pretrainings(arm)[:1])
+        flags = _flags_text(study, arm)
         cells = [f"**{shown(arm)}**" if arm == default else shown(arm), f"`{flags}`" if flags else ""]
         cells += own_score(study, arm)
         cells.append(_marked(study, arm, usual, last))
@@ -146,7 +146,7 @@ def ablation_table(study: Study) -> str:
 def effects_table(study: Study) -> str:
     """What one flag changes, on average over all pairs of arms that differ in it alone; "" where no flag has two pairs.
 
-    Intervals are over the seeds: of each the mean of its differences over the pairs.
+    For each seed the differences are averaged over the pairs; the interval is over these means.
     """
     flags = {arm: _flags(study, arm) for arm in study.arms}
     last, shots = last_layer(study), study.shots
@@ -164,8 +164,12 @@ def effects_table(study: Study) -> str:
 
 def _flags(study: Study, arm: str) -> frozenset[str]:
     """By which its pretraining differs from the study's, "--name value" each."""
-    told = "".join(run["flags"] for run in study.pretrainings(arm)[:1])
+    told = _flags_text(study, arm)
     return frozenset(re.split(r"\s+(?=--)", told)) if told else frozenset()
+
+
+def _flags_text(study: Study, arm: str) -> str:
+    return "".join(run["flags"] for run in study.pretrainings(arm)[:1])
 
 
 def _mean_gains(values: Mapping[str, Values], pairs: Sequence[tuple[str, str]]) -> list[float]:

@@ -95,9 +95,9 @@ def saved(shape: Shape, setup: Setup, number: int) -> int:
 
 def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
     b, k, d = setup.micro_batch, shape.picked, shape.dim
-    narrow, depth = setup.narrow, shape.blocks
-    inputs = [4 * d * _known(shape, number) for number in range(depth)]
-    kept = [saved(shape, setup, number) for number in range(depth)]
+    narrow, blocks = setup.narrow, shape.blocks
+    inputs = [4 * d * _known(shape, number) for number in range(blocks)]
+    kept = [saved(shape, setup, number) for number in range(blocks)]
     copies = narrow if narrow < 4 and setup.sharded == 1 else 0  # FSDP gathers in half precision
     read = k * d * (4 + narrow)  # before and after the last norm
     if shape.decoder:  # and the encoder's own, whose output stays fp32
@@ -121,16 +121,16 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
         "batch": b * images + corruption,
         "temporaries": shape.head_parameters * (4 if narrow == 4 else 6),
     }
-    for number in reversed(range(depth)):
-        of = k if number == depth - 1 else _known(shape, number)
+    for number in reversed(range(blocks)):
+        of = k if number == blocks - 1 else _known(shape, number)
         alive = (sum(inputs[:number]) + kept[number]) if setup.checkpointing else sum(kept[: number + 1])
-        grown = shape.head_parameters + (depth - 1 - number) * shape.block_parameters
+        grown = shape.head_parameters + (blocks - 1 - number) * shape.block_parameters
         # The gradient of the residual, of the MLP's inside, and one weight's.
         passing = b * (of * d * (4 + (narrow if narrow < 4 else 0)) + of * shape.hidden * narrow)
-        blocks = 1 if setup.checkpointing else number + 1
+        copied = 1 if setup.checkpointing else number + 1
         yield {
             "gradients": _gradients(shape, setup, grown),
-            "weights in half precision": copies * blocks * shape.block_parameters,
+            "weights in half precision": copies * copied * shape.block_parameters,
             "gathered weights": _gathered(shape, setup, backward=True),
             "activations": b * alive,
             "head and loss": 0,

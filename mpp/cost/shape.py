@@ -99,7 +99,7 @@ class Shape:
 
     @property
     def root_parameters(self) -> int:
-        """Of all but the blocks: patch embedding, prefix tokens, positions, [mask] embedding, last norm and head."""
+        """Of all but the blocks: patch embedding, prefix tokens, positions, [mask] embedding, last norms and heads."""
         return self.dim * (self.patch_values + 1 + self.prefix + 1) + self.position + self.head_parameters
 
     @property
@@ -163,9 +163,11 @@ def _shape(
     if dim % heads:
         raise UserError(f"model.embed_dim {dim} does not divide into {heads} heads; set model.num_heads")
     if objective.mask_enters >= depth + bool(objective.decoder_depth):
-        raise UserError(f"objective.mask_enters {objective.mask_enters} is past the last of {depth} blocks")
+        raise UserError(f"objective.mask_enters {objective.mask_enters} is past the last of {depth} blocks; take fewer")
     if objective.decoder_depth > depth:
-        raise UserError(f"objective.decoder_depth {objective.decoder_depth} is more than the encoder's {depth} blocks")
+        raise UserError(
+            f"objective.decoder_depth {objective.decoder_depth}: the encoder has {depth} blocks; take fewer"
+        )
     rows, columns = model.image_hw[0] // patch[0], model.image_hw[1] // patch[1]
     positions = {"learned": (rows * columns + prefix) * dim, "2d": (rows + columns) * (dim // 2)}
     return Shape(

@@ -40,7 +40,7 @@ class Block(TimmBlock):
 def run_blocks(
     blocks: Sequence[nn.Module], x: Float[Tensor, "B N D"], at: Places | None, checkpointing: bool
 ) -> Float[Tensor, "B K D"]:
-    """The tokens after these blocks, one or more; of the last one those `at` these places alone, where there are any.
+    """The tokens after one or more blocks, in order; the last computes those `at` these places only (None: all).
 
     `checkpointing` recomputes the blocks in the backward pass.
     """

@@ -15,7 +15,9 @@ from mpp.model.encoder import Encoder
 
 
 class Decoder(nn.Module):
-    """Blocks of the encoder's kind and width, and a LayerNorm of their own (after MAE, He et al., 2021, section 3).
+    """Blocks of the encoder's kind, and a LayerNorm of their own (after MAE, He et al., 2021, section 3).
+
+    As wide as the encoder, and without position embeddings of its own: those of the encoder come with the tokens.
 
     With [mask] embeddings that enter here and no earlier, the encoder is spared everything that is about patches which
     nobody sees. Weights are drawn as timm draws those of a ViT, from torch's global generator, on the CPU.
@@ -23,10 +25,15 @@ class Decoder(nn.Module):
     Args:
         encoder: a new one, whose last blocks are what these are like, but for stochastic depth, which they have not.
         depth: how many, from 1 to the encoder's own number.
+
+    Raises:
+        ValueError: another depth.
     """
 
     def __init__(self, encoder: Encoder, depth: int) -> None:
         super().__init__()
+        if not 1 <= depth <= len(encoder.vit.blocks):
+            raise ValueError(f"a decoder takes 1 to {len(encoder.vit.blocks)} blocks, got {depth}")
         device = encoder.vit.norm.weight.device
         place = device if device.type == "meta" else "cpu"
         self.blocks = nn.ModuleList(copy.deepcopy(block) for block in encoder.vit.blocks[-depth:]).to(place)

@@ -69,8 +69,13 @@ class Encoder(nn.Module):
         With `entering` these k tokens enter before the block of that number, position embeddings and all; the blocks
         before it run without them. With `every` all tokens come back nevertheless, for a decoder; then `entering` may
         be the number of blocks, and the k tokens are as they entered.
+
+        Raises:
+            ValueError: no block is left that the k tokens would go through.
         """
         x, blocks = self._enter(tokens), list(self.vit.blocks)
+        if entering > len(blocks) - (not every):
+            raise ValueError(f"entering {entering}: of {len(blocks)} blocks the last must run, but for a decoder")
         places = None if at is None else at + self.num_prefix_tokens
         if places is not None and entering == len(blocks):
             return self._run_without([*blocks, self.vit.norm], x, places)

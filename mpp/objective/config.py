@@ -23,7 +23,8 @@ class ObjectiveConfig:
     """Which patches: uniformly at random, or in rectangular blocks."""
     mask_enters: int = 0
     """Block before which the [mask] embeddings enter the encoder; the blocks before it see the other patches alone, for
-    less. Needs split 1 0 0. 0: with the image, as in the paper. The number of blocks: never, with a decoder."""
+    less. Needs split 1 0 0. 0: with the image, as in the paper. The encoder's number of blocks: never, which needs
+    decoder_depth."""
     decoder_depth: int = 0
     """Blocks of a light decoder behind the encoder and as wide, which predicts and is dropped after the pretraining (as
     in MAE, with mask_enters at the encoder's number of blocks). 0: none, as in the paper."""

@@ -3,7 +3,7 @@
 tokens = encoder.embed(pixels)                    before position embeddings
 tokens = corrupt(tokens, corruption, mask_token)  80 % [mask], 10 % another patch, 10 % unchanged
 tokens = encoder.encode(tokens, at=picked)        those of the K corrupted patches, and no others
-[tokens = decoder(all tokens, picked)             the same, where there is a decoder]
+[or, with a decoder: decoder(encoder.encode(tokens, at=picked, every=True), picked)]
 output = head(tokens)
 loss   = mean over all K, the unchanged ones included [+ detail * that of a second head]
 """

@@ -245,7 +245,7 @@ def test_a_worker_that_crashes_says_where(capfd):
             os.kill(os.getpid(), signal.SIGSEGV)
 
     with pytest.raises(RuntimeError, match=r"worker .*(Segmentation fault|exited unexpectedly)"):
-        run(Crashing([b""] * 8), 1, workers=2)
+        run(Crashing([b""] * 8), 1, workers=1)
     said = capfd.readouterr().err
     assert "Fatal Python error: Segmentation fault" in said
     assert re.search(r'File ".*test_loader.py", line \d+ in read\b', said)

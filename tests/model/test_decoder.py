@@ -28,7 +28,7 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
 @pytest.mark.parametrize("entering", [0, 2, 3])
 def test_heads_read_what_the_decoder_makes_of_all_tokens(encoder: Encoder, entering: int) -> None:
     """With `entering` at the number of blocks the encoder knows nothing of the corrupted patches."""
-    decoder = Decoder(encoder, 2).to(torch.float64).eval()
+    decoder = Decoder(encoder, 2).to(torch.float64).train()  # in training, too, for it drops nothing
     scramble(decoder)
     tokens, at = torch.randn(2, encoder.grid[0] * encoder.grid[1], encoder.embed_dim).double(), choose(encoder)
     every = encoder.encode(tokens, at=at, entering=entering, every=True)
@@ -53,6 +53,17 @@ def test_heads_read_what_the_decoder_makes_of_all_tokens(encoder: Encoder, enter
             whole = block(whole)
         expected = decoder.norm(whole)[0, at[image] + encoder.num_prefix_tokens]
         torch.testing.assert_close(found[image], expected, rtol=0, atol=1e-10)
+
+
+def test_what_leaves_nothing_to_run_is_refused() -> None:
+    encoder = build(dataclasses.replace(TINY, depth=3))
+    tokens, at = torch.randn(2, encoder.grid[0] * encoder.grid[1], encoder.embed_dim).double(), choose(encoder)
+    for entering, every in ((3, False), (4, True)):
+        with pytest.raises(ValueError, match=f"entering {entering}: of 3 blocks the last must run"):
+            encoder.encode(tokens, at=at, entering=entering, every=every)
+    for depth in (0, 4):
+        with pytest.raises(ValueError, match=f"takes 1 to 3 blocks, got {depth}"):
+            Decoder(encoder, depth)
 
 
 def test_everything_gets_a_gradient() -> None:

@@ -73,6 +73,7 @@ def test_the_readme_s_finer_recipe_gains_what_it_says() -> None:
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"gains {figures.fewshot_gain(of, finer, 10)} points in few-shot" in readme
     assert f"made for few labels, {figures.gain(of, finer, '1%')} at 1 %." in readme
+    assert f"With that fine-tuning the long one gains {figures.gain(of, 'ours, 2.4M images', '1%')}," in readme
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
@@ -157,6 +158,17 @@ def test_a_study_that_still_runs(kind: str) -> None:
     assert with_headline(readme, {of.name: of}) == readme
     done = all_kinds()["benefit_cpu"]
     assert of.name not in with_headline(readme, {of.name: of, done["name"]: Study(done["name"], done)})
+
+
+def test_a_study_of_one_seed_answers_no_goal() -> None:
+    content = study("benefit_one", {"usual": ("", 0.1)})
+    assert "`benefit_one`" in _goals_of(content)
+    assert "`benefit_one`" not in _goals_of({**content, "config": {**content["config"], "seeds": [0]}})
+
+
+def _goals_of(content: Mapping[str, Any]) -> str:
+    text = render({content["name"]: Study(content["name"], content)})["results.md"]
+    return text[text.index("| goal |") : text.index("\nA goal is met")]
 
 
 def test_a_study_of_some_shares_is_not_in_the_headline() -> None:
