@@ -202,7 +202,9 @@ OTHERS = [*((path, "finetune", FinetuneConfig) for path in FINETUNE), *((path, "
 
 def test_the_other_recipes_have_their_configs() -> None:
     assert {path.stem for path in FINETUNE} == {"paper", "modern"}
-    on_a_cpu = {f"{kind}_cpu" for kind in ("benefit", "benefit_few", "ablation", "best", "length", "continue")}
+    on_a_cpu = {
+        f"{kind}_cpu" for kind in ("benefit", "benefit_few", "benefit_long", "ablation", "best", "length", "continue")
+    }
     assert {path.stem for path in STUDY} == {"benefit_gpu", *on_a_cpu}
 
 

@@ -76,6 +76,13 @@ def test_the_readme_s_finer_recipe_gains_what_it_says() -> None:
     assert f"With that fine-tuning the long one gains {figures.gain(of, 'ours, 2.4M images', '1%')}," in readme
 
 
+@pytest.mark.skipif(not (RESULTS / "benefit_long_cpu.json").exists(), reason="the study has not been taken yet")
+def test_the_readme_s_equal_compute_is_the_study_s() -> None:
+    of = read_studies(RESULTS)["benefit_long_cpu"]
+    ours, scratch = (figures.accuracy(of, side, "10%") for side in ("ours, 2.4M images", "scratch, longer"))
+    assert f"(one seed: {ours} against {scratch};" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
 def test_the_data_are_of_the_shipped_config_and_name_no_folder(path: Path) -> None:
     text = path.read_text()
