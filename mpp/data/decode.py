@@ -97,6 +97,7 @@ def _from_array(values: np.ndarray, reading: Reading, form: str) -> Picture:
     if values.dtype.kind not in "buif" or values.ndim not in (2, 3) or 0 in values.shape:
         reason = f"the array is {values.dtype} {values.shape}; expected numbers of shape (H, W) or (H, W, C)"
         raise BadImage(reason, "not an image")
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     height, width, channels = values.shape if values.ndim == 3 else (*values.shape, 1)
     form = f"{form} {values.dtype} x {channels}"
     return Picture(height, width, form, lambda: Stored(values), lambda stored: to_pixels(stored.values, reading))
@@ -123,7 +124,7 @@ def _from_npy(data: bytes, reading: Reading) -> Picture:
     if len(data) - stream.tell() < count * dtype.itemsize:
         raise BadImage(f"a .npy of {shape} {dtype} that ends too early", "truncated")
     values = np.frombuffer(data, dtype, count, stream.tell()).reshape(shape, order="F" if columns_first else "C")
-    return _from_array(values.astype(dtype.newbyteorder("="), copy=False), reading, "npy")
+    return _from_array(values, reading, "npy")
 
 
 def _from_netpbm(data: bytes, header: re.Match[bytes], reading: Reading) -> Picture:

@@ -36,15 +36,13 @@ _ROOM = 1.05  # of the disk, beside what the pixels take
 
 
 class PixelSource:
-    """A source whose images are decoded already; what did not decode is read from the source, and fails again.
+    """A source whose images are decoded already; what did not decode is read from the source each time.
 
     Args:
         source: where labels, names and the images that did not decode come from.
         path: .npy, uint8 (n, h, w, C).
         bad: indices of the images that did not decode.
     """
-
-    decoded = True
 
     def __init__(self, source: Source, path: Path, bad: np.ndarray) -> None:
         self.source, self.path, self.name, self.classes = source, path, source.name, source.classes
@@ -68,11 +66,15 @@ class PixelSource:
         return place(self.source, index)
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
-        """uint8 (h, w, C), a view of the file, and the label."""
-        if index in self._bad:
+        """uint8 (h, w, C), a view of the file, and the label; of what did not decode, what the source gives."""
+        if not self.decoded(index):
             return self.source.read(index)
         pixels = np.asarray(self._pixels[check_index(index, len(self))])
         return pixels, None if self._labels is None or self._labels[index] < 0 else int(self._labels[index])
+
+    def decoded(self, index: int) -> bool:
+        """Whether the pixels are in the cache."""
+        return index not in self._bad
 
     def block(self, indices: np.ndarray) -> np.ndarray | None:
         """uint8 (B, h, w, C), where all images decoded."""

@@ -15,7 +15,7 @@ from mpp.data.decode import BadImage, Picture, one_line, open_picture
 from mpp.data.draws import seeds, uniforms
 from mpp.data.jpeg import JpegPicture
 from mpp.errors import Unreachable
-from mpp.sources.base import Source, block, path_of, read_many
+from mpp.sources.base import Source, block, decoded, path_of, read_many
 from mpp.sources.files import NotAFile
 from mpp.sources.names import printable
 
@@ -116,13 +116,17 @@ class Reader:
     """What both readers share: from an index to a transformed image, or to what is wrong with it."""
 
     def __init__(self, source: Source, transform: Transform, reading: Reading) -> None:
-        self.source, self.transform = source, transform
-        self.reading = Reading(reading.channels) if getattr(source, "decoded", False) else reading
+        self.source, self.transform, self.reading = source, transform, reading
+        self._final = Reading(reading.channels)
+
+    def reading_of(self, index: int) -> Reading:
+        """How what the source gives of an image becomes pixels: as it is, where it is pixels already."""
+        return self._final if decoded(self.source, index) else self.reading
 
     def transformed(
-        self, found: tuple[bytes | np.ndarray, int | None] | OSError, draws: Sequence[float]
+        self, index: int, found: tuple[bytes | np.ndarray, int | None] | OSError, draws: Sequence[float]
     ) -> tuple[Tensor, int]:
-        """Transformed image and label.
+        """Transformed image and label of what the source gave of an image.
 
         Raises:
             OSError: as `found`.
@@ -131,7 +135,7 @@ class Reader:
         if isinstance(found, OSError):
             raise found
         data, label = found
-        return self.transform(open_picture(data, self.reading), draws), -1 if label is None else label
+        return self.transform(open_picture(data, self.reading_of(index)), draws), -1 if label is None else label
 
     def noted(self, index: int, error: BadImage | OSError) -> Bad:
         """What is wrong with an image, by its place."""
@@ -180,9 +184,11 @@ class Training(Reader):
         """What takes many images of an array at once; None where they go one by one. Asked of the first image, for all
         are of its size, so that no batch is fetched in vain."""
         transform: Any = getattr(self.transform, "block", None)
-        if transform is None or self.reading.value_range:  # a range: the array's values are not its pixels yet
+        if transform is None or not len(self.source):
             return None
-        first = block(self.source, np.zeros(1, dtype=np.int64)) if len(self.source) else None
+        if self.reading_of(0).value_range:  # the array's values are not its pixels yet
+            return None
+        first = block(self.source, np.zeros(1, dtype=np.int64))
         if first is None or first.shape[3] != self.reading.channels:
             return None
         return None if transform(first, np.zeros((1, self.transform.draws))) is None else transform
@@ -202,7 +208,7 @@ class Training(Reader):
         files: list[bytes] = []
         try:
             for slot, found in enumerate(read_many(self.source, index)):
-                picture = self._undecoded(found)
+                picture = self._undecoded(index[slot], found)
                 if picture is not None and not isinstance(found, OSError):
                     size, pixels = len(picture.data), picture.height * picture.width
                     late.append(Late(slot, passes[slot], index[slot], size, pixels, picture.orientation, drawn[slot]))
@@ -223,12 +229,13 @@ class Training(Reader):
             "files": _joined(files),
         }
 
-    def _undecoded(self, found: tuple[bytes | np.ndarray, int | None] | OSError) -> JpegPicture | None:
+    def _undecoded(self, index: int, found: tuple[bytes | np.ndarray, int | None] | OSError) -> JpegPicture | None:
         """A JPEG that the device may decode: whole, and in ordinary colours."""
-        if not self.late or isinstance(found, OSError) or self.reading.value_range:
+        reading = self.reading_of(index)
+        if not self.late or isinstance(found, OSError) or reading.value_range:
             return None
         try:
-            picture = open_picture(found[0], self.reading)
+            picture = open_picture(found[0], reading)
         except BadImage:
             return None  # the usual way names it
         if not isinstance(picture, JpegPicture) or picture.plain_rgb:
@@ -263,7 +270,7 @@ class Training(Reader):
         shown = index
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return shown, *self.transformed(found, draws)
+                return shown, *self.transformed(shown, found, draws)
             except Unreachable:
                 raise
             except (BadImage, OSError) as error:
@@ -289,7 +296,7 @@ class Evaluation(Reader):
         wanted = indices.tolist()
         for index, found in zip(wanted, read_many(self.source, wanted), strict=True):
             try:
-                image, label = self.transformed(found, ())
+                image, label = self.transformed(index, found, ())
             except Unreachable as error:
                 return error
             except (BadImage, OSError) as error:

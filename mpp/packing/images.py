@@ -34,6 +34,17 @@ class Form:
     quality: int = 92
     """Of JPEG and WebP, 1 to 100."""
 
+    @property
+    def all_anew(self) -> bool:
+        """Whether every image is encoded anew, from its final pixels."""
+        # With a stated range, files that kept it beside others that lost it to 8 bits could not be read by one setting.
+        return self.encode != "keep" or bool(self.resize and self.reading.value_range)
+
+    @property
+    def packed_reading(self) -> Reading:
+        """How a training has to read what is packed, to see the same pixels."""
+        return Reading(self.reading.channels) if self.all_anew else self.reading
+
 
 class Packed(NamedTuple):
     """An image, ready to be written."""
@@ -56,8 +67,7 @@ def pack_image(data: bytes | np.ndarray, form: Form) -> Packed:
     picture = open_picture(data, form.reading)
     pixels = picture.pixels()
     small = shrunk(pixels, form.resize)
-    # With a stated range, files that kept it beside others that lost it to 8 bits could not be read by one setting.
-    anew = form.encode != "keep" or small is not pixels or (form.resize and form.reading.value_range)
+    anew = form.all_anew or small is not pixels
     if not anew and isinstance(data, np.ndarray):
         return Packed(*_array_as_file(data), pixels)
     if not anew:

@@ -24,7 +24,7 @@ class Source(Protocol):
 
     A source may also have `where(index) -> str`, the file or member that a bad image is reported by, in one
     printable line; `read_many(indices)` and `block(indices)`, as the functions of those names, where many at once are
-    faster; and a true `decoded`, where its arrays are final pixels, already scaled to their range.
+    faster; and `decoded(index)`, as the function of that name, where some of its arrays are final pixels.
     """
 
     name: str
@@ -128,7 +128,6 @@ class Subset:
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
         self.source, self.name, self.classes = source, source.name, source.classes
-        self.decoded = bool(getattr(source, "decoded", False))
         self.indices = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < len(source):
             raise IndexError(f"{source.name}: indices must be in [0, {len(source)})")
@@ -156,6 +155,10 @@ class Subset:
     def block(self, indices: np.ndarray) -> np.ndarray | None:
         """Images (B, H, W, C) where the whole source holds them in an array."""
         return block(self.source, self.indices[indices])
+
+    def decoded(self, index: int) -> bool:
+        """As `decoded` of the whole source."""
+        return decoded(self.source, int(self.indices[check_index(index, len(self))]))
 
     def labels(self) -> np.ndarray | None:
         """int64 (len,), or None."""
@@ -185,6 +188,12 @@ def block(source: Source, indices: np.ndarray) -> np.ndarray | None:
     whole = getattr(source, "block", None)
     found = whole(indices) if whole else None
     return found if found is not None and found.dtype == np.uint8 and found.ndim == 4 else None
+
+
+def decoded(source: Source, index: int) -> bool:
+    """Whether what `read` gives of an image is its final pixels, already scaled to their range."""
+    of_image = getattr(source, "decoded", None)
+    return of_image is not None and of_image(index)
 
 
 def place(source: Source, index: int) -> str:

@@ -1,14 +1,26 @@
+import io
 import resource
 import time
 import tracemalloc
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpp.data.config import DataConfig, Reading
 from mpp.data.decode import BadImage, decode
+from mpp.data.feed import feed
+from mpp.data.loader import sequential
+from mpp.data.pixel_cache import cache_pixels
+from mpp.data.transform import EvalTransform, TrainTransform
+from mpp.dist import World
+from mpp.packing.images import Form, pack_image
+from mpp.sources.base import ListSource, Source
+from tests.data.test_late import stand_in
 from tests.data.zoo import CASES, Case
 
 PLACES = ((0.1, 0.1), (0.1, 0.9), (0.9, 0.1), (0.9, 0.9))
@@ -94,3 +106,79 @@ def test_mutations_give_pixels_or_bad_image(case, draws):
             assert pixels.dtype == np.uint8
             assert pixels.shape[2:] == (case.reading.channels,)
     assert time.process_time() - start < 5
+
+
+class Locked(ListSource):
+    """Its second image cannot be read while it is locked."""
+
+    locked = True
+
+    def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
+        if self.locked and index == 1:
+            raise PermissionError(13, "Permission denied")
+        return super().read(index)
+
+
+def trained_on(source: Source, reading: Reading, hw: tuple[int, int], **late: Any) -> torch.Tensor:
+    """Both images of a source as a training gets them, whole."""
+    transform = TrainTransform(DataConfig(crop_scale=(1, 1), hflip=0), hw, reading.channels)
+    options: dict[str, Any] = {"seed": 0, "batch_size": 2, "micro_batch": 2, "start": 0, "workers": 0}
+    bad: list[Any] = []
+    batches = feed(
+        source,
+        transform,
+        reading,
+        torch.device("cpu"),
+        world=World(),
+        report_bad=lambda found, _: bad.extend(found),
+        **options,
+        **late,
+    )
+    images = next(batches)["images"]
+    batches.close()
+    assert not bad
+    return images
+
+
+@pytest.mark.parametrize("shrink", [1, 4])
+@pytest.mark.parametrize("case", WHOLE, ids=lambda case: case.name)
+def test_all_ways_to_the_pixels_of_a_file_agree(case: Case, shrink: int) -> None:
+    """One after the other, in blocks, from the cache or left out of it, decoded late, evaluated, packed."""
+    data, reading, final = case.make(), case.reading, Reading(case.reading.channels)
+    hw = (max(1, case.size[0] // shrink), max(1, case.size[1] // shrink))
+    plain = ListSource([data] * 2)
+    pixels = decode(data, reading)
+    expected = trained_on(ListSource([pixels] * 2), final, hw)
+    if shrink == 1:
+        assert torch.equal(expected[1].permute(1, 2, 0), torch.from_numpy(pixels))
+    locked = Locked([data] * 2)
+    half_cached = cache_pixels(locked, reading, workers=0)
+    locked.locked = False
+    assert [half_cached.decoded(index) for index in (0, 1)] == [True, False]
+    cached = cache_pixels(plain, reading, workers=0)
+    ways = {
+        "one by one": trained_on(plain, reading, hw),
+        "late": trained_on(plain, reading, hw, decode=stand_in),
+        "cached": trained_on(cached, reading, hw),
+        "cached in part": trained_on(half_cached, reading, hw),
+        "cached in part and late": trained_on(half_cached, reading, hw, decode=stand_in),
+        "in blocks": trained_on(ListSource(np.stack([pixels] * 2)), final, hw),
+    }
+    for form in (Form(reading), Form(reading, resize=10_000), Form(reading, encode="png")):
+        packed = pack_image(data, form) if reading.channels in (1, 3) or form.encode == "keep" else None
+        if packed is not None:
+            np.testing.assert_array_equal(packed.pixels, pixels)
+            ways[f"packed: {form}"] = trained_on(ListSource([packed.data] * 2), form.packed_reading, hw)
+    if shrink == 1:
+        for name, source in (("plain", plain), ("cached", cached), ("cached in part", half_cached)):
+            batch = next(sequential(source, EvalTransform(hw), reading, [0, 1], batch_size=2))
+            ways[f"evaluated, {name}"] = batch["images"]
+    if case.name.endswith(".npy") and case.name != "python-2.npy":
+        values = ListSource([np.load(io.BytesIO(data))] * 2)
+        ways["array"] = trained_on(values, reading, hw)
+        ways["array, cached"] = trained_on(cache_pixels(values, reading, workers=0), reading, hw)
+    # Boxes of JPEGs may be decoded faster, or at half the size, which blurs colours that are as steep as here; blocks
+    # round by themselves.
+    allowed = 5 if data[:2] == b"\xff\xd8" else 0 if shrink == 1 else 1
+    for name, found in ways.items():
+        assert (found.int() - expected.int()).abs().float().mean() <= allowed, name

@@ -124,6 +124,11 @@ def noise(shape: tuple[int, ...] = (64, 64, 3)) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
+def smooth() -> Image.Image:
+    """Soft colours, as of a photograph out of focus."""
+    return Image.fromarray(noise((4, 6, 3))).resize((WIDE, HIGH), Image.Resampling.BICUBIC)
+
+
 def picture(mode: str = "RGB") -> Image.Image:
     """The quadrants in a mode of Pillow's."""
     return Image.fromarray(quadrants()).convert(mode)

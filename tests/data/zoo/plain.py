@@ -34,6 +34,7 @@ from tests.data.zoo.making import (
     png16,
     quadrants,
     replaced,
+    smooth,
     text_png,
 )
 
@@ -100,6 +101,15 @@ JPEG = [
         lambda: encoded(picture(), "JPEG", icc_profile=b"no profile" * 9, **FINE),
         corners=COLOURS,
         within=4,
+    ),
+    *(
+        Case(
+            f"smooth-{how.replace(':', '')}-turned-{turn}.jpg",
+            lambda how=how, turn=turn: encoded(smooth(), "JPEG", quality=90, subsampling=how, exif=exif(turn)),
+            (WIDE, HIGH) if turn >= 5 else (HIGH, WIDE),
+        )
+        for how in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")
+        for turn in (1, 6)
     ),
 ]
 
