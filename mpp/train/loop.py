@@ -210,7 +210,8 @@ def update(
         used.append(batch)
         with gradient_sync(model, on=micro == schedule.accumulate - 1):
             loss, figures = step(model, batch)
-            loss = loss / schedule.accumulate
+            # Times 1, or NaN: the gradients of a loss that is not finite may be, and must show it, on all ranks.
+            loss = loss * (1 + 0 * loss.detach()) / schedule.accumulate
             (state.scaler.scale(loss) if state.scaler else loss).backward()
         losses.append(loss.detach())
         counted.append(figures)

@@ -5,6 +5,7 @@ from typing import Any, Protocol, cast
 import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
+import torch
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -57,14 +58,28 @@ def build_optimizer(groups: list[dict[str, object]], config: Optim) -> Optimizer
     first: Tensor = next(p for group in groups for p in cast(Any, group["params"]))
     fused = first.device.type in ("cuda", "cpu")
     if config.name == "sgd":  # torch has no fused one for shards
-        return SGD(groups, lr=0.0, momentum=config.momentum, fused=fused and not isinstance(first, DTensor))
+        sgd = SGD(groups, lr=0.0, momentum=config.momentum, fused=fused and not isinstance(first, DTensor))
+        sgd.register_step_pre_hook(_begin_momentum)
+        return sgd
     kind = {"adam": Adam, "adamw": AdamW}[config.name]
     return kind(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def _begin_momentum(sgd: Optimizer, *_: object) -> None:
+    """Starts at zero the momentum that no update has made yet.
+
+    torch (2.13) allocates it in the first fused update and leaves it uninitialised where that one is skipped for a
+    gradient that is not finite; the next would add that memory to the weights.
+    """
+    for group in sgd.param_groups:
+        for p in group["params"] if group["momentum"] else ():
+            if p.grad is not None and sgd.state[p].get("momentum_buffer") is None:
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
     """An exponential moving average of the weights, decay * average + (1 - decay) * weights; None for decay 0.
 
-    It starts at the weights after the first update.
+    It starts at the weights after the first update. One that is skipped counts as any other: the same weights again.
     """
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None

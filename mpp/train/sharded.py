@@ -6,7 +6,6 @@ model, which gathers a block at a time; who looks at it (pictures, few-shot accu
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -109,7 +108,10 @@ def like_these(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) ->
 
 def clip_gradients(model: nn.Module, most: float) -> Tensor:
     """The norm of all gradients of `model` together, which it scales down to `most` where that is above 0."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), most or math.inf)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if most:  # else nothing must touch them: an overflow of the norm alone would make them NaN
+        nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

@@ -247,38 +247,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(
     torch.testing.assert_close(given, [x, y], rtol=0, atol=0)
 
 
-def test_scaling_by_a_power_of_two_changes_no_bits() -> None:
-    scaled = train(fresh(scaler=GradScaler("cpu", init_scale=1024.0)), clip=0.1)
-    torch.testing.assert_close(weights(scaled), weights(train(fresh(), clip=0.1)), rtol=0, atol=0)
-
-
-def test_a_gradient_that_overflows_by_its_scale_alone_lowers_the_scale_and_skips_the_update() -> None:
-    state = fresh(scaler=GradScaler("cpu", init_scale=2.0**124))
-    initial, scales, after = weights(state), [], []
-
-    def note(state: State) -> None:
-        assert state.scaler is not None
-        scales.append(state.scaler.get_scale())
-        after.append(weights(state))
-
-    def steep(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, figures = step(model, batch)
-        return 1000 * loss, figures
-
-    fit(state, state.model, batches(), steep, Schedule(TOTAL, BATCH, 1, rate), [(1, note)])
-    assert scales[0] < 2.0**124
-    torch.testing.assert_close(after[0], initial, rtol=0, atol=0)
-    assert not torch.equal(after[-1][0], initial[0])
-
-
-def test_the_scale_survives_a_resumption() -> None:
-    scaler = GradScaler("cpu", init_scale=1024.0)
-    state = fresh(scaler=GradScaler("cpu", init_scale=2.0))
-    state.load_state_dict(interrupted_after(3, scaler=scaler))
-    assert state.scaler is not None
-    assert state.scaler.get_scale() == 1024.0
-
-
 @pytest.fixture
 def stop() -> Iterator[StopSignal]:
     stop = StopSignal()
