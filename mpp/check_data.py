@@ -199,7 +199,7 @@ def _lines(
         *report.bad_lines(tally, f"max_bad {config.max_bad} allows {int(_allowed(config, len(source))):,} in all"),
         *report.duplicate_lines(found, drawn),
         *report.value_lines(tally.spreads, reading, eight_bits),
-        report.statistics_line(tally),
+        report.statistics_line(tally, reading),
     ]
 
 

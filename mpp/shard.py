@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mpp.config import to_dict
+from mpp.data.config import flag_numbers
 from mpp.data.loader import cores_for, permutation
 from mpp.data.statistics import can_divide
 from mpp.data_recipes import ShardRecipe
@@ -46,7 +47,6 @@ def shard(config: ShardRecipe) -> int:
         UserError: settings or a source that cannot be packed, or a folder that holds something else.
         RunError: too many bad images, no room, or stopped by a signal; the same command goes on.
     """
-    form = Form(config.data_config.reading(config.in_chans), config.resize, config.encode, config.quality)
     source = open_source(config.data, download=config.download)
     _check_source(source)
     settings = {key: value for key, value in to_dict(config).items() if key not in _NO_PART_OF_THE_RESULT}
@@ -60,7 +60,7 @@ def shard(config: ShardRecipe) -> int:
         return 0
     print(f"source: {source.describe()}", file=sys.stderr)
     order = permutation(config.seed, 0, len(source)) if config.shuffle else np.arange(len(source))
-    plan = Plan(order, config.shard_images, config.shard_mb * 10**6, form)
+    plan = Plan(order, config.shard_images, config.shard_mb * 10**6, _form(config))
     begun = time.monotonic()
     try:
         with stoppable(), folder.locked():
@@ -76,6 +76,10 @@ def shard(config: ShardRecipe) -> int:
     print(f"{count(packed, 'image')} read at {packed / (time.monotonic() - begun):,.0f} images/s")
     _tell(config, folder)
     return 0
+
+
+def _form(config: ShardRecipe) -> Form:
+    return Form(config.data_config.reading(config.in_chans), config.resize, config.encode, config.quality)
 
 
 def _check_source(source: Source) -> None:
@@ -195,9 +199,6 @@ def _tell(config: ShardRecipe, folder: PackingFolder) -> None:
         print(f"{held['unlabelled']:,} have no label, and so a training will see none of the labels")
     told = [f"--data {shlex.quote(f'shards:{glob.escape(str(folder.out))}/*.tar')}"]
     if can_divide(held["std"]):
-        told += [f"--data.{key} {' '.join(f'{value:g}' for value in held[key])}" for key in ("mean", "std")]
-    if config.value_range and not config.resize and config.encode == "keep":
-        told.append(f"--data.value-range {' '.join(f'{value:g}' for value in config.value_range)}")
-    if config.in_chans != 3:
-        told.append(f"--model.in-chans {config.in_chans}")
+        told += [f"--data.{key} {flag_numbers(held[key])}" for key in ("mean", "std")]
+    told += _form(config).packed_reading.flags()
     print(f"train on it: python tools/pretrain.py {' '.join(told)} --run-dir runs/first")

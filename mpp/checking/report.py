@@ -136,14 +136,14 @@ def value_lines(spreads: dict[Kind, Spread], reading: Reading, eight_bits: bool)
     return lines
 
 
-def statistics_line(tally: Tally) -> str:
-    """Mean and standard deviation, ready to paste."""
+def statistics_line(tally: Tally, reading: Reading) -> str:
+    """Mean and standard deviation, and how the images were read for it, ready to paste."""
     if not tally.good.any():
         return row("pixels", "none to take statistics of")
     mean, std = (" ".join(f"{value:.4f}" for value in values) for values in tally.colours.mean_std())
     if not can_divide(tally.colours.mean_std()[1]):
         return row("pixels", f"mean {mean}, std {std}: a channel is the same everywhere, so keep the default std")
-    return row("pixels", f"--data.mean {mean} --data.std {std}")
+    return row("pixels", " ".join([f"--data.mean {mean} --data.std {std}", *reading.flags()]))
 
 
 def facts(source: Source, tally: Tally, classes: Classes | None, found: Duplicates, reading: Reading) -> dict[str, Any]:

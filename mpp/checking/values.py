@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpp.data.config import Reading
+from mpp.data.config import Reading, flag_numbers
 
 _SIDE = 128  # rows and columns of the grid of values that is kept of an image, for the percentiles
 _KEPT = 2**22  # values kept of all images, together; past that every second one goes
@@ -100,7 +100,7 @@ class Proposal(NamedTuple):
 
     def flag(self) -> str:
         """As for the command line of a run."""
-        return f"--data.value-range {' '.join(f'{value:g}' for value in self.value_range)}"
+        return f"--data.value-range {flag_numbers(self.value_range)}"
 
 
 def propose(kind: Kind, spread: Spread, reading: Reading) -> Proposal | None:

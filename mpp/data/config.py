@@ -1,5 +1,6 @@
 """What the data can be told. Free of torch, so that `--help` is instant."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +20,24 @@ class Reading:
     integer type, 0 to 1 for floating point."""
     background: tuple[int, ...] = (255,)
     """Shows through where an image is transparent, 0 to 255: one number, or one per channel."""
+
+    def flags(self) -> list[str]:
+        """The flags that make a training read like this; none where it does so anyway."""
+        plain = Reading()
+        return [
+            f"--{name} {flag_numbers(values)}"
+            for name, values, usual in (
+                ("data.value-range", self.value_range, plain.value_range),
+                ("data.background", self.background, plain.background),
+                ("model.in-chans", (self.channels,), (plain.channels,)),
+            )
+            if values != usual
+        ]
+
+
+def flag_numbers(values: Iterable[float]) -> str:
+    """Numbers as on a command line, with all their digits: `0 4095 0.25`."""
+    return " ".join(repr(float(value)).removesuffix(".0") for value in values)
 
 
 @dataclass(frozen=True)

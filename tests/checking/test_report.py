@@ -56,6 +56,8 @@ def test_mean_and_std_are_numpys_over_the_images_each_alike(check: Callable[...,
     found = re.fullmatch(r"--data.mean (.+) (.+) (.+) --data.std (.+) (.+) (.+)", line)
     assert found
     np.testing.assert_allclose([float(figure) for figure in found.groups()], [*mean, *std], atol=5.1e-5)
+    _, lines, _ = check(data, "--value-range", "0", "300.125", "--background", "7", "8", "9")
+    assert under(lines, "pixels")[0].endswith("--data.value-range 0 300.125 --data.background 7 8 9")
 
 
 def test_grey_as_colour_and_blank_images_are_counted(check: Callable[..., Any], tmp_path: Path):

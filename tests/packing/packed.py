@@ -48,6 +48,6 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
 
 def each_alike(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel, scaled to 0 to 1, every image counting alike."""
-    scaled = [image.reshape(-1, 3) / 255 for image in images]
+    scaled = [image.reshape(-1, image.shape[-1]) / 255 for image in images]
     mean = np.mean([pixels.mean(axis=0) for pixels in scaled], axis=0)
     return mean, np.sqrt(np.mean([((pixels - mean) ** 2).mean(axis=0) for pixels in scaled], axis=0))

@@ -1,6 +1,7 @@
 """What becomes of each image that is packed."""
 
 import io
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpp.config import parse
 from mpp.data.config import Reading
 from mpp.data.decode import decode
+from mpp.recipes import PretrainConfig
 from mpp.sources.opening import open_source
 from tests.packing.packed import each_alike, manifest, members, noise, pack, shards
 
@@ -100,3 +103,48 @@ def test_a_stated_range_is_used_up_once(tmp_path: Path) -> None:
     scaled = np.rint(values / 4095 * 255).astype(np.uint8)
     np.testing.assert_array_equal(small, scaled[:10, :10])
     assert large.shape == (20, 20, 3)
+
+
+READ = [
+    (4, "uint8", "--background 0"),
+    (4, "uint8", "--background 200 10 90"),
+    (2, "uint8", "--background 7 --in-chans 1"),
+    (1, "uint16", "--value-range 0 4095"),
+    (3, "uint16", "--value-range -12.25 4095.5 0 3000 100 1234567"),
+    (5, "uint16", "--value-range 0 4095 --in-chans 5"),
+]
+FORMS = ["", "--resize 20", "--encode png", "--resize 20 --encode webp"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "flags"),
+    [
+        (channels, dtype, f"{read} {form}")
+        for channels, dtype, read in READ
+        for form in FORMS
+        if channels < 5 or "encode" not in form
+    ],
+)
+def test_the_command_that_it_prints_gives_the_statistics_that_it_prints(
+    channels: int,
+    dtype: str,
+    flags: str,
+    tmp_path: Path,
+    encode: Callable[..., bytes],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also of a mixture of images that are kept and that are packed anew."""
+    (tmp_path / "images").mkdir()
+    for number, side in enumerate((12, 17, 40)):
+        values = noise(side, side + 3, channels, number) * np.dtype(dtype).type(16 if dtype == "uint16" else 1)
+        if dtype == "uint16":
+            np.save(tmp_path / "images" / f"{number}.npy", values)
+        else:
+            (tmp_path / "images" / f"{number}.png").write_bytes(encode(values))
+    assert pack(tmp_path / "images", tmp_path / "out", *flags.split()) == 0
+    told = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    config = parse(PretrainConfig, told[told.index("--data") :], "pretrain", "", {"data": "data.source"})
+    source, reading = open_source(config.data.source), config.data.reading(config.model.in_chans)
+    pixels = [decode(source.read(index)[0], reading) for index in range(len(source))]
+    mean, std = each_alike(pixels)
+    assert (config.data.mean, config.data.std) == (tuple(mean.round(6)), tuple(std.round(6)))
