@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64
 
 from mpp.downstream.config import parse_share
-from mpp.sources.base import Source, SourceError, count, numbered_classes, place
+from mpp.sources.base import Source, SourceError, checked_labels, count, place
 from mpp.sources.names import printable
 from mpp.sources.opening import has_split, open_source
 from mpp.sources.patterns import shown
@@ -208,10 +208,10 @@ def _numbered(source: Source) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]
         raise SourceError(
             f"{source.name} has no labels ({source.describe()}): give e.g. a folder of one sub-folder per class"
         )
-    if source.classes is not None and labels.max() >= len(source.classes):
-        raise SourceError(f"{source.name} has label {labels.max()}, but only {len(source.classes)} classes")
-    labels = np.maximum(labels, -1).astype(np.int64)
-    return labels, numbered_classes(labels) if source.classes is None else source.classes
+    labels, classes = checked_labels(source.name, np.maximum(labels, -1), len(labels), source.classes)
+    assert labels is not None
+    assert classes is not None  # some image has a label
+    return labels, classes
 
 
 def _renumber(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mpp.sources.base import SourceError, check_index, numbered_classes, summary
+from mpp.sources.base import SourceError, check_index, checked_labels, summary
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
 """Of the images, in either byte order."""
@@ -24,7 +24,7 @@ class ArraySource:
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
-        self._images, self._labels = self._load()
+        self._images, labels = self._load()
         shape, dtype = self._images.shape, self._images.dtype
         if dtype.newbyteorder("=").name not in DTYPES:
             raise SourceError(f"{name}: the array is {dtype}; images are one of {', '.join(DTYPES)}: convert it first")
@@ -32,7 +32,7 @@ class ArraySource:
             raise SourceError(f"{name}: the array has the shape {shape}; expected NHWC or NHW, none of them 0")
         if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 16:
             raise SourceError(f"{name}: {shape} looks like NCHW; save it as NHWC, with np.moveaxis(array, 1, -1)")
-        self.classes = None if self._labels is None else numbered_classes(self._labels)
+        self._labels, self.classes = (None, None) if labels is None else checked_labels(name, labels, len(self))
 
     def _load(self) -> tuple[np.ndarray, np.ndarray | None]:
         try:
@@ -55,17 +55,7 @@ class ArraySource:
             if len(fitting) != 1:
                 raise SourceError(f"{self.name}: holds {sorted(arrays)}; name the array of images 'images'")
             images = fitting[0]
-        return images, self._check_labels(arrays, len(images) if images.ndim else 0)
-
-    def _check_labels(self, arrays: dict[str, np.ndarray], length: int) -> np.ndarray | None:
-        labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
-        if labels is None:
-            return None
-        if labels.shape != (length,) or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
-            raise SourceError(
-                f"{self.name}: the labels are {labels.dtype} {labels.shape}; expected {length} whole numbers from 0"
-            )
-        return labels.astype(np.int64)
+        return images, next((arrays[key] for key in ("labels", "y") if key in arrays), None)
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry every pixel to each spawned worker.
@@ -84,7 +74,8 @@ class ArraySource:
         """(H, W) or (H, W, C) of the array's dtype, in this machine's byte order, and the label."""
         image = np.asarray(self._images[check_index(index, len(self))])
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
-        return native, None if self._labels is None else int(self._labels[index])
+        label = -1 if self._labels is None else int(self._labels[index])
+        return native, None if label < 0 else label
 
     def block(self, indices: np.ndarray) -> np.ndarray | None:
         """Images uint8 (B, H, W, C); None where they are large or of another dtype."""
@@ -95,7 +86,7 @@ class ArraySource:
         return found if found.ndim == 4 else found[..., None]
 
     def labels(self) -> np.ndarray | None:
-        """int64 (len,), or None."""
+        """int64 (len,), -1 where an image has none, or None."""
         return self._labels
 
     def describe(self) -> str:

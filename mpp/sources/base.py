@@ -9,6 +9,7 @@ from mpp.errors import UserError
 from mpp.sources.names import printable
 
 Split = Literal["train", "test"]
+_MOST_NUMBERED = 100_000  # ImageNet-21k has 21,841 classes, the largest sets of faces some 90,000
 
 
 class SourceError(UserError, ValueError):
@@ -80,10 +81,13 @@ class ListSource:
 
     Args:
         images: encoded bytes or arrays (H, W) or (H, W, C) of a real dtype; one array (N, H, W, C) will do.
-        labels: one an image, or None.
+        labels: one an image, -1 for none; None: unlabelled.
         classes: class names; None: numbers, where there are labels.
         name: what the source is called.
         note: what `describe` adds.
+
+    Raises:
+        SourceError: labels that are not one whole number an image, or name no class.
     """
 
     def __init__(
@@ -95,8 +99,9 @@ class ListSource:
         note: str = "",
     ) -> None:
         self.name, self.note, self._images = name, note, images
-        self._labels = None if labels is None else np.asarray(labels, dtype=np.int64)
-        self.classes = None if self._labels is None else (classes or numbered_classes(self._labels))
+        self._labels, self.classes = (
+            (None, None) if labels is None else checked_labels(name, labels, len(images), classes)
+        )
 
     def __len__(self) -> int:
         return len(self._images)
@@ -104,7 +109,8 @@ class ListSource:
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
         """The image and its label."""
         image = self._images[check_index(index, len(self))]
-        return image, None if self._labels is None else int(self._labels[index])
+        label = -1 if self._labels is None else int(self._labels[index])
+        return image, None if label < 0 else label
 
     def block(self, indices: np.ndarray) -> np.ndarray | None:
         """Images (B, H, W, C) where they are one array."""
@@ -208,6 +214,53 @@ def path_of(source: Source, index: int) -> str:
     return str(path(index)) if callable(path) else place(source, index)
 
 
-def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
-    """Class names "0" to "n-1" for labels that came without any."""
-    return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
+def checked_labels(
+    name: str, labels: Sequence[int] | np.ndarray, images: int, classes: tuple[str, ...] | None = None
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """int64 labels, -1 for none, and the classes that they number, or twice None where no image has a label.
+
+    Args:
+        name: of the source, for messages.
+        labels: one an image.
+        images: how many there are.
+        classes: class names; None: `numbered_classes`.
+
+    Raises:
+        SourceError: labels that are not one whole number from -1 an image, or number no class.
+    """
+    given = np.asarray(labels)
+    if given.shape != (images,) or (given.dtype.kind not in "iu" and images):
+        what = f"the labels are {given.dtype} {given.shape}"
+        raise SourceError(f"{name}: {what}; expected {images} whole numbers from 0, -1 where an image has none")
+    least, largest = (int(given.min()), int(given.max())) if images else (-1, -1)
+    if least < -1:
+        raise SourceError(f"{name}: there is a label {least}; labels count classes from 0, -1 where an image has none")
+    if largest < 0:
+        return None, None
+    classes = numbered_classes(name, largest, images) if classes is None else classes
+    if largest >= len(classes):
+        raise SourceError(f"{name}: there is a label {largest}, but {count(len(classes), 'class')}; check the labels")
+    return given.astype(np.int64), classes
+
+
+def numbered_classes(name: str, largest: int, images: int) -> tuple[str, ...]:
+    """Class names "0" to `largest` for labels that came without any.
+
+    Raises:
+        SourceError: more classes than `most_numbered`.
+    """
+    if largest >= most_numbered(images):
+        raise SourceError(
+            f"{name}: the label {largest} would mean {largest + 1:,} classes, of {count(images, 'image')}: "
+            "check the labels, and number classes from 0 or name them"
+        )
+    return tuple(map(str, range(largest + 1)))
+
+
+def most_numbered(images: int) -> int:
+    """How many classes bare numbers may count.
+
+    Some images of a large set keep its numbers, so that most of the classes may be missing; a number beyond every such
+    set is a damaged label, or an identifier of something else.
+    """
+    return max(_MOST_NUMBERED, images)

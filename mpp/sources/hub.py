@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpp.sources.base import SourceError, Split, check_index, numbered_classes, summary
+from mpp.sources.base import SourceError, Split, check_index, checked_labels, numbered_classes, summary
 from mpp.sources.files import read_file
 from mpp.sources.hub_dataset import OpenedDataset
 from mpp.sources.names import printable
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "bytes")
 _LABELS = ("label", "labels", "class", "target", "fine_label")
-_MOST_CLASSES = 1_000_000
 
 
 class HubSource:
@@ -200,19 +199,13 @@ def _labels(
     values: Any = dataset.data.column(column)
     before: Any = train.data.column(column) if train is not None else values[:0]
     if pa.types.is_integer(values.type):
-        labels = values.cast(pa.int64()).fill_null(-1).to_numpy()
+        name = f"{spec}, column {column}"
         largest = max(int(pc.max(each).as_py() or 0) for each in (before, values))
-        if int(labels.min(initial=-1)) < -1 or largest >= _MOST_CLASSES:
-            raise SourceError(
-                f"{spec}: the column {column} holds {labels.min()} to {labels.max()}; labels count classes from 0"
-            )
-        feature = dataset.features[column]
-        names: Sequence[str] = getattr(feature, "names", None) or numbered_classes(np.array([largest]))
-    else:
-        known, own = ({*pc.unique(each).to_pylist()} - {None, ""} for each in (before, values))
-        names = [*sorted(known), *sorted(own - known)]
-        found = pc.index_in(values, value_set=pa.array(names, type=values.type))
-        labels = found.cast(pa.int64()).fill_null(-1).to_numpy()
-    if not (labels >= 0).any():
-        return None, None
-    return np.ascontiguousarray(labels), tuple(names)
+        names = getattr(dataset.features[column], "names", None)
+        names = numbered_classes(name, largest, len(before) + len(values)) if names is None else tuple(names)
+        labels = values.cast(pa.int64()).fill_null(-1).to_numpy()
+        return checked_labels(name, labels, len(labels), names)
+    known, own = ({*pc.unique(each).to_pylist()} - {None, ""} for each in (before, values))
+    names = (*sorted(known), *sorted(own - known))
+    found = pc.index_in(values, value_set=pa.array(names, type=values.type))
+    return checked_labels(spec, found.cast(pa.int64()).fill_null(-1).to_numpy(), len(values), names)

@@ -5,12 +5,13 @@ shards:/data/train-{000..146}.tar s3://bucket/more-*.tar  ->  files  ->  an inde
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mpp.sources.base import SourceError, count, numbered_classes
+from mpp.sources.base import SourceError, count, most_numbered, numbered_classes
 from mpp.sources.local_shards import Shard, ShardSource, open_local
 from mpp.sources.patterns import is_url, local_shards, shown, split_patterns
 from mpp.sources.remote import TIMEOUT, RemoteFile, fetch_small, find_remote
@@ -56,13 +57,31 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
         files = [remote[url] for url in sorted(remote)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             shards += pool.map(partial(open_remote, spec, timeout=timeout), files)
-    classes, notes = _classes_and_notes(name, shards, timeout)
+    labelled = any(shard.index.labels.max(initial=-1) >= 0 for shard in shards)
+    named = _class_names(name, shards, timeout) if labelled else None
+    shards = _without_large_labels(shards, 0 if named is None else len(named[1]))
+    classes, notes = _classes_and_notes(name, shards, named)
     if all(shard.tar is not None for shard in shards):
         return ShardSource(name, shards, classes, "; ".join(notes))
     return RemoteShardSource(name, shards, classes, "; ".join(notes), keep, timeout)
 
 
-def _classes_and_notes(name: str, shards: list[Shard], timeout: float) -> tuple[tuple[str, ...] | None, list[str]]:
+def _without_large_labels(shards: Sequence[Shard], named: int) -> list[Shard]:
+    """The shards, where a label that is too large to be a class, as of a damaged .cls, is one that cannot be read."""
+    most = max(named, most_numbered(sum(len(shard.index.labels) for shard in shards)))
+
+    def checked(shard: Shard) -> Shard:
+        labels = shard.index.labels
+        if labels.max(initial=-1) < most:
+            return shard
+        return replace(shard, index=replace(shard.index, labels=np.where(labels < most, labels, UNREADABLE)))
+
+    return [checked(shard) for shard in shards]
+
+
+def _classes_and_notes(
+    name: str, shards: Sequence[Shard], named: tuple[str, tuple[str, ...]] | None
+) -> tuple[tuple[str, ...] | None, list[str]]:
     """Class names, and what `describe` adds."""
     images = sum(len(shard.index.labels) for shard in shards)
     if not images:
@@ -83,11 +102,18 @@ def _classes_and_notes(name: str, shards: list[Shard], timeout: float) -> tuple[
         notes.append(f"{count(unreadable, 'label')} that cannot be read")
     if unlabelled:
         return None, notes
-    return _class_names(name, shards, max(int(held.max()) for held in labels), timeout), notes
+    largest = max(int(held.max()) for held in labels)
+    if named is None:
+        return numbered_classes(name, largest, images), notes
+    place, names = named
+    if largest >= len(names):
+        what = f"names {len(names)} classes, but there is a label {largest}"
+        raise SourceError(f"{name}: {shown(place)} {what}; complete it")
+    return names, notes
 
 
-def _class_names(name: str, shards: Sequence[Shard], largest: int, timeout: float) -> tuple[str, ...]:
-    """From the one classes.txt beside the shards, or several that agree."""
+def _class_names(name: str, shards: Sequence[Shard], timeout: float) -> tuple[str, tuple[str, ...]] | None:
+    """The classes.txt beside the shards, one or several that agree, and its lines; None where there is none."""
     found: dict[str, tuple[str, ...]] = {}
     places = dict.fromkeys(shard.origin.beside("classes.txt") for shard in shards)  # in order, each once
     for place in places:
@@ -98,15 +124,12 @@ def _class_names(name: str, shards: Sequence[Shard], largest: int, timeout: floa
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(f"{name}: cannot read {shown(place)} ({shown(str(error))}); write it in UTF-8") from error
     if not found:
-        return numbered_classes(np.array([largest]))
+        return None
     (place, names), *others = found.items()
     for other, differing in others:
         if differing != names:
             raise SourceError(f"{name}: {shown(place)} and {shown(other)} name different classes; make them agree")
-    if largest >= len(names):
-        what = f"names {len(names)} classes, but there is a label {largest}"
-        raise SourceError(f"{name}: {shown(place)} {what}; complete it")
-    return names
+    return place, names
 
 
 def _read_names(place: str, timeout: float) -> bytes | None:

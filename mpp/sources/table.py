@@ -37,6 +37,7 @@ _LABEL = ("label", "class", "target", "classname")
 _SPLITS = ("train", "val", "test")
 _TRIED = 100
 _MOST_CLASSES = 1_000_000
+_MOST_DIGITS = 18  # of a label
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,11 @@ class _Wanted:
         self.numbers: dict[str, int] = {}
         self.found = array("i")
         self.of_train: set[str] = set()
+        self.rows = 0  # of all splits
 
     def __iter__(self) -> Iterator[str]:
         first: list[str] | None = []
-        for path, label, split in self._table.entries():
+        for self.rows, (path, label, split) in enumerate(self._table.entries(), start=1):  # noqa: B020
             if self._splits and split == "train" != self._wanted:
                 self.of_train.add(label)
             if self._splits and split != self._wanted:
@@ -202,15 +204,14 @@ class _Wanted:
             return None
         if all(name.isascii() and name.isdigit() for name in own | known):
             bare = {name: name.lstrip("0") or "0" for name in own | known}
-            longest = max(bare.values(), key=len)
-            if len(longest) >= len(str(_MOST_CLASSES)):  # int refuses thousands of digits
+            largest = max(bare.values(), key=lambda name: (len(name), name))
+            if len(largest) > _MOST_DIGITS:  # int refuses thousands of digits
                 raise SourceError(
-                    f"{self._table.spec}: the label {longest[:40]} would mean as many classes; "
+                    f"{self._table.spec}: the label {largest[:40]} would mean as many classes; "
                     "write names or count from 0"
                 )
+            classes = numbered_classes(self._table.spec, int(largest), self.rows)
             numbers = {name: int(bare[name]) for name in self.numbers}
-            largest = max(map(int, bare.values()))
-            classes = numbered_classes(np.array([largest]))
         else:
             classes = (*sorted(known), *sorted(own - known))
             places = {name: label for label, name in enumerate(classes)}

@@ -135,7 +135,6 @@ def test_only_five_classes_are_named_and_each_on_the_same_line() -> None:
         (source(None), None, r"some has no labels \(0 images, unlabelled\): give e.g. a folder of one sub-folder per"),
         (source([-1, -1], "a b"), None, r"some has no labels"),
         (source([1, 1, 1], "a b"), None, r"some has labelled images of one class alone, b: there must be two"),
-        (source([0, 2], "a b"), None, r"some has label 2, but only 2 classes"),
         (source([0, 1], "a b"), None, r"no class of some has two images, one to hold out: name a source of test"),
         (source([0, 1], "a b"), source(None, name="held"), r"held has no labels"),
         (source([0, 1], "a b"), source([0, 1], "c d", "held"), r"of held are none of those of some: c, d against a, b"),
@@ -146,6 +145,13 @@ def test_only_five_classes_are_named_and_each_on_the_same_line() -> None:
 def test_what_cannot_be_used_is_one_line(train: ListSource, test: ListSource | None, message: str) -> None:
     with pytest.raises(SourceError, match=f"^[^\n]*{message}[^\n]*$"):
         label(train, test)
+
+
+def test_a_source_of_ones_own_is_checked_too() -> None:
+    train = source([0, 2], "a b c")
+    train.classes = ("a", "b")
+    with pytest.raises(SourceError, match="^some: there is a label 2, but 2 classes; check the labels$"):
+        label(train)
 
 
 def test_training_images_are_no_test_images(tmp_path: Path) -> None:

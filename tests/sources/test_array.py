@@ -69,9 +69,23 @@ def test_array_errors(tmp_path, images):
     assert f"did you mean folder:{tmp_path}?" in refused(f"array:{tmp_path}")
     np.savez(tmp_path / "two.npz", a=images, b=images)
     assert "holds ['a', 'b']; name the array of images 'images'" in refused(f"array:{tmp_path / 'two.npz'}")
-    for labels in (np.zeros(4, int), np.zeros(5), np.array([0, 1, -1, 0, 0]), np.zeros((5, 1), int)):
+    for labels in (np.zeros(4, int), np.zeros(5), np.full(5, np.nan), np.array(["a"] * 5), np.zeros((5, 1), int)):
         np.savez(tmp_path / "labels.npz", images=images, labels=labels)
         assert "expected 5 whole numbers from 0" in refused(f"array:{tmp_path / 'labels.npz'}")
+    for label, dtype in ((-2, np.int64), (100_000, np.int64), (2**40, np.int64), (2**63 + 7, np.uint64)):
+        np.savez(tmp_path / "label.npz", images=images, labels=np.array([0, 1, label, 0, 0], dtype=dtype))
+        assert f"the label {label} would mean" in (text := refused(f"array:{tmp_path / 'label.npz'}")) or (
+            "there is a label -2; labels count classes from 0" in text
+        )
+
+
+def test_labels_of_a_few_images_of_a_large_set(tmp_path, images):
+    np.savez(tmp_path / "some.npz", images=images, labels=[999, -1, 0, 21_840, 999])
+    source = open_source(f"array:{tmp_path / 'some.npz'}")
+    assert source.labels().tolist() == [999, -1, 0, 21_840, 999]
+    assert (len(source.classes), source.read(1)[1], source.read(3)[1]) == (21_841, None, 21_840)
+    np.savez(tmp_path / "none.npz", images=images, labels=[-1] * 5)
+    assert open_source(f"array:{tmp_path / 'none.npz'}").describe() == "5 images, unlabelled"
 
 
 @pytest.mark.parametrize("order", "<>")

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mpp.sources.base import ListSource, Subset, read_many
+from mpp.sources.base import ListSource, SourceError, Subset, read_many
 from mpp.sources.files import FileSource, NotAFile, PathTable, read_file
 from mpp.sources.names import printable
 from mpp.sources.opening import open_source
@@ -34,6 +34,23 @@ def test_subset(images):
         Subset(source, [5])
     with pytest.raises(IndexError):
         subset.read(2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ([0, 1, 2, 3], r"the labels are int64 \(4,\); expected 5 whole numbers from 0"),
+        ([0.0, 1.0, np.nan, 0.0, 0.0], r"the labels are float64 \(5,\)"),
+        (["a", "b", "a", "b", "a"], r"the labels are <U1 \(5,\)"),
+        ([0, 1, -2, 0, 0], "there is a label -2"),
+        ([0, 1, 2**24, 0, 0], "the label 16777216 would mean 16,777,217 classes, of 5 images"),
+    ],
+)
+def test_labels_in_memory_are_checked(labels, text, images):
+    with pytest.raises(SourceError, match=text):
+        ListSource(images, labels)
+    with pytest.raises(SourceError, match="there is a label 2, but 2 classes; check the labels"):
+        ListSource(images, [0, 1, 2, 0, 0], ("x", "y"))
 
 
 def test_sources_do_not_count_from_the_end(picture_folder, images, tmp_path):

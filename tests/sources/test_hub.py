@@ -280,7 +280,24 @@ def test_folders_that_are_no_dataset(made, tmp_path):
     made().select([]).save_to_disk(str(tmp_path / "none-left"), num_shards=1)
     assert "has no rows; check it" in refused(f"hf:{tmp_path / 'none-left'}")
     made(label=(INTEGER, [-7] * 20)).save_to_disk(str(tmp_path / "below"))
-    assert "the column label holds -7 to -7; labels count classes from 0" in refused(f"hf:{tmp_path / 'below'}")
+    assert "column label: there is a label -7; labels count classes from 0" in refused(f"hf:{tmp_path / 'below'}")
+
+
+@pytest.mark.parametrize(
+    ("label", "dtype", "text"),
+    [
+        (16_777_215, "int32", "column label: the label 16777215 would mean 16,777,216 classes, of 20 images"),
+        (2**63 + 7, "uint64", "column label: the label 9223372036854775815 would mean"),
+        (3, "", "column label: there is a label 3, but 3 classes; check the labels"),  # of the type ClassLabel
+    ],
+)
+def test_labels_that_are_no_classes(label, dtype, text, made, tmp_path):
+    dataset = made() if not dtype else made(label=(datasets.Value(dtype), [0] * 20))
+    table = dataset.data.table
+    place = table.schema.get_field_index("label")
+    values = pa.array([*[0] * 19, label], type=table.schema.field(place).type)
+    pq.write_table(table.set_column(place, table.schema.field(place), values), tmp_path / "train.parquet")
+    assert text in refused(f"hf:{tmp_path}")
 
 
 def test_a_name_without_a_connection(monkeypatch, capfd):

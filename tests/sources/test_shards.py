@@ -151,6 +151,15 @@ def test_unlabelled_and_partly_labelled(tmp_path):
     assert source.describe() == "2 images in 1 class; 1 without a label"
 
 
+def test_labels_of_a_few_images_of_a_large_set(tmp_path):
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"a"), ("a.cls", b"99999"), ("b.jpg", b"b"), ("b.cls", b"100001")])
+    source = open_source(f"shards:{tmp_path}/a.tar")
+    assert (len(source.classes), source.labels().tolist()) == (100_000, [99_999, -1])
+    (tmp_path / "classes.txt").write_text("".join(f"class {i}\n" for i in range(100_002)))
+    source = open_source(f"shards:{tmp_path}/a.tar")
+    assert (len(source.classes), source.labels().tolist()) == (100_002, [99_999, 100_001])
+
+
 def test_class_names(tmp_path):
     write_shards(tmp_path)
     (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
@@ -243,6 +252,8 @@ def test_errors(tmp_path):
         ("a.json", json.dumps({"label": "cat"}).encode()),
         ("a.json", json.dumps({"label": True}).encode()),
         ("a.json", json.dumps({"label": 2**24}).encode()),
+        ("a.cls", b"16777215"),
+        ("a.cls", b"100000"),
     ],
 )
 def test_a_label_that_cannot_be_read_is_none(member, data, tmp_path):

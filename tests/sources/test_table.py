@@ -114,6 +114,10 @@ def test_splits(table):
     assert not has_split(table("path,label\n1.png,a\n"))
 
 
+def test_numbers_of_a_few_images_of_a_large_set(table):
+    assert len(open_source(table("1.png,999\n2.png,99999\n")).classes) == 100_000
+
+
 def test_numbers_of_a_test_split_reach_as_far_as_those_of_train(table):
     spec = table("path,label,split\n1.png,4,train\n1.png,0,test\n")
     assert open_source(spec, "test").classes == open_source(spec).classes == ("0", "1", "2", "3", "4")
@@ -142,7 +146,8 @@ def test_numbers_of_a_test_split_reach_as_far_as_those_of_train(table):
         ("1.png," + "x" * 200_000, "field larger than field limit"),
         ("1.png,naïve\n".encode("latin-1"), "is not UTF-8 after line 0 (invalid continuation byte); save it as UTF-8"),
         ("1.png,a\n".encode("utf-16"), "is not UTF-8 after line 0 (invalid start byte)"),
-        ("1.png,123456789012\n", "the label 123456789012 would mean as many classes"),
+        ("1.png,123456789012\n", "the label 123456789012 would mean 123,456,789,013 classes, of 1 image"),
+        ("1.png,0\n1.png,16777215\n", "the label 16777215 would mean 16,777,216 classes, of 2 images"),
     ],
 )
 def test_errors(text, message, table):
