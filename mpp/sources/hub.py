@@ -1,7 +1,7 @@
 """Hugging Face datasets: saved with `save_to_disk`, as Parquet files in a folder, or by name from the hub."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -150,7 +150,7 @@ def test_what_cannot_be_used_is_one_line(train: ListSource, test: ListSource | N
 def test_a_source_of_ones_own_is_checked_too() -> None:
     train = source([0, 2], "a b c")
     train.classes = ("a", "b")
-    with pytest.raises(SourceError, match="^some: there is a label 2, but 2 classes; check the labels$"):
+    with pytest.raises(SourceError, match=r"^some: there is a label 2, but 2 classes; check the labels$"):
         label(train)
 
 
