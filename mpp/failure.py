@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -75,3 +76,29 @@ def await_verdict(seconds: float = 5) -> None:
     """
     if _mark() is not None:
         time.sleep(seconds)
+
+
+def ended(exit_code: int, fewer: str) -> str:
+    """What befell a process that ended by itself, and what to try.
+
+    Args:
+        exit_code: as `multiprocessing` has it: minus the number of a signal.
+        fewer: how to take fewer processes.
+    """
+    name = signal.Signals(-exit_code).name if exit_code < 0 else ""
+    if name == "SIGKILL":
+        return f"was killed, perhaps for want of memory: {fewer}"
+    if name == "SIGBUS":
+        room = "give the container more (docker run --shm-size 1g)"
+        return f"had no shared memory left, or a file that it read was cut short meanwhile (SIGBUS): {room}, or {fewer}"
+    if name in ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE"):
+        return f"crashed ({name}); the stack above says where: update that package, or leave out the image that it read"
+    return f"was ended by {name}" if name else f"ended with exit status {exit_code}, for the reason above: {fewer}"
+
+
+def last_words(trace: str) -> str:
+    """The text of a traceback in one line: the error, and the file and line where it arose."""
+    text = trace.strip().strip('"').strip()
+    places = re.findall(r'File "(?:.*/)?(.*)", line (\d+)', text)
+    error = text.splitlines()[-1].strip() if text else "no reason given"
+    return f"{error} ({places[-1][0]}, line {places[-1][1]})" if places else error

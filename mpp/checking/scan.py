@@ -1,5 +1,6 @@
 """All images looked at in parallel, in bounded memory, with the same result for any number of processes."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 
@@ -19,8 +21,10 @@ from mpp.checking.values import Kind, Spread
 from mpp.data.config import Reading
 from mpp.data.reader import Bad
 from mpp.data.statistics import ChannelStatistics
-from mpp.errors import RunError
+from mpp.errors import RunError, UserError
+from mpp.failure import ended, last_words
 from mpp.sources.base import Source
+from mpp.sources.descriptors import not_started
 
 _CHUNK = 32  # images of a task: few enough to hold their files at once, enough for reading them together
 _AHEAD = 4  # tasks waiting or done for each process
@@ -109,7 +113,7 @@ def scan(
         tell: hears how many are done, every now and then.
 
     Raises:
-        RunError: a process was killed.
+        RunError: a process died or failed.
     """
     tally, start = Tally(indices, reading.channels), time.perf_counter()
     parts = _parallel(source, reading, indices, workers) if workers else _here(source, reading, indices)
@@ -134,19 +138,38 @@ def _parallel(source: Source, reading: Reading, indices: np.ndarray, workers: in
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     pool = ProcessPoolExecutor(workers, context, _start, (source, reading, os.getpid()))
     waiting: deque[Future[Part]] = deque()
+    processes: list[BaseProcess] = []
     try:
         for chunk in _chunks(indices):
             with warnings.catch_warnings():  # the first one starts the processes
                 warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
                 waiting.append(pool.submit(_work, chunk))
+            processes = processes or list(pool._processes.values())  # a pool that broke has forgotten them
             if len(waiting) >= _AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise RunError("a process was killed, perhaps for want of memory: try fewer --workers") from None
+        raise _died(processes, workers) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if error.__cause__ is None:  # nothing that a process sent
+            raise not_started(error) from error
+        raise RunError(
+            f"a process failed: {last_words(str(error.__cause__))}; with --workers 0 the whole of it is shown"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _died(processes: list[BaseProcess], workers: int) -> RunError:
+    """Why a process is gone. The pool ends the others by SIGTERM."""
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes if process.exitcode]
+    code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)
+    return RunError(f"a process {ended(code, f'take fewer --workers ({workers} now)')}")
 
 
 _job: tuple[Source, Reading] | None = None
@@ -156,6 +179,7 @@ def _start(source: Source, reading: Reading, parent: int) -> None:
     """A process that leaves Ctrl-C to its parent and does not outlive it."""
     global _job
     _job = source, reading
+    faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -8,6 +8,7 @@ whatever position it starts.
 """
 
 import atexit
+import errno
 import faulthandler
 import functools
 import os
@@ -22,11 +23,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._C import _error_if_any_worker_fails, _remove_worker_pids, _set_worker_pids
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from mpp.data.config import Reading
 from mpp.data.reader import Bad, Batch, Evaluation, Late, Training, Transform
+from mpp.data.sending import sendable, tell_if_tight
+from mpp.errors import RunError, UserError
+from mpp.failure import ended, last_words
 from mpp.sources.base import Source
+from mpp.sources.descriptors import no_more_files, not_started
 from mpp.sources.mixture import MixtureSource
 
 _ORDER = 1  # what the draws are for; reader.py has the other purposes
@@ -81,6 +87,9 @@ def stream(
         raise ValueError(f"each of the ranks takes an equal share in equal micro-batches, got {sizes}")
     if start < 0 or start % batch_size:
         raise ValueError(f"the stream starts at a multiple of batch_size ({batch_size}), got {start}")
+    pixels = micro_batch * reading.channels * transform.image_hw[0] * transform.image_hw[1]
+    if rank == 0:
+        tell_if_tight(pixels, workers)
     slots = _Slots(source, seed, batch_size, micro_batch, start, rank, world)
     return _batches(_Loader(Training(source, transform, reading, seed, late), slots, workers, pin_memory))
 
@@ -179,10 +188,6 @@ def derive_seed(*parts: int) -> int:
     return number_of(len(parts), *parts) >> 1  # with their count, zeros at the end count too
 
 
-def _itself(batch: Any) -> Any:
-    return batch
-
-
 class _Loader(StatefulDataLoader[Any]):
     """torchdata's loader, for samples that come as whole batches."""
 
@@ -193,7 +198,7 @@ class _Loader(StatefulDataLoader[Any]):
                 dataset,
                 batch_sampler=batches,
                 num_workers=workers,
-                collate_fn=_itself,
+                collate_fn=sendable,
                 pin_memory=pin_memory and torch.cuda.is_available(),
                 worker_init_fn=functools.partial(_start_worker, os.getpid()),
                 multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -230,9 +235,49 @@ def _start(loader: _Loader) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-            return iter(loader)
+            iterator: Any = iter(loader)
+    except OSError as error:
+        raise not_started(error) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if loader.num_workers:  # from now on it would raise for a dead worker anywhere in the training: see `_next`
+        _remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+    return iterator
+
+
+def _next(iterator: Any) -> Any:
+    """The next batch.
+
+    Raises:
+        RunError: a worker died, or failed in a way that is not foreseen.
+    """
+    workers = getattr(iterator, "_workers", ())
+    if not workers:
+        return next(iterator)
+    # Within it torch's handler of SIGCHLD raises for a worker that dies, be it while half a batch is in the pipe.
+    _set_worker_pids(id(iterator), tuple(worker.pid for worker in workers))
+    try:
+        _error_if_any_worker_fails()
+        return next(iterator)
+    except (StopIteration, UserError):
+        raise
+    except Exception as error:
+        raise _failed(workers, error) from error
+    finally:
+        _remove_worker_pids(id(iterator))
+
+
+def _failed(workers: Sequence[Any], error: Exception) -> RunError:
+    """Why no batch came, in one line."""
+    codes = [worker.exitcode for worker in workers if worker.exitcode]
+    if codes:
+        return RunError(f"a loader process {ended(codes[0], f'take fewer workers ({len(workers)} now)')}")
+    if "ancdata" in str(error):  # what becomes of a file that cannot be opened on arrival
+        error = OSError(errno.EMFILE, str(error))
+    return no_more_files(error) or RunError(
+        f"a loader process failed: {last_words(str(error))}; with 0 workers the whole of it is shown"
+    )
 
 
 def _stop(iterator: Any) -> None:
@@ -267,7 +312,7 @@ def _batches(loader: _Loader) -> Generator[Batch]:
         while True:
             try:
                 with _one_thread(loader.num_workers == 0):
-                    batch = next(iterator)
+                    batch = _next(iterator)
             except StopIteration:
                 return
             if isinstance(batch, Exception):

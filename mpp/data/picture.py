@@ -135,9 +135,14 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
     return image[::rows, ::columns]
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error is Python's or torch's for memory that is not to be had."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+
 def failure(error: Exception) -> BadImage:
     """What a decoder raised, as a BadImage."""
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return BadImage("takes more memory than there is", "too large")
     reason = one_line(error)
     if "bomb" in reason or "too large" in reason:

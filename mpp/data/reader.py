@@ -1,6 +1,5 @@
 """From keys to batches: read, decode, transform; whatever cannot be used is noted and, in training, replaced."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict
@@ -8,13 +7,14 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from mpp.data.config import Reading
 from mpp.data.decode import BadImage, Picture, one_line, open_picture
 from mpp.data.draws import seeds, uniforms
 from mpp.data.jpeg import JpegPicture
-from mpp.errors import Unreachable
+from mpp.data.picture import failure, out_of_memory
+from mpp.data.sending import empty_pixels
+from mpp.errors import RunError, Unreachable, UserError
 from mpp.sources.base import Source, block, decoded, path_of, read_many
 from mpp.sources.files import NotAFile
 from mpp.sources.names import printable
@@ -123,6 +123,21 @@ class Reader:
         """How what the source gives of an image becomes pixels: as it is, where it is pixels already."""
         return self._final if decoded(self.source, index) else self.reading
 
+    def __getitems__(self, keys: np.ndarray) -> Batch | UserError | Unreachable:
+        """A batch, or why there is none: raised in a worker, it would arrive with the worker's whole traceback."""
+        try:
+            return self._batch(keys)
+        except (UserError, Unreachable) as error:
+            return error
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            what = f"{len(keys)} images of {' x '.join(map(str, self.transform.image_hw))}"
+            return RunError(f"no memory for a batch of {what}: take fewer workers, or smaller batches (micro_batch)")
+
+    def _batch(self, keys: np.ndarray) -> Batch:
+        raise NotImplementedError
+
     def transformed(
         self, index: int, found: tuple[bytes | np.ndarray, int | None] | OSError, draws: Sequence[float]
     ) -> tuple[Tensor, int]:
@@ -135,7 +150,12 @@ class Reader:
         if isinstance(found, OSError):
             raise found
         data, label = found
-        return self.transform(open_picture(data, self.reading_of(index)), draws), -1 if label is None else label
+        try:
+            return self.transform(open_picture(data, self.reading_of(index)), draws), -1 if label is None else label
+        except (MemoryError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise failure(MemoryError()) from error
+            raise
 
     def noted(self, index: int, error: BadImage | OSError) -> Bad:
         """What is wrong with an image, by its place."""
@@ -146,17 +166,8 @@ class Reader:
         return Bad(index, kind_of(error), where, reason)
 
 
-def _empty(*shape: int) -> Tensor:
-    """uint8, unset; in a loader worker where the main process sees it, as torch's own collate does, so that a batch is
-    not copied once more."""
-    if get_worker_info() is None or not math.prod(shape):
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
 def _joined(files: list[bytes]) -> Tensor:
-    joined = _empty(sum(map(len, files)))
+    joined = empty_pixels(sum(map(len, files)))
     if files:
         joined.numpy()[:] = np.frombuffer(b"".join(files), dtype=np.uint8)
     return joined
@@ -193,33 +204,29 @@ class Training(Reader):
             return None
         return None if transform(first, np.zeros((1, self.transform.draws))) is None else transform
 
-    def __getitems__(self, keys: np.ndarray) -> Batch | BadImage | Unreachable:
-        """The batch of keys int64 (B, 2); an error comes back, for raised inside a worker it would arrive with the
-        worker's whole traceback as its text."""
+    def _batch(self, keys: np.ndarray) -> Batch:
+        """Of keys int64 (B, 2)."""
         draws = uniforms(seeds(_SAMPLE, self.seed, keys[:, 0], keys[:, 1]), self.transform.draws)
         together = self._together(keys[:, 1], draws)
         if together is not None:
             return together
         drawn = draws.tolist()
-        images = _empty(len(keys), self.reading.channels, *self.transform.image_hw)
+        images = empty_pixels(len(keys), self.reading.channels, *self.transform.image_hw)
         index, label, bad = keys[:, 1].tolist(), [-1] * len(keys), []
         passes = keys[:, 0].tolist()
         late: list[Late] = []
         files: list[bytes] = []
-        try:
-            for slot, found in enumerate(read_many(self.source, index)):
-                picture = self._undecoded(index[slot], found)
-                if picture is not None and not isinstance(found, OSError):
-                    size, pixels = len(picture.data), picture.height * picture.width
-                    late.append(Late(slot, passes[slot], index[slot], size, pixels, picture.orientation, drawn[slot]))
-                    files.append(picture.data)
-                    label[slot] = -1 if found[1] is None else found[1]
-                    continue
-                shown, image, label[slot] = self.sample(passes[slot], index[slot], found, drawn[slot], bad)
-                images[slot].copy_(image)
-                index[slot] = shown
-        except (BadImage, Unreachable) as error:
-            return error
+        for slot, found in enumerate(read_many(self.source, index)):
+            picture = self._undecoded(index[slot], found)
+            if picture is not None and not isinstance(found, OSError):
+                size, pixels = len(picture.data), picture.height * picture.width
+                late.append(Late(slot, passes[slot], index[slot], size, pixels, picture.orientation, drawn[slot]))
+                files.append(picture.data)
+                label[slot] = -1 if found[1] is None else found[1]
+                continue
+            shown, image, label[slot] = self.sample(passes[slot], index[slot], found, drawn[slot], bad)
+            images[slot].copy_(image)
+            index[slot] = shown
         return {
             "images": images,
             "index": torch.tensor(index),
@@ -288,26 +295,26 @@ class Training(Reader):
 class Evaluation(Reader):
     """Samples by index, without the bad ones."""
 
-    def __getitems__(self, indices: np.ndarray) -> Batch | Unreachable:
+    def _batch(self, keys: np.ndarray) -> Batch:
         images: list[Tensor] = []
         kept: list[int] = []
         labels: list[int] = []
         bad: list[Bad] = []
-        wanted = indices.tolist()
+        wanted = keys.tolist()
         for index, found in zip(wanted, read_many(self.source, wanted), strict=True):
             try:
                 image, label = self.transformed(index, found, ())
-            except Unreachable as error:
-                return error
+            except Unreachable:
+                raise
             except (BadImage, OSError) as error:
                 bad.append(self.noted(index, error))
             else:
                 images.append(image)
                 kept.append(index)
                 labels.append(label)
-        empty = torch.empty(0, self.reading.channels, *self.transform.image_hw, dtype=torch.uint8)
+        stacked = empty_pixels(len(images), self.reading.channels, *self.transform.image_hw)
         return {
-            "images": torch.stack(images) if images else empty,
+            "images": torch.stack(images, out=stacked) if images else stacked,
             "index": torch.tensor(kept, dtype=torch.int64),
             "label": torch.tensor(labels, dtype=torch.int64),
             "bad": bad,

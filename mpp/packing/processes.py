@@ -1,14 +1,18 @@
 """Numbered tasks in several processes, of which any may die and none outlives the one that started them."""
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from mpp.errors import RunError, UserError
+from mpp.failure import ended, last_words
+from mpp.sources.descriptors import not_started
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ASK_S = 1.0
@@ -68,6 +72,8 @@ def run_tasks(work: Task, tasks: Sequence[int], workers: int) -> Generator[tuple
                 process.start()
                 there.close()  # so that it closes when the child dies
                 running[here] = process
+        except OSError as error:
+            raise not_started(error) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         yield from _hand_out(tasks, running, counts)
@@ -111,17 +117,14 @@ def _hand_out(
 
 def _died(process: BaseProcess) -> RunError:
     process.join()
-    if process.exitcode and process.exitcode < 0:
-        name = signal.Signals(-process.exitcode).name
-        cause = f"was ended by {name}; if the memory was full, take fewer --workers"
-    else:
-        cause = "failed, as told above"
-    return RunError(f"a process {cause}; the same command again goes on where this one stopped")
+    again = "the same command again goes on where this one stopped"
+    return RunError(f"a process {ended(process.exitcode or 0, 'take fewer --workers')}; {again}")
 
 
 def _worker(work: Task, pipe: Connection, counts: list[int], worker: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent takes care
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable(2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def count(images: int) -> None:
@@ -139,5 +142,7 @@ def _worker(work: Task, pipe: Connection, counts: list[int], worker: int, parent
             error = RunError(str(raised)) if isinstance(raised, RunError) else UserError(str(raised))
         except OSError as raised:
             error = OSError(raised.errno, raised.strerror or str(raised))
+        except Exception:
+            error = RunError(f"a process failed: {last_words(traceback.format_exc())}")
         count(0)  # without the parent, there is nobody to tell
         pipe.send((task, error))

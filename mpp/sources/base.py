@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from mpp.errors import UserError
+from mpp.sources.descriptors import no_more_files
 from mpp.sources.names import printable
 
 Split = Literal["train", "test"]
@@ -186,6 +187,8 @@ def _read_one(source: Source, index: int) -> tuple[bytes | np.ndarray, int | Non
     try:
         return source.read(index)
     except OSError as error:
+        if (limit := no_more_files(error)) is not None:
+            raise limit from error
         return error
 
 

@@ -1,8 +1,30 @@
 """Open files by path, a few at a time: a run over a thousand shards must not meet the limit on open files."""
 
+import errno
 import os
+import resource
 from collections import OrderedDict
 from typing import Any
+
+from mpp.errors import RunError
+
+_NO_MORE = (errno.EMFILE, errno.ENFILE)
+
+
+def no_more_files(error: BaseException) -> RunError | None:
+    """What to tell where an error is that no more files can be opened, which is no fault of the file; else None."""
+    if getattr(error, "errno", None) not in _NO_MORE and "too many open files" not in str(error).lower():
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return RunError(
+        f"too many open files: a process may have {limit:,} here (ulimit -n); raise that, as by ulimit -n 4096, or "
+        "take fewer workers"
+    )
+
+
+def not_started(error: BaseException) -> RunError:
+    """What to tell where no process could be started."""
+    return no_more_files(error) or RunError(f"no process can be started ({error}): take fewer workers")
 
 
 class Descriptors:
@@ -31,5 +53,15 @@ class Descriptors:
             return descriptor
         while len(self._open) >= self._limit:
             os.close(self._open.popitem(last=False)[1])
-        descriptor = self._open[path] = os.open(path, self._flags, 0o666)
+        descriptor = self._open[path] = self._opened(path)
         return descriptor
+
+    def _opened(self, path: str) -> int:
+        """With the limit on open files reached, one of our own makes room."""
+        while True:
+            try:
+                return os.open(path, self._flags, 0o666)
+            except OSError as error:
+                if error.errno not in _NO_MORE or not self._open:
+                    raise
+            os.close(self._open.popitem(last=False)[1])

@@ -1,4 +1,5 @@
 import os
+import signal
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -36,15 +37,15 @@ class Made:
 
     name, classes = "made", None
 
-    def __init__(self, length: int, deadly: int = -1) -> None:
-        self.length, self.deadly = length, deadly
+    def __init__(self, length: int, deadly: int = -1, act: Callable[[], object] = lambda: None) -> None:
+        self.length, self.deadly, self.act = length, deadly, act
 
     def __len__(self) -> int:
         return self.length
 
     def read(self, index: int) -> tuple[np.ndarray, None]:
         if index == self.deadly:
-            os._exit(9)
+            self.act()
         return np.full((2, 2, 3), index % 251, dtype=np.uint8) + np.arange(12, dtype=np.uint8).reshape(2, 2, 3), None
 
     def labels(self) -> None:
@@ -67,6 +68,15 @@ def test_memory_grows_by_a_few_bytes_an_image():
     assert peak(4_000) - peak(1_000) < 3_000 * 60
 
 
-def test_a_killed_process_is_one_clear_error():
-    with pytest.raises(RunError, match="a process was killed, perhaps for want of memory: try fewer --workers"):
-        scan(Made(200, deadly=70), Reading(), np.arange(200), 2)
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed, .* memory: take fewer --workers \(2 now\)"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), r"crashed \(SIGSEGV\)"),
+        (lambda: {}["what"], r"failed: KeyError: 'what' \(test_scan.py, line \d+\); with --workers 0"),
+    ],
+    ids=["killed", "crashed", "bug"],
+)
+def test_a_process_that_dies_or_fails_is_one_clear_error(act: Callable[[], object], said: str):
+    with pytest.raises(RunError, match=f"^a process {said}"):
+        scan(Made(200, 70, act), Reading(), np.arange(200), 2)

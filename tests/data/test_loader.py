@@ -1,4 +1,6 @@
+import errno
 import itertools
+import multiprocessing
 import os
 import re
 import signal
@@ -12,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.checking.scan import scan
+from mpp.data import sending
 from mpp.data.config import DataConfig, Reading
 from mpp.data.decode import BadImage
 from mpp.data.loader import permutation, sequential, stream, worker_count
 from mpp.data.transform import EvalTransform, TrainTransform
+from mpp.errors import RunError, UserError
 from mpp.sources.base import ListSource, Subset
 from mpp.sources.mixture import MixtureSource
 
@@ -239,16 +244,89 @@ def test_sequential_of_bad_images_and_of_nothing():
     assert list(sequential(numbered(4), transform, Reading(3), [], batch_size=2, workers=2)) == []
 
 
-def test_a_worker_that_crashes_says_where(capfd):
-    class Crashing(ListSource):
-        def read(self, index):
-            os.kill(os.getpid(), signal.SIGSEGV)
+class Failing(ListSource):
+    """Images of which one does something else when it is read."""
 
-    with pytest.raises(RuntimeError, match=r"worker .*(Segmentation fault|exited unexpectedly)"):
-        run(Crashing([b""] * 8), 1, workers=1)
+    def __init__(self, act, length=64):
+        super().__init__(list(np.zeros((length, 8, 8, 3), dtype=np.uint8)))
+        self.act = act
+
+    def read(self, index):
+        if index == 5:
+            self.act()
+        return super().read(index)
+
+
+def raising(error):
+    def act():
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed, perhaps for want of memory: take fewer workers"),
+        (lambda: os.kill(os.getpid(), signal.SIGBUS), r"had no shared memory left, .*--shm-size"),
+        (lambda: os._exit(3), "ended with exit status 3"),
+        (raising(KeyError("what")), r"failed: KeyError: 'what' \(test_loader.py, line \d+\); with 0 workers"),
+        (raising(UserError("take another")), "^take another$"),
+        (raising(OSError(errno.EMFILE, "Too many open files")), r"too many open files: .*\(ulimit -n\)"),
+    ],
+    ids=["killed", "bus", "exit", "bug", "setting", "files"],
+)
+def test_what_a_worker_dies_of_is_one_line(act, said):
+    with pytest.raises(UserError, match=said) as caught:
+        run(Failing(act), 40, workers=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_crashes_says_where(capfd):
+    with pytest.raises(RunError, match=r"a loader process crashed \(SIGSEGV\); the stack above says where"):
+        run(Failing(lambda: os.kill(os.getpid(), signal.SIGSEGV)), 40, workers=1)
     said = capfd.readouterr().err
     assert "Fatal Python error: Segmentation fault" in said
     assert re.search(r'File ".*test_loader.py", line \d+ in read\b', said)
+
+
+def test_a_worker_that_dies_ends_the_training_where_it_takes_a_batch():
+    """Not where it happens to be when the signal comes, as torch has it."""
+    batches = stream(
+        Failing(int, 8), EvalTransform((4, 4)), Reading(3), seed=0, batch_size=4, micro_batch=4, start=0, workers=1
+    )
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    time.sleep(0.05)  # torch's handler has run
+    with pytest.raises(RunError, match="a loader process was killed"):
+        list(itertools.islice(batches, 9))
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.EAGAIN, "no process can be started"), (errno.EMFILE, "ulimit -n")])
+def test_workers_that_cannot_be_started(number, said, monkeypatch):
+    monkeypatch.setattr(os, "fork", raising(OSError(number, os.strerror(number))))
+    with pytest.raises(RunError, match=said):
+        run(numbered(4), 1, workers=1)
+    with pytest.raises(RunError, match=said):
+        scan(numbered(4), Reading(), np.arange(4), 2)
+
+
+@pytest.mark.parametrize("room", [0, 10**9])
+def test_batches_travel_with_and_without_shared_memory(room, monkeypatch, capfd):
+    monkeypatch.setattr(sending, "shared_memory", lambda: room)
+    monkeypatch.setattr(sending, "_told", [])
+    transform, source = EvalTransform((96, 96)), numbered(20, bad=(3,))
+    settings = {"transform": transform, "batch_size": 16, "micro_batch": 16}
+    batches = run(source, 4, workers=2, **settings)
+    assert_same(batches, run(source, 4, workers=0, **settings))
+    assert [batch["images"].is_shared() for batch in batches] == [room > 0] * 4
+    assert not batches[0]["index"].is_shared()  # an open file less
+    assert capfd.readouterr().err.count("--shm-size") == (room == 0)
+    (batch,) = sequential(source, transform, Reading(3), range(16), batch_size=16, workers=1)
+    assert batch["images"].is_shared() == (room > 0)
+    assert batch["index"].tolist() == [number for number in range(16) if number != 3]
 
 
 def test_worker_count(monkeypatch):

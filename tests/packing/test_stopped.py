@@ -1,5 +1,6 @@
 """Packing goes on after whatever stops it, and ends in the same bytes."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -153,10 +154,29 @@ def test_a_killed_worker(
     finish = tar_writer.TarWriter.finish
     monkeypatch.setattr(tar_writer.TarWriter, "finish", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     assert pack(images, tmp_path / "out", *FLAGS) == 1
-    assert "ended by SIGKILL" in complaint(capsys)
+    assert "a process was killed, perhaps for want of memory: take fewer --workers" in complaint(capsys)
     monkeypatch.setattr(tar_writer.TarWriter, "finish", finish)
     assert pack(images, tmp_path / "out", *FLAGS) == 0
     assert not list((tmp_path / "out").rglob("*.unfinished"))
+
+
+def test_a_worker_that_fails(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tar_writer.TarWriter, "finish", lambda _: {}["what"])
+    assert pack(images, tmp_path / "out", *FLAGS) == 1
+    assert "a process failed: KeyError: 'what' (test_stopped.py, line " in complaint(capsys)
+
+
+def test_no_process_can_be_started(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert pack(images, tmp_path / "out", *FLAGS) == 1
+    assert "no process can be started" in complaint(capsys)
 
 
 def test_other_bytes_read_back(
