@@ -10,6 +10,7 @@ from mpp.data.config import Reading, flag_numbers
 
 _SIDE = 128  # rows and columns of the grid of values that is kept of an image, for the percentiles
 _KEPT = 2**22  # values kept of all images, together; past that every second one goes
+_MOST_PARTS = 1024  # arrays that they lie in: very small ones take more room than what they hold
 _TAILS = (0.1, 99.9)
 _UNUSED = 0.5  # a channel that uses less of its range than this would lose a bit or more
 _OUTSIDE = 0.005  # more than the tails that a range from percentiles cuts off
@@ -67,9 +68,11 @@ class Spread:
         self.smallest, self.largest = np.fmin(self.smallest, smallest), np.fmax(self.largest, largest)
 
     def _keep(self, part: np.ndarray) -> None:
-        part = part[:: self._stride]
+        part = part[:: self._stride].copy()  # a view would keep all of the image
         self._parts.append(part)
         self._kept += part.size
+        if len(self._parts) > _MOST_PARTS:
+            self._parts = [np.concatenate(self._parts)]
         while self._kept > _KEPT:
             self._stride *= 2
             self._parts = [np.concatenate(self._parts)[::2].copy()]

@@ -108,7 +108,7 @@ class LateDecoder:
             for (late, file), decoded in zip(group, self._all([file for _, file in group]), strict=True):
                 crop = self._replaced(late, file, batch) if decoded is None else self._crop(decoded, late)
                 images[late.slot] = crop.to(self.device)
-        return {**batch, "images": images, "late": [], "files": batch["files"][:0]}
+        return {**batch, "images": images, "late": [], "files": batch["files"].new_empty(0)}
 
     def _replaced(self, late: Late, file: Tensor, batch: Batch) -> Tensor:
         """What a worker makes of a file that the decoder refuses: its crop, or that of another image."""

@@ -87,8 +87,9 @@ def extract_features(
             encoded = encode(images.to(device, non_blocking=True))
             if encoded.ndim != 2 or len(encoded) != len(images):
                 raise ValueError(f"encode must return ({len(images)}, d) features, got {tuple(encoded.shape)}")
-            # The copy back lands in pinned memory and is not waited for, so that the device never idles.
-            rows.append(encoded.float().to("cpu", non_blocking=True))
+            # The copy back lands in pinned memory and is not waited for, so that the device never idles. Also on the
+            # CPU it is a copy: one token of each image, as a view, would keep all of them.
+            rows.append(encoded.float().to("cpu", non_blocking=True, copy=True))
             index.append(batch["index"].clone())
         if not rows:
             return np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)

@@ -57,7 +57,9 @@ class Inspected:
     def features(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
         """One row an image, pooled by `pool` and normalised where the model does so."""
         tokens = self.encoder(self.pixels(images))
-        pooled = tokens[:, 0] if self.pool == "token" else tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)
+        pooled = (
+            tokens[:, 0].clone() if self.pool == "token" else tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)
+        )
         return self.encoder.vit.fc_norm(pooled)
 
 

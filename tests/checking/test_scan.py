@@ -10,6 +10,7 @@ import pytest
 import tifffile
 
 from mpp.checking.scan import scan
+from mpp.checking.values import Kind, Spread
 from mpp.data.config import Reading
 from mpp.errors import RunError
 from tests.checking.made import RNG, noise, save
@@ -53,6 +54,38 @@ class Made:
 
     def describe(self) -> str:
         return "made"
+
+
+class Deep(Made):
+    """16 bits each, and as many values as are kept of an image at most."""
+
+    def read(self, index: int) -> tuple[np.ndarray, None]:
+        return np.full((128, 128), index % 4096, dtype=np.uint16), None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_is_flat(workers: int, monkeypatch: pytest.MonkeyPatch):
+    """Of 16-bit images, whose values are kept in part."""
+    monkeypatch.setattr("mpp.checking.values._KEPT", 2**18)
+
+    def kept(length: int) -> int:
+        tracemalloc.start()
+        tally, _ = scan(Deep(length), Reading(1), np.arange(length), workers)
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert tally.spreads[Kind("uint16", 1)].images == length
+        return held
+
+    kept(64)
+    assert kept(600) - kept(100) < 2**19
+
+
+def test_the_values_of_very_many_images_lie_in_few_arrays():
+    spread = Spread(1)
+    for _ in range(3_000):
+        spread.add(np.full((1, 1, 1), 7, dtype=np.uint16))
+    assert len(spread._parts) < 1_100
+    assert sum(map(len, spread._parts)) == 3_000
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Pooling, and running an encoder over batches."""
 
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -45,6 +46,19 @@ def test_features_are_those_of_the_encoder_in_order() -> None:
     assert index.dtype == np.int64
     assert index.tolist() == list(range(100, 110))
     np.testing.assert_array_equal(features, encode(images).float().numpy())
+
+
+def test_one_token_of_an_image_does_not_keep_all_of_them() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    def encode(images: Tensor) -> Tensor:
+        assert sum(tokens() is not None for tokens in kept) <= 1  # of the batch before
+        tokens = images.float().reshape(len(images), 4, -1)
+        kept.append(weakref.ref(tokens.untyped_storage()))
+        return pool(tokens, 1, "token")
+
+    batches = [batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), start) for start in range(0, 8, 2)]
+    assert extract_features(encode, batches, "cpu")[0].shape == (8, 12)
 
 
 def test_images_that_did_not_decode_are_left_out() -> None:

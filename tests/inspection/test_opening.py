@@ -62,6 +62,8 @@ def test_it_gives_timms_tokens_and_features(weights: Weights) -> None:
         torch.testing.assert_close(inspected.tokens(images), tokens)
         if weights.name != "deit_tiny_distilled_patch16_224":  # timm pools it with the distillation token
             torch.testing.assert_close(inspected.features(images), model(pixels))
+    features = inspected.features(images)
+    assert features.untyped_storage().nbytes() == features.nbytes  # else it keeps all tokens
     assert not inspected.encoder.training
     assert inspected.encoder.image_hw == weights.image_hw
 
