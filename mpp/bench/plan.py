@@ -270,7 +270,8 @@ def _assumptions(plan: Plan) -> Iterable[str]:
     yield "assumptions:"
     yield "  operations are those of matrix products, as torch.utils.flop_counter counts them; attention is computed"
     yield "  again in the backward pass (but by the explicit kernel); the last block works for corrupted patches alone"
-    yield "  memory is eager PyTorch's, at the fullest moment of a step; torch.compile needs less"
+    yield "  memory is that of eager PyTorch's tensors, at the fullest moment of a step; torch.compile needs less; what"
+    yield "  kernels take for themselves while they run is not counted (on a CPU it grows with its threads)"
     yield f"  {USABLE:.0%} of the device's memory is for tensors, the rest for its context, libraries and fragmentation"
     if config.images_per_second:
         yield f"  {config.images_per_second:,.0f} images/s a device, whatever the micro-batch"

@@ -1,6 +1,7 @@
-"""Bytes that a training step holds on a device at its fullest moment, by what they are for.
+"""Bytes of the tensors of a training step on a device at its fullest moment, by what they are for.
 
-Counted are the tensors that PyTorch's eager mode keeps for the backward pass; torch.compile keeps fewer. The moments
+Counted are the tensors of PyTorch's eager mode; torch.compile keeps fewer for the backward pass. What kernels take for
+themselves while they run is not: it depends on the device, on the CPU on the processor and the threads. The moments
 looked at are the end of the forward pass, and the backward pass at the head and at each block, during which activations
 shrink and gradients grow. Legend: T tokens, K corrupted patches, D token width, M width of the MLP.
 """

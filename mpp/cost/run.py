@@ -13,7 +13,7 @@ from mpp.cost.shape import Shape
 from mpp.errors import UserError
 
 USABLE = 0.9
-"""Share of a device's memory for tensors; the context, NCCL, cuBLAS and fragmentation have the rest."""
+"""Share of a device's memory for tensors; the context, NCCL, cuBLAS and other kernels, fragmentation have the rest."""
 ATTAINED = 0.7
 """Share of a link's and of the memory's bandwidth that long transfers attain."""
 BACKWARD = 2 / 3

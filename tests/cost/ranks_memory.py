@@ -1,4 +1,4 @@
-"""What one of several ranks allocates in a step, printed: the product's own step without any other rank.
+"""What the tensors of one of several ranks take in a step, printed: the product's own step without any other rank.
 
     python -m tests.cost.ranks_memory SOURCE ddp|fsdp BATCH MICRO_BATCH true|false
 
@@ -19,7 +19,7 @@ from mpp.dist import World
 from mpp.model.config import ModelConfig
 from mpp.recipes import PretrainConfig
 from mpp.train.config import TrainConfig
-from tests.cost.test_memory import Steps, allocated
+from tests.cost.test_memory import Steps, living
 
 RANKS = 4
 MODEL = {"img_size": (96,), "depth": 6, "attention": "sdpa"}
@@ -39,7 +39,7 @@ def main(source: str, parallel: str, batch: str, micro: str, checkpointing: str)
             dist.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
         steps = Steps(source, config, "cpu")
         steps.run.wrapped = DistributedDataParallel(steps.run.model, gradient_as_bucket_view=True)
-    print("allocated", allocated(steps))
+    print("living", living(steps))
     dist.destroy_process_group()
 
 
