@@ -31,7 +31,7 @@ from mpp.data.loader import worker_count
 from mpp.data.reader import Bad
 from mpp.data_recipes import CheckRecipe
 from mpp.errors import RunError, UserError
-from mpp.files import write_csv, write_whole
+from mpp.files import one_writer, write_csv, write_whole
 from mpp.objective.target import build_target
 from mpp.sources.base import Source, SourceError
 from mpp.sources.names import printable
@@ -45,13 +45,23 @@ def check_data(config: CheckRecipe) -> int:
     """Looks at images, prints what they are, and returns 0 where a run would start, 1 where it would not.
 
     Raises:
-        UserError: a source that cannot be opened, settings that do not fit, or an `out` that cannot be written.
+        UserError: a source that cannot be opened, settings that do not fit, or an `out` that cannot be written or that
+            another process writes to.
         RunError: a process was killed, or `out` can be written no longer.
     """
+    if not config.out:
+        return _check(config, None)
+    out = Path(config.out).expanduser()
+    with one_writer(out, "--out"):
+        return _check(config, out)
+
+
+def _check(config: CheckRecipe, out: Path | None) -> int:
     data = config.data_config
     reading = data.reading(config.in_chans)
     workers = worker_count(config.workers, 1)
-    out = _folder(config.out)
+    if out:
+        _clear_bad_list(out)
     source = open_source(config.data, download=config.download)
     test, no_test = _test_split(config.data)
     classes = Classes.of(source)
@@ -101,16 +111,12 @@ def _test_split(data: str) -> tuple[Source | None, str]:
         return None, f"cannot be opened: {error}"
 
 
-def _folder(out: str) -> Path | None:
-    if not out:
-        return None
-    folder = Path(out).expanduser()
+def _clear_bad_list(out: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "bad_files.csv", lambda file: None)
+        write_whole(out / "bad_files.csv", lambda file: None)
     except OSError as error:
-        raise UserError(f"--out {printable(out)} cannot be written to ({error.strerror}); give another one") from error
-    return folder
+        told = f"--out {printable(str(out))} cannot be written to ({error.strerror})"
+        raise UserError(f"{told}; give another one") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again, and how a file is written so that nobody meets half of it."""
+"""Where things are kept that can be made again, how a file is written so that nobody meets half of it, and by whom."""
 
 import contextlib
 import csv
@@ -6,11 +6,18 @@ import fcntl
 import io
 import os
 import secrets
+import socket
+import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mpp.errors import UserError
+from mpp.errors import ConfigError, UserError
+
+LOCK = ".lock"
+"""The file of a folder that is claimed by the one who writes there."""
 
 
 def cache_folder() -> Path:
@@ -65,23 +72,104 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     write_whole(path, write)
 
 
+_locks: set[BinaryIO] = set()
+_opening = threading.Lock()
+_said_unlocked = False
+
+
+def _let_go_in_child() -> None:
+    """A forked child, such as a loader's worker, would keep its parent's locks beyond its parent's death."""
+    for file in _locks:
+        file.close()
+    _locks.clear()
+    _opening.release()
+
+
+os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_let_go_in_child)
+
+
 @contextlib.contextmanager
 def claimed(lock: Path, wait: bool = False) -> Generator[bool]:
-    """Whether no other process is within this with the same file; if so, none will be. `wait`: until it is so.
+    """Whether nobody else is within this with the same file, in another process or thread; if so, nobody will be.
 
-    The claim ends with the process, however that ends. On a file system without locks there is no telling, and all are
-    let in.
+    The claim ends with the process, however that ends, whatever becomes of the file. While it lasts, `holder` says
+    whose it is. On a file system without locks all are let in, which is said once.
+
+    Args:
+        lock: made where it is missing, and left behind: removing it would part those who wait from those who come.
+        wait: until nobody else is.
 
     Raises:
         OSError: the file cannot be made.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        mine = True
-        try:  # not flock's lock, which forked loader workers would share
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except (BlockingIOError, PermissionError):
-            mine = False
-        except OSError:
-            pass
+    with contextlib.ExitStack() as stack:
+        with _opening:  # no fork between opening and noting it
+            file = stack.enter_context(lock.open("a+b", buffering=0))
+            _locks.add(file)
+        stack.callback(_locks.discard, file)
+        mine = _lock(file, lock, wait)
+        if mine:
+            _write_holder(file, f"process {os.getpid()} on {socket.gethostname()} since {_now()}")
+            stack.callback(_write_holder, file, "")
         yield mine
+
+
+def _lock(file: BinaryIO, path: Path, wait: bool) -> bool:
+    global _said_unlocked
+    try:
+        # Not lockf's lock, which is the whole process's, and gone as soon as it closes the file anywhere.
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):  # the latter on some network disks
+        return False
+    except OSError as error:
+        if not _said_unlocked:
+            why = error.strerror or error
+            print(
+                f"note: {path} cannot be locked ({why}): see to it that one process alone writes there", file=sys.stderr
+            )
+        _said_unlocked = True
+    return True
+
+
+def _write_holder(file: BinaryIO, text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a full disk; a forked child, where it is closed
+        file.truncate(0)
+        file.write(text.encode())
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+@contextlib.contextmanager
+def one_writer(folder: Path, setting: str, lock: str = LOCK) -> Generator[None]:
+    """Within it no other process or thread that asks for it writes to the folder, which is made where it is missing.
+
+    Args:
+        folder: to be written to.
+        setting: that names it.
+        lock: the file in it that is claimed.
+
+    Raises:
+        ConfigError: another one does, or the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            mine = stack.enter_context(claimed(folder / lock))
+        except OSError as error:
+            raise ConfigError(
+                f"{setting} {folder} cannot be written to ({error.strerror}); give another one"
+            ) from error
+        if not mine:
+            who = f"{holder(folder / lock)} writes to it"
+            raise ConfigError(f"{setting} {folder} is in use: {who}; wait until it has ended, or give another one")
+        yield
+
+
+def holder(lock: Path) -> str:
+    """Who has claimed the file: "process 4711 on host since 2026-01-31 12:00:00 UTC"; "another process" if unknown."""
+    try:
+        return lock.read_text(errors="replace").strip() or "another process"
+    except OSError:
+        return "another process"

@@ -29,7 +29,7 @@ from mpp.train.checkpoint import Checkpoints
 from mpp.train.loggers import check_installed
 from mpp.train.loop import Every, NonFinite, fit
 from mpp.train.provenance import record_start
-from mpp.train.run_folder import explained, processes, resume, train
+from mpp.train.run_folder import Claim, claiming, explained, processes, resume, train
 from mpp.train.saving import Saving
 from mpp.train.sharded import whole
 from mpp.train.waiting import data_notes
@@ -47,23 +47,29 @@ def run(config: PretrainConfig) -> int:
     """
     check_installed(config.log.to)  # before anything is written
     with processes(config.train.device) as (world, device), explained(config, device):
-        status = _run(config, world, device)
-    if not status and not config.dry_run and config.log.report:
+        if config.dry_run:
+            return _dry_run(_build(config, world, device))
+        with claiming(config, world) as claim:
+            status = _run(_build(config, world, device), claim)
+    if not status and config.log.report:
         tell_of_run(config.run_dir, config.train.device)
     return status
 
 
-def _run(config: PretrainConfig, world: World, device: torch.device) -> int:
+def _build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     parts = build(config, world, device)
-    config = parts.config  # with what the weights of an init say
     if world.main:
-        print(to_yaml(config), file=sys.stderr, end="")
+        print(to_yaml(parts.config), file=sys.stderr, end="")
         print(f"source: {parts.source.describe()}", file=sys.stderr)
-    if config.dry_run:
-        return _dry_run(parts)
+    return parts
+
+
+def _run(parts: Run, claim: Claim) -> int:
+    config = parts.config  # with what the weights of an init say
     keep_every = parts.steps(config.checkpoint.keep_every, "checkpoint.keep_every")
     checkpoints = Checkpoints(parts.folder / "checkpoints", config.checkpoint.keep_last, keep_every)
-    resumed = resume(config, parts.state, parts.schedule, checkpoints, world.main)
+    claim()
+    resumed = resume(config, parts.state, parts.schedule, checkpoints, parts.world.main)
     watch = Watch(parts, resumed)
     try:
         return _train(parts, checkpoints, watch, resumed)

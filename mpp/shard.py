@@ -53,17 +53,15 @@ def shard(config: ShardRecipe) -> int:
     identity = {"source": printable(shown(config.data)), "fingerprint": fingerprint(source), "settings": settings}
     folder = PackingFolder(Path(config.out).expanduser(), identity)
     if folder.manifest is not None:
-        folder.check_complete()
-        folder.clean_up()
-        print(f"{folder.out} is complete: nothing to do")
-        _tell(config, folder)
-        return 0
+        return _tell_complete(config, folder)
     print(f"source: {source.describe()}", file=sys.stderr)
     order = permutation(config.seed, 0, len(source)) if config.shuffle else np.arange(len(source))
     plan = Plan(order, config.shard_images, config.shard_mb * 10**6, _form(config))
     begun = time.monotonic()
     try:
         with stoppable(), folder.locked():
+            if folder.manifest is not None:  # another process has finished it meanwhile
+                return _tell_complete(config, folder)
             packed = _pack(config, source, plan, folder)
             _finish(config, source, plan, folder)
     except Stopped as stopped:
@@ -80,6 +78,14 @@ def shard(config: ShardRecipe) -> int:
 
 def _form(config: ShardRecipe) -> Form:
     return Form(config.data_config.reading(config.in_chans), config.resize, config.encode, config.quality)
+
+
+def _tell_complete(config: ShardRecipe, folder: PackingFolder) -> int:
+    folder.check_complete()
+    folder.clean_up()
+    print(f"{folder.out} is complete: nothing to do")
+    _tell(config, folder)
+    return 0
 
 
 def _check_source(source: Source) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mpp.cli import convert, pretrain
+from mpp.files import LOCK, claimed
 from mpp.train.checkpoint import Checkpoints
 from tests import runs
 
@@ -139,6 +140,41 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_in_one_line(source: 
     assert err.count("pretrain: error") >= 1
     assert "train.batch_size 15 is not a multiple of the 2 processes" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_folder_in_use_is_refused_in_one_line(fresh: bool, source: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with claimed(run_dir / LOCK):
+        if fresh:  # seen once the images are open
+            (run_dir / LOCK).rename(tmp_path / LOCK)
+            words = [str(tmp_path / "late.py"), *runs.command(source, run_dir)[1:]]
+            (tmp_path / "late.py").write_text(LATE.format(lock=str(tmp_path / LOCK), there=str(run_dir / LOCK)))
+        else:
+            words = runs.command(source, run_dir)
+        _, err = runs.finish(words, code=1, ranks=2)
+        told = [line for line in err.splitlines() if line.startswith("pretrain: error")]
+        assert len(told) == 1
+        assert f"--run-dir {run_dir} is in use: process {os.getpid()} on " in told[0]
+        assert [path.name for path in run_dir.iterdir()] == [LOCK]
+
+
+LATE = """
+import os, sys
+from mpp import dist, pretrain
+from mpp.cli import pretrain as command
+
+build = pretrain.build
+
+def built(config, world, device):
+    if world.main:
+        os.rename({lock!r}, {there!r})
+    return build(config, world, device)
+
+pretrain.build = built
+sys.exit(command())
+"""
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ source, reading -> the cache has it -> memory-mapped uint8 (n, h, w, C)
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -25,7 +24,7 @@ from mpp.data.decode import BadImage, Picture, open_picture
 from mpp.data.loader import sequential
 from mpp.data.transform import TRANSFORM_VERSION
 from mpp.errors import Unreachable, UserError
-from mpp.files import cache_folder, write_whole
+from mpp.files import cache_folder, claimed, write_whole
 from mpp.sources.base import Source, check_index, place
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.opening import open_source
@@ -142,14 +141,12 @@ def _alone(path: Path) -> Iterator[None]:
     Raises:
         UserError: the cache cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent} ({error.strerror}): set MPP_CACHE to another folder") from error
-    with file:
-        with contextlib.suppress(OSError):  # without locks, as on some network disks, the work is only done twice
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(path, wait=True))
+        except OSError as error:
+            why = f"cannot write to {path.parent} ({error.strerror})"
+            raise UserError(f"{why}: set MPP_CACHE to another folder") from error
         yield
 
 

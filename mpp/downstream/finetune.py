@@ -40,7 +40,9 @@ from mpp.train.loop import Every, NonFinite, State
 from mpp.train.parallel import share_statistics
 from mpp.train.provenance import record_start
 from mpp.train.run_folder import (
+    Claim,
     check_config,
+    claiming,
     earlier,
     explained,
     once_a_machine,
@@ -70,22 +72,28 @@ def run(config: FinetuneConfig) -> int:
         RunError: a run that had to stop.
     """
     check_installed(config.log.to)  # before anything is written
-    with processes(config.train.device) as (world, device), explained(config, device):
+    with (
+        processes(config.train.device) as (world, device),
+        explained(config, device),
+        claiming(config, world) as claim,
+    ):
         data = config.data
         labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download, data.keep))
         labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
         labelled = with_labels(labelled, labels)
         if len(config.optim.lr) == 1:
-            return _Tuner(config, labelled, world, device).run()
-        status, lr = _sweep(config, labelled, world, device)
-        return status or _Tuner(_with_lr(config, lr), labelled, world, device).run()
+            return _Tuner(config, labelled, world, device).run(claim)
+        status, lr = _sweep(config, labelled, world, device, claim)
+        return status or _Tuner(_with_lr(config, lr), labelled, world, device).run(claim)
 
 
 def _with_lr(config: FinetuneConfig, lr: float) -> FinetuneConfig:
     return replace(config, optim=replace(config.optim, lr=(lr,)))
 
 
-def _sweep(config: FinetuneConfig, labelled: Labelled, world: World, device: torch.device) -> tuple[int, float]:
+def _sweep(
+    config: FinetuneConfig, labelled: Labelled, world: World, device: torch.device, claim: Claim
+) -> tuple[int, float]:
     """Trains with every learning rate on part of the training images; exit status and the best on the other part.
 
     Raises:
@@ -100,7 +108,7 @@ def _sweep(config: FinetuneConfig, labelled: Labelled, world: World, device: tor
     rows: dict[float, Result | None] = {}
     for lr in config.optim.lr:
         one = replace(_with_lr(config, lr), run_dir=str(Path(config.run_dir) / "sweep" / f"lr_{lr}"))
-        status, rows[lr] = _try(one, held, world, device)
+        status, rows[lr] = _try(one, held, world, device, claim)
         if status:
             return status, lr
     done = {lr: row for lr, row in rows.items() if row is not None}
@@ -116,10 +124,13 @@ def _sweep(config: FinetuneConfig, labelled: Labelled, world: World, device: tor
     return 0, best
 
 
-def _try(config: FinetuneConfig, held: Labelled, world: World, device: torch.device) -> tuple[int, Result | None]:
+def _try(
+    config: FinetuneConfig, held: Labelled, world: World, device: torch.device, claim: Claim
+) -> tuple[int, Result | None]:
     """One learning rate of a sweep: exit status and result, None for one that diverged; neither is done twice."""
     folder, lr = Path(config.run_dir), config.optim.lr[0]
     tuner = _Tuner(config, held, world, device, choosing=True)
+    claim()  # before what another one is at is read
     result = finished(config, tuner.inputs)
     marker = folder / _DIVERGED
     gone = marker.is_file() and marker.read_text() == to_yaml(config)
@@ -128,7 +139,7 @@ def _try(config: FinetuneConfig, held: Labelled, world: World, device: torch.dev
     if world.main:
         print(f"sweep: optim.lr {lr:g}", file=sys.stderr)
     try:
-        return tuner.run(), read_result(folder)
+        return tuner.run(claim), read_result(folder)
     except (NonFinite, Diverged) as error:
         if world.main:
             print(f"sweep: optim.lr {lr:g} diverged: {error}", file=sys.stderr)
@@ -161,12 +172,13 @@ class _Tuner:
             self.folder / "checkpoints", config.checkpoint.keep_last, self._steps("checkpoint", "keep_every")
         )
 
-    def run(self) -> int:
+    def run(self, claim: Claim) -> int:
         """Trains from where the folder stands to the end; the exit status."""
         parts, total = self.parts, self.parts.schedule.total_steps
         if self.main and not self.choosing:
             print(to_yaml(self.config), file=sys.stderr, end="")
             print(describe(parts.labelled, self.config.data.labels), file=sys.stderr)
+        claim()
         self._check_inputs()
         resumed = resume(self.config, parts.state, parts.schedule, self.checkpoints, self.main)
         if self.main:

@@ -9,17 +9,16 @@ out/classes.txt, bad_files.csv, manifest.json
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mpp.errors import RunError, UserError
-from mpp.files import write_whole
+from mpp.files import LOCK, one_writer, write_whole
 from mpp.packing.tar_writer import TEMPORARY, Part
 from mpp.packing.tasks import Record
 from mpp.sources.names import is_hidden, printable
@@ -45,6 +44,12 @@ class PackingFolder:
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
         self.out, self._work, self._identity = out, out / _WORK, identity
         self.bad_files = out / _BAD
+        self.manifest: dict[str, Any] | None = None
+        """Of a packing that is complete; else None."""
+        self._look()
+
+    def _look(self) -> None:
+        out = self.out
         try:
             found = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
         except OSError as error:
@@ -58,7 +63,6 @@ class PackingFolder:
         if earlier is not None:
             self._check_same(earlier)
         self.manifest = _read_json(out / _MANIFEST)
-        """Of a packing that is complete; else None."""
 
     def _check_same(self, earlier: dict[str, Any]) -> None:
         mine, theirs = self._identity, earlier.get("settings", {})
@@ -79,27 +83,19 @@ class PackingFolder:
     def locked(self) -> Iterator[None]:
         """Within it, this process alone packs into the folder; what a killed one left unfinished is removed.
 
-        Raises:
-            UserError: another process is packing there, or it cannot be written.
-        """
-        with self._begun() as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock's, which forked workers would share
-            except (BlockingIOError, PermissionError):
-                what = "another process is packing into it; wait for it, or stop it"
-                raise UserError(f"--out {self.out}: {what}") from None
-            except OSError:
-                pass  # a file system without locks
-            with self._writing():
-                for left in self._work.glob(f"*{TEMPORARY}"):
-                    left.unlink(missing_ok=True)
-                _write_synced(self._work / _PACKING, _json(self._identity))
-            yield
+        What another one has finished meanwhile is seen.
 
-    def _begun(self) -> IO[str]:
-        with self._writing():
-            self._work.mkdir(parents=True, exist_ok=True)
-            return (self._work / "lock").open("w")
+        Raises:
+            UserError: another process is packing there, or another packing is there now; or it cannot be written.
+        """
+        with one_writer(self.out, "--out", f"{_WORK}/{LOCK}"):
+            self._look()
+            if self.manifest is None:
+                with self._writing():
+                    for left in self._work.glob(f"*{TEMPORARY}"):
+                        left.unlink(missing_ok=True)
+                    _write_synced(self._work / _PACKING, _json(self._identity))
+            yield
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

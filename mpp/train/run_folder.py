@@ -12,7 +12,8 @@ from torch import nn
 from mpp import dist
 from mpp.config import differences, from_file, to_dict, to_yaml
 from mpp.dist import World
-from mpp.errors import RunError, Unreachable, UserError
+from mpp.errors import ConfigError, RunError, Unreachable, UserError
+from mpp.files import LOCK, one_writer, write_whole
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.config import ScheduleConfig, TrainConfig
 from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, Schedule, State, Step, StopSignal, fit
@@ -32,6 +33,9 @@ class RunConfig(Protocol):
     def train(self) -> TrainConfig: ...
 
 
+Claim = Callable[[], None]
+"""Makes sure that the run folder is this run's alone; for all ranks to call, before the first file is written there."""
+
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
 
@@ -48,6 +52,42 @@ def processes(device: str, setting: str = "train.device") -> Iterator[tuple[Worl
     dist.start(world, chosen)
     yield world, chosen
     dist.stop()  # not after an error: the others would hear of it before this rank has said why
+
+
+@contextlib.contextmanager
+def claiming(config: RunConfig, world: World) -> Iterator[Claim]:
+    """Within it, once its function was called, no other process or thread writes to the run folder.
+
+    A folder that has had a run is claimed at once. Any other is made only when the function is called, so that bad
+    input leaves nothing behind. Rank 0 claims for all.
+
+    Raises:
+        UserError: on entering and by the function: another one writes there, or it cannot be written; by the function
+            alone: a folder of something else.
+    """
+    folder, done = Path(config.run_dir), False
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            nonlocal done
+            refused, done = "", True
+            if world.main:
+                try:
+                    stack.enter_context(one_writer(folder, "--run-dir"))
+                except ConfigError as error:
+                    refused = str(error)
+            refused = dist.gather(refused)[0]
+            if refused:
+                raise ConfigError(refused)
+
+        def claim() -> None:
+            if not done:
+                earlier(config)  # refuses a folder of something else
+                enter()
+
+        if dist.gather((folder / LOCK).is_file())[0]:
+            enter()
+        yield claim
 
 
 @contextlib.contextmanager
@@ -143,11 +183,7 @@ def resume(config: RunConfig, state: State, schedule: Schedule, checkpoints: Che
         raise UserError(f"the processes see different checkpoints in {folder}; it must be a shared folder")
     if main:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "config.yaml"
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(to_yaml(config))
-            temporary.replace(path)
+            write_whole(folder / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
         except OSError as error:
             raise UserError(f"cannot write to the run folder {folder}: {error.strerror}") from error
     return schedule.step(state.images_seen)

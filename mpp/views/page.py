@@ -18,6 +18,7 @@ from mpp.data.loader import worker_count
 from mpp.downstream.config import FinetuneConfig
 from mpp.downstream.features import check_patches
 from mpp.errors import UserError
+from mpp.files import one_writer
 from mpp.inspection.opening import Inspected, inspect, untrained
 from mpp.page.document import picture_files, write_page
 from mpp.page.parts import Page, Section, Text
@@ -58,9 +59,10 @@ def tell_of_run(run_dir: str, device: str) -> None:
         return
     path = Path(run_dir) / REPORT
     try:
-        page = build_page(VisualizeRecipe(init=run_dir, report=True, device=device))
-        write_page(page, path)
-        _show(page, Path(run_dir))
+        with one_writer(path.parent, "the run folder"):
+            page = build_page(VisualizeRecipe(init=run_dir, report=True, device=device))
+            write_page(page, path)
+            _show(page, path.parent)
     except Exception as error:  # the run has ended well, whatever becomes of its page
         reason = " ".join(str(error).split()) or type(error).__name__
         told = f"note: {path} could not be made or shown ({reason})"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from mpp.downstream.account import Inputs, Result, finished, read_result
 from mpp.downstream.config import FinetuneConfig
+from mpp.files import LOCK
 from mpp.train.checkpoint import Checkpoints
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
@@ -44,12 +45,13 @@ def done(split: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 def test_it_leaves_all_that_it_promises(done: Done) -> None:
     assert {path.name for path in done.run_dir.iterdir()} == {
-        *("config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "bad_files.csv", "tensorboard"),
+        *(LOCK, "config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "bad_files.csv", "tensorboard"),
         *("checkpoints", "model", "result.json", "classes.csv", "predictions.csv", "confusion.png"),
     }
     assert Checkpoints(done.run_dir / "checkpoints").steps() == [30, 35, 40]
     assert np.asarray(Image.open(done.run_dir / "confusion.png")).std() > 1
-    assert not [path for path in done.run_dir.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    left = {path.name for path in done.run_dir.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"}
+    assert left == {LOCK}
 
 
 def test_every_test_image_is_scored_once(done: Done) -> None:

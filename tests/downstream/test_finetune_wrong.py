@@ -113,7 +113,7 @@ def test_a_run_folder_of_another_kind_is_left_alone(
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
     (tmp_path / "file").touch()
     assert tune(source, tmp_path / "file") == 2
-    assert "cannot write to the run folder" in capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be written to (File exists); give another one" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_init_names_is_not_written_to(pretrained: Path, source: str, capsys: pytest.CaptureFixture[str]) -> None:

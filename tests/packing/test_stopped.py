@@ -1,5 +1,6 @@
 """Packing goes on after whatever stops it, and ends in the same bytes."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -201,4 +202,18 @@ def test_two_at_once(images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
         process = in_a_process(images, out)
         process.join()
     assert process.exitcode == 2
-    assert "another process is packing into it" in complaint(capfd)
+    assert f"--out {out} is in use: process {os.getpid()} on " in complaint(capfd)
+
+
+def test_what_another_process_finished_meanwhile_is_complete(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, locked = tmp_path / "out", PackingFolder.locked
+
+    def after_another(folder: PackingFolder) -> contextlib.AbstractContextManager[None]:
+        in_a_process(images, out, monkeypatch.undo).join()
+        return locked(folder)
+
+    monkeypatch.setattr("mpp.shard.PackingFolder.locked", after_another)
+    assert pack(images, out, *FLAGS) == 0
+    assert f"{out} is complete: nothing to do" in capfd.readouterr().out
