@@ -156,7 +156,7 @@ def check_on_cpu(source: str, config: PretrainConfig) -> None:
         ({"img_size": (64,), "grad_checkpointing": True}, {"precision": "bf16", "batch_size": 16}, {}, {}),
     ],
 )
-def test_the_peak_is_that_of_the_living_tensors(model: Any, train: Any, optim: Any, objective: Any, source: str) -> None:
+def test_the_peak_is_of_the_living_tensors(model: Any, train: Any, optim: Any, objective: Any, source: str) -> None:
     config = PretrainConfig(
         model=replace(SMALL, **model),
         train=TrainConfig(**{"batch_size": BATCH, "precision": "fp32", **train}),
