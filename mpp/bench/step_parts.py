@@ -18,6 +18,7 @@ from torch.autograd.profiler_util import EventList, FunctionEvent
 
 import mpp.objective.objective
 import mpp.parts
+import mpp.train.loop
 from mpp.bench.machine import synchronise
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.quiet import quiet
@@ -97,7 +98,7 @@ def marked(model: MaskedPatchPrediction[Any]) -> Iterator[None]:
         (type(model.target), "of", "head and loss"),
         (type(model.target), "loss", "head and loss"),
         (type(model), "_figures", "figures"),
-        (nn.utils, "clip_grad_norm_", "clipping"),
+        (mpp.train.loop, "clip_gradients", "clipping"),
     ]
     inside = {id(module) for block in vit.blocks for part in (block.attn, block.mlp) for module in part.modules()}
     places += [(block.attn, "forward", "attention") for block in vit.blocks]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def overflowing(name: str, fused: bool) -> State:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     groups = parameter_groups(model, 0.1)
-    optimizer = build_optimizer(groups, OptimConfig(cast(Any, name))) if fused else _plain(name, groups)
+    optimizer = build_optimizer(groups, OptimConfig(name)) if fused else _plain(name, groups)
     assert optimizer.defaults["fused"] == fused
     return State(model, optimizer, build_ema(model, DECAY), GradScaler("cpu", init_scale=TOO_LARGE, growth_interval=3))
 
