@@ -253,9 +253,9 @@ def survey_batches(source: Source, transform: Transform, reading: Reading, seed:
 
 
 def training_batches(
-    parts: Run, report_bad: Callable[[list[Bad], int], None] = lambda bad, images: None
+    parts: Run, report_bad: Callable[[list[Bad], int], None] = lambda bad, images: None, start: int | None = None
 ) -> Generator[Placed]:
-    """This rank's endless micro-batches from `state.images_seen` on (see `feed`)."""
+    """This rank's endless micro-batches from `start` images seen on, by default `state.images_seen` (see `feed`)."""
     config = parts.config
     return feed(
         parts.source,
@@ -265,7 +265,7 @@ def training_batches(
         seed=config.train.seed,
         batch_size=parts.schedule.batch_size,
         micro_batch=parts.micro_batch,
-        start=parts.state.images_seen,
+        start=parts.state.images_seen if start is None else start,
         world=parts.world,
         workers=parts.workers,
         decode=parts.decode,

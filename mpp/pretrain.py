@@ -8,6 +8,7 @@ write_timm_folder              run_dir/model, for timm.create_model("local-dir:.
 tell_of_run                    run_dir/report.html
 """
 
+import contextlib
 import math
 import shutil
 import sys
@@ -100,7 +101,7 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
     every: list[Every] = [*watch.every(), (parts.steps(config.checkpoint.every, "checkpoint.every"), save)]
     batches, step = training_batches(parts, watch.bad_files.add), training_step(parts)
     try:
-        status = train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, watch)
+        status = train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, watch, [watch.advance])
     except NonFinite as error:
         raise RunError(diagnose(parts, error, checkpoints, watch)) from error
     return status or _finish(parts, watch)
@@ -137,18 +138,34 @@ def start(parts: Run, watch: Watch) -> Survey:
 
 
 def diagnose(parts: Run, error: NonFinite, checkpoints: Checkpoints, watch: Watch) -> str:
-    """Tries the offending batch again in fp32, writes that down, and says what to try."""
-    step = training_step(parts, "fp32")
-    with whole(parts.model) as model, torch.no_grad():
-        use_kernel(model, "sdpa")  # not every kernel takes fp32
-        losses = [step(model, batch)[0].double() for batch in error.batches]
-    loss = float(dist.sum_over_ranks(torch.stack(losses).mean()) / parts.world.size)
-    if parts.precision != "fp32" and math.isfinite(loss):
+    """Reads the offending batch again, tries it in fp32, writes that down, and says what to try."""
+    loss = _loss_in_fp32(parts, error.step)
+    advice = "try a lower --optim.lr, a longer --schedule.warmup or --optim.clip_norm 1"
+    if loss is not None and parts.precision != "fp32" and math.isfinite(loss):
         advice = f"in fp32 the same batch gives {loss:.4f}: try --train.precision fp32 (or bf16, if this was fp16)"
-    else:
-        advice = "fp32 is no better: try a lower --optim.lr, a longer --schedule.warmup or --optim.clip_norm 1"
-    watch.event({"event": "non_finite", "precision": parts.precision, "fp32_loss": str(loss)}, error.step)
+    elif loss is not None:
+        advice = f"fp32 is no better: {advice}"
+    tried = {} if loss is None else {"fp32_loss": str(loss)}
+    watch.event({"event": "non_finite", "precision": parts.precision, **tried}, error.step)
     return f"{error}; {advice} (with --resume force); the last good checkpoint is {checkpoints.latest()}"
+
+
+def _loss_in_fp32(parts: Run, number: int) -> float | None:
+    """The loss of the batch of update `number` over all ranks; None where it cannot be read again."""
+    step, losses, unread = training_step(parts, "fp32"), [], False
+    batches = training_batches(parts, start=(number - 1) * parts.schedule.batch_size)
+    with contextlib.closing(batches), whole(parts.model) as model, torch.no_grad():
+        use_kernel(model, "sdpa")  # not every kernel takes fp32
+        for _ in range(parts.schedule.accumulate):
+            try:
+                batch = next(batches)
+            except Exception:  # of many kinds; what ended the run is what there is to tell
+                unread = True
+                break
+            losses.append(step(model, batch)[0].double())
+    if dist.any_rank(unread):
+        return None
+    return float(dist.sum_over_ranks(torch.stack(losses).mean()) / parts.world.size)
 
 
 def export(parts: Run, name: str = "model") -> None:
@@ -163,12 +180,12 @@ def export(parts: Run, name: str = "model") -> None:
 def _dry_run(parts: Run) -> int:
     watch = Watch(parts, 0, dry=True)
     start(parts, watch)
-    # One micro-batch shows the memory, and a step's time is that of its micro-batches.
-    two = replace(parts.schedule, total_steps=2, accumulate=1)
+    two = replace(parts.schedule, total_steps=2)
     batches = training_batches(parts)
     seconds: list[float] = []
     try:
-        fit(parts.state, parts.wrapped, batches, training_step(parts), two, [(1, watch.stopwatch(seconds))])
+        step, stopwatch = training_step(parts), watch.stopwatch(seconds)
+        fit(parts.state, parts.wrapped, batches, step, two, each_step=[stopwatch])
     finally:
         batches.close()
     watch.close()

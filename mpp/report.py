@@ -57,9 +57,9 @@ def _evaluation_share(rows: list[dict[str, Any]]) -> float:
 
 
 def dry_run_report(parts: Run, ends: list[float], watch: Watch) -> str:
-    """What the full run would take, judged by the second of two micro-batches (the first pays for warming up)."""
+    """What the full run would take, judged by the second of two steps (the first pays for warming up)."""
     schedule = parts.schedule
-    seconds = (ends[1] - ends[0]) * schedule.accumulate
+    seconds = ends[1] - ends[0]
     speed = schedule.batch_size / seconds
     training = seconds * schedule.total_steps
     parameters = sum(p.numel() for p in parts.model.encoder.parameters())

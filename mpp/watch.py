@@ -48,7 +48,7 @@ class Watch:
     def every(self) -> list[Every]:
         """What is due how often."""
         parts, config = self._parts, self._parts.config
-        due: list[Every] = [(1, self._advance), (parts.steps(config.log.every, "log.every"), self._row)]
+        due: list[Every] = [(parts.steps(config.log.every, "log.every"), self._row)]
         if config.log.pictures:
             due.append((parts.steps(config.log.pictures, "log.pictures"), self._picture))
         if parts.fewshot is not None:
@@ -92,7 +92,8 @@ class Watch:
     def _step(self, state: State) -> int:
         return self._parts.schedule.step(state.images_seen)
 
-    def _advance(self, state: State) -> None:
+    def advance(self, state: State) -> None:
+        """Shows how far the run is."""
         self._terminal.advance(self._step(state))
 
     def _row(self, state: State) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import mpp.pretrain
 from mpp.cli import _ALIASES, pretrain
 from mpp.config import from_file, parse, to_yaml
 from mpp.downstream.features import pool
@@ -18,6 +19,7 @@ from mpp.parts import build_model
 from mpp.recipes import PretrainConfig
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.log import read_rows
+from mpp.train.loop import Schedule, fit
 from tests import runs
 
 import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
@@ -210,8 +212,12 @@ def test_a_dry_run_reports_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    schedules: list[Schedule] = []
+    spied = lambda *args, **kwargs: (schedules.append(args[4]), fit(*args, **kwargs))  # noqa: E731
+    monkeypatch.setattr(mpp.pretrain, "fit", spied)
     words = runs.command(source, tmp_path / "run", "--dry-run", log__pictures="50%", checkpoint__every="1 steps")
     assert pretrain(words[1:]) == 0
+    assert [(schedule.total_steps, schedule.accumulate) for schedule in schedules] == [(2, 2)]
     out = capsys.readouterr().out
     lines = dict(line.split(None, 1) for line in out.splitlines() if line)
     assert lines["images"] == "40 images in 4 classes"

@@ -1,5 +1,6 @@
 """What one sees of a run, from rows and sizes written by hand."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+import mpp.pretrain
 from mpp.config import parse
 from mpp.dist import World
-from mpp.parts import Run, build
+from mpp.parts import Run, build, training_batches, training_step
+from mpp.pretrain import diagnose
 from mpp.recipes import PretrainConfig
 from mpp.report import dry_run_report, summary
+from mpp.train.checkpoint import Checkpoints
+from mpp.train.loop import NonFinite
 from mpp.watch import Watch
 from tests import runs
 
@@ -105,8 +110,8 @@ def test_a_dry_run_reports_what_the_run_would_take(source: str) -> None:
     run = tiny(source, train__micro_batch="4", fewshot__every="20 steps")
     watch = Watch(run, 0, dry=True)
     watch.evaluation_seconds = 2.5
-    # 4 images in an eighth of a second, so 60 steps of 16 in 30 seconds, beside 4 evaluations: at 0, 20, 40 and 60.
-    lines = dict(line.split(None, 1) for line in dry_run_report(run, [100.0, 100.125], watch).splitlines() if line)
+    # 16 images in half a second, so 60 steps in 30 seconds, beside 4 evaluations: at 0, 20, 40 and 60.
+    lines = dict(line.split(None, 1) for line in dry_run_report(run, [100.0, 100.5], watch).splitlines() if line)
     assert lines["images"] == "40 images in 4 classes"
     millions = sum(parameter.numel() for parameter in run.model.encoder.parameters()) / 1e6
     assert lines["model"] == f"vit_tiny_patch16_224, {millions:.1f}M parameters, 4x4 patches"
@@ -158,6 +163,32 @@ def test_a_period_of_the_user_s_is_taken_as_it_is(source: str) -> None:
     # 40 images, 16 a step
     for every, steps in (("7 steps", 7), ("2 epochs", 5), ("50%", 30), ("160 images", 10)):
         assert Watch(tiny(source, fewshot__every=every), 0, dry=True).fewshot_period == steps
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_batch_that_was_not_finite_is_read_again_and_tried_in_fp32(
+    readable: bool, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny(source, train__precision="bf16", model__drop_path="0")
+    watch, events = Watch(run, 0, dry=True), []
+    monkeypatch.setattr(watch, "event", lambda figures, step: events.append((figures, step)))
+    batches, step = training_batches(run), training_step(run, "fp32")
+    third = list(itertools.islice(batches, 3 * run.schedule.accumulate))[2 * run.schedule.accumulate :]
+    batches.close()
+    expected = sum(step(run.model, batch)[0].item() for batch in third) / run.schedule.accumulate
+    run.state.images_seen = 3 * 16  # as on CUDA, which says so a step later
+    if not readable:
+        gone = (1 // zero for zero in [0])
+        monkeypatch.setattr(mpp.pretrain, "training_batches", lambda *_, **__: gone)
+    told = diagnose(run, NonFinite(3), Checkpoints(tmp_path), watch)
+    (figures, at) = events[0]
+    assert (figures["event"], figures["precision"], at) == ("non_finite", "bf16", 3)
+    if readable:
+        assert float(figures["fp32_loss"]) == pytest.approx(expected, rel=1e-5)
+        assert f"step 3; in fp32 the same batch gives {expected:.4f}: try --train.precision fp32" in told
+    else:
+        assert "fp32_loss" not in figures
+        assert "step 3; try a lower --optim.lr, a longer" in told
 
 
 def test_a_dry_watch_writes_nothing(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,8 +196,8 @@ def data_wait(parts: Run, data: str) -> float:
     seen: list[dict[str, float]] = []
     batches = training_batches(fed)
     try:
-        look = (1, lambda state: seen.append(state.clock.read(state.images_seen, 0)))
-        fit(parts.state, parts.wrapped, batches, training_step(fed), schedule, [look])
+        look = lambda state: seen.append(state.clock.read(state.images_seen, 0))  # noqa: E731
+        fit(parts.state, parts.wrapped, batches, training_step(fed), schedule, each_step=[look])
     finally:
         batches.close()
     seconds = [1 / each["time/images_per_second"] for each in seen[-WAIT_STEPS:]]

@@ -103,7 +103,7 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
     read = k * d * (4 + narrow)  # before and after the last norm
     if shape.decoder:  # and the encoder's own, whose output stays fp32
         read += _known(shape, shape.depth - 1) * d * 8
-    images = shape.pixels * setup.accumulate + shape.pixels * narrow + shape.patches * d * narrow
+    images = shape.pixels + shape.pixels * narrow + shape.patches * d * narrow
     corruption = 24 * k * b * setup.accumulate * setup.devices
 
     full = {

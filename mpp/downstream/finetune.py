@@ -233,18 +233,18 @@ class _Tuner:
         else:
             save(parts.state)
             save.wait()  # as in pretraining
+        each_step = [lambda state: self.terminal.advance(parts.schedule.step(state.images_seen))]
         every: list[Every] = [
-            (1, lambda state: self.terminal.advance(parts.schedule.step(state.images_seen))),
             (self._steps("log", "every"), self._row),
             (self._steps("checkpoint", "every"), save),
         ]
         if self.config.log.evaluate:
-            every.insert(2, (self._steps("log", "evaluate"), self._evaluate))
+            every.insert(1, (self._steps("log", "evaluate"), self._evaluate))
         if parts.world.size > 1:
-            every.insert(0, (1, lambda state: share_statistics(state.model, state.ema)))
+            each_step.append(lambda state: share_statistics(state.model, state.ema))
         batches, step = training_batches(parts, bad_files.add), training_step(parts)
         try:
-            return train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, self)
+            return train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, self, each_step)
         except NonFinite as error:
             if self.choosing:
                 raise

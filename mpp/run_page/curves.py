@@ -167,10 +167,8 @@ def _remarks(record: Record) -> list[str]:
         told.append(f"This run has not ended; its last figures are those of step {record.trained[-1]['step']:,}.")
     for row in record.rows:
         if row.get("event") == "non_finite":
-            told.append(
-                f"At step {row['step']:,} the loss was not finite in {row.get('precision')}; the same batch in fp32 "
-                f"gave {row.get('fp32_loss')}."
-            )
+            tried = f"; the same batch in fp32 gave {row['fp32_loss']}" if "fp32_loss" in row else ""
+            told.append(f"At step {row['step']:,} the loss was not finite in {row.get('precision')}{tried}.")
     return told
 
 

@@ -118,16 +118,15 @@ class Interrupted(Exception):
 
 
 class NonFinite(RunError):
-    """A loss or gradient that is not a number; `batches` are the micro-batches of that update, `step` its number."""
+    """A loss or gradient that is not a number, in the update of number `step`."""
 
-    def __init__(self, step: int, batches: Sequence[Any]) -> None:
+    def __init__(self, step: int) -> None:
         super().__init__(f"the loss is not finite at step {step}")
         self.step = step
-        self.batches = batches
 
     def advised(self, advice: str) -> "NonFinite":
         """The same error with what to try."""
-        other = NonFinite(self.step, self.batches)
+        other = NonFinite(self.step)
         other.args = (f"{self}; {advice}",)
         return other
 
@@ -145,6 +144,7 @@ def fit(
     every: Sequence[Every] = (),
     stop_requested: Callable[[], bool] = lambda: False,
     save: Callable[[State], object] = lambda state: None,
+    each_step: Sequence[Callable[[State], None]] = (),
 ) -> None:
     """Trains from `state.images_seen` to the end of the schedule.
 
@@ -154,9 +154,11 @@ def fit(
         batches: this rank's micro-batches, from `state.images_seen` on.
         step: loss and figures of one micro-batch.
         schedule: the course of the run.
-        every: called in this order after each step that is due.
+        every: called in this order after each step that is due, and was finite.
         stop_requested: asked after each step; if any rank says yes, the state is saved and `Interrupted` raised.
         save: saves the state.
+        each_step: called after each step, before those of `every`. On CUDA it may yet turn out not to have been finite,
+            so that they must neither save nor show the state.
 
     Raises:
         Interrupted: after a requested stop.
@@ -177,10 +179,11 @@ def fit(
                 save(state)
             raise
         state.images_seen += schedule.batch_size
+        for function in each_step:
+            function(state)
         for period, function in every:
             if is_due(done + 1, period, schedule.total_steps):
-                if period != 1:  # what is rarely done must not see or save a step that failed
-                    guard.settle()
+                guard.settle()
                 function(state)
         if done + 1 < schedule.total_steps and dist.any_rank(stop_requested()):
             guard.settle()
@@ -200,28 +203,27 @@ def update(
 ) -> None:
     """One optimiser update from `schedule.accumulate` micro-batches."""
     state.optimizer.zero_grad(set_to_none=True)
-    used: list[Any] = []
     losses: list[Tensor] = []
     counted: list[Mapping[str, Tensor]] = []
     for micro in range(schedule.accumulate):
         began = time.perf_counter()
         batch = next(batches)
         state.clock.waited(time.perf_counter() - began)
-        used.append(batch)
         with gradient_sync(model, on=micro == schedule.accumulate - 1):
             loss, figures = step(model, batch)
             # Times 1, or NaN: the gradients of a loss that is not finite may be, and must show it, on all ranks.
             loss = loss * (1 + 0 * loss.detach()) / schedule.accumulate
             (state.scaler.scale(loss) if state.scaler else loss).backward()
+        del batch  # or its images would lie beside those of the next
         losses.append(loss.detach())
         counted.append(figures)
-    for figures in counted:  # only now: an update that breaks off must leave the state as it was
-        state.meter.add(figures)
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
     norm = clip_gradients(state.model, schedule.clip_norm)
     # With a scaler an infinite gradient is a matter of the scale, which is then lowered; the loss must be finite.
-    guard.check(dist.sum_over_ranks(torch.stack(losses).sum()) if state.scaler else norm, number, used)
+    guard.check(dist.sum_over_ranks(torch.stack(losses).sum()) if state.scaler else norm, number)
+    for figures in counted:  # only now: an update that breaks off must leave the state as it was
+        state.meter.add(figures)
     if state.scaler:
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -245,9 +247,9 @@ class FiniteGuard:
         self._optimizer = state.optimizer
         self._scaled = state.scaler is not None
         self._skips = self._scaled or bool(state.optimizer.defaults.get("fused"))
-        self._pending: tuple[Tensor, torch.cuda.Event, int, list[Any]] | None = None
+        self._pending: tuple[Tensor, torch.cuda.Event, int] | None = None
 
-    def check(self, value: Tensor, number: int, batches: list[Any]) -> None:
+    def check(self, value: Tensor, number: int) -> None:
         """Looks at the loss or gradient norm of update `number`.
 
         Raises:
@@ -255,7 +257,7 @@ class FiniteGuard:
         """
         if value.device.type != "cuda" or not self._skips:
             if not math.isfinite(value.item()):
-                raise NonFinite(number, batches)
+                raise NonFinite(number)
             return
         finite = torch.isfinite(value)
         if not self._scaled:
@@ -265,16 +267,16 @@ class FiniteGuard:
         event = torch.cuda.Event()
         copy = finite.to("cpu", non_blocking=True)
         event.record()
-        self._pending = (copy, event, number, batches)
+        self._pending = (copy, event, number)
 
     def settle(self) -> None:
         """Waits for the verdict on the last update looked at."""
         if self._pending is not None:
-            finite, event, number, batches = self._pending
+            finite, event, number = self._pending
             self._pending = None
             event.synchronize()
             if not finite.item():
-                raise NonFinite(number, batches)
+                raise NonFinite(number)
 
 
 class StopSignal:

@@ -237,6 +237,7 @@ def train(
     every: Sequence[Every],
     save: Saving,
     journal: Journal,
+    each_step: Sequence[Callable[[State], None]] = (),
 ) -> int:
     """Trains to the end, or until a signal asks to stop. Returns the exit status: 0, 75 or, after Ctrl-C, 130.
 
@@ -248,7 +249,7 @@ def train(
     try:
         with save:
             # What could not be written ends the run as a signal does: by another save, which raises that.
-            fit(state, model, batches, step, schedule, every, lambda: signals() or save.failed, save)
+            fit(state, model, batches, step, schedule, every, lambda: signals() or save.failed, save, each_step)
     except Interrupted:
         dist.barrier(patient=True)  # torchrun ends all ranks soon after the first has left, while one may be writing
         by = signals.received.name if signals.received else "a signal to another process"

@@ -249,6 +249,9 @@ def test_by_hand() -> None:
     read = 2 * 4 * 2 * 3
     assert found["activations"] == 1000 * (first + last + read)
     assert found["head and loss"] == 1000 * 2 * 4 * 2 * 7
+    # Of another pass lie there its places in the corruption, and no longer its images.
+    more = memory(HAND, Setup(micro_batch=1000, accumulate=3, optimiser="adam", ema=True))
+    assert more["batch"] - found["batch"] == 1000 * 24 * 2
 
 
 def test_what_devices_share() -> None:

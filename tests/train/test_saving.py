@@ -152,7 +152,7 @@ def test_an_error_that_ends_the_run_is_not_hidden_by_a_failed_write(tmp_path: Pa
     def train() -> None:
         with save:
             fail(save, state)
-            raise NonFinite(3, [])
+            raise NonFinite(3)
 
     with pytest.raises(NonFinite):
         train()
