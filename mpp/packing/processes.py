@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 
 from mpp.errors import RunError, UserError
 from mpp.failure import ended, last_words
+from mpp.signals import handle
 from mpp.sources.descriptors import not_started
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -29,17 +30,16 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Within it, in the main thread, SIGINT and SIGTERM raise `Stopped`."""
+    """Within it SIGINT and SIGTERM raise `Stopped`, in the main thread (see `handle`)."""
 
     def stop(number: int, _: object) -> None:
         raise Stopped(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    restore = handle(_SIGNALS, stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def run_tasks(work: Task, tasks: Sequence[int], workers: int) -> Generator[tuple[list[int], int]]:

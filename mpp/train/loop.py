@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mpp import dist
 from mpp.errors import RunError, Unreachable
+from mpp.signals import handle
 from mpp.train.log import Clock, Meter
 from mpp.train.parallel import gradient_sync
 from mpp.train.schedule import is_due
@@ -280,13 +281,14 @@ class FiniteGuard:
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGUSR1 and the first Ctrl-C until the step in progress is done."""
+    """Remembers SIGTERM, SIGUSR1 and the first Ctrl-C until the step in progress is done (see `handle`)."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+        self.restore = handle(self.SIGNALS, self._remember)
+        """Puts the earlier handlers back."""
 
     def __call__(self) -> bool:
         return self.received is not None
@@ -300,8 +302,3 @@ class StopSignal:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-
-    def restore(self) -> None:
-        """Puts the earlier handlers back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
