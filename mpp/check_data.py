@@ -33,7 +33,7 @@ from mpp.data_recipes import CheckRecipe
 from mpp.errors import RunError, UserError
 from mpp.files import one_writer, write_csv, write_whole
 from mpp.objective.target import build_target
-from mpp.sources.base import Source, SourceError
+from mpp.sources.base import Source, SourceError, warnings_of
 from mpp.sources.names import printable
 from mpp.sources.opening import has_split, open_source
 from mpp.train.bad_files import FEW_READ, HEAD, by_kind
@@ -84,7 +84,7 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     lines += [_test_line(splits[1][1])] if test is not None else [row("test split", no_test)] if no_test else []
     rates = _rates(tally, seconds, workers, crops)
     lines += [*_crop_lines(crops), *_rate_lines(rates), *_write(out, config, source, tally, found, reading)]
-    warnings = [*(classes.warnings() if classes else []), *report.duplicate_warnings(found)]
+    warnings = [*warnings_of(source), *(classes.warnings() if classes else []), *report.duplicate_warnings(found)]
     if crops and crops.survey.warning:
         warnings.append(crops.survey.warning)
     lines += [f"WARNING: {warning}" for warning in warnings]

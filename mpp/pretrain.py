@@ -26,6 +26,7 @@ from mpp.objective.objective import Survey
 from mpp.parts import FIRST, Run, build, survey_source, training_batches, training_step, weights_of
 from mpp.recipes import PretrainConfig
 from mpp.report import dry_run_report, summary
+from mpp.sources.base import warnings_of
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.loggers import check_installed
 from mpp.train.loop import Every, NonFinite, fit
@@ -62,6 +63,8 @@ def _build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     if world.main:
         print(to_yaml(parts.config), file=sys.stderr, end="")
         print(f"source: {parts.source.describe()}", file=sys.stderr)
+        for warning in warnings_of(parts.source):
+            print(f"WARNING: {warning}", file=sys.stderr)
     return parts
 
 

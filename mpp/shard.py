@@ -29,7 +29,7 @@ from mpp.packing.images import Form
 from mpp.packing.processes import Stopped, run_tasks, stoppable
 from mpp.packing.tar_writer import Part
 from mpp.packing.tasks import Plan, pack_task
-from mpp.sources.base import Source, count
+from mpp.sources.base import Source, count, warnings_of
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.names import printable
 from mpp.sources.opening import open_source
@@ -55,6 +55,8 @@ def shard(config: ShardRecipe) -> int:
     if folder.manifest is not None:
         return _tell_complete(config, folder)
     print(f"source: {source.describe()}", file=sys.stderr)
+    for warning in warnings_of(source):
+        print(f"WARNING: {warning}", file=sys.stderr)
     order = permutation(config.seed, 0, len(source)) if config.shuffle else np.arange(len(source))
     plan = Plan(order, config.shard_images, config.shard_mb * 10**6, _form(config))
     begun = time.monotonic()

@@ -18,6 +18,7 @@ from mpp.data.config import DataConfig, Reading
 from mpp.data.loader import stream
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
+from mpp.sources.base import Ignored
 from mpp.sources.opening import open_source
 from mpp.sources.tar_index import TarIndex, index_tar, sidecar_name
 
@@ -68,7 +69,7 @@ def _write(folder: Path, entries: int) -> None:
         if path != first:
             os.link(first, path)
         of = np.arange(min(_PER_SHARD, entries - begin)) % len(held.blocks)
-        repeated = TarIndex(held.blocks[of], held.sizes[of], held.labels[of], 0, 0, held.tar_size)
+        repeated = TarIndex(held.blocks[of], held.sizes[of], held.labels[of], Ignored(), held.tar_size)
         Path(sidecar_name(str(path))).write_bytes(repeated.to_bytes())
 
 

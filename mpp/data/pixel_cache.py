@@ -25,7 +25,7 @@ from mpp.data.loader import sequential
 from mpp.data.transform import TRANSFORM_VERSION
 from mpp.errors import Unreachable, UserError
 from mpp.files import cache_folder, claimed, write_whole
-from mpp.sources.base import Source, check_index, place
+from mpp.sources.base import Source, check_index, place, warnings_of
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.opening import open_source
 
@@ -45,6 +45,7 @@ class PixelSource:
 
     def __init__(self, source: Source, path: Path, bad: np.ndarray) -> None:
         self.source, self.path, self.name, self.classes = source, path, source.name, source.classes
+        self.warnings = warnings_of(source)
         self._bad = frozenset(bad.tolist())
         self._labels = source.labels()
         self._pixels: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)

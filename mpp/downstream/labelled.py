@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64
 
 from mpp.downstream.config import parse_share
-from mpp.sources.base import Source, SourceError, checked_labels, count, place
+from mpp.sources.base import Source, SourceError, checked_labels, count, place, warnings_of
 from mpp.sources.names import printable
 from mpp.sources.opening import has_split, open_source
 from mpp.sources.patterns import shown
@@ -103,7 +103,7 @@ def label(train: Source, test: Source | None = None) -> Labelled:
             f"{train.name} has labelled images of one class alone, {_some(_at(classes, present))}: "
             "there must be two at least to tell apart"
         )
-    said = _unlabelled(train, train_labels)
+    said = _warnings(train, train_labels)
     if test is None:
         held = _draw(train_labels, len(classes), _TEST_SHARE, np.random.default_rng(_TEST_SEED))
         if not held.any():
@@ -119,7 +119,7 @@ def label(train: Source, test: Source | None = None) -> Labelled:
             f"the classes of {_test_name(train, test)} are none of those of {train.name}: {_some(foreign or there)} "
             f"against {_some(_at(classes, present))}; name the classes of both alike"
         )
-    said += _unlabelled(test, test_labels)
+    said += _warnings(test, test_labels)
     notes = (*said, *_notes(train_labels, test_labels, classes, foreign))
     return Labelled(train, test, classes, train_labels, test_labels, foreign, notes)
 
@@ -249,9 +249,12 @@ def _test_name(train: Source, test: Source) -> str:
     return f"the test split of {test.name}" if test.name == train.name else test.name
 
 
-def _unlabelled(source: Source, labels: np.ndarray) -> list[str]:
+def _warnings(source: Source, labels: np.ndarray) -> list[str]:
     number = int((labels < 0).sum())
-    return [f"{count(number, 'image')} of {source.name} without a label left out"] if number else []
+    return [
+        *warnings_of(source),
+        *[f"{count(number, 'image')} of {source.name} without a label left out"] * bool(number),
+    ]
 
 
 def _notes(

@@ -88,6 +88,7 @@ class FileSource:
         note: str = "",
     ) -> None:
         self.name, self.root, self.classes, self.note = name, root, classes, note
+        self.warnings: tuple[str, ...] = ()
         self._folder = str(root)
         self._paths = paths if isinstance(paths, PathTable) else PathTable(paths)
         self._labels = None if labels is None else np.asarray(labels, dtype=np.int64)

@@ -2,22 +2,33 @@
 
 import os
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from mpp.sources.base import SourceError, Split
+from mpp.sources.base import Ignored, SourceError, Split
 from mpp.sources.files import FileSource, PathTable
-from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden, is_image
+from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden, is_image, is_picture
 
 _PIECE = 65_536
 _Place = tuple[int, int]
 
 
-def _entries(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, bool]]:
+class _Passed(Ignored):
+    """Files that are passed over: those that a system hides, and others."""
+
+    hidden = 0
+
+    def note(self) -> str:
+        """`ignored 2 hidden and 1 other files`; empty for none."""
+        kinds = [f"{number:,} {kind}" for kind, number in (("hidden", self.hidden), ("other", self.number)) if number]
+        files = "file" if self.hidden + self.number == 1 else "files"
+        return f"ignored {' and '.join(kinds)} {files}" if kinds else ""
+
+
+def _entries(folder: str, passed: _Passed) -> Iterator[tuple[str, bool]]:
     """Names of the images and (True) sub-folders in a folder, in any order; counts what it passes over.
 
     Whatever is called as an image and is no folder counts as one, be it a broken link or a FIFO: it is met, and
@@ -30,11 +41,11 @@ def _entries(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, bool]]:
             except OSError:  # a link to itself
                 is_folder = False
             if is_hidden(entry.name):
-                ignored["hidden"] += 1
+                passed.hidden += 1
             elif is_folder or is_image(entry.name):
                 yield entry.name, is_folder
             else:
-                ignored["other"] += 1
+                passed.add(entry.name, is_picture(entry.name))
 
 
 def _in_order(names: Iterable[str]) -> Iterator[str]:
@@ -57,7 +68,7 @@ def _identity(folder: str) -> _Place:
     return info.st_dev, info.st_ino
 
 
-def _walk(root: str, ignored: Counter[str]) -> Iterator[tuple[str, list[str]]]:
+def _walk(root: str, passed: _Passed) -> Iterator[tuple[str, list[str]]]:
     """What each folder's paths begin with, the root's first, then those of each sub-folder in order.
 
     The caller puts the names of a folder's sub-folders into the list that comes with it. A stack of our own, for
@@ -69,7 +80,7 @@ def _walk(root: str, ignored: Counter[str]) -> Iterator[tuple[str, list[str]]]:
         del around[depth:]
         here = _identity(_path(root, prefix))
         if here in around:
-            ignored["other"] += 1
+            passed.add(prefix[:-1], False)
             continue
         around.append(here)
         folders: list[str] = []
@@ -81,25 +92,25 @@ def _path(root: str, prefix: str) -> str:
     return f"{root}/{prefix[:-1]}" if prefix else root
 
 
-def _own_images(folder: str, folders: list[str], ignored: Counter[str]) -> Iterator[str]:
-    for name, is_folder in _entries(folder, ignored):
+def _own_images(folder: str, folders: list[str], passed: _Passed) -> Iterator[str]:
+    for name, is_folder in _entries(folder, passed):
         if is_folder:
             folders.append(name)
         else:
             yield name
 
 
-def _images_under(root: str, ignored: Counter[str]) -> Iterator[str]:
+def _images_under(root: str, passed: _Passed) -> Iterator[str]:
     """Paths of the images under a folder, sorted: its own, then those of each sub-folder."""
-    for prefix, folders in _walk(root, ignored):
-        for name in _in_order(_own_images(_path(root, prefix), folders, ignored)):
+    for prefix, folders in _walk(root, passed):
+        for name in _in_order(_own_images(_path(root, prefix), folders, passed)):
             yield prefix + name
 
 
 def _holds_image(root: str) -> bool:
-    ignored: Counter[str] = Counter()
-    walk = _walk(root, ignored)
-    return any(next(_own_images(_path(root, prefix), folders, ignored), "") for prefix, folders in walk)
+    passed = _Passed()
+    walk = _walk(root, passed)
+    return any(next(_own_images(_path(root, prefix), folders, passed), "") for prefix, folders in walk)
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -108,7 +119,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
         held_out = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
         if held_out is None or not (folder / "train").is_dir():
             return {}
-        for name, is_folder in _entries(str(folder), Counter()):
+        for name, is_folder in _entries(str(folder), _Passed()):
             if not is_folder or (name not in ("train", "test", "val") and _holds_image(f"{folder}/{name}")):
                 return {}
     except OSError:
@@ -118,7 +129,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     """First-level sub-folders that hold an image, sorted."""
-    names = sorted(name for name, is_folder in _entries(str(folder), Counter()) if is_folder)
+    names = sorted(name for name, is_folder in _entries(str(folder), _Passed()) if is_folder)
     return tuple(name for name in names if _holds_image(f"{folder}/{name}"))
 
 
@@ -152,9 +163,9 @@ def open_folder(spec: str, folder: Path, split: Split = "train", expected: Seque
         raise SourceError(f"{spec}: {folder} is a file; give the folder that it lies in, folder:{folder.parent}")
     splits = split_folders(folder)
     root = splits.get(split, folder)
-    ignored: Counter[str] = Counter()
+    passed = _Passed()
     try:
-        seen = _ByFolder(_images_under(str(root), ignored))
+        seen = _ByFolder(_images_under(str(root), passed))
         paths = PathTable(seen)
         own = tuple(sorted(name for name in seen.numbers if name))
         # A test split counts by the train split's classes, for it may lack some, then by those that it alone has.
@@ -162,23 +173,17 @@ def open_folder(spec: str, folder: Path, split: Split = "train", expected: Seque
         known = _class_names(splits["train"]) if held_out else own
     except OSError as error:
         raise SourceError(f"{spec}: cannot list {error.filename} ({error.strerror}); check its permissions") from error
-    note = _note(root, bool(splits), ignored)
+    alone = f"{root.name}/ alone, as its sub-folders are splits" if splits else ""
+    note = "; ".join(filter(None, (alone, passed.note())))
+    extensions = f"files that end in {' '.join(IMAGE_EXTENSIONS)}"
     if not len(paths):
-        extensions = " ".join(IMAGE_EXTENSIONS)
-        raise SourceError(
-            f"{spec}: no image in {root}{f' ({note})' if note else ''}; expected files that end in {extensions}"
-        )
-    if "" in seen.numbers or (len(known) < 2 and not set(own) <= set(expected)):
-        return FileSource(spec, root, paths, note=note)
-    classes = tuple(dict.fromkeys((*known, *own)))
-    numbers = {name: label for label, name in enumerate(classes)}
-    labels = np.array([numbers[name] for name in seen.numbers], dtype=np.int64)
-    return FileSource(spec, root, paths, labels[np.frombuffer(seen.found, dtype=np.intc)], classes, note)
-
-
-def _note(root: Path, is_split: bool, ignored: Counter[str]) -> str:
-    parts = [f"{root.name}/ alone, as its sub-folders are splits"] if is_split else []
-    passed = [f"{number:,} {kind}" for kind in ("hidden", "other") if (number := ignored[kind])]
-    if passed:
-        parts.append(f"ignored {' and '.join(passed)} {'file' if sum(ignored.values()) == 1 else 'files'}")
-    return "; ".join(parts)
+        raise SourceError(f"{spec}: no image in {root}{f' ({note})' if note else ''}; expected {extensions}")
+    labels, classes = None, None
+    if "" not in seen.numbers and (len(known) >= 2 or set(own) <= set(expected)):
+        classes = tuple(dict.fromkeys((*known, *own)))
+        numbers = {name: label for label, name in enumerate(classes)}
+        labels = np.array([numbers[name] for name in seen.numbers], dtype=np.int64)
+        labels = labels[np.frombuffer(seen.found, dtype=np.intc)]
+    source = FileSource(spec, root, paths, labels, classes, note)
+    source.warnings = passed.warnings(len(source), f"only {extensions} are read; convert the others")
+    return source

@@ -89,6 +89,7 @@ class ShardSource:
 
     def __init__(self, name: str, shards: Sequence[Shard], classes: tuple[str, ...] | None, note: str) -> None:
         self.name, self.classes, self.note = name, classes, note
+        self.warnings: tuple[str, ...] = ()
         self.origins = [shard.origin for shard in shards]
         self._tars = [None if shard.tar is None else str(shard.tar) for shard in shards]
         self._starts = np.cumsum([0, *(len(shard.index.blocks) for shard in shards)])
@@ -142,7 +143,7 @@ class ShardSource:
         return (origin.state(times) for origin in self.origins)
 
     def describe(self) -> str:
-        """One line: count, classes, what was ignored and refused."""
+        """One line: count, classes, what was ignored."""
         return summary(len(self), self.classes, self.note)
 
 

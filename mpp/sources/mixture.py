@@ -4,7 +4,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mpp.sources.base import Source, SourceError, block, check_index, count, path_of, place, read_many, summary
+from mpp.sources.base import (
+    Source,
+    SourceError,
+    block,
+    check_index,
+    count,
+    path_of,
+    place,
+    read_many,
+    summary,
+    warnings_of,
+)
 
 # What the draws are for; the loader numbers its own from 1.
 _PASS, _SHUFFLE = 101, 102
@@ -26,6 +37,7 @@ class MixtureSource:
 
     def __init__(self, name: str, parts: Sequence[Source], weights: Sequence[float] | None = None) -> None:
         self.name, self.parts = name, tuple(parts)
+        self.warnings = sum(map(warnings_of, parts), ())
         self.weights = None if weights is None else tuple(float(weight) for weight in weights)
         self._sizes = np.array([len(part) for part in self.parts], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])

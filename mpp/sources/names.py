@@ -8,6 +8,10 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "t
 """File name endings that count as images; lower case."""
 
 
+_UNREAD_EXTENSIONS = (
+    *("heic", "heif", "avif", "jp2", "jxl", "dcm", "svg", "psd", "exr"),
+    *("dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2"),  # raw
+)
 _SYSTEM = frozenset(
     ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 )
@@ -22,6 +26,11 @@ def is_image(name: str) -> bool:
     """Whether a file name ends as an image's does."""
     _, dot, extension = name.rpartition(".")
     return bool(dot) and extension.lower() in IMAGE_EXTENSIONS
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file name ends as that of a picture does, be it of a form that is read or not."""
+    return is_image(name) or name.rpartition(".")[2].lower() in _UNREAD_EXTENSIONS
 
 
 def printable(text: str) -> str:

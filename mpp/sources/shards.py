@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.sources.base import SourceError, count, most_numbered, numbered_classes
+from mpp.sources.base import Ignored, SourceError, count, most_numbered, numbered_classes
 from mpp.sources.local_shards import Shard, ShardSource, open_local
+from mpp.sources.names import printable
 from mpp.sources.patterns import is_url, local_shards, shown, split_patterns
 from mpp.sources.remote import TIMEOUT, RemoteFile, fetch_small, find_remote
 from mpp.sources.remote_shards import RemoteShardSource, open_remote
@@ -62,8 +63,20 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
     shards = _without_large_labels(shards, 0 if named is None else len(named[1]))
     classes, notes = _classes_and_notes(name, shards, named)
     if all(shard.tar is not None for shard in shards):
-        return ShardSource(name, shards, classes, "; ".join(notes))
-    return RemoteShardSource(name, shards, classes, "; ".join(notes), keep, timeout)
+        source = ShardSource(name, shards, classes, "; ".join(notes))
+    else:
+        source = RemoteShardSource(name, shards, classes, "; ".join(notes), keep, timeout)
+    source.warnings = _ignored(shards).warnings(
+        len(source), "a sample has one image, KEY.jpg or of another known ending"
+    )
+    return source
+
+
+def _ignored(shards: Sequence[Shard]) -> Ignored:
+    total = Ignored()
+    for shard in shards:
+        total.merge(shard.index.ignored)
+    return total
 
 
 def _without_large_labels(shards: Sequence[Shard], named: int) -> list[Shard]:
@@ -87,11 +100,11 @@ def _classes_and_notes(
     if not images:
         expected = "expected members such as 000017.jpg, 000017.cls"
         raise SourceError(f"{name}: no image in {count(len(shards), 'shard')}; {expected}")
-    ignored = sum(shard.index.ignored for shard in shards)
-    refused = sum(shard.index.refused for shard in shards)
-    notes = [f"ignored {ignored:,} other members"] if ignored else []
-    if refused:
-        notes.append(f"refused {count(refused, 'member')} that point outside")
+    ignored = _ignored(shards)
+    notes = []
+    if ignored.number:
+        such = f", such as {printable(ignored.example)}"
+        notes.append(f"ignored {count(ignored.number, 'other member')}{such}")
     labels = [shard.index.labels for shard in shards if len(shard.index.labels)]
     unreadable = sum(int((held == UNREADABLE).sum()) for held in labels)
     without = sum(int((held == -1).sum()) for held in labels)

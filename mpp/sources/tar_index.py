@@ -1,10 +1,15 @@
 """Where the images of a tar file lie: an index that is made once and kept, in the cache or beside the tar.
 
 WebDataset naming: a sample's key is its members' path up to the first dot of the base name; an image member gives the
-picture, `.cls` (ASCII digits) or `.json` ({"label": 3}) the label. One that cannot be read is counted.
+picture, `.cls` (ASCII digits) or `.json` ({"label": 3}) the label. Where what follows the first dot is no known ending,
+as in `cam.0001.jpg`, the key goes up to the last dot, so that no picture is lost: `a.left.jpg` and `a.right.jpg` are
+two images, whose label may be `a.cls` or their own. Only beside `a.jpg` is `a.mask.png` a field of the same sample, and
+ignored. `a.jpg.json` is the label of `a.jpg`. Names are never paths of this machine: `/a/b.jpg` and `../b.jpg` are
+as good as others.
 
-The kept form is one block of bytes, little-endian: a header of 48 bytes (_HEADER: magic with the format's number,
-CRC32 of the rest, then images, ignored, refused and the tar's size), then the three columns one after the other.
+The kept form is one block of bytes, little-endian: a header of 48 bytes (_HEADER: magic with the format's number, CRC32
+of the rest, then images, ignored members, pictures among these, and the tar's size), the three columns one after the
+other, and the name of an ignored member.
 """
 
 import json
@@ -19,10 +24,10 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from mpp.files import write_whole
-from mpp.sources.base import SourceError
-from mpp.sources.names import is_hidden, is_image
+from mpp.sources.base import Ignored, SourceError
+from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden, is_image, is_picture
 
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 """A new number makes the old indices be made again."""
 BLOCK = 512
 """Members of a tar start at multiples of this."""
@@ -30,6 +35,7 @@ MAX_LABEL = 2**24
 """A larger number is an identifier of something, not a class."""
 UNREADABLE = -2
 """In an index, the label of an image that has a `.cls` or `.json` of which none can be read."""
+_LABELS = ("cls", "json")
 _HEADER = struct.Struct("<8sQQQQQ")
 _MAGIC = b"mpp idx%d" % INDEX_FORMAT
 _MAX_SIZE = 2**32 - 1
@@ -49,37 +55,47 @@ class TarIndex:
         blocks: uint32 (n,), where each image starts, in blocks of 512 bytes.
         sizes: uint32 (n,), in bytes.
         labels: int32 (n,), -1 where there is none, UNREADABLE where it cannot be read.
-        ignored: members that are neither images nor labels, hidden, or no plain files.
-        refused: members whose name points outside the folder that one would unpack to.
+        ignored: members that are neither images nor labels, hidden, no plain files, or a second image of a key.
         tar_size: of the whole file, in bytes.
     """
 
     blocks: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
-    ignored: int
-    refused: int
+    ignored: Ignored
     tar_size: int
 
     def to_bytes(self) -> bytes:
         """The kept form."""
         columns = (self.blocks.astype("<u4"), self.sizes.astype("<u4"), self.labels.astype("<i4"))
-        rest = b"".join(column.tobytes() for column in columns)
-        counts = struct.pack("<QQQQ", len(self.blocks), self.ignored, self.refused, self.tar_size)
+        example = self.ignored.example.encode("utf-8", "surrogateescape")
+        rest = b"".join([*(column.tobytes() for column in columns), example])
+        counts = struct.pack("<QQQQ", len(self.blocks), self.ignored.number, self.ignored.pictures, self.tar_size)
         return struct.pack("<8sQ", _MAGIC, zlib.crc32(counts + rest)) + counts + rest
 
     @staticmethod
     def from_bytes(data: bytes, tar_size: int) -> "TarIndex | None":
-        """Back from the kept form; None where it is damaged, of another format, or of a tar of another size."""
+        """Back from the kept form; None where it is damaged, of another format or tar, or says what cannot be.
+
+        An index that lies beside somebody's shard is no more to be trusted than the shard.
+        """
         if len(data) < _HEADER.size or data[:8] != _MAGIC:
             return None
-        _, checksum, number, ignored, refused, size = _HEADER.unpack_from(data)
-        if size != tar_size or len(data) != _HEADER.size + 12 * number or zlib.crc32(data[16:]) != checksum:
+        _, checksum, number, ignored, pictures, size = _HEADER.unpack_from(data)
+        end = _HEADER.size + 12 * number
+        if size != tar_size or not end <= len(data) <= end + _MAX_BESIDE or zlib.crc32(data[16:]) != checksum:
             return None
         starts = [_HEADER.size + 4 * number * column for column in range(3)]
         dtypes = ("<u4", "<u4", "<i4")
         columns = [np.frombuffer(data, dtype, number, start) for dtype, start in zip(dtypes, starts, strict=True)]
-        return TarIndex(columns[0], columns[1], columns[2], ignored, refused, size)
+        blocks, sizes, labels = columns
+        if number and (
+            int((blocks.astype(np.int64) * BLOCK + sizes).max()) > size
+            or not UNREADABLE <= int(labels.min()) <= int(labels.max()) < MAX_LABEL
+        ):
+            return None
+        example = data[end:].decode("utf-8", "surrogateescape")
+        return TarIndex(blocks, sizes, labels, Ignored(ignored, pictures, example), size)
 
 
 def sidecar_name(shard: str) -> str:
@@ -156,27 +172,24 @@ class _Member(tarfile.TarInfo):
 
 
 def _index(tar: tarfile.TarFile, tar_size: int) -> TarIndex:
-    images: dict[str, tuple[int, int]] = {}
+    images: dict[str, tuple[str, int, int]] = {}  # by key: the key up to the first dot, block, size
+    endings: dict[str, str] = {}
     labels: dict[str, int] = {}
-    ignored = refused = 0
+    ignored = Ignored()
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # else every header of a large shard stays in memory
         if member.size < 0:  # the next header would be one that was read before
             raise tarfile.ReadError(f"a member of {member.size} bytes")
         if member.isdir():
             continue
-        if _points_outside(member.name):
-            refused += 1
-            continue
-        parts = [part for part in member.name.split("/") if part not in ("", ".")]
-        stem, _, extension = parts[-1].partition(".") if parts else ("", "", "")
-        key, extension = "/".join([*parts[:-1], stem]), extension.lower()
-        picture = is_image(f".{extension}")
-        if not member.isreg() or member.issparse() or member.size > _MAX_SIZE or any(map(is_hidden, parts)):
-            ignored += 1
-        elif picture and key not in images:
-            images[key] = (member.offset_data // BLOCK, member.size)
-        elif extension in ("cls", "json"):
+        short, key, extension = _split_name(member.name)
+        hidden = any(is_hidden(part) for part in member.name.split("/") if part not in (".", ".."))
+        if not member.isreg() or member.issparse() or member.size > _MAX_SIZE or hidden:
+            ignored.add(member.name, not hidden and is_picture(member.name))
+        elif is_image(f".{extension}") and key not in images:
+            images[key] = (short, member.offset_data // BLOCK, member.size)
+            endings[key] = extension
+        elif extension in _LABELS:
             held = tar.extractfile(member) if member.size <= _MAX_BESIDE else None
             label = _label(extension, held.read()) if held else UNREADABLE
             known = labels.get(key, -1)
@@ -185,17 +198,34 @@ def _index(tar: tarfile.TarFile, tar_size: int) -> TarIndex:
             elif label < 0 and known < 0:
                 labels[key] = min(label, known)
         else:
-            ignored += 1
-    places = np.array(list(images.values()), dtype=np.uint32).reshape(-1, 2)
-    found = np.array([labels.get(key, -1) for key in images], dtype=np.int32)
+            ignored.add(member.name, is_picture(member.name))
+    for key in [key for key, (short, _, _) in images.items() if key != short and short in images]:
+        del images[key]
+        ignored.add(f"{key}.{endings[key]}", True)
+    rows = [(block, size) for _, block, size in images.values()]
+    places = np.array(rows, dtype=np.uint32).reshape(-1, 2)
+    known = [_first_label([key, f"{key}.{endings[key]}", short], labels) for key, (short, _, _) in images.items()]
     order = np.argsort(places[:, 0])
-    return TarIndex(places[order, 0], places[order, 1], found[order], ignored, refused, tar_size)
+    found = np.array(known, dtype=np.int32)[order]
+    return TarIndex(places[order, 0], places[order, 1], found, ignored, tar_size)
 
 
-def _points_outside(name: str) -> bool:
-    """Whether unpacking a member of this name could write outside the folder unpacked to, here or on Windows."""
-    parts = re.split(r"[/\\]", name)
-    return parts[0] == "" or ".." in parts
+def _split_name(name: str) -> tuple[str, str, str]:
+    """Of a member, the path up to the first dot of the base name, the key, and the ending in lower case."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    folder = "/" * name.startswith("/") + "".join(f"{part}/" for part in parts[:-1])
+    base = parts[-1] if parts else ""
+    short, _, extension = base.partition(".")
+    key = short
+    if extension.lower() not in (*IMAGE_EXTENSIONS, *_LABELS) and "." in extension:
+        key, _, extension = base.rpartition(".")
+    return folder + short, folder + key, extension.lower()
+
+
+def _first_label(names: list[str], labels: dict[str, int]) -> int:
+    """The label of the first name that has one; else UNREADABLE where one of them could not be read."""
+    held = [labels[name] for name in names if name in labels]
+    return next((label for label in held if label >= 0), min(held, default=-1))
 
 
 def _label(extension: str, data: bytes) -> int:

@@ -18,6 +18,7 @@ from mpp.model.config import ModelConfig
 from mpp.objective.objective import Survey
 from mpp.parts import build, survey_source
 from mpp.recipes import PretrainConfig
+from mpp.sources.opening import open_source
 from mpp.train.bad_files import BadFiles
 from mpp.train.config import TrainConfig
 from tests.checking.made import noise, save, under
@@ -85,6 +86,17 @@ def test_collapsed_targets_are_warned_of_as_by_a_run(check: Callable[..., Any], 
         "1 of 512 classes occur in 512 images, effectively 1.0; the most frequent is 100.0% of the patches",
         "most frequent classes 0: 100.0%",
     ]
+
+
+def test_warnings_of_the_source_are_among_the_others(check: Callable[..., Any], tmp_path: Path):
+    save(tmp_path / "data" / "0.png", noise(40, 40))
+    save(tmp_path / "data" / "1.png", noise(40, 40))
+    for number in range(3):
+        (tmp_path / "data" / f"{number}.heic").touch()
+    _, lines, report = check(tmp_path / "data")
+    (warning,) = open_source(f"folder:{tmp_path / 'data'}").warnings
+    assert f"WARNING: {warning}" in lines
+    assert report["warnings"][0] == warning
 
 
 def test_targets_are_those_that_a_run_surveys(check: Callable[..., Any], tmp_path: Path):

@@ -106,6 +106,15 @@ def test_bad_files_are_left_out_and_named(images: Path, tmp_path: Path, capsys: 
     assert len({int(name[:9]) for name in names} & set(range(43))) == 40
 
 
+def test_pictures_that_are_not_read_are_a_warning(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(100):
+        (images / f"{number}.avif").touch()
+    assert pack(images, tmp_path / "out") == 0
+    assert "\nWARNING: 100 pictures ignored, such as 0.avif: only files that end in jpg " in capsys.readouterr().err
+
+
 def test_too_many_bad_files_stop_it_until_they_are_allowed(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -204,3 +204,18 @@ def test_folders_nested_deeper_than_functions(tmp_path):
             held.unlink()
         path.rmdir()
         path = path.parent
+
+
+def test_pictures_that_are_not_read_are_a_warning(tmp_path):
+    for i in range(100):
+        (tmp_path / f"{i:03d}.HEIC").touch()
+        (tmp_path / f"{i:03d}.txt").touch()
+        (tmp_path / f"{i:03d}.jpg").touch()
+    source = open_source(f"folder:{tmp_path}")
+    (warning,) = source.warnings
+    assert warning.startswith("100 pictures ignored, such as 000.HEIC: only files that end in jpg ")
+    (tmp_path / "000.HEIC").unlink()
+    assert open_source(f"folder:{tmp_path}").warnings == ()  # fewer than a hundred, and than those that are read
+    for i in range(2, 100):
+        (tmp_path / f"{i:03d}.jpg").unlink()
+    assert len(open_source(f"folder:{tmp_path}").warnings) == 1

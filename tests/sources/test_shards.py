@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mpp.sources import local_shards
-from mpp.sources.base import SourceError
+from mpp.sources.base import SourceError, Subset
 from mpp.sources.descriptors import Descriptors
+from mpp.sources.mixture import MixtureSource
 from mpp.sources.opening import open_source
 
 
@@ -83,8 +84,8 @@ def test_naming(tmp_path):
         [
             ("x", directory),
             ("x/b.cls", b" 1\n"),
-            ("x/b.seg.png", b"first"),
-            ("x/b.png", b"second image of one key"),
+            ("x/b.seg.png", b"its mask"),
+            ("x/b.png", b"one image of a key"),
             ("y.d/b.JPG", b"other folder"),
             ("y.d/b.json", b'{"label": 0, "more": [1]}'),
             ("c.webp", b"third"),
@@ -97,24 +98,74 @@ def test_naming(tmp_path):
         ],
     )
     source = open_source(f"shards:{tmp_path}/a.tar")
-    assert all_read(source) == [(b"first", 1), (b"other folder", 0), (b"third", 2)]
-    assert source.describe() == "3 images in 3 classes; ignored 5 other members"
+    assert all_read(source) == [(b"one image of a key", 1), (b"other folder", 0), (b"third", 2)]
+    assert source.describe() == "3 images in 3 classes; ignored 5 other members, such as device.jpg"
+
+
+@pytest.mark.parametrize(
+    ("names", "images", "ignored"),
+    [
+        (
+            ["cam.0000.jpg", "cam.0001.jpg", "cam.0002.JPG", "cam.0001.cls"],
+            [("cam.0000.jpg", None), ("cam.0001.jpg", 7), ("cam.0002.JPG", None)],
+            0,
+        ),
+        (["IMG.05.01.jpg", "v1.0/a.png", "IMG.05.01.cls"], [("IMG.05.01.jpg", 7), ("v1.0/a.png", None)], 0),
+        (["a.left.jpg", "a.right.jpg", "a.cls", "a.right.json"], [("a.left.jpg", 7), ("a.right.jpg", 8)], 0),
+        (["a.seg.png", "a.jpg", "a.cls", "b.jpg", "b.seg.png"], [("a.jpg", 7), ("b.jpg", None)], 2),
+        (["a.jpg", "a.jpg.json", "b.0.png", "b.0.png.json"], [("a.jpg", 8), ("b.0.png", 8)], 0),
+        (["a.jpg", "a.png", "a.txt", "a.left.txt", "jpg", "b", "a.0.jpg.cls"], [("a.jpg", None)], 5),
+        (["a.0.jpg", "a.0.JPG"], [("a.0.jpg", None)], 1),
+        (["/d/a.jpg", "/d/a.cls", "d/a.jpg"], [("/d/a.jpg", 7), ("d/a.jpg", None)], 0),
+        (["./d/a.jpg", "d/a.cls", "d//a.jpg"], [("./d/a.jpg", 7)], 1),
+        (["../a.jpg", "../a.cls", "x/../a.0.jpg"], [("../a.jpg", 7), ("x/../a.0.jpg", None)], 0),
+    ],
+)  # fmt: skip
+def test_keys(names, images, ignored, tmp_path):
+    """The names of the members that are images, with their labels, and how many others are ignored."""
+    held = {"cls": b"7", "json": b'{"label": 8}'}
+    members = [(name, held.get(name.rpartition(".")[2], name.encode())) for name in names]
+    source = open_source(f"shards:{write_tar(tmp_path / 'a.tar', members)}")
+    assert [(data.decode(), label) for data, label in all_read(source)] == images
+    assert (source.describe().partition("ignored ")[2].partition(" ")[0] or "0") == str(ignored)
+
+
+def test_pictures_that_are_lost_are_a_warning(tmp_path):
+    members = [("cam.jpg", b"one"), *((f"cam.{i:04d}.jpg", b"more") for i in range(120))]
+    source = open_source(f"shards:{write_tar(tmp_path / 'a.tar', members)}")
+    why = "a sample has one image, KEY.jpg or of another known ending"
+    assert source.warnings == (f"120 pictures ignored, such as cam.0000.jpg: {why}",)
+    assert open_source(f"shards:{tmp_path}/a.tar").warnings == source.warnings  # from the kept index
+    assert Subset(source, [0]).warnings == MixtureSource("m", [source]).warnings == source.warnings
+    write_tar(tmp_path / "b.tar", [(f"{i}.{end}", b"x") for i in range(120) for end in ("jpg", "txt")])
+    source = open_source(f"shards:{tmp_path}/b.tar")
+    assert (source.describe(), source.warnings) == (
+        "120 images, unlabelled; ignored 120 other members, such as 0.txt",
+        (),
+    )
 
 
 def test_members_that_are_no_images_of_ours(tmp_path):
-    outside = ("/etc/a.jpg", "../b.jpg", "x/../../c.jpg", "x/..", "..\\d.jpg", "../e.cls")
+    named = (
+        "/etc/a.jpg",
+        "../b.jpg",
+        "x/../../c.jpg",
+        "x/..",
+        "../e.cls",
+        "/etc/d.jpg",
+    )  # never a path of this machine
     hidden = (".DS_Store", "__MACOSX/f.jpg", "./x/._g.jpg", ".cache/h.jpg", "x/Thumbs.db")
     link = tarfile.TarInfo()
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     fifo, hard = tarfile.TarInfo(), tarfile.TarInfo()
     fifo.type = tarfile.FIFOTYPE
     hard.type, hard.linkname = tarfile.LNKTYPE, "ours.jpg"
-    members = [(name, b"no") for name in (*outside, *hidden)]
+    members = [(name, b"no") for name in (*named, *hidden)]
     members += [("../link.jpg", link), ("fifo.jpg", fifo), ("hard.jpg", hard)]
     members += [("./ours.jpg", b"yes"), ("ours.cls", b"0"), ("./x/y.npy", b""), ("x/y.cls", b"0")]
     source = open_source(f"shards:{write_tar(tmp_path / 'a.tar', members)}")
-    assert all_read(source) == [(b"yes", 0), (b"", 0)]
-    assert source.describe() == ("2 images in 1 class; ignored 7 other members; refused 7 members that point outside")
+    assert all_read(source) == [*[(b"no", None)] * 4, (b"yes", 0), (b"", 0)]
+    assert source.describe() == ("6 images in 1 class; ignored 9 other members, such as ../link.jpg; 4 without a label")
 
 
 def test_class_names_of_several_folders_agree(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.sources import local_shards
-from mpp.sources.base import SourceError
+from mpp.sources.base import Ignored, SourceError
 from mpp.sources.opening import open_source
 from mpp.sources.tar_index import TarIndex, index_tar, write_sidecar
 from tests.sources.test_shards import all_read, write_shards, write_tar
@@ -47,22 +47,36 @@ def test_sidecar(tmp_path, monkeypatch):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(-1, 2**24))),
-    st.tuples(*[st.integers(0, 2**60)] * 3),
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(-2, 2**24 - 1))),
+    st.tuples(*[st.integers(0, 2**60)] * 2),
+    st.sampled_from(["", "a/b.0.jpg", "\udcff.png"]),
 )
-def test_an_index_survives_being_kept(rows, counts):
+def test_an_index_survives_being_kept(rows, counts, example):
     columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
     blocks, sizes = columns[:, 0].astype(np.uint32), columns[:, 1].astype(np.uint32)
-    index = TarIndex(blocks, sizes, columns[:, 2].astype(np.int32), *counts)
+    index = TarIndex(blocks, sizes, columns[:, 2].astype(np.int32), Ignored(*counts, example), 2**42)
     data = index.to_bytes()
-    back = TarIndex.from_bytes(data, counts[2])
+    back = TarIndex.from_bytes(data, 2**42)
     assert back is not None
-    assert [back.ignored, back.refused, back.tar_size] == list(counts)
+    assert (back.ignored, back.tar_size) == (index.ignored, 2**42)
     for name in ("blocks", "sizes", "labels"):
         assert getattr(back, name).dtype == getattr(index, name).dtype
         assert getattr(back, name).tolist() == getattr(index, name).tolist()
-    assert TarIndex.from_bytes(data, counts[2] + 1) is None
-    assert TarIndex.from_bytes(data + b"\0", counts[2]) is None
+    assert TarIndex.from_bytes(data, 2**42 + 1) is None
+    assert TarIndex.from_bytes(data + b"\0", 2**42) is None
+
+
+@pytest.mark.parametrize("row", [(2, 10, 2**24), (2, 10, -3), (2, 10, -(2**31)), (2, 4097, 0), (11, 0, 0)])
+def test_an_index_that_says_what_cannot_be_is_made_again(row, tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "a.tar", [("a.jpg", b"a"), ("a.cls", b"1"), ("b.jpg", b"b")])
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    size = shard.stat().st_size
+    columns = [np.array([value], dtype) for value, dtype in zip(row, (np.uint32, np.uint32, np.int32), strict=True)]
+    false = TarIndex(*columns, Ignored(), 10 * 512).to_bytes()
+    assert TarIndex.from_bytes(false, 10 * 512) is None
+    columns[0] += size // 512 - 10
+    (tmp_path / "a.tar.index").write_bytes(TarIndex(*columns, Ignored(), size).to_bytes())
+    assert all_read(open_source(f"shards:{shard}")) == [(b"a", 1), (b"b", None)]
 
 
 def with_header(whole, start, **fields):
