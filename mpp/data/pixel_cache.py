@@ -61,6 +61,11 @@ class PixelSource:
     def __len__(self) -> int:
         return len(self._pixels)
 
+    @property
+    def original(self) -> Source:
+        """Where the pixels came from."""
+        return self.source
+
     def where(self, index: int) -> str:
         """The file or member that the pixels are of."""
         return place(self.source, index)

@@ -28,8 +28,8 @@ class Source(Protocol):
 
     A source may also have `where(index) -> str`, the file or member that a bad image is reported by, in one
     printable line; `read_many(indices)` and `block(indices)`, as the functions of those names, where many at once are
-    faster; `decoded(index)`, as the function of that name, where some of its arrays are final pixels; and `warnings`,
-    lines on what looks like a mistake.
+    faster; `decoded(index)`, as the function of that name, where some of its arrays are final pixels; `original`, the
+    source whose images it gives in another form; and `warnings`, lines on what looks like a mistake.
     """
 
     name: str

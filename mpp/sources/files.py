@@ -61,6 +61,10 @@ class PathTable:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def names(self) -> tuple[bytes, bytes]:
+        """All paths in order, end to end, and where each ends."""
+        return bytes(self._text), self._ends.astype("<i8").tobytes()
+
     def __getitem__(self, index: int) -> str:
         check_index(index, len(self))
         return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
@@ -99,6 +103,14 @@ class FileSource:
     def path(self, index: int) -> str:
         """The image's path, as the system takes it."""
         return os.path.join(self._folder, self._paths[index])  # noqa: PTH118 - a million of them
+
+    def names(self) -> tuple[bytes, bytes]:
+        """The paths in order, relative to root where they lie below it: end to end, and where each ends."""
+        text, ends = self._paths.names()
+        above = self._folder + os.sep
+        if above.encode("utf-8", "surrogateescape") not in text:
+            return text, ends
+        return PathTable(self._paths[index].removeprefix(above) for index in range(len(self))).names()
 
     def where(self, index: int) -> str:
         """The image's path in one printable line."""

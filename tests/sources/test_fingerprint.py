@@ -2,18 +2,22 @@
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mpp.data.pixel_cache import PixelSource
 from mpp.sources import files
+from mpp.sources import fingerprint as fingerprints
 from mpp.sources.base import ListSource, Subset
 from mpp.sources.files import FileSource
-from mpp.sources.fingerprint import fingerprint
+from mpp.sources.fingerprint import fingerprint, quick_fingerprint
 from mpp.sources.mixture import MixtureSource
 from mpp.sources.opening import open_source
 
@@ -182,3 +186,46 @@ def test_mixtures() -> None:
     mixtures = [MixtureSource("m", parts) for parts in ([one, two], [two, one], [one, other], [one])]
     weighted = [MixtureSource("m", [one, two], weights) for weights in ((1, 1), (1, 2))]
     assert all_differ(*map(fingerprint, (*mixtures, *weighted)))
+
+
+def test_the_quick_one_survives_a_copy_but_no_other_name_label_order_or_count(
+    picture_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    stat = os.stat
+    monkeypatch.setattr(fingerprints, "_SEVERAL", 3)
+    monkeypatch.setattr(fingerprints.os, "stat", lambda path, **kwargs: (asked.append(path), stat(path, **kwargs))[1])
+    names = [f"{number}.png" for number in range(10)]
+    copies = [tmp_path / "one", tmp_path / "two"]
+    for copy in copies:
+        shutil.copytree(picture_folder(*names), copy)
+    os.utime(copies[1] / names[0], ns=(1, 1))
+
+    def of(root: Path, paths: list[str], labels: list[int] | None = None, classes: Any = None) -> str:
+        asked.clear()
+        found = quick_fingerprint(FileSource("x", root, paths, labels, classes))
+        assert len(asked) == min(3, len(paths))
+        return found
+
+    first = of(copies[0], names)
+    assert first == of(copies[1], names) == of(copies[1], [str(copies[1] / name) for name in names])
+    zeros, halves = [0] * 10, [0, 1] * 5
+    assert all_differ(
+        *(first, of(copies[0], names[::-1]), of(copies[0], names[:9]), of(copies[0], ["10.png", *names[1:]])),
+        *(of(copies[0], names, labels, classes) for labels in (zeros, halves) for classes in (("a", "b"), ("a", "c"))),
+    )
+    (copies[1] / names[9]).write_bytes(b"cut off")
+    assert of(copies[1], names) != first
+    images = [b"%d" % number for number in range(10)]
+    longer = quick_fingerprint(ListSource([*images, b"10"]))
+    assert all_differ(
+        longer, *(quick_fingerprint(Own(images[:n])) for n in (9, 10)), quick_fingerprint(Own(images[1:]))
+    )
+
+
+def test_decoded_pixels_are_the_images_that_they_came_from(tmp_path: Path) -> None:
+    np.save(tmp_path / "pixels.npy", PIXELS)
+    source = ListSource(PIXELS, [0, 1] * 3)
+    decoded = PixelSource(source, tmp_path / "pixels.npy", np.empty(0, dtype=np.int64))
+    assert fingerprint(decoded) == fingerprint(source)
+    assert quick_fingerprint(Subset(decoded, [1, 2])) == quick_fingerprint(Subset(source, [1, 2]))
