@@ -16,7 +16,7 @@ from mpp.data.picture import failure, out_of_memory
 from mpp.data.sending import empty_pixels
 from mpp.errors import RunError, Unreachable, UserError
 from mpp.sources.base import Source, block, decoded, path_of, read_many
-from mpp.sources.files import NotAFile
+from mpp.sources.files import NotAFile, Outside
 from mpp.sources.names import printable
 
 _ATTEMPTS = 20
@@ -179,7 +179,7 @@ def kind_of(error: BadImage | OSError) -> str:
         return error.kind
     if isinstance(error, FileNotFoundError):
         return "missing"
-    return "not a file" if isinstance(error, NotAFile) else "unreadable"
+    return "outside" if isinstance(error, Outside) else "not a file" if isinstance(error, NotAFile) else "unreadable"
 
 
 class Training(Reader):

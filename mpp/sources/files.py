@@ -16,6 +16,16 @@ class NotAFile(OSError):
     """A path that is there and is no regular file: its text says what it is instead."""
 
 
+class Outside(OSError):
+    """A path that leaves the folder of the data set that names it: its text says so."""
+
+
+def within(path: str, folders: Iterable[str]) -> bool:
+    """Whether a file lies in one of the folders, once all links are followed."""
+    real = os.path.realpath(path)
+    return any(real.startswith(os.path.join(os.path.realpath(folder), "")) for folder in folders)  # noqa: PTH118
+
+
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 

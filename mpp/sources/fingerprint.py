@@ -68,7 +68,8 @@ def fingerprint(source: Source, *, times: bool = True, most: int | None = None) 
         _put(digest, source.arrow_fingerprint if times else source.sizes().astype("<i8").tobytes())
         for index in _spread(np.flatnonzero(source.sizes() < 0), most):
             path = source.path(index) or ""
-            _put(digest, path if times else os.path.basename(path), _state(path, times))  # noqa: PTH119
+            state = _state(path, times) if source.inside(path) else "outside"
+            _put(digest, path if times else os.path.basename(path), state)  # noqa: PTH119
     elif type(source) is MixtureSource:
         _put(digest, json.dumps(source.weights), *(fingerprint(part, times=times, most=most) for part in source.parts))
     elif type(source) is Subset:

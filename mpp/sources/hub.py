@@ -1,7 +1,7 @@
 """Hugging Face datasets: saved with `save_to_disk`, as Parquet files in a folder, or by name from the hub."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpp.sources.base import SourceError, Split, check_index, checked_labels, numbered_classes, summary
-from mpp.sources.files import read_file
+from mpp.sources.files import Outside, read_file, within
 from mpp.sources.hub_dataset import OpenedDataset
 from mpp.sources.names import printable
 
@@ -27,7 +27,7 @@ class HubSource:
         name: the string it was opened with.
         dataset: of Hugging Face's `datasets`.
         column: of the images: encoded bytes, or a struct with `bytes` and `path`.
-        root: where relative paths start from.
+        folders: those that a path may lead into; relative ones start from the first.
         labels: one an image, -1 for none; None: unlabelled.
         classes: class names; None: unlabelled.
         note: what `describe` adds.
@@ -38,12 +38,12 @@ class HubSource:
         name: str,
         dataset: "Dataset",
         column: str,
-        root: Path,
+        folders: Sequence[Path],
         labels: np.ndarray | None = None,
         classes: tuple[str, ...] | None = None,
         note: str = "",
     ) -> None:
-        self.name, self.root, self.classes, self.note = name, root, classes, note
+        self.name, self.folders, self.classes, self.note = name, tuple(map(str, folders)), classes, note
         self._dataset, self._name, self._labels = dataset, column, labels
         self._column = dataset.data.column(column)  # six times as fast as dataset[index]
 
@@ -59,11 +59,15 @@ class HubSource:
         return len(self._column)
 
     def path(self, index: int) -> str | None:
-        """The file that an image lies in; None where its bytes are in the table."""
+        """The file that a row names; None where its bytes are in the table."""
         held = self._column[check_index(index, len(self))].as_py()
         if isinstance(held, dict) and held.get("bytes") is None and held.get("path"):
-            return os.path.join(self.root, held["path"])  # noqa: PTH118
+            return os.path.join(self.folders[0], held["path"])  # noqa: PTH118
         return None
+
+    def inside(self, path: str) -> bool:
+        """Whether a path that the table names may be read: the data set may be anybody's, the disk is not."""
+        return within(path, self.folders)
 
     def where(self, index: int) -> str:
         """The row, or the file that it names."""
@@ -74,6 +78,7 @@ class HubSource:
         """The image's bytes, from the table or from the file that it names, and the label.
 
         Raises:
+            Outside: the file lies outside the data set's folder.
             OSError: there are none, or the file cannot be read.
         """
         held = self._column[check_index(index, len(self))].as_py()
@@ -83,6 +88,9 @@ class HubSource:
             path = self.path(index)
             if path is None:
                 raise OSError(f"row {index} of {self.name} holds neither bytes nor a path")
+            if not self.inside(path):
+                stated = printable(str(held["path"]))
+                raise Outside(f"row {index} of {self.name} names {stated}, outside of the data set, and is not read")
             data = read_file(path)
         return data, None if label < 0 else label
 
@@ -147,7 +155,7 @@ def open_hub(spec: str, argument: str, split: Split = "train") -> HubSource:
         labels, classes = _labels(spec, dataset, train, label)
         if labels is not None and (missing := int((labels < 0).sum())):
             notes.append(f"{missing:,} without a label")
-    return HubSource(spec, dataset, image, opened.path, labels, classes, "; ".join(notes))
+    return HubSource(spec, dataset, image, opened.folders(), labels, classes, "; ".join(notes))
 
 
 def _image_column(spec: str, features: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpp.files import cache_folder
@@ -15,6 +16,8 @@ from mpp.sources.names import home_expanded, printable
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_AWAY = ("hf://", "http://", "https://")
+_PATHS_OF_ITS_OWN = ("imagefolder", "cache")  # builders of `datasets`; the latter is of any kind, prepared before
 _HELD_OUT = ("test", "validation", "val")
 
 
@@ -68,6 +71,7 @@ class OpenedDataset:
                 raise SourceError(f"{spec}: there is no folder {self.path}; check the path")
             else:
                 self.builder = datasets.load_dataset_builder(self.place)
+                self._check_files()
             if self.builder is not None:
                 self.splits = [str(name) for name in self.builder.config.data_files or self.builder.info.splits or ()]
         if self.asked and self.asked not in self.splits:
@@ -97,12 +101,45 @@ class OpenedDataset:
             return {}
         return {"train": "train", "test": held_out}
 
+    def folders(self) -> list[Path]:
+        """Where images may lie that a row names by a path.
+
+        Of a data set from the hub, its own part of the cache; and what `datasets` downloaded or unpacked, where the
+        paths are its own, not the author's.
+        """
+        if self.path.is_dir():
+            return [self.path]
+        import datasets.config
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        folders = [Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.place, repo_type="dataset")]
+        if self.builder is not None and self.builder.name in _PATHS_OF_ITS_OWN:
+            folders.append(Path(datasets.config.DOWNLOADED_DATASETS_PATH))
+        return folders
+
+    def _check_files(self) -> None:
+        """That the files of a data set from the hub, as its author lists them, are none of this machine."""
+        assert self.builder is not None
+        for files in (self.builder.config.data_files or {}).values():
+            for file in files:
+                if not str(file).rpartition("::")[2].startswith(_AWAY):
+                    raise SourceError(f"{self.spec}: it lists {file}, a file of this machine, and is not read")
+
+    def _check_names(self, folder: Path) -> None:
+        """That what a saved dataset says of its own files stays within its folder."""
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+        for name in [*self.splits, *(str(file["filename"]) for file in state["_data_files"])]:
+            if name in ("", ".", "..") or "/" in name or "\\" in name:
+                raise SourceError(f"{self.spec}: it names {name!r}, outside of its folder, and is not read")
+
     def dataset(self, split: str) -> "Dataset":
         """One split, memory-mapped; "": all there is."""
         import datasets
 
         with self._one_line(), _quietly():
             if self.builder is None:
+                self._check_names(self.path / split)
                 held: Any = datasets.load_from_disk(str(self.path / split))
             else:
                 self.builder.download_and_prepare()

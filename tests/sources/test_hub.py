@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import sys
@@ -6,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpp.data.reader import kind_of
 from mpp.sources.base import SourceError
 from mpp.sources.files import NotAFile
 from mpp.sources.fingerprint import fingerprint
+from mpp.sources.hub_dataset import OpenedDataset
 from mpp.sources.opening import has_split, open_source
 
 datasets = pytest.importorskip("datasets")
@@ -217,30 +220,122 @@ def test_bytes_without_the_type_image(kind, pictures, tmp_path):
 
 
 def test_images_by_path(pictures, tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
     for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(pictures[number])
-    os.mkfifo(tmp_path / "fifo.png")
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "inside.png").write_bytes(b"inside")
-    paths = [*(str(tmp_path / f"{number}.png") for number in range(3)), "inside.png", str(tmp_path / "fifo.png"), "no"]
+        (folder / f"{number}.png").write_bytes(pictures[number])
+    os.mkfifo(folder / "fifo.png")
+    (folder / "inside.png").write_bytes(b"inside")
+    paths = [*(str(folder / f"{number}.png") for number in range(3)), "inside.png", str(folder / "fifo.png"), "no"]
     held = [{"bytes": None, "path": path} for path in paths] + [{"bytes": b"x", "path": "y"}, None]
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     # By hand, as `datasets` would read the files and write their bytes.
     pq.write_table(pa.table({"image": pa.array(held, kind)}), tmp_path / "d" / "train.parquet")
     source = open_source(f"hf:{tmp_path / 'd'}")
     assert [source.read(i)[0] for i in (0, 1, 2, 3, 6)] == [*pictures[:3], b"inside", b"x"]
-    assert source.where(1) == str(tmp_path / "1.png")
+    assert source.where(1) == str(folder / "1.png")
     for index, error in ((4, NotAFile), (5, FileNotFoundError)):
         with pytest.raises(error):
             source.read(index)
     with pytest.raises(OSError, match=r"row 7 of .* holds neither bytes nor a path"):
         source.read(7)
     before, without = fingerprint(source), fingerprint(source, times=False)
-    os.utime(tmp_path / "1.png", ns=(0, 1))
+    os.utime(folder / "1.png", ns=(0, 1))
     assert fingerprint(source) != before
     assert fingerprint(source, times=False) == without
-    (tmp_path / "1.png").write_bytes(b"other")
+    (folder / "1.png").write_bytes(b"other")
     assert fingerprint(source, times=False) != without
+
+
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        ("TMP/private.png", False),
+        ("../private.png", False),
+        ("sub/../../private.png", False),
+        ("link.png", False),  # to ../private.png
+        ("folder/private.png", False),  # behind a link to ..
+        ("../d2/a.png", False),  # a folder whose name only begins alike
+        ("http://127.0.0.1/a.png", False),
+        ("file://TMP/private.png", False),
+        ("hf://datasets/somebody/some/a.png", False),
+        (".", False),
+        ("sub/../a.png", True),
+        ("TMP/d/a.png", True),
+        ("linked.png", True),  # to a.png
+    ],
+)
+def test_a_data_set_reads_nothing_outside_its_folder(path, read, tmp_path, monkeypatch):
+    folder = tmp_path / "d"
+    for place in (tmp_path / "private.png", folder / "a.png", folder / "sub" / "b.png", tmp_path / "d2" / "a.png"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(b"held")
+    (folder / "link.png").symlink_to("../private.png")
+    (folder / "linked.png").symlink_to("a.png")
+    (folder / "folder").symlink_to("..")
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    held = [{"bytes": None, "path": path.replace("TMP", str(tmp_path))}]
+    pq.write_table(pa.table({"image": pa.array(held, kind)}), folder / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("hf:d")
+    assert len(fingerprint(source)) == 64
+    if read:
+        assert source.read(0) == (b"held", None)
+    else:
+        is_address = "://" in path  # never fetched: a name like others, which is not there
+        text = "No such file" if is_address else "^row 0 of hf:d names .*, outside of the data set, and is not read"
+        with pytest.raises(OSError, match=text) as caught:
+            source.read(0)
+        assert kind_of(caught.value) == ("missing" if is_address else "outside")
+
+
+def test_a_saved_data_set_names_no_file_outside_its_folder(made, tmp_path):
+    datasets.DatasetDict(train=made(0, 12), test=made(12, 20)).save_to_disk(str(tmp_path / "d"))
+    made().save_to_disk(str(tmp_path / "other"))
+    listed = (tmp_path / "d" / "dataset_dict.json").read_text()
+    (tmp_path / "d" / "dataset_dict.json").write_text(listed.replace('"test"', '"../other"'))
+    assert "names '../other', outside of its folder" in refused(f"hf:{tmp_path / 'd'}:../other")
+    (tmp_path / "d" / "dataset_dict.json").write_text(listed)
+    state = tmp_path / "d" / "train" / "state.json"
+    other = next((tmp_path / "other").glob("*.arrow"))
+    for name in (str(other), f"../../other/{other.name}"):
+        held = json.loads(state.read_text())
+        held["_data_files"] = [{"filename": name}]
+        state.write_text(json.dumps(held))
+        assert f"names '{name}', outside of its folder, and is not read" in refused(f"hf:{tmp_path / 'd'}")
+
+
+def test_a_data_set_of_the_hub_reads_nothing_of_this_machine(pictures, tmp_path, monkeypatch):
+    """As `datasets` opens one by name, whose author lists files or writes paths."""
+    private, downloads = tmp_path / "private", tmp_path / "downloads"
+    for folder in (private, downloads):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(pictures[0])
+    load = datasets.load_dataset_builder
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", downloads)
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda name: load("imagefolder", data_dir=str(private), **cache)
+    )
+    assert f"lists {private / 'a.png'}, a file of this machine, and is not read" in refused("hf:somebody/some")
+    monkeypatch.setattr(OpenedDataset, "_check_files", lambda self: None)  # the files stand for those that are fetched
+    with pytest.raises(OSError, match="outside of the data set"):
+        open_source("hf:somebody/some").read(0)
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda name: load("imagefolder", data_dir=str(downloads), **cache)
+    )
+    assert open_source("hf:somebody/some").read(0) == (pictures[0], None)
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    held = pa.array([{"bytes": None, "path": str(downloads / "a.png")}, {"bytes": None, "path": "private/a.png"}], kind)
+    (tmp_path / "rows").mkdir()
+    pq.write_table(pa.table({"image": held}), tmp_path / "rows" / "train.parquet")
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda name: load("parquet", data_dir=str(tmp_path / "rows"), **cache)
+    )
+    monkeypatch.chdir(tmp_path)
+    for index in (0, 1):  # an author's own paths lead nowhere, not from the working folder either
+        with pytest.raises(OSError, match="outside of the data set"):
+            open_source("hf:somebody/some").read(index)
 
 
 def test_fingerprints(split_in_two, made, tmp_path):
