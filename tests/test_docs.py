@@ -109,8 +109,8 @@ def test_what_a_folder_takes_and_what_it_hides() -> None:
 
 def test_the_kinds_of_bad_files() -> None:
     kinds = {kind for cell in _cells("kind") for kind in re.findall(r"`([^`]+)`", cell)}
-    # The last three are what reading meets; the zoo holds bytes alone.
-    assert kinds == {case.kind for case in CASES if case.kind} | {"missing", "unreadable", "not a file"}
+    # The last four are what reading meets; the zoo holds bytes alone.
+    assert kinds == {case.kind for case in CASES if case.kind} | {"missing", "unreadable", "outside", "not a file"}
     assert f"`{','.join(HEAD)}`" in TEXT
 
 
