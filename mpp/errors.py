@@ -15,6 +15,12 @@ class Unreachable(OSError):
     """What images are read from gives no answer, after several tries: no fault of the images."""
 
 
+class TryLater(UserError):
+    """A run that waits for something to answer; the text says for what, and the same command goes on with it."""
+
+    exit_code = 75  # EX_TEMPFAIL
+
+
 class RunError(UserError):
     """A run that had started had to stop; the text says why and where it can go on."""
 

@@ -46,6 +46,7 @@ def run(config: PretrainConfig) -> int:
     Raises:
         UserError: bad input, before anything is written.
         RunError: a run that had to stop.
+        TryLater: a run that goes on when what its images are read from answers again.
     """
     check_installed(config.log.to)  # before anything is written
     with processes(config.train.device) as (world, device), explained(config, device):

@@ -150,6 +150,10 @@ def test_a_server_that_gives_no_answer_ends_a_run_saved(
         assert "once it answers, the same command goes on" in err.splitlines()[-1]
         assert "step_000000000.pt" not in err.splitlines()[-1]
         assert not (tmp_path / "run" / "bad_files.csv").exists()
+        server.failing = lambda number: 503  # it is away when the run is started again, too
+        again = runs.command(f"{secret}TWO", tmp_path / "run", **told)[1:]
+        assert [pretrain(again), pretrain(again)] == [EXIT_REQUEUE, 1]
+        assert "3 starts in a row ended so" in capfd.readouterr().err.splitlines()[-1]
         server.failing = lambda number: False
         assert pretrain(runs.command(f"{secret}THREE", tmp_path / "run", **told)[1:]) == 0
         server.shutdown()

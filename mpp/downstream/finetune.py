@@ -70,6 +70,7 @@ def run(config: FinetuneConfig) -> int:
     Raises:
         UserError: bad input, before anything is written.
         RunError: a run that had to stop.
+        TryLater: a run that goes on when what its images are read from answers again.
     """
     check_installed(config.log.to)  # before anything is written
     with (

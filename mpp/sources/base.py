@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from mpp.errors import UserError
+from mpp.errors import Unreachable, UserError
 from mpp.sources.descriptors import no_more_files
 from mpp.sources.names import printable
 
@@ -20,6 +20,10 @@ class SourceError(UserError, ValueError):
 
     def __init__(self, text: str) -> None:
         super().__init__(printable(text))  # a path may hold a line break
+
+
+class SourceAway(SourceError, Unreachable):
+    """A source whose store gives no answer, so that it may open in a while."""
 
 
 @runtime_checkable

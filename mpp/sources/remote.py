@@ -1,12 +1,14 @@
 """Files behind URLs, by ranges of bytes: s3://, gs://, http(s)://, hf://, through fsspec.
 
-Every request has a time limit and is made again when it fails for a reason that may pass, so that a cut connection
-neither hangs nor ends a run. Many ranges are fetched at the same time, for each waits mostly for the network.
+Every request has a time limit and is made again when it fails for a reason that may pass (see answers.py), so that a
+cut connection neither hangs nor ends a run. Many ranges are fetched at the same time, for each waits mostly for the
+network.
 
 fsspec's file systems do not survive a fork. They are made where they are first needed, in each process its own.
 """
 
 import asyncio
+import logging
 import os
 import re
 import urllib.parse
@@ -14,16 +16,21 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mpp.addresses import split_query
 from mpp.errors import Unreachable
-from mpp.sources.base import SourceError
+from mpp.sources.answers import RangeNotSupported, http_status, is_away, kind_of_failure, may_pass, reason
+from mpp.sources.base import SourceAway, SourceError
 from mpp.sources.patterns import expand_braces, shown
 
 TIMEOUT = 30.0
-"""Seconds that one request may take."""
+"""Seconds that one request may take, beside those that its bytes need."""
 _ATTEMPTS = 6
 _FIRST_PAUSE = 0.25  # seconds before the second attempt; doubles from one to the next
 _AT_ONCE = 64
-_FOR_GOOD = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_SLOWEST = 2**17  # bytes a second, below which a transfer counts as standing still
+_LISTING = 20  # times the limit of a request, for a listing of which each request has none of its own
+
+_SAME_PROTOCOL = (("http", "https"), ("s3", "s3a"), ("gs", "gcs"), ("hf",))
 
 _made: dict[tuple[int, str, float], Any] = {}  # never emptied: a child must not close what its parent still uses
 
@@ -48,12 +55,10 @@ class RemoteFile:
         return f"{name} {self.size} {self.tag}" if times else f"{name} {self.size}"
 
     def beside(self, name: str) -> str:
-        """URL of another file in the same folder."""
-        return f"{self.url.partition('?')[0].rpartition('/')[0]}/{name}"
-
-
-class RangeNotSupported(OSError):
-    """A server that sends whole files only."""
+        """URL of another file in the same folder, signed as this one is, which may be good for it, too."""
+        address = f"{self.url.partition('?')[0].rpartition('/')[0]}/{name}"
+        signature = split_query(self.url)[1] if self.url.lower().startswith("http") else ""
+        return f"{address}?{signature}" if signature else address
 
 
 def _file_system(url: str, timeout: float) -> Any:
@@ -64,7 +69,7 @@ def _file_system(url: str, timeout: float) -> Any:
         import fsspec
         from fsspec.config import conf
 
-        options: dict[str, dict[str, Any]] = {}
+        options: dict[str, Any] = {}
         if protocol in ("http", "https"):
             import aiohttp
 
@@ -72,11 +77,19 @@ def _file_system(url: str, timeout: float) -> Any:
             options["client_kwargs"] = {"timeout": limits, "trust_env": True}
         elif protocol == "s3":
             limits = {"connect_timeout": timeout, "read_timeout": timeout}
-            options["config_kwargs"] = {**limits, "max_pool_connections": _AT_ONCE}
+            # s3fs and this file ask again; three that do so would multiply.
+            again = {"total_max_attempts": 1}
+            options["config_kwargs"] = {**limits, "max_pool_connections": _AT_ONCE, "retries": again}
+        elif protocol == "gs":
+            import aiohttp
+
+            options["requests_timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+            logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # or it prints tracebacks of its retries
         # What the user set in fsspec's own configuration, such as headers or an addressing style, counts for more.
-        names = ("http", "https") if protocol in ("http", "https") else (protocol,)
+        names = next(same for same in _SAME_PROTOCOL if protocol in same)
         told = {name: value for among in names for name, value in conf.get(among, {}).items()}
-        options = {name: {**ours, **told.get(name, {})} for name, ours in options.items()}
+        for name, ours in options.items():
+            options[name] = {**ours, **told.get(name, {})} if isinstance(ours, dict) else told.get(name, ours)
         plain = {"encoded": True} if protocol in ("http", "https") else {}
         _made[key] = fsspec.filesystem(protocol, skip_instance_cache=True, **plain, **options)
     return _made[key]
@@ -89,51 +102,30 @@ def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     return asyncio.run_coroutine_threadsafe(work(), get_loop()).result()
 
 
-async def _persist(ask: Callable[[], Coroutine[Any, Any, _T]], url: str, timeout: float) -> _T:
+async def _persist(ask: Callable[[], Coroutine[Any, Any, _T]], url: str, limit: float | None, attempts: int = 0) -> _T:
     """Asks until there is an answer, a reason that stays, or no attempt left.
+
+    Args:
+        ask: the request.
+        url: for messages.
+        limit: seconds that one attempt may take.
+        attempts: by default _ATTEMPTS.
 
     Raises:
         OSError: one line that names the URL and the reason.
     """
     pause = _FIRST_PAUSE
-    for attempt in range(1, _ATTEMPTS + 1):
+    attempts = attempts or _ATTEMPTS
+    for attempt in range(1, attempts + 1):
         try:
-            return await asyncio.wait_for(ask(), timeout)
+            return await asyncio.wait_for(ask(), limit)
         except Exception as error:  # each file system has errors of its own
-            if attempt == _ATTEMPTS or not _may_pass(error):
-                kind = type(error) if isinstance(error, _FOR_GOOD) else Unreachable if _is_away(error) else OSError
-                raise kind(f"{shown(url)}: {_reason(error, timeout)}") from error
+            if attempt == attempts or not may_pass(error):
+                kind = kind_of_failure(error) or (Unreachable if is_away(error) else OSError)
+                raise kind(f"{shown(url)}: {reason(error, limit)}") from error
         await asyncio.sleep(pause)
         pause *= 2
     raise AssertionError("unreachable")
-
-
-def _may_pass(error: Exception) -> bool:
-    status = getattr(error, "status", None)  # aiohttp's
-    if isinstance(status, int) and status:
-        return status >= 500 or status in (408, 425, 429)
-    if type(error).__name__ == "NoCredentialsError":  # botocore's
-        return False
-    return not isinstance(error, (*_FOR_GOOD, RangeNotSupported, ImportError, TypeError, ValueError))
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether the server gives no answer, rather than one about this file."""
-    status = getattr(error, "status", None)
-    return _may_pass(error) and (not isinstance(status, int) or not status or status in (429, 502, 503, 504))
-
-
-def _reason(error: Exception, timeout: float) -> str:
-    """Why a request failed, in one line without credentials."""
-    if isinstance(error, TimeoutError):
-        return f"no answer within {timeout:g} s"
-    if isinstance(error, FileNotFoundError):
-        return "is not there"
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and status:
-        return f"HTTP status {status} {getattr(error, 'message', '')}".strip()
-    text = re.sub(r"\s+", " ", shown(str(error))).strip()
-    return text or type(error).__name__
 
 
 async def _range(system: Any, url: str, start: int, size: int, timeout: float) -> bytes:
@@ -146,7 +138,7 @@ async def _range(system: Any, url: str, start: int, size: int, timeout: float) -
         # Without its cache the file would fetch some megabytes beyond the end.
         return await asyncio.to_thread(system.cat_file, _path(system, url), start, start + size, cache_type="none")
 
-    data = await _persist(ask, url, timeout)
+    data = await _persist(ask, url, timeout + size / _SLOWEST)
     if len(data) != size:
         what = f"ends {size - len(data)} bytes early; it changed since indexing"
         raise OSError(f"{shown(url)}: {what if len(data) < size else 'the server sends more than it is asked for'}")
@@ -182,9 +174,8 @@ def fetch_ranges(ranges: Sequence[tuple[str, int, int]], timeout: float = TIMEOU
                 try:
                     return await _range(systems[url], url, start, size, timeout)
                 except OSError as error:
-                    reason = str(error).removeprefix(f"{shown(url)}: ")
-                    kind = type(error) if isinstance(error, (*_FOR_GOOD, Unreachable)) else OSError
-                    return kind(f"{shown(url)}, byte {start}: {reason}")
+                    why = str(error).removeprefix(f"{shown(url)}: ")
+                    return type(error)(f"{shown(url)}, byte {start}: {why}")
 
         return await asyncio.gather(*(one(*wanted) for wanted in ranges))
 
@@ -192,9 +183,10 @@ def fetch_ranges(ranges: Sequence[tuple[str, int, int]], timeout: float = TIMEOU
 
 
 def fetch_small(url: str, timeout: float = TIMEOUT) -> bytes | None:
-    """The whole of a small file; None where it is not there, or not for us.
+    """The whole of a small file; None where it is not there.
 
     Raises:
+        PermissionError: it is not for us. Some servers answer so, too, where it is not there.
         OSError: it could not be fetched.
     """
     system = _file_system(url, timeout)
@@ -209,12 +201,11 @@ def fetch_small(url: str, timeout: float = TIMEOUT) -> bytes | None:
 
     try:
         return _run(lambda: _persist(ask, url, timeout))
-    except (FileNotFoundError, PermissionError):
+    except FileNotFoundError:
         return None
     except OSError as error:
-        # Some servers hide what is missing behind 401 or 403.
-        if getattr(error.__cause__, "status", None) in (400, 401, 403, 410):
-            return None
+        if isinstance(error.__cause__, Exception) and http_status(error.__cause__) == 400:  # of a wrong signature
+            raise PermissionError(str(error)) from error
         raise
 
 
@@ -231,7 +222,7 @@ def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[Remot
         protocol = pattern.partition("://")[0]
         raise SourceError(f'{name}: {protocol}:// needs more packages ({error}); pip install "mpp[remote]"') from error
     except Exception as error:  # logging in
-        raise SourceError(f"{name}: {_reason(error, timeout)}; check the credentials") from error
+        raise SourceError(f"{name}: {reason(error, timeout)}; check the credentials") from error
     over_http = pattern.lower().startswith("http")
     urls = list(expand_braces(pattern))
     if over_http and "*" in pattern.partition("?")[0]:
@@ -243,7 +234,14 @@ def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[Remot
 
         async def one(url: str) -> list[RemoteFile]:
             async with gate:
-                return await _persist(lambda: (_probe if over_http else _list)(url, timeout), url, timeout)
+                if over_http:
+                    return await _persist(lambda: _probe(url, timeout), url, timeout)
+                if not _is_glob(url):
+                    return await _persist(lambda: _list(url, timeout), url, timeout)
+                # Of any number of pages. Those of the asynchronous ones have limits of their own; all ask again for
+                # each of them.
+                limit = None if _file_system(url, timeout).async_impl else _LISTING * timeout
+                return await _persist(lambda: _list(url, timeout), url, limit, attempts=2)
 
         return await asyncio.gather(*(one(url) for url in urls))
 
@@ -254,7 +252,8 @@ def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[Remot
             f"{name}: {str(error).replace(': is not there', '')} matches no file; check the URL"
         ) from error
     except OSError as error:
-        raise SourceError(f"{name}: cannot open {error}; check the URL and the credentials") from error
+        kind = SourceAway if isinstance(error, Unreachable) else SourceError
+        raise kind(f"{name}: cannot open {error}; check the URL and the credentials") from error
     return [file for files in found for file in files]
 
 
@@ -274,11 +273,15 @@ async def _probe(url: str, timeout: float) -> list[RemoteFile]:
         return [RemoteFile(url, int(size[1]), answer.headers.get("ETag") or answer.headers.get("Last-Modified", ""))]
 
 
+def _is_glob(url: str) -> bool:
+    return any(character in url for character in "*?[")
+
+
 async def _list(url: str, timeout: float) -> list[RemoteFile]:
     """The files that a URL or a glob stands for, on a file system with listings."""
     system = _file_system(url, timeout)
     path = _path(system, url)
-    listing = any(character in path for character in "*?[")
+    listing = _is_glob(url)
     if listing and system.async_impl:
         held = await system._glob(path, detail=True)
     elif listing:

@@ -4,13 +4,15 @@ URL  ->  the cache's index, or its sidecar's, or one made by reading the shard o
      ->  (kept on the local disk)
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Sequence
 from typing import Any
 
+from mpp.errors import Unreachable
 from mpp.files import cache_folder
-from mpp.sources.base import SourceError
+from mpp.sources.base import SourceAway, SourceError
 from mpp.sources.kept import KeptRanges
 from mpp.sources.local_shards import Shard, ShardSource, cache_key, keep_index, open_packed
 from mpp.sources.patterns import shown
@@ -126,7 +128,8 @@ def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:
     if index is not None:
         return Shard(file, None, index)
     try:
-        index = TarIndex.from_bytes(fetch_small(sidecar_name(file.url), timeout) or b"", file.size)
+        with contextlib.suppress(PermissionError):  # as where it is not there
+            index = TarIndex.from_bytes(fetch_small(sidecar_name(file.url), timeout) or b"", file.size)
         if index is None:
             with _stream(file, timeout) as stream:
                 packed = stream.peek(2)[:2] == b"\x1f\x8b"
@@ -136,7 +139,8 @@ def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:
     except SourceError as error:
         raise SourceError(f"{shown(spec)}: {file}: {error}") from error
     except OSError as error:
-        raise SourceError(f"{shown(spec)}: cannot read {error}; check the connection, then start again") from error
+        kind = SourceAway if isinstance(error, Unreachable) else SourceError
+        raise kind(f"{shown(spec)}: cannot read {error}; check the connection, then start again") from error
     if index is not None:
         keep_index(kept, index)
         return Shard(file, None, index)

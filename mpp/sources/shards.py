@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.sources.base import Ignored, SourceError, count, most_numbered, numbered_classes
+from mpp.errors import Unreachable
+from mpp.sources.base import Ignored, SourceAway, SourceError, count, most_numbered, numbered_classes
 from mpp.sources.local_shards import Shard, ShardSource, open_local
 from mpp.sources.names import printable
 from mpp.sources.patterns import is_url, local_shards, shown, split_patterns
@@ -59,16 +60,15 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             shards += pool.map(partial(open_remote, spec, timeout=timeout), files)
     labelled = any(shard.index.labels.max(initial=-1) >= 0 for shard in shards)
-    named = _class_names(name, shards, timeout) if labelled else None
+    named, unread = _class_names(name, shards, timeout) if labelled else (None, [])
     shards = _without_large_labels(shards, 0 if named is None else len(named[1]))
     classes, notes = _classes_and_notes(name, shards, named)
     if all(shard.tar is not None for shard in shards):
         source = ShardSource(name, shards, classes, "; ".join(notes))
     else:
         source = RemoteShardSource(name, shards, classes, "; ".join(notes), keep, timeout)
-    source.warnings = _ignored(shards).warnings(
-        len(source), "a sample has one image, KEY.jpg or of another known ending"
-    )
+    why = "a sample has one image, KEY.jpg or of another known ending"
+    source.warnings = (*_ignored(shards).warnings(len(source), why), *unread)
     return source
 
 
@@ -125,28 +125,57 @@ def _classes_and_notes(
     return names, notes
 
 
-def _class_names(name: str, shards: Sequence[Shard], timeout: float) -> tuple[str, tuple[str, ...]] | None:
-    """The classes.txt beside the shards, one or several that agree, and its lines; None where there is none."""
+def _class_names(
+    name: str, shards: Sequence[Shard], timeout: float
+) -> tuple[tuple[str, tuple[str, ...]] | None, list[str]]:
+    """The classes.txt beside the shards, one or several that agree, and its lines, None where there is none.
+
+    And a warning where we may not read one.
+    """
     found: dict[str, tuple[str, ...]] = {}
-    places = dict.fromkeys(shard.origin.beside("classes.txt") for shard in shards)  # in order, each once
-    for place in places:
+    refused: list[str] = []
+    places: dict[str, str] = {}  # in order, each once, however signed
+    for shard in shards:
+        place = shard.origin.beside("classes.txt")
+        places.setdefault(_bare(place), place)
+    for place in places.values():
         try:
             text = _read_names(place, timeout)
             if text is not None:
                 found[place] = tuple(line.strip() for line in text.decode().splitlines() if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise SourceError(f"{name}: cannot read {shown(place)} ({shown(str(error))}); write it in UTF-8") from error
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{name}: cannot read {shown(place)} ({error}); write it in UTF-8") from error
+        except OSError as error:
+            if isinstance(error, PermissionError) and is_url(place):  # where it is not there, some stores say so, too
+                refused.append(str(error))
+                continue
+            kind = SourceAway if isinstance(error, Unreachable) else SourceError
+            reason = shown(error.strerror or str(error)).removeprefix(f"{shown(place)}: ")
+            raise kind(f"{name}: cannot read {shown(place)} ({reason}); mend that, or take it away") from error
+    names_are = "those of the other shards" if found else "numbers"
+    warnings = [f"class names are {names_are}, for we may not read {error}" for error in refused[:1]]
     if not found:
-        return None
+        return None, warnings
     (place, names), *others = found.items()
     for other, differing in others:
         if differing != names:
             raise SourceError(f"{name}: {shown(place)} and {shown(other)} name different classes; make them agree")
-    return place, names
+    return (place, names), warnings
+
+
+def _bare(place: str) -> str:
+    return place.partition("?")[0] if is_url(place) else place
 
 
 def _read_names(place: str, timeout: float) -> bytes | None:
-    if is_url(place):
+    if not is_url(place):
+        try:
+            return Path(place).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+    try:
         return fetch_small(place, timeout)
-    path = Path(place)
-    return path.read_bytes() if path.is_file() else None
+    except PermissionError:
+        if place == _bare(place):
+            raise
+        return fetch_small(_bare(place), timeout)  # open to all, beside shards that are not

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,7 +13,7 @@ from torch import nn
 from mpp import dist
 from mpp.config import differences, from_file, to_dict, to_yaml
 from mpp.dist import World
-from mpp.errors import ConfigError, RunError, Unreachable, UserError
+from mpp.errors import ConfigError, RunError, TryLater, Unreachable, UserError
 from mpp.files import LOCK, one_writer, write_whole
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.config import ScheduleConfig, TrainConfig
@@ -20,6 +21,9 @@ from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, Schedule, State, St
 from mpp.train.parallel import choose_device
 from mpp.train.saving import Journal, Saving
 from mpp.train.schedule import learning_rate, parse_duration
+
+_UNANSWERED = 3
+"""Starts in a row that end without an answer at the same place, of which the last is not to be queued again."""
 
 
 class RunConfig(Protocol):
@@ -92,13 +96,17 @@ def claiming(config: RunConfig, world: World) -> Iterator[Claim]:
 
 @contextlib.contextmanager
 def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
-    """Turns what the machine lacks, memory or disk, into one line that says what to do.
+    """Turns what the machine lacks, memory, disk or an answer from where images lie, into one line: what to do.
 
     Raises:
-        RunError: out of memory, or no room to write.
+        RunError: out of memory, no room to write, or no answer for several starts in a row.
+        TryLater: no answer, and a run that the same command goes on with.
     """
     try:
         yield
+    except Unreachable as error:
+        _tell_unanswered(config, error)
+        raise
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory on {device}: halve --train.micro-batch (now {config.train.micro_batch}), which leaves the "
@@ -112,6 +120,38 @@ def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
             f"cannot write to {config.run_dir}: {error.strerror}; the last good checkpoint is {latest}; make room and "
             "run the same command again"
         ) from error
+
+
+def _tell_unanswered(config: RunConfig, error: Unreachable) -> None:
+    """Says how a run goes on whose images could not be had, and counts in its folder how often it ended so in vain.
+
+    Raises:
+        RunError: too often in a row, for a queue would start it for ever; or one of several processes.
+        TryLater: else, where there is a run to go on with.
+    """
+    folder = Path(config.run_dir)
+    if getattr(config, "dry_run", False) or not config.run_dir or not folder.is_dir():
+        return
+    saved = sorted(str(path.relative_to(folder)) for path in folder.rglob("checkpoints/step_*"))
+    if isinstance(error, UserError) and not saved:  # it has never answered, so it may be misspelt
+        return
+    latest = Checkpoints(folder / "checkpoints").latest()
+    on = f"the same command goes on from {latest}" if latest else "run the same command again"
+    if dist.rank_and_size()[1] > 1:  # torchrun ends with 1, whatever we say
+        raise RunError(f"{error}; once it answers, {on}") from error
+    path = folder / "unanswered.json"
+    try:
+        before = json.loads(path.read_bytes())
+        times = before["times"] + 1 if before["saved"] == saved else 1
+    except (OSError, ValueError, KeyError, TypeError):
+        times = 1
+    if times >= _UNANSWERED:
+        path.unlink(missing_ok=True)  # whoever starts it again has looked into it
+        raise RunError(f"{error}; {times} starts in a row ended so at the same image; once it answers, {on}") from error
+    text = json.dumps({"times": times, "saved": saved, "error": str(error)}, indent=1)
+    with contextlib.suppress(OSError):
+        write_whole(path, lambda file: file.write(text.encode()))
+    raise TryLater(f"{error}; once it answers, {on}") from error
 
 
 def micro_batches(batch_size: int, most: int, world: World) -> tuple[int, int]:
@@ -244,6 +284,7 @@ def train(
     Raises:
         NonFinite: a loss or gradient that is not finite.
         RunError: a state that could not be saved.
+        Unreachable: what the images are read from gives no answer; of one process alone, the state is saved.
     """
     signals, checkpoints = StopSignal(), save.checkpoints
     try:
@@ -255,12 +296,6 @@ def train(
         by = signals.received.name if signals.received else "a signal to another process"
         journal.say(f"stopped by {by}; saved as {checkpoints.latest()}; the same command again goes on")
         return signals.status or EXIT_REQUEUE
-    except Unreachable as error:
-        text = f"{error}; once it answers, the same command goes on from {checkpoints.latest()}"
-        if dist.rank_and_size()[1] > 1:
-            raise RunError(text) from error
-        journal.say(text)
-        return EXIT_REQUEUE
     finally:
         batches.close()
         signals.restore()

@@ -18,6 +18,7 @@ class FileServer(ThreadingHTTPServer):
         self.folder = folder
         self.ranges, self.etags, self.password = True, True, ""
         self.failing, self.latency = (lambda number: False), 0.0
+        self.refusing = lambda path: False
         self.hanging = threading.Event()
         self.asked = []
 
@@ -43,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         path = server.folder / unquote(self.path.partition("?")[0].lstrip("/"))
         if failed := server.failing(len(server.asked)):
             return self.answer(500 if failed is True else failed, b"")
+        if server.refusing(self.path):
+            return self.answer(403, b"")
         if server.password and self.headers.get("Authorization") != server.password:
             return self.answer(401, b"")
         if not path.is_file():

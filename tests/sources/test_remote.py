@@ -15,8 +15,9 @@ pytest.importorskip("aiohttp")
 from mpp.data.config import Reading
 from mpp.data.loader import sequential
 from mpp.data.transform import EvalTransform
+from mpp.errors import Unreachable
 from mpp.sources import remote
-from mpp.sources.base import SourceError
+from mpp.sources.base import SourceAway, SourceError
 from mpp.sources.shards import open_shards
 from mpp.sources.tar_index import write_sidecar
 from tests.sources.file_server import FileServer
@@ -195,6 +196,80 @@ def test_nothing_that_is_secret_is_shown(server):
     texts += [refused(f"{address}/{name}?sig=secret") for name in ("none.tar", "*.tar")]
     texts += [refused(f"{server.url}/s-000.tar?sig=secret")]
     assert not [text for text in texts if "secret" in text]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 501])
+def test_an_answer_that_stays_is_asked_for_once(server, status):
+    write_shards(server.folder, 1)
+    source = opened(f"{server.url}/s-000.tar")
+    server.failing = lambda number: status
+    server.asked.clear()
+    with pytest.raises(OSError, match="is not there" if status in (404, 410) else str(status)) as caught:
+        source.read(0)
+    assert not isinstance(caught.value, Unreachable)
+    assert len(server.asked) == 1
+    kind = {401: PermissionError, 403: PermissionError, 501: OSError}.get(status, FileNotFoundError)
+    assert type(caught.value) is kind
+
+
+def test_a_store_that_is_away_may_open_later(server):
+    write_shards(server.folder, 1)
+    server.failing = lambda number: 503
+    with pytest.raises(SourceAway, match="HTTP status 503"):
+        opened(f"{server.url}/s-000.tar")
+    server.failing = lambda number: 503 if number > 1 else False
+    server.asked.clear()
+    with pytest.raises(SourceAway, match="HTTP status 503"):  # answers of its size, and is away for its index
+        opened(f"{server.url}/s-000.tar")
+    server.failing = lambda number: 403
+    with pytest.raises(SourceError, match="HTTP status 403") as caught:
+        opened(f"{server.url}/s-000.tar")
+    assert not isinstance(caught.value, Unreachable)
+
+
+def test_a_large_range_may_take_longer(server):
+    """Each request has its 30 seconds, here 0.2, and those that its bytes need, here 2 MiB: 16."""
+    write_tar(server.folder / "large.tar", [("a.jpg", bytes(2**21))])
+    source = opened(f"{server.url}/large.tar")
+    server.latency = 0.5
+    system = remote._file_system(server.url, 30.0)  # without the limit on each answer of the socket's own
+    remote._made[os.getpid(), "http", 0.2] = system
+    source.timeout = 0.2
+    assert len(source.read(0)[0]) == 2**21
+
+
+def signed_shards(server, allowed):
+    """A shard that only signed requests may read; `allowed`: what else is answered, by the request."""
+    write_shards(server.folder, 1)
+    server.refusing = lambda path: not ((path.startswith("/s-000.tar") and "Signature=ok" in path) or allowed(path))
+    return f"{server.url}/s-000.tar?Signature=ok&Expires=1"
+
+
+def test_class_names_beside_signed_shards(server):
+    (server.folder / "classes.txt").write_text("ant\nbee\ncat\n")
+    for allowed in (lambda path: "Signature=ok" in path, lambda path: path == "/classes.txt"):
+        source = opened(signed_shards(server, allowed))
+        assert source.classes == ("ant", "bee", "cat")
+        assert source.warnings == ()
+
+
+def test_class_names_that_we_may_not_read_are_said_to_be_numbers(server):
+    """Whether there are any or not: some stores answer 403 to both."""
+    source = opened(signed_shards(server, lambda path: False))
+    assert source.classes == ("0", "1", "2")
+    why = f"class names are numbers, for we may not read {server.url}/classes.txt: HTTP status 403 Forbidden"
+    assert source.warnings == (why,)
+    server.refusing = lambda path: False
+    server.failing = lambda number: 500 if "classes" in server.asked[-1][0] else False
+    with pytest.raises(SourceError, match=r"cannot read http.*/classes\.txt \(HTTP status 500"):
+        opened(f"{server.url}/s-000.tar")
+
+
+def test_class_names_are_asked_for_once_a_folder_however_signed(server):
+    write_shards(server.folder)
+    server.asked.clear()
+    opened(" ".join(f"{server.url}/s-00{i}.tar?token={i}" for i in range(3)))
+    assert [path for path, _ in server.asked if "classes" in path] == ["/classes.txt?token=0"]
 
 
 def test_what_the_user_configured_in_fsspec_counts(server, monkeypatch):

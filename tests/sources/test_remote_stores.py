@@ -1,7 +1,9 @@
 """Remote shards by the file systems that list what they hold: a real S3 server on this machine, and stand-ins."""
 
+import asyncio
 import os
 import sys
+import time
 from typing import ClassVar
 
 import pytest
@@ -12,6 +14,7 @@ from mpp.data.config import Reading
 from mpp.data.loader import sequential
 from mpp.data.transform import EvalTransform
 from mpp.sources import remote
+from mpp.sources.base import SourceAway
 from mpp.sources.tar_index import write_sidecar
 from tests.sources.test_remote import opened, refused, write_pictures
 from tests.sources.test_shards import all_read, write_shards
@@ -82,8 +85,39 @@ def test_s3_without_credentials(s3, monkeypatch, tmp_path):
     assert "check the URL and the credentials" in text
 
 
-def test_file_systems_that_are_not_asynchronous(tmp_path, monkeypatch):
-    """Such as Hugging Face's, here one in memory that goes by its protocol."""
+def test_a_listing_of_many_pages_takes_its_time(s3, tmp_path, monkeypatch):
+    core = pytest.importorskip("s3fs.core")
+    s3.upload_file(str(write_shards(tmp_path, 1) / "s-000.tar"), "bucket", "pages/a.tar")
+    listed = core.S3FileSystem._lsdir
+
+    async def slowly(*args, **options):
+        await asyncio.sleep(1.5)
+        return await listed(*args, **options)
+
+    monkeypatch.setattr(core.S3FileSystem, "_lsdir", slowly)
+    assert [file.url for file in remote.find_remote("shards:x", "s3://bucket/pages/*.tar", 1.0)] == [
+        "s3://bucket/pages/a.tar"
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "opens"), [(0.3, True), (3.0, False)])
+def test_a_listing_in_a_thread_ends_after_all(seconds, opens, tmp_path, monkeypatch):
+    hub = in_memory(tmp_path)
+    monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", 0.1): hub})
+    monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(
+        hub, "glob", lambda *args, **options: time.sleep(seconds) or type(hub).glob(hub, *args, **options)
+    )
+    monkeypatch.setattr(remote, "_LISTING", 5)
+    if opens:
+        assert len(remote.find_remote("shards:x", "hf://datasets/me/s-*.tar", 0.1)) == 3
+    else:
+        with pytest.raises(SourceAway, match=r"no answer within 0\.5 s"):
+            remote.find_remote("shards:x", "hf://datasets/me/s-*.tar", 0.1)
+
+
+def in_memory(tmp_path):
+    """A file system in memory, not asynchronous, that goes by Hugging Face's protocol; with three shards."""
     memory = pytest.importorskip("fsspec.implementations.memory")
 
     class Hub(memory.MemoryFileSystem):
@@ -95,10 +129,15 @@ def test_file_systems_that_are_not_asynchronous(tmp_path, monkeypatch):
         def _strip_protocol(cls, path):
             return "/" + path.removeprefix("hf://").strip("/")
 
-    monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", remote.TIMEOUT): Hub()})
-    expected = all_read(opened(f"{write_shards(tmp_path)}/*.tar"))
-    for path in tmp_path.glob("*.tar"):
-        Hub().pipe_file(f"/datasets/me/{path.name}", path.read_bytes())
+    hub = Hub()
+    for path in write_shards(tmp_path).glob("*.tar"):
+        hub.pipe_file(f"/datasets/me/{path.name}", path.read_bytes())
+    return hub
+
+
+def test_file_systems_that_are_not_asynchronous(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", remote.TIMEOUT): in_memory(tmp_path)})
+    expected = all_read(opened(f"{tmp_path}/*.tar"))
     source = opened("hf://datasets/me/s-*.tar")
     assert source.read_many(range(12)) == expected
     assert "hf://datasets/me/none.tar matches no file" in refused("hf://datasets/me/none.tar")

@@ -1,6 +1,7 @@
 """What runs do with their folder: resume, refuse another config, explain what the machine lacks."""
 
 import errno
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from torch import nn
 from mpp import dist
 from mpp.config import to_yaml
 from mpp.dist import World
-from mpp.errors import RunError, UserError
+from mpp.errors import RunError, TryLater, Unreachable, UserError
+from mpp.sources.base import SourceAway
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.config import ScheduleConfig, TrainConfig
-from mpp.train.loop import Schedule, State
+from mpp.train.loop import EXIT_REQUEUE, Schedule, State
 from mpp.train.run_folder import (
     build_rate,
     check_config,
@@ -39,6 +41,11 @@ class Config:
 @dataclass(frozen=True)
 class Other(Config):
     something: int = 0
+
+
+@dataclass(frozen=True)
+class DryRun(Config):
+    dry_run: bool = True
 
 
 class Silent:
@@ -166,6 +173,69 @@ def test_what_the_machine_lacks_is_one_line(fail: Callable[[], None], said: str,
         explained(config, torch.device("cpu")),
     ):
         fail()
+
+
+def unanswered(config: Config, error: OSError | None = None) -> UserError:
+    with pytest.raises(UserError) as caught, explained(config, torch.device("cpu")):
+        raise error or Unreachable("s3://b/a.tar: no answer within 30 s")
+    return caught.value
+
+
+def test_a_run_that_gets_no_answer_is_queued_again_but_not_for_ever(tmp_path: Path) -> None:
+    config, _, _ = saved(tmp_path)
+    latest = r"no answer within 30 s; once it answers, the same command goes on from .*step_000000002\.pt"
+    for _ in range(2):  # the row begins anew with whoever has read its last line
+        for _ in range(2):
+            again = unanswered(config)
+            assert (type(again), again.exit_code) == (TryLater, EXIT_REQUEUE)
+            assert re.search(latest, str(again))
+        end = unanswered(config)
+        assert (type(end), end.exit_code) == (RunError, 1)
+        assert "3 starts in a row ended so at the same image; once it answers, the same command goes on" in str(end)
+        assert not (tmp_path / "unanswered.json").exists()
+
+
+def test_new_images_begin_the_row_anew(tmp_path: Path) -> None:
+    config, checkpoints, state = saved(tmp_path)
+    for images in (12, 16, 20, 24):
+        assert [unanswered(config).exit_code for _ in range(2)] == [EXIT_REQUEUE] * 2
+        state.images_seen = images
+        with Saving(SCHEDULE, checkpoints, Silent(), None) as save:
+            save(state)
+    (tmp_path / "unanswered.json").write_text("torn {")
+    assert [unanswered(config).exit_code for _ in range(3)] == [EXIT_REQUEUE, EXIT_REQUEUE, 1]
+
+
+def test_of_a_sweep_the_runs_count(tmp_path: Path) -> None:
+    config = Config(str(tmp_path))
+    for number in range(4):
+        saved(tmp_path / "sweep" / f"lr_{number}")
+        assert unanswered(config).exit_code == EXIT_REQUEUE
+
+
+def test_a_source_that_does_not_open(tmp_path: Path) -> None:
+    """At the first start its address may be misspelt; later it is away."""
+    away = SourceAway("shards:s3://b/a.tar: cannot open it")
+    config = Config(str(tmp_path / "run"))
+    assert unanswered(config, away) is away
+    (tmp_path / "run").mkdir()
+    assert unanswered(config, away) is away
+    assert away.exit_code == 2
+    saved(tmp_path / "run")
+    assert [unanswered(config, away).exit_code for _ in range(3)] == [EXIT_REQUEUE, EXIT_REQUEUE, 1]
+
+
+def test_no_answer_without_a_run_folder_or_with_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for config in (Config(str(tmp_path / "none")), Config(""), DryRun(str(tmp_path))):
+        with pytest.raises(Unreachable), explained(config, torch.device("cpu")):
+            raise Unreachable("x")
+    assert not list(tmp_path.iterdir())
+    config, _, _ = saved(tmp_path)
+    monkeypatch.setattr(dist, "rank_and_size", lambda: (0, 2))
+    assert unanswered(config).exit_code == 1
+    assert not (tmp_path / "unanswered.json").exists()
 
 
 def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path) -> None:
