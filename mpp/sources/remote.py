@@ -49,9 +49,15 @@ class RemoteFile:
     def __str__(self) -> str:
         return shown(self.url)
 
+    @property
+    def named(self) -> str:
+        """The URL without what signs it: another object has another."""
+        return split_query(self.url)[0] if self.url.lower().startswith("http") else str(self)
+
     def state(self, times: bool) -> str:
         """URL, size and tag; without `times` name and size."""
-        name = str(self) if times else str(self).rpartition("/")[2]
+        address, mark, query = self.named.partition("?")
+        name = (address if times else address.rpartition("/")[2]) + mark + query
         return f"{name} {self.size} {self.tag}" if times else f"{name} {self.size}"
 
     def beside(self, name: str) -> str:

@@ -110,8 +110,8 @@ class RemoteShardSource(ShardSource):
 
 
 def _key(file: RemoteFile) -> str:
-    """In the cache. A signature in a query changes from day to day; an etag says enough where there is one."""
-    return cache_key(str(file) if file.tag else file.url, file.size, file.tag)
+    """In the cache."""
+    return cache_key(file.named, file.size, file.tag)
 
 
 def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:

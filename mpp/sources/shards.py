@@ -48,7 +48,7 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
         raise SourceError(f"{name!r} does not say where; write shards:GLOB")
     for one in patterns:
         if is_url(one):
-            remote |= {file.url: file for file in find_remote(spec, one, timeout)}
+            remote |= {file.named: file for file in find_remote(spec, one, timeout)}
         elif "://" in one:
             known = "s3://, gs://, http://, https:// and hf://"
             raise SourceError(f"{name}: {shown(one)} is no address of a kind that is known: {known}")
@@ -56,7 +56,7 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
             paths.update(local_shards(spec, one))
     shards = [open_local(spec, Path(path)) for path in sorted(map(str, paths))]
     if remote:
-        files = [remote[url] for url in sorted(remote)]
+        files = [remote[name] for name in sorted(remote)]  # signatures would change the order
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             shards += pool.map(partial(open_remote, spec, timeout=timeout), files)
     labelled = any(shard.index.labels.max(initial=-1) >= 0 for shard in shards)

@@ -19,6 +19,7 @@ class FileServer(ThreadingHTTPServer):
         self.ranges, self.etags, self.password = True, True, ""
         self.failing, self.latency = (lambda number: False), 0.0
         self.refusing = lambda path: False
+        self.naming = lambda path: path.partition("?")[0]
         self.hanging = threading.Event()
         self.asked = []
 
@@ -41,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         server.asked.append((self.path, self.headers.get("Range")))
         time.sleep(server.latency)
-        path = server.folder / unquote(self.path.partition("?")[0].lstrip("/"))
+        path = server.folder / unquote(server.naming(self.path).lstrip("/"))
         if failed := server.failing(len(server.asked)):
             return self.answer(500 if failed is True else failed, b"")
         if server.refusing(self.path):
@@ -53,7 +54,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.hanging.is_set() and path.suffix == ".tar":
             time.sleep(30)
         size, wanted = path.stat().st_size, self.headers.get("Range")
-        headers = {"ETag": f'"{path.stat().st_mtime_ns}"'} if server.etags else {}
+        tag = f'"{path.stat().st_mtime_ns}"' if server.etags is True else server.etags
+        headers = {"ETag": tag} if tag else {}
         if wanted is None or not server.ranges:
             return self.answer(200, path.read_bytes(), headers)
         first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", wanted).groups())

@@ -317,6 +317,48 @@ def test_what_is_kept_is_fetched_once(server, own_cache):
     assert opened(pattern, keep=True).read_many(range(12)) == expected
 
 
+@pytest.mark.parametrize("tag", ["", "Sun, 29 Nov 2026 08:00:00 GMT"])
+def test_objects_that_differ_in_their_query_alone(server, own_cache, tag):
+    """Of one size and, to the server, of one time: each has its own index and its own bytes."""
+    server.etags = tag
+    for number, names in enumerate((["a.jpg", "b.txt"], ["a.txt", "b.jpg"])):
+        write_tar(server.folder / f"{number}", [(name, b"%d" % number) for name in names])
+    assert (server.folder / "0").stat().st_size == (server.folder / "1").stat().st_size
+    server.naming = lambda path: "/" + path.partition("id=")[2].partition("&")[0]
+    first = opened(f"{server.url}/get?id=0&Signature=s", keep=True)
+    second = opened(f"{server.url}/get?Signature=t&id=1", keep=True)
+    assert first.read_many([0]) == [(b"0", None)]
+    assert second.read_many([0]) == [(b"1", None)]
+    assert [source.where(0).rpartition(" ")[2] for source in (first, second)] == ["512", "1536"]
+    assert not set(first.state(True)) & set(second.state(True))
+    assert not set(first.state(False)) & set(second.state(False))
+
+
+@pytest.mark.parametrize("etags", [True, False])
+def test_a_signature_that_changes_is_no_other_object(server, own_cache, etags):
+    server.etags = etags
+    write_shards(server.folder)
+    addresses = [f"{server.url}/s-00{number}.tar" for number in range(3)]
+    # Of the signatures the last comes first in the alphabet, once and not the other time.
+    first = opened(" ".join(f"{url}?Expires={9 - n}&token=a" for n, url in enumerate(addresses)), keep=True)
+    images = first.read_many(range(12))
+    server.asked.clear()
+    second = opened(" ".join(f"{url}?Expires={n}&token=b" for n, url in enumerate(addresses)), keep=True)
+    assert second.read_many(range(12)) == images
+    assert {wanted for path, wanted in server.asked if ".tar?" in path} == {"bytes=0-0"}
+    assert list(first.state(True)) == list(second.state(True))
+    assert len({path.stem for path in own_cache.glob("*.index")}) == 3
+
+
+def test_the_order_of_objects_does_not_depend_on_their_signatures(server):
+    for number in range(3):
+        write_tar(server.folder / f"{number}", [("a.jpg", b"%d" % number)])
+    server.naming = lambda path: "/" + path.partition("id=")[2].partition("&")[0]
+    for signs in ("012", "210", "120"):
+        source = opened(" ".join(f"{server.url}/get?Expires={sign}&id={i}" for i, sign in enumerate(signs)))
+        assert [data for data, _ in source.read_many(range(3))] == [b"0", b"1", b"2"]
+
+
 def test_keeping_in_a_cache_that_cannot_be_written(server, tmp_path, monkeypatch):
     write_shards(server.folder, 1)
     (tmp_path / "file").touch()
