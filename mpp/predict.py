@@ -41,9 +41,8 @@ def predict(config: PredictRecipe) -> int:
     model = build(weights, device=device).eval()
     out = _make(config.out) if config.out else None
     source = FileSource("images", Path(), paths)
-    batches = sequential(
-        source, EvalTransform(weights.image_hw), weights.reading, range(len(paths)), batch_size=_BATCH, workers=0
-    )
+    transform = EvalTransform(weights.image_hw, weights.framing)
+    batches = sequential(source, transform, weights.reading, range(len(paths)), batch_size=_BATCH, workers=0)
     rows: list[Sequence[Any]] = []
     failed = 0
     for batch in batches:

@@ -102,6 +102,15 @@ def test_a_timm_folder_to_hugging_face_and_back(
     )
 
 
+@pytest.mark.parametrize("form", ["timm", "hf"])
+def test_how_images_are_framed_is_kept(form: str, tuned: Path, tmp_path: Path) -> None:
+    told = {"crop_pct": 0.8, "interpolation": "bilinear", "crop_mode": "center"}  # 32 of 40 pixels
+    write_timm_folder(replace(open_weights(str(tuned / "model")), **told), tmp_path / "theirs")
+    assert convert(["--init", str(tmp_path / "theirs"), "--out", str(tmp_path / "out"), "--format", form]) == 0
+    read = open_weights(str(tmp_path / "out"))
+    assert {key: getattr(read, key) for key in told} == told
+
+
 @pytest.mark.slow
 def test_to_onnx(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mpp.cli import _with_images, finetune, predict
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
 from tests import runs
+
+import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
 
 HUES = {"blue": (60, 60, 200), "red": (200, 60, 60)}
 
@@ -84,6 +87,30 @@ def test_a_folder_to_a_csv(tuned: tuple[Path, Path], tmp_path: Path, capsys: pyt
     assert [row["path"] for row in rows] == sorted(str(path) for path in (tmp_path / "images").rglob("[0-9].png"))
     right = np.mean([Path(row["path"]).parent.name == row["class1"] for row in rows])
     assert right > 0.8
+
+
+def test_a_classifier_of_timm_s_sees_what_timm_shows_it(tmp_path: Path) -> None:
+    write(tmp_path / "images")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=10).eval()
+    told = {"crop_pct": 0.75, "interpolation": "bilinear", "mean": (0.1, 0.2, 0.3), "input_size": (3, 40, 40)}
+    timm.models.save_for_hf(model, str(tmp_path / "timm"), data_config=told, safe_serialization=True)
+    out = tmp_path / "out.csv"
+    argv = [str(tmp_path / "images"), "--init", str(tmp_path / "timm"), "--top", "10", "--out", str(out)]
+    assert predict([*argv, "--device", "cpu"]) == 0
+    model.pretrained_cfg = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).pretrained_cfg
+
+    def off(**changed: float) -> float:
+        data = timm.data.resolve_model_data_config(model) | changed
+        transform = timm.data.create_transform(**data)
+        wrong = []
+        for row in read(out):
+            with torch.no_grad(), Image.open(row["path"]) as image:
+                expected = model(transform(image)[None])[0].softmax(dim=0)
+            wrong += [float(row[f"probability{k}"]) - float(expected[int(row[f"class{k}"])]) for k in range(1, 11)]
+        return float(np.abs(wrong).max())
+
+    assert off() < 0.1 * off(crop_pct=1.0)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,32 @@ class Reading:
         ]
 
 
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How an image of any size is brought to the input size for evaluation; in timm's words, and as timm does it."""
+
+    crop_pct: float = 1.0
+    """Side of the input over that of the image once it is resized; the rest is cropped away, or filled up past 1."""
+    interpolation: str = "bicubic"
+    """One of INTERPOLATIONS."""
+    crop_mode: str = "center"
+    """center: the shorter side fits, and the centre is taken; squash: both sides fit, whatever becomes of the aspect;
+    border: the longer side fits, and the rest is filled up."""
+    fill: tuple[int, ...] = (0,)
+    """What there is outside of the image, 0 to 255: one number, or one per channel."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_pct < _INF:
+            raise ValueError(f"crop_pct must be positive, got {self.crop_pct}")
+        for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}")
+
+
 def flag_numbers(values: Iterable[float]) -> str:
     """Numbers as on a command line, with all their digits: `0 4095 0.25`."""
     return " ".join(repr(float(value)).removesuffix(".0") for value in values)

@@ -7,10 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import mpp.torchvision_import  # noqa: F401
-from mpp.data.config import DataConfig, Reading
+from mpp.data.config import DataConfig, Framing, Reading
 from mpp.data.decode import Picture, open_picture
 from mpp.data.small import crop_and_resize, fits
 from mpp.errors import UserError
@@ -18,7 +19,7 @@ from mpp.errors import UserError
 from torchvision.transforms import v2  # isort: skip
 from torchvision.transforms.v2 import functional as F  # isort: skip
 
-TRANSFORM_VERSION = 2
+TRANSFORM_VERSION = 3
 """Raise it when `decode`, `EvalTransform` or `normalise` give other pixels for the same file: features kept by it."""
 _TRIES = 10
 _LONGEST = 16.0
@@ -134,15 +135,20 @@ class TrainTransform:
         return image
 
 
+_WHOLE = Framing()
+
+
 class EvalTransform:
-    """Resizes, keeping the aspect, until the target just fits, and takes its centre. Nothing is random.
+    """Resizes, by default until the target just fits, and takes the centre, as timm does it. Nothing is random.
 
     Args:
         image_hw: height and width of the result.
+        framing: what is resized to what, and how.
     """
 
-    def __init__(self, image_hw: tuple[int, int]) -> None:
-        self.image_hw, self.draws = image_hw, 0
+    def __init__(self, image_hw: tuple[int, int], framing: Framing = _WHOLE) -> None:
+        self.image_hw, self.framing, self.draws = image_hw, framing, 0
+        self._scaled_hw = math.floor(image_hw[0] / framing.crop_pct), math.floor(image_hw[1] / framing.crop_pct)
 
     def __call__(self, image: Picture | np.ndarray, draws: Sequence[float] = ()) -> Tensor:
         """A picture of any size to uint8 (C, h, w).
@@ -151,15 +157,37 @@ class EvalTransform:
             BadImage: pixels that cannot be decoded.
         """
         image = as_picture(image)
-        target_h, target_w = self.image_hw
-        target = target_w / target_h
-        # A line of 1 x 10,000 pixels would grow to gigabytes, nearly all of them cropped away.
-        top, left, height, width = _central(image.height, image.width, target / _LONGEST, target * _LONGEST)
-        scale = max(target_h / height, target_w / width)
-        size = max(target_h, round(height * scale)), max(target_w, round(width * scale))
-        out = resize(image.region(top, left, height, width), size)
-        top, left = (size[0] - target_h) // 2, (size[1] - target_w) // 2
-        return out[:, top : top + target_h, left : left + target_w].contiguous()
+        box = 0, 0, image.height, image.width
+        if self.framing.crop_mode == "center":
+            # A line of 1 x 10,000 pixels would grow to gigabytes, nearly all of them cropped away.
+            target = self.image_hw[1] / self.image_hw[0]
+            box = _central(image.height, image.width, target / _LONGEST, target * _LONGEST)
+        out = resize(image.region(*box), self._resized(*box[2:]), self.framing.interpolation)
+        return self._centre(out)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image is resized to; rounded as timm and torchvision do."""
+        scaled_h, scaled_w = self._scaled_hw
+        if self.framing.crop_mode == "squash":
+            return self._scaled_hw
+        if self.framing.crop_mode == "center" and scaled_h == scaled_w:
+            longer = int(scaled_h * max(height, width) / min(height, width))
+            return (scaled_h, longer) if height <= width else (longer, scaled_h)
+        ratios = height / scaled_h, width / scaled_w
+        ratio = max(ratios) if self.framing.crop_mode == "border" else min(ratios)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+    def _centre(self, image: Tensor) -> Tensor:
+        """The middle of uint8 (C, H, W), filled up where it is smaller than the target."""
+        (height, width), (target_h, target_w) = image.shape[1:], self.image_hw
+        if height < target_h or width < target_w:
+            top, left = max(0, target_h - height) // 2, max(0, target_w - width) // 2
+            fill = torch.tensor(self.framing.fill, dtype=torch.uint8).view(-1, 1, 1)
+            filled = fill.repeat(len(image) // len(fill), max(height, target_h), max(width, target_w))
+            filled[:, top : top + height, left : left + width] = image
+            image = filled
+        top, left = (round((side - target) / 2) for side, target in zip(image.shape[1:], self.image_hw, strict=True))
+        return image[:, top : top + target_h, left : left + target_w].contiguous()
 
 
 def as_picture(image: Picture | np.ndarray) -> Picture:
@@ -188,16 +216,21 @@ def _central(height: int, width: int, narrowest: float, widest: float) -> tuple[
     return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """Bicubic with antialiasing, as Pillow's: uint8 (H, W, C) array, also a view, to uint8 (C, h, w) tensor.
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
+    """With antialiasing, as Pillow's: uint8 (H, W, C) array, also a view, to uint8 (C, h, w) tensor.
 
     The tensor that torch gets is channels-last, for which it has a faster kernel (x 1.8 on AVX2).
     """
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     if tuple(image.shape[:2]) == tuple(size):
         return pixels
-    mode = "bicubic"
-    return torch.nn.functional.interpolate(pixels[None], size=size, mode=mode, antialias=True)[0]
+    if interpolation not in ("bicubic", "bilinear"):  # rare, and not in torch
+        how = Image.Resampling[interpolation.upper()]
+        planes = [
+            Image.fromarray(np.ascontiguousarray(plane)).resize((size[1], size[0]), how) for plane in pixels.numpy()
+        ]
+        return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))
+    return torch.nn.functional.interpolate(pixels[None], size=size, mode=interpolation, antialias=True)[0]
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

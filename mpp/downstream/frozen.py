@@ -182,7 +182,7 @@ class Frozen:
 
     def _pass(self, source: Source, indices: np.ndarray) -> dict[int, Features]:
         """Features by layer, all from one pass over the images."""
-        transform, reading = EvalTransform(self.image_hw), self.weights.reading
+        transform, reading = EvalTransform(self.image_hw, self.weights.framing), self.weights.reading
         features, kept = extract_by_all(
             self.encode, source, indices, transform, reading, self.device, workers=self.workers
         )
@@ -208,6 +208,7 @@ class Frozen:
                 list(weights.mean),
                 list(weights.std),
                 asdict(weights.reading),
+                asdict(weights.framing),
             ],
             "data": fingerprint(source),
             "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),

@@ -63,5 +63,6 @@ def _new(model: ClassifierConfig) -> Weights:
         known = f"near it: {', '.join(near)}" if near else "timm.list_models() lists them all"
         raise UserError(f"model.name: timm {timm.__version__} has no model {model.name!r}; {known}")
     weights = open_weights(f"random:timm:{bare}")
-    plain = replace(weights, args=args, in_chans=model.in_chans, mean=(0.5,), std=(0.5,), origin="none")
-    return replace(plain, pool="avg") if plain.pool == "token" else plain
+    # timm's entry of that name describes weights that are not taken.
+    own = Weights(weights.name, args, None, weights.image_hw, model.in_chans, pool=weights.pool, origin="none")
+    return replace(own, pool="avg") if own.pool == "token" else own

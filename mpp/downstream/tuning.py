@@ -249,7 +249,7 @@ def predict(
 ) -> tuple[Float32[np.ndarray, "m k"], Int64[np.ndarray, " m"]]:
     """Logits of the tested model for these images, by all ranks together, and the indices of those that decode."""
     weights = parts.weights
-    transform = EvalTransform(_input_size(parts.config.model, weights))
+    transform = EvalTransform(_input_size(parts.config.model, weights), weights.framing)
     with whole(parts.tested) as model:
 
         def encode(images: Tensor) -> Tensor:

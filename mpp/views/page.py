@@ -15,6 +15,7 @@ from PIL import Image
 
 from mpp import dist
 from mpp.data.loader import worker_count
+from mpp.data.transform import EvalTransform
 from mpp.downstream.config import FinetuneConfig
 from mpp.downstream.features import check_patches
 from mpp.errors import UserError
@@ -215,7 +216,8 @@ def _images(recipe: VisualizeRecipe, run: _Run | None, source: str, model: Inspe
     download, keep = recipe.download, run.config.data.keep if run else False
     opened = open_source(source, download=download, keep=keep)
     number, workers = max(recipe.images, recipe.shown), worker_count(recipe.workers, 1)
-    return draw_images(opened, number, model.encoder.image_hw, model.weights.reading, recipe.seed, workers)
+    transform = EvalTransform(model.encoder.image_hw, model.weights.framing)
+    return draw_images(opened, number, transform, model.weights.reading, recipe.seed, workers)
 
 
 def _of_objective(

@@ -40,7 +40,7 @@ class Images(NamedTuple):
 
 
 def draw_images(
-    source: Source, number: int, image_hw: tuple[int, int], reading: Reading, seed: int, workers: int
+    source: Source, number: int, transform: EvalTransform, reading: Reading, seed: int, workers: int
 ) -> Images:
     """So many images of the source, drawn by the seed, all of them where there are fewer; bad ones are left out.
 
@@ -48,9 +48,7 @@ def draw_images(
         RunError: where that leaves none.
     """
     indices = np.random.default_rng(seed).choice(len(source), min(number, len(source)), replace=False)
-    batches = sequential(
-        source, EvalTransform(image_hw), reading, indices, batch_size=EVALUATION_BATCH, workers=workers
-    )
+    batches = sequential(source, transform, reading, indices, batch_size=EVALUATION_BATCH, workers=workers)
     held = [(batch["images"], batch["label"]) for batch in batches if len(batch["images"])]
     if not held:
         raise RunError(f"none of {len(indices)} images of {source.name} could be decoded")

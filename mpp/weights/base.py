@@ -20,7 +20,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mpp.data.config import Reading
+from mpp.data.config import Framing, Reading
 from mpp.errors import UserError
 from mpp.model.attention import Attention, resolve_backend, use_kernel
 from mpp.model.posembed import resample_table
@@ -71,11 +71,23 @@ class Weights:
     """Of the files that the input is read from (see `Reading`)."""
     background: tuple[int, ...] = (255,)
     """Likewise."""
+    crop_pct: float = 1.0
+    """Of evaluation (see `Framing`)."""
+    interpolation: str = "bicubic"
+    """Likewise."""
+    crop_mode: str = "center"
+    """Likewise."""
 
     @property
     def reading(self) -> Reading:
         """How files become the pixels that `mean` and `std` are for."""
         return Reading(self.in_chans, self.value_range, self.background)
+
+    @property
+    def framing(self) -> Framing:
+        """How images are brought to the input size for evaluation; timm fills borders with the mean."""
+        fill = tuple(round(255 * mean) for mean in self.mean) if self.crop_mode == "border" else (0,)
+        return Framing(self.crop_pct, self.interpolation, self.crop_mode, fill)
 
 
 def build(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mpp.errors import UserError
 from mpp.weights.base import Numerics, Weights, create, load
+from mpp.weights.hf_preprocessor import read_preprocessor, write_preprocessor
 from mpp.weights.plain_vit import activation, extras
 from mpp.weights.timm_folder import read_json, read_tensors, written_whole
 
@@ -70,7 +71,7 @@ def read_hf_folder(folder: Path) -> Weights:
     has_head = "classifier.weight" in theirs
     try:
         args, settings = _settings(config, _ACTIVATIONS[act])
-        mean, std = _normalisation(folder, settings["in_chans"])
+        settings |= read_preprocessor(folder, settings["image_hw"], settings["in_chans"])
         classes = _classes(config, theirs["classifier.weight"].shape[0], folder) if has_head else None
     except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise UserError(f"{folder}: a setting that cannot be used: {str(error).splitlines()[0]}") from error
@@ -79,8 +80,6 @@ def read_hf_folder(folder: Path) -> Weights:
         name="vit_base_patch16_224",
         args=args,
         state=_from_hf(theirs, args["depth"], folder),
-        mean=mean,
-        std=std,
         pool="token" if has_head else config.get("mpp_pool", "avg" if has_decoder else "token"),
         classes=classes,
         numerics=Numerics(norm_eps=None if eps == _TIMM_EPS else eps),
@@ -116,23 +115,25 @@ def write_hf_folder(weights: Weights, folder: Path) -> list[str]:
         raise UserError(f"{origin} cannot be written as Hugging Face's ViT: {obstacle}; write a timm folder or ONNX")
     load(model, weights.state, origin, head=classes is not None)
     state = _to_hf(model.state_dict(), "vit." if classes else "")
+    preprocessor, notes = write_preprocessor(weights)
     with written_whole(folder) as temporary:
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         for name, content in (
             ("config.json", _config(weights, model, classes)),
-            ("preprocessor_config.json", _preprocessor(weights)),
+            ("preprocessor_config.json", preprocessor),
         ):
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
     if weights.classes is None or classes is not None:
-        return []
+        return notes
     linear, reads_token = weights.representation is None, weights.pool == "token"
     reads = "the class token" if reads_token else f"tokens pooled by {weights.pool!r}"
     reads += "" if linear else " and has a hidden layer"
     flags = ([] if reads_token else ["--model.pool token"]) + ([] if linear else ["--model.head linear"])
     return [
+        *notes,
         f"the head of {len(weights.classes)} classes was left out: it reads {reads}, "
         "and Hugging Face's ViT has only a linear head on the class token; "
-        f"for one that fits, fine-tune with {' '.join(flags)}"
+        f"for one that fits, fine-tune with {' '.join(flags)}",
     ]
 
 
@@ -189,17 +190,6 @@ def _classes(config: dict[str, Any], count: int, folder: Path) -> tuple[str, ...
     if sorted(names) != list(range(count)):
         raise UserError(f"{folder}: id2label in config.json names {len(names)} classes, the classifier has {count}")
     return tuple(names[i] for i in range(count))
-
-
-def _normalisation(folder: Path, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    path = folder / "preprocessor_config.json"
-    told = read_json(path) if path.exists() else {}
-    if not told.get("do_normalize", True):
-        return (0.0,), (1.0,)
-    mean, std = (tuple(float(x) for x in told.get(f"image_{name}", (0.5,))) for name in ("mean", "std"))
-    if {len(mean), len(std)} - {1, in_chans}:
-        raise UserError(f"{path}: {len(mean)} means and {len(std)} deviations for {in_chans} channels")
-    return mean, std
 
 
 def _from_hf(theirs: dict[str, Tensor], depth: int, folder: Path) -> dict[str, Tensor]:
@@ -269,21 +259,3 @@ def _config(weights: Weights, model: Any, classes: tuple[str, ...] | None) -> di
         "attention_probs_dropout_prob": 0.0,
         "mpp_pool": weights.pool,  # transformers keeps what it does not know
     } | ({"id2label": names, "label2id": {name: i for i, name in names.items()}} if classes else {})
-
-
-def _preprocessor(weights: Weights) -> dict[str, Any]:
-    height, width = weights.image_hw
-    mean, std = (
-        list(values * weights.in_chans if len(values) == 1 else values) for values in (weights.mean, weights.std)
-    )
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 3,  # bicubic, as the timm folder says
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-    }

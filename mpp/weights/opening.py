@@ -24,7 +24,7 @@ from mpp.errors import UserError
 from mpp.weights.base import Weights, is_vit
 from mpp.weights.huggingface import read_hf_folder
 from mpp.weights.jax_npz import read_jax_npz
-from mpp.weights.timm_folder import read_json, read_timm_folder
+from mpp.weights.timm_folder import read_json, read_timm_folder, timm_framing
 
 _FORMS = "a run folder, a timm or Hugging Face folder, a JAX .npz, a timm name, or random: and one of these"
 
@@ -116,7 +116,8 @@ def _of_timm(name: str, config: dict[str, Any], model: Any, origin: str) -> Weig
     state = None if model is None else {key: value.detach() for key, value in model.state_dict().items()}
     classes = _class_names(config) if model is not None else None
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Weights(name, {}, state, (height, width), channels, mean, std, pool, classes, origin=origin)
+    seen = timm_framing(config, origin)
+    return Weights(name, {}, state, (height, width), channels, mean, std, pool, classes, origin=origin, **seen)
 
 
 def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:

@@ -14,9 +14,10 @@ import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import PretrainedCfg
 from torch import Tensor
 
-from mpp.data.config import Reading
+from mpp.data.config import Framing, Reading
 from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder
@@ -132,8 +133,9 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
         )
     data_config = {
         "input_size": (weights.in_chans, *weights.image_hw),
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
+        "interpolation": weights.interpolation,
+        "crop_pct": weights.crop_pct,
+        "crop_mode": weights.crop_mode,
         "mean": _per_channel(weights.mean, weights.in_chans),
         "std": _per_channel(weights.std, weights.in_chans),
     }
@@ -143,7 +145,7 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
             _save_for_mpp(model, weights, temporary, told | {"pretrained_cfg": data_config})
         else:
             # The name's default entry describes somebody else's weights.
-            own = {"tag": "mpp", "license": None, "url": None, "hf_hub_id": None}
+            own = dict.fromkeys(("license", "url", "hf_hub_id", "test_input_size", "test_crop_pct")) | {"tag": "mpp"}
             model.pretrained_cfg = {**model.pretrained_cfg, **own}
             timm.models.save_for_hf(model, str(temporary), told, data_config=data_config, safe_serialization=True)
         if head:
@@ -228,12 +230,28 @@ def read_timm_folder(folder: Path) -> Weights:
         origin=str(folder),
         value_range=tuple(ours.get("value_range") or ()),
         background=tuple(ours.get("background") or (255,)),
+        **timm_framing(default, folder / "config.json"),
     )
     if ours.get("representation"):
         head = read_tensors(folder, (HEAD_FILE,))
         classes = tuple(ours["classes"])
         weights = replace(weights, state={**state, **head}, classes=classes, representation=ours["representation"])
     return weights
+
+
+def timm_framing(told: Mapping[str, Any], origin: str | Path) -> dict[str, Any]:
+    """What a timm config says of evaluation, for `Weights`, with timm's own defaults.
+
+    Raises:
+        UserError: settings that timm has not, either.
+    """
+    known = PretrainedCfg()
+    found = {key: told.get(key) or getattr(known, key) for key in ("crop_pct", "interpolation", "crop_mode")}
+    try:
+        Framing(**found)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{origin}: {error}") from error
+    return found
 
 
 def _class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:

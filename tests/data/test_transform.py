@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mpp.data.config import DataConfig, Reading
+from mpp.data.config import CROP_MODES, INTERPOLATIONS, DataConfig, Framing, Reading
 from mpp.data.decode import open_picture
 from mpp.data.draws import seeds, uniforms
 from mpp.data.transform import EvalTransform, TrainTransform, normalise, resize
 from mpp.errors import UserError
 
+import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
 from torchvision.transforms import v2  # isort: skip
 
 PLAIN = {"crop_scale": (1.0, 1.0), "hflip": 0.0}
@@ -88,6 +89,38 @@ def test_evaluation_equals_pillow(hw, target):
     out = EvalTransform(target)(image)
     assert out.is_contiguous()
     assert_equal_but_for_rounding(out, reference)
+
+
+@pytest.mark.parametrize("mode", CROP_MODES)
+@pytest.mark.parametrize("share", [1.0, 0.875, 0.9, 0.965, 1.15])
+@pytest.mark.parametrize("target", [(64, 64), (32, 96), (33, 33)])
+def test_evaluation_is_timms(target, share, mode):
+    mean = (0.1, 0.5, 0.9)
+    fill = tuple(round(255 * value) for value in mean) if mode == "border" else (0,)
+    for hw in ((180, 240), (241, 180), (50, 71), (64, 64), (200, 40)):
+        for interpolation in INTERPOLATIONS if (hw, share) == ((180, 240), 0.9) else ("bicubic", "bilinear"):
+            image = noise(*hw)
+            theirs = timm.data.create_transform(
+                (3, *target), crop_pct=share, crop_mode=mode, interpolation=interpolation, mean=mean, normalize=False
+            )
+            reference = np.asarray(theirs(Image.fromarray(image))).astype(int)
+            out = EvalTransform(target, Framing(share, interpolation, mode, fill))(image)
+            assert out.shape == (3, *target)
+            assert out.is_contiguous()
+            # torch's weights have fewer bits than Pillow's; a place off by one pixel would make 5 levels on average.
+            difference = np.abs(out.numpy().astype(int) - reference)
+            assert difference.mean() < 0.2
+            assert difference.max() <= 4
+
+
+def test_borders_of_any_number_of_channels():
+    for channels, fill in ((1, (7,)), (2, (7, 9)), (5, (7,))):
+        out = EvalTransform((32, 32), Framing(1.0, "lanczos", "border", fill))(noise(20, 40, channels))
+        assert out.shape == (channels, 32, 32)
+        assert out[:, 0, 0].tolist() == [fill[0], fill[-1], *fill * channels][:channels]
+    for wrong in ({"crop_pct": 0}, {"interpolation": "random"}, {"crop_mode": "middle"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            Framing(**wrong)
 
 
 def test_evaluation_draws_nothing_and_keeps_what_fits():

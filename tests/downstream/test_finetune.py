@@ -22,6 +22,8 @@ from mpp.weights.opening import open_weights
 from tests import runs
 from tests.downstream.tuned import TESTED, assert_same_run, in_timm, pixels, read_csv, tune
 
+import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
+
 
 class Done(NamedTuple):
     source: str
@@ -209,6 +211,8 @@ def test_any_encoder_of_timm_s(name: str, split: str, tmp_path: Path) -> None:
     rows = read_csv(run_dir / "predictions.csv")[::30]
     model = in_timm(run_dir)
     assert model.pretrained_cfg["input_size"] == (3, 32, 32)
+    for key in ("crop_pct", "interpolation", "crop_mode"):  # as its images are looked at, and as it was tested
+        assert model.pretrained_cfg[key] == getattr(timm.get_pretrained_cfg(name), key)
     with torch.no_grad():
         logits = model(pixels([row["path"] for row in rows], model))
     names = ("blue", "green", "lonely", "red")

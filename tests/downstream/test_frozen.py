@@ -44,7 +44,7 @@ def in_timm(of: Frozen) -> tuple[Any, torch.Tensor]:
     model = timm.create_model(weights.name, num_classes=0, **size).eval()
     told = model.load_state_dict(of.model.state_dict(), strict=False)
     assert not [name for name in told.missing_keys if not name.startswith(("fc_norm", "norm"))]
-    images = torch.stack([EvalTransform(of.image_hw)(image) for image in IMAGES])
+    images = torch.stack([EvalTransform(of.image_hw, weights.framing)(image) for image in IMAGES])
     return model, normalise(images, weights.mean, weights.std)
 
 
@@ -126,7 +126,7 @@ def test_a_norm_after_the_pooling_is_part_of_the_last_layer() -> None:
     from dataclasses import replace
 
     of = Frozen(replace(weights, args=small, state=state, pool="avg", image_hw=HW), device=CPU)
-    images = torch.stack([EvalTransform(HW)(image) for image in IMAGES])
+    images = torch.stack([EvalTransform(HW, weights.framing)(image) for image in IMAGES])
     with torch.no_grad():
         expected = build(of.weights, classes=()).eval()(normalise(images, weights.mean, weights.std))
     torch.testing.assert_close(features(of, "mean"), expected, rtol=0, atol=2e-5)

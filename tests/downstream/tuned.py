@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mpp.cli import finetune
-from mpp.data.config import Reading
+from mpp.data.config import Framing, Reading
 from mpp.data.decode import decode
 from mpp.data.transform import EvalTransform, normalise
 from tests import runs
@@ -60,7 +60,8 @@ def in_timm(run_dir: Path, channels: int = 3, **options: Any) -> Any:
 def pixels(paths: list[str], model: Any) -> torch.Tensor:
     """The images as timm's config.json says that they are to be read."""
     told = model.pretrained_cfg
-    transform = EvalTransform(tuple(told["input_size"][1:]))
+    framing = Framing(*(told[key] for key in ("crop_pct", "interpolation", "crop_mode")))
+    transform = EvalTransform(tuple(told["input_size"][1:]), framing)
     images = torch.stack([transform(decode(Path(path).read_bytes(), Reading(3))) for path in paths])
     return normalise(images, tuple(told["mean"]), tuple(told["std"]))
 

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 
 from mpp.data.config import Reading
 from mpp.errors import UserError
@@ -17,6 +18,7 @@ from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.weights import base
 from mpp.weights.base import Numerics, Weights
+from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import read_timm_folder, save_timm_folder, timm_state, write_timm_folder, written_whole
 
 TINY = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)
@@ -168,6 +170,41 @@ def test_how_files_are_read_goes_with_the_weights(tmp_path: Path) -> None:
     save_timm_folder(build(config), config, tmp_path / "plain")
     assert read_timm_folder(tmp_path / "plain").reading == Reading(8)
     assert "value_range" not in (tmp_path / "plain" / "config.json").read_text()
+
+
+SEEN = {"crop_pct": 0.875, "interpolation": "bilinear", "crop_mode": "squash"}
+
+
+def test_how_images_are_framed_goes_with_the_weights(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit")  # whose own entry says 0.95, bicubic, and another size to test at
+    save_for_hf(model, str(tmp_path / "theirs"), data_config=SEEN, safe_serialization=True)
+    weights = read_timm_folder(tmp_path / "theirs")
+    write_timm_folder(weights, tmp_path / "ours")
+    for folder in (tmp_path / "theirs", tmp_path / "ours"):
+        assert {key: getattr(read_timm_folder(folder), key) for key in SEEN} == SEEN
+        data = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}", pretrained=True))
+        assert {key: data[key] for key in SEEN} == SEEN
+    # Nothing is left of the entry that timm has under the name.
+    told = json.loads((tmp_path / "ours" / "config.json").read_text())["pretrained_cfg"]
+    assert not {key for key, value in told.items() if key.startswith("test_") and value}
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    for wrong, complaint in (
+        ({"interpolation": "random"}, "interpolation must be one of bicubic, .*, got 'random'"),
+        ({"crop_pct": -1}, "crop_pct must be positive, got -1"),
+        ({"crop_pct": "much"}, "config.json: "),
+    ):
+        (tmp_path / "theirs" / "config.json").write_text(
+            json.dumps(config | {"pretrained_cfg": config["pretrained_cfg"] | wrong})
+        )
+        with pytest.raises(UserError, match=complaint):
+            read_timm_folder(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "vit_base_patch16_siglip_224"])
+def test_timms_names_have_timms_framing(name: str) -> None:
+    weights, config = open_weights(f"random:{name}"), timm.get_pretrained_cfg(name).to_dict()
+    data = timm.data.resolve_data_config(pretrained_cfg=config)
+    assert {key: getattr(weights, key) for key in SEEN} == {key: data[key] for key in SEEN}
 
 
 def test_a_folder_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
