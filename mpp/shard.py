@@ -7,7 +7,6 @@ A packing that was stopped in any way goes on by the same command and ends in th
 
 import contextlib
 import errno
-import glob
 import shlex
 import sys
 import time
@@ -33,7 +32,8 @@ from mpp.sources.base import Source, count, warnings_of
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.names import printable
 from mpp.sources.opening import open_source
-from mpp.sources.patterns import shown
+from mpp.sources.patterns import literal, shown
+from mpp.sources.specs import spec_of
 from mpp.train.bad_files import BadFiles, by_kind
 
 _NO_PART_OF_THE_RESULT = ("data", "download", "out", "workers", "max_bad")
@@ -205,7 +205,7 @@ def _tell(config: ShardRecipe, folder: PackingFolder) -> None:
         print(f"left out, named in {folder.bad_files}: {kinds}")
     if held["classes"] is not None and held["unlabelled"]:
         print(f"{held['unlabelled']:,} have no label, and so a training will see none of the labels")
-    told = [f"--data {shlex.quote(f'shards:{glob.escape(str(folder.out))}/*.tar')}"]
+    told = [f"--data {shlex.quote(spec_of('shards', f'{literal(str(folder.out))}/*.tar'))}"]
     if can_divide(held["std"]):
         told += [f"--data.{key} {flag_numbers(held[key])}" for key in ("mean", "std")]
     told += _form(config).packed_reading.flags()

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,8 @@ def mine(tmp_path_factory: pytest.TempPathFactory, encode, cache) -> Path:
     """What the page calls /my."""
     datasets = pytest.importorskip("datasets")
     root = tmp_path_factory.mktemp("my")
-    for folder, names in {"images": ("cat/1.png", "dog/2.png"), "slices": ("1.png",), "tiles": ("1.png",)}.items():
+    single = dict.fromkeys(("slices", "tiles", "C + D"), ("1.png",))
+    for folder, names in {"images": ("cat/1.png", "dog/2.png"), **single}.items():
         for name in names:
             path = root / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +63,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory, encode, cache) -> Path:
     np.save(root / "images.npy", np.zeros((2, 8, 8, 3), np.uint8))
     assert not shard(["--data", f"folder:{root}/images", "--out", f"{root}/shards"])
     (root / "more").mkdir()
+    shutil.copytree(root / "shards", root / "old data")
     for number in range(3):
         (root / "more" / f"train-{number:03d}.tar").write_bytes((root / "shards" / "shards-000000.tar").read_bytes())
     data = [{"bytes": path.read_bytes(), "path": None} for path in sorted((root / "images").glob("*/*.png"))]

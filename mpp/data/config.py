@@ -72,7 +72,8 @@ class DataConfig:
 
     source: str = ""
     """folder:DIR, csv:FILE, shards:GLOB, array:FILE.npy, hf:NAME_OR_DIR, cifar10:DIR, cifar100:DIR or demo; several
-    joined by " + ", with weights or without: "3 * folder:A + 1 * folder:B". `--data` is short for it."""
+    joined by " + ", with weights or without: "3 * folder:A + 1 * folder:B"; a name that holds " + " in quotes,
+    folder:"/x/A + B". `--data` is short for it."""
     download: bool = field(default=False, metadata={"free": True})
     """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
     crop_scale: tuple[float, float] = (0.2, 1.0)

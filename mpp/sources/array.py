@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mpp.sources.base import SourceError, check_index, checked_labels, summary
+from mpp.sources.specs import spec_of
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
 """Of the images, in either byte order."""
@@ -45,7 +46,8 @@ class ArraySource:
         except FileNotFoundError:
             raise SourceError(f"{self.name}: there is no file {self.path}; check the path") from None
         except IsADirectoryError:
-            raise SourceError(f"{self.name}: {self.path} is a folder; did you mean folder:{self.path}?") from None
+            meant = spec_of("folder", str(self.path))
+            raise SourceError(f"{self.name}: {self.path} is a folder; did you mean {meant}?") from None
         except Exception as error:  # numpy lets zipfile's, zlib's and struct's errors through
             reason = str(error).partition("\n")[0]
             raise SourceError(f"{self.name}: not a readable .npy or .npz of plain arrays ({reason})") from error

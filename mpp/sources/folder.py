@@ -11,6 +11,7 @@ import numpy as np
 from mpp.sources.base import Ignored, SourceError, Split
 from mpp.sources.files import FileSource, PathTable
 from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden, is_image, is_picture
+from mpp.sources.specs import spec_of
 
 _PIECE = 65_536
 _Place = tuple[int, int]
@@ -160,7 +161,8 @@ def open_folder(spec: str, folder: Path, split: Split = "train", expected: Seque
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises for a name that is too long
         raise SourceError(f"{spec}: there is no folder {folder}; check the path")
     if not folder.is_dir():
-        raise SourceError(f"{spec}: {folder} is a file; give the folder that it lies in, folder:{folder.parent}")
+        parent = spec_of("folder", str(folder.parent))
+        raise SourceError(f"{spec}: {folder} is a file; give the folder that it lies in, {parent}")
     splits = split_folders(folder)
     root = splits.get(split, folder)
     passed = _Passed()

@@ -12,6 +12,7 @@ from mpp.sources.base import SourceError, Split, check_index, checked_labels, nu
 from mpp.sources.files import Outside, read_file, within
 from mpp.sources.hub_dataset import OpenedDataset
 from mpp.sources.names import printable
+from mpp.sources.specs import spec_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -141,7 +142,9 @@ def open_hub(spec: str, argument: str, split: Split = "train") -> HubSource:
     chosen = opened.asked or names.get(split) or ("train" if "train" in opened.splits else "")
     if not chosen and len(opened.splits) > 1:
         held = ", ".join(opened.splits)
-        raise SourceError(f"{spec}: has the splits {held} and none called train; write hf:{opened.place}:SPLIT")
+        raise SourceError(
+            f"{spec}: has the splits {held} and none called train; write {spec_of('hf', opened.place)}:SPLIT"
+        )
     dataset = opened.dataset(chosen or next(iter(opened.splits), ""))
     if not len(dataset):
         raise SourceError(f"{spec}: {opened.place} has no rows{f' in {chosen}' if chosen else ''}; check it")

@@ -4,6 +4,7 @@
 """
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from mpp.addresses import without_credentials
 from mpp.sources.base import SourceError
 from mpp.sources.names import home_expanded, printable
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_PATTERN = re.compile(r"(?:\\\s|\{[^{}]*\}|\S)+")
+QUOTED = r"""(?<![^\s:])(?:"(?:[^"\\]|\\.)*"|'[^']*')(?![^\s:])"""
+"""What stands in quotes: a name with blanks or " + " in it."""
+_BRACES = re.compile(r"(?<!\[)\{([^{}]*)\}")  # [{] is a brace that is meant, as [*] is a star
+_PATTERN = re.compile(rf"{QUOTED}|(?:\\\s|\{{[^{{}}]*\}}|\S)+", re.DOTALL)
 _URL = re.compile(r"(?:s3|gs|https?|hf)://", re.IGNORECASE)
 
 
@@ -27,8 +30,23 @@ def shown(text: str) -> str:
     return printable(without_credentials(text))
 
 
+def quoted(text: str) -> str:
+    """The text in quotes, of which `unquoted` makes it again."""
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+
+def unquoted(text: str) -> str:
+    """What stands in the quotes around a text."""
+    return text[1:-1] if text.startswith("'") else re.sub(r"\\(.)", r"\1", text[1:-1], flags=re.DOTALL)
+
+
+def literal(path: str) -> str:
+    """The pattern that stands for a path as it is, whatever stars, brackets and braces it holds."""
+    return glob.escape(path).replace("{", "[{]")
+
+
 def split_patterns(text: str) -> list[str]:
-    r"""The patterns in one string, separated by white space; white space within a name is escaped, `my\ data`.
+    r"""The patterns in one string, separated by white space; a name that holds some is quoted or escaped, `my\ data`.
 
     White space within braces does not separate. A string that names local shards as it stands is one pattern, so that
     a name with spaces needs no escape where it is alone.
@@ -36,9 +54,12 @@ def split_patterns(text: str) -> list[str]:
     if "://" not in text and any(character.isspace() for character in text.strip()):
         if home_expanded(text).is_file():
             return [text]
-        if all(_local_files(alternative) for alternative in expand_braces(text)):
+        if all(local_files(alternative) for alternative in expand_braces(text)):
             return [text]
-    return [re.sub(r"\\(\s)", r"\1", found) for found in _PATTERN.findall(text)]
+    return [
+        unquoted(found) if re.fullmatch(QUOTED, found, re.DOTALL) else re.sub(r"\\(\s)", r"\1", found)
+        for found in _PATTERN.findall(text)
+    ]
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -58,12 +79,14 @@ def expand_braces(pattern: str) -> Iterator[str]:
         yield from expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
 
 
-def _local_files(alternative: str) -> list[str]:
+def local_files(alternative: str, folders: bool = False) -> list[str]:
+    """The files, and if asked for folders, too, that a pattern without braces stands for."""
+    there = os.path.exists if folders else os.path.isfile
     path = str(home_expanded(alternative))
-    if Path(path).is_file():
+    if there(path):
         return [path]
     matches = glob.glob(path, recursive=True)  # noqa: PTH207
-    return [match for match in matches if Path(match).is_file() and not match.endswith(".index")]
+    return [match for match in matches if there(match) and not match.endswith(".index")]
 
 
 def local_shards(spec: str, pattern: str) -> list[Path]:
@@ -74,7 +97,7 @@ def local_shards(spec: str, pattern: str) -> list[Path]:
     """
     files: list[str] = [pattern] if Path(pattern).is_file() else []
     for alternative in () if files else expand_braces(pattern):
-        matches = _local_files(alternative)
+        matches = local_files(alternative)
         if not matches:
             folder = home_expanded(alternative).is_dir()
             what = "is a folder; write e.g. shards:DIR/*.tar" if folder else "matches no file"

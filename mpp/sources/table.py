@@ -18,6 +18,7 @@ import numpy as np
 from mpp.sources.base import SourceError, Split, numbered_classes
 from mpp.sources.files import FileSource, PathTable
 from mpp.sources.names import is_image, printable
+from mpp.sources.specs import spec_of
 
 # As `_folded` gives them, the likeliest first.
 _PATH = (
@@ -77,7 +78,8 @@ class _Table:
         except FileNotFoundError:
             raise SourceError(f"{self.spec}: there is no file {self.path}; check the path") from None
         except IsADirectoryError:
-            raise SourceError(f"{self.spec}: {self.path} is a folder; did you mean folder:{self.path}?") from None
+            meant = spec_of("folder", str(self.path))
+            raise SourceError(f"{self.spec}: {self.path} is a folder; did you mean {meant}?") from None
         except OSError as error:
             raise SourceError(f"{self.spec}: cannot read {self.path} ({error.strerror}); check it") from error
         except UnicodeDecodeError as error:

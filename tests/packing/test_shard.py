@@ -14,7 +14,7 @@ from tests.packing.packed import complaint, contents, manifest, members, noise, 
 
 
 def test_a_folder_comes_back_byte_for_byte(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "my shards [1]"
+    out = tmp_path / """my shards [1] {a,b} + 2 * "it's"?"""
     assert pack(images, out, "--shard-images", "7", "--no-shuffle") == 0
     told = shlex.split(capsys.readouterr().out.splitlines()[-1])
     before, after = open_source(f"folder:{images}"), open_source(told[told.index("--data") + 1])

@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
 
 from mpp.sources.base import SourceError
 from mpp.sources.opening import has_split, open_source
+from mpp.sources.patterns import literal, quoted
+from mpp.sources.specs import spec_of
+from tests.sources.test_shards import write_tar
 
 
 def refused(spec, **options):
@@ -63,6 +67,67 @@ def test_paths_without_a_kind(tmp_path):
     assert f"single file: did you mean the folder that it lies in, folder:{tmp_path}?" in refused(
         str(tmp_path / "a.png")
     )
+
+
+NAMES = (
+    "C + D",
+    "3 * x",
+    "a b",
+    'a "b" + c',
+    '"q"',
+    "it's + that's",
+    "back\\ + slash\\",
+    " a + b ",
+    "{a,b} + [c]*",
+    "x{1..2}",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_can_be_named(name, picture_folder, tmp_path):
+    folder = picture_folder(f"{name}/1.png")
+    spec = spec_of("folder", str(folder / name))
+    assert len(open_source(spec)) == 1
+    write_tar(folder / name / "a.tar", [("a.jpg", b"a"), ("b.jpg", b"b")])
+    shards = spec_of("shards", f"{literal(str(folder / name))}/*.tar")
+    assert len(open_source(shards)) == 2
+    write_tar(folder / "other one.tar", [("a.jpg", b"a")])
+    also = quoted(f"{literal(str(folder))}/other *.tar")
+    assert len(open_source(f"shards:{also} {shards.partition(':')[2]}")) == 3
+    for mixed in (f"{spec} + {shards} + {spec}", f"2 * {spec} + 1 * {shards} + 3 * {spec}"):
+        assert [len(part) for part in open_source(mixed).parts] == [1, 2, 1]
+    np.save(folder / f"{name}.npy", np.zeros((3, 4, 4), np.uint8))
+    assert len(open_source(spec_of("array", str(folder / f"{name}.npy")))) == 3
+    (folder / f"{name}.csv").write_text(f'"{folder / "1.png"}"\n'.replace("1.png", "other one.tar"))
+    assert len(open_source(spec_of("csv", str(folder / f"{name}.csv")))) == 1
+
+
+def test_quotes_of_either_kind(picture_folder):
+    folder = picture_folder("C + D/1.png", "it's/1.png", "x'y + z'/1.png")
+    for spec in (f'folder:"{folder}/C + D"', f"folder:'{folder}/C + D'", f"folder:{folder}/it's"):
+        assert len(open_source(spec)) == len(open_source(f"{spec} + {spec}")) / 2 == 1
+    assert f'there is no folder "{folder}' in refused(f'folder:"{folder}/C')  # no closing one: a name like others
+
+
+def test_a_name_with_a_plus_is_told_to_be_quoted(picture_folder):
+    folder = picture_folder("C + D/1.png")
+    write_tar(folder / "C + D" / "a.tar", [("a.jpg", b"a")])
+    hint = f'+ joins two sources; a name that holds one is quoted, folder:"{folder}/C + D"'
+    assert hint in refused(f"folder:{folder}/C + D")
+    assert f'is quoted, shards:"{folder}/C + D/*.tar"' in refused(f"shards:{folder}/C + D/*.tar")
+    with pytest.raises(SourceError, match="is quoted"):
+        has_split(f"folder:{folder}/C + D")
+    assert "no kind of source called 'D'" in refused(f"folder:{folder} + D")
+
+
+def test_a_glob_is_no_weight(tmp_path):
+    for pattern in ("/x/*.tar", "x-*.tar", "2024*.tar.gz", f"{tmp_path}/a-{{0..3}}.TGZ"):
+        assert f"lacks the kind of source: did you mean shards:{pattern}?" in refused(pattern)
+    assert 'did you mean shards:"/my data/*.tar"?' in refused("/my data/*.tar")
+    assert "lacks the kind of source: did you mean shards:/x/*.tar?" in refused("/x/*.tar + demo")
+    assert "lacks the kind of source: did you mean shards:/x/*.tar?" in refused("2 * /x/*.tar + 1 * demo")
+    assert "a weight is for one of several sources; write /x" in refused("2 * /x")
+    assert "the weight 'x' is no number; write e.g. 3 * folder:DIR" in refused("x * demo + 1 * demo")
 
 
 @pytest.mark.parametrize("kind", ["folder", "array", "csv", "hf"])
