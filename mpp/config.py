@@ -102,6 +102,11 @@ def to_yaml(config: Any) -> str:
     return dump_yaml(printable(to_dict(config)))
 
 
+def by_name(config: Any) -> dict[str, Any]:
+    """Every setting of a config by its dotted name, as a plain value, without credentials in addresses."""
+    return dict(_leaves(printable(to_dict(config))))
+
+
 def printable(value: Any) -> Any:
     """Plain values, such as those of `to_dict`, without credentials in addresses."""
     if isinstance(value, str):

@@ -5,6 +5,8 @@ import os
 import secrets
 import socket
 import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mpp.errors import RunError, UserError
+from mpp.errors import ConfigError, RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,34 @@ def any_rank(flag: bool) -> bool:
     tensor = torch.tensor([int(flag)])
     dist.all_reduce(tensor)
     return bool(tensor.item())
+
+
+def agree(facts: Callable[[], Mapping[str, str]]) -> None:
+    """Refuses to go on where a rank knows otherwise than the others; for all ranks together, before it can do harm.
+
+    `facts`, texts by name, is called only where there are several ranks.
+
+    Raises:
+        ConfigError: on all ranks, naming the first that differs from most, and in what.
+    """
+    if not dist.is_initialized():
+        return
+    ranks: list[tuple[str, dict[str, str]]] = gather((socket.gethostname(), dict(facts())))
+    usual: dict[str, str] = dict(Counter(tuple(known.items()) for _, known in ranks).most_common(1)[0][0])
+    odd = [(rank, host, known) for rank, (host, known) in enumerate(ranks) if known != usual]
+    if odd:
+        rank, host, known = odd[0]
+        lines = [
+            f"{name} {known.get(name)} (elsewhere {usual.get(name)})"
+            for name in {**usual, **known}
+            if known.get(name) != usual.get(name)
+        ]
+        others = f" and {len(odd) - 1} more differ" if odd[1:] else " differs"
+        what = "; ".join([*lines[:3], *([f"{len(lines) - 3} more"] if lines[3:] else [])])
+        raise ConfigError(
+            f"rank {rank} on {host}{others} from the other ranks: {what}; "
+            "give all ranks the same settings, the same run folder and equal copies of the images"
+        )
 
 
 def gather(value: Any) -> list[Any]:

@@ -70,10 +70,11 @@ def fewshot_results(config: FewshotRecipe) -> dict[Readout, FewshotResult]:
     Raises:
         UserError, RunError: as `fewshot`.
     """
-    with processes(config.encoder.device, "encoder.device") as (world, device):
+    with processes(config, "encoder.device") as (world, device):
         limit = config.max_test or _ALL
         told = FewshotConfig(config.data, config.test, shots=config.shots, seeds=config.seeds, max_test=limit)
         labelled = once_a_machine(world, lambda: open_labelled(config.data, config.test, config.download))
+        dist.agree(labelled.facts)
         of = Fewshot.of(told, labelled)
         encoders = _encoders(config.init, config.pool, config.layers, config.encoder, world, device)
         if config.out and world.main:
@@ -107,10 +108,11 @@ def probe(config: ProbeRecipe) -> int:
         UserError: bad input, before anything is written.
         RunError: images or features that cannot be used.
     """
-    with processes(config.encoder.device, "encoder.device") as (world, device):
+    with processes(config, "encoder.device") as (world, device):
         of = once_a_machine(world, lambda: open_labelled(config.data, config.test, config.download))
         labels = take_fraction(of.train_labels, len(of.classes), config.labels, config.labels_seed)
         of = with_labels(of, labels)
+        dist.agree(of.facts)
         _check_neighbours(config, len(of.train_indices))
         encoders = _encoders(config.init, config.pool, (config.layer,), config.encoder, world, device)
         if config.out and world.main:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from mpp import dist
 from mpp.data.config import Reading
 from mpp.data.feed import Placed, feed
 from mpp.data.late import DecodeJpegs, choose_decoder
@@ -33,6 +34,7 @@ from mpp.objective.objective import Figures, MaskedPatchPrediction, Survey, surv
 from mpp.objective.target import build_target
 from mpp.recipes import PretrainConfig
 from mpp.sources.base import Source
+from mpp.sources.fingerprint import listing
 from mpp.train.loop import Schedule, State
 from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
@@ -106,6 +108,8 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     fewshot = None
     if config.fewshot.data:
         fewshot = once_a_machine(world, lambda: Fewshot.open(config.fewshot, config.data.download, config.data.keep))
+    start = weights_hash(first.state) if first is not None and first.state is not None else ""
+    dist.agree(lambda: _common(source, fewshot, precision, start))
     total = parse_duration(config.train.length, "train.length").steps(size, len(source))
     rate = build_rate(config.schedule, config.optim.lr, total, size, len(source))
     schedule = Schedule(total, size, accumulate, rate, config.optim.clip_norm)
@@ -136,8 +140,16 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         micro,
         workers,
         choose_decoder(config.data.decode, device, transform),
-        weights_hash(first.state) if first is not None and first.state is not None else "",
+        start,
     )
+
+
+def _common(source: Source, fewshot: Fewshot | None, precision: str, start: str) -> dict[str, str]:
+    """What must be the same for all ranks: they draw from it and wait for each other by it."""
+    facts = {"images": listing(source), "precision": precision, "weights to go on from": start[:12]}
+    if fewshot is not None:
+        facts |= {"few-shot images": listing(fewshot.train), "few-shot test images": listing(fewshot.test)}
+    return facts
 
 
 def started(config: PretrainConfig, world: World) -> tuple[PretrainConfig, Weights | None]:

@@ -49,7 +49,7 @@ def run(config: PretrainConfig) -> int:
         TryLater: a run that goes on when what its images are read from answers again.
     """
     check_installed(config.log.to)  # before anything is written
-    with processes(config.train.device) as (world, device), explained(config, device):
+    with processes(config) as (world, device), explained(config, device):
         if config.dry_run:
             return _dry_run(_build(config, world, device))
         with claiming(config, world) as claim:

@@ -17,7 +17,7 @@ from mpp import dist, failure
 from mpp.cli import _ALIASES
 from mpp.config import parse
 from mpp.dist import World, store_of_this_attempt
-from mpp.errors import RunError, UserError
+from mpp.errors import ConfigError, RunError, UserError
 from mpp.recipes import PretrainConfig
 from tests import runs
 
@@ -130,6 +130,43 @@ def test_without_torchrun_all_speak_but_of_what_they_have_in_common(monkeypatch:
         assert failure.speaks(alike) == speaks
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert failure.who() == f"[rank 1 on {os.uname().nodename}] "
+
+
+SAME = {"optim.lr": "0.1", "images": "40 images", "log.every": '"5%"', "newest checkpoint in run_dir": "none"}
+
+
+def agree(monkeypatch: pytest.MonkeyPatch, *ranks: dict[str, str]) -> None:
+    """As the ranks of a group that know this."""
+    monkeypatch.setattr(dist.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "gather", lambda own: [(f"node{rank // 2}", known) for rank, known in enumerate(ranks)])
+    dist.agree(lambda: ranks[0])
+
+
+def test_ranks_that_know_the_same_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    agree(monkeypatch, SAME, SAME, SAME)
+    monkeypatch.setattr(dist.dist, "is_initialized", lambda: False)
+    dist.agree(lambda: {}[""])  # alone there is nothing to compare, and so nothing is asked
+
+
+@pytest.mark.parametrize(
+    ("ranks", "told"),
+    [
+        ([{}, {"images": "41 images"}], "rank 1 on node0 differs from the other ranks: images 41 images (elsewhere 40"),
+        ([{"images": "1"}, {}, {}], "rank 0 on node0 differs from the other ranks: images 1 (elsewhere 40 images); g"),
+        (
+            [{}, {}, {"optim.lr": "1"}, {}, {"optim.lr": "2"}],
+            "rank 2 on node1 and 1 more differ from the other ranks: o",
+        ),
+        ([{}, dict.fromkeys(SAME, "x")], 'images x (elsewhere 40 images); log.every x (elsewhere "5%"); 1 more; give'),
+        ([{}, {"new": "x"}], "new x (elsewhere None)"),
+    ],
+)
+def test_the_rank_that_differs_is_named_with_what_it_has(
+    ranks: list[dict[str, str]], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)) as caught:
+        agree(monkeypatch, *(SAME | changed for changed in ranks))
+    assert str(caught.value).endswith("the same run folder and equal copies of the images")
 
 
 PAGE = re.sub(r" \\\n#? +", " ", (runs.ROOT / "docs" / "cluster.md").read_text())

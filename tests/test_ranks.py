@@ -1,14 +1,17 @@
 """Several processes under torchrun do what one does, whether each has the whole model or its share of it."""
 
 import os
+import re
 import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from mpp import cli, dist
 from mpp.cli import convert, pretrain
 from mpp.files import LOCK, claimed
 from mpp.train.checkpoint import Checkpoints
@@ -213,3 +216,73 @@ def test_fine_tuning_by_shares_does_what_one_process_does(source: str, tmp_path:
     assert (tmp_path / "two" / "model" / "model.safetensors").exists()
     exact = [(tmp_path / name / "result.json").read_text() for name in ("one", "two")]
     assert exact[0] == exact[1]
+
+
+# Each of two machines has its own copy of the images, under the same name; and RANK in a setting is another on each.
+MACHINES = """
+import os, sys
+from mpp.cli import finetune, pretrain
+
+rank = os.environ["RANK"]
+os.chdir(sys.argv[2] + rank)
+words = [word.replace("RANK", rank) for word in sys.argv[3:]]
+sys.exit({"pretrain": pretrain, "finetune": finetune}[sys.argv[1]](words))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tool", "changed", "told"),
+    [
+        ("pretrain", {}, "images 41 images in 4 classes with fingerprint "),
+        ("finetune", {}, "training images 41 images in 4 classes with fingerprint "),
+        ("pretrain", {"optim__lr": "1e-RANK"}, "optim.lr 0.1 (elsewhere 1.0); give all ranks"),
+        ("finetune", {"log__every": "1RANK steps"}, 'log.every "11 steps" (elsewhere "10 steps"); give all ranks'),
+    ],
+)
+def test_ranks_that_differ_are_refused_in_one_line(
+    tool: str, changed: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    for rank in (0, 1):
+        runs.write_images(tmp_path / f"copy{rank}", 40 + rank)
+    (tmp_path / "machines.py").write_text(MACHINES)
+    make = runs.command if tool == "pretrain" else runs.finetune_command
+    settings = make("array:images.npz", tmp_path / "run", **changed)[1:]
+    words = [str(tmp_path / "machines.py"), tool, str(tmp_path / "copy"), *settings]
+    _, err = runs.finish(words, code=1, ranks=2)
+    line = rf"^{tool}: error: rank 1 on \S+ differs from the other ranks: {re.escape(told)}"
+    assert len(re.findall(line, err, re.MULTILINE)) == 1
+    assert not (tmp_path / "run").exists()
+
+
+EVALUATED = ["--init", "random:test_vit", "--encoder.device", "cpu", "--encoder.workers", "0", "--img-size", "32"]
+
+
+@pytest.mark.parametrize("tool", ["pretrain", "finetune", "fewshot", "probe"])
+def test_what_ranks_compare_before_they_do_anything(
+    tool: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(dist, "agree", lambda facts: seen.append(facts()))
+    commands: dict[str, Any] = {
+        "pretrain": lambda: cli.pretrain(runs.command(source, tmp_path / "run", "--dry-run")[1:]),
+        "finetune": lambda: cli.finetune(runs.finetune_command(source, tmp_path / "run", train__length="1 steps")[1:]),
+        "fewshot": lambda: cli.fewshot([*EVALUATED, "--data", source, "--shots", "1", "--encoder.cache", "false"]),
+        "probe": lambda: cli.probe([*EVALUATED, "--data", source, "--kind", "knn", "--encoder.cache", "false"]),
+    }
+    assert commands[tool]() == 0
+    settings, *facts = seen
+    assert not {"run_dir", "out", "train.device", "encoder.device", "data.workers", "encoder.workers"} & settings.keys()
+    training = {"optim.lr", "train.micro_batch", "checkpoint.every", "newest checkpoint in run_dir", "data.source"}
+    images = {"training images", "test images", "labels with fingerprint"}
+    expected = {
+        "pretrain": (training, {"images", "precision", "weights to go on from", "few-shot images"}),
+        "finetune": (training, images | {"precision", "weights"}),
+        "fewshot": ({"data", "shots", "init"}, images),
+        "probe": ({"data", "kind", "init"}, images),
+    }
+    assert expected[tool][0] <= settings.keys()
+    assert expected[tool][1] <= {name for known in facts for name in known}
+    assert any(
+        text.startswith("40 images in 4 classes with fingerprint ") for known in facts for text in known.values()
+    )

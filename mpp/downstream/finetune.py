@@ -74,7 +74,7 @@ def run(config: FinetuneConfig) -> int:
     """
     check_installed(config.log.to)  # before anything is written
     with (
-        processes(config.train.device) as (world, device),
+        processes(config) as (world, device),
         explained(config, device),
         claiming(config, world) as claim,
     ):
@@ -82,6 +82,7 @@ def run(config: FinetuneConfig) -> int:
         labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download, data.keep))
         labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
         labelled = with_labels(labelled, labels)
+        dist.agree(labelled.facts)
         if len(config.optim.lr) == 1:
             return _Tuner(config, labelled, world, device).run(claim)
         status, lr = _sweep(config, labelled, world, device, claim)

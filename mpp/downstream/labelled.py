@@ -8,6 +8,7 @@
 Every split is an array of labels with -1 for the images outside it, so that no image is read or copied to make one.
 """
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Int, Int64
 
 from mpp.downstream.config import parse_share
 from mpp.sources.base import Source, SourceError, checked_labels, count, place, warnings_of
+from mpp.sources.fingerprint import listing
 from mpp.sources.names import printable
 from mpp.sources.opening import has_split, open_source
 from mpp.sources.patterns import shown
@@ -46,6 +48,12 @@ class Labelled:
     """Classes that only test images have. They are numbered after `classes` and can never be predicted."""
     notes: tuple[str, ...] = ()
     """One line each: what was held out or left out, classes that lack images, imbalance."""
+
+    def facts(self) -> dict[str, str]:
+        """What must be the same for all ranks that read these images, by name (see `dist.agree`)."""
+        labels = hashlib.sha256(self.train_labels.tobytes() + self.test_labels.tobytes()).hexdigest()[:12]
+        listed = {"training images": listing(self.train), "test images": listing(self.test)}
+        return {**listed, "labels with fingerprint": labels}
 
     @property
     def train_indices(self) -> Int64[np.ndarray, " trained"]:

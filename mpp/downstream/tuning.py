@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F
 
+from mpp import dist
 from mpp.data.augment import RandAugment
 from mpp.data.feed import Placed, feed
 from mpp.data.late import DecodeJpegs, choose_decoder
@@ -27,6 +28,7 @@ from mpp.data.pixel_cache import cache_pixels
 from mpp.data.reader import Bad, Transform
 from mpp.data.transform import EvalTransform, TrainTransform, normalise
 from mpp.dist import World
+from mpp.downstream.cache import weights_hash
 from mpp.downstream.config import ClassifierConfig, FinetuneConfig
 from mpp.downstream.features import check_patches, extract_by_all
 from mpp.downstream.labelled import Labelled
@@ -101,6 +103,8 @@ def build_tuning(
     total = parse_duration(config.train.length, "train.length").steps(size, len(indices))
     rate = build_rate(config.schedule, lr, total, size, len(indices))
     weights = weights or once_a_machine(world, lambda: starting_weights(config))
+    first = "new" if weights.state is None else weights_hash(weights.state)[:12]
+    dist.agree(lambda: {"precision": precision, "weights": first})
     workers = worker_count(config.data.workers, world.local_size)
     if config.data.cache == "pixels":
         labelled = once_a_machine(world, lambda: _with_pixels(labelled, weights, workers))

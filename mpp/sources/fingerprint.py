@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpp.sources.array import ArraySource
-from mpp.sources.base import Source, Subset
+from mpp.sources.base import Source, Subset, summary
 from mpp.sources.files import FileSource
 from mpp.sources.hub import HubSource
 from mpp.sources.local_shards import ShardSource
@@ -29,6 +29,11 @@ def quick_fingerprint(source: Source) -> str:
     those of 1,000 images, evenly spread.
     """
     return fingerprint(source, times=False, most=_SEVERAL)
+
+
+def listing(source: Source) -> str:
+    """How many images a source has, of how many classes, and which (as `quick_fingerprint`), in some words."""
+    return f"{summary(len(source), source.classes)} with fingerprint {quick_fingerprint(source)[:12]}"
 
 
 def fingerprint(source: Source, *, times: bool = True, most: int | None = None) -> str:

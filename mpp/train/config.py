@@ -24,7 +24,7 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic: auto takes bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
     device: str = field(default="auto", metadata={"free": True})
-    """auto, cuda, cuda:1 or cpu."""
+    """auto, cuda, cuda:1 or cpu. Under torchrun auto and cuda give each process of a machine a GPU of its own."""
     parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata={"free": True})
     """Under torchrun: ddp keeps the whole model and optimiser on every device; fsdp shares them out (FSDP2), for models
     that do not fit. The result is the same to rounding, and a run may change from one to the other. One process alone

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mpp import dist
 from mpp.dist import World
-from mpp.errors import UserError
+from mpp.errors import ConfigError, UserError
 from mpp.train.sharded import shard
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -42,6 +42,22 @@ def choose_device(name: str, world: World, setting: str = "train.device") -> tor
     elif device.type != "cpu":
         raise UserError(f"{setting} {name!r} is not supported; take auto, cuda, cuda:1 or cpu")
     return device
+
+
+def refuse_shared(device: torch.device, setting: str = "train.device") -> None:
+    """Refuses a GPU that another rank has too; for all ranks together.
+
+    Raises:
+        ConfigError: on all ranks.
+    """
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    first: dict[str, int] = {}
+    for rank, other in enumerate(dist.gather(gpu)):
+        if other and first.setdefault(other, rank) != rank:
+            raise ConfigError(
+                f"{setting}: ranks {first[other]} and {rank} would share the GPU {other}; take auto or cuda, by which "
+                "each process that torchrun starts on a machine has its own, and no more processes than GPUs"
+            )
 
 
 def choose_precision(name: str, device: torch.device, setting: str = "train.precision") -> str:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -11,14 +12,14 @@ import torch
 from torch import nn
 
 from mpp import dist
-from mpp.config import differences, from_file, to_dict, to_yaml
+from mpp.config import by_name, differences, from_file, to_dict, to_yaml
 from mpp.dist import World
 from mpp.errors import ConfigError, RunError, TryLater, Unreachable, UserError
 from mpp.files import LOCK, one_writer, write_whole
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.config import ScheduleConfig, TrainConfig
 from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, Schedule, State, Step, StopSignal, fit
-from mpp.train.parallel import choose_device
+from mpp.train.parallel import choose_device, refuse_shared
 from mpp.train.saving import Journal, Saving
 from mpp.train.schedule import learning_rate, parse_duration
 
@@ -40,22 +41,38 @@ class RunConfig(Protocol):
 Claim = Callable[[], None]
 """Makes sure that the run folder is this run's alone; for all ranks to call, before the first file is written there."""
 
+_OWN = ("run_dir", "out", "device", "workers", "download", "keep")
+"""Last parts of the names of settings that may well be other ones on another machine."""
+
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
 
 
 @contextlib.contextmanager
-def processes(device: str, setting: str = "train.device") -> Iterator[tuple[World, torch.device]]:
+def processes(config: Any, setting: str = "train.device") -> Iterator[tuple[World, torch.device]]:
     """This process among all and the device that `setting` names, in one process group for as long as they are used.
 
     Raises:
-        UserError: a device that is not there.
+        UserError: a device that is not there, or of another rank; ranks with different settings or run folders.
     """
     world = dist.world_from_environment()
-    chosen = choose_device(device, world, setting)
+    chosen = choose_device(attrgetter(setting)(config), world, setting)
     dist.start(world, chosen)
+    refuse_shared(chosen, setting)
+    dist.agree(lambda: _common(config))
     yield world, chosen
     dist.stop()  # not after an error: the others would hear of it before this rank has said why
+
+
+def _common(config: Any) -> dict[str, str]:
+    """What all ranks must be started with."""
+    settings = {name: value for name, value in by_name(config).items() if name.rpartition(".")[2] not in _OWN}
+    facts = {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}
+    folder = getattr(config, "run_dir", "")
+    if folder:
+        latest = Checkpoints(Path(folder) / "checkpoints").latest()
+        facts["newest checkpoint in run_dir"] = latest.name if latest else "none"
+    return facts
 
 
 @contextlib.contextmanager

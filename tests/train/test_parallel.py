@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpp import dist
 from mpp.dist import World
-from mpp.errors import UserError
-from mpp.train.parallel import autocast, choose_device, choose_precision, gradient_sync, prepare
+from mpp.errors import ConfigError, UserError
+from mpp.train.parallel import autocast, choose_device, choose_precision, gradient_sync, prepare, refuse_shared
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -70,6 +71,27 @@ def test_a_device_that_is_not_there_is_refused_with_a_way_out(
     with pytest.raises(UserError, match=r"take auto.* cpu") as caught:
         choose_device(name, World(local_rank, 4, local_rank, 4))
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:1"])
+def test_ranks_that_would_share_a_gpu_are_refused(name: str, machine: pytest.MonkeyPatch) -> None:
+    """Two machines of two GPUs, and of two ranks each."""
+    have(machine, 2)
+    machine.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"))
+    chosen = [choose_device(name, World(rank, 4, rank % 2, 2)) for rank in range(4)]
+    machine.setattr(
+        dist, "gather", lambda own: [f"{own[:-1]}{rank // 2}{device.index}" for rank, device in enumerate(chosen)]
+    )
+    if name != "cuda:1":
+        refuse_shared(chosen[0])
+        return
+    with pytest.raises(ConfigError, match=r"train.device: ranks 0 and 1 would share the GPU GPU-01; take auto or cuda"):
+        refuse_shared(chosen[0])
+
+
+def test_ranks_may_share_a_processor(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(dist, "gather", lambda own: [own] * 4)
+    refuse_shared(CPU)
 
 
 @pytest.mark.parametrize(
