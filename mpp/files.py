@@ -49,6 +49,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
     try:
         with temporary.open("xb") as file:  # not mkstemp, whose files nobody else may read
+            with contextlib.suppress(OSError):  # tells, until it has its name, that somebody is at it
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write(file)
         os.replace(temporary, path)
     except BaseException:

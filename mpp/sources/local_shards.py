@@ -7,10 +7,10 @@ middle of gzip.
 """
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,18 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from mpp.files import cache_folder, write_whole
-from mpp.sources.base import SourceError, check_index, summary
+from mpp.cache.room import make_room, shown_size
+from mpp.cache.users import use
+from mpp.errors import Unreachable
+from mpp.files import cache_folder, claimed, write_whole
+from mpp.sources.base import SourceAway, SourceError, check_index, summary
 from mpp.sources.descriptors import Descriptors
 from mpp.sources.names import printable
 from mpp.sources.patterns import shown
 from mpp.sources.tar_index import BLOCK, INDEX_FORMAT, TarIndex, index_tar, load_index, sidecar_name
+
+_MOST_UNPACKED = 100  # times what it has packed; gzip itself ends at 1,032
+_MOST_SMALL = 64 * 2**20  # bytes that anything may unpack to
 
 
 class Origin(Protocol):
@@ -177,29 +183,39 @@ def open_local(spec: str, path: Path) -> Shard:
         ) from error
     key = cache_key(str(path.resolve()), info.st_size, info.st_mtime_ns)
     if packed:
-        return open_packed(spec, LocalFile(path), key, lambda: path.open("rb"))
+        return open_packed(spec, LocalFile(path), info.st_size, key, lambda: path.open("rb"))
     kept = cache_folder() / f"{key}.index"
     index = load_index(kept, info.st_size) or _index_and_keep(spec, path, kept)
     return Shard(LocalFile(path), path, index)
 
 
-def open_packed(spec: str, origin: Origin, key: str, opener: Callable[[], BinaryIO]) -> Shard:
+def open_packed(spec: str, origin: Origin, size: int, key: str, opener: Callable[[], BinaryIO]) -> Shard:
     """A gzipped tar, unpacked into the cache where it is not there yet.
 
     Args:
         spec: for messages.
         origin: what the user named.
+        size: of the gzipped file, in bytes.
         key: of this state of it in the cache.
         opener: opens the gzipped file.
 
     Raises:
-        SourceError: damaged, or no room.
+        SourceError: damaged, far too large, no room, or it cannot be read.
     """
     tar, kept = cache_folder() / f"{key}.tar", cache_folder() / f"{key}.index"
+    use(key)
     index = load_index(kept, tar.stat().st_size) if tar.is_file() else None
     if index is None:  # also where there is a .tar: only its index says that it is whole
-        _unpack(spec, origin, opener, tar)
-        index = _index_and_keep(spec, tar, kept, str(origin))
+        try:
+            with claimed(cache_folder() / f"{key}.lock", wait=True):  # several runs unpack it once
+                index = load_index(kept, tar.stat().st_size) if tar.is_file() else None
+                if index is None:
+                    _unpack(spec, origin, size, opener, tar)
+                    index = _index_and_keep(spec, tar, kept, str(origin))
+        except SourceError:
+            raise
+        except OSError as error:
+            raise _no_room(spec, origin, error) from error
     return Shard(origin, tar, index)
 
 
@@ -219,15 +235,53 @@ def keep_index(path: Path, index: TarIndex) -> None:
         write_whole(path, lambda file: file.write(data))
 
 
-def _unpack(spec: str, origin: Origin, opener: Callable[[], BinaryIO], tar: Path) -> None:
+def _unpack(spec: str, origin: Origin, size: int, opener: Callable[[], BinaryIO], tar: Path) -> None:
+    name = str(origin).rpartition("/")[2]
+    most = max(_MOST_UNPACKED * size, _MOST_SMALL)
+
+    def too_large() -> SourceError:
+        what = f"{origin} has {shown_size(size)} and unpacks to more than {shown_size(most)}, which images do not"
+        return SourceError(f"{shown(spec)}: {what}; if it is right, gunzip it and name the .tar")
+
     try:
-        with opener() as file, gzip.open(file) as packed:
-            write_whole(tar, lambda out: shutil.copyfileobj(packed, out, 2**20))
+        with opener() as file:
+            room = make_room(_unpacked_size(file, size), f"{name}, unpacked,")
+
+            def write(out: BinaryIO) -> None:
+                written = 0
+                while data := packed.read(2**20):
+                    written += len(data)
+                    if written > most:
+                        raise too_large()
+                    if written > room:
+                        raise OSError(
+                            errno.ENOSPC, f"it unpacks to more than {shown_size(room)}, for which there is room"
+                        )
+                    out.write(data)
+
+            with gzip.open(file) as packed:
+                write_whole(tar, write)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise SourceError(f"{shown(spec)}: {origin} is not a complete gzip file ({error}); make it again") from error
+    except SourceError:
+        raise
     except OSError as error:
-        name = str(origin).rpartition("/")[2]
-        reason = f"cannot unpack {name} into {tar.parent} ({error.strerror or error})"
-        raise SourceError(
-            f"{shown(spec)}: {reason}; set MPP_CACHE to a folder with room, or gunzip the shards"
-        ) from error
+        if error.errno is None:  # the network's
+            kind = SourceAway if isinstance(error, Unreachable) else SourceError
+            raise kind(f"{shown(spec)}: cannot read {error}; check the connection, then start again") from error
+        raise _no_room(spec, origin, error) from error
+
+
+def _unpacked_size(file: BinaryIO, size: int) -> int:
+    """What a gzipped file of `size` bytes unpacks to, at least, and where it is whole most likely."""
+    file.seek(max(0, size - 4))
+    said = int.from_bytes(file.read(4), "little")  # modulo 4 GiB; anything, where the file was cut off
+    file.seek(0)
+    said += max(0, size - said + 2**31) // 2**32 * 2**32
+    return said if size <= said <= 4 * size else size  # images hardly shrink
+
+
+def _no_room(spec: str, origin: Origin, error: OSError) -> SourceError:
+    reason = f"cannot unpack {str(origin).rpartition('/')[2]} into {cache_folder()} ({error.strerror or error})"
+    hint = "set MPP_CACHE to a folder with room, or gunzip the shards"
+    return SourceError(f"{shown(spec)}: {reason}; {hint}")

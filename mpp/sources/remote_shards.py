@@ -122,7 +122,7 @@ def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:
     """
     key = _key(file)
     if (cache_folder() / f"{key}.tar").is_file():
-        return open_packed(spec, file, key, lambda: _stream(file, timeout))
+        return open_packed(spec, file, file.size, key, lambda: _stream(file, timeout))
     kept = cache_folder() / f"{key}.index"
     index = load_index(kept, file.size)
     if index is not None:
@@ -144,7 +144,9 @@ def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:
     if index is not None:
         keep_index(kept, index)
         return Shard(file, None, index)
-    return open_packed(spec, file, key, lambda: _stream(file, timeout))  # one cannot read in the middle of gzip
+    return open_packed(
+        spec, file, file.size, key, lambda: _stream(file, timeout)
+    )  # one cannot read in the middle of gzip
 
 
 def _stream(file: RemoteFile, timeout: float) -> io.BufferedReader:

@@ -3,12 +3,16 @@ import io
 import json
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mpp.errors import ConfigError
 from mpp.sources import local_shards
 from mpp.sources.base import SourceError, Subset
 from mpp.sources.descriptors import Descriptors
@@ -270,7 +274,71 @@ def test_a_failed_unpacking_leaves_nothing(tmp_path, monkeypatch):
     for damaged in (whole[:50_000], whole[:-4] + b"\0\0\0\0", whole[:30_000] + b"\xff" * 500 + whole[30_500:]):
         (tmp_path / "a.tar.gz").write_bytes(damaged)
         assert "a.tar.gz is not a complete gzip file" in refused(f"shards:{tmp_path}/a.tar.gz")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert what_is_kept(tmp_path / "cache") == []
+
+
+def what_is_kept(cache):
+    return [path.name for path in cache.iterdir() if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(local_shards, "_MOST_SMALL", 2**20)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(2**23)))
+    text = refused(f"shards:{tmp_path}/a.tar.gz")
+    assert "a.tar.gz has 8.18 kB and unpacks to more than 1.05 MB, which images do not; if it is right, gunzip" in text
+    assert what_is_kept(tmp_path / "cache") == []
+    monkeypatch.setattr(local_shards, "_MOST_SMALL", 2**24)
+    assert "no image in 1 shard" in refused(f"shards:{tmp_path}/a.tar.gz")
+
+
+def test_room_is_looked_for_before_unpacking(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "none")
+    noise = np.random.default_rng(0).bytes(100_000)
+    whole = gzip.compress(write_tar(tmp_path / "a.tar", [("a.jpg", noise)]).read_bytes())
+    (tmp_path / "a.tar.gz").write_bytes(whole)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(local_shards, "write_whole", None)  # not even begun
+        text = refused(f"shards:{tmp_path}/a.tar.gz")
+    assert "cannot unpack a.tar.gz into" in text
+    assert "a.tar.gz, unpacked, takes 102 kB" in text
+    assert "has room for 95 kB); set MPP_CACHE to a folder with room, or gunzip the shards" in text
+    # One that says less than it has ends in the middle, with room to spare on the disk.
+    (tmp_path / "b.tar.gz").write_bytes(whole + gzip.compress(bytes(10**6)) + gzip.compress(b""))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=200_000))
+    text = refused(f"shards:{tmp_path}/b.tar.gz")
+    assert "cannot unpack b.tar.gz into" in text
+    assert "(it unpacks to more than 190 kB, for which there is room); set MPP_CACHE" in text
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "50kB")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert "of the 50 kB that MPP_CACHE_LIMIT allows" in refused(f"shards:{tmp_path}/a.tar.gz")
+    assert what_is_kept(tmp_path / "cache") == []
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "some")
+    with pytest.raises(ConfigError, match=r"MPP_CACHE_LIMIT 'some' is no size; write e\.g\. 200GB, 50%"):
+        open_source(f"shards:{tmp_path}/a.tar.gz")
+
+
+def test_what_a_killed_unpacking_left_is_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    (write_shards(tmp_path, 1) / "s.tar.gz").write_bytes(gzip.compress((tmp_path / "s-000.tar").read_bytes()))
+    killed = """
+import os, sys
+from mpp.errors import ConfigError
+from mpp.sources import local_shards
+from mpp.sources.shards import open_shards
+write = local_shards.write_whole
+local_shards.write_whole = lambda path, function: write(path, lambda file: (function(file), os.kill(os.getpid(), 9)))
+open_shards("shards:x", sys.argv[1])
+"""
+    spec = f"shards:{tmp_path}/s.tar.gz"
+    assert subprocess.run([sys.executable, "-c", killed, f"{tmp_path}/s.tar.gz"]).returncode == -9
+    (left,) = what_is_kept(tmp_path / "cache")
+    os.utime(tmp_path / "cache" / left, (0, 0))  # what is new may belong to one that has yet to lock it
+    assert len(open_source(spec)) == 4
+    assert sorted(name.partition(".")[2] for name in what_is_kept(tmp_path / "cache")) == ["index", "tar"]
 
 
 def test_errors(tmp_path):

@@ -1,0 +1,108 @@
+"""Who uses what in the cache: a list for each process, which counts for as long as that process lives."""
+
+import atexit
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mpp.files import cache_folder, claimed
+
+SUFFIXES = ("index", "tar", "part", "sums", "pixels.npy", "bad.npy", "pixels.json")
+"""Of what lies under one key."""
+_YOUNG = 2.0  # seconds, in which a file may have been made and not yet locked
+_LONG = 86_400.0  # seconds, after which nobody is taken to use what nobody can lock
+
+
+def use(*names: str) -> None:
+    """Says that this process uses these entries, KEY or hf/NAME/NAME, for as long as it lives, and that they are new.
+
+    A cache that cannot be written is no error: then nobody can remove anything from it, either.
+    """
+    folder, now = cache_folder(), time.time()
+    with contextlib.suppress(OSError), alone(folder):
+        user = _users.get(os.getpid()) or _User(folder / "in_use")
+        _users[os.getpid()] = user
+        user.add(names)
+        for name in names:
+            for path in [folder / name] if "/" in name else [folder / f"{name}.{suffix}" for suffix in SUFFIXES]:
+                with contextlib.suppress(OSError):
+                    os.utime(path, (now, now))
+
+
+class _User:
+    """What this process says that it uses: a list, and a lock on another file, which ends with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._list = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._names: set[str] = set()
+        self._claim = contextlib.ExitStack()
+        self._claim.enter_context(claimed(self._list.with_suffix(".lock")))
+
+    def add(self, names: Iterable[str]) -> None:
+        new = [name for name in dict.fromkeys(names) if name not in self._names]
+        self._names.update(new)
+        if new:
+            with self._list.open("a") as file:
+                file.writelines(f"{name}\n" for name in new)
+
+    def close(self) -> None:
+        self._claim.close()
+        _remove_user(self._list)
+
+
+_users: dict[int, _User] = {}
+
+
+@atexit.register
+def _end() -> None:
+    user = _users.pop(os.getpid(), None)
+    if user is not None:
+        user.close()
+
+
+def _remove_user(path: Path) -> None:
+    for one in (path, path.with_suffix(".lock")):
+        with contextlib.suppress(OSError):
+            one.unlink()
+
+
+def busy(folder: Path) -> set[str]:
+    """What living processes say that they use."""
+    names: set[str] = set()
+    for lock in folder.glob("in_use/*.lock"):
+        with contextlib.suppress(OSError):
+            if is_claimed(lock):
+                names.update(lock.with_suffix("").read_text().split("\n"))
+            else:
+                _remove_user(lock.with_suffix(""))
+    return names - {""}
+
+
+def is_claimed(path: Path) -> bool:
+    """Whether a living process has locked the file; where there are no locks, whether one may have, within a day."""
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:
+            return time.time() - os.fstat(file.fileno()).st_mtime < _LONG
+        return time.time() - os.fstat(file.fileno()).st_mtime < _YOUNG
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Within it nobody else says what is in use, or removes anything; gives whether there are locks to go by."""
+    with claimed(folder / "cache.lock", wait=True), (folder / "cache.lock").open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks = False  # although it is claimed
+        except (BlockingIOError, PermissionError):
+            locks = True
+        except OSError:
+            locks = False
+        yield locks
