@@ -2,12 +2,13 @@
 
 open_weights -> Frozen -> features (cached)      each encoder, layer and pooling asked for, all from one pass
 Fewshot.run | sweep_linear | sweep_knn           accuracy on the test images
+choose_readout | held-out images                 which layer and pooling, of several; never by test images
 a table, a CSV, a picture
 """
 
 import contextlib
-import math
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,22 +26,24 @@ from mpp.downstream.frozen import Frozen
 from mpp.downstream.labelled import open_labelled, take_fraction, with_labels
 from mpp.downstream.plots import plot_layers, plot_shots
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
-from mpp.downstream.shots import FewshotResult, Readout
+from mpp.downstream.shots import FewshotResult, Readout, choose_readout
 from mpp.errors import RunError, UserError
 from mpp.files import make_folder, write_csv
 from mpp.recipes import FewshotRecipe, FrozenConfig, ProbeRecipe
+from mpp.sources.base import count
 from mpp.train.parallel import choose_precision
 from mpp.train.run_folder import once_a_machine, processes
 from mpp.weights.opening import open_weights
 
 _ALL = 2**40  # more test images than anybody has
+_CHOSEN = "chosen by cross-validation on the shots"
 
 
 def fewshot(config: FewshotRecipe) -> int:
     """Prints the few-shot tables and writes them where `out` says so. Returns 0.
 
-    There are fewshot.csv and fewshot.png, which shows of each encoder the last layer that was read; of encoders read
-    at several layers layers.png, too.
+    There are fewshot.csv and fewshot.png, which shows of each encoder the last layer that was read and, where it was
+    read in several ways, the one that cross-validation chose; of encoders read at several layers layers.png, too.
 
     Raises:
         UserError: bad input, before anything is written.
@@ -48,13 +51,16 @@ def fewshot(config: FewshotRecipe) -> int:
     """
     results = fewshot_results(config)
     if config.out and dist.world_from_environment().main:
-        folder = Path(config.out).expanduser()
-        _write(folder / "fewshot.csv", _fewshot_rows(results))
+        folder, chosen = Path(config.out).expanduser(), _chosen(results)
+        _write(folder / "fewshot.csv", _fewshot_rows(results, chosen))
         last = {of.init: of.layer for of in results}  # ascending within each encoder
-        plot_shots(folder / "fewshot.png", {of.name: r for of, r in results.items() if of.layer == last[of.init]})
+        shown = {of.name: result.estimates for of, result in results.items() if of.layer == last[of.init]}
+        plot_shots(
+            folder / "fewshot.png", shown | {f"{init} (chosen)": of.estimates for init, (of, _) in chosen.items()}
+        )
         files = _fewshot_files(config)
         if "layers.png" in files:
-            plot_layers(folder / "layers.png", results)
+            plot_layers(folder / "layers.png", {of: result.estimates for of, result in results.items()})
         print(f"\nwritten: {', '.join(str(folder / name) for name in files)}")
     return 0
 
@@ -80,25 +86,55 @@ def fewshot_results(config: FewshotRecipe) -> dict[Readout, FewshotResult]:
         if config.out and world.main:
             make_folder(Path(config.out).expanduser(), _fewshot_files(config))
         _say(world, f"{len(of.train_indices):,} training and {len(of.test_indices):,} test images", of.notes)
+        several = any(_ways(frozen, config.pool) > 1 for _, frozen in encoders)
         results: dict[Readout, FewshotResult] = {}
         for readout, extract in _readouts(encoders, config.pool):
             with _explained(readout.name):
-                result = of.run(extract, "cv" if config.l2 == "cv" else float(config.l2))
+                result = of.run(extract, "cv" if config.l2 == "cv" else float(config.l2), choosing=several)
             results[readout] = result
             if world.main:
                 print(f"\n{readout.name}\n{result.table()}", flush=True)
+    if world.main:
+        for init, (result, readouts) in _chosen(results).items():
+            print(f"\n{init} ({_CHOSEN})\n{result.table()}\n{_choices_text(result, readouts)}", flush=True)
     return results
 
 
-def _fewshot_rows(results: dict[Readout, FewshotResult]) -> Iterable[Sequence[Any]]:
+_Chosen = dict[str, tuple[FewshotResult, list[list[Readout]]]]
+
+
+def _chosen(results: dict[Readout, FewshotResult]) -> _Chosen:
+    """By encoder, where it was read in several ways: what each draw chooses of them."""
+    inits = Counter(of.init for of in results)
+    return {
+        init: choose_readout({of: result for of, result in results.items() if of.init == init})
+        for init, ways in inits.items()
+        if ways > 1
+    }
+
+
+def _choices_text(result: FewshotResult, readouts: list[list[Readout]]) -> str:
+    """How often each layer and pooling was chosen: "10 shots: mean, layer -2 (2 draws); token (1 draw)"."""
+    lines = []
+    for column, number in enumerate(result.shots):
+        drawn = Counter(row[column].way for row in readouts).most_common()
+        told = "; ".join(f"{way} ({count(n, 'draw')})" for way, n in drawn)
+        alone = result.held_out is not None and np.isnan(result.held_out[:, column]).all()
+        why = ", for one image per class leaves nothing to choose by" if alone else ""
+        lines.append(f"{count(number, 'shot')}: {told}{why}")
+    return "\n".join(lines)
+
+
+def _fewshot_rows(results: dict[Readout, FewshotResult], chosen: _Chosen) -> Iterable[Sequence[Any]]:
     yield "model", "layer", "pool", "shots", "accuracy", "std", "interval95", "seeds", "l2"
-    for readout, result in results.items():
-        of = readout.name, readout.layer, readout.pool
-        for column, shots in enumerate(result.shots):
-            half = float(result.interval[column])
+    named = [((of.name, of.layer, of.pool), result) for of, result in results.items()]
+    named += [((f"{init} ({_CHOSEN})", "cv", "cv"), result) for init, (result, _) in chosen.items()]
+    for of, result in named:
+        for column, (shots, accuracy) in enumerate(result.estimates.items()):
             l2 = "" if result.l2 is None else " ".join(f"{value:g}" for value in result.l2[:, column])
-            figures = f"{result.mean[column]:.6f}", f"{result.spread[column]:.6f}"
-            yield *of, shots, *figures, "" if math.isnan(half) else f"{half:.6f}", len(result.accuracy), l2
+            known = accuracy.mean, accuracy.spread, accuracy.half
+            figures = ("" if value is None else f"{value:.6f}" for value in known)
+            yield *of, shots, *figures, len(result.accuracy), l2
 
 
 def probe(config: ProbeRecipe) -> int:
@@ -118,17 +154,19 @@ def probe(config: ProbeRecipe) -> int:
         if config.out and world.main:
             make_folder(Path(config.out).expanduser(), ("probe.csv",))
         _say(world, f"{len(of.train_indices):,} training and {len(of.test_indices):,} test images", of.notes)
-        results: dict[str, ProbeResult] = {}
+        results: dict[Readout, ProbeResult] = {}
         for readout, extract in _readouts(encoders, config.pool):
             name = readout.name
             with _explained(name):
                 train, kept = extract(of.train, of.train_indices)
                 test, tested = extract(of.test, of.test_indices)
                 images = train, of.train_labels[kept], test, of.test_labels[tested], len(of.classes)
-                results[name] = _probe(config, *images)
+                results[readout] = _probe(config, *images)
             if world.main:
                 lost = len(of.train_indices) + len(of.test_indices) - len(kept) - len(tested)
-                print(f"\n{name}\n{_probe_text(results[name], lost)}", flush=True)
+                print(f"\n{name}\n{_probe_text(results[readout], lost)}", flush=True)
+        if world.main:
+            print(_chosen_probes(results), end="", flush=True)
         if world.main and config.out:
             path = Path(config.out).expanduser() / "probe.csv"
             _write(path, _probe_rows(config, results))
@@ -167,11 +205,24 @@ def _probe_text(result: ProbeResult, lost: int) -> str:
     return "\n".join(lines)
 
 
-def _probe_rows(config: ProbeRecipe, results: dict[str, ProbeResult]) -> Iterable[Sequence[Any]]:
-    yield "model", "kind", "labels", "top1", "top5", "setting", "chosen"
-    for name, result in results.items():
-        top5 = "" if result.top5 is None else f"{result.top5:.6f}"
-        yield name, config.kind, config.labels, f"{result.top1:.6f}", top5, result.setting, f"{result.chosen:g}"
+def _chosen_probes(results: dict[Readout, ProbeResult]) -> str:
+    """Of each encoder that was read in several ways, the one that held-out training images choose."""
+    lines = []
+    for init, ways in Counter(of.init for of in results).items():
+        held_out = {of: result.held_out for of, result in results.items() if of.init == init}
+        known = {of: accuracy for of, accuracy in held_out.items() if accuracy is not None}
+        if ways > 1 and len(known) == ways:
+            best = max(known, key=lambda of: known[of])  # of equals the first
+            lines.append(f"\n{init}: held-out training images choose {best.way}: top-1 {results[best].top1:.1%}\n")
+    return "".join(lines)
+
+
+def _probe_rows(config: ProbeRecipe, results: dict[Readout, ProbeResult]) -> Iterable[Sequence[Any]]:
+    yield "model", "kind", "labels", "top1", "top5", "setting", "chosen", "held_out"
+    for readout, result in results.items():
+        figures = ("" if value is None else f"{value:.6f}" for value in (result.top1, result.top5))
+        held_out = "" if result.held_out is None else f"{result.held_out:.6f}"
+        yield readout.name, config.kind, config.labels, *figures, result.setting, f"{result.chosen:g}", held_out
 
 
 def _encoders(
@@ -201,6 +252,11 @@ def _encoders(
             raise UserError(f"--pool {' '.join(pools)}: {init} has no class token; add mean")
         found.append((init, frozen))
     return found
+
+
+def _ways(frozen: Frozen, pools: Sequence[str]) -> int:
+    """In how many ways an encoder is read."""
+    return len(frozen.layers) * len(set(pools) & set(frozen.pools))
 
 
 def _readouts(encoders: list[tuple[str, Frozen]], pools: Sequence[str]) -> Iterator[tuple[Readout, Extract]]:

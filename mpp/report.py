@@ -34,10 +34,12 @@ def summary(folder: Path, score: str, notes: Sequence[str] = (), init: str = "")
     ]
     if len(evaluated) > 1 and evaluated[0]["step"] == 0:
         first, final = evaluated[0], evaluated[-1]
-        lines.append("Few-shot accuracy on frozen features (mean ± standard deviation over the draws of the shots):")
+        several = any(name.endswith("_std") and spread for name, spread in final.items())
+        drawn = "mean ± standard deviation over the draws of the shots" if several else "one draw of the shots"
+        lines.append(f"Few-shot accuracy on frozen features ({drawn}):")
         lines.append(f"  {'shots':>8}  {'its init' if init else 'random init':>15}  {'pretrained':>15}")
         for name in (n for n in final if n in first and n.startswith("fewshot/") and n.endswith("shot")):
-            cells = (f"{row[name]:.1%} ± {row[name + '_std']:.1%}" for row in (first, final))
+            cells = (_around(row[name], row.get(f"{name}_std")) for row in (first, final))
             shots = name.removeprefix("fewshot/").removesuffix("shot")
             lines.append(f"  {shots:>8}  " + "  ".join(f"{c:>15}" for c in cells))
         lines += [f"  evaluated {len(evaluated)} times, in {_evaluation_share(rows):.1%} of the time", ""]
@@ -47,6 +49,11 @@ def summary(folder: Path, score: str, notes: Sequence[str] = (), init: str = "")
         lines.append(f"curves       tensorboard --logdir {folder}")
     lines.append(f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)')
     return "\n".join(lines)
+
+
+def _around(mean: float, spread: float | None) -> str:
+    """With the spread where there is one: of a single draw older runs wrote 0."""
+    return f"{mean:.1%} ± {spread:.1%}" if spread else f"{mean:.1%}"
 
 
 def _evaluation_share(rows: list[dict[str, Any]]) -> float:

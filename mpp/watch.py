@@ -19,7 +19,7 @@ from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.picture import reconstruct, to_rgb
 from mpp.objective.sheet import TEXT_KEY, draw_sheet
 from mpp.parts import Run, draw
-from mpp.sources.base import Source
+from mpp.sources.base import Source, count
 from mpp.train.bad_files import BadFiles
 from mpp.train.log import RunLog, Terminal
 from mpp.train.loop import Every, State
@@ -210,5 +210,5 @@ def evaluating(parts: Run) -> Iterator[MaskedPatchPrediction[Encoder]]:
 
 
 def _fewshot_line(result: FewshotResult) -> str:
-    shots = zip(result.shots, result.mean, result.spread, strict=True)
-    return ", ".join(f"{k} shots {m:.1%} ± {s:.1%}" if k > 1 else f"1 shot {m:.1%} ± {s:.1%}" for k, m, s in shots)
+    told = ((count(k, "shot"), of) for k, of in result.estimates.items())
+    return ", ".join(f"{k} {of.mean:.1%}" + ("" if of.spread is None else f" ± {of.spread:.1%}") for k, of in told)

@@ -64,14 +64,17 @@ def test_fewshot_tables(shot: Done) -> None:
     assert {path.name for path in shot.folder.iterdir()} == {"fewshot.csv", "fewshot.png"}
     assert np.asarray(Image.open(shot.folder / "fewshot.png")).std() > 1
     found = rows(shot.folder / "fewshot.csv")
-    assert [(row["model"], row["shots"]) for row in found] == [(name, k) for name in NAMES for k in ("1", "5", "10")]
-    assert [(row["layer"], row["pool"]) for row in found[::3]] == [("-1", "mean"), ("-1", "token"), ("-1", "mean")]
+    names = [*NAMES, f"{SIDES[0]} (chosen by cross-validation on the shots)"]
+    assert [(row["model"], row["shots"]) for row in found] == [(name, k) for name in names for k in ("1", "5", "10")]
+    ways = [("-1", "mean"), ("-1", "token"), ("-1", "mean"), ("cv", "cv")]
+    assert [(row["layer"], row["pool"]) for row in found[::3]] == ways
+    assert "1 shot: mean (3 draws), for one image per class leaves nothing to choose by\n5 shots: " in shot.out
     for row in found:
         assert 0.25 < float(row["accuracy"]) <= 1
-        assert (row["seeds"], row["l2"]) == ("3", "1024 1024 1024")
+        assert (row["seeds"], row["l2"]) == ("3", "" if row["layer"] == "cv" else "1024 1024 1024")
         assert float(row["interval95"]) >= float(row["std"]) >= 0
         assert f"{100 * float(row['accuracy']):.1f}%" in shot.out
-    for name in NAMES:
+    for name in names:
         assert f"\n{name}\n" in shot.out
     assert "4 classes have fewer images" in shot.out  # 8 of each are not 10
     assert "32 training and 8 test images" in shot.err
@@ -108,18 +111,21 @@ def test_a_pretrained_run_all_layers_and_chosen_l2(
     found = rows(tmp_path / "out" / "fewshot.csv")
     last = [f"{name} ({how})" for name in init[1:] for how in ("mean+token", "mean")]
     first = [f"{name[:-1]}, layer -2)" for name in last]
-    names = [*first[:2], *last[:2], *first[2:], *last[2:]]
+    chosen = [f"{name} (chosen by cross-validation on the shots)" for name in init[1:]]
+    names = [*first[:2], *last[:2], *first[2:], *last[2:], *chosen]
     assert [row["model"] for row in found[::2]] == names
     assert [(row["layer"], row["pool"]) for row in found[2:7:2]] == [
         ("-2", "mean"),
         ("-1", "mean+token"),
         ("-1", "mean"),
     ]
-    assert shown == [last]  # of many layers the last stands in fewshot.png, all in the other
+    assert shown == [
+        [*last, *(f"{name} (chosen)" for name in init[1:])]
+    ]  # of many layers the last stands in fewshot.png, all in the other
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"fewshot.csv", "layers.png"}
     assert f"{tmp_path / 'out' / 'layers.png'}\n" in out
     assert "L2" in out
-    assert all(row["interval95"] == "" for row in found)  # of one draw
+    assert all(row["interval95"] == row["std"] == "" for row in found)  # of one draw
     assert float(found[1]["l2"]) > 0
     assert not (tmp_path / "cache").exists()
 
@@ -142,7 +148,12 @@ def test_probe_tables(probed: Done) -> None:
         assert row["chosen"] in ("0.01", "1")
         assert f"top-1 {float(row['top1']):.1%} of 8 test images" in probed.out
         assert float(row["top1"]) > 0.25
-    assert probed.out.count("held-out training images") == 3
+        assert row["held_out"] in {f"{right / 4:.6f}" for right in range(5)}
+    vit = {"mean": found[0], "token": found[1]}
+    best = max(vit, key=lambda pool: float(vit[pool]["held_out"]))
+    told = f"{SIDES[0]}: held-out training images choose {best}: top-1 {float(vit[best]['top1']):.1%}\n"
+    assert told in probed.out
+    assert probed.out.count("held-out training images") == 4
     assert probed.out.count("chosen") == 3
     assert [path.name for path in probed.folder.iterdir()] == ["probe.csv"]
 

@@ -131,7 +131,7 @@ def test_fewshot_accuracy_is_measured_before_and_after(finished: Finished) -> No
     rows = [row for row in finished.rows if "fewshot/1shot" in row]
     assert [row["step"] for row in rows] == [0, 20]
     assert all(0 <= row["fewshot/1shot"] <= 1 for row in rows)
-    assert all(row["fewshot/1shot_std"] == 0 for row in rows)  # of one draw
+    assert not any("fewshot/1shot_std" in row for row in rows)  # of one draw
     assert rows[0] == finished.rows[0]
 
 
@@ -144,7 +144,8 @@ def test_what_it_prints(finished: Finished) -> None:
         assert f"{figure:7.1%}  " in finished.out
     evaluated = [row["fewshot/1shot"] for row in finished.rows if "fewshot/1shot" in row]
     assert "random init" in finished.out
-    assert all(f"{accuracy:.1%} ± 0.0%" in finished.out for accuracy in evaluated)
+    assert all(f"  {accuracy:.1%}" in finished.out for accuracy in evaluated)
+    assert "±" not in finished.out + finished.err  # of one draw
     for name in ("pictures", "model"):
         assert str(finished.run_dir / name) in finished.out
     assert f"tensorboard --logdir {finished.run_dir}\n" in finished.out

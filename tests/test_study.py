@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mpp.cli import study
+from mpp.run_page.wording import points
 from mpp.weights.base import Weights, build
 from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
@@ -110,8 +112,10 @@ def test_the_table_is_that_of_its_runs(done: tuple[Path, str]) -> None:
             assert row["gain"] == ""
         else:
             assert float(row["gain"]) == pytest.approx((top1 - scratch).mean())
-            assert float(row["gain_std"]) == pytest.approx((top1 - scratch).std(ddof=1))
-            text += f" | {100 * (top1 - scratch).mean():+.1f} ± {100 * (top1 - scratch).std(ddof=1):.1f}"
+            half = stats.t.ppf(0.975, 1) * stats.sem(top1 - scratch)
+            assert float(row["interval95"]) == pytest.approx(half, rel=1e-4)
+            assert row["over"] == "2 pretrainings" if side in ARMS else "2 fine-tuning seeds"
+            text += f" | {points((top1 - scratch).mean())} ± {100 * half:.1f}"
         assert text in printed
         assert text in (folder / "study.md").read_text()
     pages = [folder / "pretrain" / "default" / f"seed_{seed}" / "report.html" for seed in (0, 1)]

@@ -1,17 +1,16 @@
 """Charts of a study, in the house's manner: text as text, on a white card that light and dark pages show alike."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from mpp.downstream.estimates import Estimate
 from mpp.page.charts import Line, line_chart
 from mpp.page.document import picture_files
 from mpp.page.parts import Page, Picture, Section
 from mpp.run_page.wording import percent, points
 from mpp.study_recipe import RANDOM, folder_name
-from results_page.data import Study, Values
-from results_page.figures import deviation, fewshot_gains, finetuning_gains, half_width
+from results_page.data import Study
 from results_page.tables import series
 from results_page.wording import told
 
@@ -40,10 +39,10 @@ def _benefit(study: Study) -> list[Picture]:
     images = study.labelled_images
     if len(images) < 2:
         return []
-    sides = {side: {label: study.top1(side, label) for label in images} for side in study.sides}
+    sides = {side: {label: study.tuned(side, label) for label in images} for side in study.sides}
     lines = [_line(told(side), {images[label]: of for label, of in by.items()}) for side, by in sides.items()]
     words = [
-        f"{told(side)} " + ", ".join(f"{percent(fmean(of.values()))} at {label}" for label, of in by.items() if of)
+        f"{told(side)} " + ", ".join(f"{percent(of.mean)} at {label}" for label, of in by.items() if of)
         for side, by in sides.items()
     ]
     alt = f"Test accuracy after fine-tuning, {study.name}: {'; '.join(words)}."
@@ -51,13 +50,16 @@ def _benefit(study: Study) -> list[Picture]:
     return [line_chart(study.name, alt, lines, x=x, y=y, percent_y=True, log_x=True, markers=True)]
 
 
-def _line(name: str, measured: Mapping[int, Values], colour: int | None = None, dashed: bool = False) -> Line:
+def _line(name: str, measured: Mapping[int, Estimate | None], colour: int | None = None, dashed: bool = False) -> Line:
     """Means with a band of one standard deviation, which a dashed line has not; a gap where nothing was measured."""
     x = sorted(measured)
-    y, spread = (
-        np.array([of(measured[at].values()) if measured[at] else np.nan for at in x]) for of in (fmean, deviation)
-    )
+    y, spread = (_shares(getattr(measured[at], part, None) for at in x) for part in ("mean", "spread"))
     return Line(name, np.array(x, dtype=np.float64), y, None if dashed else spread, dashed, colour)
+
+
+def _shares(values: Iterable[float | None]) -> np.ndarray:
+    """NaN for None, which is not drawn."""
+    return np.array([np.nan if value is None else value for value in values])
 
 
 def _length(study: Study) -> list[Picture]:
@@ -66,15 +68,16 @@ def _length(study: Study) -> list[Picture]:
     for objective, arms in series(study).items():
         of = f"{objective}: " if objective else ""
         measured = {
-            f"{of}{labels} of the labels": {seen: finetuning_gains(study, arm, labels) for seen, arm in arms}
+            f"{of}{labels} of the labels": {seen: study.gain(arm, labels) for seen, arm in arms}
             for labels in study.labels
         }
         frozen = f"{of}frozen, {study.shots} shots"
-        measured[frozen] = {seen: fewshot_gains(study, arm, study.shots) for seen, arm in arms}
+        measured[frozen] = {seen: study.fewshot_gain(arm, study.shots) for seen, arm in arms}
         for name, by in measured.items():
-            if any(by.values()):
-                lines.append(_gains_line(name, by, dashed=name == frozen))
-                means = ", ".join(f"{points(fmean(gained))} at {seen:,}" for seen, gained in by.items() if gained)
+            known = {seen: gained for seen, gained in by.items() if gained is not None}
+            if known:
+                lines.append(_gains_line(name, known, dashed=name == frozen))
+                means = ", ".join(f"{points(gained.mean)} at {seen:,}" for seen, gained in known.items())
                 words.append(f"{name} {means}")
     if not lines:
         return []
@@ -83,28 +86,26 @@ def _length(study: Study) -> list[Picture]:
     return [line_chart(study.name, alt, lines, x=x, y=y, log_x=True, markers=True)]
 
 
-def _gains_line(name: str, by: Mapping[int, Sequence[float]], dashed: bool) -> Line:
-    """Mean gains in points with a band of their 95 % intervals."""
-    known = {seen: gained for seen, gained in by.items() if gained}
-    rows = (list(known), map(fmean, known.values()), (half_width(gained) or 0.0 for gained in known.values()))
-    x, y, spread = (np.array(list(row), dtype=np.float64) for row in rows)
-    return Line(name, x, 100 * y, 100 * spread, dashed=dashed)
+def _gains_line(name: str, by: Mapping[int, Estimate], dashed: bool) -> Line:
+    """Mean gains in points with a band of their 95 % intervals, where they have one."""
+    y, half = (_shares(getattr(gained, part) for gained in by.values()) for part in ("mean", "half"))
+    return Line(name, np.array(list(by), dtype=np.float64), 100 * y, 100 * half, dashed=dashed)
 
 
 def _layers(study: Study, arm: str) -> Picture:
     """Few-shot accuracy against the layer, one line a pooling."""
     pools = list(dict.fromkeys(pool for _, pool in study.readings))
-    layers = dict.fromkeys(layer for layer, _ in study.readings)
+    layers = list(dict.fromkeys(layer for layer, _ in study.readings))
     lines, words = [], []
     for name, side in (("pretrained", arm), ("random", RANDOM)):
         for colour, pool in enumerate(pools):
-            by = {layer: study.fewshot(side, study.shots, layer, pool) for layer in layers}
-            means = {layer: fmean(of.values()) for layer, of in by.items() if of}
-            if means:
+            by = {layer: study.fewshot(side, study.shots, (layer, pool)) for layer in layers}
+            known = {layer: of for layer, of in by.items() if of is not None}
+            if known:
                 lines.append(_line(f"{name}, {pool}", by, colour, dashed=side == RANDOM))
-                best = max(means, key=lambda layer: means[layer])
-                words.append(f"{name}, {pool}, {percent(means[best])} at layer {best}")
+                ends = (f"{percent(known[layer].mean)} at layer {layer}" for layer in (min(known), max(known)))
+                words.append(f"{name}, {pool}, {' and '.join(dict.fromkeys(ends))}")
     number = f"{study.shots} shot{'s' * (study.shots > 1)}"
-    alt = f"Few-shot accuracy by layer, {number}, {arm}, {study.name}; the best of each line: {'; '.join(words)}."
+    alt = f"Few-shot accuracy by layer, {number}, {arm}, {study.name}; the ends of each line: {'; '.join(words)}."
     name, y = f"{study.name}_layers_{folder_name(arm)}", f"accuracy, {number}"
     return line_chart(name, alt, lines, x="layer, \u22121 the last", y=y, caption=arm, percent_y=True, markers=True)

@@ -1,7 +1,6 @@
 """The data file of a study: copied once from its folder, and what the page asks of it.
 
-Accuracies are shares, 0 to 1. What was measured once for each seed is a mapping from that seed, so that two sides can
-be compared pair by pair.
+Its figures are those of `mpp.study_results`, which the study's own tables and the pages of its runs have, too.
 """
 
 import json
@@ -9,27 +8,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from mpp.downstream.estimates import Estimate
 from mpp.errors import UserError
 from mpp.files import write_whole
-from mpp.study_recipe import LONGER, RANDOM, SCRATCH
+from mpp.study_recipe import LONGER, SCRATCH
+from mpp.study_results import Pair, StudyResults
 
 SCHEMA = 1
 KINDS = ("benefit", "ablation", "length", "best", "continue")
 """What the name of a study begins with; each has a section of the page."""
 
-Values = Mapping[Any, float]
-"""One figure for each seed (of fine-tuning, of pretraining, of the draw of the shots)."""
-
 
 @dataclass(frozen=True)
-class Study:
-    """One study, finished or not."""
+class Study(StudyResults):
+    """One study, finished or not, as the page tells of it."""
 
     name: str
-    content: Mapping[str, Any]
 
     @property
     def kind(self) -> str:
@@ -50,34 +46,9 @@ class Study:
         return sorted(self.config["labels"], key=lambda labels: images.get(labels, math.inf))
 
     @property
-    def labelled_images(self) -> Mapping[str, int]:
-        """How many images a share of the labels is; of those that some run has had."""
-        return {run["labels"]: run["train_images"] for run in self.content["finetuning"]}
-
-    @property
-    def arms(self) -> list[str]:
-        """Pretrained sides in the study's order; the first is the default that others are compared with."""
-        named = [run["arm"] for run in self.content["pretraining"]]
-        named += [run["side"] for key in ("finetuning", "fewshot") for run in self.content[key]]
-        return [name for name in dict.fromkeys(named) if name not in (SCRATCH, LONGER, RANDOM)]
-
-    @property
-    def sides(self) -> list[str]:
-        """All that was fine-tuned, in the page's order."""
-        tuned = {run["side"] for run in self.content["finetuning"]}
-        return [side for side in (SCRATCH, LONGER, *self.arms) if side in tuned]
-
-    @property
     def shots(self) -> int:
         """The number of shots that tables with room for one have: 10, as in the goals, where it was measured."""
-        measured = sorted({run["shots"] for run in self.content["fewshot"]})
-        return 10 if 10 in measured or not measured else measured[-1]
-
-    @property
-    def readings(self) -> list[tuple[int, str]]:
-        """(layer, pooling) of the few-shot evaluation, layer by layer, the last layer last."""
-        found = dict.fromkeys((run["layer"], run["pool"]) for run in self.content["fewshot"])
-        return sorted(found, key=lambda reading: reading[0])
+        return 10 if 10 in self.counts or not self.counts else self.counts[-1]
 
     @property
     def compares_readings(self) -> bool:
@@ -88,38 +59,25 @@ class Study:
         """Of one arm, one for each seed."""
         return [run for run in self.content["pretraining"] if run["arm"] == arm]
 
-    def top1(self, side: str, labels: str) -> Values:
-        """Test accuracy after fine-tuning, by its seed; of an unfinished study, those that are there.
+    def tuned(self, side: str, labels: str) -> Estimate | None:
+        """As `StudyResults.tuned`.
 
         Raises:
             UserError: a side or a share that the study does not have, so that no sentence can name one.
         """
-        if labels not in self.labels or side not in (SCRATCH, LONGER, *self.arms):
-            raise UserError(f"{self.name} has no {side!r} at {labels!r}; it has {[*self.sides]} at {[*self.labels]}")
-        runs = self.content["finetuning"]
-        return {run["seed"]: run["top1"] for run in runs if (run["side"], run["labels"]) == (side, labels)}
+        self._check([side], labels)
+        return super().tuned(side, labels)
 
-    def fewshot(self, side: str, shots: int, layer: int, pool: str) -> Values:
-        """Few-shot accuracy by the draw of the shots, each the mean over the pretrainings."""
-        runs = [run["accuracy"] for run in self._fewshot(side, layer, pool) if run["shots"] == shots]
-        return dict(enumerate(map(fmean, zip(*runs, strict=True))))
+    def mean_gain(self, pairs: Sequence[Pair], labels: str) -> Estimate | None:
+        """As `StudyResults.mean_gain`, and raises as `tuned`."""
+        self._check([side for pair in pairs for side in pair], labels)
+        return super().mean_gain(pairs, labels)
 
-    def fewshot_by_pretraining(self, side: str, shots: int, layer: int, pool: str) -> Values:
-        """Few-shot accuracy by the seed of the pretraining, each the mean over the draws."""
-        runs = self._fewshot(side, layer, pool)
-        return {run["pretrain_seed"]: fmean(run["accuracy"]) for run in runs if run["shots"] == shots}
-
-    def rank(self, side: str, layer: int, pool: str) -> Values:
-        """Effective rank of the features, by the seed of the pretraining."""
-        return {run["pretrain_seed"]: run["rank"] for run in self._fewshot(side, layer, pool)}
-
-    def _fewshot(self, side: str, layer: int, pool: str) -> list[Mapping[str, Any]]:
-        asked = (side, layer, pool)
-        return [run for run in self.content["fewshot"] if (run["side"], run["layer"], run["pool"]) == asked]
-
-    def probe(self, side: str) -> Values:
-        """Accuracy of the linear probe on all labels, by the seed of the pretraining."""
-        return {run["pretrain_seed"]: run["top1"] for run in self.content["probes"] if run["side"] == side}
+    def _check(self, sides: Sequence[str], labels: str) -> None:
+        for side in sides:
+            if labels not in self.labels or side not in (SCRATCH, LONGER, *self.arms):
+                there = f"{[*self.sides]} at {[*self.labels]}"
+                raise UserError(f"{self.name} has no {side!r} at {labels!r}; it has {there}")
 
 
 def take(folder: Path, out: Path) -> Path:
@@ -152,7 +110,7 @@ def read_studies(out: Path) -> dict[str, Study]:
 def _checked(content: Any, path: Path) -> Study:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path}: not the data of a study in schema {SCHEMA}; make it anew by tools/study.py")
-    study = Study(content["name"], content)
+    study = Study(content, content["name"])
     if study.kind not in KINDS:
         raise UserError(f"{path}: the study's name {study.name!r} must begin with one of {', '.join(KINDS)}")
     if not study.arms:

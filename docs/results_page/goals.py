@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from mpp.run_page.wording import NONE, points
-from mpp.study_recipe import SCRATCH
+from mpp.downstream.estimates import Estimate
+from mpp.run_page.wording import NONE, gain_text, points
 from results_page.data import Study
-from results_page.figures import fewshot_gains, finetuning_gains, gain_text
 from results_page.wording import shown
 
 FINETUNING = {"100%": 0.04, "10%": 0.08, "1%": 0.10}
@@ -40,46 +39,57 @@ class Against:
 
 
 def chosen(study: Study) -> str | None:
-    """The arm that stands for the study: of the largest gain on average over the shares of the labels."""
-    found = []
-    for arm in study.arms:
-        differences = [finetuning_gains(study, arm, labels) for labels in study.labels]
-        if all(differences):
-            found.append((fmean(map(fmean, differences)), arm))
-    return max(found)[1] if found else None
+    """The arm that stands for the study: of the best accuracy on held-out training images, by which it chose its
+    learning rate. None where several arms have no such figure: test images choose none."""
+    if len(study.arms) == 1:
+        return study.arms[0]
+    held_out = {arm: accuracy for arm in study.arms if (accuracy := study.held_out(arm)) is not None}
+    return max(held_out, key=lambda arm: held_out[arm]) if held_out.keys() == set(study.arms) else None
 
 
-def goal_rows(studies: list[Study]) -> list[list[str]]:
-    """One row a goal: what it asks, and for each study what was measured with a verdict.
+def told_arms(study: Study) -> list[str]:
+    """The arms that the headline and the goals tell of: the chosen one, or all."""
+    arm = chosen(study)
+    return study.arms if arm is None else [arm]
 
-    Args:
-        studies: of kind "benefit" and "best"; each answers the goals that it can.
-    """
+
+Column = tuple[Study, str | None]
+"""A study and one of its arms; None of a study whose arms are compared with each other."""
+
+
+def columns(studies: Sequence[Study]) -> list[Column]:
+    """Of the table of goals: those that can answer one, of several seeds."""
+    able = [study for study in studies if study.kind in ("benefit", "best") and len(study.config["seeds"]) > 1]
+    return [(study, arm) for study in able for arm in (told_arms(study) if study.kind == "benefit" else [None])]
+
+
+def goal_rows(columns: Sequence[Column]) -> list[list[str]]:
+    """One row a goal: what it asks, and for each column what was measured with a verdict."""
     asked = {
         f"{points(goal)} points over scratch at {labels} of the labels": (labels, goal)
         for labels, goal in FINETUNING.items()
     }
-    rows = [[name, *(_finetuned(study, *goal) for study in studies)] for name, goal in asked.items()]
+    rows = [[name, *(_finetuned(*column, *goal) for column in columns)] for name, goal in asked.items()]
     shots = f"{points(FEWSHOT)} points over random initialisation in few-shot, {SHOTS} images per class"
-    rows.append([shots, *(_fewshot(study) for study in studies)])
+    rows.append([shots, *(_fewshot(*column) for column in columns)])
     never = "never below scratch in as many steps, at any share and seed"
-    rows.append([never, *(_never_below(study) for study in studies)])
+    rows.append([never, *(_never_below(*column) for column in columns)])
     double = f"{TIMES:g} times the default's gain at {SCARCE} of the labels in the same device time"
     half = f"or the default's gain there in {TIME:.0%} of its device time"
-    rows.append([double, *(_better(study, TIMES, 1.0) for study in studies)])
-    rows.append([half, *(_better(study, 1.0, TIME) for study in studies)])
+    rows.append([double, *(_better(study, arm, TIMES, 1.0) for study, arm in columns)])
+    rows.append([half, *(_better(study, arm, 1.0, TIME) for study, arm in columns)])
     return rows
 
 
 def against_default(study: Study, labels: str) -> list[Against]:
     """Every arm but the first, at a share of the labels; none before the default is measured there."""
     default, *others = study.arms
-    usual = finetuning_gains(study, default, labels)
-    measured = {arm: finetuning_gains(study, arm, labels) for arm in others}
+    usual = study.gain(default, labels)
+    measured = {arm: study.gain(arm, labels) for arm in others}
     return [
-        Against(arm, fmean(differences), fmean(usual), time_share(study, arm))
-        for arm, differences in measured.items()
-        if differences and usual
+        Against(arm, gained.mean, usual.mean, time_share(study, arm))
+        for arm, gained in measured.items()
+        if gained is not None and usual is not None
     ]
 
 
@@ -117,55 +127,50 @@ def _verdict(study: Study, met: bool) -> str:
     return "**met**" if met else "not met"
 
 
-def _finetuned(study: Study, labels: str, goal: float) -> str:
-    arm = chosen(study)
-    if study.kind != "benefit" or arm is None or labels not in study.labels:
+def _finetuned(study: Study, arm: str | None, labels: str, goal: float) -> str:
+    if arm is None or labels not in study.labels:
         return NONE
-    return _against(study, finetuning_gains(study, arm, labels), goal)
+    return _against(study, study.gain(arm, labels), goal)
 
 
-def _fewshot(study: Study) -> str:
-    arm = chosen(study)
-    differences = [] if arm is None else fewshot_gains(study, arm, SHOTS)
-    if study.kind != "benefit" or not differences:
+def _fewshot(study: Study, arm: str | None) -> str:
+    return NONE if arm is None else _against(study, study.fewshot_gain(arm, SHOTS), FEWSHOT)
+
+
+def _against(study: Study, gained: Estimate | None, goal: float) -> str:
+    """The mean and whether it reaches the goal; with a digit more where rounding would say that it does."""
+    if gained is None:
         return NONE
-    return _against(study, differences, FEWSHOT)
-
-
-def _against(study: Study, differences: Sequence[float], goal: float) -> str:
-    """Their mean and whether it reaches the goal; with a digit more where rounding would say that it does."""
-    mean = fmean(differences)
+    mean = gained.mean
     exactly = f" ({100 * mean:.2f})" if mean < goal and points(mean) == points(goal) else ""
-    return f"{gain_text(differences)}{exactly}: {_verdict(study, mean >= goal)}"
+    return f"{gain_text(gained)}{exactly}: {_verdict(study, mean >= goal)}"
 
 
-def _never_below(study: Study) -> str:
-    arm = chosen(study)
-    if study.kind != "benefit" or arm is None:
+def _never_below(study: Study, arm: str | None) -> str:
+    if arm is None:
         return NONE
-    pairs = [
-        (value - study.top1(SCRATCH, labels)[seed], labels, seed)
-        for labels in study.labels
-        for seed, value in study.top1(arm, labels).items()
-        if seed in study.top1(SCRATCH, labels)
-    ]
+    pairs = [(gained, labels, seed) for labels in study.labels for seed, gained in study.gains(arm, labels).items()]
+    if not pairs:
+        return NONE
     lowest, labels, seed = min(pairs)
     return f"lowest {points(lowest)} ({labels}, seed {seed}): {_verdict(study, lowest >= 0)}"
 
 
-def _better(study: Study, gain: float, time: float) -> str:
-    """The best arm of those that took no more than a share of the default's time.
+def _better(study: Study, arm: str | None, gain: float, time: float) -> str:
+    """Every arm that took no more than a share of the default's time, each with its verdict: none is picked out.
 
     Where the default gains nothing, whatever gains anything at all has more than a multiple of that.
     """
-    if study.kind != "best" or SCARCE not in study.labels or not study.arms:
+    if arm is not None or SCARCE not in study.labels or not study.arms:
         return NONE
-    quick = [arm for arm in against_default(study, SCARCE) if arm.time <= time + _SLACK]
+    quick = [each for each in against_default(study, SCARCE) if each.time <= time + _SLACK]
     if not quick:
         return NONE
-    best = max(quick, key=lambda arm: arm.gain)
-    within = f"in {best.time:.0%} of the time ({shown(best.arm)})"
-    if best.times is None:
-        arm = f"the best arm {points(best.gain)} {within}: {_verdict(study, best.gain > 0)}"
-        return f"the default gains nothing ({points(best.usual)}), {arm}"
-    return f"{best.times:.2f} times {within}: {_verdict(study, best.times >= gain)}"
+    told = [
+        f"{shown(each.arm)} {points(each.gain) if each.times is None else f'{each.times:.2f} times'} "
+        f"(in {each.time:.0%} of the time): "
+        f"{_verdict(study, each.gain > 0 if each.times is None else each.times >= gain)}"
+        for each in quick
+    ]
+    nothing = f"the default gains nothing ({points(quick[0].usual)}); " if quick[0].times is None else ""
+    return nothing + "; ".join(told)

@@ -132,20 +132,14 @@ def _by_name(ask: Callable[..., Any], studies: Mapping[str, Study]) -> Callable[
 
 
 def _goals(studies: Mapping[str, Study]) -> str:
-    """The table of goals: a column for each study that can answer one, of several seeds, or "not measured"."""
-    able = [study for study in studies.values() if study.kind in ("benefit", "best")]
-    columns = [study for study in able if len(study.config["seeds"]) > 1]
+    """The table of goals: a column for each study, and for each arm of which none was chosen, or "not measured"."""
+    columns = goals.columns(list(studies.values()))
     rows = goals.goal_rows(columns)
     if not columns:
         return tables.table(["goal", "reached"], [[*row, "not measured"] for row in rows])
-    heads = [f"`{study.name}`{_chosen(study)}" for study in columns]
+    named = {at: f", {shown(arm)}" if arm and len(study.arms) > 1 else "" for at, (study, arm) in enumerate(columns)}
+    heads = [f"`{study.name}`{named[at]}" for at, (study, _) in enumerate(columns)]
     return tables.table(["goal", *heads], [[goal, *_measured(cells)] for goal, *cells in rows])
-
-
-def _chosen(study: Study) -> str:
-    """The pretraining that the column of a study tells of, where it has several."""
-    arm = goals.chosen(study) if study.kind == "benefit" and len(study.arms) > 1 else None
-    return "" if arm is None else f", {shown(arm)}"
 
 
 def _measured(cells: list[str]) -> list[str]:

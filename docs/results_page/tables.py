@@ -2,25 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 
-from mpp.run_page.wording import NONE, figure, points
+from mpp.downstream.estimates import Estimate, estimate
+from mpp.run_page.wording import NONE, accuracy_text, figure, gain_text
 from mpp.study_recipe import LONGER, RANDOM, SCRATCH
-from results_page.data import Study, Values
-from results_page.figures import (
-    accuracy_text,
-    best_reading,
-    fewshot_gains,
-    finetuning_gains,
-    gain_text,
-    gains,
-    last_layer,
-    mark,
-)
-from results_page.goals import against_default, chosen, step_time
+from results_page.data import Study
+from results_page.figures import rank_text
+from results_page.goals import against_default, step_time, told_arms
 from results_page.wording import shown
-
-_MEAN = ("mean",)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -38,30 +27,32 @@ def finetuning_table(study: Study) -> str:
     names = [f"gain over {other}" if one else f"{shown(arm)}: gain over {other}" for arm, other in compared]
     rows = []
     for labels in study.labels:
-        sides = [accuracy_text(study.top1(side, labels)) for side in study.sides]
-        differences = [gain_text(finetuning_gains(study, arm, labels, other)) for arm, other in compared]
+        sides = [accuracy_text(study.tuned(side, labels)) for side in study.sides]
+        differences = [gain_text(study.gain(arm, labels, other)) for arm, other in compared]
         rows.append([labels, *sides, *differences])
     return table(["labels", *map(shown, study.sides), *names], rows)
 
 
 def headline_table(study: Study) -> str:
-    """The few figures that matter most: fine-tuning and few-shot of every side, and the largest gain."""
-    arm, sides = chosen(study), study.sides
-    if arm is None:
-        return ""
+    """The few figures that matter most: fine-tuning and few-shot of every side, and what the chosen arm gains."""
+    arms, sides = told_arms(study), study.sides
     rows = []
     for labels in study.labels:
-        cells = [accuracy_text(study.top1(side, labels)) for side in sides]
-        rows.append([f"{labels} of the labels", *cells, gain_text(finetuning_gains(study, arm, labels))])
-    shots, frozen = study.shots, {}
-    for side in (RANDOM, *study.arms):
-        at = best_reading(study, side, shots)
-        frozen[side] = accuracy_text(study.fewshot(side, shots, *at)) if at else NONE
+        cells = [accuracy_text(study.tuned(side, labels)) for side in sides]
+        rows.append([f"{labels} of the labels", *cells, *(gain_text(study.gain(arm, labels)) for arm in arms)])
+    shots = study.shots
+    frozen = {side: accuracy_text(study.fewshot(side, shots)) for side in (RANDOM, *study.arms)}
     cells = {SCRATCH: f"{frozen[RANDOM]} (random)", LONGER: NONE, **frozen}
     named = f"few-shot, {shots} per class, frozen"
-    rows.append([named, *(cells[side] for side in sides), gain_text(fewshot_gains(study, arm, shots))])
-    gained = "gain over scratch" if len(study.arms) == 1 else f"{shown(arm)}: gain over scratch"
-    return table(["", *map(shown, sides), gained], rows)
+    gains = (gain_text(study.fewshot_gain(arm, shots)) for arm in arms)
+    rows.append([named, *(cells[side] for side in sides), *gains])
+    one = len(study.arms) == 1
+    return table(["", *map(shown, sides), *_of_arms(arms, "gain over scratch", one)], rows)
+
+
+def _of_arms(arms: Iterable[str], what: str, one: bool) -> list[str]:
+    """Heads of columns, or of rows, of a single arm without its name."""
+    return [what if one else f"{shown(arm)}: {what}" for arm in arms]
 
 
 def recipe_table(study: Study) -> str:
@@ -82,65 +73,60 @@ def recipe_table(study: Study) -> str:
 
 
 def fewshot_table(study: Study) -> str:
-    """Accuracy by shots: each pooling at the last layer, and the best of all layers and poolings."""
-    counts = sorted({run["shots"] for run in study.content["fewshot"]})
-    last = last_layer(study)
+    """Accuracy by shots: each pooling at the last layer, where the study noted it also what cross-validation on the
+    shots chooses of all layers and poolings, and the gain at the last layer."""
+    last, usual = study.reading
     pools = [pool for layer, pool in study.readings if layer == last]
-    rows = [
-        [f"{shown(side)}, {pool}", *(accuracy_text(study.fewshot(side, shots, last, pool)) for shots in counts)]
+    named = [
+        (f"{shown(side)}, {pool}", [study.fewshot(side, shots, (last, pool)) for shots in study.counts])
         for pool in pools
-        for side in (RANDOM, *study.arms)
+        for side in study.encoders
     ]
-    if len(study.readings) > 1:
-        for side in (RANDOM, *study.arms):
-            best = [(shots, best_reading(study, side, shots)) for shots in counts]
-            cells = [
-                f"{accuracy_text(study.fewshot(side, n, *at))} ({at[0]}, {at[1]})" if at else NONE for n, at in best
-            ]
-            rows.append([f"{shown(side)}, best (layer, pooling)", *cells])
-    for arm in study.arms:
-        name = "gain, best over best" if len(study.arms) == 1 else f"{shown(arm)}: gain, best over best"
-        rows.append([name, *(gain_text(fewshot_gains(study, arm, shots)) for shots in counts)])
-    return table(["encoder", *(f"{n} shot{'s' * (n > 1)}" for n in counts)], rows)
+    named += [
+        (f"{shown(side)}, chosen on the shots", [study.fewshot_chosen(side, shots) for shots in study.counts])
+        for side in study.encoders
+    ]
+    rows = [[name, *map(accuracy_text, by)] for name, by in named if any(by)]
+    names = _of_arms(study.arms, f"gain, {usual}", len(study.arms) == 1)
+    for name, arm in zip(names, study.arms, strict=True):
+        rows.append([name, *(gain_text(study.fewshot_gain(arm, shots)) for shots in study.counts)])
+    return table(["encoder", *(f"{n} shot{'s' * (n > 1)}" for n in study.counts)], rows)
 
 
 def probe_table(study: Study) -> str:
     """The linear probe on all labels, and the effective rank of the features that it reads."""
-    at = last_layer(study), "mean"
+    at = study.reading[0], "mean"
     rows = []
     for side in (RANDOM, *study.arms):
-        gained = NONE if side == RANDOM else _unpaired(study.probe(side), study.probe(RANDOM))
-        rows.append([shown(side), accuracy_text(study.probe(side)), gained, _ranks(study.rank(side, *at))])
+        gained = NONE if side == RANDOM else gain_text(study.probe_gain(side))
+        rows.append([shown(side), accuracy_text(study.probe(side)), gained, rank_text(study.rank(side, at))])
     return table(["encoder", "linear probe", "gain", "effective rank"], rows)
 
 
 def ablation_table(study: Study) -> str:
-    """One row an arm, the default bold; an arrow where it differs from the default by more than two standard errors."""
-    default, last, shots = study.arms[0], last_layer(study), study.shots
-    probed = bool(study.content["probes"])
+    """One row an arm, the default bold; what it gains over the default, with its interval, beside each accuracy."""
+    default, shots, probed = study.arms[0], study.shots, bool(study.content["probes"])
     rows = []
     for arm in study.arms:
-        usual = None if arm == default else default
         flags = _flags_text(study, arm)
         cells = [f"**{shown(arm)}**" if arm == default else shown(arm), f"`{flags}`" if flags else ""]
-        cells += own_score(study, arm)
-        cells.append(_marked(study, arm, usual, last))
-        best = best_reading(study, arm, shots, _MEAN)
-        cells.append(f"{_marked(study, arm, usual, best[0])} ({best[0]})" if best else NONE)
-        pairs = [(study.probe(arm), study.probe(usual) if usual else {})] if probed else []
-        pairs += [(study.top1(arm, labels), study.top1(usual, labels) if usual else {}) for labels in study.labels]
-        cells += [accuracy_text(here) + mark(gains(here, there)) for here, there in pairs]
-        rows.append([*cells, _ranks(study.rank(arm, last, "mean"))])
-    best = best_reading(study, RANDOM, shots, _MEAN)
-    cells = [accuracy_text(study.fewshot_by_pretraining(RANDOM, shots, last, "mean"))]
-    cells.append(f"{_marked(study, RANDOM, None, best[0])} ({best[0]})" if best else NONE)
-    if probed:
-        cells.append(accuracy_text(study.probe(RANDOM)))
-    cells += [accuracy_text(study.top1(SCRATCH, labels)) for labels in study.labels]
-    rows.append(["no pretraining", "", NONE, NONE, *cells, _ranks(study.rank(RANDOM, last, "mean"))])
-    frozen = [f"{shots} shots, last layer", f"{shots} shots, best layer", *(["linear probe"] if probed else [])]
-    shares = [f"{labels} of the labels" for labels in study.labels]
-    return table(["arm", "differs by", "masked", "trivial", *frozen, *shares, "effective rank"], rows)
+        pairs = [(study.fewshot(arm, shots), study.fewshot_gain(arm, shots, over=default))]
+        pairs += [(study.probe(arm), study.probe_gain(arm, over=default))] if probed else []
+        pairs += [(study.tuned(arm, labels), study.gain(arm, labels, over=default)) for labels in study.labels]
+        rows.append([*cells, *own_score(study, arm), *_beside(pairs, arm == default), rank_text(study.rank(arm))])
+    alone = [study.fewshot(RANDOM, shots), *([study.probe(RANDOM)] if probed else [])]
+    alone += [study.tuned(SCRATCH, labels) for labels in study.labels]
+    cells = _beside([(of, None) for of in alone], False)
+    rows.append(["no pretraining", "", NONE, NONE, *cells, rank_text(study.rank(RANDOM))])
+    measured = [f"{shots} shots", *(["linear probe"] if probed else [])]
+    measured += [f"{labels} of the labels" for labels in study.labels]
+    heads = [head for name in measured for head in (name, "over the default")]
+    return table(["arm", "differs by", "masked", "trivial", *heads, "effective rank"], rows)
+
+
+def _beside(pairs: Iterable[tuple[Estimate | None, Estimate | None]], default: bool) -> list[str]:
+    """Accuracies, each with its gain over the default."""
+    return [text for of, gain in pairs for text in (accuracy_text(of), NONE if default else gain_text(gain))]
 
 
 def effects_table(study: Study) -> str:
@@ -149,17 +135,15 @@ def effects_table(study: Study) -> str:
     For each seed the differences are averaged over the pairs; the interval is over these means.
     """
     flags = {arm: _flags(study, arm) for arm in study.arms}
-    last, shots = last_layer(study), study.shots
-    frozen = {arm: study.fewshot_by_pretraining(arm, shots, last, "mean") for arm in study.arms}
-    tuned = [{arm: study.top1(arm, labels) for arm in study.arms} for labels in study.labels]
     rows = []
     for flag in dict.fromkeys(flag for arm in study.arms for flag in sorted(flags[arm])):
         pairs = [(a, b) for a in study.arms for b in study.arms if flags[a] == flags[b] | {flag} != flags[b]]
         if len(pairs) > 1:
-            cells = [gain_text(_mean_gains(values, pairs)) for values in (frozen, *tuned)]
-            rows.append([f"`{flag}`", str(len(pairs)), *cells])
+            cells = [study.mean_fewshot_gain(pairs, study.shots)]
+            cells += [study.mean_gain(pairs, labels) for labels in study.labels]
+            rows.append([f"`{flag}`", str(len(pairs)), *map(gain_text, cells)])
     shares = [f"{labels} of the labels" for labels in study.labels]
-    return table(["flag", "pairs", f"{shots} shots, last layer", *shares], rows) if rows else ""
+    return table(["flag", "pairs", f"{study.shots} shots", *shares], rows) if rows else ""
 
 
 def _flags(study: Study, arm: str) -> frozenset[str]:
@@ -170,19 +154,6 @@ def _flags(study: Study, arm: str) -> frozenset[str]:
 
 def _flags_text(study: Study, arm: str) -> str:
     return "".join(run["flags"] for run in study.pretrainings(arm)[:1])
-
-
-def _mean_gains(values: Mapping[str, Values], pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Of the first of a pair over the second, for every seed that all of them have, the mean over the pairs."""
-    seeds = set.intersection(*(set(values[arm]) for pair in pairs for arm in pair))
-    return [fmean(values[a][seed] - values[b][seed] for a, b in pairs) for seed in sorted(seeds)]
-
-
-def _marked(study: Study, side: str, usual: str | None, layer: int) -> str:
-    """Few-shot accuracy of the mean of the patches over the pretrainings, marked against the default's same layer."""
-    here = study.fewshot_by_pretraining(side, study.shots, layer, "mean")
-    there = study.fewshot_by_pretraining(usual, study.shots, layer, "mean") if usual else {}
-    return accuracy_text(here) + mark(gains(here, there))
 
 
 def own_score(study: Study, arm: str) -> list[str]:
@@ -201,27 +172,20 @@ def own_score(study: Study, arm: str) -> list[str]:
     return [NONE, NONE]
 
 
-def _score(score: str, values: Values) -> str:
-    if score == "accuracy":
-        return accuracy_text(values)
-    return f"{figure(fmean(values.values()))} (mse)" if values else NONE
-
-
-def _ranks(values: Values) -> str:
-    return f"{fmean(values.values()):.1f}" if values else NONE
-
-
-def _unpaired(values: Values, other: Values) -> str:
-    """A gain over what was measured once."""
-    return points(fmean(values.values()) - fmean(other.values())) if values and other else NONE
+def _score(score: str, values: Mapping[int, float]) -> str:
+    """Over the pretrainings."""
+    if not values:
+        return NONE
+    of = estimate(list(values.values()), "pretrainings")
+    return accuracy_text(of) if score == "accuracy" else f"{figure(of.mean)} (mse)"
 
 
 def length_table(study: Study) -> str:
     """What a pretraining is worth by its images, the shortest of an objective first."""
     rows = []
     for seen, arm in (each for of in series(study).values() for each in of):
-        shares = [gain_text(finetuning_gains(study, arm, labels)) for labels in study.labels]
-        frozen = gain_text(fewshot_gains(study, arm, study.shots))
+        shares = [gain_text(study.gain(arm, labels)) for labels in study.labels]
+        frozen = gain_text(study.fewshot_gain(arm, study.shots))
         rows.append([f"{seen:,}", shown(arm), *own_score(study, arm), frozen, *shares])
     head = ["images of pretraining", "arm", "masked", "trivial", f"{study.shots} shots, frozen"]
     return table([*head, *(f"{labels} of the labels" for labels in study.labels)], rows)
@@ -247,11 +211,11 @@ def best_table(study: Study) -> str:
         cells = [f"**{shown(arm)}**" if arm == default else shown(arm), f"{runs[0]['images']:,}" if runs else NONE]
         cells += [f"{step_time(study, arm):.2f}" if runs else NONE]
         cells += [accuracy_text(study.probe(arm))] * probed
-        cells.append(gain_text(fewshot_gains(study, arm, study.shots)))
+        cells.append(gain_text(study.fewshot_gain(arm, study.shots)))
         for labels, against in shares.items():
             times = against[arm].times if arm in against else None
             share = "" if times is None else f" ({times:.0%})"
-            cells.append(gain_text(finetuning_gains(study, arm, labels)) + share)
+            cells.append(gain_text(study.gain(arm, labels)) + share)
         rows.append(cells)
     head = ["arm", "images of pretraining", "time per image", *["linear probe"] * probed]
     return table([*head, f"{study.shots} shots, frozen", *(f"{labels} of the labels" for labels in study.labels)], rows)
@@ -263,6 +227,6 @@ def layers_table(study: Study) -> str:
     rows = []
     for side in (RANDOM, *study.arms):
         for layer in dict.fromkeys(layer for layer, _ in study.readings):
-            cells = [accuracy_text(study.fewshot(side, study.shots, layer, pool)) for pool in pools]
-            rows.append([shown(side), str(layer), *cells, _ranks(study.rank(side, layer, "mean"))])
+            cells = [accuracy_text(study.fewshot(side, study.shots, (layer, pool))) for pool in pools]
+            rows.append([shown(side), str(layer), *cells, rank_text(study.rank(side, (layer, "mean")))])
     return table(["encoder", "layer", *pools, "effective rank"], rows)

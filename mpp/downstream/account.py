@@ -79,7 +79,7 @@ class Result:
     balanced: float
     """Mean over the classes of the share that is right."""
     interval: tuple[float, float]
-    """95 % interval of top1 (Wilson), for the test images as a sample."""
+    """95 % interval of top1 (Wilson), for the test images as a sample of others."""
     test_images: int
     train_images: int
     num_classes: int
@@ -177,7 +177,7 @@ def account(folder: Path, labelled: Labelled, scores: Scores, result: Result, no
         f"Finished: {result.steps:,} steps on {result.train_images:,} images from {start}, optim.lr {result.lr:g}.",
         "",
         f"Test accuracy on {result.test_images:,} images of {result.num_classes} classes:",
-        f"  top-1     {result.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%})",
+        f"  top-1     {result.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, over test images)",
         *([] if result.top5 is None else [f"  top-5     {result.top5:7.2%}"]),
         f"  by class  {result.balanced:7.2%}   (mean over the classes, whatever their size)",
         f"  trivial   {_trivial(labelled, scores):7.2%}   (always the most frequent class of the training images)",

@@ -100,7 +100,7 @@ class Fewshot:
         """Images that one evaluation reads."""
         return len(self.train_indices) + len(self.test_indices)
 
-    def run(self, extract: Extract, l2: L2 | None = None) -> FewshotResult:
+    def run(self, extract: Extract, l2: L2 | None = None, choosing: bool = False) -> FewshotResult:
         """Extracts the features of the images needed and evaluates them.
 
         An image that `extract` leaves out is missing from the shots it was drawn for, and from the test images.
@@ -108,6 +108,7 @@ class Fewshot:
         Args:
             l2: strength of the regularisation, or "cv" to choose it for each draw by cross-validation on its shots.
                 None: the config's.
+            choosing: as in `shots.score`.
 
         Raises:
             ValueError: no image left to learn from or to test, features that are NaN or infinite.
@@ -121,7 +122,7 @@ class Fewshot:
             raise ValueError("few-shot evaluation has no image left: none of those needed could be decoded")
         train = train_features, self.train_labels[train_kept]
         test = test_features, self.test_labels[test_kept]
-        result = score(self.shots, draws, train, test, self.num_classes, self.l2 if l2 is None else l2)
+        result = score(self.shots, draws, train, test, self.num_classes, self.l2 if l2 is None else l2, choosing)
         return replace(
             result,
             short_classes=short_classes(self.train_labels, self.num_classes, self.shots),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from mpp.downstream.shots import FewshotResult, Readout
+from mpp.downstream.estimates import Estimate, over
+from mpp.downstream.shots import Readout
 from mpp.sources.names import printable
 
 if TYPE_CHECKING:
@@ -29,14 +30,18 @@ _LONGEST = 24  # characters of a name
 _POOLED = {"mean": "mean of the patches", "token": "class token", "mean+token": "both side by side"}
 
 
-def plot_shots(path: Path, results: Mapping[str, FewshotResult]) -> None:
+ByShots = Mapping[int, Estimate]
+"""Accuracy, 0 to 1, by the number of shots."""
+
+
+def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
     """Accuracy against the number of shots, one line per model.
 
-    The bars are the 95 % interval of the mean over the draws. One draw has none, nor a standard deviation: no bar.
+    The bars are the 95 % interval of the mean, over what the title says. What was measured once has no bar.
 
     Args:
         path: file to write; its ending tells the format, such as .png or .svg.
-        results: name of the model -> its result; the names make the legend.
+        results: name of the model -> its accuracies; the names make the legend.
 
     Raises:
         ValueError: no results.
@@ -44,12 +49,13 @@ def plot_shots(path: Path, results: Mapping[str, FewshotResult]) -> None:
     if not results:
         raise ValueError("plot_shots needs one result or more, got none")
     figure, axes = _new()
-    ticks = sorted({k for result in results.values() for k in result.shots})
+    ticks = sorted({k for result in results.values() for k in result})
     for i, (name, result) in enumerate(results.items()):
-        order = np.argsort(result.shots)
+        shots = sorted(result)
         # Side by side, a few percent apart: bars at the same shots would hide each other.
-        x = np.array(result.shots, dtype=float)[order] * 2 ** (0.04 * (i - (len(results) - 1) / 2))
-        mean, bars, colour = 100 * result.mean[order], 100 * result.interval[order], PALETTE[i % len(PALETTE)]
+        x = np.array(shots, dtype=float) * 2 ** (0.04 * (i - (len(results) - 1) / 2))
+        mean, bars = (_percent(getattr(result[k], part) for k in shots) for part in ("mean", "half"))
+        colour = PALETTE[i % len(PALETTE)]
         lap = i // len(PALETTE)  # past the last colour, other lines and markers tell them apart
         axes.errorbar(
             x, mean, yerr=bars, label=_cut(name, 40), color=colour, marker=_MARKERS[(i + lap) % len(_MARKERS)],
@@ -63,14 +69,15 @@ def plot_shots(path: Path, results: Mapping[str, FewshotResult]) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 0.0), min(high, 102.0))  # a t interval of few draws may leave 0 to 100
     axes.legend(frameon=False, loc="best", fontsize=13)
-    axes.set_title(_bars_text(results.values()), loc="right", fontsize=11, color="#555555")
+    several = [of for result in results.values() for of in result.values()]
+    _bars_title(axes, "95 % interval of the mean", several)
     _save(figure, path)
 
 
-def plot_layers(path: Path, results: Mapping[Readout, FewshotResult]) -> None:
+def plot_layers(path: Path, results: Mapping[Readout, ByShots]) -> None:
     """Accuracy by the layer that is read: a panel per number of shots, a colour per encoder, a line style per pooling.
 
-    The bands are the standard deviation over the draws. One draw has none: no band.
+    The bands are the standard deviation, over what the axis says. What was measured once has no band.
 
     Args:
         path: as in `plot_shots`.
@@ -81,7 +88,7 @@ def plot_layers(path: Path, results: Mapping[Readout, FewshotResult]) -> None:
     """
     if not results or any(of.depth < 1 for of in results):
         raise ValueError("plot_layers needs one result or more, each with the depth of its encoder")
-    shots = next(iter(results.values())).shots
+    shots = list(next(iter(results.values())))
     columns = math.ceil(math.sqrt(len(shots)))
     rows = math.ceil(len(shots) / columns)
     figure = _figure((_WIDTH, max(_HEIGHT, 3.2 * rows + 1.0)))
@@ -92,15 +99,14 @@ def plot_layers(path: Path, results: Mapping[Readout, FewshotResult]) -> None:
         for (init, pool), look in looks.items():
             line = sorted((of.depth + of.layer, of) for of in results if (of.init, of.pool) == (init, pool))
             x = [layer for layer, _ in line]
-            mean = np.array([100 * results[of].mean[panel] for _, of in line])
-            std = np.array([100 * results[of].spread[panel] for _, of in line])
+            mean, std = (_percent(getattr(results[of][number], part) for _, of in line) for part in ("mean", "spread"))
             axes.plot(x, mean, **look)
             axes.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.12, linewidth=0)
         axes.locator_params(axis="x", integer=True)
         axes.set_title(f"{number} labelled image{'s' * (number > 1)} per class", fontsize=13)
-    several = any(len(result.accuracy) > 1 for result in results.values())
-    bands = "; bands: standard deviation over the draws" if several else "; one draw of the shots each, so no bands"
-    figure.supxlabel(f"layer that is read, from 0{bands}", fontsize=13)
+    bands = over(of for result in results.values() for of in result.values())
+    told = f"; bands: standard deviation over {bands}" if bands else ""
+    figure.supxlabel(f"layer that is read, from 0{told}", fontsize=13)
     figure.supylabel("accuracy (%)", fontsize=14)
     _layers_legend(figure, looks)
     _save(figure, path)
@@ -130,13 +136,13 @@ def _layers_legend(figure: "Figure", looks: Mapping[tuple[str, str], Mapping[str
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3), frameon=False, fontsize=12)
 
 
-def plot_bars(path: Path, groups: Mapping[str, Mapping[str, tuple[float, float]]], ylabel: str) -> None:
-    """Groups of bars with their spread, such as 1 %, 10 %, 100 % of the labels, each from scratch and pretrained.
+def plot_bars(path: Path, groups: Mapping[str, Mapping[str, Estimate]], ylabel: str) -> None:
+    """Groups of bars with their standard deviation, such as 1 %, 10 %, 100 % of the labels, scratch and pretrained.
 
     Args:
         path: as in `plot_shots`.
-        groups: group -> series -> (mean, half-width of the bar of spread), in the unit of `ylabel`; NaN: no such bar.
-            A series has one colour in all groups, and a gap where it is missing.
+        groups: group -> series -> accuracy, 0 to 1, drawn in percent; one that was measured once has no error bar. A
+            series has one colour in all groups, and a gap where it is missing.
 
     Raises:
         ValueError: no groups.
@@ -146,11 +152,12 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, tuple[float, float]]
         raise ValueError("plot_bars needs one group with one bar or more, got none")
     figure, axes = _new()
     width = 0.8 / len(series)
-    top = max(mean + np.nan_to_num(spread) for group in groups.values() for mean, spread in group.values())
+    estimates = [of for group in groups.values() for of in group.values()]
+    top = max(100 * (of.mean + (of.spread or 0.0)) for of in estimates)
     for i, name in enumerate(series):
-        present = [(at, *group[name]) for at, group in enumerate(groups.values()) if name in group]
-        at, mean, spread = (np.array(column, dtype=float) for column in zip(*present, strict=True))
-        x = at + (i - (len(series) - 1) / 2) * width
+        present = {at: group[name] for at, group in enumerate(groups.values()) if name in group}
+        mean, spread = (_percent(getattr(of, part) for of in present.values()) for part in ("mean", "spread"))
+        x = np.array(list(present), dtype=float) + (i - (len(series) - 1) / 2) * width
         axes.bar(x, mean, 0.92 * width, color=PALETTE[i % len(PALETTE)], label=_cut(name, 40), zorder=2)
         axes.errorbar(x, mean, yerr=spread, fmt="none", ecolor="#222222", elinewidth=1.6, capsize=4, zorder=3)
         if len(series) * len(groups) <= 24:  # more figures than that would run into each other
@@ -162,6 +169,7 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, tuple[float, float]]
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
     axes.set_ylabel(ylabel)
+    _bars_title(axes, "standard deviation", estimates)
     if top > 0:
         axes.set_ylim(top=1.12 * top)
     if len(series) > 1:
@@ -264,12 +272,15 @@ def _save(figure: "Figure", path: Path) -> None:
         figure.savefig(path)
 
 
-def _bars_text(results: Iterable[FewshotResult]) -> str:
-    """What the bars are, which depends on whether there was more than one draw."""
-    several = [len(result.accuracy) > 1 for result in results]
-    if not any(several):
-        return "one draw of the shots each, so no bars"
-    return "bars: 95 % interval of the mean over the draws" + ("" if all(several) else ", where there are several")
+def _percent(shares: Iterable[float | None]) -> np.ndarray:
+    """NaN for None, which is not drawn."""
+    return np.array([np.nan if share is None else 100 * share for share in shares])
+
+
+def _bars_title(axes: "Axes", what: str, estimates: Iterable[Estimate]) -> None:
+    """Says at the right what the error bars are, where there are any."""
+    if told := over(estimates):
+        axes.set_title(f"bars: {what}, over {told}", loc="right", fontsize=11, color="#555555")
 
 
 def _cut(name: str, longest: int) -> str:

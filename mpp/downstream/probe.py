@@ -47,6 +47,11 @@ class ProbeResult:
     predicted: Int64[np.ndarray, " m"]
     """Class of each test image."""
 
+    @property
+    def held_out(self) -> float | None:
+        """Accuracy of what was chosen on the held-out tenth; None where nothing was held out."""
+        return max((accuracy for _, accuracy in self.table), default=None)
+
 
 def sweep_linear(
     train_features: Float[np.ndarray, "n d"],

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
+from mpp.downstream.estimates import wilson
 from mpp.files import write_csv
 from mpp.sources.base import Source, count, path_of
 
 _TOP = 5
-_Z = 1.959963984540054  # the normal distribution holds 95% within this many standard deviations
 _ROWS = 4096  # images at a time: 30 MB of float64 for 1,000 classes
 _WIDTH = 32  # of a class name in a terminal
 
@@ -65,15 +65,8 @@ class Scores:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where `top1` lies with 95% confidence, as far as the number of test images goes.
-
-        Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
-        """
-        n, p = len(self.labels), self.top1
-        scale = 1 + _Z**2 / n
-        centre = (p + _Z**2 / (2 * n)) / scale
-        half = _Z * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / scale
-        return min(max(float(centre - half), 0.0), p), max(min(float(centre + half), 1.0), p)  # whatever rounding does
+        """The 95 % interval of `top1`, for the test images as a sample of others."""
+        return wilson(self.top1, len(self.labels))
 
     @property
     def confusion(self) -> Int64[np.ndarray, "C K"]:

@@ -7,7 +7,6 @@ Source: arXiv 2010.11929, section 4.1 "Metrics" and table 5; big_vision, evaluat
 are, index for index.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -16,7 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from mpp.downstream import ridge
+from mpp.downstream.estimates import Estimate, estimate
 from mpp.downstream.labelled import by_class
+from mpp.sources.base import count
 
 DEFAULT_L2 = 2.0**10  # the paper's
 L2_GRID = tuple(2.0**power for power in range(-10, 20))
@@ -41,8 +42,12 @@ class Readout:
     @property
     def name(self) -> str:
         """Such as "runs/first (mean)" or, of another layer than the last, "runs/first (mean, layer -2)"."""
-        layer = "" if self.layer == -1 else f", layer {self.layer}"
-        return f"{self.init} ({self.pool}{layer})"
+        return f"{self.init} ({self.way})"
+
+    @property
+    def way(self) -> str:
+        """Pooling and layer, such as "mean" or "mean, layer -2"."""
+        return self.pool if self.layer == -1 else f"{self.pool}, layer {self.layer}"
 
 
 def draw_shots(labels: Int[np.ndarray, " n"], shots: int, seed: int, num_classes: int) -> Int64[np.ndarray, " picked"]:
@@ -83,7 +88,7 @@ def choose_l2(
     l2s: Sequence[float] = L2_GRID,
     folds: int = 5,
     seed: int = 0,
-) -> float | None:
+) -> tuple[float, float] | None:
     """The L2 strength with the highest accuracy in stratified cross-validation on the shots themselves.
 
     There are at most as many folds as images in the smallest class that has several, so that every fold tests every
@@ -93,7 +98,8 @@ def choose_l2(
     are the smallest that do as well, and moving up costs little where the accuracy is flat.
 
     Returns:
-        One of `l2s`, or None where no class has two images: nothing can be held out, so nothing can be chosen.
+        One of `l2s` and its accuracy on the images that were held out, each once; None where no class has two images:
+        nothing can be held out, so nothing can be chosen.
 
     Raises:
         ValueError: no values, fewer than two folds, or what `ridge.fit` refuses.
@@ -112,7 +118,8 @@ def choose_l2(
         solved = ridge.fit(features[~held], labels[~held], num_classes)
         accuracy = solved.accuracy(features[held], labels[held], strongest_first)
         right += np.rint(accuracy * np.count_nonzero(held)).astype(np.int64)
-    return float(strongest_first[int(right.argmax())])
+    best = int(right.argmax())
+    return float(strongest_first[best]), float(right[best] / np.count_nonzero(fold >= 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,36 +138,23 @@ class FewshotResult:
     chosen: Bool[np.ndarray, "seeds shots"] | None = None
     """Where cross-validation chose `l2`. False where one image per class left nothing to choose by, and the default
     was taken; None where one strength was given for all."""
+    held_out: Float64[np.ndarray, "seeds shots"] | None = None
+    """Accuracy in cross-validation on the shots, with `l2`: what layers and poolings are chosen by. NaN where one image
+    per class leaves nothing to hold out; None where nobody asked."""
 
     @property
-    def mean(self) -> Float64[np.ndarray, " shots"]:
-        """Mean over the seeds."""
-        return self.accuracy.mean(axis=0)
-
-    @property
-    def spread(self) -> Float64[np.ndarray, " shots"]:
-        """Sample standard deviation over the seeds; 0 where there is only one."""
-        if len(self.accuracy) < 2:
-            return np.zeros(len(self.shots))
-        return self.accuracy.std(axis=0, ddof=1)
-
-    @property
-    def interval(self) -> Float64[np.ndarray, " shots"]:
-        """Half the width of the 95 % interval of the mean over the draws, by Student's t; NaN with one seed.
-
-        It covers the draw of the shots alone: neither the choice of the test images nor the run that trained the
-        encoder.
-        """
-        seeds = len(self.accuracy)
-        if seeds < 2:
-            return np.full(len(self.shots), np.nan)
-        return student_t(seeds - 1) * self.spread / math.sqrt(seeds)
+    def estimates(self) -> dict[int, Estimate]:
+        """By number of shots, over the draws: neither other test images nor another pretraining are in them."""
+        over = f"{count(len(self.accuracy), 'draw')} of the shots"
+        return {k: estimate(of.tolist(), over) for k, of in zip(self.shots, self.accuracy.T, strict=True)}
 
     def figures(self, prefix: str = "fewshot") -> dict[str, float]:
-        """What to log: {"fewshot/5shot": mean, "fewshot/5shot_std": spread, ...}."""
+        """What to log: {"fewshot/5shot": mean, "fewshot/5shot_std": spread, ...}; of one draw no spread."""
         figures: dict[str, float] = {}
-        for shots, mean, spread in zip(self.shots, self.mean, self.spread, strict=True):
-            figures |= {f"{prefix}/{shots}shot": float(mean), f"{prefix}/{shots}shot_std": float(spread)}
+        for shots, of in self.estimates.items():
+            figures[f"{prefix}/{shots}shot"] = of.mean
+            if of.spread is not None:
+                figures[f"{prefix}/{shots}shot_std"] = of.spread
         return figures
 
     def table(self) -> str:
@@ -172,12 +166,12 @@ class FewshotResult:
         l2 = [self._l2_text(column) for column in range(len(self.shots))]
         width = max(map(len, l2)) if self.chosen is not None else 0
         head = f"  {'L2':{width}}" if width else ""
-        lines = [f"shots  accuracy    std  95% interval{head}   ({seeds} seed{'s' * (seeds > 1)})"]
-        for i, (shots, mean, spread, half) in enumerate(
-            zip(self.shots, self.mean, self.spread, self.interval, strict=True)
-        ):
-            interval = "-" if math.isnan(half) else f"± {half:.1%}"
-            line = f"{shots:5d}  {mean:8.1%} {spread:6.1%}  {interval:>12}" + (f"  {l2[i]:{width}}" if width else "")
+        over = f"over {count(seeds, 'draw')} of the shots"
+        lines = [f"shots  accuracy    std  95% interval{head}   ({over})"]
+        for i, (shots, of) in enumerate(self.estimates.items()):
+            spread = "-" if of.spread is None else f"{of.spread:.1%}"
+            interval = "-" if of.half is None else f"± {of.half:.1%}"
+            line = f"{shots:5d}  {of.mean:8.1%} {spread:>6}  {interval:>12}" + (f"  {l2[i]:{width}}" if width else "")
             short = self.short_classes.get(shots, 0)
             if short:
                 line += f"   {short} class{' has' if short == 1 else 'es have'} fewer images"
@@ -229,6 +223,7 @@ def score(
     test: tuple[np.ndarray, np.ndarray],
     num_classes: int,
     l2: L2,
+    choosing: bool = False,
 ) -> FewshotResult:
     """Accuracy of each draw, per seed and number of shots, which is rows of `train`.
 
@@ -236,6 +231,7 @@ def score(
         train: features (n, d) and labels (n,).
         test: features (m, d) and labels (m,); they are looked at only once L2 is settled.
         l2: as in `evaluate`.
+        choosing: whether the result is one to choose from, and therefore has its `held_out`.
 
     Raises:
         ValueError: as `evaluate`.
@@ -244,31 +240,40 @@ def score(
     accuracy = np.empty((len(draws), len(shots)))
     strength = np.full(accuracy.shape, DEFAULT_L2 if l2 == "cv" else float(l2))
     chosen = np.zeros(accuracy.shape, dtype=bool)
+    held_out = np.full(accuracy.shape, np.nan)
     for i, of_seed in enumerate(draws):
         for j, rows in enumerate(of_seed):
             drawn = features[rows], labels[rows]
-            best = choose_l2(*drawn, num_classes) if l2 == "cv" else None
+            asked = l2 == "cv" or choosing
+            best = choose_l2(*drawn, num_classes, L2_GRID if l2 == "cv" else [l2]) if asked else None
             if best is not None:
-                strength[i, j], chosen[i, j] = best, True
+                (strength[i, j], held_out[i, j]), chosen[i, j] = best, True
             accuracy[i, j] = ridge.fit(*drawn, num_classes).accuracy(*test, [strength[i, j]])[0]
-    return FewshotResult(tuple(shots), accuracy, l2=strength, chosen=chosen if l2 == "cv" else None)
+    result = FewshotResult(tuple(shots), accuracy, l2=strength, chosen=chosen if l2 == "cv" else None)
+    return replace(result, held_out=held_out) if choosing else result
 
 
-def student_t(freedom: int) -> float:
-    """The t that |T| stays below with probability 95 %, T being Student's with `freedom` degrees, 1 or more.
+def choose_readout(results: Mapping[Readout, FewshotResult]) -> tuple[FewshotResult, list[list[Readout]]]:
+    """Of one encoder, the layer and pooling that each draw chooses by cross-validation on its shots.
 
-    By halving, on the finite sums for whole degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4. SciPy has
-    it, but is no requirement of this library.
+    Test images have no part in the choice, so that the accuracy on them is that of the method, not of the luckiest of
+    its readouts. Of equals, and where one image per class leaves nothing to choose by, the last layer is taken, and
+    there the first pooling.
+
+    Args:
+        results: of the same draws and shots, each with its `held_out`.
+
+    Returns:
+        The result, and the readout of each of its figures: by seed, by number of shots.
+
+    Raises:
+        ValueError: no results, or some without `held_out`.
     """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        angle = (low + high) / 2
-        sine, cosine = math.sin(angle), math.cos(angle)
-        odd = freedom % 2
-        term, total = (cosine if odd else 1.0), 0.0
-        for k in range(2 + odd, freedom + 1, 2):
-            total += term
-            term *= (k - 1) / k * cosine * cosine
-        inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
-        low, high = (angle, high) if inside < 0.95 else (low, angle)
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
+    if not results or any(of.held_out is None for of in results.values()):
+        raise ValueError("a readout is chosen from results that were evaluated with choosing=True")
+    order = sorted(results, key=lambda of: -of.layer)  # stable: poolings stay in their order
+    held_out, accuracy = (np.stack([getattr(results[of], part) for of in order]) for part in ("held_out", "accuracy"))
+    best = np.nan_to_num(held_out, nan=-1.0).argmax(axis=0)
+    of_best, of_held = (np.take_along_axis(values, best[None], axis=0)[0] for values in (accuracy, held_out))
+    result = replace(results[order[0]], accuracy=of_best, held_out=of_held, l2=None, chosen=None)
+    return result, [[order[at] for at in row] for row in best.tolist()]

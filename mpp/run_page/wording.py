@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from mpp.downstream.config import FinetuneConfig
+from mpp.downstream.estimates import Estimate
 from mpp.recipes import PretrainConfig
 
 NONE = "-"
@@ -20,11 +21,21 @@ def percent(share: float | None, digits: int = 1) -> str:
 def around(mean: float | None, spread: float | None) -> str:
     """A mean and a standard deviation, both 0 to 1: "41.2 ± 1.3 %"; without the spread where there is none.
 
-    One seed or draw has a spread of 0, which would claim a certainty that was not measured.
+    Of a single draw older runs wrote a spread of 0, which would claim a certainty that was not measured.
     """
     if mean is None or not spread or not math.isfinite(mean + spread):
         return percent(mean)
     return f"{100 * mean:.1f} ± {100 * spread:.1f} %"
+
+
+def accuracy_text(of: Estimate | None) -> str:
+    """Mean and standard deviation in percent, "34.2 ± 0.4"; of one measurement that alone."""
+    return NONE if of is None else around(of.mean, of.spread).removesuffix(" %")
+
+
+def gain_text(of: Estimate | None) -> str:
+    """Mean gain in points, with the half-width of its 95 % interval: "+6.1 ± 0.8"; of one measurement that alone."""
+    return NONE if of is None else points(of.mean) + ("" if of.half is None else f" ± {100 * of.half:.1f}")
 
 
 def points(gain: float | None) -> str:

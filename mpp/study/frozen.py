@@ -98,14 +98,19 @@ class Reading:
         for layer in frozen.layers:
             for pool in (pool for pool in config.pool if pool in frozen.pools):
                 extract = frozen.extract(pool, layer)
-                result = of.run(extract, "cv" if config.l2 == "cv" else float(config.l2))
+                result = of.run(extract, "cv" if config.l2 == "cv" else float(config.l2), choosing=True)
                 features, _ = extract(of.test, of.test_indices)
                 some = np.unique(np.linspace(0, len(features) - 1, _RANKED).astype(np.int64))
                 rank = effective_rank(features[some])
                 place = {"side": self.side, "pretrain_seed": self.pretrain_seed, "layer": layer, "pool": pool}
                 for column, shots in enumerate(result.shots):
-                    accuracy = result.accuracy[:, column].tolist()
-                    found.append({**place, "depth": frozen.depth, "shots": shots, "accuracy": accuracy, "rank": rank})
+                    held = [] if result.held_out is None else result.held_out[:, column].tolist()
+                    measured = {
+                        "accuracy": result.accuracy[:, column].tolist(),
+                        "held_out": [None if np.isnan(share) else share for share in held],
+                        "rank": rank,
+                    }
+                    found.append({**place, "depth": frozen.depth, "shots": shots, **measured})
         return found
 
     def _probe(self) -> float:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from mpp.downstream import plots
+from mpp.downstream.estimates import Estimate, estimate
 from mpp.downstream.plots import plot_bars, plot_confusion, plot_layers, plot_shots
-from mpp.downstream.shots import FewshotResult, Readout
+from mpp.downstream.shots import Readout
 
 
 @pytest.fixture
@@ -29,9 +30,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return figures
 
 
-def result(base: float, seeds: int = 3, shots: tuple[int, ...] = (1, 5, 25)) -> FewshotResult:
+def result(base: float, seeds: int = 3, shots: tuple[int, ...] = (1, 5, 25)) -> dict[int, Estimate]:
     noise = np.random.default_rng(0).normal(0, 0.02, (seeds, len(shots)))
-    return FewshotResult(shots, np.clip(base + 0.1 * np.log2(np.array(shots)) + noise, 0, 1))
+    drawn = np.clip(base + 0.1 * np.log2(np.array(shots)) + noise, 0, 1)
+    return {k: estimate(of.tolist(), f"{seeds} draws") for k, of in zip(shots, drawn.T, strict=True)}
 
 
 def test_shots_picture(tmp_path: Path, drawn: list[Any]) -> None:
@@ -48,15 +50,15 @@ def test_shots_picture(tmp_path: Path, drawn: list[Any]) -> None:
     assert high <= 102
     for container, name in zip(axes.containers, results, strict=True):
         line, _, (bars,) = container
-        order = np.argsort(results[name].shots)
-        np.testing.assert_allclose(line.get_ydata(), 100 * results[name].mean[order])
-        assert (np.abs(np.log2(line.get_xdata() / np.sort(results[name].shots))) < 0.1).all()
+        ordered = [results[name][k] for k in sorted(results[name])]
+        np.testing.assert_allclose(line.get_ydata(), [100 * of.mean for of in ordered])
+        assert (np.abs(np.log2(line.get_xdata() / np.sort(list(results[name])))) < 0.1).all()
         lengths = [np.ptp(segment[:, 1]) for segment in bars.get_segments() if len(segment)]
         if name == "one draw":
             assert not np.nansum(lengths)
         else:
-            np.testing.assert_allclose(lengths, 200 * results[name].interval[order])
-    assert "where there are several" in axes.get_title(loc="right")
+            np.testing.assert_allclose(lengths, [200 * of.half for of in ordered if of.half is not None])
+    assert axes.get_title(loc="right") == "bars: 95 % interval of the mean, over 3 draws"
     assert len({container[0].get_color() for container in axes.containers}) == 3
 
 
@@ -82,8 +84,9 @@ def test_layers_picture(tmp_path: Path, drawn: list[Any]) -> None:
         for line, band, (init, pool) in zip(
             axes.lines, axes.collections, (("run", "mean"), ("run", "token"), ("random:run", "mean")), strict=True
         ):
-            of = [results[Readout(init, layer, pool)] for layer in range(-len(line.get_xdata()), 0)]
-            mean, std = (100 * np.array([getattr(r, part)[number] for r in of]) for part in ("mean", "spread"))
+            shots = (1, 5, 25)[number]
+            of = [results[Readout(init, layer, pool)][shots] for layer in range(-len(line.get_xdata()), 0)]
+            mean, std = (100 * np.array([getattr(r, part) for r in of]) for part in ("mean", "spread"))
             assert line.get_xdata().tolist() == list(range(4 if init == "run" else 2))
             np.testing.assert_allclose(line.get_ydata(), mean)
             corners = band.get_paths()[0].vertices[:, 1]
@@ -94,18 +97,23 @@ def test_layers_picture(tmp_path: Path, drawn: list[Any]) -> None:
     (legend,) = drawn[0].legends
     told = ["run", "random:run", "mean of the patches", "class token"]
     assert [text.get_text() for text in legend.get_texts()] == told
-    assert "standard deviation" in drawn[0].get_supxlabel()
+    assert drawn[0].get_supxlabel().endswith("bands: standard deviation over 3 draws")
 
 
 def test_bars_picture(tmp_path: Path, drawn: list[Any]) -> None:
-    groups = {"1 %": {"scratch": (10.0, 2.0), "pretrained": (30.0, np.nan)}, "100 %": {"pretrained": (90.0, 1.0)}}
+    scratch, one, all_labels = estimate([0.08, 0.12], "2 seeds"), estimate([0.3], "1 seed"), estimate([0.9], "1 seed")
+    groups = {"1 %": {"scratch": scratch, "pretrained": one}, "100 %": {"pretrained": all_labels}}
     plot_bars(tmp_path / "bars.svg", groups, "top-1 (%)")
     assert (tmp_path / "bars.svg").read_text().startswith("<?xml")
     (axes,) = drawn[0].axes
     bars = {patch.get_height(): patch.get_facecolor() for patch in axes.patches}
-    assert set(bars) == {10.0, 30.0, 90.0}
-    assert bars[30.0] == bars[90.0] != bars[10.0]
+    assert [round(height, 9) for height in bars] == [10, 30, 90]
+    first, second, third = bars.values()
+    assert first != second == third
     assert [text.get_text() for text in axes.texts] == ["10.0", "30.0", "90.0"]
+    lengths = [np.ptp(s[:, 1]) for _, _, (bars,) in axes.containers[1::2] for s in bars.get_segments() if len(s)]
+    np.testing.assert_allclose(lengths, [200 * scratch.spread])  # neither of one seed has a bar
+    assert axes.get_title(loc="right") == "bars: standard deviation, over 2 seeds"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1 %", "100 %"]
 
 
@@ -164,7 +172,8 @@ def test_names_of_any_letters_draw_without_warnings(tmp_path: Path) -> None:
 def test_names_that_are_no_text_are_drawn_in_one_line(tmp_path: Path, drawn: list[Any]) -> None:
     plot_confusion(tmp_path / "c.png", matrix(2, 2), ["\udcff\n", "a\nb"])
     plot_shots(tmp_path / "s.png", {"\udcff\n": result(0.1)})
-    plot_bars(tmp_path / "b.png", {"a\nb": {"\udcff\n": (10.0, 2.0), "other": (20.0, 2.0)}}, "top-1 (%)")
+    two = estimate([0.1, 0.2], "2 seeds")
+    plot_bars(tmp_path / "b.png", {"a\nb": {"\udcff\n": two, "other": two}}, "top-1 (%)")
     assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == [r"\xff\n", r"a\nb"]
     assert [text.get_text() for text in drawn[1].axes[0].get_legend().get_texts()] == [r"\xff\n"]
     assert [label.get_text() for label in drawn[2].axes[0].get_xticklabels()] == [r"a\nb"]

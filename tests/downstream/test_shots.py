@@ -1,10 +1,9 @@
-"""The choice of L2 by cross-validation, the interval over draws, and the table."""
+"""What cross-validation on the shots chooses, and the table."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from sklearn.linear_model import Ridge as ReferenceRidge
 
 from mpp.downstream import ridge, shots
@@ -12,11 +11,13 @@ from mpp.downstream.shots import (
     DEFAULT_L2,
     L2_GRID,
     FewshotResult,
+    Readout,
     choose_l2,
+    choose_readout,
     draw_shots,
     evaluate,
+    score,
     stratified_folds,
-    student_t,
 )
 
 
@@ -69,7 +70,8 @@ def test_chosen_l2_is_that_of_scikit_learn_on_the_same_folds(per_class: int, fol
             reference = ReferenceRidge(alpha=l2, fit_intercept=False, solver="svd")
             reference.fit(x[~held], 2 * np.eye(6)[labels[~held]] - 1)
             right[i] += (reference.predict(x[held]).argmax(1) == labels[held]).sum()
-    assert choose_l2(features, labels, 6, seed=7) == values[int(right.argmax())]
+    expected = values[int(right.argmax())], right.max() / len(labels)
+    assert choose_l2(features, labels, 6, seed=7) == expected
 
 
 def test_one_fit_per_fold_serves_all_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,13 +85,15 @@ def test_one_fit_per_fold_serves_all_values(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ridge, "fit", fit)
     features, labels = blobs(1, 3, 4)
     labels[labels == 3] = np.arange(3, 6)  # three classes of three, three of one, which are learned from in every fold
-    assert choose_l2(features, labels, 6, folds=5) in L2_GRID
+    found = choose_l2(features, labels, 6, folds=5)
+    assert found is not None
+    assert found[0] in L2_GRID
     assert sizes == [9, 9, 9]
 
 
 def test_ties_go_to_the_strongest() -> None:
     features, labels = blobs(2, 6, 3, noise=1e-3)  # right whatever the value
-    assert choose_l2(features, labels, 3, l2s=[0.25, 1.0, 0.5]) == 1.0
+    assert choose_l2(features, labels, 3, l2s=[0.25, 1.0, 0.5]) == (1.0, 1.0)
 
 
 def test_the_choice_is_better_than_the_ends_of_the_grid() -> None:
@@ -98,14 +102,14 @@ def test_the_choice_is_better_than_the_ends_of_the_grid() -> None:
     solved = ridge.fit(features, labels, 8)
     best = choose_l2(features, labels, 8)
     assert best is not None
-    accuracy = solved.accuracy(test, test_labels, [best, *L2_GRID])
+    accuracy = solved.accuracy(test, test_labels, [best[0], *L2_GRID])
     assert accuracy[0] >= accuracy[1:].max() - 0.02
 
 
 def test_one_image_per_class_leaves_nothing_to_choose_by() -> None:
     features, _ = blobs(5, 2, 4)
     assert choose_l2(features, np.arange(8), 8) is None
-    assert choose_l2(features, np.array([0, 0, 1, 2, 3, 4, 5, 6]), 7, folds=5) in L2_GRID
+    assert choose_l2(features, np.array([0, 0, 1, 2, 3, 4, 5, 6]), 7, folds=5) is not None
 
 
 def test_values_and_folds_are_checked() -> None:
@@ -120,14 +124,16 @@ def test_values_and_folds_are_checked() -> None:
 
 def test_each_draw_chooses_on_its_own_shots_and_never_on_test_images() -> None:
     (features, labels), (test, test_labels) = blobs(7, 12, 5), blobs(8, 30, 5)
-    result = evaluate(features, labels, test, test_labels, 5, shots=(1, 6), seeds=(0, 1, 2), l2="cv")
+    drawn = [[draw_shots(labels, k, seed, 5) for k in (1, 6)] for seed in (0, 1, 2)]
+    result = score((1, 6), drawn, (features, labels), (test, test_labels), 5, "cv", choosing=True)
     assert result.l2 is not None
+    assert result.held_out is not None
     assert result.chosen is not None
     assert result.chosen.tolist() == [[False, True]] * 3
     assert result.l2[:, 0].tolist() == [DEFAULT_L2] * 3
     for i, seed in enumerate((0, 1, 2)):
         rows = draw_shots(labels, 6, seed, 5)
-        assert result.l2[i, 1] == choose_l2(features[rows], labels[rows], 5)
+        assert (result.l2[i, 1], result.held_out[i, 1]) == choose_l2(features[rows], labels[rows], 5)
         solved = ridge.fit(features[rows], labels[rows], 5)
         assert result.accuracy[i, 1] == solved.accuracy(test, test_labels, [result.l2[i, 1]])[0]
     other = evaluate(features, labels, -test, test_labels[::-1], 5, shots=(1, 6), seeds=(0, 1, 2), l2="cv")
@@ -137,18 +143,39 @@ def test_each_draw_chooses_on_its_own_shots_and_never_on_test_images() -> None:
     assert np.array_equal(given.l2, [[4.0, 4.0]])
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 99, 1000])
-def test_student_t_is_that_of_scipy(freedom: int) -> None:
-    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
+def test_each_draw_chooses_its_readout_by_what_it_held_out() -> None:
+    def of(accuracy: list[list[float]], held_out: list[list[float]]) -> FewshotResult:
+        return FewshotResult((1, 5), np.array(accuracy), held_out=np.array(held_out))
+
+    nothing, mean, token = np.nan, Readout("run", -1, "mean"), Readout("run", -2, "token")
+    results = {  # the deeper layer is last, as the tool has it; the test images like it best everywhere
+        token: of([[0.9, 0.9], [0.9, 0.9]], [[nothing, 0.5], [nothing, 0.8]]),
+        mean: of([[0.1, 0.2], [0.3, 0.4]], [[nothing, 0.5], [nothing, 0.7]]),
+    }
+    result, readouts = choose_readout(results)
+    assert result.accuracy.tolist() == [[0.1, 0.2], [0.3, 0.9]]  # of nothing and of equals the last layer
+    assert readouts == [[mean, mean], [mean, token]]
+    with pytest.raises(ValueError, match="choosing=True"):
+        choose_readout({mean: FewshotResult((1,), np.array([[0.5]]))})
 
 
-def test_interval_is_that_of_scipy() -> None:
-    accuracy = np.random.default_rng(0).uniform(0.2, 0.8, size=(5, 3))
-    low, high = stats.t.interval(0.95, 4, loc=accuracy.mean(0), scale=stats.sem(accuracy))
-    result = FewshotResult((1, 5, 10), accuracy)
-    np.testing.assert_allclose(result.mean - result.interval, low, rtol=1e-9)
-    np.testing.assert_allclose(result.mean + result.interval, high, rtol=1e-9)
-    assert np.isnan(FewshotResult((1, 5, 10), accuracy[:1]).interval).all()
+def test_a_readout_that_cross_validation_chose_is_not_read_too_high() -> None:
+    """Of ten readouts of noise, the best on the test images is above chance; what the shots choose is not."""
+    rng = np.random.default_rng(0)
+    labels, test_labels = np.repeat(np.arange(4), 5), np.repeat(np.arange(4), 10)
+    best, chosen = [], []
+    for _ in range(40):
+        noise = ((rng.normal(size=(20, 8)), rng.normal(size=(40, 8))) for _ in range(10))
+        results = {
+            Readout("run", -1 - at): score(
+                (5,), [[np.arange(20)]], (train, labels), (test, test_labels), 4, 64.0, choosing=True
+            )
+            for at, (train, test) in enumerate(noise)
+        }
+        best.append(max(of.accuracy[0, 0] for of in results.values()))
+        chosen.append(choose_readout(results)[0].accuracy[0, 0])
+    assert np.mean(best) > 0.32
+    assert abs(np.mean(chosen) - 0.25) < 0.03
 
 
 def test_table_shows_what_was_chosen() -> None:
@@ -156,15 +183,15 @@ def test_table_shows_what_was_chosen() -> None:
     chosen = np.array([[False, True, True]] * 2)
     result = FewshotResult((1, 5, 25), accuracy, {25: 1}, l2=l2, chosen=chosen)
     assert result.table().splitlines() == [
-        "shots  accuracy    std  95% interval  L2            (2 seeds)",
+        "shots  accuracy    std  95% interval  L2            (over 2 draws of the shots)",
         "    1     25.0%   0.0%        ± 0.0%  1024*",
         "    5     50.0%   0.0%        ± 0.0%  0.125 to 64",
         "   25     75.0%   0.0%        ± 0.0%  524288        1 class has fewer images",
         "* the default: with one image per class there is nothing to choose L2 by",
     ]
     assert FewshotResult((5,), accuracy[:1, 1:2], l2=l2[:1, 1:2], chosen=chosen[:1, 1:2]).table().splitlines() == [
-        "shots  accuracy    std  95% interval  L2      (1 seed)",
-        "    5     50.0%   0.0%             -  0.125",
+        "shots  accuracy    std  95% interval  L2      (over 1 draw of the shots)",
+        "    5     50.0%      -             -  0.125",
     ]
     assert "L2" not in FewshotResult((5,), accuracy[:, 1:2], l2=l2[:, 1:2]).table()
 

@@ -21,8 +21,11 @@ def by_hand() -> Study:
     content["config"] |= {"labels": ["1%"], "pretrain_seeds": [0, 1]}
     runs = {run["side"]: run for run in content["finetuning"] if run["labels"] == "1%"}
     runs["scratch, longer"] = runs["scratch"]
+    held_out = {"usual": 0.30, "other": 0.42, "same": 0.40}  # of the learning rate that each chose with the first seed
     content["finetuning"] = [
-        runs[side] | {"side": side, "seed": seed, "top1": value}
+        runs[side]
+        | {"side": side, "seed": seed, "top1": value, "pretrain_seed": None if side.startswith("scratch") else seed}
+        | {"sweep": {"0.1": held_out[side], "0.2": 0.1} if side in held_out and not seed else None}
         for side, values in top1.items()
         for seed, value in enumerate(values)
     ]
@@ -38,7 +41,7 @@ def by_hand() -> Study:
         }
         for (side, seed), draws in frozen.items()
     ]
-    return Study(content["name"], content)
+    return Study(content, content["name"])
 
 
 def rows(text: str) -> dict[str, list[str]]:

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpp.downstream.estimates import estimate, of_table
 from mpp.inspection.features import effective_rank
 from mpp.run_page.reading import read_csv
 from mpp.study.record import without_folders
-from mpp.study.report import fewshot, table, write
+from mpp.study.report import fewshot, write
+from mpp.study_results import StudyResults
 
 
 def document(arms: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:
@@ -31,39 +33,61 @@ def document(arms: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_gains_are_paired_by_the_seed() -> None:
-    rows = {(row.labels, row.side): row for row in table(document())}
-    assert [labels for labels, _ in rows] == ["1%"] * 3 + ["10%"] * 3
-    a, b, scratch = (rows["10%", side] for side in ("a", "b", "scratch"))
-    assert (scratch.top1, scratch.std) == (pytest.approx(0.25), pytest.approx(0.1 / np.sqrt(2)))
-    assert (scratch.gain, scratch.gain_std) == (None, None)
-    assert (a.gain, a.gain_std) == (pytest.approx(0.2), pytest.approx(0.2 / np.sqrt(2)))
-    assert (b.gain, b.gain_std) == (pytest.approx(0.05), pytest.approx(0, abs=1e-9))
-    one = document()
-    one["finetuning"] = [run for run in one["finetuning"] if run["seed"] == 1 or run["side"] == "a"]
-    assert {row.side: row.gain for row in table(one)}["a"] == pytest.approx(0.1)  # of the seed that both have
-
-
-def test_few_shot_is_over_the_draws_of_all_pretrainings() -> None:
-    ((readout, result),) = fewshot(document()).items()
+def test_several_pretrainings_count_as_so_many_and_not_as_all_their_draws() -> None:
+    of = fewshot(StudyResults(document()))
+    ((readout, by),) = of.items()
     assert readout.name == "a (mean)"
-    assert result.shots == (1, 5)
-    np.testing.assert_allclose(result.accuracy, [[0.1, 0.5], [0.1, 0.5], [0.1, 0.5], [0.2, 0.6]])
+    # Draws of 0.1, 0.1 and 0.1, 0.2: rows of 0.1 and 0.15, columns of 0.1 and 0.15, each effect known from two.
+    table = np.array([[0.1, 0.1], [0.1, 0.2]])
+    assert by[1] == of_table(table)
+    assert by[1].half > 2 * estimate(table.ravel().tolist(), "4 draws").half
+    assert by[1].over == "2 pretrainings and 2 draws of the shots"
 
 
-def test_one_pretraining_stands_beside_scratch_several_below(tmp_path: Path) -> None:
+def test_the_document_of_several_pretrainings(tmp_path: Path) -> None:
     write(tmp_path, document(("a",)))
     text = (tmp_path / "study.md").read_text()
     assert "| labels | images | steps | from scratch | a | gain |" in text
-    assert "| 10% | 40 | 9 | 25.0 ± 7.1 | 45.0 ± 7.1 | +20.0 |" in text
+    assert "| 10% | 40 | 9 | 25.0 ± 7.1 | 45.0 ± 7.1 | +20.0 ± 127.1 |" in text  # +30 and +10
+    seeds = "2 fine-tuning seeds of one pretraining"
+    told = f"gain over scratch in points, ± half the width of its 95 % interval over {seeds}:"
+    assert f"mean ± standard deviation over {seeds}; {told}" in text
     assert "| a | 50.0 ± 14.1 |" in text
+    assert (
+        "Few-shot accuracy on frozen features in %, mean ± standard deviation over 2 pretrainings and 2 draws" in text
+    )
     assert "Pretraining: 1,600 images, 100 steps." in text
     assert not (tmp_path / "layers.png").exists()
     write(tmp_path, document())
     text = (tmp_path / "study.md").read_text()
-    assert "| 10% | 40 | a | 9 | 45.0 ± 7.1 | +20.0 ± 14.1 |" in text
+    assert "| 10% | 40 | a | 9 | 45.0 ± 7.1 | +20.0 ± 127.1 |" in text
     assert "Pretraining of b: 1,600 images, 100 steps." in text
-    assert [row["side"] for row in read_csv(tmp_path / "table.csv")] == ["scratch", "a", "b"] * 2
+    table = read_csv(tmp_path / "table.csv")
+    assert [row["side"] for row in table] == ["scratch", "a", "b"] * 2
+    assert table[1]["over"] == "2 fine-tuning seeds of one pretraining"
+
+
+def test_of_one_seed_and_one_draw_there_is_no_spread(tmp_path: Path) -> None:
+    one = document(("a",))
+    one["finetuning"] = [run for run in one["finetuning"] if run["seed"] == 0]
+    one["fewshot"] = [run | {"accuracy": run["accuracy"][:1]} for run in one["fewshot"] if run["pretrain_seed"] == 0]
+    one["probes"] = one["probes"][:1]
+    write(tmp_path, one)
+    assert "±" not in (tmp_path / "study.md").read_text()
+    assert all(row["std"] == row["interval95"] == "" for row in read_csv(tmp_path / "table.csv"))
+    assert all(row["std"] == "" for row in read_csv(tmp_path / "fewshot.csv"))
+
+
+def test_what_cross_validation_chose_stands_beside_the_rest(tmp_path: Path) -> None:
+    several = document(("a",))
+    several["fewshot"] = [
+        run | {"layer": layer, "accuracy": [accuracy] * 2, "held_out": held_out}
+        for run in several["fewshot"]
+        for layer, accuracy, held_out in ((-1, 0.2, [0.5, 0.5]), (-2, 0.4, [0.6, 0.4]))
+    ]
+    write(tmp_path, several)
+    text = (tmp_path / "study.md").read_text()
+    assert "| a (chosen by cross-validation on the shots) | 30.0 ± 14.1 | 30.0 ± 14.1 |" in text  # one draw each
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""Means of accuracies that were measured several times: their spread and their 95 % interval, and what both are over.
+
+The only place where any of these is computed. Three things vary between measurements, and an interval covers those
+alone that were repeated:
+
+    pretraining   its seed                                     the unit of a study that has several
+    fine-tuning   its seed: labelled images, order, new head   of one pretraining each
+    shots         their draw                                   the same draws for every encoder
+
+    estimate      repeated in one way                          Student's t
+    of_groups     fine-tunings within pretrainings             Student's t over the pretrainings' means
+    of_table      pretrainings x draws of the shots            Student's t over both at once
+    wilson        one classifier, its test images              Wilson's interval of a share
+
+Tests simulate each of them: a nominal 95 % interval covers the true mean in 93 to 97 % of the cases.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mpp.sources.base import count
+
+_Z = 1.959963984540054  # the normal distribution holds 95% within this many standard deviations
+_FEW_ROWS, _FEW_COLUMNS = 3, 5  # fewer than that are few
+_ANGLES = 10_001  # t to four digits, from 1 degree of freedom to 1,000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over repeated measurements, in their unit."""
+
+    mean: float
+    spread: float | None
+    """Sample standard deviation of a single measurement; None where nothing was repeated."""
+    half: float | None
+    """Half the width of the 95 % interval of the mean; None where nothing was repeated."""
+    over: str
+    """What was repeated and how often, such as "3 pretrainings and 10 draws of the shots"."""
+
+
+def estimate(values: Sequence[float], over: str) -> Estimate:
+    """Of independent measurements, one or more; `over` is that of the estimate.
+
+    Raises:
+        ValueError: no values.
+    """
+    return of_groups({at: [value] for at, value in enumerate(values)}, over)
+
+
+def of_groups(groups: Mapping[Any, Sequence[float]], over: str) -> Estimate:
+    """Of measurements that come in groups with something in common: fine-tunings that start from one pretraining.
+
+    Measurements of one group are not independent, so the interval is over the means of the groups. Of a single group
+    it is over its measurements, and says nothing of how groups differ.
+
+    Args:
+        groups: one or more, each of one measurement or more.
+        over: as in the estimate.
+
+    Raises:
+        ValueError: no groups, or an empty one.
+    """
+    if not groups or not all(len(group) for group in groups.values()):
+        raise ValueError(f"an estimate needs groups of one measurement or more, got {dict(groups)}")
+    values = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups.values()])
+    units = np.array([np.mean(group) for group in groups.values()]) if len(groups) > 1 else values
+    if len(values) < 2:
+        return Estimate(float(values[0]), None, None, over)
+    error = float(units.std(ddof=1)) / math.sqrt(len(units))
+    return Estimate(float(units.mean()), float(values.std(ddof=1)), student_t(len(units) - 1) * error, over)
+
+
+def of_table(table: Float[np.ndarray, "pretrainings draws"]) -> Estimate:
+    """Of few-shot accuracies (or gains) of several pretrainings, all with the same draws of the shots.
+
+    What a pretraining and what a draw does to the accuracy are common to a row and to a column, so the cells are not
+    independent: the variance of the mean is MS_rows / n plus what the columns add to it, (MS_columns - MS_rest) / n
+    where that is positive, MS being the mean squares of a two-way analysis of variance of n cells. Its t is that of
+    Satterthwaite's degrees of freedom, which is too small where there are few rows or columns: there it is Cochran's,
+    the mean of both t, weighted by the variances, which is on the safe side (it covers 93 to 99 %).
+
+    Source: F. E. Satterthwaite, "An approximate distribution of estimates of variance components", 1946; W. G. Cochran
+    and G. M. Cox, "Experimental designs", 1950.
+
+    Raises:
+        ValueError: an empty table, or one of another shape.
+    """
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"an estimate needs a table of pretrainings x draws, got {table.shape}")
+    rows, columns = table.shape
+    draws = f"{count(columns, 'draw')} of the shots"
+    if rows == 1:
+        return estimate(table[0].tolist(), draws)
+    over = f"{count(rows, 'pretraining')} and {draws}"
+    if columns == 1:
+        return estimate(table[:, 0].tolist(), over)
+    mean = float(table.mean())
+    row, column = table.mean(axis=1) - mean, table.mean(axis=0) - mean
+    rest = table - mean - row[:, None] - column
+    by_row, by_column = columns * float(row @ row) / (rows - 1), rows * float(column @ column) / (columns - 1)
+    by_rest = float((rest**2).sum()) / ((rows - 1) * (columns - 1))
+    single = by_row / columns + by_column / rows + by_rest * (1 - 1 / rows - 1 / columns)
+    added = max(by_column - by_rest, 0.0)
+    total = by_row + added
+    if not total:
+        t = 0.0
+    elif rows >= _FEW_ROWS and columns >= _FEW_COLUMNS:
+        freedom = total**2 / (by_row**2 / (rows - 1) + added**2 / (columns - 1))
+        t = student_t(round(freedom, 2))
+    else:
+        t = (student_t(rows - 1) * by_row + student_t(columns - 1) * added) / total
+    return Estimate(mean, math.sqrt(single), t * math.sqrt(total / table.size), over)
+
+
+def wilson(share: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy, for the test images as a sample of others.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+
+    Args:
+        share: of the images that are right, 0 to 1.
+        images: their number, 1 or more.
+    """
+    scale = 1 + _Z**2 / images
+    centre = (share + _Z**2 / (2 * images)) / scale
+    half = _Z * math.sqrt(share * (1 - share) / images + _Z**2 / (4 * images**2)) / scale
+    return min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share)  # whatever rounding does
+
+
+def over(estimates: Iterable[Estimate | None]) -> str:
+    """What estimates are over, for the caption of a table or chart: "3 fine-tuning seeds or 3 pretrainings".
+
+    Each once, and of "3 pretrainings and 10 draws" beside "10 draws", as of an encoder that has no pretraining, the
+    first alone. "" where nothing was repeated.
+    """
+    told = list(dict.fromkeys(of.over for of in estimates if of is not None and of.half is not None))
+    return " or ".join(one for one in told if not any(one in other for other in told if other != one))
+
+
+@functools.cache
+def student_t(freedom: float) -> float:
+    """The t that |T| stays below with probability 95 %, T being Student's with `freedom` degrees, 1 or more.
+
+    With T = sqrt(freedom) tan(angle) the density of the angle is cos(angle) ** (freedom - 1), which is summed up here.
+    SciPy has it, but is no requirement of this library.
+    """
+    angle = np.linspace(0, math.pi / 2, _ANGLES)
+    density = np.cos(angle) ** (freedom - 1)
+    inside = np.cumsum((density[1:] + density[:-1]) / 2)
+    return math.sqrt(freedom) * math.tan(float(np.interp(0.95, inside / inside[-1], angle[1:])))
