@@ -2,44 +2,20 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mpp.downstream.account import Result, read_result
+from mpp.downstream.estimates import Estimate, over
+from mpp.downstream.shots import Readout
 from mpp.errors import UserError
 from mpp.page.parts import Block, Section, Table
 from mpp.run_page.reading import read_csv
-from mpp.run_page.wording import NONE, UNTRAINED, around, percent, points
-from mpp.study_recipe import LONGER, PRETRAINED, RANDOM, SCRATCH, folder_name
+from mpp.run_page.tuned import RANDOM, read_tuned, tuned_tables
+from mpp.run_page.wording import NONE, UNTRAINED, accuracy_text, around, gain_text
+from mpp.study_recipe import PRETRAINED, folder_name
+from mpp.study_results import StudyResults
 from mpp.yaml_text import load_yaml
-
-_RANDOM = "random:"
-
-
-@dataclass(frozen=True)
-class _Tuned:
-    """A finished fine-tuning run."""
-
-    folder: Path
-    config: dict[str, Any]
-    """As its config.yaml has it: all texts."""
-    result: Result
-
-    @property
-    def scratch(self) -> bool:
-        return self.result.init.startswith(_RANDOM)
-
-    @property
-    def setting(self) -> tuple[str, str, str]:
-        """What two runs must share to be compared: images, share of the labels, length."""
-        data = self.config.get("data") or {}
-        source, test = str(data.get("source", "")), str(data.get("test") or "")
-        length = str((self.config.get("train") or {}).get("length", ""))
-        return f"{source}, tested on {test}" if test else source, str(data.get("labels", "")), length
 
 
 def related(folder: Path, results: Sequence[Path] = ()) -> Section | None:
@@ -57,7 +33,8 @@ def related(folder: Path, results: Sequence[Path] = ()) -> Section | None:
         beside = []
     of_study = folder.absolute().parents[2:3]  # STUDY/pretrain/ARM/SEED
     places = _different([*beside, around_it, *of_study, *results], folder)
-    blocks: list[Block] = [*_tuned_tables([run for place in places for run in _tuned(place, folder)])]
+    tuned = [run for place in places if (run := read_tuned(place)) is not None and names(run.result.init, folder)]
+    blocks: list[Block] = [*tuned_tables(tuned)]
     for place in places:
         blocks += _study(place, folder) or _fewshot(place, folder)
     if not blocks:
@@ -65,8 +42,8 @@ def related(folder: Path, results: Sequence[Path] = ()) -> Section | None:
     return Section(
         "downstream",
         "Downstream",
-        "What the pretraining is worth: the same architecture, images and labels once from scratch and once from this "
-        "encoder; the gain is the difference of their test accuracies in points.",
+        "What the pretraining is worth: the same architecture, images, labels and recipe once from scratch and once "
+        "from this encoder; the gain is the difference of their test accuracies in points.",
         tuple(blocks),
         "section 4.6 and appendix B.1.2",
     )
@@ -85,7 +62,7 @@ def names(text: str, folder: Path) -> bool:
     A relative path was written down in a working folder that nobody knows any more, so it names every folder that ends
     with it.
     """
-    path = Path(os.path.normpath(Path(text.removeprefix(_RANDOM)).expanduser()))
+    path = Path(os.path.normpath(Path(text.removeprefix(RANDOM)).expanduser()))
     if path.parent.name == "checkpoints":
         path = path.parent.parent
     elif path.name == "model":
@@ -103,62 +80,6 @@ def _config(place: Path) -> dict[str, Any]:
         return {}
 
 
-def _tuned(place: Path, folder: Path) -> Iterator[_Tuned]:
-    try:
-        result = read_result(place)
-    except UserError:
-        return
-    if result is not None and names(result.init, folder):
-        yield _Tuned(place, _config(place), result)
-
-
-def _tuned_tables(runs: list[_Tuned]) -> list[Table]:
-    """Both sides of each setting beside each other, where a setting has both, and every run."""
-    tables = []
-    settings = dict.fromkeys(run.setting for run in runs)
-    sides = {
-        setting: [
-            [run.result for run in runs if run.setting == setting and run.scratch is side] for side in (True, False)
-        ]
-        for setting in settings
-    }
-    rows = [
-        (f"{setting[0]}, {setting[1]} of the labels, {setting[2]}", _side(scratch), _side(tuned), _gain(scratch, tuned))
-        for setting, (scratch, tuned) in sides.items()
-        if scratch and tuned
-    ]
-    if rows:
-        head = ("images and length", "from scratch", "pretrained", "gain in points")
-        caption = "Fine-tuning: test accuracy; of several runs the mean ± standard deviation, of one its 95 % interval"
-        tables.append(Table(head, tuple(rows), caption))
-    if runs:
-        head = ("run", "start", "images", "labels", "length", "learning rate", "top-1")
-        cells = (
-            (
-                run.folder.name,
-                "random" if run.scratch else "pretrained",
-                *run.setting,
-                f"{run.result.lr:g}",
-                percent(run.result.top1),
-            )
-            for run in runs
-        )
-        tables.append(Table(head, tuple(cells), "Fine-tuning runs of this encoder", folded=bool(rows)))
-    return tables
-
-
-def _side(results: list[Result]) -> str:
-    if len(results) == 1:
-        low, high = results[0].interval
-        return f"{percent(results[0].top1)} ({100 * low:.1f} to {100 * high:.1f})"
-    values = [result.top1 for result in results]
-    return f"{around(float(np.mean(values)), float(np.std(values, ddof=1)))} ({len(values)} runs)"
-
-
-def _gain(scratch: list[Result], tuned: list[Result]) -> str:
-    return points(float(np.mean([r.top1 for r in tuned]) - np.mean([r.top1 for r in scratch])))
-
-
 def _fewshot(place: Path, folder: Path) -> list[Table]:
     """The table of the few-shot tool, where one of its encoders is this run's."""
     rows = [row for row in read_csv(place / "fewshot.csv") if {"model", "shots", "accuracy", "std"} <= row.keys()]
@@ -171,7 +92,7 @@ def _fewshot(place: Path, folder: Path) -> list[Table]:
         name = names_of[model]
         if not names(name, folder):
             return model
-        return (UNTRAINED if name.startswith(_RANDOM) else "pretrained") + model[len(name) :]
+        return (UNTRAINED if name.startswith(RANDOM) else "pretrained") + model[len(name) :]
 
     return _by_shots([(told(row["model"]), row) for row in rows], f"Few-shot accuracy on frozen features, {place.name}")
 
@@ -179,7 +100,9 @@ def _fewshot(place: Path, folder: Path) -> list[Table]:
 def _by_shots(rows: Iterable[tuple[str, Mapping[str, Any]]], caption: str) -> list[Table]:
     """Encoders in rows, shots in columns."""
     try:
-        cells = {(name, int(row["shots"])): around(float(row["accuracy"]), float(row["std"])) for name, row in rows}
+        cells = {
+            (name, int(row["shots"])): around(float(row["accuracy"]), float(row["std"] or "nan")) for name, row in rows
+        }
     except (KeyError, ValueError):
         return []
     shots = sorted({k for _, k in cells})
@@ -193,36 +116,44 @@ def _study(place: Path, folder: Path) -> list[Table]:
     try:
         told = json.loads((place / "study.json").read_text())
         found = _arm(told, place, folder)
-        if found is None:
-            return []
-        arm, seed = found
-        top1: dict[tuple[str, str], dict[int, float]] = {}
-        for run in told["finetuning"]:
-            if run["pretrain_seed"] in (None, seed):
-                top1.setdefault((run["labels"], run["side"]), {})[run["seed"]] = float(run["top1"])
-        draws: dict[tuple[str, int], list[float]] = {}
-        for run in told["fewshot"]:
-            if run["side"] in (RANDOM, arm) and run["pretrain_seed"] in (None, seed):
-                layer = "" if run["layer"] == -1 else f", layer {run['layer']}"
-                draws.setdefault((f"{run['side']} ({run['pool']}{layer})", int(run["shots"])), []).extend(
-                    run["accuracy"]
-                )
+        return [] if found is None else _study_tables(place.resolve().name, StudyResults(told), *found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # a file of something else
         return []
-    sides = [side for side in (SCRATCH, LONGER, arm) if any(of == side for _, of in top1)]
-    rows = []
-    for labels in dict.fromkeys(labels for labels, _ in top1):
-        values = [top1.get((labels, side), {}) for side in sides]
-        paired = [gained - values[0][seed] for seed, gained in values[-1].items() if seed in values[0]]
-        gain = points(float(np.mean(paired))) if paired and sides[-1] == arm else NONE
-        rows.append((labels, *(_spread(list(of.values())) for of in values), gain))
-    title = f"Study {place.resolve().name}"
-    spread = "of several seeds mean ± standard deviation, the gain from the same seeds"
-    caption = f"{title}: test accuracy after fine-tuning; {spread}"
-    head = ("labels", *(f"from {side}" if side != arm else side for side in sides), "gain in points")
-    shots = [(name, {"shots": k, "accuracy": np.mean(of), "std": _std(of)}) for (name, k), of in draws.items()]
+
+
+def _study_tables(name: str, study: StudyResults, arm: str, seed: int | None) -> list[Table]:
+    """Of one pretraining alone, and with the same figures as the study's own tables have for it."""
+    of = study.of_pretraining(arm, seed)
+    shares = list(dict.fromkeys(run["labels"] for run in of.content["finetuning"]))
+    gains = {labels: of.gain(arm, labels) for labels in shares}
+    rows = [
+        (labels, *(_accuracy(of.tuned(side, labels)) for side in of.sides), gain_text(gain))
+        for labels, gain in gains.items()
+    ]
+    title = f"Study {name}"
+    caption = f"{title}: test accuracy after fine-tuning"
+    if told := over([of.tuned(side, labels) for side in of.sides for labels in shares]):
+        caption += f", mean ± standard deviation over {told}"
+    if told := over(list(gains.values())):
+        caption += f"; the gain of the same seeds, ± half the width of its 95 % interval over {told}"
+    head = ("labels", *(f"from {side}" if side != arm else side for side in of.sides), "gain in points")
     tables = [Table(head, tuple(rows), caption)] if rows else []
-    return [*tables, *_by_shots(shots, f"{title}: few-shot accuracy on frozen features")]
+    if not of.encoders:
+        return tables
+    shots = {
+        Readout(side, *reading).name: [of.fewshot(side, k, reading) for k in of.counts]
+        for side in of.encoders
+        for reading in of.readings
+    }
+    caption = f"{title}: few-shot accuracy on frozen features"
+    if told := over([each for by in shots.values() for each in by]):
+        caption += f", mean ± standard deviation over {told}"
+    cells = ((name, *map(_accuracy, by)) for name, by in shots.items() if any(by))
+    return [*tables, Table(("encoder", *(f"{k} shot{'s' * (k > 1)}" for k in of.counts)), tuple(cells), caption)]
+
+
+def _accuracy(of: Estimate | None) -> str:
+    return NONE if of is None else f"{accuracy_text(of)} %"
 
 
 def _arm(told: dict[str, Any], place: Path, folder: Path) -> tuple[str, int | None] | None:
@@ -233,11 +164,3 @@ def _arm(told: dict[str, Any], place: Path, folder: Path) -> tuple[str, int | No
     runs = [(run["arm"], run["seed"]) for run in told["pretraining"]]
     places = {place / "pretrain" / folder_name(arm) / f"seed_{seed}": (arm, seed) for arm, seed in runs}
     return {at.resolve(): of for at, of in places.items()}.get(folder.resolve())
-
-
-def _spread(values: list[float]) -> str:
-    return around(float(np.mean(values)), _std(values)) if values else NONE
-
-
-def _std(values: list[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mpp.config import to_yaml
+from mpp.config import overridden, to_yaml
 from mpp.data.config import DataConfig
 from mpp.downstream.config import FinetuneOptimConfig, LabelledConfig
 from mpp.files import write_csv
@@ -84,10 +84,14 @@ def tuned(
     ended: bool = True,
     classes: int = 3,
     lr: float = 0.01,
+    seed: int = 0,
+    steps: int = 20,
+    **settings: str,
 ) -> Path:
-    """The folder of a fine-tuning run."""
+    """The folder of a fine-tuning run; `settings` are more of its config, such as train__batch_size="64"."""
     config = FinetuneConfig(init, str(folder), data=LabelledConfig("folder:/labelled", labels=labels))
-    config = replace(config, optim=FinetuneOptimConfig(lr=(lr,)))
+    config = replace(config, optim=FinetuneOptimConfig(lr=(lr,)), train=replace(config.train, seed=seed))
+    config = overridden(config, [word for key, of in settings.items() for word in (f"--{key.replace('__', '.')}", of)])
     rows = [
         {"step": 10, "images": 80, "loss": 2.0, "accuracy": 0.3, "lr": 0.01, "time/images_per_second": 8.0},
         {"step": 10, "images": 80, "test/top1": 0.35},
@@ -98,7 +102,7 @@ def tuned(
     if not ended:
         return folder
     result = {"top1": top1, "top5": None, "balanced": 0.55, "interval": [top1 - 0.05, top1 + 0.05], "test_images": 100}
-    result |= {"train_images": 400, "num_classes": classes, "lr": lr, "steps": 20, "init": init}
+    result |= {"train_images": 400, "num_classes": classes, "lr": lr, "steps": steps, "init": init}
     (folder / "result.json").write_text(json.dumps(result))
     head = ("class", "train_images", "test_images", "correct", "accuracy", "precision", "most_confused_with")
     each = [(f"c{i}", 10 * i, 20 + i, i, f"{i / (20 + i):.6f}", "", f"c{i + 1}") for i in range(classes)]

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,6 +242,59 @@ def test_scratch_beside_pretrained(tmp_path: Path) -> None:
     assert len(single.rows) == 4
 
 
+OTHERS = {
+    "batch": {"train__batch_size": "64"},
+    "optimiser": {"optim__name": "adamw"},
+    "image size": {"model__img_size": "64"},
+    "learning rate": {"lr": 0.02},
+    "augmentation": {"data__randaugment": "rand-m9-mstd0.5-inc1"},
+    "steps": {"steps": 30},
+    "classes": {"classes": 4},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_of_two_recipes_both_sides_stand_without_a_gain(other: dict[str, Any], tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "runs" / "first")
+    tuned(tmp_path / "runs" / "a", "runs/first", 0.7)
+    tuned(tmp_path / "runs" / "b", f"random:{run}", 0.5, **other)
+    (pair, single) = tables(sections(run), "downstream")
+    assert [row[1:] for row in pair.rows] == [("-", "70.0 % (65.0 to 75.0)", "-"), ("50.0 % (45.0 to 55.0)", "-", "-")]
+    assert len(single.rows) == 2
+    first, second = (row[0].split(", ") for row in pair.rows)
+    assert len(set(first) ^ set(second)) == 2  # each row says what the two differ by
+    assert "no gain where recipe, steps, labels or test images differ" in pair.caption
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_of_other_images_of_the_same_name_there_is_no_gain(part: str, tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "runs" / "first")
+    for name, init in (("a", "runs/first"), ("b", f"random:{run}")):
+        folder = tuned(tmp_path / "runs" / name, init)
+        hashes = {"weights": name, "train": "x", "test": "y"}
+        (folder / "inputs.json").write_text(json.dumps(hashes | ({part: name} if name == "b" else {})))
+    (pair, _) = tables(sections(run), "downstream")
+    assert [row[3] for row in pair.rows] == ["-", "-"]
+    (folder / "inputs.json").write_text(json.dumps(hashes))
+    (pair, _) = tables(sections(run), "downstream")
+    assert [row[3] for row in pair.rows] == ["+0.0"]
+
+
+def test_pairs_of_one_seed_and_of_one_sweep(tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "runs" / "first")
+    for seed, (here, there) in enumerate(((0.7, 0.5), (0.8, 0.5), (0.9, 0.5))):
+        tuned(tmp_path / "runs" / f"a{seed}", "runs/first", here, seed=seed, lr=0.1)
+        tuned(tmp_path / "runs" / f"b{seed}", f"random:{run}", there, seed=seed, lr=0.2)
+    tuned(tmp_path / "runs" / "alone", "runs/first", 0.1, seed=7, lr=0.1)  # no scratch has its seed
+    for path in (tmp_path / "runs").glob("[ab]*"):
+        write_csv(path / "sweep.csv", [("lr", "held_out_top1"), (0.1, 0.5), (0.2, 0.5)])  # each chose its own of these
+    (pair, _) = tables(sections(run), "downstream")
+    ((_, scratch, here, gain),) = pair.rows
+    # 20, 30, 40 points: a deviation of 10, t of two degrees of freedom 4.303.
+    assert (scratch, here, gain) == ("50.0 % (3 runs)", "62.5 ± 35.9 % (4 runs)", "+30.0 ± 24.8")
+    assert "95 % interval over the fine-tuning seeds of this one pretraining" in pair.caption
+
+
 def test_fewshot_tables_that_name_the_run(tmp_path: Path) -> None:
     run = pretrained(tmp_path / "runs" / "first")
     head = ("model", "shots", "accuracy", "std", "interval95", "seeds", "l2")
@@ -287,12 +341,18 @@ def test_the_study_of_a_run(own: bool, tmp_path: Path) -> None:
     (study / "study.json").write_text(json.dumps(told))
     table, few = tables(sections(run), "downstream")
     assert table.head == ("labels", "from scratch", arm, "gain in points")
-    assert table.rows == (("10%", "45.0 ± 7.1 %", "50.0 ± 7.1 %", "+5.0"),)
+    assert table.rows == (("10%", "45.0 ± 7.1 %", "50.0 ± 7.1 %", "+5.0 ± 0.0"),)
+    gained = (
+        "; the gain of the same seeds, ± half the width of its 95 % interval over 2 fine-tuning seeds of one "
+        "pretraining"
+    )
     assert table.caption.startswith("Study study: ")
+    assert table.caption.endswith(gained)
+    assert few.caption.endswith("mean ± standard deviation over 2 draws of the shots")
     rows = (
         ("random (mean)", "21.0 ± 1.4 %"),
-        (f"{arm} (mean)", "51.0 ± 1.4 %"),
         (f"{arm} (mean, layer -2)", "61.0 ± 1.4 %"),
+        (f"{arm} (mean)", "51.0 ± 1.4 %"),
     )
     assert few.rows == rows
     (study / "study.json").write_text(json.dumps({**told, "pretraining": []}))
