@@ -1,5 +1,17 @@
 """Errors that are the user's to mend: each is one clear line, printed without a traceback."""
 
+import shlex
+import sys
+from pathlib import Path
+
+
+def command(tool: str) -> str:
+    """How to start another tool, as this one was: `python tools/shard.py` from a clone, `mpp-shard` where installed."""
+    sibling = Path(sys.argv[0]).with_name(f"{tool}.py") if sys.argv and sys.argv[0].endswith(".py") else Path(tool)
+    if sibling.parent.name == "tools" and sibling.is_file():
+        return f"python {shlex.quote(str(sibling))}"
+    return f"mpp-{tool.replace('_', '-')}"
+
 
 class UserError(Exception):
     """Something asked for cannot be done; the text names the thing, the value and what to do next."""

@@ -14,7 +14,7 @@ from mpp.data.loader import sequential
 from mpp.data.transform import EvalTransform, normalise
 from mpp.dist import World
 from mpp.downstream.scoring import shown
-from mpp.errors import RunError, UserError
+from mpp.errors import RunError, UserError, command
 from mpp.files import write_csv
 from mpp.recipes import PredictRecipe
 from mpp.sources.files import FileSource
@@ -36,7 +36,8 @@ def predict(config: PredictRecipe) -> int:
     paths = [path for image in config.images for path in _paths(image)]
     weights = open_weights(config.init)
     if not weights.classes:
-        raise UserError(f"--init {config.init} has no head to classify with: fine-tune it first (tools/finetune.py)")
+        todo = f"fine-tune it first ({command('finetune')})"
+        raise UserError(f"--init {config.init} has no head to classify with: {todo}")
     device = choose_device(config.device, World(), "device")
     model = build(weights, device=device).eval()
     out = _make(config.out) if config.out else None

@@ -21,7 +21,7 @@ from mpp.data.config import flag_numbers
 from mpp.data.loader import cores_for, permutation
 from mpp.data.statistics import can_divide
 from mpp.data_recipes import ShardRecipe
-from mpp.errors import RunError, UserError
+from mpp.errors import RunError, UserError, command
 from mpp.packing.figures import Figures
 from mpp.packing.folder import PackingFolder
 from mpp.packing.images import Form
@@ -209,4 +209,4 @@ def _tell(config: ShardRecipe, folder: PackingFolder) -> None:
     if can_divide(held["std"]):
         told += [f"--data.{key} {flag_numbers(held[key])}" for key in ("mean", "std")]
     told += _form(config).packed_reading.flags()
-    print(f"train on it: python tools/pretrain.py {' '.join(told)} --run-dir runs/first")
+    print(f"train on it: {command('pretrain')} {' '.join(told)} --run-dir runs/first")

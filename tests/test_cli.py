@@ -1,6 +1,9 @@
 """The commands as processes, as far as they go without torch, and how they turn a run's end into an exit code."""
 
+import ast
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mpp.cli import pretrain
-from mpp.errors import ConfigError, UserError
+from mpp.errors import ConfigError, UserError, command
 from mpp.recipes import PretrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,3 +218,38 @@ def test_other_errors_keep_their_traceback(recipe) -> None:
     recipe(run)
     with pytest.raises(ValueError, match="a bug"):
         pretrain(ARGV)
+
+
+@pytest.mark.parametrize(
+    ("started", "other"),
+    [
+        ("tools/pretrain.py", "python tools/check_data.py"),
+        (str(ROOT / "tools" / "pretrain.py"), f"python {shlex.quote(str(ROOT / 'tools' / 'check_data.py'))}"),
+        ("/usr/bin/mpp-pretrain", "mpp-check-data"),
+        ("/somewhere/else/tools/of_mine.py", "mpp-check-data"),
+        ("tests/test_cli.py", "mpp-check-data"),
+        ("", "mpp-check-data"),
+    ],
+)
+def test_another_tool_is_named_as_this_one_was_started(started: str, other: str, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [started])
+    assert command("check_data") == other
+
+
+def test_nothing_that_is_printed_names_a_file_that_a_wheel_lacks() -> None:
+    scripts = {
+        line.split(" = ")[0].strip() for line in (ROOT / "setup.cfg").read_text().splitlines() if " = mpp.cli:" in line
+    }
+    named = set()
+    for path in (ROOT / "mpp").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                assert not re.search(r"(?:tools|configs|docs)/\w", node.value), (path, node.lineno)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "command":
+                (tool,) = node.args
+                named.add(f"mpp-{tool.value.replace('_', '-')}")
+    assert len(named) > 4
+    assert named <= scripts

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,9 @@ def test_the_kinds_of_bad_files() -> None:
     assert f"`{','.join(HEAD)}`" in TEXT
 
 
-def test_what_a_run_says_of_waiting() -> None:
+def test_what_a_run_says_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["tools/pretrain.py"])
     assert f"note: {advice(0.13, 'folder:/my/images', 'none', False, 1, 2)}" in IN_ONE_LINE
 
 

@@ -12,7 +12,7 @@ from mpp.cost.flops import EXPLICIT, FUSED
 from mpp.cost.memory import Setup
 from mpp.cost.run import ATTAINED, BACKWARD, USABLE, Machine, Step, Storage, step_of, storage
 from mpp.cost.shape import Shape, shape_of
-from mpp.errors import UserError
+from mpp.errors import UserError, command
 from mpp.train.schedule import Duration, parse_duration
 
 SCALE = tuple(2**n for n in range(10))
@@ -72,8 +72,8 @@ def _whole(config: PlanBench) -> PlanBench:
     rest = {arg for arg in whole.init_args if arg not in counted and not arg.startswith("norm_eps=")}
     if rest:
         raise UserError(
-            f"--init {config.init} has {', '.join(sorted(rest))}, which the formulas are not for; tools/pretrain.py "
-            "--dry-run measures it"
+            f"--init {config.init} has {', '.join(sorted(rest))}, which the formulas are not for; "
+            f"{command('pretrain')} --dry-run measures it"
         )
     return whole
 

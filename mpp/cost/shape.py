@@ -5,7 +5,7 @@ The table is there because loading timm takes seconds, and a plan should not.
 
 from dataclasses import dataclass, replace
 
-from mpp.errors import UserError
+from mpp.errors import UserError, command
 from mpp.model.config import ModelConfig
 from mpp.objective.config import ObjectiveConfig
 
@@ -142,7 +142,7 @@ def _ask_timm(model: ModelConfig, objective: ObjectiveConfig) -> Shape:
     if held != told:  # whatever has other parts has other parameters
         raise UserError(
             f"model.name {model.name!r} is not a plain ViT ({held:,} parameters, not {told:,}), which the formulas are "
-            "for; tools/pretrain.py --dry-run measures any model"
+            f"for; {command('pretrain')} --dry-run measures any model"
         )
     return shape
 

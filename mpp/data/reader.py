@@ -14,7 +14,7 @@ from mpp.data.draws import seeds, uniforms
 from mpp.data.jpeg import JpegPicture
 from mpp.data.picture import failure, out_of_memory
 from mpp.data.sending import empty_pixels
-from mpp.errors import RunError, Unreachable, UserError
+from mpp.errors import RunError, Unreachable, UserError, command
 from mpp.sources.base import Source, block, decoded, path_of, read_many
 from mpp.sources.files import NotAFile, Outside
 from mpp.sources.names import printable
@@ -287,7 +287,7 @@ class Training(Reader):
             found = read_many(self.source, [shown])[0]
         raise TooManyBad(
             f"{_ATTEMPTS} images in a row could not be decoded; check {printable(self.source.name)} with "
-            f"tools/check_data.py. The last: {bad[-1]}",
+            f"{command('check_data')}. The last: {bad[-1]}",
             bad,
         )
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from mpp.errors import command
 from mpp.objective.masking import KINDS, Corruption, corrupt
 from mpp.objective.target import ColourTarget, Target, cell_sums, details
 
@@ -222,7 +223,7 @@ class Survey(NamedTuple):
         return (
             "almost all targets are the same class, so there is next to nothing to learn. Usually the input is wrongly "
             "scaled (12 bits in 16: state data.value_range; masks, nearly black images): look at the pictures, and at "
-            "what tools/check_data.py says"
+            f"what {command('check_data')} says"
         )
 
     def describe(self) -> str:

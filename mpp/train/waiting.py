@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from mpp.errors import command
 from mpp.train.bad_files import told
 from mpp.train.log import read_rows
 from mpp.train.rows import training_spans
@@ -65,7 +66,7 @@ def advice(share: float, source: str, cache: str, keep: bool, workers: int, core
     if "://" in source and not keep:
         steps.append("keep what was fetched: --data.keep true")
     if "://" not in source and any(kind in source for kind in ("folder:", "csv:")):
-        steps.append("pack the images into shards, smaller if they are large: tools/shard.py --resize")
+        steps.append(f"pack the images into shards, smaller if they are large: {command('shard')} --resize")
     if "array:" not in source and "cifar" not in source and cache != "pixels":
         steps.append("where all images are small and of one size, decode them once: --data.cache pixels")
     if workers >= cores:

@@ -5,6 +5,7 @@ recipe -> run folder, weights, images -> sections -> report.html
 
 import contextlib
 import io
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from mpp.data.loader import worker_count
 from mpp.data.transform import EvalTransform
 from mpp.downstream.config import FinetuneConfig
 from mpp.downstream.features import check_patches
-from mpp.errors import UserError
+from mpp.errors import UserError, command
 from mpp.files import one_writer
 from mpp.inspection.opening import Inspected, inspect, untrained
 from mpp.page.document import picture_files, write_page
@@ -67,7 +68,7 @@ def tell_of_run(run_dir: str, device: str) -> None:
     except Exception as error:  # the run has ended well, whatever becomes of its page
         reason = " ".join(str(error).split()) or type(error).__name__
         told = f"note: {path} could not be made or shown ({reason})"
-        print(f"{told}; tools/visualize.py --init {run_dir} --report tries again", file=sys.stderr)
+        print(f"{told}; {command('visualize')} --init {shlex.quote(run_dir)} --report tries again", file=sys.stderr)
     else:
         print(f"page         {path}", flush=True)
 

@@ -20,7 +20,7 @@ import timm
 import torch
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
-from mpp.errors import UserError
+from mpp.errors import UserError, command
 from mpp.weights.base import Weights, is_vit
 from mpp.weights.huggingface import read_hf_folder
 from mpp.weights.jax_npz import read_jax_npz
@@ -56,7 +56,7 @@ def _open_folder(folder: Path) -> Weights:
         if not (folder / "model" / "config.json").is_file():
             raise UserError(
                 f"--init {folder}: this run has no model/ yet; it is written when the run ends, and "
-                "tools/convert.py makes one of its newest checkpoint"
+                f"{command('convert')} makes one of its newest checkpoint"
             )
         return read_timm_folder(folder / "model")
     if not (folder / "config.json").is_file():

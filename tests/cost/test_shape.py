@@ -66,7 +66,7 @@ def test_the_table_is_timms() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"name": "vit_base_r50_s16_224"}, "is not a plain ViT .*tools/pretrain.py --dry-run measures any model"),
+        ({"name": "vit_base_r50_s16_224"}, "is not a plain ViT .*mpp-pretrain --dry-run measures any model"),
         ({"name": "vit_wee_patch16_reg1_gap_256"}, "is not a plain ViT"),
         ({"name": "vit_bse_patch16_224"}, "has no model 'vit_bse_patch16_224'; near it: vit_base_patch16_224"),
         ({"img_size": (220,)}, "model.img_size 220 is not a multiple of the patch size 16"),
