@@ -34,7 +34,7 @@ from mpp.objective.objective import Figures, MaskedPatchPrediction, Survey, surv
 from mpp.objective.target import build_target
 from mpp.recipes import PretrainConfig
 from mpp.sources.base import Source
-from mpp.sources.fingerprint import listing
+from mpp.sources.fingerprint import Contents, listing
 from mpp.train.loop import Schedule, State
 from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
@@ -124,6 +124,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         build_optimizer(parameter_groups(model, config.optim.weight_decay), config.optim),
         ema,
         GradScaler(device.type) if precision == "fp16" else None,
+        contents=Contents.of(source),
     )
     return Run(
         config,

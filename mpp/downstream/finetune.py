@@ -181,8 +181,7 @@ class _Tuner:
             print(to_yaml(self.config), file=sys.stderr, end="")
             print(describe(parts.labelled, self.config.data.labels), file=sys.stderr)
         claim()
-        self._check_inputs()
-        resumed = resume(self.config, parts.state, parts.schedule, self.checkpoints, self.main)
+        resumed = resume(self.config, parts.state, parts.schedule, self.checkpoints, self.main, self._check_inputs)
         if self.main:
             self.inputs.write(self.folder)
         self.terminal = Terminal(total, resumed, on=self.main)

@@ -35,6 +35,7 @@ from mpp.downstream.labelled import Labelled
 from mpp.downstream.starting import starting_weights
 from mpp.errors import UserError
 from mpp.sources.base import Source, Subset
+from mpp.sources.fingerprint import Contents
 from mpp.train.loop import Schedule, State
 from mpp.train.optim import build_ema, build_optimizer, parameter_groups
 from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
@@ -106,6 +107,7 @@ def build_tuning(
     first = "new" if weights.state is None else weights_hash(weights.state)[:12]
     dist.agree(lambda: {"precision": precision, "weights": first})
     workers = worker_count(config.data.workers, world.local_size)
+    contents = Contents.of(Subset(labelled.train, indices), labelled.train_labels[indices], labelled.classes)
     if config.data.cache == "pixels":
         labelled = once_a_machine(world, lambda: _with_pixels(labelled, weights, workers))
     torch.manual_seed(config.train.seed)
@@ -123,6 +125,7 @@ def build_tuning(
         build_optimizer(parameter_groups(model, config.optim.weight_decay, config.optim.layer_decay), config.optim),
         ema,
         GradScaler(device.type) if precision == "fp16" else None,
+        contents=contents,
     )
     image_hw = _input_size(config.model, weights)
     transform = (

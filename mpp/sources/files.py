@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -71,6 +71,9 @@ class PathTable:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
     def names(self) -> tuple[bytes, bytes]:
         """All paths in order, end to end, and where each ends."""
         return bytes(self._text), self._ends.astype("<i8").tobytes()
@@ -115,12 +118,16 @@ class FileSource:
         return os.path.join(self._folder, self._paths[index])  # noqa: PTH118 - a million of them
 
     def names(self) -> tuple[bytes, bytes]:
-        """The paths in order, relative to root where they lie below it: end to end, and where each ends."""
-        text, ends = self._paths.names()
-        above = self._folder + os.sep
-        if above.encode("utf-8", "surrogateescape") not in text:
-            return text, ends
-        return PathTable(self._paths[index].removeprefix(above) for index in range(len(self))).names()
+        """The paths in order, end to end, and where each ends: relative to root where they lie below it.
+
+        Where all are absolute and lie elsewhere, to the folder that they share.
+        """
+        above, paths = self._folder + os.sep, self._paths
+        if all(path.startswith(os.sep) for path in paths) and not all(path.startswith(above) for path in paths):
+            above = os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))])  # noqa: PTH120
+        elif above.encode("utf-8", "surrogateescape") not in paths.names()[0]:
+            return paths.names()
+        return PathTable(path.removeprefix(above).removeprefix(os.sep) for path in paths).names()
 
     def where(self, index: int) -> str:
         """The image's path in one printable line."""

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpp.sources.array import ArraySource
-from mpp.sources.base import Source, Subset, summary
+from mpp.sources.base import Source, Subset, count, summary
 from mpp.sources.files import FileSource
 from mpp.sources.hub import HubSource
 from mpp.sources.local_shards import ShardSource
@@ -20,15 +22,73 @@ if TYPE_CHECKING:
 
 _FORMAT = b"mpp fingerprint 1"
 _SEVERAL = 1000
+_SHOWN = 3  # classes that are named
 
 
-def quick_fingerprint(source: Source) -> str:
+@dataclass(frozen=True)
+class Contents:
+    """What a run trains on, as far as can be seen in no time: the names of all its images, and the sizes of some.
+
+    It is the same for a copy elsewhere, and on every machine that has the same images in the same order.
+    """
+
+    images: int
+    digest: str
+    """64 hexadecimal digits, of the names in their order and the sizes."""
+    classes: tuple[str, ...] = ()
+    """In order, of a run that learns them."""
+    labels: str = ""
+    """64 hexadecimal digits, likewise."""
+
+    @classmethod
+    def of(cls, source: Source, labels: np.ndarray | None = None, classes: Sequence[str] = ()) -> "Contents":
+        """Of all images of a source; with `labels` int64 (len,) and `classes` where they are what is learnt."""
+        digest = quick_fingerprint(source, labelled=False)
+        if labels is None:
+            return cls(len(source), digest)
+        told = hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+        return cls(len(source), digest, tuple(classes), told.hexdigest())
+
+    @classmethod
+    def from_dict(cls, held: Mapping[str, Any]) -> "Contents":
+        """Back from `to_dict`."""
+        return cls(**{**held, "classes": tuple(held["classes"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain values, as a checkpoint holds them."""
+        return {**vars(self), "classes": list(self.classes)}
+
+    def changes(self, before: "Contents") -> list[str]:
+        """What differs from what there was before, in words; nothing where all is the same."""
+        if self.images != before.images:
+            told = [f"{count(before.images, 'image')} then, {self.images:,} now"]
+        else:
+            same = f"{count(self.images, 'image')} then and now, but others, or in another order"
+            told = [same] if self.digest != before.digest else []
+        if self.classes != before.classes:
+            told.append(_class_changes(before.classes, self.classes))
+        elif self.labels != before.labels and not told:
+            told.append("other labels")
+        return told
+
+
+def _class_changes(before: Sequence[str], now: Sequence[str]) -> str:
+    new, gone = ([name for name in one if name not in other] for one, other in ((now, {*before}), (before, {*now})))
+    if not new and not gone:
+        place = next(number for number, name in enumerate(before) if now[number] != name)
+        return f"the classes in another order: class {place} was {before[place]} and is {now[place]}"
+    parts = [(what, names) for what, names in (("new", new), ("gone", gone)) if names]
+    listed = [f"{what}: {', '.join(names[:_SHOWN])}{', ...' * (len(names) > _SHOWN)}" for what, names in parts]
+    return f"{count(len(before), 'class')} then, {len(now):,} now ({'; '.join(listed)})"
+
+
+def quick_fingerprint(source: Source, *, labelled: bool = True) -> str:
     """As `fingerprint` without times, in a moment even for millions of files: for what is asked at every start.
 
     All names, labels and classes count, and their order; of the sizes of single files, and of what lies in memory,
-    those of 1,000 images, evenly spread.
+    those of 1,000 images, evenly spread. Labels and classes do not where `labelled` is false.
     """
-    return fingerprint(source, times=False, most=_SEVERAL)
+    return fingerprint(source, times=False, most=_SEVERAL, labelled=labelled)
 
 
 def listing(source: Source) -> str:
@@ -36,7 +96,7 @@ def listing(source: Source) -> str:
     return f"{summary(len(source), source.classes)} with fingerprint {quick_fingerprint(source)[:12]}"
 
 
-def fingerprint(source: Source, *, times: bool = True, most: int | None = None) -> str:
+def fingerprint(source: Source, *, times: bool = True, most: int | None = None, labelled: bool = True) -> str:
     """64 hexadecimal digits that change with any image, label or class name of a source.
 
     Files, shards and arrays on disk are not read: their paths, sizes and times of modification stand for what is in
@@ -45,14 +105,14 @@ def fingerprint(source: Source, *, times: bool = True, most: int | None = None) 
 
     Without `times` it tells less, and survives a copy of the data: where files lie and when they were written no
     longer counts, only their names within the source and their sizes. `most` is how many single images are looked at,
-    by default all.
+    by default all; `labelled`, whether labels and class names count.
     """
     original = getattr(source, "original", None)
     if original is not None:
-        return fingerprint(original, times=times, most=most)
+        return fingerprint(original, times=times, most=most, labelled=labelled)
     digest = hashlib.sha256(_FORMAT)
-    labels = source.labels()
-    _put(digest, type(source).__name__, str(len(source)), json.dumps(source.classes))
+    labels, classes = (source.labels(), source.classes) if labelled else (None, None)
+    _put(digest, type(source).__name__, str(len(source)), json.dumps(classes))
     _put(digest, b"" if labels is None else np.ascontiguousarray(labels, dtype="<i8").tobytes())
     looked_at = _spread(np.arange(len(source)), most)
     # The type itself: a class derived from one of these may read something else.
@@ -63,10 +123,13 @@ def fingerprint(source: Source, *, times: bool = True, most: int | None = None) 
             _put(digest, *source.names())
         for index in looked_at:
             path = source.path(index)
-            _put(digest, path.removeprefix(root).removeprefix(os.sep), _state(path, times))
+            name = path.removeprefix(root).removeprefix(os.sep) if most is None else ""
+            _put(digest, name, _state(path, times))
     elif type(source) in (ShardSource, RemoteShardSource):
         assert isinstance(source, ShardSource)  # pyright does not conclude it
         _put(digest, *source.state(times))
+        if most is not None:  # tars come in few sizes, images in many
+            _put(digest, source.sizes().astype("<i8").tobytes())
     elif type(source) is ArraySource:
         _put(digest, str(source.path.resolve()) if times else "", _state(source.path, times))
     elif type(source) is HubSource:
@@ -76,13 +139,14 @@ def fingerprint(source: Source, *, times: bool = True, most: int | None = None) 
             state = _state(path, times) if source.inside(path) else "outside"
             _put(digest, path if times else os.path.basename(path), state)  # noqa: PTH119
     elif type(source) is MixtureSource:
-        _put(digest, json.dumps(source.weights), *(fingerprint(part, times=times, most=most) for part in source.parts))
+        parts = (fingerprint(part, times=times, most=most, labelled=labelled) for part in source.parts)
+        _put(digest, json.dumps(source.weights), *parts)
     elif type(source) is Subset:
         indices = np.ascontiguousarray(source.indices, dtype="<i8").tobytes()
-        _put(digest, fingerprint(source.source, times=times, most=most), indices)
+        _put(digest, fingerprint(source.source, times=times, most=most, labelled=labelled), indices)
     else:
         for index in looked_at:
-            _put_image(digest, source, index)
+            _put_image(digest, source, index, labelled)
     return digest.hexdigest()
 
 
@@ -102,12 +166,13 @@ def _state(path: str | os.PathLike[str], times: bool) -> str:
     return f"{info.st_size} {info.st_mtime_ns}" if times else str(info.st_size)
 
 
-def _put_image(digest: "_Hash", source: Source, index: int) -> None:
+def _put_image(digest: "_Hash", source: Source, index: int, labelled: bool) -> None:
     try:
         image, label = source.read(index)
     except OSError:
         _put(digest, "unreadable")
         return
+    label = label if labelled else None
     if isinstance(image, np.ndarray):
         _put(digest, f"{image.dtype.str} {image.shape}", np.ascontiguousarray(image).tobytes(), str(label))
     else:

@@ -148,6 +148,10 @@ class ShardSource:
         """
         return (origin.state(times) for origin in self.origins)
 
+    def sizes(self) -> np.ndarray:
+        """Encoded bytes of each image: (len,), whole numbers."""
+        return self._sizes
+
     def describe(self) -> str:
         """One line: count, classes, what was ignored."""
         return summary(len(self), self.classes, self.note)

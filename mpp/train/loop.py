@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from mpp import dist
 from mpp.errors import RunError, Unreachable
 from mpp.signals import handle
+from mpp.sources.fingerprint import Contents
 from mpp.train.log import Clock, Meter
 from mpp.train.parallel import gradient_sync
 from mpp.train.schedule import is_due
@@ -44,6 +45,8 @@ class State:
     meter: Meter = field(default_factory=Meter)
     clock: Clock = field(default_factory=Clock)
     images_seen: int = 0
+    contents: Contents | None = None
+    """Of what it trains on; saved for a resume to compare."""
 
     @property
     def sharded(self) -> bool:
@@ -67,6 +70,7 @@ class State:
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "meter": dist.gather(self.meter.state_dict()),
             "images_seen": self.images_seen,
+            "contents": self.contents.to_dict() if self.contents else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +17,7 @@ from mpp.config import by_name, differences, from_file, to_dict, to_yaml
 from mpp.dist import World
 from mpp.errors import ConfigError, RunError, TryLater, Unreachable, UserError
 from mpp.files import LOCK, one_writer, write_whole
+from mpp.train.changes import check_contents, schedule_change
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.config import ScheduleConfig, TrainConfig
 from mpp.train.loop import EXIT_REQUEUE, Every, Interrupted, Schedule, State, Step, StopSignal, fit
@@ -220,24 +222,41 @@ def steps(duration: str, name: str, schedule: Schedule, epoch_images: int) -> in
     return parse_duration(duration, name).steps(schedule.batch_size, epoch_images, schedule.total_steps)
 
 
-def resume(config: RunConfig, state: State, schedule: Schedule, checkpoints: Checkpoints, main: bool) -> int:
+def resume(
+    config: RunConfig,
+    state: State,
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    main: bool,
+    check: Callable[[], None] = lambda: None,
+) -> int:
     """Loads the newest checkpoint of the run, if any, and returns its step; saves the config.
 
+    `check` is called before anything is written, and may refuse, too.
+
     Raises:
-        UserError: a run folder of another config, or a checkpoint that does not fit.
+        UserError: a run folder of another config or other images, or a checkpoint that does not fit.
     """
     folder = Path(config.run_dir)
     latest = checkpoints.latest()
     before = earlier(config)
+    saved: dict[str, Any] = {}
     if latest and before:
         check_config(before, config)
+        saved = load_checkpoint(latest, state.like)
+    changed = check_contents(state.contents, saved.get("contents"), folder, config.resume == "force")
+    if saved:
         try:
-            state.load_state_dict(load_checkpoint(latest, state.like))
+            state.load_state_dict(saved)
         except (KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{latest} does not fit this model and optimiser: {reason}") from error
     if len(set(dist.gather(state.images_seen))) > 1:
         raise UserError(f"the processes see different checkpoints in {folder}; it must be a shared folder")
+    if changed and main and before:
+        print(f"note: the images have changed ({'; '.join(changed)})", file=sys.stderr)
+        print(f"note: {schedule_change(before.train, saved['contents'], state, schedule)}", file=sys.stderr)
+    check()
     if main:
         try:
             write_whole(folder / "config.yaml", lambda file: file.write(to_yaml(config).encode()))

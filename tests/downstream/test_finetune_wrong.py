@@ -145,3 +145,21 @@ def test_other_images_are_refused(split: str, tmp_path: Path, capsys: pytest.Cap
     line = capsys.readouterr().err.splitlines()[-1]
     assert "its training images and its test images have changed since; choose another --run-dir" in line
     assert len(list((run_dir / "sweep").iterdir())) == 2
+
+
+def test_other_classes_are_refused_but_by_force(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = shutil.copytree(split.removeprefix("folder:"), tmp_path / "images")
+    few, run_dir = {"train__length": "3 steps", "data__max_bad": "50%"}, tmp_path / "run"
+    assert tune(f"folder:{root}", run_dir, **few) == 0
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for part in ("train", "test"):
+        (root / part / "red").rename(root / part / "crimson")
+    capsys.readouterr()
+    assert tune(f"folder:{root}", run_dir, **few) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    said = "28 images then and now, but others, or in another order; 4 classes then, 4 now (new: crimson; gone: red)"
+    assert said in line
+    assert line.endswith("by --resume force")
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert tune(f"folder:{root}", run_dir, "--resume", "force", **few) == 0
+    assert f"note: the images have changed ({said})" in capsys.readouterr().err

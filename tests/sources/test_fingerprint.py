@@ -17,7 +17,7 @@ from mpp.sources import files
 from mpp.sources import fingerprint as fingerprints
 from mpp.sources.base import ListSource, Subset
 from mpp.sources.files import FileSource
-from mpp.sources.fingerprint import fingerprint, quick_fingerprint
+from mpp.sources.fingerprint import Contents, fingerprint, quick_fingerprint
 from mpp.sources.mixture import MixtureSource
 from mpp.sources.opening import open_source
 
@@ -229,3 +229,81 @@ def test_decoded_pixels_are_the_images_that_they_came_from(tmp_path: Path) -> No
     decoded = PixelSource(source, tmp_path / "pixels.npy", np.empty(0, dtype=np.int64))
     assert fingerprint(decoded) == fingerprint(source)
     assert quick_fingerprint(Subset(decoded, [1, 2])) == quick_fingerprint(Subset(source, [1, 2]))
+
+
+def seen(spec: str) -> Contents:
+    return Contents.of(open_source(spec))
+
+
+def test_contents_survive_a_copy_and_tell_of_more_fewer_and_others(picture_folder: Callable[..., Path]) -> None:
+    folder = picture_folder("here/a/1.png", "here/b/2.png")
+    shutil.copytree(folder / "here", folder / "there")
+    before = seen(f"folder:{folder / 'here'}")
+    os.utime(folder / "there" / "a" / "1.png", ns=(1, 1))
+    assert seen(f"folder:{folder / 'there'}") == before
+    assert Contents.from_dict(before.to_dict()) == before
+    assert seen(f"folder:{folder / 'there'}").changes(before) == []
+    (folder / "there" / "a" / "1.png").rename(folder / "there" / "a" / "3.png")
+    assert seen(f"folder:{folder / 'there'}").changes(before) == [
+        "2 images then and now, but others, or in another order"
+    ]
+    (folder / "there" / "a" / "3.png").rename(folder / "there" / "a" / "1.png")
+    (folder / "there" / "a" / "1.png").write_bytes(b"of another size")
+    assert seen(f"folder:{folder / 'there'}").changes(before) == [
+        "2 images then and now, but others, or in another order"
+    ]
+    (folder / "there" / "a" / "1.png").unlink()
+    after = seen(f"folder:{folder / 'there'}")
+    assert after.changes(before) == ["2 images then, 1 now"]
+    assert before.changes(after) == ["1 image then, 2 now"]
+
+
+def test_contents_of_lists_wherever_their_files_lie(picture_folder: Callable[..., Path]) -> None:
+    folder = picture_folder("one/a/1.png", "one/b/2.png", "lists/none.png")
+    shutil.copytree(folder / "one", folder / "two")
+    found = []
+    for name in ("one", "two"):
+        path = folder / "lists" / f"{name}.csv"
+        path.write_text(f"{folder / name}/a/1.png,x\n{folder / name}/b/2.png,y\n")
+        found.append(seen(f"csv:{path}"))
+    (folder / "lists" / "one.csv").write_text(f"{folder}/one/b/2.png,x\n{folder}/one/a/1.png,y\n")
+    assert found[0] == found[1] != seen(f"csv:{folder / 'lists' / 'one.csv'}")
+
+
+def test_contents_of_shards_of_the_same_names_and_sizes(tmp_path: Path) -> None:
+    found = []
+    for sizes in ((100, 200), (100, 200), (200, 100)):
+        with tarfile.open(tmp_path / "0.tar", "w") as tar:
+            for number, size in enumerate(sizes):
+                info = tarfile.TarInfo(f"{number}.jpg")
+                info.size = size
+                tar.addfile(info, io.BytesIO(bytes(size)))
+        found.append((seen(f"shards:{tmp_path}/0.tar"), (tmp_path / "0.tar").stat().st_size))
+    assert found[0] == found[1]
+    assert found[0][1] == found[2][1]
+    assert found[0][0] != found[2][0]
+
+
+def test_contents_of_other_sources() -> None:
+    one, other = ListSource(PIXELS), ListSource(PIXELS[::-1])
+    sources = [one, other, Subset(one, [3, 1]), Subset(one, [1, 3]), Subset(other, [3, 1])]
+    sources += [MixtureSource("m", parts) for parts in ([one, other], [other, one])]
+    sources += [MixtureSource("m", [one, other], weights) for weights in ((1, 1), (1, 2))]
+    sources += [Own([b"one", b"two"]), Own([b"one", b"2"]), Own([b"one", b"two"], broken=1)]
+    assert all_differ(*(Contents.of(source).digest for source in sources))
+    assert Contents.of(ListSource(PIXELS, [0] * 6)) == Contents.of(one)  # labels are of no account
+    assert seen("demo") == seen("demo") != Contents.of(open_source("demo", "test"))
+
+
+def test_labels_and_classes_where_they_are_learnt() -> None:
+    def of(labels: list[int], *classes: str) -> Contents:
+        return Contents.of(ListSource(PIXELS[: len(labels)]), np.array(labels), classes)
+
+    before = of([0, 1, 0], "ant", "bee")
+    assert of([0, 1, 0], "ant", "bee").changes(before) == []
+    assert of([0, 1, 1], "ant", "bee").changes(before) == ["other labels"]
+    assert of([0, 1, 0], "bee", "ant").changes(before) == ["the classes in another order: class 0 was ant and is bee"]
+    assert of([0, 1, 2, 1], "ant", "cat", "dog").changes(before) == [
+        "3 images then, 4 now", "2 classes then, 3 now (new: cat, dog; gone: bee)"
+    ]  # fmt: skip
+    assert of([0], *"abcdefg").changes(before)[1] == "2 classes then, 7 now (new: a, b, c, ...; gone: ant, bee)"

@@ -15,7 +15,9 @@ from mpp.config import to_yaml
 from mpp.dist import World
 from mpp.errors import RunError, TryLater, Unreachable, UserError
 from mpp.sources.base import SourceAway
-from mpp.train.checkpoint import Checkpoints
+from mpp.sources.fingerprint import Contents
+from mpp.train.changes import check_contents
+from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.config import ScheduleConfig, TrainConfig
 from mpp.train.loop import EXIT_REQUEUE, Schedule, State
 from mpp.train.run_folder import (
@@ -112,6 +114,59 @@ def test_somebody_else_s_config_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a run of another kind; choose another --run-dir"):
         resume(Config(str(tmp_path)), fresh(), SCHEDULE, Checkpoints(tmp_path / "checkpoints"), True)
     assert (tmp_path / "config.yaml").read_text() == "whatever: 3"
+
+
+def grown(config: Config, checkpoints: Checkpoints, images: int, steps: int) -> int:
+    """Resumes a run whose epoch has so many images, and which has so many steps."""
+    state = fresh()
+    state.contents = Contents(images, "0")
+    return resume(config, state, replace(SCHEDULE, total_steps=steps), checkpoints, True)
+
+
+def test_changed_images_are_refused_but_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(str(tmp_path), train=TrainConfig(batch_size=4, length="5 epochs"))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert grown(config, checkpoints, 8, 10) == 0
+    state = fresh()
+    state.images_seen, state.contents = 8, Contents(8, "0")
+    with Saving(SCHEDULE, checkpoints, Silent(), None) as save:
+        save(state)
+    assert grown(config, checkpoints, 8, 10) == 2
+    written = (tmp_path / "config.yaml").stat().st_mtime_ns
+    text = r"changed since the last checkpoint of \S+ \(8 images then, 12 now\).* by --resume force"
+    with pytest.raises(UserError, match=text) as caught:
+        grown(config, checkpoints, 12, 15)
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "config.yaml").stat().st_mtime_ns == written
+    assert not capsys.readouterr().err
+    force = replace(config, resume="force")
+    assert grown(force, checkpoints, 12, 15) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "note: the images have changed (8 images then, 12 now)"
+    assert lines[1] == (
+        "note: an epoch is 3.0 steps instead of 2.0; the run is 15 steps long instead of 10, and its learning rate "
+        "goes by that: step 2 is 13% of it (it was 20%)"
+    )
+    steps = replace(force, train=replace(config.train, length="10 steps"))
+    (tmp_path / "config.yaml").write_text(to_yaml(steps))
+    assert grown(steps, checkpoints, 12, 10) == 2
+    assert "the run stays 10 steps long: step 2 is 20% of it (it was 20%)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_older_version_does_not_tell_its_images(tmp_path: Path) -> None:
+    config, checkpoints, state = saved(tmp_path)
+    assert load_checkpoint(checkpoints.path(2))["contents"] is None
+    assert grown(config, checkpoints, 12, 10) == 2
+    old = {name: value for name, value in state.state_dict().items() if name != "contents"}
+    checkpoints.save(2, old)
+    assert grown(config, checkpoints, 12, 10) == 2
+
+
+def test_one_rank_s_other_images_stop_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here = (["3 images then, 4 now"], Contents(3, "0"))
+    monkeypatch.setattr(dist, "gather", lambda value: [value, there])
+    with pytest.raises(UserError, match="3 images then, 4 now"):
+        check_contents(here, here.to_dict(), tmp_path, force=False)
 
 
 def test_a_changed_config_is_refused_but_by_force(tmp_path: Path) -> None:
