@@ -37,11 +37,12 @@ T = TypeVar("T")
 
 _ALIASES = {"data": "data.source"}
 _FINETUNE = {**_ALIASES, "test": "data.test", "labels": "data.labels"}
-_AS_A_RUN = {f"data.{name}": name for name in ("value_range", "background", "max_bad", "workers", "download")} | {
+_IMAGES = ("value_range", "background", "max_bad", "max_image_mb", "workers", "download")
+_AS_A_RUN = {f"data.{name}": name for name in _IMAGES} | {
     "data.source": "data",
     "model.in_chans": "in_chans",
 }
-_ENCODER = {name: f"encoder.{name}" for name in ("img_size", "device", "precision", "workers", "cache")}
+_ENCODER = {name: f"encoder.{name}" for name in ("img_size", "device", "precision", "workers", "cache", "max_image_mb")}
 
 
 def pretrain(argv: Sequence[str] | None = None) -> int:

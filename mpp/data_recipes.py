@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mpp.data.config import DataConfig
+from mpp.data.config import MAX_IMAGE_MB, DataConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class _Images:
     """Shows through where an image is transparent, 0 to 255: one number, or one per channel."""
     max_bad: str = "1%"
     """The share of the images past which bad ones are too many."""
+    max_image_mb: int = MAX_IMAGE_MB
+    """Most megabytes (10**6 bytes) of an image, as data.max_image_mb; larger ones are bad."""
     workers: int = -1
     """Processes; -1 takes the cores there are."""
 
@@ -39,6 +41,7 @@ class _Images:
             background=self.background,
             workers=self.workers,
             max_bad=self.max_bad,
+            max_image_mb=self.max_image_mb,
         )
 
 

@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -239,7 +240,7 @@ def _encoders(
     found: list[tuple[str, Frozen]] = []
     for init in inits:
         frozen = Frozen(
-            once_a_machine(world, lambda init=init: open_weights(init)),
+            replace(once_a_machine(world, lambda init=init: open_weights(init)), max_image_mb=config.max_image_mb),
             layers=layers,
             image_hw=(config.img_size[0], config.img_size[-1]) if config.img_size else None,
             device=device,

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def predict(config: PredictRecipe) -> int:
         RunError: none of the images can be decoded.
     """
     paths = [path for image in config.images for path in _paths(image)]
-    weights = open_weights(config.init)
+    weights = replace(open_weights(config.init), max_image_mb=config.max_image_mb)
     if not weights.classes:
         todo = f"fine-tune it first ({command('finetune')})"
         raise UserError(f"--init {config.init} has no head to classify with: {todo}")

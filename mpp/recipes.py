@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpp.data.config import DataConfig
+from mpp.data.config import MAX_IMAGE_MB, DataConfig, check_max_image_mb
 from mpp.downstream.config import FewshotConfig, FinetuneConfig, parse_share
 from mpp.model.config import ModelConfig
 from mpp.objective.config import ObjectiveConfig
@@ -57,6 +57,8 @@ class FrozenConfig:
     """Arithmetic of the encoder."""
     workers: int = -1
     """Loader processes; -1 takes the cores there are."""
+    max_image_mb: int = MAX_IMAGE_MB
+    """Most megabytes (10**6 bytes) of an image, as data.max_image_mb; larger ones are left out."""
     cache: bool = True
     """Keep features in $MPP_CACHE or ~/.cache/mpp, by a hash of weights, data and transform."""
     seed: int = 0
@@ -66,6 +68,7 @@ class FrozenConfig:
         _check_size(self.img_size, "encoder.img_size")
         if self.workers < -1:
             raise ValueError(f"encoder.workers must be -1 (auto) or at least 0, got {self.workers}")
+        check_max_image_mb(self.max_image_mb, "encoder.max_image_mb")
         if self.seed < 0:
             raise ValueError(f"encoder.seed must be at least 0, got {self.seed}")
 
@@ -200,8 +203,11 @@ class PredictRecipe:
     """CSV file to write to instead of printing."""
     device: str = "auto"
     """auto, cuda, cuda:1 or cpu."""
+    max_image_mb: int = MAX_IMAGE_MB
+    """Most megabytes (10**6 bytes) of an image, as data.max_image_mb; larger ones are left out."""
 
     def __post_init__(self) -> None:
+        check_max_image_mb(self.max_image_mb, "max_image_mb")
         if self.top < 1:
             raise ValueError(f"top must be at least 1, got {self.top}")
 
@@ -254,6 +260,9 @@ class VisualizeRecipe:
     """auto, cuda, cuda:1 or cpu."""
     workers: int = -1
     """Loader processes; -1 takes the cores there are."""
+    max_image_mb: int = MAX_IMAGE_MB
+    """Most megabytes (10**6 bytes) of an image, as data.max_image_mb; larger ones are left out. Of a run, its own
+    data.max_image_mb counts where that is more."""
     seed: int = 0
     """Of the choice of images and of the untrained twin."""
 
@@ -268,6 +277,7 @@ class VisualizeRecipe:
         _check_size(self.img_size, "img_size")
         if self.workers < -1:
             raise ValueError(f"workers must be -1 (auto) or at least 0, got {self.workers}")
+        check_max_image_mb(self.max_image_mb, "max_image_mb")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mpp.config import to_dict
-from mpp.data.config import flag_numbers
+from mpp.data.config import MAX_IMAGE_MB, flag_numbers
 from mpp.data.loader import cores_for, permutation
 from mpp.data.statistics import can_divide
 from mpp.data_recipes import ShardRecipe
@@ -50,6 +50,8 @@ def shard(config: ShardRecipe) -> int:
     source = open_source(config.data, download=config.download)
     _check_source(source)
     settings = {key: value for key, value in to_dict(config).items() if key not in _NO_PART_OF_THE_RESULT}
+    if config.max_image_mb == MAX_IMAGE_MB:  # so that what was packed before there was such a setting can go on
+        del settings["max_image_mb"]
     identity = {"source": printable(shown(config.data)), "fingerprint": fingerprint(source), "settings": settings}
     folder = PackingFolder(Path(config.out).expanduser(), identity)
     if folder.manifest is not None:

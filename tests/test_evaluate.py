@@ -190,6 +190,11 @@ def test_bad_images_are_left_out_and_said(tmp_path: Path, capsys: pytest.Capture
     assert "images that could not be decoded and are left out: 1" in capsys.readouterr().out
     assert fewshot([*told, "--shots", "5", "--seeds", "0"]) == 0
     assert "1 image" in capsys.readouterr().out
+    # The pixels of one more take more than a megabyte, which is another question to the kept features.
+    Image.new("RGB", (600, 500), (200, 30, 30)).save(tmp_path / "images" / "a" / "1.png")
+    for limit, number in (("700", 1), ("1", 2)):
+        assert probe([*told, "--l2", "1", "--max-image-mb", limit]) == 0
+        assert f"images that could not be decoded and are left out: {number}" in capsys.readouterr().out
 
 
 TOOLS = {"fewshot": fewshot, "probe": probe}

@@ -113,6 +113,25 @@ def test_a_classifier_of_timm_s_sees_what_timm_shows_it(tmp_path: Path) -> None:
     assert off() < 0.1 * off(crop_pct=1.0)
 
 
+def test_images_of_too_many_bytes_are_said(
+    tuned: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large, file, small = tmp_path / "large.png", tmp_path / "file.jpg", tuned[1] / "red" / "0.png"
+    Image.new("RGB", (600, 500)).save(large)
+    with file.open("wb") as out:
+        out.truncate(2**36)
+    words = ["--init", str(tuned[0]), "--device", "cpu", str(large), str(small), str(file)]
+    assert predict([*words, "--max-image-mb", "1"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{small}: ")
+    assert told.err.splitlines() == [
+        f"cannot be decoded: {large}: 600 x 500 pixels, 1.2 MB, more than data.max_image_mb 1 allows",
+        f"cannot be decoded: {file}: 68,719.5 MB, more than data.max_image_mb 1 allows",
+    ]
+    assert predict(words) == 0
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [str(large), str(small)]
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [

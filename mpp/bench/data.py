@@ -32,7 +32,7 @@ from mpp.data.loader import stream
 from mpp.data.transform import TrainTransform
 from mpp.dist import World
 from mpp.errors import UserError
-from mpp.sources.base import ListSource
+from mpp.sources.base import ListSource, read_many
 from mpp.sources.opening import open_source
 
 _READING = Reading(3)
@@ -75,7 +75,10 @@ def encoded_images(config: DataBench) -> list[bytes]:
     source = open_source(config.data)
     found: list[bytes] = []
     for number in range(len(source)):
-        data, _ = source.read(number)
+        (held,) = read_many(source, [number], _READING.max_bytes)
+        if isinstance(held, OSError):
+            continue
+        data = held[0]
         if isinstance(data, np.ndarray):
             raise UserError(f"{config.data} holds pixels already; the bench measures decoding: name files or shards")
         try:

@@ -52,14 +52,14 @@ def look(source: Source, indices: Sequence[int], reading: Reading) -> Part:
         *(np.zeros(n, dtype=dtype) for dtype in (np.int32, np.int32, np.uint64, np.uint64, np.uint8)),
         colours=ChannelStatistics(reading.channels),
     )
-    for row, (index, found) in enumerate(zip(indices, read_many(source, indices), strict=True)):
+    for row, (index, found) in enumerate(zip(indices, read_many(source, indices, reading.max_bytes), strict=True)):
         if isinstance(found, Unreachable):
             raise RunError(f"{found}; once it answers, run the same command again")
         try:
             if isinstance(found, OSError):
                 raise found
             _look(part, row, found[0], reading)
-        except (BadImage, OSError) as error:
+        except (BadImage, OSError, MemoryError) as error:
             part.bad.append(Bad(index, kind_of(error), place(source, index), one_line(error)))
             if (held := _HELD.match(str(error))) and kind_of(error) == "wrong channels":
                 part.channels[int(held[1])] += 1

@@ -84,7 +84,7 @@ def draw_sheet(
     for number, index in enumerate(indices):
         x, y = MARGIN + number % columns * cell_w, MARGIN + number // columns * cell_h
         try:
-            found = read_many(source, [index])[0]
+            (found,) = read_many(source, [index], reading.max_bytes)
             if isinstance(found, OSError):
                 raise found
             tile = Image.fromarray(to_rgb(transform(open_picture(found[0], reading))))

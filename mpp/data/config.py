@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mpp.errors import UserError
 
+MAX_IMAGE_MB = 700
+"""Default of max_image_mb: Pillow's own limit of a decompression bomb, 178,956,970 pixels, at 4 bytes each."""
 _INF = float("inf")
 
 
@@ -20,6 +22,13 @@ class Reading:
     integer type, 0 to 1 for floating point."""
     background: tuple[int, ...] = (255,)
     """Shows through where an image is transparent, 0 to 255: one number, or one per channel."""
+    max_bytes: int = MAX_IMAGE_MB * 10**6
+    """Of an image, as a file and decoded; a larger one is refused before it is read or decoded."""
+
+    @property
+    def of_pixels(self) -> dict[str, Any]:
+        """What the pixels of an image depend on; the limit only says whether there are any."""
+        return {"channels": self.channels, "value_range": self.value_range, "background": self.background}
 
     def flags(self) -> list[str]:
         """The flags that make a training read like this; none where it does so anyway."""
@@ -30,6 +39,7 @@ class Reading:
                 ("data.value-range", self.value_range, plain.value_range),
                 ("data.background", self.background, plain.background),
                 ("model.in-chans", (self.channels,), (plain.channels,)),
+                ("data.max-image-mb", (self.max_bytes // 10**6,), (plain.max_bytes // 10**6,)),
             )
             if values != usual
         ]
@@ -107,6 +117,10 @@ class DataConfig:
     """Keep in $MPP_CACHE what is fetched of remote shards."""
     max_bad: str = field(default="1%", metadata={"free": True})
     """Stop once more than this share of the images read could not be decoded."""
+    max_image_mb: int = field(default=MAX_IMAGE_MB, metadata={"free": True})
+    """Most megabytes (10**6 bytes) of an image: as a file, and decoded, which is height x width x channels x bytes of a
+    value, and 4 a pixel at least. A larger one is not read, and counts as one that could not be decoded. While an image
+    is decoded, a loader process takes up to five times as much: 3.5 GB at 700."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -132,6 +146,7 @@ class DataConfig:
             raise ValueError(f"data.workers must be -1 (auto) or at least 0, got {self.workers}")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"data.max_bad is a share such as 1%, got {self.max_bad!r}")
+        check_max_image_mb(self.max_image_mb, "data.max_image_mb")
 
     def reading(self, channels: int) -> Reading:
         """How files become pixels of so many channels.
@@ -144,7 +159,7 @@ class DataConfig:
                 raise UserError(f"data.{key} takes one number or {whole}, one per channel of the images")
         if len(self.value_range) not in (0, 2, 2 * channels):
             raise UserError(f"data.value_range takes low high, or {channels} such pairs, one per channel of the images")
-        return Reading(channels, self.value_range, self.background)
+        return Reading(channels, self.value_range, self.background, self.max_image_mb * 10**6)
 
     @property
     def max_bad_share(self) -> float:
@@ -153,3 +168,9 @@ class DataConfig:
             return float(self.max_bad.removesuffix("%")) / (100 if self.max_bad.endswith("%") else 1)
         except ValueError:
             return -1.0
+
+
+def check_max_image_mb(value: int, name: str) -> None:
+    """Raises ValueError for a limit that no image passes."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

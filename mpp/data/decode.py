@@ -28,7 +28,7 @@ from PIL import Image
 from mpp.data.config import Reading
 from mpp.data.jpeg import open_jpeg, orientation_of
 from mpp.data.picture import (
-    MAX_PIXELS,
+    LEAST_BYTES,
     BadImage,
     Picture,
     Stored,
@@ -41,8 +41,9 @@ from mpp.data.tiff import MAGIC as TIFF
 from mpp.data.tiff import is_plain, open_tiff
 from mpp.data.values import to_pixels
 from mpp.quiet import quiet
+from mpp.sources.base import past_limit
 
-__all__ = ["MAX_PIXELS", "BadImage", "Picture", "decode", "one_line", "open_picture"]
+__all__ = ["BadImage", "Picture", "decode", "one_line", "open_picture"]
 
 # Left to choose, Pillow would hand PostScript in a .jpg to an interpreter.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
@@ -53,6 +54,8 @@ _NPY = b"\x93NUMPY"
 _MAGIC = (b"\xff\xd8\xff", _PNG, b"GIF87a", b"GIF89a", *TIFF)
 _NETPBM = re.compile(rb"(P[2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s")
 _LONGEST_NETPBM = 4096  # bytes of its header
+_BLANK = re.compile(rb"\s")
+_TEXT_AT_ONCE = 2**20
 
 
 def decode(data: bytes | np.ndarray, reading: Reading) -> np.ndarray:
@@ -81,7 +84,7 @@ def open_picture(data: bytes | np.ndarray, reading: Reading) -> Picture:
     if not data:
         raise BadImage("empty file", "empty")
     if data[:2] == b"\xff\xd8" and reading.channels in (1, 3) and reading.value_range in ((), (0, 255)):
-        picture = open_jpeg(data, reading.channels, lambda: _from_pillow(data, reading).pixels())
+        picture = open_jpeg(data, reading, lambda: _from_pillow(data, reading).pixels())
         if picture is not None:
             return picture
     if data[:6] == _NPY:
@@ -99,6 +102,7 @@ def _from_array(values: np.ndarray, reading: Reading, form: str) -> Picture:
         raise BadImage(reason, "not an image")
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     height, width, channels = values.shape if values.ndim == 3 else (*values.shape, 1)
+    check_size(width, height, reading, channels * values.dtype.itemsize)
     form = f"{form} {values.dtype} x {channels}"
     return Picture(height, width, form, lambda: Stored(values), lambda stored: to_pixels(stored.values, reading))
 
@@ -119,7 +123,7 @@ def _from_npy(data: bytes, reading: Reading) -> Picture:
     if dtype.kind not in "buif" or not sides:
         reason = f"the .npy holds {dtype} {shape}; expected numbers of shape (H, W) or (H, W, C)"
         raise BadImage(reason, "not an image")
-    check_size(shape[1], shape[0], shape[2] if len(shape) == 3 else 1)
+    check_size(shape[1], shape[0], reading, (shape[2] if len(shape) == 3 else 1) * dtype.itemsize)
     count = math.prod(shape)
     if len(data) - stream.tell() < count * dtype.itemsize:
         raise BadImage(f"a .npy of {shape} {dtype} that ends too early", "truncated")
@@ -131,7 +135,7 @@ def _from_netpbm(data: bytes, header: re.Match[bytes], reading: Reading) -> Pict
     """PGM and PPM of more than 8 bits, which Pillow would scale by itself."""
     width, height, high = (int(header[group]) for group in (2, 3, 4))
     channels = 3 if header[1] in (b"P3", b"P6") else 1
-    check_size(width, height, channels)
+    check_size(width, height, reading, 2 * channels)
     count, shape = width * height * channels, (height, width, channels)
 
     def read() -> Stored:
@@ -140,13 +144,7 @@ def _from_netpbm(data: bytes, header: re.Match[bytes], reading: Reading) -> Pict
                 raise BadImage("a PPM that ends too early", "truncated")
             values = np.frombuffer(data, ">u2", count, header.end()).astype(np.uint16)
         else:
-            words = re.sub(rb"#[^\n]*", b"", data[header.end() :]).split(maxsplit=count)[:count]
-            if len(words) < count:
-                raise BadImage("a PPM that ends too early", "truncated")
-            try:
-                values = np.array([int(word) for word in words], dtype=np.uint16)
-            except (ValueError, OverflowError) as error:
-                raise BadImage(f"a PPM with {one_line(error)}") from error
+            values = _numbers(data, header.end(), count)
         return Stored(values.reshape(shape))
 
     if len(data) - header.end() < count:
@@ -155,22 +153,46 @@ def _from_netpbm(data: bytes, header: re.Match[bytes], reading: Reading) -> Pict
     return Picture(height, width, form, read, lambda stored: to_pixels(stored.values, reading, high=high))
 
 
+def _numbers(data: bytes, start: int, count: int) -> np.ndarray:
+    """uint16 (count,), written out in a PPM. Piece by piece, for as Python's they take twenty times as much."""
+    text = re.sub(rb"#[^\n]*", b"", memoryview(data)[start:])
+    values, filled, place = np.empty(count, dtype=np.uint16), 0, 0
+    while filled < count:
+        blank = _BLANK.search(text, place + _TEXT_AT_ONCE)
+        end = blank.start() if blank else len(text)
+        words = text[place:end].split()[: count - filled]
+        if not words and end == len(text):
+            raise BadImage("a PPM that ends too early", "truncated")
+        try:
+            values[filled : filled + len(words)] = np.array([int(word) for word in words], dtype=np.uint16)
+        except (ValueError, OverflowError) as error:
+            raise BadImage(f"a PPM with {one_line(error)}") from error
+        filled, place = filled + len(words), end
+    return values
+
+
 def _from_pillow(data: bytes, reading: Reading) -> Picture:
+    if Image.MAX_IMAGE_PIXELS and reading.max_bytes > LEAST_BYTES * 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = None  # the user asks for more than Pillow's limit, and ours is in its place
     # Pillow warns of odd metadata, and in a worker such a warning would only reach the terminal.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             image: Any = Image.open(io.BytesIO(data), formats=_FORMATS)
-            check_size(*image.size)
+            check_size(image.width, image.height, reading, 2 * len(image.getbands()) if _is_wide(image, data) else 1)
             if image.format == "TIFF" and not is_plain(image, reading.channels):
                 return open_tiff(data, reading)
             orientation = _orientation(image, data)
+        except Image.DecompressionBombError as error:
+            pixels = int(re.sub(r"\D*(\d+).*", r"\1", str(error)))
+            reason = f"{pixels:,} pixels, {past_limit(LEAST_BYTES * pixels, reading.max_bytes)}"
+            raise BadImage(reason, "too large") from error
         except Image.UnidentifiedImageError:
             if data[:4] in TIFF:
                 return open_tiff(data, reading)
             raise _unidentified(data) from None
     width, height = image.size
-    wide = data[24] == 16 and image.mode != "I;16" if image.format == "PNG" else False
+    wide = _is_wide(image, data)
     form = f"{image.format} {image.mode}"
     if wide or image.mode.startswith("I;16"):
         form = f"{image.format} {len(image.getbands())} x uint16"
@@ -191,6 +213,11 @@ def _from_pillow(data: bytes, reading: Reading) -> Picture:
     if orientation >= 5:
         height, width = width, height
     return Picture(height, width, form, read, scale)
+
+
+def _is_wide(image: Image.Image, data: bytes) -> bool:
+    """A PNG of 16 bits that Pillow would reduce to 8."""
+    return image.format == "PNG" and data[24] == 16 and image.mode != "I;16"
 
 
 def _unidentified(data: bytes) -> BadImage:

@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from mpp.data.config import Reading
 from mpp.data.picture import BadImage, Picture, Stored, bad_image_for_any, check_size, one_line, turned
 
 _ORIENTATION = 0x0112
@@ -102,7 +103,7 @@ class JpegPicture(Picture):
         return pixels if pixels.shape[:2] == (height, width) else None
 
 
-def open_jpeg(data: bytes, channels: int, fallback: Callable[[], np.ndarray]) -> JpegPicture | None:
+def open_jpeg(data: bytes, reading: Reading, fallback: Callable[[], np.ndarray]) -> JpegPicture | None:
     """A JPEG that libjpeg-turbo reads by itself, or None. Raises BadImage for one too large."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -110,9 +111,9 @@ def open_jpeg(data: bytes, channels: int, fallback: Callable[[], np.ndarray]) ->
         return None
     if colours not in ("YCbCr", "RGB", "Gray"):
         return None
-    check_size(int(width), int(height))
+    check_size(int(width), int(height), reading)
     form = "JPEG grey" if colours == "Gray" else "JPEG"
-    return JpegPicture(data, int(height), int(width), form, channels, fallback, colours == "RGB")
+    return JpegPicture(data, int(height), int(width), form, reading.channels, fallback, colours == "RGB")
 
 
 def orientation(data: bytes) -> int:

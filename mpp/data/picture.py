@@ -7,13 +7,13 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
+from mpp.data.config import Reading
 from mpp.errors import RunError, UserError
+from mpp.sources.base import past_limit
 from mpp.sources.names import printable
 
-MAX_PIXELS = 178_956_970
-"""Larger images are refused before decoding: Pillow's own limit of a decompression bomb."""
-MAX_VALUES = 4 * MAX_PIXELS
-"""Likewise, pixels times channels."""
+LEAST_BYTES = 4
+"""That an image is reckoned to take a pixel: what Pillow allocates for most."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,16 +114,13 @@ class Picture:
         return self.pixels()[top : top + height, left : left + width]
 
 
-def check_size(width: int, height: int, channels: int = 1) -> None:
-    """Raises BadImage for a decompression bomb, or for no pixels at all."""
+def check_size(width: int, height: int, reading: Reading, bytes_a_pixel: int = 1) -> None:
+    """Raises BadImage where the decoded pixels take more bytes than are allowed, or where there are none at all."""
     if width < 1 or height < 1:
         raise BadImage(f"{width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        limit = f"more than {MAX_PIXELS:,} are taken for a decompression bomb"
-        raise BadImage(f"{width} x {height} pixels; {limit}", "too large")
-    if width * height * channels > MAX_VALUES:
-        limit = f"more than {MAX_VALUES:,} values are taken for a decompression bomb"
-        raise BadImage(f"{width} x {height} pixels of {channels} channels; {limit}", "too large")
+    size = width * height * max(LEAST_BYTES, bytes_a_pixel, reading.channels)
+    if size > reading.max_bytes:
+        raise BadImage(f"{width} x {height} pixels, {past_limit(size, reading.max_bytes)}", "too large")
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from mpp.data.loader import sequential
 from mpp.data.transform import TRANSFORM_VERSION
 from mpp.errors import Unreachable, UserError
 from mpp.files import cache_folder, claimed, write_whole
-from mpp.sources.base import Source, check_index, place, warnings_of
+from mpp.sources.base import Source, check_index, place, read_many, size_of, warnings_of
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.opening import open_source
 
@@ -76,6 +76,10 @@ class PixelSource:
             return self.source.read(index)
         pixels = np.asarray(self._pixels[check_index(index, len(self))])
         return pixels, None if self._labels is None or self._labels[index] < 0 else int(self._labels[index])
+
+    def size(self, index: int) -> int:
+        """Of what did not decode, as `size_of` the source."""
+        return 0 if self.decoded(index) else size_of(self.source, index)
 
     def decoded(self, index: int) -> bool:
         """Whether the pixels are in the cache."""
@@ -203,7 +207,10 @@ def _first_size(source: Source, reading: Reading) -> tuple[int, int]:
     """Height and width of the first image that decodes."""
     for index in range(len(source)):
         try:
-            picture = open_picture(source.read(index)[0], reading)
+            (found,) = read_many(source, [index], reading.max_bytes)
+            if isinstance(found, OSError):
+                raise found
+            picture = open_picture(found[0], reading)
         except Unreachable:
             raise
         except (BadImage, OSError):

@@ -15,7 +15,7 @@ from mpp.data.jpeg import JpegPicture
 from mpp.data.picture import failure, out_of_memory
 from mpp.data.sending import empty_pixels
 from mpp.errors import RunError, Unreachable, UserError, command
-from mpp.sources.base import Source, block, decoded, path_of, read_many
+from mpp.sources.base import Source, TooLarge, block, decoded, path_of, read_many
 from mpp.sources.files import NotAFile, Outside
 from mpp.sources.names import printable
 
@@ -117,7 +117,7 @@ class Reader:
 
     def __init__(self, source: Source, transform: Transform, reading: Reading) -> None:
         self.source, self.transform, self.reading = source, transform, reading
-        self._final = Reading(reading.channels)
+        self._final = Reading(reading.channels, max_bytes=reading.max_bytes)
 
     def reading_of(self, index: int) -> Reading:
         """How what the source gives of an image becomes pixels: as it is, where it is pixels already."""
@@ -173,10 +173,12 @@ def _joined(files: list[bytes]) -> Tensor:
     return joined
 
 
-def kind_of(error: BadImage | OSError) -> str:
+def kind_of(error: BadImage | OSError | MemoryError) -> str:
     """The category that a bad image counts in."""
     if isinstance(error, BadImage):
         return error.kind
+    if isinstance(error, (TooLarge, MemoryError)):
+        return "too large"
     if isinstance(error, FileNotFoundError):
         return "missing"
     return "outside" if isinstance(error, Outside) else "not a file" if isinstance(error, NotAFile) else "unreadable"
@@ -216,7 +218,7 @@ class Training(Reader):
         passes = keys[:, 0].tolist()
         late: list[Late] = []
         files: list[bytes] = []
-        for slot, found in enumerate(read_many(self.source, index)):
+        for slot, found in enumerate(read_many(self.source, index, self.reading.max_bytes)):
             picture = self._undecoded(index[slot], found)
             if picture is not None and not isinstance(found, OSError):
                 size, pixels = len(picture.data), picture.height * picture.width
@@ -284,7 +286,7 @@ class Training(Reader):
                 bad.append(self.noted(shown, error))
             other = seeds(_REPLACEMENT, self.seed, which_pass, index, attempt)
             shown = int(other[0] % np.uint64(len(self.source)))
-            found = read_many(self.source, [shown])[0]
+            (found,) = read_many(self.source, [shown], self.reading.max_bytes)
         raise TooManyBad(
             f"{_ATTEMPTS} images in a row could not be decoded; check {printable(self.source.name)} with "
             f"{command('check_data')}. The last: {bad[-1]}",
@@ -301,7 +303,7 @@ class Evaluation(Reader):
         labels: list[int] = []
         bad: list[Bad] = []
         wanted = keys.tolist()
-        for index, found in zip(wanted, read_many(self.source, wanted), strict=True):
+        for index, found in zip(wanted, read_many(self.source, wanted, self.reading.max_bytes), strict=True):
             try:
                 image, label = self.transformed(index, found, ())
             except Unreachable:

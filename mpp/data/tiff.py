@@ -97,9 +97,10 @@ def _picture(pages: list[Any], data: bytes, reading: Reading) -> Picture:
     page = pages[0]
     height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
     channels = len(pages) if len(pages) > 1 else samples
-    check_size(width, height, channels)
+    check_size(width, height, reading)
     if page.imagedepth != 1 or page.dtype is None or page.photometric not in _READ:
         raise BadImage("a TIFF of a kind that is not read; save it as plain grey, RGB or channels")
+    check_size(width, height, reading, channels * page.dtype.itemsize)
     for part in pages:
         _check_tiles(part.tilewidth, part.tilelength, width, height)
         if part.compression not in _DECODED:
@@ -135,10 +136,10 @@ def _stored(values: np.ndarray, page: Any, channels: int) -> Stored:
     alpha = page.samplesperpixel in (2, 4) and tuple(page.extrasamples) in ((_ASSOCIATED,), (_UNASSOCIATED,))
     if channels in (1, 3):
         if alpha and tuple(page.extrasamples) == (_ASSOCIATED,) and values.dtype.kind == "u":
-            largest = np.iinfo(values.dtype).max
-            opacity = np.maximum(values[:, :, -1:], 1).astype(np.float64)
-            colours = np.minimum(np.rint(values[:, :, :-1] * (largest / opacity)), largest)
-            values = np.concatenate([colours.astype(values.dtype), values[:, :, -1:]], axis=2)
+            largest, values = np.iinfo(values.dtype).max, values.copy()
+            for row in values:  # in floating point all at once would take ten times as much
+                opacity = np.maximum(row[:, -1:], 1).astype(np.float64)
+                row[:, :-1] = np.minimum(np.rint(row[:, :-1] * (largest / opacity)), largest)
         elif page.photometric == _RGB and page.samplesperpixel > 3 and not alpha:
             values = values[:, :, :3]
     return Stored(values, alpha)
@@ -148,8 +149,8 @@ def _scaled(stored: Stored, page: Any, reading: Reading) -> np.ndarray:
     """uint8 (H, W, reading.channels), not turned yet."""
     values, kind = stored.values, page.photometric
     if kind == _PALETTE:
-        colours = np.moveaxis(np.asarray(page.colormap), 0, -1) >> 8
-        return to_pixels(colours[values].astype(np.uint8), Reading(reading.channels))
+        colours = (np.moveaxis(np.asarray(page.colormap), 0, -1) >> 8).astype(np.uint8)
+        return to_pixels(colours[values], Reading(reading.channels))
     if kind == _CMYK and page.samplesperpixel == 4:
         inks = to_pixels(values, Reading(4, reading.value_range[:2]))
         rgb = np.asarray(Image.fromarray(inks, "CMYK").convert("RGB"))

@@ -1,5 +1,6 @@
 """From values of any type and number of channels to uint8 pixels."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy as np
 from mpp.data.config import Reading
 from mpp.data.picture import BadImage
 from mpp.errors import UserError
+
+_AT_ONCE = 2**22  # values that are scaled at the same time
 
 
 def to_pixels(
@@ -66,6 +69,20 @@ def _pairs(reading: Reading, held: int) -> tuple[tuple[float, float], ...]:
     return pairs
 
 
+def _by_rows(work: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """What `work` makes of arrays, uint8, some rows at a time: what it needs for itself stays small."""
+    rows, least = len(arrays[0]), max(array[:1].size for array in arrays)
+    step = max(1, _AT_ONCE // least)
+    if rows <= step:
+        return work(*arrays)
+    first = work(*(array[:step] for array in arrays))
+    made = np.empty((rows, *first.shape[1:]), dtype=np.uint8)
+    made[:step] = first
+    for top in range(step, rows, step):
+        made[top : top + step] = work(*(array[top : top + step] for array in arrays))
+    return made
+
+
 def _eight_bits(values: np.ndarray, pairs: tuple[tuple[float, float], ...] | None, high: int) -> np.ndarray:
     """uint8 of the same shape. Out of a stated range values are clipped to it."""
     if values.dtype == np.bool_:
@@ -108,6 +125,10 @@ def _by_table(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _by_formula(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """uint8 of rint(255 (v - low) / (high - low)), clipped; not a number becomes 0."""
+    return _by_rows(lambda rows: _formula(rows, low, high), values)
+
+
+def _formula(values: np.ndarray, low: float, high: float) -> np.ndarray:
     exact = np.float32 if values.dtype in (np.float16, np.float32) else np.float64
     with np.errstate(all="ignore"):
         scaled = (values.astype(exact) - exact(low)) * exact(255 / (high - low))
@@ -124,12 +145,18 @@ def _composited(pixels: np.ndarray, opacity: np.ndarray, reading: Reading) -> np
         )
     if opacity.min() == 255:
         return pixels
-    share = opacity.astype(np.uint32)
     back = np.array(reading.background, dtype=np.uint32)
-    return ((pixels * share + back * (255 - share) + 127) // 255).astype(np.uint8)
+
+    def mixed(pixels: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+        share = opacity.astype(np.uint32)
+        return ((pixels * share + back * (255 - share) + 127) // 255).astype(np.uint8)
+
+    return _by_rows(mixed, pixels, opacity)
 
 
 def _luma(image: np.ndarray) -> np.ndarray:
     """ITU-R 601-2 luma in Pillow's own integers, so that arrays and encoded images agree."""
-    weighted = image.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
-    return ((weighted + 0x8000) >> 16).astype(np.uint8)[:, :, None]
+    factors = np.array([19595, 38470, 7471], dtype=np.uint32)
+    return _by_rows(
+        lambda rows: ((rows.astype(np.uint32) @ factors + 0x8000) >> 16).astype(np.uint8)[:, :, None], image
+    )

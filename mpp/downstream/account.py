@@ -35,7 +35,7 @@ class Inputs:
     @classmethod
     def of(cls, weights: Weights, labelled: Labelled) -> "Inputs":
         """Of weights as they were opened and labelled images as they are now."""
-        reading, numerics = asdict(weights.reading), asdict(weights.numerics)
+        reading, numerics = weights.reading.of_pixels, asdict(weights.numerics)
         told = [weights.name, dict(weights.args), reading, weights.mean, weights.std, numerics]
         text = json.dumps(told, sort_keys=True, default=str)
         state = "fresh" if weights.state is None else weights_hash(weights.state)

@@ -47,7 +47,7 @@ def described(weights: Weights, data: LabelledConfig) -> Weights:
     """
     told = {key: getattr(data, key) for key in ("mean", "std", "value_range", "background")}
     replace(DataConfig(), **{key: value for key, value in told.items() if value}).reading(weights.in_chans)
-    return replace(weights, **{key: value for key, value in told.items() if value})
+    return replace(weights, max_image_mb=data.max_image_mb, **{key: value for key, value in told.items() if value})
 
 
 def _new(model: ClassifierConfig) -> Weights:

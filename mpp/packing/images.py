@@ -43,7 +43,12 @@ class Form:
     @property
     def packed_reading(self) -> Reading:
         """How a training has to read what is packed, to see the same pixels."""
-        return Reading(self.reading.channels) if self.all_anew else self.reading
+        return self.final if self.all_anew else self.reading
+
+    @property
+    def final(self) -> Reading:
+        """Of what is encoded anew."""
+        return Reading(self.reading.channels, max_bytes=self.reading.max_bytes)
 
 
 class Packed(NamedTuple):
@@ -80,7 +85,7 @@ def pack_image(data: bytes | np.ndarray, form: Form) -> Packed:
         encoded, extension = _encoded(small, container, form.quality)
     else:
         encoded, extension = _as_npy(small), "npy"
-    return Packed(encoded, extension, open_picture(encoded, Reading(form.reading.channels)).pixels())
+    return Packed(encoded, extension, open_picture(encoded, form.final).pixels())
 
 
 def shrunk(pixels: np.ndarray, shorter: int) -> np.ndarray:

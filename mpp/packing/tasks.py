@@ -90,14 +90,15 @@ def pack_task(source: Source, plan: Plan, task: int, folder: Path, count: Callab
     try:
         for start in range(first, last, _AT_ONCE):
             indices = plan.order[start : min(start + _AT_ONCE, last)].tolist()
-            for key, (index, found) in enumerate(zip(indices, read_many(source, indices), strict=True), start):
+            images = read_many(source, indices, plan.form.reading.max_bytes)
+            for key, (index, found) in enumerate(zip(indices, images, strict=True), start):
                 if isinstance(found, Unreachable):
                     raise RunError(f"{found}; once it answers, run the same command again")
                 try:
                     if isinstance(found, OSError):
                         raise found
                     packed, label = pack_image(found[0], plan.form), found[1]
-                except (BadImage, OSError) as error:
+                except (BadImage, OSError, MemoryError) as error:
                     record.bad.append(Bad(index, kind_of(error), place(source, index), one_line(error)))
                     continue
                 label = None if label is None or label < 0 else int(label)

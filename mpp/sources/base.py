@@ -1,6 +1,6 @@
 """What a source of images is, and the two simplest: lists in memory, and some images of another source."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -26,14 +26,24 @@ class SourceAway(SourceError, Unreachable):
     """A source whose store gives no answer, so that it may open in a while."""
 
 
+class TooLarge(OSError):
+    """An image that is not read, for it has more bytes than are allowed or than there is memory for."""
+
+
+def past_limit(size: int, most: float) -> str:
+    """What is wrong with an image of so many bytes."""
+    return f"{size / 1e6:,.1f} MB, more than data.max_image_mb {most / 1e6:,.0f} allows"
+
+
 @runtime_checkable
 class Source(Protocol):
     """A map from index to image.
 
     A source may also have `where(index) -> str`, the file or member that a bad image is reported by, in one
-    printable line; `read_many(indices)` and `block(indices)`, as the functions of those names, where many at once are
-    faster; `decoded(index)`, as the function of that name, where some of its arrays are final pixels; `original`, the
-    source whose images it gives in another form; and `warnings`, lines on what looks like a mistake.
+    printable line; `size(index) -> int`, the bytes that an image takes there, known without reading it;
+    `read_many(indices)` and `block(indices)`, as the functions of those names, where many at once are faster;
+    `decoded(index)`, as the function of that name, where some of its arrays are final pixels; `original`, the source
+    whose images it gives in another form; and `warnings`, lines on what looks like a mistake.
     """
 
     name: str
@@ -196,9 +206,13 @@ class Subset:
         """The image and its label."""
         return self.source.read(int(self.indices[check_index(index, len(self))]))
 
+    def size(self, index: int) -> int:
+        """As `size_of` the whole source."""
+        return size_of(self.source, int(self.indices[check_index(index, len(self))]))
+
     def read_many(self, indices: Sequence[int]) -> list[tuple[bytes | np.ndarray, int | None] | OSError]:
         """Several images and labels, or why they cannot be read."""
-        return read_many(self.source, [int(self.indices[check_index(index, len(self))]) for index in indices])
+        return [*read_many(self.source, [int(self.indices[check_index(index, len(self))]) for index in indices])]
 
     def block(self, indices: np.ndarray) -> np.ndarray | None:
         """Images (B, H, W, C) where the whole source holds them in an array."""
@@ -218,10 +232,37 @@ class Subset:
         return f"{len(self):,} of {self.source.describe()}"
 
 
-def read_many(source: Source, indices: Sequence[int]) -> list[tuple[bytes | np.ndarray, int | None] | OSError]:
-    """Several images and labels in the order of `indices`, or why they cannot be read: at once, if the source can."""
+def read_many(
+    source: Source, indices: Sequence[int], most: float = float("inf")
+) -> Iterator[tuple[bytes | np.ndarray, int | None] | OSError]:
+    """Several images and labels in the order of `indices`, or why they cannot be read: at once, if the source can.
+
+    Images of more than `most` bytes are not read, and those read at once have no more together.
+    """
     at_once = getattr(source, "read_many", None)
-    return at_once(indices) if at_once else [_read_one(source, index) for index in indices]
+    waiting, total = list[int](), 0
+    for index in indices:
+        size = size_of(source, index)
+        if size > most or total + size > most:
+            yield from _read_at_once(source, waiting)
+            waiting, total = [], 0
+        if size > most:
+            yield TooLarge(past_limit(size, most))
+        elif at_once is None:
+            yield _read_one(source, index)
+        else:
+            waiting.append(index)
+            total += size
+    yield from _read_at_once(source, waiting)
+
+
+def _read_at_once(source: Any, indices: list[int]) -> Sequence[tuple[bytes | np.ndarray, int | None] | OSError]:
+    if not indices:
+        return []
+    try:
+        return source.read_many(indices)
+    except MemoryError:
+        return [_read_one(source, index) for index in indices]
 
 
 def _read_one(source: Source, index: int) -> tuple[bytes | np.ndarray, int | None] | OSError:
@@ -231,6 +272,8 @@ def _read_one(source: Source, index: int) -> tuple[bytes | np.ndarray, int | Non
         if (limit := no_more_files(error)) is not None:
             raise limit from error
         return error
+    except MemoryError:
+        return TooLarge("takes more memory than there is")
 
 
 def block(source: Source, indices: np.ndarray) -> np.ndarray | None:
@@ -244,6 +287,12 @@ def decoded(source: Source, index: int) -> bool:
     """Whether what `read` gives of an image is its final pixels, already scaled to their range."""
     of_image = getattr(source, "decoded", None)
     return of_image is not None and of_image(index)
+
+
+def size_of(source: Source, index: int) -> int:
+    """Bytes that an image takes where it lies, known without reading it; 0 where the source does not say."""
+    size = getattr(source, "size", None)
+    return size(index) if size else 0
 
 
 def place(source: Source, index: int) -> str:

@@ -48,6 +48,14 @@ def read_file(path: str) -> bytes:
         return file.readall()
 
 
+def file_size(path: str) -> int:
+    """A file's bytes; 0 where it cannot be asked."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - as above
+    except OSError:
+        return 0
+
+
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -132,6 +140,10 @@ class FileSource:
     def where(self, index: int) -> str:
         """The image's path in one printable line."""
         return printable(self.path(index))
+
+    def size(self, index: int) -> int:
+        """The file's bytes; 0 where it cannot be asked: reading it says why."""
+        return file_size(self.path(index))
 
     def read(self, index: int) -> tuple[bytes, int | None]:
         """The file's bytes and its label.

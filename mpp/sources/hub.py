@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpp.sources.base import SourceError, Split, check_index, checked_labels, numbered_classes, summary
-from mpp.sources.files import Outside, read_file, within
+from mpp.sources.files import Outside, file_size, read_file, within
 from mpp.sources.hub_dataset import OpenedDataset
 from mpp.sources.names import printable
 from mpp.sources.specs import spec_of
@@ -74,6 +74,17 @@ class HubSource:
         """The row, or the file that it names."""
         path = self.path(index)
         return f"row {index} of {self.name}" if path is None else printable(path)
+
+    def size(self, index: int) -> int:
+        """The bytes in the table, or of the file that the row names."""
+        import pyarrow as pa
+
+        held: Any = self._column[check_index(index, len(self))]
+        data = held["bytes"] if pa.types.is_struct(held.type) else held
+        if data.is_valid:
+            return data.as_buffer().size
+        path = self.path(index)
+        return file_size(path) if path is not None and self.inside(path) else 0
 
     def read(self, index: int) -> tuple[bytes, int | None]:
         """The image's bytes, from the table or from the file that it names, and the label.

@@ -122,6 +122,10 @@ class ShardSource:
         shard, start, _ = self._place(index)
         return f"{self.origins[shard]}, byte {start}"
 
+    def size(self, index: int) -> int:
+        """The member's bytes."""
+        return self._place(index)[2]
+
     def read(self, index: int) -> tuple[bytes, int | None]:
         """The member's bytes and its label. Positioned reads, so that forked workers may share a descriptor."""
         shard, start, size = self._place(index)

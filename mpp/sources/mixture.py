@@ -13,6 +13,7 @@ from mpp.sources.base import (
     path_of,
     place,
     read_many,
+    size_of,
     summary,
     warnings_of,
 )
@@ -87,6 +88,11 @@ class MixtureSource:
         """As `path_of` its part."""
         part, inner = self._find(index)
         return path_of(self.parts[part], inner) or self.where(index)
+
+    def size(self, index: int) -> int:
+        """As `size_of` its part."""
+        part, inner = self._find(index)
+        return size_of(self.parts[part], inner)
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
         """The image and its label among `classes`."""

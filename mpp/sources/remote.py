@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from mpp.addresses import split_query
 from mpp.errors import Unreachable
 from mpp.sources.answers import RangeNotSupported, http_status, is_away, kind_of_failure, may_pass, reason
-from mpp.sources.base import SourceAway, SourceError
+from mpp.sources.base import SourceAway, SourceError, TooLarge
 from mpp.sources.patterns import expand_braces, shown
 
 TIMEOUT = 30.0
@@ -125,6 +125,8 @@ async def _persist(ask: Callable[[], Coroutine[Any, Any, _T]], url: str, limit: 
     for attempt in range(1, attempts + 1):
         try:
             return await asyncio.wait_for(ask(), limit)
+        except MemoryError as error:
+            raise TooLarge(f"{shown(url)}: takes more memory than there is") from error
         except Exception as error:  # each file system has errors of its own
             if attempt == attempts or not may_pass(error):
                 kind = kind_of_failure(error) or (Unreachable if is_away(error) else OSError)

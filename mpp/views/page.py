@@ -7,7 +7,7 @@ import contextlib
 import io
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +218,9 @@ def _images(recipe: VisualizeRecipe, run: _Run | None, source: str, model: Inspe
     opened = open_source(source, download=download, keep=keep)
     number, workers = max(recipe.images, recipe.shown), worker_count(recipe.workers, 1)
     transform = EvalTransform(model.encoder.image_hw, model.weights.framing)
-    return draw_images(opened, number, transform, model.weights.reading, recipe.seed, workers)
+    most = max(recipe.max_image_mb, run.config.data.max_image_mb if run else 0)
+    reading = replace(model.weights, max_image_mb=most).reading
+    return draw_images(opened, number, transform, reading, recipe.seed, workers)
 
 
 def _of_objective(

@@ -20,7 +20,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mpp.data.config import Framing, Reading
+from mpp.data.config import MAX_IMAGE_MB, Framing, Reading
 from mpp.errors import UserError
 from mpp.model.attention import Attention, resolve_backend, use_kernel
 from mpp.model.posembed import resample_table
@@ -77,11 +77,13 @@ class Weights:
     """Likewise."""
     crop_mode: str = "center"
     """Likewise."""
+    max_image_mb: int = MAX_IMAGE_MB
+    """Of an image that is read: no property of the weights, but of those who read images for them."""
 
     @property
     def reading(self) -> Reading:
         """How files become the pixels that `mean` and `std` are for."""
-        return Reading(self.in_chans, self.value_range, self.background)
+        return Reading(self.in_chans, self.value_range, self.background, self.max_image_mb * 10**6)
 
     @property
     def framing(self) -> Framing:

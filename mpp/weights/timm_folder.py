@@ -119,7 +119,7 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
         model, {k: v for k, v in state.items() if k not in head}, weights.origin or str(folder), head=names is not None
     )
     ours: dict[str, Any] = {"numerics": asdict(weights.numerics)}
-    if weights.reading != Reading(weights.in_chans):
+    if weights.reading.of_pixels != Reading(weights.in_chans).of_pixels:
         ours |= {"value_range": list(weights.value_range), "background": list(weights.background)}
     if weights.representation:
         ours |= {"representation": weights.representation, "classes": list(weights.classes or ())}

@@ -24,6 +24,17 @@ from mpp.train.config import TrainConfig
 from tests.checking.made import noise, save, under
 
 
+def test_images_of_too_many_bytes_are_bad(check: Callable[..., Any], tmp_path: Path):
+    for number in range(3):
+        save(tmp_path / "data" / f"{number}.png", noise(40, 40))
+    save(tmp_path / "data" / "large.png", np.zeros((600, 500, 3), dtype=np.uint8))
+    with (tmp_path / "data" / "file.jpg").open("wb") as file:
+        file.truncate(2**36)
+    assert check(tmp_path / "data")[2]["bad"] == {"too large": 1}
+    assert check(tmp_path / "data", "--max-image-mb", "1")[2]["bad"] == {"too large": 2}
+    assert check(tmp_path / "data", "--data.max-image-mb", "1", "--workers", "1")[2]["bad"] == {"too large": 2}
+
+
 def test_wrong_channels_name_those_that_fit(check: Callable[..., Any], tmp_path: Path):
     (tmp_path / "data").mkdir()
     for number in range(3):

@@ -19,6 +19,7 @@ from mpp.errors import UserError
         ({"value_range": (0.0, 1.0, 3.0, 2.0)}, "data.value_range takes pairs"),
         ({"background": (256,)}, "data.background takes numbers from 0 to 255, got [256]"),
         ({"source": "folder:a", "keep": True}, "data.keep is for remote shards, such as s3://..., and folder:a is not"),
+        ({"max_image_mb": 0}, "data.max_image_mb must be at least 1, got 0"),
         ({"max_bad": "many"}, "data.max_bad is a share such as 1%, got 'many'"),
     ],
 )
@@ -49,4 +50,8 @@ def test_settings_of_other_channels(settings: dict[str, Any], line: str) -> None
 def test_reading() -> None:
     told = DataConfig(value_range=(0.0, 1.0) * 5, background=(0,))
     assert told.reading(5) == Reading(5, (0.0, 1.0) * 5, (0,))
+    assert DataConfig(max_image_mb=2).reading(3) == Reading(max_bytes=2_000_000)
+    # A run that began before there was a limit, or with another one, has read the same pixels.
+    assert Reading(5, max_bytes=1).of_pixels == {"channels": 5, "value_range": (), "background": (255,)}
+    assert Reading(max_bytes=2_000_000).flags() == ["--data.max-image-mb 2"]
     assert DataConfig().reading(3) == Reading()

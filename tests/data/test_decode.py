@@ -1,14 +1,18 @@
 import io
 import struct
+import tracemalloc
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from mpp.data import decode as decoding
+from mpp.data import values as values_of
 from mpp.data.config import Reading
-from mpp.data.decode import MAX_PIXELS, BadImage, open_picture
+from mpp.data.decode import BadImage, open_picture
 from mpp.errors import UserError
 
 CORNERS = ((2, 2), (2, -3), (-3, 2), (-3, -3))
@@ -231,18 +235,91 @@ def png_header(width, height):
     )
 
 
-def test_decompression_bombs(quadrants, encode):
-    with pytest.raises(BadImage, match="bomb"):
+def test_images_of_too_many_bytes(quadrants, encode):
+    said = r"more than data.max_image_mb 700 allows"
+    with pytest.raises(BadImage, match=rf"^2,500,000,000 pixels, 10,000.0 MB, {said}$"):
         decode(png_header(50_000, 50_000), 3)
     data = bytearray(encode(quadrants, "JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
-    with pytest.raises(BadImage, match="bomb"):
+    with pytest.raises(BadImage, match=rf"^60000 x 60000 pixels, 14,400.0 MB, {said}$"):
         decode(bytes(data), 3)
     # Pillow itself only warns from here on; it must neither warn nor be refused before its pixels are missing.
-    side = int(MAX_PIXELS**0.5) - 3000
     with pytest.raises(BadImage, match=r"truncated|broken|incomplete|not enough"):
-        decode(png_header(side, side), 3)
+        decode(png_header(10_000, 10_000), 3)
+
+
+def forms(quadrants, encode):
+    """Files of 96 x 64 pixels of every decoder, with the channels to ask for and the bytes that a pixel takes."""
+    wide = quadrants.astype(np.uint16) << 8
+
+    def tiff(values, **options):
+        out = io.BytesIO()
+        tifffile.imwrite(out, values, **options)
+        return out.getvalue()
+
+    def npy(values):
+        out = io.BytesIO()
+        np.save(out, values)
+        return out.getvalue()
+
+    height, width, _ = quadrants.shape
+    yield from ((encode(quadrants, form), 3, 4) for form in ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF"))
+    yield imagecodecs.png_encode(wide), 3, 6
+    yield f"P6 {width} {height} 65535\n".encode() + wide.astype(">u2").tobytes(), 3, 6
+    for dtype in (np.uint16, np.float32, np.float64):
+        yield tiff((quadrants > 99).astype(dtype), photometric="rgb"), 3, 3 * dtype().itemsize
+    yield tiff(np.zeros((5, height, width), dtype=np.float64), photometric="minisblack"), 5, 40
+    yield tiff(quadrants, photometric="rgb", compression="jpeg"), 3, 4
+    yield npy(quadrants / 255), 3, 24
+    yield quadrants / 255, 3, 24  # an array
+    yield quadrants[:, :, 0], 3, 4
+    yield np.zeros((height, width, 9), dtype=np.uint8), 9, 9
+
+
+def test_a_limit_in_bytes_reaches_every_decoder(quadrants, encode):
+    for data, channels, bytes_a_pixel in forms(quadrants, encode):
+        size = quadrants[:, :, 0].size * bytes_a_pixel
+        said = r"MB, more than data.max_image_mb \S+ allows$"
+        with pytest.raises(BadImage, match=said) as caught:
+            decode(data, channels, max_bytes=size - 1)
+        assert caught.value.kind == "too large"
+        assert decode(data, channels, max_bytes=size).shape == (*quadrants.shape[:2], channels)
+
+
+def test_a_limit_above_pillows_is_the_users(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = png_header(100, 100)
+    with pytest.raises(BadImage, match=r"^10,000 pixels, 0\.0 MB"):
+        decode(data, 3, max_bytes=8000)
+    with pytest.raises(BadImage, match=r"truncated|broken|incomplete|not enough"):
+        decode(data, 3, max_bytes=40_000)
+
+
+def test_scaling_takes_little_memory_of_its_own(monkeypatch):
+    """And gives the same some rows at a time."""
+    generator = np.random.default_rng(0)
+    values = generator.random((1000, 300, 4))
+    cases = [
+        (values, 4, {}),
+        (values[:, :, :3], 1, {}),
+        ((values * 1000).astype(np.int32), 4, {"value_range": (0, 999)}),
+    ]
+    whole = [decode(each, channels, **options) for each, channels, options in cases]
+    monkeypatch.setattr(values_of, "_AT_ONCE", 5000)
+    for (each, channels, options), expected in zip(cases, whole, strict=True):
+        tracemalloc.start()
+        found = decode(each, channels, **options)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        np.testing.assert_array_equal(found, expected)
+        assert most < 2.5 * each.size
+    transparent = np.dstack([(values[:, :, :3] * 255).astype(np.uint8), (values[:, :, 3] * 255).astype(np.uint8)])
+    out = io.BytesIO()
+    Image.fromarray(transparent).save(out, "PNG")
+    by_rows = decode(out.getvalue(), 3)
+    monkeypatch.setattr(values_of, "_AT_ONCE", 2**30)
+    np.testing.assert_array_equal(by_rows, decode(out.getvalue(), 3))
 
 
 def test_arrays():

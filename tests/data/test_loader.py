@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mpp.checking.scan import scan
 from mpp.data import sending
@@ -23,6 +24,7 @@ from mpp.data.transform import EvalTransform, TrainTransform
 from mpp.errors import RunError, UserError
 from mpp.sources.base import ListSource, Subset
 from mpp.sources.mixture import MixtureSource
+from mpp.sources.opening import open_source
 
 
 def numbered(length, side=12, bad=()):
@@ -302,6 +304,38 @@ def test_a_worker_that_dies_ends_the_training_where_it_takes_a_batch():
     time.sleep(0.05)  # torch's handler has run
     with pytest.raises(RunError, match="a loader process was killed"):
         list(itertools.islice(batches, 9))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_memory_does_not_hold_is_its_own_fault(workers):
+    """Be it while it is read or while its crop is made; a batch that finds no memory ends the run in one line."""
+
+    class Greedy(EvalTransform):
+        def __call__(self, image, draws=()):
+            if image.pixels()[0, 0, 0] == 3:
+                torch.empty(2**62, dtype=torch.uint8)
+            return super().__call__(image, draws)
+
+    transform, settings = Greedy((4, 4)), {"workers": workers, "micro_batch": 8}
+    for bad, (batch,) in (
+        (5, run(Failing(raising(MemoryError()), 8), 1, **settings)),
+        (3, run(numbered(8), 1, transform, **settings)),
+        (3, sequential(numbered(8), transform, Reading(3), range(8), batch_size=8, workers=workers)),
+    ):
+        said = {(each.index, each.kind, each.reason) for each in batch["bad"]}
+        assert said == {(bad, "too large", "takes more memory than there is")}
+        assert bad not in batch["index"]
+    with pytest.raises(RunError, match=r"^no memory for a batch of 4 images of \d+ x \d+: take fewer workers"):
+        run(numbered(8), 1, EvalTransform((2**29, 2**29)), workers=workers)
+
+
+def test_a_limit_in_bytes_reaches_what_the_workers_read(tmp_path):
+    for name, side in (("a", 40), ("b", 8)):
+        Image.fromarray(np.zeros((side, side, 3), dtype=np.uint8)).save(tmp_path / f"{name}.bmp")
+    source = open_source(f"folder:{tmp_path}")
+    (batch,) = sequential(source, EvalTransform((4, 4)), Reading(max_bytes=1000), range(2), batch_size=2, workers=1)
+    assert batch["index"].tolist() == [1]
+    assert [str(bad).partition(": ")[2] for bad in batch["bad"]] == ["0.0 MB, more than data.max_image_mb 0 allows"]
 
 
 @pytest.mark.parametrize(("number", "said"), [(errno.EAGAIN, "no process can be started"), (errno.EMFILE, "ulimit -n")])

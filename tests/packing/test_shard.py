@@ -6,7 +6,9 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mpp.packing import tar_writer
 from mpp.sources.opening import open_source
@@ -113,6 +115,21 @@ def test_pictures_that_are_not_read_are_a_warning(
         (images / f"{number}.avif").touch()
     assert pack(images, tmp_path / "out") == 0
     assert "\nWARNING: 100 pictures ignored, such as 0.avif: only files that end in jpg " in capsys.readouterr().err
+
+
+def test_images_of_too_many_bytes_are_left_out(images: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((500, 600, 3), dtype=np.uint8)).save(images / "class 0" / "large.png")
+    with (images / "class 0" / "file.jpg").open("wb") as file:
+        file.truncate(2**36)
+    assert pack(images, tmp_path / "a") == 0
+    assert manifest(tmp_path / "a")["bad_files"] == {"too large": 1}
+    assert pack(images, tmp_path / "b", "--max-image-mb", "1") == 0
+    assert manifest(tmp_path / "b")["bad_files"] == {"too large": 2}
+
+
+def test_a_packing_of_before_there_was_a_limit_goes_on(images: Path, tmp_path: Path) -> None:
+    assert pack(images, tmp_path / "out") == 0
+    assert "max_image_mb" not in (tmp_path / "out" / "manifest.json").read_text()
 
 
 def test_too_many_bad_files_stop_it_until_they_are_allowed(

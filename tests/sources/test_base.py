@@ -1,17 +1,20 @@
+import io
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import threading
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from mpp.sources.base import ListSource, SourceError, Subset, read_many
+from mpp.sources.base import ListSource, SourceError, Subset, TooLarge, read_many, size_of
 from mpp.sources.files import FileSource, NotAFile, PathTable, read_file
 from mpp.sources.names import printable
 from mpp.sources.opening import open_source
+from tests.sources.test_shards import write_shards
 
 
 @pytest.fixture
@@ -211,4 +214,86 @@ def test_many_at_once(tmp_path):
         def read_many(self, indices):
             return [("fast", index) for index in indices]
 
-    assert read_many(Subset(Fast([b"0", b"1", b"2"]), [2, 0]), [0, 1]) == [("fast", 2), ("fast", 0)]
+    assert [*read_many(Subset(Fast([b"0", b"1", b"2"]), [2, 0]), [0, 1])] == [("fast", 2), ("fast", 0)]
+
+
+def too_large(found):
+    return isinstance(found, TooLarge)
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "shards", "mixture", "subset", "array of bytes"])
+def test_images_of_too_many_bytes_are_not_read(kind, tmp_path, monkeypatch):
+    """Of any source: a file of 64 GB, or a member larger than the limit, costs no more than a question."""
+    write_shards(tmp_path, number=1, each=2)
+    with tarfile.open(tmp_path / "s-000.tar", "a") as tar:
+        info = tarfile.TarInfo("large.jpg")
+        info.size = 1000
+        tar.addfile(info, io.BytesIO(bytes(1000)))
+    (tmp_path / "a.jpg").write_bytes(b"small")
+    with (tmp_path / "b.jpg").open("wb") as file:
+        file.truncate(2**36)
+    (tmp_path / "list.csv").write_text("a.jpg\nb.jpg\n")
+    specs = {
+        "folder": f"folder:{tmp_path}",
+        "csv": f"csv:{tmp_path}/list.csv",
+        "shards": f"shards:{tmp_path}/s-000.tar",
+        "mixture": f"csv:{tmp_path}/list.csv + shards:{tmp_path}/s-000.tar",
+    }
+    source = open_source(specs.get(kind, specs["csv"]))
+    if kind == "subset":
+        source = Subset(source, [1, 0])
+    elif kind == "array of bytes":  # in memory already
+        assert [found for found, _ in read_many(ListSource([bytes(100)]), [0], most=10)] == [bytes(100)]
+        return
+    found = list(read_many(source, range(len(source)), most=100))
+    expected = {
+        "folder": [False, True],
+        "csv": [False, True],
+        "shards": [False, False, True],
+        "mixture": [False, True, False, False, True],
+        "subset": [True, False],
+    }
+    assert [too_large(each) for each in found] == expected[kind]
+    reason = str(next(filter(too_large, found)))
+    assert reason == f"{'0.0' if kind == 'shards' else '68,719.5'} MB, more than data.max_image_mb 0 allows"
+    assert [size_of(source, i) for i in range(len(source)) if not too_large(found[i])] == [
+        len(each[0]) for each in found if not too_large(each)
+    ]
+
+
+def test_what_is_read_at_once_has_no_more_bytes_than_one_image_may():
+    groups = []
+
+    class Fast(ListSource):
+        def size(self, index):
+            return len(self._images[index])
+
+        def read_many(self, indices):
+            groups.append(list(indices))
+            return [self.read(index) for index in indices]
+
+    source = Fast([bytes(n) for n in (40, 40, 40, 101, 1, 100)])
+    found = list(read_many(source, range(6), most=100))
+    assert groups == [[0, 1], [2], [4], [5]]
+    assert [too_large(each) or len(each[0]) for each in found] == [40, 40, 40, True, 1, 100]
+    groups.clear()
+    list(read_many(source, range(6)))
+    assert groups == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_an_image_that_memory_does_not_hold_is_its_own_fault():
+    class Greedy(ListSource):
+        def read(self, index):
+            if index == 1:
+                raise MemoryError
+            return super().read(index)
+
+    class AtOnce(Greedy):
+        def read_many(self, indices):
+            raise MemoryError
+
+    for source in (Greedy([b"0", b"1", b"2"]), AtOnce([b"0", b"1", b"2"])):
+        first, second, third = read_many(source, range(3))
+        assert (first, third) == ((b"0", None), (b"2", None))
+        assert too_large(second)
+        assert str(second) == "takes more memory than there is"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mpp.data.reader import kind_of
-from mpp.sources.base import SourceError
-from mpp.sources.files import NotAFile
+from mpp.sources.base import SourceError, TooLarge, read_many, size_of
+from mpp.sources.files import NotAFile, Outside
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.hub_dataset import OpenedDataset
 from mpp.sources.opening import has_split, open_source
@@ -430,3 +430,18 @@ def test_home_is_expanded(made, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(open_source("hf:~/pictures")) == 20
     assert not Path("~").exists()
+
+
+def test_rows_of_too_many_bytes_are_not_read(tmp_path, pictures):
+    (tmp_path / "set").mkdir()
+    with (tmp_path / "set" / "large.png").open("wb") as file:
+        file.truncate(2**36)
+    (tmp_path / "set" / "small.png").write_bytes(pictures[0])
+    rows = [{"bytes": pictures[1], "path": None}, {"bytes": bytes(10_000), "path": None}]
+    rows += [{"bytes": None, "path": name} for name in ("small.png", "large.png", "../outside.png", None)]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array(rows, kind)}), tmp_path / "set" / "train.parquet")
+    source = open_source(f"hf:{tmp_path / 'set'}")
+    found = list(read_many(source, range(6), most=5000))
+    assert [type(each) for each in found] == [tuple, TooLarge, tuple, TooLarge, Outside, OSError]
+    assert [size_of(source, i) for i in range(6)] == [len(pictures[1]), 10_000, len(pictures[0]), 2**36, 0, 0]

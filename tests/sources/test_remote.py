@@ -16,8 +16,8 @@ from mpp.data.config import Reading
 from mpp.data.loader import sequential
 from mpp.data.transform import EvalTransform
 from mpp.errors import Unreachable
-from mpp.sources import remote
-from mpp.sources.base import SourceAway, SourceError
+from mpp.sources import remote, remote_shards
+from mpp.sources.base import SourceAway, SourceError, TooLarge, read_many
 from mpp.sources.shards import open_shards
 from mpp.sources.tar_index import write_sidecar
 from tests.sources.file_server import FileServer
@@ -410,3 +410,31 @@ def test_a_copy_by_pickle_reads(server):
     source = opened(f"{server.url}/s-000.tar", keep=True)
     source.read(0)
     assert all_read(pickle.loads(pickle.dumps(source))) == all_read(source)
+
+
+def test_members_of_too_many_bytes_are_not_fetched(server, monkeypatch):
+    write_tar(server.folder / "s.tar", [("a.jpg", b"small"), ("b.jpg", bytes(1000)), ("c.jpg", b"small")])
+    source = opened(f"{server.url}/s.tar")
+    fetch, fetched = remote_shards.fetch_ranges, []
+    monkeypatch.setattr(
+        remote_shards, "fetch_ranges", lambda ranges, timeout: fetched.extend(ranges) or fetch(ranges, timeout)
+    )
+    first, second, third = read_many(source, range(3), most=100)
+    assert (first[0], third[0]) == (b"small", b"small")
+    assert isinstance(second, TooLarge)
+    assert [size for _, _, size in fetched] == [5, 5]
+
+
+def test_a_range_that_memory_does_not_hold_is_not_asked_for_again(server, monkeypatch):
+    write_tar(server.folder / "s.tar", [("a.jpg", b"small")])
+    source, asked = opened(f"{server.url}/s.tar"), []
+
+    async def greedy(*_, **__):
+        asked.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr(remote._file_system(server.url, source.timeout), "_cat_file", greedy)
+    (found,) = read_many(source, [0])
+    assert isinstance(found, TooLarge)
+    assert str(found).endswith("takes more memory than there is")
+    assert len(asked) == 1
