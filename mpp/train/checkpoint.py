@@ -119,14 +119,16 @@ class Checkpoints:
 def load_checkpoint(path: Path, like: Like | None = None) -> dict[str, Any]:
     """The state saved in `path`, on the CPU, but for the tensors that are to be `like` those of a sharded run.
 
+    Tensors are the file's own bytes, mapped: what is not looked at is not read, and ranks on one machine share them.
+    Copy what is to stay; the file may be replaced or removed meanwhile, but never written to.
+
     Raises:
         UserError: a file or folder that is truncated, foreign or of another format.
     """
     advice = "delete it to go on from an earlier one, or choose another run_dir"
     file = path / _PLAIN if path.is_dir() else path
     try:
-        # Mapped, a rank reads only its share of a whole tensor.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=like is not None and not path.is_dir())
+        content = _read(file)
         if isinstance(content, dict) and "sharded" in content:
             read_shards(path, content, lambda place: like(place[1:]) if like else None)
         elif like is not None and isinstance(content, dict):
@@ -139,6 +141,15 @@ def load_checkpoint(path: Path, like: Like | None = None) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT or "state" not in content:
         raise UserError(f"{path} is not a checkpoint of mpp ({FORMAT}); {advice}")
     return content["state"]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "unable to mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)  # of a file system that maps no files
 
 
 def _write(path: Path, content: Any) -> None:

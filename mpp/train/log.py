@@ -61,7 +61,7 @@ class Meter:
             states = []
         self._sums = {}
         for state in states:
-            self.add({name: value.to(device) for name, value in state.items()})
+            self.add({name: value.to(device, copy=True) for name, value in state.items()})
 
 
 class RunLog:

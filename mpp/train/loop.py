@@ -74,7 +74,7 @@ class State:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave.
+        """Restores what `state_dict` gave, as copies: it may be a file that is mapped.
 
         Raises:
             KeyError, ValueError, RuntimeError: a state of another model or optimiser.
@@ -83,6 +83,10 @@ class State:
         # The moments are the run's, their options the config's: a forced resume may change those.
         options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for moments in self.optimizer.state.values():  # on the CPU, torch takes them as they are
+            moments.update(
+                {k: v.clone() for k, v in moments.items() if isinstance(v, Tensor) and v.device.type == "cpu"}
+            )
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)
         if self.ema is not None and state["ema"]:

@@ -16,6 +16,8 @@ from mpp.train import checkpoint
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.loop import Interrupted, NonFinite, Schedule, State
 from mpp.train.saving import HostCopy, Saving
+from tests import runs
+from tests.train import small_net
 
 SCHEDULE = Schedule(10, 4, 1, lambda step: 0.1)
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -172,3 +174,34 @@ def test_an_error_waits_for_the_write(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         train()
     assert save.checkpoints.steps() == [1]
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_resumed_state_is_its_own_whatever_becomes_of_the_file(optimiser: str, tmp_path: Path) -> None:
+    before = small_net.train(small_net.build(sharded=False, optimiser=optimiser))
+    path = small_net.save(before, tmp_path)
+    after = small_net.build(sharded=False, optimiser=optimiser)
+    content = load_checkpoint(path)
+    mapped = content["model"]["head.weight"]
+    after.load_state_dict(content)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert not mapped.any()  # its bytes are the file's
+    after.images_seen = before.images_seen = 0
+    runs.assert_same(small_net.train(after).state_dict(), small_net.train(before).state_dict())
+
+
+def test_a_file_system_that_maps_no_files_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small_net.save(small_net.build(sharded=False), tmp_path)
+    real, modes = torch.load, []
+
+    def load(*args: Any, mmap: bool = False, **kwargs: Any) -> Any:
+        modes.append(mmap)
+        if mmap:
+            raise RuntimeError(f"unable to mmap 4096 bytes from file <{path}>: No such device (19)")
+        return real(*args, **kwargs)
+
+    expected = load_checkpoint(path)
+    monkeypatch.setattr(torch, "load", load)
+    runs.assert_same(load_checkpoint(path), expected)
+    assert modes == [True, False]
