@@ -30,6 +30,9 @@ from mpp.train.sharded import Like, clip_gradients, is_sharded, like_these
 EXIT_REQUEUE = 75
 """Exit status of a run that was asked to stop, and saved itself: EX_TEMPFAIL, "try again"."""
 
+_HOPELESS = 2.0**-20
+"""A loss scale at which gradients that overflow in fp16 are not those of a loss that is worth going on with."""
+
 Step = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 """step(model, batch) -> loss (a scalar) and figures (each a sum and a count)."""
 
@@ -129,8 +132,8 @@ class Interrupted(Exception):
 class NonFinite(RunError):
     """A loss or gradient that is not a number, in the update of number `step`."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"the loss is not finite at step {step}")
+    def __init__(self, step: int, what: str = "the loss is not finite") -> None:
+        super().__init__(f"{what} at step {step}")
         self.step = step
 
     def advised(self, advice: str) -> "NonFinite":
@@ -183,7 +186,7 @@ def fit(
         try:
             update(state, model, batches, step, schedule, guard, done + 1)
         except Unreachable:  # nothing has changed since the last step; of several ranks only all together could save
-            guard.settle()
+            guard.judge(done)
             if dist.rank_and_size()[1] == 1:
                 save(state)
             raise
@@ -192,13 +195,13 @@ def fit(
             function(state)
         for period, function in every:
             if is_due(done + 1, period, schedule.total_steps):
-                guard.settle()
+                guard.judge(done + 1)
                 function(state)
         if done + 1 < schedule.total_steps and dist.any_rank(stop_requested()):
-            guard.settle()
+            guard.judge(done + 1)
             save(state)
             raise Interrupted
-    guard.settle()
+    guard.judge(schedule.total_steps)
 
 
 def update(
@@ -253,9 +256,8 @@ class FiniteGuard:
     """
 
     def __init__(self, state: State) -> None:
-        self._optimizer = state.optimizer
-        self._scaled = state.scaler is not None
-        self._skips = self._scaled or bool(state.optimizer.defaults.get("fused"))
+        self._optimizer, self._scaler = state.optimizer, state.scaler
+        self._skips = self._scaler is not None or bool(state.optimizer.defaults.get("fused"))
         self._pending: tuple[Tensor, torch.cuda.Event, int] | None = None
 
     def check(self, value: Tensor, number: int) -> None:
@@ -269,7 +271,7 @@ class FiniteGuard:
                 raise NonFinite(number)
             return
         finite = torch.isfinite(value)
-        if not self._scaled:
+        if self._scaler is None:
             self._optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
             self._optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.settle()
@@ -277,6 +279,16 @@ class FiniteGuard:
         copy = finite.to("cpu", non_blocking=True)
         event.record()
         self._pending = (copy, event, number)
+
+    def judge(self, number: int) -> None:
+        """Waits for the device, and says whether the state after update `number` may be saved and shown.
+
+        Raises:
+            NonFinite: of this update; or a loss scale so low that no gradient is going to be finite.
+        """
+        self.settle()
+        if self._scaler is not None and self._scaler.get_scale() < _HOPELESS:
+            raise NonFinite(number, f"gradients overflow even at a loss scale of {self._scaler.get_scale():.0e}")
 
     def settle(self) -> None:
         """Waits for the verdict on the last update looked at."""

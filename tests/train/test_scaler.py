@@ -156,6 +156,31 @@ def test_a_loss_that_is_not_finite_is_not_stepped_on_even_if_its_gradients_are(s
     assert not any(g.isfinite().any() for g in gradients)  # so that a fused kernel skips the update by itself
 
 
+def test_updates_that_all_overflow_end_the_run() -> None:
+    """Each halves the scale, and skips: without an end the run would go on to its last step, and learn nothing."""
+
+    class Steepest(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+            return gradient[0] * math.inf
+
+    def overflows(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, figures = step(model, batch)
+        return Steepest.apply(loss), figures
+
+    state, saved = fresh(scaler=GradScaler("cpu", init_scale=2.0**-17)), []
+    initial = weights(state)
+    every = [(1, lambda state: saved.append(state.images_seen // BATCH))]
+    with pytest.raises(NonFinite, match="gradients overflow even at a loss scale of 5e-07 at step 4"):
+        fit(state, state.model, batches(), overflows, SCHEDULE, every)
+    assert saved == [1, 2, 3]
+    torch.testing.assert_close(weights(state), initial, rtol=0, atol=0)
+
+
 def test_gradients_whose_norm_overflows_stay_as_they_are_without_clipping() -> None:
     model = nn.Linear(2, 2)
     for p in model.parameters():
