@@ -110,7 +110,8 @@ class FewshotRecipe:
     but with twice the features the same l2 regularises half as much: compare them with l2 cv."""
     layers: tuple[int | Literal["all"], ...] = (-1,)
     """Layers that are read, each in turn, or the word all: of ViTs blocks, of others stages; 0 is the first, -1 the
-    last, which is read after its norm."""
+    last, which is read after its norm. Of several layers or poolings each draw chooses one, too, by cross-validation on
+    its shots."""
     shots: tuple[int, ...] = (1, 5, 10, 25)
     """Labelled images per class."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -159,9 +160,9 @@ class ProbeRecipe:
     labels_seed: int = 0
     """Which images those are."""
     pool: tuple[Pool, ...] = ("mean", "token")
-    """Mean of the patch tokens, class token, or both side by side, each in turn. Encoders without a class token have
-    the mean alone. linear standardises every feature, so neither half of mean+token outweighs the other; in the cosine
-    of knn the half with the longer vectors does."""
+    """Mean of the patch tokens, class token, or both side by side, each in turn; held-out training images choose one of
+    them. Encoders without a class token have the mean alone. linear standardises every feature, so neither half of
+    mean+token outweighs the other; in the cosine of knn the half with the longer vectors does."""
     layer: int = -1
     """Whose output is read: of ViTs a block, of others a stage; 0 is the first, -1 the last, which is read after its
     norm."""

@@ -30,7 +30,7 @@ def around(mean: float | None, spread: float | None) -> str:
 
 def accuracy_text(of: Estimate | None) -> str:
     """Mean and standard deviation in percent, "34.2 ± 0.4"; of one measurement that alone."""
-    return NONE if of is None else around(of.mean, of.spread).removesuffix(" %")
+    return NONE if of is None else f"{100 * of.mean:.1f}" + ("" if of.spread is None else f" ± {100 * of.spread:.1f}")
 
 
 def gain_text(of: Estimate | None) -> str:

@@ -56,7 +56,7 @@ def test_test_images_choose_no_layer() -> None:
     # What cross-validation on the shots chooses stands there where the study noted it.
     noted = [run | {"held_out": [0.5 + (run["layer"] == -2) / 4] * 2} for run in both.content["fewshot"]]
     table = rows(tables.fewshot_table(Study({**of.content, "fewshot": noted}, of.name)))
-    assert table["usual, chosen on the shots"] == ["90.0"]
+    assert table["usual, chosen on the shots"] == ["90.0 ± 0.0"]
 
 
 def test_shares_are_told_from_the_fewest_labels_on() -> None:

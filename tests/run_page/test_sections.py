@@ -291,7 +291,7 @@ def test_pairs_of_one_seed_and_of_one_sweep(tmp_path: Path) -> None:
     (pair, _) = tables(sections(run), "downstream")
     ((_, scratch, here, gain),) = pair.rows
     # 20, 30, 40 points: a deviation of 10, t of two degrees of freedom 4.303.
-    assert (scratch, here, gain) == ("50.0 % (3 runs)", "62.5 ± 35.9 % (4 runs)", "+30.0 ± 24.8")
+    assert (scratch, here, gain) == ("50.0 ± 0.0 % (3 runs)", "62.5 ± 35.9 % (4 runs)", "+30.0 ± 24.8")
     assert "95 % interval over the fine-tuning seeds of this one pretraining" in pair.caption
 
 
