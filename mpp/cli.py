@@ -19,9 +19,11 @@ from mpp.bench_config import (
     SavingBench,
     StepBench,
 )
+from mpp.cache.room import limit_of
 from mpp.config import parse
-from mpp.data_recipes import CheckRecipe, ShardRecipe
+from mpp.data_recipes import CacheRecipe, CheckRecipe, ShardRecipe
 from mpp.errors import ConfigError, Unreachable, UserError
+from mpp.files import cache_folder
 from mpp.recipes import (
     ConvertRecipe,
     FewshotRecipe,
@@ -238,6 +240,17 @@ def _check_data(config: CheckRecipe) -> int:
     return check_data(config)
 
 
+def cache(argv: Sequence[str] | None = None) -> int:
+    """Says what lies in the cache, and clears it; returns the exit code."""
+    return _main("cache", CacheRecipe, argv, _cache, {})
+
+
+def _cache(config: CacheRecipe) -> int:
+    from mpp.cache.tool import cache
+
+    return cache(config.clear, config.limit, config.files)
+
+
 def bench(argv: Sequence[str] | None = None) -> int:
     """Measures what the first word names, beside its reference; returns the exit code."""
     known: dict[str, type[Any]] = {
@@ -280,6 +293,8 @@ def _main(
     rank = os.environ.get("RANK", "0")
     try:
         config = parse(cls, sys.argv[1:] if argv is None else argv, prog, cls.__doc__ or "", aliases)
+        if os.environ.get("MPP_CACHE_LIMIT"):  # wrong, it is said now rather than when something is kept
+            limit_of(cache_folder())
         return run(config)
     except UserError as error:
         # All ranks read the same settings, so one speaks for all; anything else may have befallen this rank alone.

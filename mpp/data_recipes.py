@@ -113,3 +113,16 @@ class CheckRecipe(_Images):
     def patch_hw(self) -> tuple[int, int]:
         """Patch height and width in pixels."""
         return self.patch_size[0], self.patch_size[-1]
+
+
+@dataclass(frozen=True)
+class CacheRecipe:
+    """Say what lies in the cache, the folder MPP_CACHE, by default ~/.cache/mpp, and clear it; what is in use stays."""
+
+    clear: tuple[str, ...] = ()
+    """Kinds to remove, as it lists them, or all: index, unpacked, kept, pixels, features, datasets, left-over."""
+    limit: str = ""
+    """Remove what was used longest ago until the cache has no more than, say, 50GB or 20% of the disk. Of all kinds
+    unless clear names some."""
+    files: bool = False
+    """List every file."""

@@ -23,7 +23,7 @@ KINDS = {
     "pixels": "decoded pixels (data.cache)",
     "features": "features of frozen encoders",
     "datasets": "Parquet folders as Hugging Face's datasets read them",
-    "left over": "half written by processes that were killed",
+    "left-over": "half written by processes that were killed",
 }
 _OURS = re.compile(r"([0-9a-f]{32})\.(index|tar|part|sums|pixels\.npy|bad\.npy|pixels\.json|lock)")
 _FEATURES = re.compile(r"[0-9a-f]{64}\.npz")
@@ -73,11 +73,11 @@ def _keyed(folder: Path, used: set[str]) -> Iterator[Entry]:
             if suffix == "index" and "tar" in files:  # without it the tar does not count as whole
                 kind = "unpacked"
             if suffix == "lock":
-                kind = "unpacked" if "tar" in files else "pixels" if "pixels.npy" in files else "left over"
+                kind = "unpacked" if "tar" in files else "pixels" if "pixels.npy" in files else "left-over"
             groups.setdefault(kind, []).append(path)
         for kind, paths in groups.items():
             with contextlib.suppress(OSError):
-                yield _entry(kind, key, paths, is_claimed(paths[0]) if kind == "left over" else key in used)
+                yield _entry(kind, key, paths, is_claimed(paths[0]) if kind == "left-over" else key in used)
 
 
 def _features(folder: Path) -> Iterator[Entry]:
@@ -97,7 +97,7 @@ def _left_over(folder: Path) -> Iterator[Entry]:
     for path in (*_files(folder), *_files(folder / "features")):
         if _HALF.fullmatch(path.name):
             with contextlib.suppress(OSError):
-                yield _entry("left over", path.name, [path], is_claimed(path))
+                yield _entry("left-over", path.name, [path], is_claimed(path))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -116,7 +116,9 @@ def _entry(kind: str, name: str, paths: list[Path], busy: bool) -> Entry:
         for one in inside:
             with contextlib.suppress(OSError):
                 info = one.lstat()
-                size, used = size + 512 * info.st_blocks, max(used, info.st_mtime)
+                # The one with holes where nothing was fetched.
+                held = 512 * info.st_blocks if one.suffix == ".part" else info.st_size
+                size, used = size + held, max(used, info.st_mtime)
         with contextlib.suppress(OSError):
             used = max(used, path.lstat().st_mtime)
     return Entry(kind, name, tuple(sorted(paths)), size, used, busy)

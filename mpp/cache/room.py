@@ -3,6 +3,7 @@
 What a living process uses stays, and so does what is none of ours (see entries.py).
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -68,7 +69,7 @@ def make_room(size: int, what: str = "it") -> int:
     with alone(folder) as locks:
         held = entries(folder)
         total = sum(entry.size for entry in held)
-        idle = sorted((entry for entry in held if not entry.busy), key=lambda e: (e.kind != "left over", e.used))
+        idle = sorted((entry for entry in held if not entry.busy), key=_turn)
         gone = sum(entry.size for entry in idle) if locks else 0
         if limit is not None and total - gone + size > limit:
             busy = f", {shown_size(total - gone)} of them in use" if total - gone else ""
@@ -79,7 +80,7 @@ def make_room(size: int, what: str = "it") -> int:
             raise OSError(errno.ENOSPC, f"{what} takes {shown_size(size)}, {folder} has room for {shown_size(free)}")
         for entry in idle if locks else ():
             over = limit is not None and total + size > limit
-            if not over and size <= _free(folder) and entry.kind != "left over":
+            if not over and size <= _free(folder) and entry.kind != "left-over":
                 break
             remove(entry)
             total -= entry.size
@@ -100,6 +101,15 @@ def write_cached(path: Path, write: Callable[[BinaryIO], object], size: int, wha
     write_whole(path, write)
 
 
+def drop(names: Iterable[str]) -> None:
+    """Removes the entries of these names that nobody uses. What cannot be removed stays."""
+    folder, names = cache_folder(), set(names)
+    with contextlib.suppress(OSError), alone(folder) as locks:
+        for entry in entries(folder) if names and locks else ():
+            if entry.name in names and not entry.busy:
+                remove(entry)
+
+
 def clear(kinds: Iterable[str], limit: int = 0) -> list[Entry]:
     """Removes what nobody uses of these kinds, what was used longest ago first, until all is within `limit` bytes.
 
@@ -117,12 +127,17 @@ def clear(kinds: Iterable[str], limit: int = 0) -> list[Entry]:
             raise OSError(errno.ENOLCK, f"{folder} has no locks, so that nobody knows what is in use")
         held = entries(folder)
         total = sum(entry.size for entry in held)
-        for entry in sorted(held, key=lambda entry: entry.used):
+        for entry in sorted(held, key=_turn):
             if entry.kind in wanted and not entry.busy and total > limit:
                 remove(entry)
                 removed.append(entry)
                 total -= entry.size
     return removed
+
+
+def _turn(entry: Entry) -> tuple[bool, bool, float]:
+    """What goes first. Indices last: small, and a whole shard is read for each."""
+    return entry.kind != "left-over", entry.kind == "index", entry.used
 
 
 def _free(folder: Path) -> int:

@@ -24,8 +24,9 @@ def use(*names: str) -> None:
     """
     folder, now = cache_folder(), time.time()
     with contextlib.suppress(OSError), alone(folder):
-        user = _users.get(os.getpid()) or _User(folder / "in_use")
-        _users[os.getpid()] = user
+        here = os.getpid(), folder  # a forked child has none of its parent's
+        user = _users.get(here) or _User(folder / "in_use")
+        _users[here] = user
         user.add(names)
         for name in names:
             for path in [folder / name] if "/" in name else [folder / f"{name}.{suffix}" for suffix in SUFFIXES]:
@@ -54,14 +55,14 @@ class _User:
         _remove_user(self._list)
 
 
-_users: dict[int, _User] = {}
+_users: dict[tuple[int, Path], _User] = {}
 
 
 @atexit.register
 def _end() -> None:
-    user = _users.pop(os.getpid(), None)
-    if user is not None:
-        user.close()
+    for (process, _), user in _users.items():
+        if process == os.getpid():
+            user.close()
 
 
 def _remove_user(path: Path) -> None:

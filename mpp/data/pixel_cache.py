@@ -7,8 +7,6 @@ source, reading -> the cache has it -> memory-mapped uint8 (n, h, w, C)
 import contextlib
 import hashlib
 import json
-import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +17,8 @@ import PIL
 import torch
 from torch import Tensor
 
+from mpp.cache.room import drop, make_room
+from mpp.cache.users import use
 from mpp.data.config import DataConfig, Reading
 from mpp.data.decode import BadImage, Picture, open_picture
 from mpp.data.loader import sequential
@@ -30,8 +30,6 @@ from mpp.sources.fingerprint import fingerprint
 from mpp.sources.opening import open_source
 
 _BATCH = 256
-_STALE = 3600.0  # seconds without a write
-_ROOM = 1.05  # of the disk, beside what the pixels take
 
 
 class PixelSource:
@@ -134,14 +132,25 @@ def cache_pixels(source: Source, reading: Reading, workers: int) -> PixelSource:
     told = [fingerprint(source), asdict(reading), TRANSFORM_VERSION, PIL.__version__]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
     path, bad_path = cache_folder() / f"{key}.pixels.npy", cache_folder() / f"{key}.bad.npy"
+    use(key)
     with _alone(cache_folder() / f"{key}.lock"):
         if not (path.is_file() and bad_path.is_file()):
-            for left in path.parent.glob(f".{path.name}-*"):  # by one that was killed, long ago to be sure
-                with contextlib.suppress(OSError):
-                    if time.time() - left.stat().st_mtime > _STALE:
-                        left.unlink()
+            place = [type(source).__name__, source.name, str(getattr(source, "root", Path.cwd())), asdict(reading)]
+            drop(_outdated(place))
             _decode_all(source, reading, workers, path, bad_path)
+            text = json.dumps(place)
+            with contextlib.suppress(OSError):
+                write_whole(path.with_suffix(".json"), lambda file: file.write(text.encode()))
     return PixelSource(source, path, np.load(bad_path, allow_pickle=False))
+
+
+def _outdated(place: list[Any]) -> Iterator[str]:
+    """Keys of arrays of what was at this place and read in this way: files that changed make them useless."""
+    for path in cache_folder().glob("*.pixels.json"):
+        with contextlib.suppress(OSError, ValueError):
+            # The name of a remote source lacks what may name another object.
+            if json.loads(path.read_bytes()) == json.loads(json.dumps(place)) and "://" not in place[1]:
+                yield path.name.partition(".")[0]
 
 
 @contextlib.contextmanager
@@ -163,12 +172,13 @@ def _alone(path: Path) -> Iterator[None]:
 def _decode_all(source: Source, reading: Reading, workers: int, path: Path, bad_path: Path) -> None:
     height, width = _first_size(source, reading)
     shape = (len(source), height, width, reading.channels)
-    size, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
-    if size * _ROOM > free:
+    size = int(np.prod(shape, dtype=np.int64))
+    try:
+        make_room(size, f"an array of the decoded pixels of {source.name}")
+    except OSError as error:
         raise UserError(
-            f"the decoded pixels of {source.name} take {size / 2**30:,.1f} GiB, {path.parent} has {free / 2**30:,.1f}: "
-            "set MPP_CACHE to a folder with room, or leave data.cache at none"
-        )
+            f"{error.strerror}: set MPP_CACHE to a folder with room, or leave data.cache at none"
+        ) from error
     bad: list[int] = []
 
     def write(file: BinaryIO) -> None:

@@ -2,11 +2,13 @@
 
     key (weights, images, transform, pooling, precision) -> its hash -> $MPP_CACHE/features/HASH.npz -> the same bits
 
-Nothing is ever removed from the folder; all of it can be deleted at any time.
+What was used longest ago goes when the cache is full (see mpp/cache); all of it can be deleted at any time.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from mpp import dist
+from mpp.cache.room import make_room
 from mpp.files import cache_folder, write_whole
 
 _FORMAT = 1  # of the files; a new number makes the old ones be left alone
@@ -99,6 +102,8 @@ def _load(path: Path, key: str) -> Features | None:
             raise ValueError(f"its features are {features.dtype} {features.shape}")
         if indices.dtype != np.int64 or indices.shape != features.shape[:1]:
             raise ValueError(f"its indices are {indices.dtype} {indices.shape}")
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it is used again
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever is wrong with it, it can be made again
@@ -110,6 +115,8 @@ def _load(path: Path, key: str) -> Features | None:
 def _save(path: Path, key: str, features: np.ndarray, indices: np.ndarray) -> None:
     columns = {"features": features, "indices": indices, "key": np.array(key)}
     try:
+        if path.is_relative_to(cache_folder()):
+            make_room(features.nbytes + indices.nbytes, "an array of features")
         write_whole(path, lambda file: np.savez(file, allow_pickle=False, **columns))
     except OSError as error:
         _say(f"note: cannot keep features in {path.parent} ({_reason(error)}); set MPP_CACHE to a folder with room")

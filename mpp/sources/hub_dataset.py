@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpp.cache.room import drop, make_room
+from mpp.cache.users import use
 from mpp.files import cache_folder
 from mpp.sources.base import SourceError
 from mpp.sources.names import home_expanded, printable
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _AWAY = ("hf://", "http://", "https://")
 _PATHS_OF_ITS_OWN = ("imagefolder", "cache")  # builders of `datasets`; the latter is of any kind, prepared before
+_SOURCE = "source.txt"  # in a copy in our cache, the folder that it is of
 _HELD_OUT = ("test", "validation", "val")
 
 
@@ -51,6 +54,7 @@ class OpenedDataset:
 
     def __init__(self, spec: str, argument: str) -> None:
         self.spec, self.builder = spec, None
+        self.kept: Path | None = None  # in our cache
         self.place, self.asked = _place(argument)
         self.path = home_expanded(self.place)
         try:
@@ -67,6 +71,7 @@ class OpenedDataset:
                     raise SourceError(f"{spec}: {self.path} holds neither Parquet files nor a saved dataset; check it")
                 cache = str(cache_folder() / "hf")
                 self.builder = datasets.load_dataset_builder("parquet", data_dir=str(self.path), cache_dir=cache)
+                self.kept = Path(self.builder.cache_dir)
             elif self.place.startswith(("/", ".", "~")):
                 raise SourceError(f"{spec}: there is no folder {self.path}; check the path")
             else:
@@ -100,6 +105,23 @@ class OpenedDataset:
         if self.asked or held_out is None or "train" not in self.splits:
             return {}
         return {"train": "train", "test": held_out}
+
+    def _prepare(self, builder: Any, kept: Path) -> None:
+        """Makes the copy of a folder of Parquet files in our cache, where it is missing, in place of an older one's."""
+        root = cache_folder()
+        entry = root.joinpath(*kept.relative_to(root).parts[:3])
+        use(entry.relative_to(root).as_posix())
+        if kept.is_dir():
+            return
+        source = str(self.path.resolve())
+        marks = [
+            mark for mark in root.glob(f"hf/*/*/{_SOURCE}") if mark.read_text("utf-8", "surrogateescape") == source
+        ]
+        drop(mark.parent.relative_to(root).as_posix() for mark in marks)
+        # Arrow does not compress images either.
+        make_room(sum(file.stat().st_size for file in self.path.rglob("*.parquet")), f"a copy of {self.path}")
+        builder.download_and_prepare()
+        (entry / _SOURCE).write_text(source, "utf-8", "surrogateescape")
 
     def folders(self) -> list[Path]:
         """Where images may lie that a row names by a path.
@@ -142,6 +164,8 @@ class OpenedDataset:
                 self._check_names(self.path / split)
                 held: Any = datasets.load_from_disk(str(self.path / split))
             else:
+                if self.kept is not None:
+                    self._prepare(self.builder, self.kept)
                 self.builder.download_and_prepare()
                 held = self.builder.as_dataset(split=split)
             return held.flatten_indices() if held._indices is not None else held

@@ -11,9 +11,12 @@ import struct
 import zlib
 from pathlib import Path
 
+from mpp.cache.room import make_room
+from mpp.cache.users import use
 from mpp.sources.descriptors import Descriptors
 
 _SUM = struct.Struct("<q")
+_AT_ONCE = 2**28  # bytes for which room is looked for
 
 
 class KeptRanges:
@@ -31,7 +34,9 @@ class KeptRanges:
         self._parts = [str(folder / f"{key}.part") for key in keys]
         self._sums = [str(folder / f"{key}.sums") for key in keys]
         self._open = Descriptors(os.O_RDWR | os.O_CREAT, limit=128)
+        self._room, self._full = 0, False  # bytes that may be written before room is looked for again
         folder.mkdir(parents=True, exist_ok=True)
+        use(*filter(None, keys))
 
     def get(self, shard: int, member: int, start: int, size: int) -> bytes | None:
         """The bytes from `start` on of an image, the shard's `member`-th; None where they were not kept whole."""
@@ -45,7 +50,17 @@ class KeptRanges:
         return data if known == _sum(data) and len(data) == size else None
 
     def put(self, shard: int, member: int, start: int, data: bytes) -> None:
-        """Keeps an image. A disk that is full costs another fetch, nothing else."""
+        """Keeps an image. A cache that is full costs another fetch, nothing else."""
+        if self._full:
+            return
+        self._room -= len(data)
+        if self._room < 0:
+            try:
+                make_room(max(_AT_ONCE, len(data)))
+            except OSError:
+                self._full = True
+                return
+            self._room = max(_AT_ONCE - len(data), 0)
         with contextlib.suppress(OSError):
             if os.pwrite(self._open[self._parts[shard]], data, start) == len(data):
                 os.pwrite(self._open[self._sums[shard]], _sum(data), _SUM.size * member)

@@ -193,7 +193,7 @@ def open_local(spec: str, path: Path) -> Shard:
     if packed:
         return open_packed(spec, LocalFile(path), info.st_size, key, lambda: path.open("rb"))
     kept = cache_folder() / f"{key}.index"
-    index = load_index(kept, info.st_size) or _index_and_keep(spec, path, kept)
+    index = kept_index(kept, info.st_size) or _index_and_keep(spec, path, kept)
     return Shard(LocalFile(path), path, index)
 
 
@@ -233,6 +233,15 @@ def _index_and_keep(spec: str, tar: Path, kept: Path, called: str = "") -> TarIn
     except SourceError as error:
         raise SourceError(f"{shown(spec)}: {str(error).replace(str(tar), called) if called else str(error)}") from error
     keep_index(kept, index)
+    return index
+
+
+def kept_index(path: Path, tar_size: int) -> TarIndex | None:
+    """As `load_index` from the cache, where it counts as used again."""
+    index = load_index(path, tar_size)
+    if index is not None:
+        with contextlib.suppress(OSError):
+            os.utime(path)
     return index
 
 

@@ -14,10 +14,10 @@ from mpp.errors import Unreachable
 from mpp.files import cache_folder
 from mpp.sources.base import SourceAway, SourceError
 from mpp.sources.kept import KeptRanges
-from mpp.sources.local_shards import Shard, ShardSource, cache_key, keep_index, open_packed
+from mpp.sources.local_shards import Shard, ShardSource, cache_key, keep_index, kept_index, open_packed
 from mpp.sources.patterns import shown
 from mpp.sources.remote import TIMEOUT, RemoteFile, fetch_ranges, fetch_small
-from mpp.sources.tar_index import BrokenTar, TarIndex, build_index, load_index, sidecar_name
+from mpp.sources.tar_index import BrokenTar, TarIndex, build_index, sidecar_name
 
 _PIECE = 4 * 2**20  # bytes a request while a whole shard is read
 
@@ -124,7 +124,7 @@ def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:
     if (cache_folder() / f"{key}.tar").is_file():
         return open_packed(spec, file, file.size, key, lambda: _stream(file, timeout))
     kept = cache_folder() / f"{key}.index"
-    index = load_index(kept, file.size)
+    index = kept_index(kept, file.size)
     if index is not None:
         return Shard(file, None, index)
     try:

@@ -1,6 +1,7 @@
 """Decoded pixels on disk: the same images as decoding each time, decoded once."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,21 @@ def test_what_a_killed_run_left_is_taken_away(folder: Path, cache: Path) -> None
     assert path.exists()
 
 
+def test_an_array_whose_files_were_touched_makes_room_for_the_next(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(value: int) -> Path:
+        return cache_pixels(open_source(f"folder:{folder}"), Reading(3, background=(value,)), workers=0).path
+
+    other, in_use = made(9), made(8)
+    monkeypatch.setattr(pixel_cache, "use", lambda *names: None)  # as by a process that has ended since
+    idle = made(6)
+    os.utime(folder / NAMES[0])
+    assert made(6) != idle
+    assert made(8) != in_use
+    assert [path.exists() for path in (idle, in_use, other)] == [False, True, True]
+
+
 def test_whole_arrays_go_in_blocks(folder: Path) -> None:
     (folder / "b" / "2.png").unlink()
     kept = cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0)
@@ -111,9 +127,14 @@ def test_images_of_several_sizes_are_refused(folder: Path, encode: Callable[...,
 
 def test_no_room_and_no_images(folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     source = open_source(f"folder:{folder}")
-    usage = pixel_cache.shutil.disk_usage(cache)
-    monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(UserError, match=r"take 0\.0 GiB, .* has 0\.0: set MPP_CACHE to a folder with room"):
+    usage = shutil.disk_usage(cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+        text = r"of the decoded pixels of folder:.* takes 5\.04 kB, .* has room for 95 bytes: set MPP_CACHE to a folder"
+        with pytest.raises(UserError, match=text):
+            cache_pixels(source, Reading(3, (0.0, 7.0)), workers=0)
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "1kB")
+    with pytest.raises(UserError, match="kB, of the 1 kB that MPP_CACHE_LIMIT allows"):
         cache_pixels(source, Reading(3, (0.0, 7.0)), workers=0)
     for name in NAMES:
         (folder / name).write_text("no image")

@@ -119,6 +119,26 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, capsys: pyt
     assert last.endswith("set MPP_CACHE to a folder with room")
 
 
+def test_features_for_which_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path))
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "99B")
+    encoder = Encoder()
+    FeatureCache().get(KEY, encoder)
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"note: cannot keep features in {tmp_path}/features (an array of features takes 100 bytes, of "
+    )
+    assert not list(tmp_path.glob("features/*"))
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "10kB")
+    (first,) = (FeatureCache().get(KEY, encoder), *tmp_path.glob("features/*"))[1:]
+    os.utime(first, (0, 0))
+    FeatureCache().get(KEY, encoder)
+    assert encoder.calls == 2
+    assert first.stat().st_mtime > 0  # used again
+
+
 def test_what_fits_no_cache(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
     with pytest.raises(TypeError):

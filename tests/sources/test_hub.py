@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpp.cache.entries import entries
 from mpp.data.reader import kind_of
 from mpp.sources.base import SourceError, TooLarge, read_many, size_of
 from mpp.sources.files import NotAFile, Outside
@@ -138,6 +139,24 @@ def test_validation_is_held_out_where_there_is_no_test(made, tmp_path):
     assert "has the splits one, two and none called train" in refused(f"hf:{tmp_path / 'w'}")
     datasets.DatasetDict(one=made(0, 12)).save_to_disk(str(tmp_path / "x"))
     assert open_source(f"hf:{tmp_path / 'x'}").describe() == "12 images in 3 classes"
+
+
+def test_a_copy_of_parquet_that_was_touched_makes_room_for_the_next(made, tmp_path, pictures, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mpp.sources.hub_dataset.use", lambda *names: None)  # by another process, that is
+    folder = write_parquet(tmp_path / "rows", train=made())
+    (tmp_path / "more").mkdir()
+    write_parquet(tmp_path / "more" / "rows", train=made())
+    open_source(f"hf:{tmp_path}/more/rows")
+    for second in range(1, 4):
+        for path in folder.rglob("*.parquet"):
+            os.utime(path, (second, second))
+        assert len(open_source(f"hf:{folder}")) == len(pictures)
+        assert [entry.kind for entry in entries()] == ["datasets"] * 2
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "1kB")
+    os.utime(path)
+    with pytest.raises(SourceError, match=r"a copy of .*rows takes .*, of the 1 kB that MPP_CACHE_LIMIT allows"):
+        open_source(f"hf:{folder}")
 
 
 def test_parquet_that_is_written_again_is_read_again(made, tmp_path, pictures):

@@ -1,5 +1,6 @@
 """Remote shards against real servers on this machine."""
 
+import errno
 import gzip
 import os
 import pickle
@@ -12,11 +13,12 @@ import pytest
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
+from mpp.cache.entries import entries
 from mpp.data.config import Reading
 from mpp.data.loader import sequential
 from mpp.data.transform import EvalTransform
 from mpp.errors import Unreachable
-from mpp.sources import remote, remote_shards
+from mpp.sources import kept, remote, remote_shards
 from mpp.sources.base import SourceAway, SourceError, TooLarge, read_many
 from mpp.sources.shards import open_shards
 from mpp.sources.tar_index import write_sidecar
@@ -312,8 +314,8 @@ def test_what_is_kept_is_fetched_once(server, own_cache):
     for part in own_cache.glob("*.part"):
         part.write_bytes(b"\0" * part.stat().st_size)
     assert opened(pattern, keep=True).read_many(range(12)) == expected
-    for kept in [*own_cache.glob("*.part"), *own_cache.glob("*.sums")]:
-        kept.write_bytes(kept.read_bytes()[:7])
+    for path in [*own_cache.glob("*.part"), *own_cache.glob("*.sums")]:
+        path.write_bytes(path.read_bytes()[:7])
     assert opened(pattern, keep=True).read_many(range(12)) == expected
 
 
@@ -357,6 +359,35 @@ def test_the_order_of_objects_does_not_depend_on_their_signatures(server):
     for signs in ("012", "210", "120"):
         source = opened(" ".join(f"{server.url}/get?Expires={sign}&id={i}" for i, sign in enumerate(signs)))
         assert [data for data, _ in source.read_many(range(3))] == [b"0", b"1", b"2"]
+
+
+def test_keeping_in_a_cache_that_is_full(server, own_cache, monkeypatch):
+    monkeypatch.setattr(kept, "_AT_ONCE", 100)
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "none")
+    write_shards(server.folder)
+    source = opened(f"{server.url}/s-{{000..002}}.tar", keep=True)
+    images = source.read_many(range(8))
+    monkeypatch.setattr(kept, "make_room", refuse_room)
+    assert source.read_many(range(12)) == opened(f"{server.url}/s-{{000..002}}.tar").read_many(range(12))
+    server.asked.clear()
+    assert source.read_many(range(12))[:8] == images
+    assert len(server.asked) > 0  # the last ones were not kept, those of before are
+    assert all("s-002" in path for path, _ in server.asked)
+
+
+def refuse_room(size):
+    raise OSError(errno.ENOSPC, "full")
+
+
+def test_what_is_kept_and_indexed_counts_as_used(server, own_cache):
+    write_shards(server.folder, 1)
+    for keep in (True, True):
+        source = opened(f"{server.url}/s-000.tar", keep=keep)
+        source.read(0)
+        assert {entry.kind: entry.busy for entry in entries()} == {"index": True, "kept": True}
+        assert min(entry.used for entry in entries()) > 1
+        for path in own_cache.glob("*.*"):
+            os.utime(path, (0, 0))
 
 
 def test_keeping_in_a_cache_that_cannot_be_written(server, tmp_path, monkeypatch):
