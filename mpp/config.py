@@ -29,6 +29,7 @@ import tyro
 
 from mpp.addresses import without_credentials
 from mpp.errors import ConfigError
+from mpp.process import printing_to
 from mpp.yaml_text import dump_yaml, load_yaml
 
 T = TypeVar("T")
@@ -290,7 +291,7 @@ def _convert(kind: Any, given: _Given) -> Any:
 def _by_tyro(kind: Any, texts: tuple[str, ...]) -> Any:
     """Kept, since tyro takes milliseconds and a study reads a hundred configs that hardly differ."""
     # tyro prints what it thinks of a bad value and exits; the caller says it shorter.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with printing_to(io.StringIO()):
         return tyro.cli(kind, args=texts, add_help=False)
 
 

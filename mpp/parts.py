@@ -32,6 +32,7 @@ from mpp.objective.config import ObjectiveConfig
 from mpp.objective.masking import Corruption, draw_corruption, num_picked, pick_patches
 from mpp.objective.objective import Figures, MaskedPatchPrediction, Survey, survey_targets
 from mpp.objective.target import build_target
+from mpp.process import global_draws
 from mpp.recipes import PretrainConfig
 from mpp.sources.base import Source
 from mpp.sources.fingerprint import Contents, listing
@@ -198,22 +199,24 @@ def build_model(
     """
     channels = config.model.in_chans
     config.data.reading(channels)
-    torch.manual_seed(config.train.seed)
-    if config.init_args:
-        encoder = build_continued(config.model, config.init_args, device, dtype, batch)
-    else:
-        encoder = build_encoder(config.model, device, dtype, batch)
-    objective = config.objective
-    target = build_target(objective.target, encoder.patch, channels, objective.bits)
-    patches = encoder.grid[0] * encoder.grid[1]
-    if patches < 2 and objective.split[1] > 0 and objective.random_from == "image":
-        raise UserError("model.img_size holds one patch, which has no other to be replaced by; take smaller patches")
-    _check_blocks(objective, patches, len(encoder.vit.blocks))
-    if objective.detail and channels * encoder.patch[0] * encoder.patch[1] < 2:
-        raise UserError("patches of one value have no details; leave out objective.detail or take larger patches")
-    decoder = Decoder(encoder, objective.decoder_depth) if objective.decoder_depth else None
-    with torch.device("meta" if str(device) == "meta" else "cpu"):
-        built = MaskedPatchPrediction(encoder, target, objective.mask_enters, objective.detail, decoder)
+    with global_draws(config.train.seed):
+        if config.init_args:
+            encoder = build_continued(config.model, config.init_args, device, dtype, batch)
+        else:
+            encoder = build_encoder(config.model, device, dtype, batch)
+        objective = config.objective
+        target = build_target(objective.target, encoder.patch, channels, objective.bits)
+        patches = encoder.grid[0] * encoder.grid[1]
+        if patches < 2 and objective.split[1] > 0 and objective.random_from == "image":
+            raise UserError(
+                "model.img_size holds one patch, which has no other to be replaced by; take smaller patches"
+            )
+        _check_blocks(objective, patches, len(encoder.vit.blocks))
+        if objective.detail and channels * encoder.patch[0] * encoder.patch[1] < 2:
+            raise UserError("patches of one value have no details; leave out objective.detail or take larger patches")
+        decoder = Decoder(encoder, objective.decoder_depth) if objective.decoder_depth else None
+        with torch.device("meta" if str(device) == "meta" else "cpu"):
+            built = MaskedPatchPrediction(encoder, target, objective.mask_enters, objective.detail, decoder)
     return built.to(device)
 
 

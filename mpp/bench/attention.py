@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mpp.bench.machine import hardware, ratios, spread, synchronise
+from mpp.bench.machine import MEASURING, hardware, ratios, spread, synchronise
 from mpp.bench_config import AttentionBench
 from mpp.dist import World
 from mpp.model.attention import forward_backward, resolve_backend, xformers_obstacle
@@ -122,7 +122,8 @@ def _tried(kernel: str, joint: Tensor, gradient: Tensor) -> tuple[Callable[[], o
             return forward_backward("sdpa" if kernel in _SDPA else kernel, joint, gradient)
 
     try:
-        with warnings.catch_warnings(record=True) as told:  # PyTorch says by warnings why a kernel does not take this
+        # PyTorch says by warnings why a kernel does not take this.
+        with MEASURING, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             run()
     except (RuntimeError, ValueError, NotImplementedError) as error:

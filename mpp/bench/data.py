@@ -32,6 +32,7 @@ from mpp.data.loader import stream
 from mpp.data.transform import TrainTransform
 from mpp.dist import World
 from mpp.errors import UserError
+from mpp.process import one_thread
 from mpp.sources.base import ListSource, read_many
 from mpp.sources.opening import open_source
 
@@ -54,17 +55,13 @@ def data(config: DataBench) -> int:
         f"{np.mean([len(data) for data in encoded]) / 1024:.0f} KiB on average, to {config.size} x {config.size}; "
         f"median (least to most) of {config.repeats}\n"
     )
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         _one_core(encoded, config)
         _difference(encoded, config)
         _loader(encoded, config)
         _small_images(config)
         if torch.cuda.is_available():
             _on_the_device(encoded, config)
-    finally:
-        torch.set_num_threads(before)
     if config.entries:
         index(config.entries, config.reads)
     return 0

@@ -1,6 +1,7 @@
 """Times and what they were measured on."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -11,6 +12,9 @@ import torch
 from mpp.train.provenance import processor
 
 T = TypeVar("T")
+
+MEASURING = threading.RLock()
+"""Held while steps are measured and torch's settings, which are the whole process's, are changed for it."""
 
 
 def timed(run: Callable[[], T]) -> tuple[T, float]:

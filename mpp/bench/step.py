@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mpp.bench.machine import hardware, ratios, spread, synchronise, timed
+from mpp.bench.machine import MEASURING, hardware, ratios, spread, synchronise, timed
 from mpp.bench.peers import PEERS, MakeSide, Missing
 from mpp.bench.step_goals import OURS, SUPERVISED, StepRow, verdicts
 from mpp.bench.step_parts import peak_bytes, time_by_part
@@ -73,7 +73,7 @@ def _models(config: StepBench, device: torch.device) -> Sequence[str]:
 def _of_model(config: StepBench, name: str, device: torch.device) -> list[StepRow]:
     try:
         # A side whose batch was halved must not go on with code for any batch, which training never runs.
-        with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        with MEASURING, torch._dynamo.config.patch(automatic_dynamic_shapes=False):
             return _measure(config, name, device)
     except torch.OutOfMemoryError as error:  # each side fits, but not beside the weights and moments of all others
         raise RunError(

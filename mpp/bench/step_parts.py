@@ -19,9 +19,9 @@ from torch.autograd.profiler_util import EventList, FunctionEvent
 import mpp.objective.objective
 import mpp.parts
 import mpp.train.loop
-from mpp.bench.machine import synchronise
+from mpp.bench.machine import MEASURING, synchronise
 from mpp.objective.objective import MaskedPatchPrediction
-from mpp.quiet import quiet
+from mpp.process import quiet
 
 PARTS: tuple[str, ...] = (
     "corruption",
@@ -49,7 +49,7 @@ def time_by_part(
     On the CPU they sum to the step's time. On CUDA they are the kernels' times, and the device's idle time between them
     is in none of them.
     """
-    with marked(model), torch.compiler.set_stance("force_eager"):
+    with MEASURING, marked(model), torch.compiler.set_stance("force_eager"):
         run()  # the eager form may not have run before
         events = _profiled(run, device).function_events
     assert events is not None
@@ -78,7 +78,8 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 def _profiled(run: Callable[[], object], device: torch.device, memory: bool = False) -> profile:
     where = device.type if device.type == "cuda" else None
     done = profile(use_device=where, profile_memory=memory)
-    with quiet(), done:  # its library says that it starts and stops, whatever its log level
+    # A process has one profiler, whose library says that it starts and stops, whatever its log level.
+    with MEASURING, quiet(), done:
         with record_function(f"{_MARK}rest"):
             run()
         synchronise(device)

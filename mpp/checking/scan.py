@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,6 +22,7 @@ from mpp.data.reader import Bad
 from mpp.data.statistics import ChannelStatistics
 from mpp.errors import RunError, UserError
 from mpp.failure import ended, last_words
+from mpp.process import without_warnings
 from mpp.sources.base import Source
 from mpp.sources.descriptors import not_started
 
@@ -141,8 +141,7 @@ def _parallel(source: Source, reading: Reading, indices: np.ndarray, workers: in
     processes: list[BaseProcess] = []
     try:
         for chunk in _chunks(indices):
-            with warnings.catch_warnings():  # the first one starts the processes
-                warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            with without_warnings(".*fork", DeprecationWarning):  # the first one starts the processes
                 waiting.append(pool.submit(_work, chunk))
             processes = processes or list(pool._processes.values())  # a pool that broke has forgotten them
             if len(waiting) >= _AHEAD * workers:

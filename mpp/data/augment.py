@@ -13,6 +13,7 @@ from mpp.data.config import DataConfig
 from mpp.data.decode import Picture
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
+from mpp.process import GENERATORS
 
 from PIL import Image, ImageOps  # isort: skip
 from timm.data.auto_augment import rand_augment_transform  # isort: skip
@@ -64,14 +65,15 @@ class RandAugment:
         cropped = self._crop(image, draws[:-1])
         seed = int(draws[-1] * 2**32)
         # timm draws from the global generators of both; ours are by (seed, epoch, index), and nobody else's change.
-        before = random.getstate(), np.random.get_state()
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            augmented = self._augment(Image.fromarray(cropped.permute(1, 2, 0).numpy()))
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+        with GENERATORS:
+            before = random.getstate(), np.random.get_state()
+            random.seed(seed)
+            np.random.seed(seed)
+            try:
+                augmented = self._augment(Image.fromarray(cropped.permute(1, 2, 0).numpy()))
+            finally:
+                random.setstate(before[0])
+                np.random.set_state(before[1])
         return torch.from_numpy(np.array(augmented)).permute(2, 0, 1)
 
 

@@ -17,7 +17,6 @@ import logging
 import math
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -40,15 +39,16 @@ from mpp.data.picture import (
 from mpp.data.tiff import MAGIC as TIFF
 from mpp.data.tiff import is_plain, open_tiff
 from mpp.data.values import to_pixels
-from mpp.quiet import quiet
+from mpp.process import silence_libtiff, without_warnings
 from mpp.sources.base import past_limit
 
 __all__ = ["BadImage", "Picture", "decode", "one_line", "open_picture"]
 
 # Left to choose, Pillow would hand PostScript in a .jpg to an interpreter.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
-# Tells the terminal of what becomes a BadImage, and of TIFF that goes to tifffile.
-logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL + 1)
+# Tell the terminal of what becomes a BadImage, of TIFF that goes to tifffile, and of odd metadata.
+for _name in ("PIL.TiffImagePlugin", "imagecodecs"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
 _MAGIC = (b"\xff\xd8\xff", _PNG, b"GIF87a", b"GIF89a", *TIFF)
@@ -113,8 +113,7 @@ def _from_npy(data: bytes, reading: Reading) -> Picture:
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+        with without_warnings():  # of headers that Python 2 wrote
             shape, columns_first, dtype = read(stream)
     except Exception as error:  # the header is anybody's text
         raise BadImage(f"a .npy with a damaged header ({one_line(error)})") from error
@@ -175,8 +174,7 @@ def _from_pillow(data: bytes, reading: Reading) -> Picture:
     if Image.MAX_IMAGE_PIXELS and reading.max_bytes > LEAST_BYTES * 2 * Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = None  # the user asks for more than Pillow's limit, and ours is in its place
     # Pillow warns of odd metadata, and in a worker such a warning would only reach the terminal.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_warnings():
         try:
             image: Any = Image.open(io.BytesIO(data), formats=_FORMATS)
             check_size(image.width, image.height, reading, 2 * len(image.getbands()) if _is_wide(image, data) else 1)
@@ -201,8 +199,7 @@ def _from_pillow(data: bytes, reading: Reading) -> Picture:
         nonlocal image
         opened = image if image is not None else Image.open(io.BytesIO(data), formats=_FORMATS)
         image = None  # read once: loading closes it
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             if opened.format == "PNG":
                 _check_png(data)
             return _wide_png(data) if wide else _values(opened)
@@ -229,10 +226,8 @@ def _unidentified(data: bytes) -> BadImage:
 def _values(image: Image.Image) -> Stored:
     """What a Pillow image holds."""
     if any(tile[0] == "libtiff" for tile in getattr(image, "tile", ())):
-        with quiet():
-            image.load()
-    else:
-        image.load()
+        silence_libtiff()
+    image.load()
     if image.has_transparency_data and not image.mode.startswith("I"):
         grey = image.mode in ("L", "LA", "La")
         return Stored(np.asarray(image.convert("LA" if grey else "RGBA")), alpha=True)
@@ -282,6 +277,5 @@ def _wide_png(data: bytes) -> Stored:
     """16-bit colour or opacity, which Pillow would reduce to 8 bits."""
     import imagecodecs  # slow to import, and few need it
 
-    with quiet():  # libpng tells the terminal of odd metadata
-        values = imagecodecs.png_decode(data)
+    values = imagecodecs.png_decode(data)
     return Stored(values, alpha=values.ndim == 3 and values.shape[2] in (2, 4))

@@ -6,7 +6,6 @@ factors between (slow in libjpeg-turbo) and decoders of a region (11 % at best: 
 """
 
 import io
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 
 from mpp.data.config import Reading
 from mpp.data.picture import BadImage, Picture, Stored, bad_image_for_any, check_size, one_line, turned
+from mpp.process import without_warnings
 
 _ORIENTATION = 0x0112
 _START_OF_SCAN = b"\xda"
@@ -121,8 +121,7 @@ def orientation(data: bytes) -> int:
     header = _before_pixels(data)
     if b"Exif\0\0" not in header and b"tiff:Orientation" not in header:
         return 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_warnings():
         try:
             return orientation_of(Image.open(io.BytesIO(data), formats=("JPEG",)))
         except Exception:  # the decoding itself will say what is wrong

@@ -16,9 +16,8 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from mpp.data.reader import Bad, Batch, Evaluation, Late, Training, Transform
 from mpp.data.sending import sendable, tell_if_tight
 from mpp.errors import RunError, UserError
 from mpp.failure import ended, last_words
+from mpp.process import one_thread, without_warnings
 from mpp.sources.base import Source
 from mpp.sources.descriptors import no_more_files, not_started
 from mpp.sources.mixture import MixtureSource
@@ -192,8 +192,7 @@ class _Loader(StatefulDataLoader[Any]):
     """torchdata's loader, for samples that come as whole batches."""
 
     def __init__(self, dataset: Any, batches: Any, workers: int, pin_memory: bool) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 on torch 2.13
+        with without_warnings("'set_vital' is deprecated"):  # torchdata 0.11 on torch 2.13
             super().__init__(
                 dataset,
                 batch_sampler=batches,
@@ -233,8 +232,7 @@ def _start(loader: _Loader) -> Any:
     # Until a worker has started up it would obey signals; it inherits the mask.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        with without_warnings(".*fork", DeprecationWarning):
             iterator: Any = iter(loader)
     except OSError as error:
         raise not_started(error) from error
@@ -289,19 +287,6 @@ def _stop(iterator: Any) -> None:
                 worker.kill()
 
 
-@contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """What workers have: sums over an image, as for its contrast, round differently on more threads."""
-    before = torch.get_num_threads()
-    try:
-        if wanted:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        if wanted:
-            torch.set_num_threads(before)
-
-
 def _batches(loader: _Loader) -> Generator[Batch]:
     iterator = _start(loader)
     stop = functools.partial(_stop, iterator)
@@ -311,7 +296,8 @@ def _batches(loader: _Loader) -> Generator[Batch]:
     try:
         while True:
             try:
-                with _one_thread(loader.num_workers == 0):
+                # As in a worker: sums over an image, as for its contrast, round differently on more threads.
+                with nullcontext() if loader.num_workers else one_thread():
                     batch = _next(iterator)
             except StopIteration:
                 return

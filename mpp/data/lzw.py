@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mpp.quiet import quiet
+from mpp.process import silence_libtiff
 
 LZW = 5
 _GROUP = 2**26  # bytes decoded at once; Pillow refuses more than about 2**28
@@ -77,5 +77,6 @@ def _grey(
     header = b"II*\0" + struct.pack("<I", place)
     file = b"".join((header, memoryview(data)[8:], bytes(len(data) % 2), directory))
     # libtiff writes of damage to the terminal by itself; what is wrong becomes a BadImage.
-    with quiet(), Image.open(io.BytesIO(file), formats=("TIFF",)) as image:
+    silence_libtiff()
+    with Image.open(io.BytesIO(file), formats=("TIFF",)) as image:
         return np.asarray(image)

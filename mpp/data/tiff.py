@@ -2,7 +2,6 @@
 
 import io
 import logging
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from mpp.data.config import Reading
 from mpp.data.lzw import LZW, lzw_values
 from mpp.data.picture import BadImage, Picture, Stored, check_size, one_line, turned
 from mpp.data.values import to_pixels
+from mpp.process import without_warnings
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _FORMAT = 258, 262, 274, 277, 339
@@ -58,8 +58,7 @@ def open_tiff(data: bytes, reading: Reading) -> Picture:
     Raises:
         BadImage: no such file, one whose pages lie outside it, or too large.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_warnings():
         try:
             pages = _pages(data, reading.channels)
             return _picture(pages, data, reading)
@@ -111,8 +110,7 @@ def _picture(pages: list[Any], data: bytes, reading: Reading) -> Picture:
     orientation = int(tag.value) if tag is not None else 1
 
     def read() -> Stored:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             values = [_values(part, data) for part in pages]
         if len(values) > 1:
             return Stored(np.stack(values, axis=-1))

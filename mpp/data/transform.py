@@ -1,8 +1,7 @@
 """From decoded pixels to the model's input size: random for training, fixed for evaluation. All in uint8."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +14,7 @@ from mpp.data.config import DataConfig, Framing, Reading
 from mpp.data.decode import Picture, open_picture
 from mpp.data.small import crop_and_resize, fits
 from mpp.errors import UserError
+from mpp.process import global_draws
 
 from torchvision.transforms import v2  # isort: skip
 from torchvision.transforms.v2 import functional as F  # isort: skip
@@ -65,7 +65,7 @@ class TrainTransform:
         if flipped:
             out = out.flip(flipped)
         if self._jitter is not None:
-            with seeded(jitter):
+            with global_draws(int(jitter * 2**53)):
                 out = self._jittered(out, self._jitter)
         if grey < config.grayscale:
             out = F.rgb_to_grayscale(out, num_output_channels=3)
@@ -195,15 +195,6 @@ def as_picture(image: Picture | np.ndarray) -> Picture:
     if not isinstance(image, np.ndarray):
         return image
     return open_picture(image, Reading(image.shape[2] if image.ndim == 3 else 1))
-
-
-@contextmanager
-def seeded(draw: float) -> Iterator[None]:
-    """torch's global CPU generator seeded by a uniform number, for library code that draws from it; then as before."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also reset the generators of accelerators, which are not ours.
-        torch.default_generator.manual_seed(int(draw * 2**53))
-        yield
 
 
 def _central(height: int, width: int, narrowest: float, widest: float) -> tuple[int, int, int, int]:

@@ -29,6 +29,7 @@ from mpp.downstream.features import check_patches, extract_by_all, pool
 from mpp.downstream.fewshot import Extract
 from mpp.errors import UserError
 from mpp.model.attention import Attention
+from mpp.process import global_draws
 from mpp.sources.base import Source
 from mpp.sources.fingerprint import fingerprint
 from mpp.train.parallel import DTYPES, autocast
@@ -73,9 +74,9 @@ class Frozen:
         self.weights = weights
         self.image_hw = image_hw or weights.image_hw
         self.device, self.precision, self.workers, self.cache = device, precision, workers, cache
-        torch.manual_seed(seed)
         dtype = DTYPES[precision]
-        self.model: Any = build(weights, classes=(), image_hw=self.image_hw, device=device, dtype=dtype).eval()
+        with global_draws(seed):
+            self.model: Any = build(weights, classes=(), image_hw=self.image_hw, device=device, dtype=dtype).eval()
         if image_hw is not None:
             check_patches(self.model, image_hw, "encoder.img_size")
         self.is_vit = isinstance(self.model, VisionTransformer)

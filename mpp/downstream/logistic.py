@@ -21,6 +21,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mpp.downstream.ridge import STD_OFFSET, check_features
+from mpp.process import one_thread
 
 _ROWS = 2**24  # numbers in one block: 128 MB
 _KEPT = 2**28  # standardised numbers that are kept: 2 GB; of more, each block is made anew in each pass
@@ -186,11 +187,7 @@ def _minimise(
         tolerance_change=1e-14,  # the gradient alone shall say when it is enough, but rounding must be able to end it
         line_search_fn="strong_wolfe",
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         optimiser.step(closure)
         closure()  # the line search may have ended elsewhere than it looked last
-    finally:
-        torch.set_num_threads(threads)
     return bool(gradient.abs().max() <= tolerance)

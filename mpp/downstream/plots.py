@@ -1,7 +1,6 @@
 """Pictures of accuracy and of confusion, as files. Matplotlib is loaded only when one is drawn."""
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from jaxtyping import Int
 
 from mpp.downstream.estimates import Estimate, over
 from mpp.downstream.shots import Readout
+from mpp.process import without_warnings
 from mpp.sources.names import printable
 
 if TYPE_CHECKING:
@@ -267,8 +267,7 @@ def _style(axes: "Axes") -> None:
 
 def _save(figure: "Figure", path: Path) -> None:
     """Writes the picture. A letter that the font lacks becomes a box, not a warning for each."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with without_warnings("Glyph .* missing from font"):
         figure.savefig(path)
 
 

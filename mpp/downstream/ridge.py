@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 
+from mpp.process import one_thread
+
 BIAS_CONSTANT = 100.0  # a large constant feature, so that its weight, the bias, is almost unregularised
 STD_OFFSET = 1e-5  # a dimension that is the same in all images divides by this
 _ROWS = 4096  # test rows in one matrix product: 30 MB of logits for 1,000 classes
@@ -121,12 +123,8 @@ def _eigh(gram: Float64[np.ndarray, "r r"]) -> tuple[Float64[np.ndarray, " r"], 
     LAPACK's threads wait for each other at every column. Beside busy cores, as loader workers are while pretraining
     runs, two of them took 7 s for 769 x 769 where one takes 0.1 s. NumPy cannot be told; torch can.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         eigenvalues, q = torch.linalg.eigh(torch.from_numpy(gram))
-    finally:
-        torch.set_num_threads(threads)
     return eigenvalues.numpy(), q.numpy()
 
 

@@ -34,6 +34,7 @@ from mpp.downstream.features import check_patches, extract_by_all
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.starting import starting_weights
 from mpp.errors import UserError
+from mpp.process import global_draws
 from mpp.sources.base import Source, Subset
 from mpp.sources.fingerprint import Contents
 from mpp.train.loop import Schedule, State
@@ -110,8 +111,8 @@ def build_tuning(
     contents = Contents.of(Subset(labelled.train, indices), labelled.train_labels[indices], labelled.classes)
     if config.data.cache == "pixels":
         labelled = once_a_machine(world, lambda: _with_pixels(labelled, weights, workers))
-    torch.manual_seed(config.train.seed)
-    model: Any = _classifier(config.model, weights, labelled, device, DTYPES[precision])
+    with global_draws(config.train.seed):
+        model: Any = _classifier(config.model, weights, labelled, device, DTYPES[precision])
     if config.model.img_size:
         check_patches(model, _input_size(config.model, weights), "model.img_size")
     if config.model.grad_checkpointing:

@@ -18,6 +18,7 @@ from torch import Tensor
 from mpp.data.transform import normalise
 from mpp.errors import UserError
 from mpp.model.encoder import Encoder
+from mpp.process import global_draws
 from mpp.weights.base import Weights, build
 
 
@@ -94,9 +95,7 @@ def untrained(weights: Weights) -> Weights:
 
 
 def _build(weights: Weights, device: torch.device, image_hw: tuple[int, int], seed: int) -> VisionTransformer:
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also reset the generators of accelerators, which are not ours.
-        torch.default_generator.manual_seed(seed)
+    with global_draws(seed):
         vit = build(weights, classes=(), image_hw=image_hw, device=device)
     if not isinstance(vit, VisionTransformer):
         raise UserError(

@@ -6,14 +6,14 @@ follows the light or dark of its page. Each has its light colour to fall back on
 
 import io
 import re
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpp.downstream.plots import PALETTE
+from mpp.process import shared, without_warnings
 from mpp.sources.names import printable
 
 if TYPE_CHECKING:
@@ -41,11 +41,10 @@ ROLES = {
 } | {said: f"var(--series-{i}, {PALETTE[i - 1]})" for i, said in enumerate(SERIES, start=1)}
 
 
-@contextmanager
-def drawing(labels: Sequence[str], height: float = HEIGHT) -> "Iterator[tuple[Figure, Axes]]":
-    """A figure with its axes, with room for a legend of these labels, drawn in memory and with settings of its own."""
+@shared
+def _settings() -> AbstractContextManager[None]:
+    """Ours in the place of matplotlib's."""
     import matplotlib
-    from matplotlib.figure import Figure
 
     settings: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": "mpp", "text.parse_math": False, "font.size": _LETTERS,
@@ -53,8 +52,16 @@ def drawing(labels: Sequence[str], height: float = HEIGHT) -> "Iterator[tuple[Fi
         "axes.edgecolor": RULE, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0,
         "ytick.minor.size": 0, "axes.axisbelow": True, "path.simplify_threshold": 0.3, "legend.fontsize": _SMALL,
     }  # fmt: skip
-    with warnings.catch_warnings(), matplotlib.rc_context(settings):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's fonts may have it
+    return matplotlib.rc_context(settings)
+
+
+@contextmanager
+def drawing(labels: Sequence[str], height: float = HEIGHT) -> "Iterator[tuple[Figure, Axes]]":
+    """A figure with its axes, with room for a legend of these labels, drawn in memory and with settings of its own."""
+    from matplotlib.figure import Figure
+
+    # The reader's fonts may have the glyphs.
+    with without_warnings("Glyph .* missing from font"), _settings():
         rows = _legend_rows(labels)
         figure = Figure(figsize=(WIDTH / 72, (height + _LEGEND_ROW * rows) / 72), dpi=72, layout="constrained")
         axes = figure.subplots()

@@ -4,7 +4,6 @@ import hashlib
 import pickle
 import tarfile
 import urllib.error
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 import mpp.torchvision_import  # noqa: F401
 from mpp.files import cache_folder, claimed
+from mpp.process import without_warnings
 from mpp.sources.base import ListSource, SourceError, Split
 from mpp.sources.files import FileSource
 
@@ -74,8 +74,8 @@ def open_cifar(kind: str, folder: Path, split: Split, download: bool) -> ListSou
             raise
     if found is None and download:
         try:
-            with claimed(cache_folder() / "download.lock", wait=True), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # numpy's and tarfile's, about how the official files were made
+            # numpy's and tarfile's, about how the official files were made
+            with claimed(cache_folder() / "download.lock", wait=True), without_warnings():
                 facts.python(str(folder), download=True)
         except Exception as error:  # urllib, ssl, tarfile and torchvision each raise their own
             reason = str(error).partition("\n")[0]
@@ -137,8 +137,7 @@ def _python_version(spec: str, facts: _Cifar, root: Path, split: Split) -> Found
             raise SourceError(
                 f"{spec}: {name} is not the official file (its MD5 differs); delete it and fetch it again"
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy 2.4 dislikes how numpy 1 wrote dtypes
+        with without_warnings():  # numpy 2.4 dislikes how numpy 1 wrote dtypes
             entries[name] = pickle.loads(held[name], encoding="latin1")
     parts = [entries[name] for name, _ in batches]
     pixels = np.concatenate([np.asarray(part["data"], dtype=np.uint8) for part in parts])

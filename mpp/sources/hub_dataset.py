@@ -3,8 +3,7 @@
 import json
 import logging
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mpp.cache.room import drop, make_room
 from mpp.cache.users import use
 from mpp.files import cache_folder
+from mpp.process import shared, without_warnings
 from mpp.sources.base import SourceError
 from mpp.sources.names import home_expanded, printable
 
@@ -24,29 +24,35 @@ _SOURCE = "source.txt"  # in a copy in our cache, the folder that it is of
 _HELD_OUT = ("test", "validation", "val")
 
 
+@shared
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the progress bars, log lines and warnings of the two packages."""
+def _log_lines_off() -> Generator[None]:
+    """Without the progress bars and log lines of the two packages."""
     import datasets
     import huggingface_hub.utils as hub
 
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     bars = [(each, each.are_progress_bars_disabled()) for each in (datasets.utils, hub)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            for each, _ in bars:
-                each.disable_progress_bars()
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-            for each, disabled in bars:
-                if not disabled:
-                    each.enable_progress_bars()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        for each, _ in bars:
+            each.disable_progress_bars()
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for each, disabled in bars:
+            if not disabled:
+                each.enable_progress_bars()
+
+
+@contextmanager
+def _quietly() -> Generator[None]:
+    """Without the progress bars, log lines and warnings of the two packages."""
+    with _log_lines_off(), without_warnings():
+        yield
 
 
 class OpenedDataset:
@@ -84,7 +90,7 @@ class OpenedDataset:
             raise SourceError(f"{spec}: {self.place} has no split {self.asked!r} but {held}; choose one of them")
 
     @contextmanager
-    def _one_line(self) -> Iterator[None]:
+    def _one_line(self) -> Generator[None]:
         try:
             yield
         except SourceError:

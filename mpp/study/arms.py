@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpp.bench.machine import ratios, synchronise, timed
+from mpp.bench.machine import MEASURING, ratios, synchronise, timed
 from mpp.bench.step_sides import endless_step
 from mpp.config import differences, from_file, printable, to_dict
 from mpp.dist import World
@@ -128,7 +128,7 @@ def step_time_ratios(configs: Sequence[PretrainConfig]) -> list[float]:
     """
     device = choose_device(configs[0].train.device, World(), "train.device")
     # Each is compiled for itself, however many there are.
-    with torch._dynamo.config.patch(recompile_limit=8 * len(configs)):
+    with MEASURING, torch._dynamo.config.patch(recompile_limit=8 * len(configs)):
         steps = [endless_step(started(config, World())[0], device)[1] for config in configs]
         counts = [_warmed_up(step, device) for step in steps]
         seconds: list[list[float]] = [[] for _ in steps]

@@ -14,6 +14,7 @@ from mpp.downstream.finetune import run as finetune
 from mpp.downstream.labelled import Labelled
 from mpp.errors import RunError
 from mpp.pretrain import run as pretrain
+from mpp.process import printing_to
 from mpp.study.arms import Pretraining
 from mpp.study.cells import Cell, Place, cell_config, told_otherwise, tuned_for
 from mpp.study.frozen import Reading, earlier, encoder, reading_path
@@ -172,5 +173,5 @@ def encoders(inits: Mapping[Place, str]) -> dict[Place, Place]:
 def _logged(folder: Path) -> Generator[None]:
     """What a part of the study says goes to log.txt in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (folder / "log.txt").open("a") as log, printing_to(log):
         yield

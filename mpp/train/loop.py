@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mpp import dist
 from mpp.errors import RunError, Unreachable
+from mpp.process import GENERATORS
 from mpp.signals import handle
 from mpp.sources.fingerprint import Contents
 from mpp.train.log import Clock, Meter
@@ -221,7 +222,8 @@ def update(
         began = time.perf_counter()
         batch = next(batches)
         state.clock.waited(time.perf_counter() - began)
-        with gradient_sync(model, on=micro == schedule.accumulate - 1):
+        # Dropout draws from global generators, which a block that runs again in the backward pass sets back for itself.
+        with GENERATORS, gradient_sync(model, on=micro == schedule.accumulate - 1):
             loss, figures = step(model, batch)
             # Times 1, or NaN: the gradients of a loss that is not finite may be, and must show it, on all ranks.
             loss = loss * (1 + 0 * loss.detach()) / schedule.accumulate

@@ -8,7 +8,6 @@ what a foreign .metadata says.
 """
 
 import pickle
-import warnings
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
 from torch.distributed.tensor import DTensor
 
+from mpp.process import without_warnings
 from mpp.train.nested import Place, map_tensors
 from mpp.train.sharded import Like
 
@@ -80,8 +80,7 @@ def read_shards(folder: Path, rest: Any, like: Like) -> None:
         else:
             tensors[name] = torch.empty_like(template, dtype=dtype)
         _put(rest, place, tensors[name])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each for itself, as is meant
+    with without_warnings("torch.distributed is disabled"):  # each for itself, as is meant
         state_dict_loader.load(tensors, storage_reader=reader, planner=_Planner(flatten_state_dict=False), no_dist=True)
 
 

@@ -6,7 +6,6 @@ save_timm_folder(...)                  (timm_folder.py, huggingface.py, onnx.py:
 """
 
 import difflib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from mpp.data.config import MAX_IMAGE_MB, Framing, Reading
 from mpp.errors import UserError
 from mpp.model.attention import Attention, resolve_backend, use_kernel
 from mpp.model.posembed import resample_table
+from mpp.process import global_draws, without_warnings
 from mpp.weights.heads import TanhHead, classifier_names, zero_head
 from mpp.weights.hybrid import create_hybrid, use_original_stem
 
@@ -272,7 +272,7 @@ def _load_resized(model: Any, weights: Weights, image_hw: tuple[int, int], *, he
         return load(model, state, origin, head=head)
     except UserError:  # tables of positions, perhaps
         pass
-    with torch.random.fork_rng(devices=[]):
+    with global_draws():
         own = create(weights, num_classes=model.num_classes)
     load(own, state, origin, head=head)
     settings: dict[str, Any] = {"img_size": image_hw}
@@ -280,8 +280,7 @@ def _load_resized(model: Any, weights: Weights, image_hw: tuple[int, int], *, he
         stages: Any = model.layers
         settings["window_size"] = [stage.blocks[0].window_size for stage in stages]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch's, about how timm interpolates
+        with without_warnings(category=UserWarning):  # torch's, about how timm interpolates
             own.set_input_size(**settings)
         return load(model, own.state_dict(), origin, head=head)
     except (AssertionError, AttributeError, RuntimeError, TypeError, UserError, ValueError) as error:

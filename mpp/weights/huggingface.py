@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.errors import UserError
+from mpp.process import global_draws
 from mpp.weights.base import Numerics, Weights, create, load
 from mpp.weights.hf_preprocessor import read_preprocessor, write_preprocessor
 from mpp.weights.plain_vit import activation, extras
@@ -108,7 +109,7 @@ def write_hf_folder(weights: Weights, folder: Path) -> list[str]:
     classes = written_classes(weights)
     model = None
     if not any(name.startswith("patch_embed.backbone.") for name in weights.state):
-        with torch.random.fork_rng(devices=[]):
+        with global_draws():
             model = create(weights, num_classes=len(classes or ()), plain=True)
     obstacle = "it is a hybrid" if model is None else extras(model)
     if model is None or obstacle:

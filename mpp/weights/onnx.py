@@ -3,13 +3,13 @@
 import importlib.util
 import os
 import tempfile
-import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from mpp.errors import UserError
+from mpp.process import without_warnings
 from mpp.weights.base import Weights, build
 
 _TOLERANCE = 1e-4  # of the largest output, or of 1 where that is smaller
@@ -52,8 +52,7 @@ def _export(model: nn.Module, shape: tuple[int, ...], file: Path, output: str) -
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     images = torch.zeros(2, *shape)  # of one image, the batch axis would be taken for a constant
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own deprecations
+        with without_warnings():  # the exporter's own deprecations
             torch.onnx.export(
                 model,
                 (images,),

@@ -21,6 +21,7 @@ from mpp.data.config import Framing, Reading
 from mpp.errors import UserError
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder
+from mpp.process import global_draws
 from mpp.weights.base import Numerics, Weights, create, load
 from mpp.weights.init_args import parse_init_args
 
@@ -111,7 +112,7 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
     if weights.state is None:
         raise UserError(f"{weights.origin or weights.name} has no weights to write")
     names = weights.classes if not weights.representation else None
-    with torch.random.fork_rng(devices=[]):
+    with global_draws():
         model = create(weights, num_classes=len(names or ()), plain=True)
     state = dict(weights.state)
     head = {name: value for name, value in state.items() if name.startswith("head.")} if weights.representation else {}

@@ -3,8 +3,10 @@
 import io
 import os
 import signal
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -114,6 +116,25 @@ def test_every_update_has_the_learning_rate_of_the_steps_before_it() -> None:
 
     fit(state, state.model, batches(), watched, Schedule(TOTAL, BATCH, 1, rate))
     assert rates == [[rate(done)] * 2 for done in range(TOTAL)]
+
+
+def test_trainings_in_two_threads_draw_what_each_draws_alone() -> None:
+    def draws(state: State, seed: int) -> list[float]:
+        drawn: list[float] = []
+
+        def drops(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            torch.manual_seed(seed)
+            time.sleep(0.001)  # another thread would seed now
+            drawn.append(float(torch.rand(())))
+            return step(model, batch)
+
+        fit(state, state.model, batches(), drops, Schedule(TOTAL, BATCH, 1, rate))
+        return drawn
+
+    alone = [draws(fresh(), seed) for seed in (1, 2)]
+    states = [fresh(), fresh()]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(draws, states, (1, 2))) == alone
 
 
 def test_progress_is_counted_in_images() -> None:
