@@ -30,7 +30,8 @@ class TrainConfig:
     that do not fit. The result is the same to rounding, and a run may change from one to the other. One process alone
     has nobody to share with: there fsdp changes nothing."""
     compile: Literal["auto", "on", "off"] = field(default="auto", metadata={"free": True})
-    """torch.compile: auto is on for CUDA and off elsewhere, where it gains little."""
+    """torch.compile: auto is on for CUDA and off elsewhere, where it gains little. It needs a C compiler and Python's
+    headers; where it cannot work, auto says so and goes without."""
     seed: int = 0
     """Every random draw derives from it."""
 

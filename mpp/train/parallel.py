@@ -1,13 +1,18 @@
 """Where and in what numbers a model runs: device, precision, compilation, data parallelism."""
 
+import functools
 import inspect
+import os
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -84,6 +89,41 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, DTYPES[precision])
 
 
+@functools.cache
+def compile_obstacle(device: torch.device) -> str | None:
+    """Why torch.compile does not work on this GPU, and what to do; None where it works, which is tried.
+
+    Before the first kernel Triton builds a module for Python from C.
+    """
+    named = os.environ.get("CC")
+    if not any(map(shutil.which, (named,) if named else ("gcc", "clang"))):
+        return f"there is no C compiler{f' {named}, which CC names' * bool(named)}: install one, such as gcc"
+    headers = sysconfig.get_path("include", "posix_prefix")
+    if not Path(headers, "Python.h").is_file():
+        return f"there is no Python.h in {headers}: install Python's headers (python3-dev, python3-devel)"
+    try:
+        torch.compile(_plus_one)(torch.zeros(8, device=device))
+    except Exception as error:  # of torch, Triton, the compiler, the file system
+        reason = error.__cause__ or getattr(error, "inner_exception", None) or error
+        told = str(reason).strip().partition("\n")[0] or type(reason).__name__
+        return f"a first trial failed ({told}): see what it needs, {_ITS_PLACES}"
+    return None
+
+
+_ITS_PLACES = (
+    "such as a CUDA driver, a GPU that Triton supports and room in TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR"
+)
+
+
+def _plus_one(x: Tensor) -> Tensor:
+    return x + 1
+
+
+@functools.cache
+def _say_uncompiled(obstacle: str) -> None:
+    print(f"WARNING: not compiled, and slower: torch.compile does not work here, for {obstacle}", file=sys.stderr)
+
+
 def prepare(
     model: nn.Module,
     device: torch.device,
@@ -96,13 +136,19 @@ def prepare(
     """The module that the training step calls: compiled if asked for, and averaged over ranks by DDP.
 
     By fsdp, several ranks share out the weights of `model` and `ema` instead, in place, so the optimiser must be built
-    after. auto compiles on CUDA, where there is the C compiler that torch.compile needs.
+    after. auto compiles on CUDA; where that cannot work, it says so once and leaves the module as it is.
 
     Raises:
-        UserError: fsdp in fp16.
+        UserError: fsdp in fp16; compilation on CUDA where it cannot work.
     """
-    can = device.type == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang")))
-    compiled = compile_mode == "on" or (compile_mode == "auto" and can)
+    compiled = compile_mode == "on" or (compile_mode == "auto" and device.type == "cuda")
+    obstacle = compile_obstacle(device) if compiled and device.type == "cuda" else None
+    if obstacle and compile_mode == "on":
+        raise UserError(f"train.compile on: torch.compile does not work here, for {obstacle}; or take auto or off")
+    if obstacle:
+        compiled = False
+        if world.local_rank == 0:
+            _say_uncompiled(obstacle)
     if world.size > 1 and parallel == "fsdp":
         if precision == "fp16":
             raise UserError(

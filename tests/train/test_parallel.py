@@ -1,18 +1,23 @@
 """The choices of device and precision, and what wraps a model."""
 
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn.parallel import DistributedDataParallel
 
 from mpp import dist
 from mpp.dist import World
 from mpp.errors import ConfigError, UserError
+from mpp.train import parallel
 from mpp.train.parallel import autocast, choose_device, choose_precision, gradient_sync, prepare, refuse_shared
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -139,9 +144,64 @@ def test_autocast_computes_in_the_precision_with_weights_in_fp32(precision: str,
 def test_compilation(mode: str, device: torch.device, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: calls.append(self))
+    monkeypatch.setattr(parallel, "compile_obstacle", lambda device: None)
     model = nn.Linear(2, 2)
     assert prepare(model, device, World(), mode) is model
     assert calls == [model] * compiled
+
+
+def broken(function: Any) -> Any:
+    raise BackendCompilerFailed("inductor", OSError("Read-only file system: '/root/.triton'\nand more"), None)
+
+
+@pytest.mark.parametrize(
+    ("compilers", "named", "headers", "compiles", "said"),
+    [
+        ((), None, True, True, "there is no C compiler: install one, such as gcc"),
+        (("gcc",), "icc", True, True, "there is no C compiler icc, which CC names: install one, such as gcc"),
+        (("gcc",), None, False, True, "there is no Python.h in {}: install Python's headers"),
+        (("clang",), None, True, False, "a first trial failed (Read-only file system: '/root/.triton'): see what"),
+        (("gcc",), None, True, True, None),
+    ],
+)
+def test_where_triton_cannot_build_auto_goes_without(
+    compilers: tuple[str, ...],
+    named: str | None,
+    headers: bool,
+    compiles: bool,
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    if named:
+        monkeypatch.setenv("CC", named)
+    if headers:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in compilers else None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name, scheme: str(tmp_path))
+    monkeypatch.setattr(torch, "compile", (lambda function: lambda x: x) if compiles else broken)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    calls: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: calls.append(self))
+    parallel.compile_obstacle.cache_clear()
+    parallel._say_uncompiled.cache_clear()
+    try:
+        for _ in range(2):
+            prepare(nn.Linear(2, 2), CUDA, World(), "auto")
+        assert len(calls) == 2 * (said is None)
+        lines = capsys.readouterr().err.splitlines()
+        if said is None:
+            assert lines == []
+            return
+        assert len(lines) == 1
+        assert f"torch.compile does not work here, for {said.format(tmp_path)}" in lines[0]
+        with pytest.raises(UserError, match=r"train.compile on: .*; or take auto or off"):
+            prepare(nn.Linear(2, 2), CUDA, World(), "on")
+    finally:
+        parallel.compile_obstacle.cache_clear()
+        parallel._say_uncompiled.cache_clear()
 
 
 @pytest.fixture
