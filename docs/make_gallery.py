@@ -54,7 +54,7 @@ def make(runs: Mapping[str, Path], out: Path) -> None:
         for name, page in pages.items():
             for same in (each for each in page.sections if each.name == section.name):
                 lines += ["", f"**{name}**", "", *_pictures(name, page, same, out)]
-    (out / "gallery.md").write_text("\n".join(lines) + "\n")
+    (out / "gallery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _about(page: Page, run: Path) -> str:

@@ -27,16 +27,16 @@ def make(root: Path, folders: Sequence[Path] = ()) -> None:
         take(folder, out)
     studies = read_studies(out)
     readme = root / "README.md"
-    headline = with_headline(readme.read_text(), studies)
+    headline = with_headline(readme.read_text("utf-8"), studies)
     if START in headline and not in_headline(studies):
         print("README.md: its headline stays as it is: no study of what pretraining is worth is finished")
     files = render(studies)
     for old in out.glob("*.svg"):
         old.unlink()
     for name, text in files.items():
-        (root / "docs" / name).write_text(text)
-    if headline != readme.read_text():
-        readme.write_text(headline)
+        (root / "docs" / name).write_text(text, encoding="utf-8")
+    if headline != readme.read_text("utf-8"):
+        readme.write_text(headline, encoding="utf-8")
 
 
 if __name__ == "__main__":

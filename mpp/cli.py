@@ -1,6 +1,7 @@
 """The commands. They read the command line; torch is loaded only once it is known to be sound."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -291,6 +292,8 @@ def _main(
     Of several ranks one speaks, the first to fail; those that only miss another say so in one line, if nobody else did.
     """
     rank = os.environ.get("RANK", "0")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: the locale may lack ±, or a name's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config = parse(cls, sys.argv[1:] if argv is None else argv, prog, cls.__doc__ or "", aliases)
         if os.environ.get("MPP_CACHE_LIMIT"):  # wrong, it is said now rather than when something is kept

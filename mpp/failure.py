@@ -53,7 +53,7 @@ def tell_torchrun(text: str) -> None:
     if file:
         told = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
         try:
-            Path(file).write_text(json.dumps(told))
+            Path(file).write_text(json.dumps(told), encoding="utf-8")
         except OSError:  # no room, maybe: the message is on stderr as well
             print("torchrun could not be told", file=sys.stderr)
 

@@ -172,6 +172,6 @@ def one_writer(folder: Path, setting: str, lock: str = LOCK) -> Generator[None]:
 def holder(lock: Path) -> str:
     """Who has claimed the file: "process 4711 on host since 2026-01-31 12:00:00 UTC"; "another process" if unknown."""
     try:
-        return lock.read_text(errors="replace").strip() or "another process"
+        return lock.read_text("utf-8", errors="replace").strip() or "another process"
     except OSError:
         return "another process"

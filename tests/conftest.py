@@ -78,6 +78,15 @@ def encode() -> Callable[..., bytes]:
 
 
 @pytest.fixture
+def any_name() -> None:
+    """File names may have any letters here; skips where the locale's lack some."""
+    try:
+        os.fsencode("ü€")
+    except UnicodeEncodeError as error:
+        pytest.skip(f"file names are {error.encoding} here (locale)")
+
+
+@pytest.fixture
 def picture_folder(tmp_path: Path, encode: Callable[..., bytes]) -> Callable[..., Path]:
     """`picture_folder("a/1.png", "b/2.jpg")`: a folder with these pictures, each of one grey."""
 

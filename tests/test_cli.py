@@ -1,6 +1,7 @@
 """The commands as processes, as far as they go without torch, and how they turn a run's end into an exit code."""
 
 import ast
+import io
 import os
 import re
 import shlex
@@ -209,6 +210,14 @@ def test_how_a_run_ends(
     monkeypatch.setenv("RANK", rank)
     assert pretrain(ARGV) == code
     assert capsys.readouterr().err == line
+
+
+def test_letters_that_the_locale_lacks_do_not_end_a_run(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, encoding="ascii"))
+    recipe(lambda config: print("41 ± 2", flush=True) or 0)
+    assert pretrain(ARGV) == 0
+    assert said.getvalue() == rb"41 \xb1 2" + b"\n"
 
 
 def test_other_errors_keep_their_traceback(recipe) -> None:

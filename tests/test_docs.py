@@ -22,7 +22,7 @@ from tests.data.zoo import CASES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-TEXT = (DOCS / "data.md").read_text()
+TEXT = (DOCS / "data.md").read_text("utf-8")
 IN_ONE_LINE = re.sub(r"\s+", " ", TEXT)
 COMMANDS = re.findall(r"^ {4}(?:torchrun .*?|python )(tools/\w+\.py\b.*)$", re.sub(r" \\\n +", " ", TEXT), re.MULTILINE)
 TOOLS = {
@@ -140,5 +140,5 @@ def test_the_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_the_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8"))
     assert not [link for link in links if not (page.parent / link).exists()]

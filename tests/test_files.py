@@ -1,5 +1,6 @@
 """Who writes to a folder: one at a time, whatever becomes of that one."""
 
+import ast
 import errno
 import fcntl
 import os
@@ -16,6 +17,8 @@ from mpp import cli, files
 from mpp.errors import ConfigError
 from mpp.files import LOCK, claimed, holder, one_writer
 from tests import runs
+
+ROOT = Path(__file__).resolve().parents[1]
 
 _CLAIM = """
 import os, sys, time
@@ -154,3 +157,22 @@ def test_two_that_start_at_once(
         assert cli.pretrain(runs.command(source, out)[1:]) == 2
         assert f"{out} is in use: process " in capsys.readouterr().err.splitlines()[-1]
         assert [path.name for path in out.iterdir()] == [LOCK]
+
+
+def _without_encoding(module: Path) -> list[str]:
+    """Calls that would open a text file in the encoding of the locale."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(module.read_text("utf-8"))) if isinstance(node, ast.Call)):
+        name, owner = ast.unparse(call.func).rpartition(".")[2], ast.unparse(call.func).rpartition(".")[0]
+        if name not in ("open", "read_text", "write_text") or owner in ("Fewshot", "Image", "gzip", "os", "tarfile"):
+            continue
+        words = [value.value for value in call.args if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        binary = name == "open" and any("b" in word and set(word) <= set("rwaxb+") for word in words)
+        if not binary and "utf-8" not in words and all(keyword.arg != "encoding" for keyword in call.keywords):
+            found.append(f"{module.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)}")
+    return found
+
+
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    modules = [module for folder in ("mpp", "tools", "docs") for module in (ROOT / folder).rglob("*.py")]
+    assert [call for module in sorted(modules) for call in _without_encoding(module)] == []

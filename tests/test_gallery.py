@@ -24,8 +24,8 @@ def script() -> ModuleType:
 
 def shown(folder: Path) -> list[Path]:
     """The pictures of a gallery, each with words for who does not see it."""
-    pictures = re.findall(r'<img src="([^"]+)" alt="([^"]+)" width="\d+">', (folder / "gallery.md").read_text())
-    assert len(pictures) == (folder / "gallery.md").read_text().count("<img")
+    pictures = re.findall(r'<img src="([^"]+)" alt="([^"]+)" width="\d+">', (folder / "gallery.md").read_text("utf-8"))
+    assert len(pictures) == (folder / "gallery.md").read_text("utf-8").count("<img")
     return [folder / path for path, _ in pictures]
 
 
@@ -48,7 +48,7 @@ def test_it_is_made_from_runs(source: str, tmp_path: Path) -> None:
         if path.suffix != ".svg":
             with Image.open(path) as image:
                 assert image.size > (20, 20)
-    text = (tmp_path / "gallery.md").read_text()
+    text = (tmp_path / "gallery.md").read_text("utf-8")
     for title in ("Curves", "Reconstructions", "Embedding filters", "Attention rollout", "Images by their features"):
         assert f"\n## {title}\n" in text
     assert "\n## Data\n" not in text

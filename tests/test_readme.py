@@ -24,7 +24,7 @@ from mpp.recipes import (
 from mpp.study_recipe import StudyConfig
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
+TEXT = (ROOT / "README.md").read_text("utf-8")
 COMMANDS = re.findall(r"^ {4}(?:torchrun .*?|python )(tools/\w+\.py .*)$", TEXT, re.MULTILINE)
 TOOLS = {
     "tools/pretrain.py": (PretrainConfig, _ALIASES),
@@ -69,13 +69,13 @@ def test_the_links_lead_somewhere(link: str) -> None:
     path, _, anchor = link.partition("#")
     assert (ROOT / path).exists()
     if anchor:  # as GitHub makes them of headings
-        headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+        headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text("utf-8"), re.MULTILINE)
         assert anchor in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", TEXT))))
 def test_the_make_targets_exist(target: str) -> None:
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", mpp.__all__)

@@ -87,7 +87,7 @@ def take(folder: Path, out: Path) -> Path:
         UserError: no study there, of another schema, or of a name that no section of the page takes.
     """
     try:
-        content = json.loads((folder / "study.json").read_text())
+        content = json.loads((folder / "study.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no study.json that can be read; name the folder of a study") from error
     study = _checked(content, folder)
@@ -104,7 +104,7 @@ def read_studies(out: Path) -> dict[str, Study]:
         UserError: a file that is none of a study.
     """
     paths = sorted(out.glob("*.json"))
-    return {path.stem: _checked(json.loads(path.read_text()), path) for path in paths}
+    return {path.stem: _checked(json.loads(path.read_text("utf-8")), path) for path in paths}
 
 
 def _checked(content: Any, path: Path) -> Study:

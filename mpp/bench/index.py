@@ -112,7 +112,7 @@ def main(folder: str, what: str, reads: str = "0") -> dict[str, float]:
 
 def _resident(pid: int) -> float:
     """Bytes in memory that are this process's or shared."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return float(line.split()[1]) * 1024
     raise UserError("the memory of a process is told by Linux alone: leave this part out with --entries 0")

@@ -47,7 +47,7 @@ class _User:
         new = [name for name in dict.fromkeys(names) if name not in self._names]
         self._names.update(new)
         if new:
-            with self._list.open("a") as file:
+            with self._list.open("a", encoding="utf-8") as file:
                 file.writelines(f"{name}\n" for name in new)
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ def busy(folder: Path) -> set[str]:
     for lock in folder.glob("in_use/*.lock"):
         with contextlib.suppress(OSError):
             if is_claimed(lock):
-                names.update(lock.with_suffix("").read_text().split("\n"))
+                names.update(lock.with_suffix("").read_text("utf-8").split("\n"))
             else:
                 _remove_user(lock.with_suffix(""))
     return names - {""}

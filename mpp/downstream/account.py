@@ -54,7 +54,7 @@ class Inputs:
         if not path.is_file():
             return
         try:
-            before = Inputs(**json.loads(path.read_text()))
+            before = Inputs(**json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"cannot read {path}, the record of a run's inputs; choose another --run-dir") from error
         names = {"weights": "the weights it started from", "train": "its training images", "test": "its test images"}
@@ -119,7 +119,7 @@ def read_result(run_dir: Path) -> Result | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         return Result(**{**content, "interval": tuple(content["interval"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(

@@ -135,7 +135,7 @@ def _try(
     claim()  # before what another one is at is read
     result = finished(config, tuner.inputs)
     marker = folder / _DIVERGED
-    gone = marker.is_file() and marker.read_text() == to_yaml(config)
+    gone = marker.is_file() and marker.read_text("utf-8") == to_yaml(config)
     if result is not None or gone:
         return 0, result
     if world.main:

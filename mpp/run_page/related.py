@@ -114,7 +114,7 @@ def _by_shots(rows: Iterable[tuple[str, Mapping[str, Any]]], caption: str) -> li
 def _study(place: Path, folder: Path) -> list[Table]:
     """The tables of a study that took this run or made it: its pretraining beside scratch."""
     try:
-        told = json.loads((place / "study.json").read_text())
+        told = json.loads((place / "study.json").read_text("utf-8"))
         found = _arm(told, place, folder)
         return [] if found is None else _study_tables(place.resolve().name, StudyResults(told), *found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # a file of something else

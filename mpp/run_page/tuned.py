@@ -74,7 +74,7 @@ def read_tuned(folder: Path) -> Tuned | None:
     if result is None or config is None:
         return None
     try:
-        hashes = json.loads((folder / INPUTS).read_text())
+        hashes = json.loads((folder / INPUTS).read_text("utf-8"))
         inputs = {key: str(hashes[key]) for key in ("train", "test")}
     except (OSError, ValueError, TypeError, KeyError):  # of an older version
         inputs = {}

@@ -97,7 +97,7 @@ def equal_lengths(folder: Path, arms: Sequence[Arm], images: int) -> Lengths:
     """
     path = folder / EQUAL_TIME
     try:
-        known: Lengths = json.loads(path.read_text())["arms"] if path.is_file() else {}
+        known: Lengths = json.loads(path.read_text("utf-8"))["arms"] if path.is_file() else {}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read; delete it to measure again") from error
     flags = {arm.name: printable(arm.flags) for arm in arms}

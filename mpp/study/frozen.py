@@ -131,7 +131,7 @@ def earlier(config: StudyConfig, side: str, pretrain_seed: int | None) -> Figure
 def _figures(path: Path, of: Mapping[str, Any]) -> Figures | None:
     """What a file says, if it says that it is of this."""
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text("utf-8"))
         return kept["figures"] if kept["of"] == {**kept["of"], **of} else None
     except (OSError, ValueError, TypeError, KeyError):  # whatever is wrong with it, it can be made again
         return None

@@ -156,7 +156,7 @@ class Record:
             "device_seconds": round(math.fsum(self._seconds.values()), 3),
         }  # fmt: skip
         text = json.dumps(self.document, indent=1) + "\n"
-        if self._path.is_file() and self._path.read_text() == text:
+        if self._path.is_file() and self._path.read_text("utf-8") == text:
             return False
         write_whole(self._path, lambda file: file.write(text.encode()))
         return True

@@ -33,7 +33,7 @@ def write(folder: Path, document: Document) -> None:
     plot_shots(folder / "fewshot.png", shown | {f"{side} (chosen)": by for side, by in _chosen(study).items()})
     if any(of.layer != last for of in shots):
         plot_layers(folder / "layers.png", shots)
-    (folder / "study.md").write_text(_markdown(study, shots))
+    (folder / "study.md").write_text(_markdown(study, shots), encoding="utf-8")
 
 
 def fewshot(study: StudyResults) -> dict[Readout, dict[int, Estimate]]:

@@ -85,7 +85,7 @@ def run(config: StudyConfig) -> int:
         for one in runs:  # which can now tell what the pretraining was worth
             if one.config.log.report and (changed or not (one.folder / REPORT).exists()):
                 tell_of_run(one.config.run_dir, one.config.train.device)
-    print((folder / "study.md").read_text())
+    print((folder / "study.md").read_text("utf-8"))
     return 0
 
 

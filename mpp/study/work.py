@@ -173,5 +173,5 @@ def encoders(inits: Mapping[Place, str]) -> dict[Place, Place]:
 def _logged(folder: Path) -> Generator[None]:
     """What a part of the study says goes to log.txt in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log, printing_to(log):
+    with (folder / "log.txt").open("a", encoding="utf-8") as log, printing_to(log):
         yield

@@ -92,7 +92,7 @@ class RunLog:
         """Writes one row of figures."""
         if self.folder is None:
             return
-        with self._rows.open("a") as file:
+        with self._rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "images": images, **figures}) + "\n")
         shown = _finite(figures)
         for logger in self._loggers:
@@ -134,7 +134,7 @@ class RunLog:
             return
         for logger in self._loggers:
             logger.flush()
-        with self._rows.open("a") as file:
+        with self._rows.open("a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line that a crash cut short is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text(errors="replace").splitlines():
+        for line in path.read_text("utf-8", errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -173,7 +173,7 @@ def _keep_rows(path: Path, last_step: int) -> tuple[Told, Told]:
     rows = read_rows(path)
     kept = [row for row in rows if row["step"] <= last_step] if last_step else []
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     temporary.replace(path)
     told = [(row["step"], _finite(row)) for row in rows]
     return told[: len(kept)], told[len(kept) :]

@@ -133,7 +133,7 @@ def connect(name: str, folder: Path) -> tuple[Logger, bool]:
         Exception: what the service raises.
     """
     path = folder / f"{name}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     logger = _SERVICES[name](folder, known)
     text = json.dumps(logger.identity)
     write_whole(path, lambda file: file.write(text.encode()))

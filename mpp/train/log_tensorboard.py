@@ -69,7 +69,7 @@ class TensorBoard:
         folder.mkdir(exist_ok=True)
         config = ProjectorConfig()
         if path.exists():
-            text_format.Parse(path.read_text(), config)
+            text_format.Parse(path.read_text("utf-8"), config)
         others = [known for known in config.embeddings if known.tensor_name != name]
         del config.embeddings[:]
         config.embeddings.extend(others)
@@ -78,14 +78,14 @@ class TensorBoard:
         features.astype(np.float32).tofile(folder / "features.bytes")
         if labels is not None:
             lines = (" ".join(label.split()) or "-" for label in labels)
-            (folder / "labels.tsv").write_text("".join(f"{line}\n" for line in lines))
+            (folder / "labels.tsv").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             entry.metadata_path = f"{name}/labels.tsv"
         if thumbnails is not None:
             sheet, (height, width) = sprite(thumbnails)
             Image.fromarray(sheet).save(folder / "sprite.png")
             entry.sprite.image_path = f"{name}/sprite.png"
             entry.sprite.single_image_dim.extend([width, height])
-        path.write_text(text_format.MessageToString(config))
+        path.write_text(text_format.MessageToString(config), encoding="utf-8")
 
     def flush(self) -> None:
         self._writer.flush()

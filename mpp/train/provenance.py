@@ -59,7 +59,7 @@ def record_start(folder: Path, step: int, device: torch.device, facts: Mapping[s
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """The starts of a run, in order; none of an older version's, or where the file is damaged."""
     try:
-        starts = json.loads((folder / FILE).read_text())
+        starts = json.loads((folder / FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return []
     starts = starts if isinstance(starts, list) else []
@@ -101,7 +101,7 @@ def versions() -> dict[str, str]:
         found["cuda"] = torch.version.cuda
     driver = Path("/sys/module/nvidia/version")
     if driver.exists():
-        found["nvidia driver"] = driver.read_text().strip()
+        found["nvidia driver"] = driver.read_text("utf-8").strip()
     return found
 
 
@@ -115,7 +115,7 @@ def hardware() -> dict[str, Any]:
 def processor() -> str:
     """The model of the processor, as well as the system knows it."""
     names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.exists() else []
+    lines = names.read_text("utf-8").splitlines() if names.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return model or platform.processor() or platform.machine()
 

@@ -123,7 +123,7 @@ def write_hf_folder(weights: Weights, folder: Path) -> list[str]:
             ("config.json", _config(weights, model, classes)),
             ("preprocessor_config.json", preprocessor),
         ):
-            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if weights.classes is None or classes is not None:
         return notes
     linear, reads_token = weights.representation is None, weights.pool == "token"

@@ -165,7 +165,7 @@ def _save_for_mpp(model: Any, weights: Weights, folder: Path, told: Mapping[str,
         **told,
     }
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -269,7 +269,7 @@ def _class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError for anything else."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or f"not JSON ({error})"
         raise UserError(f"cannot read {path}: {reason}") from error

@@ -13,6 +13,7 @@ from mpp.objective.picture import to_rgb
 from tests.checking.made import noise, save, under
 
 
+@pytest.mark.usefixtures("any_name")
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_contact_sheet_shows_what_the_model_sees(check: Callable[..., Any], tmp_path: Path, channels: int):
     data = tmp_path / "data"

@@ -47,15 +47,15 @@ def rendered(studies: dict[str, Study]) -> dict[str, str]:
 def test_the_page_is_that_of_its_data() -> None:
     studies = read_studies(RESULTS)
     files = render(studies)
-    assert (ROOT / "docs" / "results.md").read_text() == files.pop("results.md")
+    assert (ROOT / "docs" / "results.md").read_text("utf-8") == files.pop("results.md")
     assert sorted(path.name for path in RESULTS.glob("*.svg")) == sorted(name.partition("/")[2] for name in files)
     for name, text in files.items():
-        there = (ROOT / "docs" / name).read_text()
+        there = (ROOT / "docs" / name).read_text("utf-8")
         # What a chart says is compared everywhere; where its lines lie, with the matplotlib that drew it.
         assert re.findall('aria-label="(.*?)"', there) == re.findall('aria-label="(.*?)"', text)
         if f"<!-- matplotlib {matplotlib.__version__} -->" in there:
             assert there == text
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text("utf-8")
     assert with_headline(readme, studies) == readme
 
 
@@ -63,14 +63,14 @@ def test_the_page_is_that_of_its_data() -> None:
 def test_the_readme_s_better_config_gains_what_it_says() -> None:
     of = read_studies(RESULTS)["benefit_cpu"]
     ours, usual = (figures.gain(of, arm, "1%")[1:] for arm in ("ours", "paper's objective"))
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     assert f"gained {ours} points over scratch at 1 % of the labels, the paper's objective {usual} " in readme
 
 
 @pytest.mark.skipif(not (RESULTS / "benefit_few_cpu.json").exists(), reason="the study has not been taken yet")
 def test_the_readme_s_finer_recipe_gains_what_it_says() -> None:
     of, finer = read_studies(RESULTS)["benefit_few_cpu"], "ours, finer, 3.2M images"
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     assert f"gains {figures.fewshot_gain(of, finer, 10)} points in few-shot" in readme
     assert f"made for few labels, {figures.gain(of, finer, '1%')} at 1 %." in readme
     assert f"With that fine-tuning the long one gains {figures.gain(of, 'ours, 2.4M images', '1%')}," in readme
@@ -80,12 +80,12 @@ def test_the_readme_s_finer_recipe_gains_what_it_says() -> None:
 def test_the_readme_s_equal_compute_is_the_study_s() -> None:
     of = read_studies(RESULTS)["benefit_long_cpu"]
     ours, scratch = (figures.accuracy(of, side, "10%") for side in ("ours, 2.4M images", "scratch, longer"))
-    assert f"(one seed: {ours} against {scratch};" in (ROOT / "README.md").read_text()
+    assert f"(one seed: {ours} against {scratch};" in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
 def test_the_data_are_of_the_shipped_config_and_name_no_folder(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text("utf-8")
     assert not re.search(r'"(?:[^"]*[\s:=])?[/~][\w.-]+/', text)
     content = json.loads(text)
     assert text == written(content)
@@ -192,7 +192,7 @@ def test_the_tool_says_that_the_headline_stays(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "docs" / "results").mkdir(parents=True)
     (tmp_path / "README.md").write_text(f"{START}\nold\n{END}\n")
     make(tmp_path, [_folder(tmp_path, study("benefit_new", {"usual": ("", 0.1)}) | {"finished": False})])
-    assert (tmp_path / "README.md").read_text() == f"{START}\nold\n{END}\n"
+    assert (tmp_path / "README.md").read_text("utf-8") == f"{START}\nold\n{END}\n"
     assert capsys.readouterr().out.startswith("README.md: its headline stays as it is: ")
 
 
@@ -259,7 +259,7 @@ def test_from_folders_to_the_page_and_again(tmp_path: Path) -> None:
     (tmp_path / "docs" / "results" / "old.svg").write_text("of a study that is gone")
     (tmp_path / "README.md").write_text(f"before\n\n{START}\nold\n{END}\n\nafter\n")
     make(tmp_path, [_folder(tmp_path, content)])
-    made = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    made = {path: path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()}
     charts = ["benefit_cpu.svg", "benefit_cpu_layers_pretrained.svg"]
     assert sorted(path.name for path in made) == ["README.md", "benefit_cpu.json", *charts, "results.md", "study.json"]
     readme = made[tmp_path / "README.md"]
@@ -270,7 +270,7 @@ def test_from_folders_to_the_page_and_again(tmp_path: Path) -> None:
     gained = figures.gain(kept["benefit_cpu"], "pretrained", "1%")
     assert rows(tables.headline_table(kept["benefit_cpu"]))["1% of the labels"][-1] == gained
     make(tmp_path)
-    assert made == {path: path.read_text() for path in made}
+    assert made == {path: path.read_text("utf-8") for path in made}
 
 
 def test_the_copy_is_rounded_and_sorted(tmp_path: Path) -> None:

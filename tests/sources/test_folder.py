@@ -78,6 +78,7 @@ def test_linked_class_folders_are_followed(picture_folder, tmp_path_factory):
     assert open_source(f"folder:{folder}").labels().tolist() == [0, 1]
 
 
+@pytest.mark.usefixtures("any_name")
 def test_names_that_are_not_utf_8(picture_folder):
     folder = picture_folder("ü €.png")
     strange = os.fsencode(folder) + b"/\xff.png"
@@ -172,6 +173,7 @@ def test_a_broken_link_among_the_classes_of_a_split(picture_folder):
     assert not has_split(f"folder:{folder}")
 
 
+@pytest.mark.usefixtures("any_name")
 def test_order_is_that_of_the_bytes_in_pieces_of_any_size(picture_folder, monkeypatch):
     folder = picture_folder(
         *(f"{i % 3}/{i:04d}.png" for i in range(40)), "1/ü.png", "1/€.png", "1/z.png", "1/\udcff.png"

@@ -158,6 +158,7 @@ def test_a_server_without_ranges_is_refused(server):
     assert "the server sends whole files only" in refused(f"{server.url}/s-000.tar")
 
 
+@pytest.mark.usefixtures("any_name")
 def test_names_that_an_address_cannot_hold(server):
     write_tar(server.folder / "größe 1.tar", [("a.jpg", b"a")])
     for name in (r"größe\ 1.tar", "gr%C3%B6%C3%9Fe%201.tar"):

@@ -46,7 +46,7 @@ def test_several_pretrainings_count_as_so_many_and_not_as_all_their_draws() -> N
 
 def test_the_document_of_several_pretrainings(tmp_path: Path) -> None:
     write(tmp_path, document(("a",)))
-    text = (tmp_path / "study.md").read_text()
+    text = (tmp_path / "study.md").read_text("utf-8")
     assert "| labels | images | steps | from scratch | a | gain |" in text
     assert "| 10% | 40 | 9 | 25.0 ± 7.1 | 45.0 ± 7.1 | +20.0 ± 127.1 |" in text  # +30 and +10
     seeds = "2 fine-tuning seeds of one pretraining"
@@ -59,7 +59,7 @@ def test_the_document_of_several_pretrainings(tmp_path: Path) -> None:
     assert "Pretraining: 1,600 images, 100 steps." in text
     assert not (tmp_path / "layers.png").exists()
     write(tmp_path, document())
-    text = (tmp_path / "study.md").read_text()
+    text = (tmp_path / "study.md").read_text("utf-8")
     assert "| 10% | 40 | a | 9 | 45.0 ± 7.1 | +20.0 ± 127.1 |" in text
     assert "Pretraining of b: 1,600 images, 100 steps." in text
     table = read_csv(tmp_path / "table.csv")
@@ -73,7 +73,7 @@ def test_of_one_seed_and_one_draw_there_is_no_spread(tmp_path: Path) -> None:
     one["fewshot"] = [run | {"accuracy": run["accuracy"][:1]} for run in one["fewshot"] if run["pretrain_seed"] == 0]
     one["probes"] = one["probes"][:1]
     write(tmp_path, one)
-    assert "±" not in (tmp_path / "study.md").read_text()
+    assert "±" not in (tmp_path / "study.md").read_text("utf-8")
     assert all(row["std"] == row["interval95"] == "" for row in read_csv(tmp_path / "table.csv"))
     assert all(row["std"] == "" for row in read_csv(tmp_path / "fewshot.csv"))
 
@@ -86,7 +86,7 @@ def test_what_cross_validation_chose_stands_beside_the_rest(tmp_path: Path) -> N
         for layer, accuracy, held_out in ((-1, 0.2, [0.5, 0.5]), (-2, 0.4, [0.6, 0.4]))
     ]
     write(tmp_path, several)
-    text = (tmp_path / "study.md").read_text()
+    text = (tmp_path / "study.md").read_text("utf-8")
     assert "| a (chosen by cross-validation on the shots) | 30.0 ± 14.1 | 30.0 ± 14.1 |" in text  # one draw each
 
 
