@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+with (
+    warnings.catch_warnings()
+):  # torch warns once in a process of a GPU's driver that does not work, which is no fault here
+    warnings.simplefilter("ignore")
+    torch.cuda.is_available()
 
 # Shapes and types in the signatures of the tensor code are checked in every call that a test makes.
 jaxtyping.install_import_hook(["mpp.model", "mpp.objective", "mpp.inspection"], "beartype.beartype")
