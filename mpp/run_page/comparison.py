@@ -12,7 +12,7 @@ import numpy as np
 from mpp.config import differences, to_dict
 from mpp.page.charts import line_chart
 from mpp.page.parts import Block, Gallery, Page, Picture, Section, Table, Text
-from mpp.run_page.curves import SEEN, Chart, charts, line_of
+from mpp.run_page.curves import BAND, SEEN, Chart, charts, line_of
 from mpp.run_page.provenance import code, machine, times_told, versions
 from mpp.run_page.reading import Record, read_record
 from mpp.run_page.results import fewshot_accuracy, fewshot_ends
@@ -117,6 +117,8 @@ def _draw(picture: str, chart: Chart, name: str, label: str, runs: Mapping[str, 
             told.append(f"{run} {chart.text(line.y[np.isfinite(line.y)][-1])}")
     if not lines:
         return None
+    if len(runs) > _MANY:
+        chart = replace(chart, title=chart.title.removesuffix(f" ({BAND})"))
     title = chart.title if label.lower() in (chart.y, chart.title.lower()) else f"{chart.title}, {label}"
     alt = f"{title} over {SEEN}, one line a run; at the end: {listed(told, 20)}."
     return line_chart(
@@ -168,7 +170,17 @@ def _fewshot(runs: Runs) -> list[Table]:
             if row is not None:
                 rows.append((name, start, *(around(*fewshot_accuracy(row, k)) for k in shots)))
     head = ("run", "encoder", *(f"{k} shot{'s' * (k > 1)}" for k in shots))
-    return [Table(head, tuple(rows), "Few-shot accuracy (section 4.1), mean ± standard deviation")] if rows else []
+    return (
+        [
+            Table(
+                head,
+                tuple(rows),
+                "Few-shot accuracy (section 4.1), mean ± standard deviation over the draws of the shots",
+            )
+        ]
+        if rows
+        else []
+    )
 
 
 def _finetuned(runs: Runs) -> Table:
@@ -179,7 +191,7 @@ def _finetuned(runs: Runs) -> Table:
         "started from": lambda run: {"none": "scratch"}.get(run.config.init, run.config.init),  # pyright: ignore
         "images seen": _seen,
         "top-1": of(lambda result: percent(result.top1)),
-        "95 % interval": of(lambda result: " to ".join(percent(end) for end in result.interval)),
+        "95 % interval over test images": of(lambda result: " to ".join(percent(end) for end in result.interval)),
         "top-5": of(lambda result: percent(result.top5)),
         "by class": of(lambda result: percent(result.balanced)),
         "test images": of(lambda result: f"{result.test_images:,}"),

@@ -12,6 +12,7 @@ from mpp.run_page.reading import Record, Row
 from mpp.run_page.wording import NONE, figure, percent, score_text
 
 SEEN = "images seen"
+BAND = "band: standard deviation over the draws"
 _TABLE_ROWS = 10
 _KINDS = (("_masked", "masked"), ("_random", "random"), ("_unchanged", "unchanged"), ("", "all corrupted"))
 _TRIVIAL = (("_baseline_neighbours", "nearest visible patches"), ("_baseline_frequent", "most frequent colour"))
@@ -69,6 +70,8 @@ def charts(record: Record) -> tuple[Chart, ...]:
     # Losses of different units, of runs that are compared, are no one chart.
     loss, unit = ("loss", "cross-entropy") if score == "accuracy" else ("loss_mse", "squared error")
     shots = tuple((f"fewshot/{k}shot", "1 shot" if k == 1 else f"{k} shots") for k in record.shots)
+    several = any(name.endswith("shot_std") and row[name] for row in record.fewshot for name in row)
+    frozen = "Few-shot accuracy" + f" ({BAND})" * several
     trivial = _TRIVIAL if score == "accuracy" else _TRIVIAL_PIXELS
     title = "Accuracy" if score == "accuracy" else "Mean squared error"
     return (
@@ -83,7 +86,7 @@ def charts(record: Record) -> tuple[Chart, ...]:
         ),
         Chart("loss_detail", "Loss of the details", "squared error", (("loss_detail", "corrupted patches"),)),
         Chart(
-            "few_shot", "Few-shot accuracy", "test accuracy", shots, percent=True, markers=True, spread="_std"
+            "few_shot", frozen, "test accuracy", shots, percent=True, markers=True, spread="_std"
         ),
         *running,
     )  # fmt: skip

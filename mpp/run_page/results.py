@@ -93,7 +93,7 @@ def _totals(result: Result, classes: list[dict[str, str]]) -> Table:
     start = {"none": "scratch"}.get(result.init, result.init)
     rows = [
         ("top-1", percent(result.top1, 2)),
-        ("95 % interval of it", f"{percent(low)} to {percent(high)}"),
+        ("95 % interval over test images", f"{percent(low)} to {percent(high)}"),
         *([] if result.top5 is None else [("top-5", percent(result.top5, 2))]),
         ("mean over the classes", percent(result.balanced, 2)),
         ("always the most frequent class", percent(most_frequent(classes), 2)),

@@ -45,6 +45,7 @@ def test_a_pretraining_tells_what_it_measured(tmp_path: Path) -> None:
     assert "masked rises from 3.1 % to 41.2 %; " in drawn["curve_accuracy"].alt
     assert "nearest visible patches begins and ends at 29.6 %" in drawn["curve_accuracy"].alt
     assert "5 shots rises from 20.0 % to 45.7 %" in drawn["curve_few_shot"].alt
+    assert drawn["curve_few_shot"].caption == "Few-shot accuracy (band: standard deviation over the draws)"
     (figures,) = tables(found, "curves")
     assert figures.folded
     assert [row[:5] for row in figures.rows] == [
@@ -168,7 +169,7 @@ def test_a_fine_tuning_tells_of_its_test(tmp_path: Path) -> None:
     assert [section.name for section in found] == ["fine-tuning", "curves", "data", "how-it-was-made"]
     told = named(found, "fine-tuning")
     assert told["top-1"] == ("60.00 %",)
-    assert told["95 % interval of it"] == ("55.0 % to 65.0 %",)
+    assert told["95 % interval over test images"] == ("55.0 % to 65.0 %",)
     assert told["started from"] == ("runs/first",)
     assert told["always the most frequent class"] == (f"{100 * 31 / sum(range(20, 32)):.2f} %",)
     assert "top-5" not in told
