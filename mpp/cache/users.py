@@ -41,7 +41,7 @@ class _User:
         self._list = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._names: set[str] = set()
         self._claim = contextlib.ExitStack()
-        self._claim.enter_context(claimed(self._list.with_suffix(".lock")))
+        self._claim.enter_context(claimed(self._list.with_suffix(".lock"), wait=True))
 
     def add(self, names: Iterable[str]) -> None:
         new = [name for name in dict.fromkeys(names) if name not in self._names]
@@ -86,13 +86,16 @@ def busy(folder: Path) -> set[str]:
 def is_claimed(path: Path) -> bool:
     """Whether a living process has locked the file; where there are no locks, whether one may have, within a day."""
     with path.open("r+b") as file:
+        age = time.time() - os.fstat(file.fileno()).st_mtime
+        if age < _YOUNG:  # even to try would keep its maker from locking it
+            return True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return True
         except OSError:
-            return time.time() - os.fstat(file.fileno()).st_mtime < _LONG
-        return time.time() - os.fstat(file.fileno()).st_mtime < _YOUNG
+            return age < _LONG
+        return False
 
 
 @contextlib.contextmanager
