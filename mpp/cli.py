@@ -22,6 +22,7 @@ from mpp.bench_config import (
 )
 from mpp.cache.room import limit_of
 from mpp.config import parse
+from mpp.cores import limit_threads
 from mpp.data_recipes import CacheRecipe, CheckRecipe, ShardRecipe
 from mpp.errors import ConfigError, Unreachable, UserError
 from mpp.files import cache_folder
@@ -295,6 +296,7 @@ def _main(
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: the locale may lack ±, or a name's letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        limit_threads()
         config = parse(cls, sys.argv[1:] if argv is None else argv, prog, cls.__doc__ or "", aliases)
         if os.environ.get("MPP_CACHE_LIMIT"):  # wrong, it is said now rather than when something is kept
             limit_of(cache_folder())

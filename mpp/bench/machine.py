@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from mpp.cores import count_cores
 from mpp.train.provenance import processor
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def hardware() -> str:
     """GPU, processor, threads, how busy the machine is, and versions, on one line."""
     gpu = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda}), " if torch.cuda.is_available() else ""
     return (
-        f"{gpu}{processor()}, {os.cpu_count()} cores, "
+        f"{gpu}{processor()}, {count_cores()} cores, "
         f"{torch.get_num_threads()} threads for torch, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}, "
         f"NumPy {np.__version__}"
     )

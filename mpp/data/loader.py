@@ -25,6 +25,7 @@ import torch
 from torch._C import _error_if_any_worker_fails, _remove_worker_pids, _set_worker_pids
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from mpp.cores import count_cores
 from mpp.data.config import Reading
 from mpp.data.reader import Bad, Batch, Evaluation, Late, Training, Transform
 from mpp.data.sending import sendable, tell_if_tight
@@ -131,8 +132,7 @@ def worker_count(config_workers: int, local_world: int) -> int:
 
 def cores_for(local_world: int) -> int:
     """The cores here, shared by the `local_world` ranks of this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores // max(1, local_world)
+    return count_cores() // max(1, local_world)
 
 
 class _Slots:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from mpp import dist
+from mpp.cores import count_cores
 from mpp.files import write_whole
 from mpp.sources.patterns import shown
 
@@ -107,9 +108,13 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """System, processor, cores that this process may use, memory in GiB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"system": platform.platform(), "processor": processor(), "cores": cores, "memory_gib": round(memory, 1)}
+    return {
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": count_cores(),
+        "memory_gib": round(memory, 1),
+    }
 
 
 def processor() -> str:
