@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mpp.checking.scan import Tally
-from mpp.sources.base import Source, place
+from mpp.sources.base import Source, where
 from mpp.sources.names import printable
 
 HEAD = ("group", "split", "index", "class", "bytes", "file")
@@ -70,7 +70,7 @@ class Duplicates:
             index, label = int(self._index[row]), int(self._label[row])
             name = source.classes[label] if source.classes and 0 <= label < len(source.classes) else ""
             split = ("train", "test")[int(self._split[row])] if len(self.splits) > 1 else ""
-            file = place(source, index) or f"image {index}"
+            file = where(source, index)
             yield group, split, index, name, f"{int(self._content[row]):016x}", file
 
     def rows(self) -> Iterator[tuple[int | str, ...]]:
@@ -83,7 +83,7 @@ class Duplicates:
         """A group in one line: `a/1.png (a) = b/1.png (b)`, the first four."""
         rows = list(self.members(group))
         names = [
-            f"{file}{f' ({printable(name)})' if name else ''}{f' of {split}' if split else ''}"
+            f"{printable(file)}{f' ({printable(name)})' if name else ''}{f' of {split}' if split else ''}"
             for _, split, _, name, _, file in rows
         ]
         return " = ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")

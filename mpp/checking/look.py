@@ -16,7 +16,7 @@ from mpp.data.picture import Stored
 from mpp.data.reader import Bad, kind_of
 from mpp.data.statistics import ChannelStatistics, histogram
 from mpp.errors import RunError, Unreachable
-from mpp.sources.base import Source, place, read_many
+from mpp.sources.base import Source, read_many, where
 
 GOOD, GREY, BLANK = 1, 2, 4
 """Flags: it can be used; colour whose channels are all the same; pixels that are all the same."""
@@ -60,7 +60,7 @@ def look(source: Source, indices: Sequence[int], reading: Reading) -> Part:
                 raise found
             _look(part, row, found[0], reading)
         except (BadImage, OSError, MemoryError) as error:
-            part.bad.append(Bad(index, kind_of(error), place(source, index), one_line(error)))
+            part.bad.append(Bad(index, kind_of(error), where(source, index), one_line(error)))
             if (held := _HELD.match(str(error))) and kind_of(error) == "wrong channels":
                 part.channels[int(held[1])] += 1
     return part

@@ -10,7 +10,7 @@ from mpp.checking.scan import Tally
 from mpp.checking.values import Kind, Spread, propose
 from mpp.data.config import Reading
 from mpp.data.statistics import can_divide
-from mpp.sources.base import Source, count, place
+from mpp.sources.base import Source, count, where
 from mpp.sources.names import printable
 
 _WIDTH, _NAMED, _LONG = 13, 3, 4.0
@@ -206,4 +206,4 @@ def _finite(values: np.ndarray) -> list[float | None]:
 
 
 def _name(source: Source, index: int) -> str:
-    return place(source, index) or f"image {index}"
+    return printable(where(source, index))

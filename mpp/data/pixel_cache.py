@@ -25,7 +25,7 @@ from mpp.data.loader import sequential
 from mpp.data.transform import TRANSFORM_VERSION
 from mpp.errors import Unreachable, UserError
 from mpp.files import cache_folder, claimed, write_whole
-from mpp.sources.base import Source, check_index, place, read_many, size_of, warnings_of
+from mpp.sources.base import Source, check_index, read_many, size_of, warnings_of, where
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.opening import open_source
 
@@ -66,7 +66,7 @@ class PixelSource:
 
     def where(self, index: int) -> str:
         """The file or member that the pixels are of."""
-        return place(self.source, index)
+        return where(self.source, index)
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
         """uint8 (h, w, C), a view of the file, and the label; of what did not decode, what the source gives."""

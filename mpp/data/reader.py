@@ -15,7 +15,7 @@ from mpp.data.jpeg import JpegPicture
 from mpp.data.picture import failure, out_of_memory
 from mpp.data.sending import empty_pixels
 from mpp.errors import RunError, Unreachable, UserError, command
-from mpp.sources.base import Source, TooLarge, block, decoded, path_of, read_many
+from mpp.sources.base import Source, TooLarge, block, decoded, read_many, where
 from mpp.sources.files import NotAFile, Outside
 from mpp.sources.names import printable
 
@@ -70,7 +70,7 @@ class Bad(NamedTuple):
     kind: str
     """`BadImage.kind`, for counting."""
     where: str
-    """File or member, as the system takes it; empty where the source does not say."""
+    """The file, as the system takes it, or which image of which file, as `mpp.sources.base.where` says."""
     reason: str
 
     def __str__(self) -> str:
@@ -159,11 +159,11 @@ class Reader:
 
     def noted(self, index: int, error: BadImage | OSError) -> Bad:
         """What is wrong with an image, by its place."""
-        where, reason = path_of(self.source, index), one_line(error)
+        named, reason = where(self.source, index), one_line(error)
         if isinstance(error, OSError) and error.strerror:
-            link = isinstance(error, FileNotFoundError) and Path(where).is_symlink()
+            link = isinstance(error, FileNotFoundError) and Path(named).is_symlink()
             reason = "a link that leads nowhere" if link else error.strerror
-        return Bad(index, kind_of(error), where, reason)
+        return Bad(index, kind_of(error), named, reason)
 
 
 def _joined(files: list[bytes]) -> Tensor:

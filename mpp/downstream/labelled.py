@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64
 
 from mpp.downstream.config import parse_share
-from mpp.sources.base import Source, SourceError, checked_labels, count, place, warnings_of
+from mpp.sources.base import ListSource, Source, SourceError, checked_labels, count, warnings_of, where
 from mpp.sources.fingerprint import listing
 from mpp.sources.names import printable
 from mpp.sources.opening import has_split, open_source
@@ -246,11 +246,11 @@ def _keys(names: tuple[str, ...]) -> list[tuple[str, int]]:
 
 
 def _same_images(train: Source, test: Source) -> bool:
-    """Whether both hold the same files or members, as one folder that was spelled in two ways; arrays do not tell."""
+    """Whether both hold the same files or members, as one folder that was spelled in two ways."""
     last = len(train) - 1
-    if len(train) != len(test) or last < 0 or not place(train, 0):
+    if len(train) != len(test) or last < 0 or isinstance(train, ListSource):  # in memory: numbers say nothing
         return False
-    return all(place(train, index) == place(test, index) for index in (0, last // 2, last))
+    return all(where(train, index) == where(test, index) for index in (0, last // 2, last))
 
 
 def _test_name(train: Source, test: Source) -> str:

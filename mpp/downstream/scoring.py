@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64, Int, Int64
 
 from mpp.downstream.estimates import wilson
 from mpp.files import write_csv
-from mpp.sources.base import Source, count, path_of
+from mpp.sources.base import Source, count, where
 
 _TOP = 5
 _ROWS = 4096  # images at a time: 30 MB of float64 for 1,000 classes
@@ -137,7 +137,7 @@ class Scores:
             # Names may hold any separator, so the five of them are a JSON list.
             five = json.dumps(top, ensure_ascii=False)
             label, right = names[self.labels[row]], int(correct[row])
-            yield index, path_of(source, index), label, top[0], right, f"{self.probability[row, 0]:.6f}", five
+            yield index, where(source, index), label, top[0], right, f"{self.probability[row, 0]:.6f}", five
 
     def _confused(self) -> list[tuple[int, int]]:
         """For each class, the wrong class it is most often taken for, and how often; 0 times where never."""

@@ -203,7 +203,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _json(held: dict[str, Any], indent: int | None = None) -> bytes:
-    return json.dumps({"format": FORMAT, **held}, indent=indent, ensure_ascii=False).encode() + b"\n"
+    return (
+        json.dumps({"format": FORMAT, **held}, indent=indent, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        + b"\n"
+    )
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ from mpp.errors import RunError, Unreachable
 from mpp.packing.figures import Figures
 from mpp.packing.images import Form, Packed, pack_image
 from mpp.packing.tar_writer import Part, TarWriter, member_bytes
-from mpp.sources.base import Source, place, read_many
+from mpp.sources.base import Source, read_many, where
 
 _AT_ONCE = 16  # images read at the same time, where they lie far away
 
@@ -99,7 +99,7 @@ def pack_task(source: Source, plan: Plan, task: int, folder: Path, count: Callab
                         raise found
                     packed, label = pack_image(found[0], plan.form), found[1]
                 except (BadImage, OSError, MemoryError) as error:
-                    record.bad.append(Bad(index, kind_of(error), place(source, index), one_line(error)))
+                    record.bad.append(Bad(index, kind_of(error), where(source, index), one_line(error)))
                     continue
                 label = None if label is None or label < 0 else int(label)
                 shards.add(f"{key:09d}", packed, label)

@@ -72,6 +72,10 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self._images)
 
+    def where(self, index: int) -> str:
+        """Which image of the file it is."""
+        return f"image {check_index(index, len(self))} of {self.path}"
+
     def read(self, index: int) -> tuple[np.ndarray, int | None]:
         """(H, W) or (H, W, C) of the array's dtype, in this machine's byte order, and the label."""
         image = np.asarray(self._images[check_index(index, len(self))])

@@ -39,11 +39,10 @@ def past_limit(size: int, most: float) -> str:
 class Source(Protocol):
     """A map from index to image.
 
-    A source may also have `where(index) -> str`, the file or member that a bad image is reported by, in one
-    printable line; `size(index) -> int`, the bytes that an image takes there, known without reading it;
-    `read_many(indices)` and `block(indices)`, as the functions of those names, where many at once are faster;
-    `decoded(index)`, as the function of that name, where some of its arrays are final pixels; `original`, the source
-    whose images it gives in another form; and `warnings`, lines on what looks like a mistake.
+    A source may also have `where(index)`, what names an image in lists; `size(index) -> int`, the bytes that an image
+    takes there, known without reading it; `read_many(indices)` and `block(indices)`, where many at once are faster;
+    `decoded(index)`, where some of its arrays are final pixels (all as the functions of those names); `original`, the
+    source whose images it gives in another form; and `warnings`, lines on what looks like a mistake.
     """
 
     name: str
@@ -136,6 +135,7 @@ class ListSource:
         classes: class names; None: numbers, where there are labels.
         name: what the source is called.
         note: what `describe` adds.
+        split: of the source, where it has several.
 
     Raises:
         SourceError: labels that are not one whole number an image, or name no class.
@@ -148,14 +148,20 @@ class ListSource:
         classes: tuple[str, ...] | None = None,
         name: str = "list",
         note: str = "",
+        split: str = "",
     ) -> None:
         self.name, self.note, self._images = name, note, images
+        self._whole = f"the {split} split of {name}" if split else name
         self._labels, self.classes = (
             (None, None) if labels is None else checked_labels(name, labels, len(images), classes)
         )
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def where(self, index: int) -> str:
+        """Which image of the source it is."""
+        return f"image {check_index(index, len(self))} of {self._whole}"
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
         """The image and its label."""
@@ -196,11 +202,7 @@ class Subset:
     def where(self, index: int) -> str:
         """What the whole source calls the image."""
         inner = int(self.indices[check_index(index, len(self))])
-        return place(self.source, inner) or f"image {inner}"
-
-    def path(self, index: int) -> str:
-        """As `path_of` the whole source."""
-        return path_of(self.source, int(self.indices[check_index(index, len(self))])) or self.where(index)
+        return where(self.source, inner)
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
         """The image and its label."""
@@ -295,16 +297,11 @@ def size_of(source: Source, index: int) -> int:
     return size(index) if size else 0
 
 
-def place(source: Source, index: int) -> str:
-    """The file or member that an image lies in; empty where the source does not say."""
-    where = getattr(source, "where", None)
-    return where(index) if where else ""
-
-
-def path_of(source: Source, index: int) -> str:
-    """The path of an image as the system takes it, where it is a file of its own; else its place."""
-    path: Any = getattr(source, "path", None)
-    return str(path(index)) if callable(path) else place(source, index)
+def where(source: Source, index: int) -> str:
+    """What names an image in lists and messages: the path of its file as the system takes it, which `printable` brings
+    into one line; of one that is no file of its own, which one it is of which file, or of the source."""
+    of_image = getattr(source, "where", None)
+    return of_image(index) if of_image else f"image {index} of {source.name}"
 
 
 def checked_labels(

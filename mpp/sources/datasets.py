@@ -91,7 +91,7 @@ def open_cifar(kind: str, folder: Path, split: Split, download: bool) -> ListSou
             "--data.download true fetches it"
         )
     images, labels, classes = found
-    return ListSource(images, labels, classes, name=spec)
+    return ListSource(images, labels, classes, name=spec, split=split)
 
 
 def _held(root: Path, folder: str, archive: str, names: Sequence[str]) -> dict[str, bytes] | None:

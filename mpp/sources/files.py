@@ -121,7 +121,7 @@ class FileSource:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def path(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """The image's path, as the system takes it."""
         return os.path.join(self._folder, self._paths[index])  # noqa: PTH118 - a million of them
 
@@ -137,13 +137,9 @@ class FileSource:
             return paths.names()
         return PathTable(path.removeprefix(above).removeprefix(os.sep) for path in paths).names()
 
-    def where(self, index: int) -> str:
-        """The image's path in one printable line."""
-        return printable(self.path(index))
-
     def size(self, index: int) -> int:
         """The file's bytes; 0 where it cannot be asked: reading it says why."""
-        return file_size(self.path(index))
+        return file_size(self.where(index))
 
     def read(self, index: int) -> tuple[bytes, int | None]:
         """The file's bytes and its label.
@@ -153,7 +149,7 @@ class FileSource:
             NotAFile: a FIFO, a socket, a device or a folder, which is never opened.
         """
         label = -1 if self._labels is None else int(self._labels[check_index(index, len(self))])
-        return read_file(self.path(index)), None if label < 0 else label
+        return read_file(self.where(index)), None if label < 0 else label
 
     def labels(self) -> np.ndarray | None:
         """int64 (len,), or None."""

@@ -122,7 +122,7 @@ def fingerprint(source: Source, *, times: bool = True, most: int | None = None, 
         if most is not None:
             _put(digest, *source.names())
         for index in looked_at:
-            path = source.path(index)
+            path = source.where(index)
             name = path.removeprefix(root).removeprefix(os.sep) if most is None else ""
             _put(digest, name, _state(path, times))
     elif type(source) in (ShardSource, RemoteShardSource):
@@ -135,7 +135,7 @@ def fingerprint(source: Source, *, times: bool = True, most: int | None = None, 
     elif type(source) is HubSource:
         _put(digest, source.arrow_fingerprint if times else source.sizes().astype("<i8").tobytes())
         for index in _spread(np.flatnonzero(source.sizes() < 0), most):
-            path = source.path(index) or ""
+            path = source.file_of(index) or ""
             state = _state(path, times) if source.inside(path) else "outside"
             _put(digest, path if times else os.path.basename(path), state)  # noqa: PTH119
     elif type(source) is MixtureSource:

@@ -29,6 +29,7 @@ class HubSource:
         dataset: of Hugging Face's `datasets`.
         column: of the images: encoded bytes, or a struct with `bytes` and `path`.
         folders: those that a path may lead into; relative ones start from the first.
+        files: those that the rows lie in, with how many there are in each; one alone may be any name.
         labels: one an image, -1 for none; None: unlabelled.
         classes: class names; None: unlabelled.
         note: what `describe` adds.
@@ -40,12 +41,15 @@ class HubSource:
         dataset: "Dataset",
         column: str,
         folders: Sequence[Path],
+        files: Sequence[tuple[str, int]],
         labels: np.ndarray | None = None,
         classes: tuple[str, ...] | None = None,
         note: str = "",
     ) -> None:
         self.name, self.folders, self.classes, self.note = name, tuple(map(str, folders)), classes, note
         self._dataset, self._name, self._labels = dataset, column, labels
+        self._files = tuple(name for name, _ in files)
+        self._starts = np.cumsum([0, *(rows for _, rows in files[:-1])])
         self._column = dataset.data.column(column)  # six times as fast as dataset[index]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,21 +63,31 @@ class HubSource:
     def __len__(self) -> int:
         return len(self._column)
 
-    def path(self, index: int) -> str | None:
+    def _stated(self, index: int) -> tuple[bool, str]:
+        """Whether a row holds an image's bytes, and the path that it states beside them or instead, or ""."""
+        held: Any = self._column[check_index(index, len(self))]
+        if not hasattr(held, "keys"):
+            return held.is_valid, ""
+        path = held["path"].as_py() if held.is_valid and "path" in held.keys() else ""  # noqa: SIM118
+        return held.is_valid and held["bytes"].is_valid, path or ""
+
+    def file_of(self, index: int) -> str | None:
         """The file that a row names; None where its bytes are in the table."""
-        held = self._column[check_index(index, len(self))].as_py()
-        if isinstance(held, dict) and held.get("bytes") is None and held.get("path"):
-            return os.path.join(self.folders[0], held["path"])  # noqa: PTH118
-        return None
+        has_bytes, path = self._stated(index)
+        return None if has_bytes or not path else os.path.join(self.folders[0], path)  # noqa: PTH118
 
     def inside(self, path: str) -> bool:
         """Whether a path that the table names may be read: the data set may be anybody's, the disk is not."""
         return within(path, self.folders)
 
     def where(self, index: int) -> str:
-        """The row, or the file that it names."""
-        path = self.path(index)
-        return f"row {index} of {self.name}" if path is None else printable(path)
+        """The file that the row names; else the row, of which file, and what it calls its image."""
+        named, (_, called) = self.file_of(index), self._stated(index)
+        if named is not None:
+            return named
+        file = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = f"row {index - int(self._starts[file])} of {self._files[file]}"
+        return f"{row} ({called})" if called else row
 
     def size(self, index: int) -> int:
         """The bytes in the table, or of the file that the row names."""
@@ -83,7 +97,7 @@ class HubSource:
         data = held["bytes"] if pa.types.is_struct(held.type) else held
         if data.is_valid:
             return data.as_buffer().size
-        path = self.path(index)
+        path = self.file_of(index)
         return file_size(path) if path is not None and self.inside(path) else 0
 
     def read(self, index: int) -> tuple[bytes, int | None]:
@@ -97,9 +111,9 @@ class HubSource:
         label = -1 if self._labels is None else int(self._labels[index])
         data = held.get("bytes") if isinstance(held, dict) else held
         if data is None:
-            path = self.path(index)
+            path = self.file_of(index)
             if path is None:
-                raise OSError(f"row {index} of {self.name} holds neither bytes nor a path")
+                raise OSError(f"{printable(self.where(index))} holds neither bytes nor a path")
             if not self.inside(path):
                 stated = printable(str(held["path"]))
                 raise Outside(f"row {index} of {self.name} names {stated}, outside of the data set, and is not read")
@@ -156,7 +170,10 @@ def open_hub(spec: str, argument: str, split: Split = "train") -> HubSource:
         raise SourceError(
             f"{spec}: has the splits {held} and none called train; write {spec_of('hf', opened.place)}:SPLIT"
         )
-    dataset = opened.dataset(chosen or next(iter(opened.splits), ""))
+    part = chosen or next(iter(opened.splits), "")
+    dataset, files = opened.dataset(part), opened.files(part)
+    if sum(rows for _, rows in files) != len(dataset):  # of the hub, or in another order
+        files = [(f"the split {chosen} of {spec}" if chosen and not opened.asked else spec, len(dataset))]
     if not len(dataset):
         raise SourceError(f"{spec}: {opened.place} has no rows{f' in {chosen}' if chosen else ''}; check it")
     image = _image_column(spec, dataset.features)
@@ -169,7 +186,7 @@ def open_hub(spec: str, argument: str, split: Split = "train") -> HubSource:
         labels, classes = _labels(spec, dataset, train, label)
         if labels is not None and (missing := int((labels < 0).sum())):
             notes.append(f"{missing:,} without a label")
-    return HubSource(spec, dataset, image, opened.folders(), labels, classes, "; ".join(notes))
+    return HubSource(spec, dataset, image, opened.folders(), files, labels, classes, "; ".join(notes))
 
 
 def _image_column(spec: str, features: Mapping[str, Any]) -> str:

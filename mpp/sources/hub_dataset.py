@@ -161,6 +161,21 @@ class OpenedDataset:
             if name in ("", ".", "..") or "/" in name or "\\" in name:
                 raise SourceError(f"{self.spec}: it names {name!r}, outside of its folder, and is not read")
 
+    def files(self, split: str) -> list[tuple[str, int]]:
+        """The files on the disk that a split lies in, in the order of their rows, and how many rows each has."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with self._one_line():
+            if self.builder is None:
+                state = json.loads((self.path / split / "state.json").read_text("utf-8"))
+                files = [str(self.path / split / file["filename"]) for file in state["_data_files"]]
+                return [(file, pa.ipc.open_stream(pa.memory_map(file)).read_all().num_rows) for file in files]
+            if not self.path.is_dir():
+                return []
+            files = [str(file) for file in (self.builder.config.data_files or {}).get(split, ())]
+            return [(file, pq.read_metadata(file).num_rows) for file in files]
+
     def dataset(self, split: str) -> "Dataset":
         """One split, memory-mapped; "": all there is."""
         import datasets

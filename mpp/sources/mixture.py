@@ -10,12 +10,11 @@ from mpp.sources.base import (
     block,
     check_index,
     count,
-    path_of,
-    place,
     read_many,
     size_of,
     summary,
     warnings_of,
+    where,
 )
 
 # What the draws are for; the loader numbers its own from 1.
@@ -82,12 +81,7 @@ class MixtureSource:
     def where(self, index: int) -> str:
         """What the part calls the image."""
         part, inner = self._find(index)
-        return place(self.parts[part], inner) or f"image {inner} of {self.parts[part].name}"
-
-    def path(self, index: int) -> str:
-        """As `path_of` its part."""
-        part, inner = self._find(index)
-        return path_of(self.parts[part], inner) or self.where(index)
+        return where(self.parts[part], inner)
 
     def size(self, index: int) -> int:
         """As `size_of` its part."""

@@ -1,5 +1,6 @@
 """Whether a run would start, on folders whose every image is known."""
 
+import csv
 import errno
 import os
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from mpp.cli import check_data
-from mpp.data.config import DataConfig
+from mpp.data.config import DataConfig, Reading
+from mpp.data.loader import sequential
+from mpp.data.transform import EvalTransform
 from mpp.dist import World
 from mpp.errors import RunError
 from mpp.model.config import ModelConfig
@@ -108,6 +111,25 @@ def test_warnings_of_the_source_are_among_the_others(check: Callable[..., Any], 
     (warning,) = open_source(f"folder:{tmp_path / 'data'}").warnings
     assert f"WARNING: {warning}" in lines
     assert report["warnings"][0] == warning
+
+
+def test_images_that_are_no_files_are_named_in_every_list(check: Callable[..., Any], tmp_path: Path):
+    pytest.importorskip("datasets")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    png = save(tmp_path / "0.png", noise(40, 40)).read_bytes()
+    held = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate([png, b"", png, png[:99]])]
+    (tmp_path / "d").mkdir()
+    pq.write_table(pa.table({"image": held}), tmp_path / "d" / "train.parquet")
+    _, lines, _ = check(f"hf:{tmp_path / 'd'}", "--max-bad", "100%")
+    rows = [f"row {i} of {tmp_path / 'd' / 'train.parquet'} ({i}.png)" for i in range(4)]
+    for name, named in (("bad_files", [rows[1], rows[3]]), ("duplicates", [rows[0], rows[2]])):
+        with (tmp_path / "out" / f"{name}.csv").open(newline="") as file:
+            assert [row["file"] for row in csv.DictReader(file)] == named
+    assert f"{rows[0]} = {rows[2]}" in "\n".join(lines)
+    files, source = BadFiles(tmp_path / "run.csv", 1.0), open_source(f"hf:{tmp_path / 'd'}")
+    batch = next(iter(sequential(source, EvalTransform((8, 8)), Reading(), range(4), batch_size=4)))
+    files.add(batch["bad"], 4)
+    assert [row.split(",")[2] for row in (tmp_path / "run.csv").read_text().splitlines()[1:]] == [rows[1], rows[3]]
 
 
 def test_targets_are_those_that_a_run_surveys(check: Callable[..., Any], tmp_path: Path):

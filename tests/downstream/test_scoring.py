@@ -150,14 +150,14 @@ def test_precision_and_accuracy_against_scikit_learn(tmp_path: Path) -> None:
     images = read(tmp_path / "predictions.csv")
     assert np.mean([int(row["correct"]) for row in images]) == pytest.approx(scores.top1)
     assert [int(row["index"]) for row in images] == (np.arange(400) * 3).tolist()
-    assert {row["path"] for row in images} == {""}  # arrays have none
+    assert [row["path"] for row in images] == [f"image {3 * i} of list" for i in range(400)]
 
 
 def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = ListSource(np.zeros((7, 1, 1), np.uint8))
     by_hand().write(tmp_path, source)
     before = (tmp_path / "predictions.csv").read_bytes()
-    monkeypatch.setattr("mpp.downstream.scoring.path_of", lambda source, index: 1 / (3 - index))
+    monkeypatch.setattr("mpp.downstream.scoring.where", lambda source, index: 1 / (3 - index))
     with pytest.raises(ZeroDivisionError):
         by_hand().write(tmp_path, source)
     assert (tmp_path / "predictions.csv").read_bytes() == before

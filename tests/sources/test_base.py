@@ -10,11 +10,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mpp.sources.base import ListSource, SourceError, Subset, TooLarge, read_many, size_of
+from mpp.sources.base import ListSource, SourceError, Subset, TooLarge, read_many, size_of, where
 from mpp.sources.files import FileSource, NotAFile, PathTable, read_file
+from mpp.sources.mixture import MixtureSource
 from mpp.sources.names import printable
 from mpp.sources.opening import open_source
-from tests.sources.test_shards import write_shards
+from tests.sources.test_shards import write_shards, write_tar
 
 
 @pytest.fixture
@@ -135,12 +136,11 @@ def test_printable(text, shown):
     assert printable(text) == shown
 
 
-def test_where_is_one_line_and_path_is_the_real_one(tmp_path):
+def test_a_file_is_named_by_its_real_path(tmp_path):
     name = "a\n\udcff.png"
     (tmp_path / name).write_bytes(b"x")
     source = FileSource("folder:x", tmp_path, [name])
-    assert source.where(0) == f"{tmp_path}/a\\n\\xff.png"
-    assert source.path(0) == f"{tmp_path}/{name}"
+    assert source.where(0) == f"{tmp_path}/{name}"
     assert source.read(0) == (b"x", None)
 
 
@@ -297,3 +297,31 @@ def test_an_image_that_memory_does_not_hold_is_its_own_fault():
         assert (first, third) == ((b"0", None), (b"2", None))
         assert too_large(second)
         assert str(second) == "takes more memory than there is"
+
+
+def test_every_source_names_its_images(picture_folder, images, tmp_path):
+    folder = picture_folder("1.png", "2.png")
+    np.savez(tmp_path / "a.npz", images=images)
+    (tmp_path / "l.csv").write_text("1.png\n2.png\n")
+    write_tar(tmp_path / "s.tar", [("a.jpg", b"a"), ("b.jpg", b"b")])
+
+    class Plain:
+        name, classes = "plain", None
+        __len__, read, labels, describe = (lambda self: 2), None, None, None
+
+    specs = ("array:a.npz", "shards:s.tar", "csv:l.csv")
+    array, shard, file = (open_source(spec.replace(":", f":{tmp_path}/")) for spec in specs)
+    whole = ListSource(images, name="cifar10:/x", split="test")
+    named = {
+        array: f"image 1 of {tmp_path / 'a.npz'}",
+        shard: f"{tmp_path / 's.tar'}, byte 1536",
+        file: str(tmp_path / "2.png"),
+        open_source(f"folder:{folder}"): str(folder / "2.png"),
+        whole: "image 1 of the test split of cifar10:/x",
+        ListSource(images): "image 1 of list",
+        Plain(): "image 1 of plain",
+        Subset(whole, [3, 4]): "image 4 of the test split of cifar10:/x",
+        Subset(Plain(), [0, 1]): "image 1 of plain",
+        MixtureSource("m", [shard, file]): f"{tmp_path / 's.tar'}, byte 1536",
+    }
+    assert {source: where(source, 1) for source in named} == named

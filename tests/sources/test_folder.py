@@ -181,7 +181,7 @@ def test_order_is_that_of_the_bytes_in_pieces_of_any_size(picture_folder, monkey
     whole = open_source(f"folder:{folder}")
     expected = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     expected.sort(key=os.fsencode)
-    assert [os.path.relpath(whole.path(i), folder) for i in range(len(whole))] == expected
+    assert [os.path.relpath(whole.where(i), folder) for i in range(len(whole))] == expected
     monkeypatch.setattr(mpp.sources.folder, "_PIECE", 7)
     monkeypatch.setattr(PathTable, "_PIECE", 5)
     pieces = open_source(f"folder:{folder}")

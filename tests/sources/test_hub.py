@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -89,10 +90,33 @@ def test_splits(split_in_two, pictures):
     assert test.labels().tolist() == [n % 3 for n in range(19, 11, -1)]
     assert test.labels().dtype == np.int64
     assert train.describe() == "12 images in 3 classes; the split train alone"
-    assert train.where(3) == f"row 3 of {split_in_two}"
+    saved, parquet = (Path(split_in_two[3:]).glob(name) for name in ("train/*.arrow", "train-*"))
+    (file,) = (*saved, *parquet)
+    assert train.where(3) == f"row 3 of {file} (8.png)"
     for index in (-1, 12):
         with pytest.raises(IndexError):
             train.read(index)
+
+
+def test_every_row_is_named_by_its_file(made, pictures, tmp_path, monkeypatch):
+    made().save_to_disk(str(tmp_path / "saved"), num_shards=3)
+    for number, (start, stop) in enumerate([(0, 7), (7, 8), (8, 20)]):
+        write_parquet(tmp_path / "rows", **{f"train-{number}": made(start, stop)})
+    for folder, sizes in (("saved", [7, 7, 6]), ("rows", [7, 1, 12])):
+        source = open_source(f"hf:{tmp_path / folder}")
+        files = sorted(path for path in (tmp_path / folder).iterdir() if path.suffix in (".arrow", ".parquet"))
+        numbers = [int(re.search(r"\((\d+)\.png\)", source.where(index))[1]) for index in range(20)]
+        assert [source.read(index)[0] for index in range(20)] == [pictures[number] for number in numbers]
+        named = [f"row {row} of {file}" for file, size in zip(files, sizes, strict=True) for row in range(size)]
+        assert [source.where(index).partition(" (")[0] for index in range(20)] == named
+        copy = pickle.loads(pickle.dumps(source))
+        assert copy.where(13) == source.where(13)
+        with pytest.raises(IndexError):
+            source.where(20)
+    monkeypatch.setattr(OpenedDataset, "files", lambda self, split: [])  # as of a dataset from the hub
+    spec = f"hf:{tmp_path / 'rows'}"
+    assert open_source(spec).where(9).startswith(f"row 9 of the split train of {spec} (")
+    assert open_source(f"{spec}:train").where(9).startswith(f"row 9 of {spec}:train (")
 
 
 def test_one_split_by_name(split_in_two):

@@ -173,7 +173,7 @@ def test_paths_that_the_library_wrote(picture_folder, tmp_path):
     write_csv(tmp_path / "list.csv", [("path", "label"), ("a\nb.png", "x"), ('q"uote.png', "y")])
     source = open_source(f"csv:{folder / 'list.csv'}")
     assert [source.read(i)[1] for i in range(2)] == [0, 1]
-    assert source.where(0).endswith(r"a\nb.png")
+    assert source.where(0).endswith("a\nb.png")
 
 
 @pytest.mark.slow
