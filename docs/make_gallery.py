@@ -14,13 +14,13 @@ The sections, sentences and pictures are those of the runs' own pages. What is t
 import dataclasses
 import html
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
 
+from mpp.files import whole_folder, write_whole
 from mpp.page.document import write_pictures
 from mpp.page.parts import Gallery, Page, Picture, Section
 from mpp.recipes import VisualizeRecipe
@@ -37,7 +37,6 @@ _WIDTH, _SHEET = 400, 820  # pixels of a picture and of a sheet on the page
 def make(runs: Mapping[str, Path], out: Path) -> None:
     """Writes gallery.md and gallery/ into `out`, from finished runs by the name that the page has for them."""
     pages = {name: build_page(VisualizeRecipe(init=str(run), shown=_SHOWN)) for name, run in runs.items()}
-    shutil.rmtree(out / "gallery", ignore_errors=True)
     lines = [
         "# Gallery",
         "",
@@ -48,13 +47,15 @@ def make(runs: Mapping[str, Path], out: Path) -> None:
         *(f"- **{name}**: {_about(pages[name], run)}" for name, run in runs.items()),
     ]
     first = next(iter(pages.values()))
-    for section in (section for section in first.sections if section.name not in _LEFT_OUT):
-        paper = f" (It follows {section.paper}.)" if section.paper else ""
-        lines += ["", f"## {section.title}", "", f"{section.reading}{paper}"]
-        for name, page in pages.items():
-            for same in (each for each in page.sections if each.name == section.name):
-                lines += ["", f"**{name}**", "", *_pictures(name, page, same, out)]
-    (out / "gallery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with whole_folder(out / "gallery") as gallery:
+        for section in (section for section in first.sections if section.name not in _LEFT_OUT):
+            paper = f" (It follows {section.paper}.)" if section.paper else ""
+            lines += ["", f"## {section.title}", "", f"{section.reading}{paper}"]
+            for name, page in pages.items():
+                for same in (each for each in page.sections if each.name == section.name):
+                    lines += ["", f"**{name}**", "", *_pictures(name, page, same, gallery)]
+    text = "\n".join(lines) + "\n"
+    write_whole(out / "gallery.md", lambda file: file.write(text.encode()))
 
 
 def _about(page: Page, run: Path) -> str:
@@ -66,9 +67,9 @@ def _about(page: Page, run: Path) -> str:
     return f"{page.lead} Its figures: {', '.join(figures)}. Made by {made}."
 
 
-def _pictures(name: str, page: Page, section: Section, out: Path) -> list[str]:
+def _pictures(name: str, page: Page, section: Section, gallery: Path) -> list[str]:
     """Writes the section's pictures, and shows them in Markdown."""
-    folder = out / "gallery" / re.sub(r"\W+", "_", name.lower())
+    folder = gallery / re.sub(r"\W+", "_", name.lower())
     alone = [block.pictures if isinstance(block, Gallery) else (block,) for block in section.blocks]
     alts = {each.name: each.alt for blocks in alone for each in blocks if isinstance(each, Picture)}
     lines = []
@@ -80,7 +81,7 @@ def _pictures(name: str, page: Page, section: Section, out: Path) -> list[str]:
             Image.open(sheet).save(path, quality=80)
             sheet.unlink()
         alt = html.escape(alt)
-        lines.append(f'<img src="{path.relative_to(out)}" alt="{alt}" width="{width}">')
+        lines.append(f'<img src="gallery/{path.relative_to(gallery)}" alt="{alt}" width="{width}">')
     return lines
 
 

@@ -12,6 +12,7 @@ from results_page.data import read_studies, take
 from results_page.page import START, in_headline, render, with_headline
 
 from mpp.errors import UserError
+from mpp.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,12 +32,16 @@ def make(root: Path, folders: Sequence[Path] = ()) -> None:
     if START in headline and not in_headline(studies):
         print("README.md: its headline stays as it is: no study of what pretraining is worth is finished")
     files = render(studies)
-    for old in out.glob("*.svg"):
-        old.unlink()
     for name, text in files.items():
-        (root / "docs" / name).write_text(text, encoding="utf-8")
+        _write(root / "docs" / name, text)
+    for old in {*out.glob("*.svg")} - {root / "docs" / name for name in files}:
+        old.unlink()
     if headline != readme.read_text("utf-8"):
-        readme.write_text(headline, encoding="utf-8")
+        _write(readme, headline)
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

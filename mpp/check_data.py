@@ -30,14 +30,15 @@ from mpp.data.decode import BadImage
 from mpp.data.loader import worker_count
 from mpp.data.reader import Bad
 from mpp.data_recipes import CheckRecipe
-from mpp.errors import RunError, UserError
-from mpp.files import one_writer, write_csv, write_whole
+from mpp.errors import RunError
+from mpp.files import make_folder, one_writer, write_csv, write_whole
 from mpp.objective.target import build_target
 from mpp.sources.base import Source, SourceError, warnings_of
 from mpp.sources.names import printable
 from mpp.sources.opening import has_split, open_source
 from mpp.train.bad_files import FEW_READ, HEAD, by_kind
 
+_FILES = ("contact_sheet.png", "bad_files.csv", "duplicates.csv", "report.json")
 _NEWS = 30.0  # seconds between two words on how far it is
 
 
@@ -53,6 +54,7 @@ def check_data(config: CheckRecipe) -> int:
         return _check(config, None)
     out = Path(config.out).expanduser()
     with one_writer(out, "--out"):
+        make_folder(out, _FILES)
         return _check(config, out)
 
 
@@ -60,8 +62,6 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     data = config.data_config
     reading = data.reading(config.in_chans)
     workers = worker_count(config.workers, 1)
-    if out:
-        _clear_bad_list(out)
     source = open_source(config.data, download=config.download)
     test, no_test = _test_split(config.data)
     classes = Classes.of(source)
@@ -109,14 +109,6 @@ def _test_split(data: str) -> tuple[Source | None, str]:
         return (open_source(data, "test") if has_split(data) else None), ""
     except SourceError as error:
         return None, f"cannot be opened: {error}"
-
-
-def _clear_bad_list(out: Path) -> None:
-    try:
-        write_whole(out / "bad_files.csv", lambda file: None)
-    except OSError as error:
-        told = f"--out {printable(str(out))} cannot be written to ({error.strerror})"
-        raise UserError(f"{told}; give another one") from error
 
 
 @contextmanager
@@ -267,4 +259,4 @@ def _write(
     with _writing(out):
         write_csv(out / "duplicates.csv", found.rows())
         write_whole(out / "contact_sheet.png", lambda file: sheet.save(file, "PNG"))
-    return [row("written", f"{printable(str(out))}: contact_sheet.png, bad_files.csv, duplicates.csv, report.json")]
+    return [row("written", f"{printable(str(out))}: {', '.join(_FILES)}")]

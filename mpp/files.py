@@ -3,12 +3,15 @@
 import contextlib
 import csv
 import fcntl
+import glob
 import io
 import os
 import secrets
+import shutil
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any, BinaryIO
 
 from mpp.errors import ConfigError, UserError
 
+_ABANDONED = 3600.0  # seconds after which a temporary folder belongs to nobody any more
 LOCK = ".lock"
 """The file of a folder that is claimed by the one who writes there."""
 
@@ -39,8 +43,9 @@ def make_folder(folder: Path, names: Sequence[str]) -> None:
         raise UserError(f"cannot write {', '.join(names)} to --out {folder}; choose another folder")
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes under a temporary name and renames, so that no other process ever sees half a file.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Generator[BinaryIO]:
+    """A file under a temporary name that is renamed at the end, so that no other process ever sees half of it.
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.
@@ -51,11 +56,87 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with temporary.open("xb") as file:  # not mkstemp, whose files nobody else may read
             with contextlib.suppress(OSError):  # tells, until it has its name, that somebody is at it
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            write(file)
+            yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file as `whole_file`; raises what it does."""
+    with whole_file(path) as file:
+        write(file)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Generator[Path]:
+    """A temporary folder beside `folder` that takes its place at the end; after an error nothing of it stays.
+
+    What was there before goes only when the new one has its name. A process that is killed between the two leaves it
+    beside, as .NAME.old, and the next one puts it back.
+
+    Raises:
+        UserError: where it cannot be written, and of the current folder or one that holds it, which would be replaced.
+    """
+    inside = False
+    try:
+        place = folder.resolve()  # of "." and "..", which have no name to put another beside
+        with contextlib.suppress(FileNotFoundError):  # of a current folder that is gone
+            inside = Path.cwd().is_relative_to(place)
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise UserError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from error
+    if inside:
+        raise UserError(f"cannot write to {folder}: it is or holds the current folder; name a new one")
+    old, temporary = place.with_name(f".{place.name}.old"), place.with_name(f".{place.name}-{secrets.token_hex(6)}")
+    try:
+        _put_back(old, place)
+        temporary.mkdir(parents=True)
+        yield temporary
+        _remove(old)  # of one that was killed before it could
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(old)
+        temporary.rename(place)
+    except BaseException as error:
+        _put_back(old, place)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise
+    finally:
+        _remove(temporary)
+    for left in (old, *place.parent.glob(f".{glob.escape(place.name)}-{12 * '[0-9a-f]'}")):
+        with contextlib.suppress(OSError):
+            if left == old or time.time() - left.stat().st_mtime > _ABANDONED:
+                _remove(left)
+
+
+def _put_back(old: Path, place: Path) -> None:
+    if old.exists() and not place.exists():
+        old.rename(place)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Renames a folder of an earlier time to NAME_before, in the place of one before that; None if there is none.
+
+    It stays until `drop_aside`, when there is a new one.
+    """
+    before = folder.with_name(f"{folder.name}_before")
+    if not folder.exists():
+        return None
+    _remove(before)
+    return folder.rename(before)
+
+
+def drop_aside(folder: Path) -> None:
+    """Removes what was set aside."""
+    _remove(folder.with_name(f"{folder.name}_before"))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
@@ -65,13 +146,11 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         OSError: it cannot be written; what was there before is untouched.
     """
 
-    def write(file: BinaryIO) -> None:
+    with whole_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         csv.writer(text, lineterminator="\n").writerows(rows)
         text.flush()
         text.detach()
-
-    write_whole(path, write)
 
 
 _locks: set[BinaryIO] = set()

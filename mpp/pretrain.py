@@ -10,7 +10,6 @@ tell_of_run                    run_dir/report.html
 
 import contextlib
 import math
-import shutil
 import sys
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from mpp.config import to_yaml
 from mpp.data.loader import cores_for
 from mpp.dist import World
 from mpp.errors import RunError
+from mpp.files import drop_aside, set_aside
 from mpp.model.attention import use_kernel
 from mpp.objective.objective import Survey
 from mpp.parts import FIRST, Run, build, survey_source, training_batches, training_step, weights_of
@@ -31,7 +31,7 @@ from mpp.train.checkpoint import Checkpoints
 from mpp.train.loggers import check_installed
 from mpp.train.loop import Every, NonFinite, fit
 from mpp.train.provenance import record_start
-from mpp.train.run_folder import Claim, claiming, explained, processes, resume, train
+from mpp.train.run_folder import MODEL, Claim, claiming, explained, processes, resume, train
 from mpp.train.saving import Saving
 from mpp.train.sharded import whole
 from mpp.train.waiting import data_notes
@@ -87,8 +87,8 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
     if resumed >= total:
         watch.say(f"{parts.folder} is finished ({resumed} steps)")
         return _finish(parts, watch)
-    if parts.world.main:  # of an end that was none: what is there would pass for the model of this run
-        shutil.rmtree(parts.folder / "model", ignore_errors=True)
+    if parts.world.main and (before := set_aside(parts.folder / MODEL)):  # it would pass for the model of this run
+        watch.say(f"the model of the run's earlier end is {before}, until there is a new one")
     save = Saving(parts.schedule, checkpoints, watch, resumed or None)
     if resumed:
         _record(parts, resumed)
@@ -113,6 +113,8 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
 
 def _finish(parts: Run, watch: Watch) -> int:
     export(parts)
+    if parts.world.main:
+        drop_aside(parts.folder / MODEL)
     watch.features()
     if parts.world.main:
         cores = cores_for(parts.world.local_size)
@@ -172,7 +174,7 @@ def _loss_in_fp32(parts: Run, number: int) -> float | None:
     return float(dist.sum_over_ranks(torch.stack(losses).mean()) / parts.world.size)
 
 
-def export(parts: Run, name: str = "model") -> None:
+def export(parts: Run, name: str = MODEL) -> None:
     """Writes run_dir/model, or the folder of that name: the averaged encoder if there is an average, else the other."""
     with whole(parts.exported) as model:
         if parts.world.main:

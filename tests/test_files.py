@@ -1,6 +1,7 @@
-"""Who writes to a folder: one at a time, whatever becomes of that one."""
+"""Files and folders are written whole, and a folder by one at a time, whatever becomes of that one."""
 
 import ast
+import contextlib
 import errno
 import fcntl
 import os
@@ -15,7 +16,7 @@ import pytest
 
 from mpp import cli, files
 from mpp.errors import ConfigError
-from mpp.files import LOCK, claimed, holder, one_writer
+from mpp.files import LOCK, claimed, holder, one_writer, whole_folder
 from tests import runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,3 +177,46 @@ def _without_encoding(module: Path) -> list[str]:
 def test_text_is_utf_8_whatever_the_locale() -> None:
     modules = [module for folder in ("mpp", "tools", "docs") for module in (ROOT / folder).rglob("*.py")]
     assert [call for module in sorted(modules) for call in _without_encoding(module)] == []
+
+
+def moves(monkeypatch: pytest.MonkeyPatch, fails: int, how: type[BaseException]) -> None:
+    """The renaming of that number does not happen."""
+    rename, left = Path.rename, fails
+
+    def renamed(path: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise how
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_an_interrupt_between_loses_neither_the_old_nor_the_new(
+    fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "model"
+    for content in ("old", "new"):
+        if content == "new":
+            moves(monkeypatch, fails, KeyboardInterrupt)
+        with contextlib.suppress(KeyboardInterrupt), whole_folder(place) as folder:
+            (folder / "file").write_text(content)
+    assert (place / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_kill_between_left_is_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "file").write_text("old")
+    for name in (".model-0123456789ab", ".model-ba9876543210", ".model-of mine"):
+        (tmp_path / name).mkdir()
+        if "a9" not in name:
+            os.utime(tmp_path / name, (0, 0))
+    with whole_folder(tmp_path / "model") as folder:
+        (folder / "file").write_text("new")
+        assert (tmp_path / "model" / "file").read_text() == "old"
+    assert (tmp_path / "model" / "file").read_text() == "new"
+    # Another's that still writes, and what is called otherwise.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model-ba9876543210", ".model-of mine", "model"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.cli import pretrain
+from mpp.cli import finetune, pretrain
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.loop import EXIT_REQUEUE
 from tests import runs
@@ -145,6 +145,45 @@ def test_forced_resume_goes_on_with_the_changed_config(
     assert again(source, copy, "--resume", "force", train__length="64 steps") == 0
     assert "at step 60 of 64" in capsys.readouterr().err
     assert runs.final_state(copy)["images_seen"] == 64 * 16
+
+
+@pytest.mark.parametrize("tool", ["pretrain", "finetune"])
+def test_the_model_of_an_earlier_end_stays_until_there_is_a_new_one(
+    tool: str,
+    source: str,
+    ended: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_dir, command = tmp_path / "run", {"pretrain": runs.command, "finetune": runs.finetune_command}[tool]
+    make, module = {"pretrain": (pretrain, "mpp.pretrain"), "finetune": (finetune, "mpp.downstream.finetune")}[tool]
+    if tool == "pretrain":
+        shutil.copytree(ended, run_dir)
+    else:
+        assert make(command(source, run_dir, train__length="4 steps")[1:]) == 0
+    model = (run_dir / "model" / "model.safetensors").read_bytes()
+    longer = command(source, run_dir, "--resume", "force", train__length="62 steps")[1:]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        for _ in range(2):
+            assert make(longer) == 130
+    assert not (run_dir / "model").exists()
+    assert (run_dir / "model_before" / "model.safetensors").read_bytes() == model
+    assert capsys.readouterr().err.count(f"the model of the run's earlier end is {run_dir / 'model_before'}") == 1
+    assert make(longer) == 0
+    assert (run_dir / "model" / "model.safetensors").read_bytes() != model
+    assert not (run_dir / "model_before").exists()
+
+
+def test_a_folder_of_the_user_s_own_called_model_is_left_alone(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "code.py").write_text("mine")
+    assert again(source, tmp_path / "run", train__length="1 steps") == 2
+    assert "holds a model that no run wrote; choose another --run-dir" in capsys.readouterr().err.splitlines()[-1]
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == ["run/model/code.py"]
 
 
 def test_forced_resume_takes_the_optimisers_new_options(source: str, copy: Path) -> None:

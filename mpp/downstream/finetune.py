@@ -31,7 +31,7 @@ from mpp.downstream.plots import plot_confusion
 from mpp.downstream.scoring import Scores, score
 from mpp.downstream.tuning import Tuning, build_tuning, predict, result_weights, training_batches, training_step
 from mpp.errors import RunError
-from mpp.files import write_csv, write_whole
+from mpp.files import drop_aside, set_aside, write_csv, write_whole
 from mpp.train.bad_files import BadFiles
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.log import RunLog, Terminal
@@ -40,6 +40,7 @@ from mpp.train.loop import Every, NonFinite, State
 from mpp.train.parallel import share_statistics
 from mpp.train.provenance import record_start
 from mpp.train.run_folder import (
+    MODEL,
     Claim,
     check_config,
     claiming,
@@ -228,6 +229,8 @@ class _Tuner:
         bad_files = BadFiles(self.folder / name, self.config.data.max_bad_share, read)
         save = Saving(parts.schedule, self.checkpoints, self, resumed or None)
         if not self.choosing:
+            if self.main and (before := set_aside(self.folder / MODEL)):  # as in pretraining
+                self.say(f"the model of the run's earlier end is {before}, until there is a new one")
             self._record(resumed)
         if resumed:
             self.say(f"resumed from {self.checkpoints.latest()} at step {resumed} of {parts.schedule.total_steps}")
@@ -298,7 +301,8 @@ class _Tuner:
                 result.write(self.folder)
                 shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             else:
-                notes = write_timm_folder(weights, self.folder / "model")
+                notes = write_timm_folder(weights, self.folder / MODEL)
+                drop_aside(self.folder / MODEL)
                 scores.write(self.folder, labelled.test, labelled.train_labels)
                 names = (*labelled.classes, *labelled.foreign)
                 plot_confusion(self.folder / "confusion.png", scores.confusion, names)

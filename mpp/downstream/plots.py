@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from mpp.downstream.estimates import Estimate, over
 from mpp.downstream.shots import Readout
+from mpp.files import write_whole
 from mpp.process import without_warnings
 from mpp.sources.names import printable
 
@@ -268,7 +269,7 @@ def _style(axes: "Axes") -> None:
 def _save(figure: "Figure", path: Path) -> None:
     """Writes the picture. A letter that the font lacks becomes a box, not a warning for each."""
     with without_warnings("Glyph .* missing from font"):
-        figure.savefig(path)
+        write_whole(path, lambda file: figure.savefig(file, format=path.suffix.removeprefix(".")))
 
 
 def _percent(shares: Iterable[float | None]) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 from mpp.downstream.estimates import Estimate, estimate, over
 from mpp.downstream.plots import plot_bars, plot_layers, plot_shots
 from mpp.downstream.shots import Readout
-from mpp.files import write_csv
+from mpp.files import write_csv, write_whole
 from mpp.run_page.wording import accuracy_text, gain_text
 from mpp.study_recipe import SCRATCH
 from mpp.study_results import StudyResults
@@ -33,7 +33,8 @@ def write(folder: Path, document: Document) -> None:
     plot_shots(folder / "fewshot.png", shown | {f"{side} (chosen)": by for side, by in _chosen(study).items()})
     if any(of.layer != last for of in shots):
         plot_layers(folder / "layers.png", shots)
-    (folder / "study.md").write_text(_markdown(study, shots), encoding="utf-8")
+    text = _markdown(study, shots).encode()
+    write_whole(folder / "study.md", lambda file: file.write(text))
 
 
 def fewshot(study: StudyResults) -> dict[Readout, dict[int, Estimate]]:

@@ -83,8 +83,9 @@ class Checkpoints:
                 _write(temporary / _PLAIN, rest)
                 _sync_folder(temporary)
             if path.is_dir():  # the untrained state, saved once more by a run that started anew from it
-                self._retire(path)
-            os.replace(temporary, path)
+                _exchange(path, temporary)
+            else:
+                os.replace(temporary, path)
             _sync_folder(self.folder)
         except (OSError, RuntimeError, CheckpointException) as error:
             if isinstance(error, Exception) and lost_another(error):
@@ -157,6 +158,19 @@ def _write(path: Path, content: Any) -> None:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _exchange(folder: Path, new: Path) -> None:
+    """The earlier one goes with what else is stale, once the new one has its name."""
+    old = folder.with_suffix(".old.tmp")
+    if old.exists():
+        _remove(old)
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
 
 
 def _remove(path: Path) -> None:

@@ -26,6 +26,8 @@ from mpp.files import write_whole
 from mpp.train.log_services import connect
 from mpp.train.loggers import Logger, Service, Told, check_installed, flat, tag
 
+_ROW = '{"step": '  # what each begins with
+
 
 class Meter:
     """Running sums and counts of figures, kept on the device until they are read."""
@@ -157,26 +159,30 @@ def _finite(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a crash cut short is left out."""
-    rows = []
-    if path.exists():
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return rows
+    """The rows of a metrics.jsonl; of a line that a crash or a full disk cut short, what is whole after the cut."""
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+    rows = (_row(line) or _row(line[max(0, line.rfind(_ROW)) :]) for line in lines)
+    return [row for row in rows if row is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """None for what is no row."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _keep_rows(path: Path, last_step: int) -> tuple[Told, Told]:
     """Drops the rows after `last_step`; the figures of those that stay, and of those that went."""
-    rows = read_rows(path)
-    kept = [row for row in rows if row["step"] <= last_step] if last_step else []
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
-    told = [(row["step"], _finite(row)) for row in rows]
-    return told[: len(kept)], told[len(kept) :]
+    kept, dropped = [], []
+    for row in read_rows(path):
+        (kept if last_step and row["step"] <= last_step else dropped).append(row)
+    text = "".join(json.dumps(row) + "\n" for row in kept).encode()
+    # Rows must never be older than the checkpoint that they lead to, though the power fails.
+    write_whole(path, lambda file: (file.write(text), file.flush(), os.fsync(file.fileno())))
+    return [(row["step"], _finite(row)) for row in kept], [(row["step"], _finite(row)) for row in dropped]
 
 
 class Clock:

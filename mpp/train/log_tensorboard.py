@@ -12,6 +12,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig  
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from mpp.files import write_whole
 from mpp.train.loggers import Setting, Told
 
 _WORTH = "What it is worth"
@@ -75,17 +76,19 @@ class TensorBoard:
         config.embeddings.extend(others)
         entry = config.embeddings.add(tensor_name=name, tensor_path=f"{name}/features.bytes")
         entry.tensor_shape.extend(features.shape)
-        features.astype(np.float32).tofile(folder / "features.bytes")
+        data = features.astype(np.float32).tobytes()
+        write_whole(folder / "features.bytes", lambda file: file.write(data))
         if labels is not None:
             lines = (" ".join(label.split()) or "-" for label in labels)
-            (folder / "labels.tsv").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            table = "".join(f"{line}\n" for line in lines).encode()
+            write_whole(folder / "labels.tsv", lambda file: file.write(table))
             entry.metadata_path = f"{name}/labels.tsv"
         if thumbnails is not None:
             sheet, (height, width) = sprite(thumbnails)
-            Image.fromarray(sheet).save(folder / "sprite.png")
+            write_whole(folder / "sprite.png", lambda file: Image.fromarray(sheet).save(file, "PNG"))
             entry.sprite.image_path = f"{name}/sprite.png"
             entry.sprite.single_image_dim.extend([width, height])
-        path.write_text(text_format.MessageToString(config), encoding="utf-8")
+        write_whole(path, lambda file: file.write(text_format.MessageToString(config).encode()))
 
     def flush(self) -> None:
         self._writer.flush()

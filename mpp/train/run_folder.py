@@ -25,6 +25,8 @@ from mpp.train.parallel import choose_device, refuse_shared
 from mpp.train.saving import Journal, Saving
 from mpp.train.schedule import learning_rate, parse_duration
 
+MODEL = "model"
+"""The folder, in a run's own, of what it came to."""
 _UNANSWERED = 3
 """Starts in a row that end without an answer at the same place, of which the last is not to be queued again."""
 
@@ -277,6 +279,8 @@ def earlier(config: C) -> C | None:
     if not path.exists():
         if started:
             raise UserError(f"{folder} has checkpoints but no config.yaml; choose another --run-dir")
+        if (folder / MODEL).exists():  # it would be replaced
+            raise UserError(f"{folder} holds a {MODEL} that no run wrote; choose another --run-dir")
         return None
     try:
         before = from_file(type(config), path)

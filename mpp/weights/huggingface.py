@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.errors import UserError
+from mpp.files import whole_folder
 from mpp.process import global_draws
 from mpp.weights.base import Numerics, Weights, create, load
 from mpp.weights.hf_preprocessor import read_preprocessor, write_preprocessor
 from mpp.weights.plain_vit import activation, extras
-from mpp.weights.timm_folder import read_json, read_tensors, written_whole
+from mpp.weights.timm_folder import read_json, read_tensors
 
 _SHOWN = 5  # names that a complaint lists
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -117,7 +118,7 @@ def write_hf_folder(weights: Weights, folder: Path) -> list[str]:
     load(model, weights.state, origin, head=classes is not None)
     state = _to_hf(model.state_dict(), "vit." if classes else "")
     preprocessor, notes = write_preprocessor(weights)
-    with written_whole(folder) as temporary:
+    with whole_folder(folder) as temporary:
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         for name, content in (
             ("config.json", _config(weights, model, classes)),

@@ -1,9 +1,7 @@
 """Folders that timm loads: config.json and model.safetensors, in and out."""
 
-import contextlib
 import json
-import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from mpp.data.config import Framing, Reading
 from mpp.errors import UserError
+from mpp.files import whole_folder
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder
 from mpp.process import global_draws
@@ -141,7 +140,7 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
         "std": _per_channel(weights.std, weights.in_chans),
     }
     told: dict[str, Any] = {_OURS: ours} | ({"label_names": list(names)} if names else {})
-    with written_whole(folder) as temporary:
+    with whole_folder(folder) as temporary:
         if units is not None:
             _save_for_mpp(model, weights, temporary, told | {"pretrained_cfg": data_config})
         else:
@@ -166,35 +165,6 @@ def _save_for_mpp(model: Any, weights: Weights, folder: Path, told: Mapping[str,
     }
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def written_whole(folder: Path) -> Generator[Path]:
-    """A temporary folder beside `folder` that takes its place at the end; after an error nothing of it stays.
-
-    Raises:
-        UserError: where it cannot be written, and of the current folder or one that holds it, which would be replaced.
-    """
-    inside = False
-    try:
-        place = folder.resolve()  # of "." and "..", which have no name to put another beside
-        with contextlib.suppress(FileNotFoundError):  # of a current folder that is gone
-            inside = Path.cwd().is_relative_to(place)
-    except (OSError, RuntimeError) as error:  # a link to itself
-        raise UserError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from error
-    if inside:
-        raise UserError(f"cannot write to {folder}: it is or holds the current folder; name a new one")
-    temporary = place.with_name(f".{place.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        shutil.rmtree(place, ignore_errors=True)
-        temporary.rename(place)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_timm_folder(folder: Path) -> Weights:

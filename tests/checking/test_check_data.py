@@ -197,3 +197,11 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], flags: tuple[
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert expected in printed.err
+
+
+def test_what_an_earlier_look_found_stays_where_a_later_one_does_not_start(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "bad_files.csv").write_text("of an earlier look")
+    assert check_data(["--data", f"folder:{tmp_path / 'gone'}", "--out", str(out)]) == 2
+    assert (out / "bad_files.csv").read_text() == "of an earlier look"

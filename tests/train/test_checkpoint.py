@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mpp.errors import RunError, UserError
-from mpp.train.checkpoint import Checkpoints, load_checkpoint
+from mpp.train.checkpoint import Checkpoints, _exchange, load_checkpoint
 
 
 def state(step: int) -> dict[str, Any]:
@@ -204,3 +204,15 @@ def test_code_in_a_file_never_runs(form: str, tmp_path: Path) -> None:
     assert not proof.exists()
     torch.load(path, weights_only=False) if form != "pickle" else pickle.loads(path.read_bytes())
     assert proof.exists()  # the trap works where it is not guarded against
+
+
+def test_a_folder_that_cannot_be_replaced_is_the_earlier_one_still(tmp_path: Path) -> None:
+    old, new = tmp_path / "step_000000000", tmp_path / "step_000000000.tmp"
+    for path in (old, new, tmp_path / "step_000000000.old.tmp"):
+        path.mkdir()
+        (path / "file").write_text(path.name)
+    _exchange(old, new)
+    assert (old / "file").read_text() == new.name
+    with pytest.raises(FileNotFoundError):
+        _exchange(old, new)
+    assert (old / "file").read_text() == new.name

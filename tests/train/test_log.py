@@ -118,6 +118,23 @@ def test_a_torn_last_line_is_left_out_and_the_next_row_is_whole(torn: str, tmp_p
     assert [row["step"] for row in read_rows(path)] == [5, 15]
 
 
+@pytest.mark.parametrize(
+    "torn",
+    [
+        '{"step": 10, "lo{"step": 15, "loss": 0.2}',
+        '{"step": 10, "lo\n{"step": 15, "loss": 0.2}',
+        "\0" * 9 + '{"step": 15}',
+    ],
+)
+def test_a_torn_line_in_the_middle_costs_no_row_after_it(torn: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 5, "images": 40}\n' + torn + '\n3\nnull\n{"loss": 1}\n{"step": 20, "images": 160}\n')
+    assert [row["step"] for row in read_rows(path)] == [5, 15, 20]
+    RunLog(tmp_path, 15).close()
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5, 15]
+
+
 def test_no_file_is_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "metrics.jsonl") == []
 

@@ -14,12 +14,13 @@ from timm.models import save_for_hf
 
 from mpp.data.config import Reading
 from mpp.errors import UserError
+from mpp.files import whole_folder
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.weights import base
 from mpp.weights.base import Numerics, Weights
 from mpp.weights.opening import open_weights
-from mpp.weights.timm_folder import read_timm_folder, save_timm_folder, timm_state, write_timm_folder, written_whole
+from mpp.weights.timm_folder import read_timm_folder, save_timm_folder, timm_state, write_timm_folder
 
 TINY = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)
 SIZE: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -214,17 +215,17 @@ def test_a_folder_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.Monkey
     for path in (".", "..", "../sub", "../..", "/", str(here)):
         with (
             pytest.raises(UserError, match="it is or holds the current folder; name a new one"),
-            written_whole(Path(path)),
+            whole_folder(Path(path)),
         ):
             raise AssertionError("it was begun")
     (here / "file").touch()
     (tmp_path / "link").symlink_to(here / "linked")
     for path in ("../new", "new/../../other", str(tmp_path / "link")):
-        with written_whole(Path(path)) as temporary:
+        with whole_folder(Path(path)) as temporary:
             (temporary / "written").touch()
         assert (Path(path).resolve() / "written").exists()
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {"here/file", "here/new/written", "here/other/written", "here/linked/written"}
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(UserError, match=r"cannot write to .*loop"), written_whole(tmp_path / "loop"):
+    with pytest.raises(UserError, match=r"cannot write to .*loop"), whole_folder(tmp_path / "loop"):
         raise AssertionError("it was begun")
