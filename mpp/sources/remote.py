@@ -129,11 +129,14 @@ async def _persist(ask: Callable[[], Coroutine[Any, Any, _T]], url: str, limit: 
             raise TooLarge(f"{shown(url)}: takes more memory than there is") from error
         except Exception as error:  # each file system has errors of its own
             if attempt == attempts or not may_pass(error):
-                kind = kind_of_failure(error) or (Unreachable if is_away(error) else OSError)
-                raise kind(f"{shown(url)}: {reason(error, limit)}") from error
+                raise _failure(error)(f"{shown(url)}: {reason(error, limit)}") from error
         await asyncio.sleep(pause)
         pause *= 2
     raise AssertionError("unreachable")
+
+
+def _failure(error: Exception) -> type[OSError]:
+    return kind_of_failure(error) or (Unreachable if is_away(error) else OSError)
 
 
 async def _range(system: Any, url: str, start: int, size: int, timeout: float) -> bytes:
@@ -172,7 +175,11 @@ def fetch_ranges(ranges: Sequence[tuple[str, int, int]], timeout: float = TIMEOU
     """
     if not ranges:
         return []
-    systems = {url: _file_system(url, timeout) for url, _, _ in ranges}  # not in the loop: logging in may take long
+    try:  # not in the loop: logging in may take long
+        systems = {url: _file_system(url, timeout) for url, _, _ in ranges}
+    except Exception as error:  # of a worker's own login
+        failed, why = _failure(error), reason(error, timeout)
+        return [failed(f"{shown(url)}, byte {start}: {why}") for url, start, _ in ranges]
 
     async def all_of_them() -> list[bytes | OSError]:
         gate = asyncio.Semaphore(_AT_ONCE)
@@ -230,7 +237,8 @@ def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[Remot
         protocol = pattern.partition("://")[0]
         raise SourceError(f'{name}: {protocol}:// needs more packages ({error}); pip install "mpp[remote]"') from error
     except Exception as error:  # logging in
-        raise SourceError(f"{name}: {reason(error, timeout)}; check the credentials") from error
+        kind = SourceAway if is_away(error) else SourceError
+        raise kind(f"{name}: {reason(error, timeout)}; check the credentials") from error
     over_http = pattern.lower().startswith("http")
     urls = list(expand_braces(pattern))
     if over_http and "*" in pattern.partition("?")[0]:

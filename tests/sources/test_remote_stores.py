@@ -13,8 +13,9 @@ pytest.importorskip("fsspec")
 from mpp.data.config import Reading
 from mpp.data.loader import sequential
 from mpp.data.transform import EvalTransform
+from mpp.errors import Unreachable
 from mpp.sources import remote
-from mpp.sources.base import SourceAway
+from mpp.sources.base import SourceAway, SourceError
 from mpp.sources.tar_index import write_sidecar
 from tests.sources.test_remote import opened, refused, write_pictures
 from tests.sources.test_shards import all_read, write_shards
@@ -141,6 +142,28 @@ def test_file_systems_that_are_not_asynchronous(tmp_path, monkeypatch):
     source = opened("hf://datasets/me/s-*.tar")
     assert source.read_many(range(12)) == expected
     assert "hf://datasets/me/none.tar matches no file" in refused("hf://datasets/me/none.tar")
+
+
+@pytest.mark.parametrize(
+    ("error", "opening", "reading"),
+    [
+        (ConnectionError("the metadata server is away"), SourceAway, Unreachable),
+        (PermissionError("invalid_grant"), SourceError, PermissionError),
+    ],
+)
+def test_a_login_that_fails(error, opening, reading, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", remote.TIMEOUT): in_memory(tmp_path)})
+    source = opened("hf://datasets/me/s-*.tar")
+    monkeypatch.setattr(remote, "_file_system", fail)
+    found = source.read_many([0, 5])
+    assert [type(one) for one in found] == [reading] * 2
+    assert str(found[0]) == f"hf://datasets/me/s-000.tar, byte 512: {error}"
+    with pytest.raises(SourceError, match=f"{error}; check the credentials") as caught:
+        opened("hf://datasets/me/s-*.tar")
+    assert type(caught.value) is opening
 
 
 @pytest.mark.parametrize(
