@@ -163,7 +163,7 @@ def test_the_best_recipes_differ_from_the_faithful_ones_in_the_objective_alone(n
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch):
-    """Puts a source that has a length and nothing else in the place of every other."""
+    """Puts a source that has a length, and images that nobody can read, in the place of every other."""
 
     class Unread:
         def __init__(self, length: int) -> None:
@@ -171,6 +171,9 @@ def unread(monkeypatch: pytest.MonkeyPatch):
 
         def __len__(self) -> int:
             return self.length
+
+        def read(self, index: int) -> None:
+            raise OSError
 
     return lambda length: monkeypatch.setattr(mpp.parts, "open_images", lambda *_, **__: Unread(length))
 

@@ -72,7 +72,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_it_leaves_all_that_it_promises(finished: Finished) -> None:
     found = {path.name for path in finished.run_dir.iterdir()}
     assert found == {
-        *("config.yaml", "environment.json", "metrics.jsonl", "bad_files.csv"),
+        *("config.yaml", "environment.json", "metrics.jsonl", "bad_files.csv", ".lock"),
         *("tensorboard", "checkpoints", "pictures", "model"),
     }
     assert Checkpoints(finished.run_dir / "checkpoints").steps() == [7, 14, 20]
