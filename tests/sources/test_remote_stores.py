@@ -160,7 +160,7 @@ def test_a_login_that_fails(error, opening, reading, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_file_system", fail)
     found = source.read_many([0, 5])
     assert [type(one) for one in found] == [reading] * 2
-    assert str(found[0]) == f"hf://datasets/me/s-000.tar, byte 512: {error}"
+    assert str(found[0]).endswith(f"/datasets/me/s-000.tar, byte 512: {error}")
     with pytest.raises(SourceError, match=f"{error}; check the credentials") as caught:
         opened("hf://datasets/me/s-*.tar")
     assert type(caught.value) is opening
