@@ -50,23 +50,30 @@ def test_a_run_learns_and_resumes(precision: str, attention: str, compiled: str,
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_and_is_told_one_step_later() -> None:
+@pytest.mark.parametrize("failed", [1, 4])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_its_step_is_not_saved(name: str, failed: int) -> None:
     torch.manual_seed(0)
     model = nn.Linear(5, 3, device="cuda")
-    state = State(model, build_optimizer(parameter_groups(model, 0.0), OptimConfig()))
-    seen: list[dict[str, Tensor]] = []
+    state = State(model, build_optimizer(parameter_groups(model, 0.0), OptimConfig(name)))
+    saved: list[int] = []
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    seen: list[dict[str, Tensor]] = [initial]
 
     def step(model: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return model(batch).square().mean(), {}
 
     def batches() -> Iterator[Tensor]:
         for number in range(8):
-            yield torch.full((4, 5), math.nan if number == 3 else 1.0, device="cuda")
+            yield torch.full((4, 5), math.nan if number == failed - 1 else 1.0, device="cuda")
 
     def note(state: State) -> None:
         seen.append({name: value.clone() for name, value in state.model.state_dict().items()})
 
-    with pytest.raises(NonFinite, match="not finite at step 4"):
-        fit(state, model, batches(), step, Schedule(8, 4, 1, lambda _: 0.1), [(1, note)])
+    every = [(1, lambda state: saved.append(state.images_seen // 4))]
+    with pytest.raises(NonFinite, match=f"not finite at step {failed}"):
+        fit(state, model, batches(), step, Schedule(8, 4, 1, lambda _: 0.1), every, each_step=[note])
+    assert saved == list(range(1, failed))
     assert all(value.isfinite().all() for weights in seen for value in weights.values())
-    torch.testing.assert_close(seen[3], seen[2], rtol=0, atol=0)
+    assert all(value.isfinite().all() for moments in state.optimizer.state.values() for value in moments.values())
+    torch.testing.assert_close(seen[failed], seen[failed - 1], rtol=0, atol=0)
