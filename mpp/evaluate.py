@@ -24,13 +24,14 @@ from mpp.downstream.cache import FeatureCache
 from mpp.downstream.config import FewshotConfig
 from mpp.downstream.fewshot import Extract, Fewshot
 from mpp.downstream.frozen import Frozen
-from mpp.downstream.labelled import open_labelled, take_fraction, with_labels
+from mpp.downstream.labelled import Labelled, open_labelled, take_fraction, with_labels
 from mpp.downstream.plots import plot_layers, plot_shots
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
 from mpp.downstream.shots import FewshotResult, Readout, choose_readout
 from mpp.errors import RunError, UserError
 from mpp.files import make_folder, write_csv
 from mpp.recipes import FewshotRecipe, FrozenConfig, ProbeRecipe
+from mpp.restore import notes_on_pretraining
 from mpp.sources.base import count
 from mpp.train.parallel import choose_precision
 from mpp.train.run_folder import once_a_machine, processes
@@ -88,6 +89,7 @@ def fewshot_results(config: FewshotRecipe) -> dict[Readout, FewshotResult]:
             make_folder(Path(config.out).expanduser(), _fewshot_files(config))
         _say(world, f"{len(of.train_indices):,} training and {len(of.test_indices):,} test images", of.notes)
         several = any(_ways(frozen, config.pool) > 1 for _, frozen in encoders)
+        _say_seen(world, config.init, of)
         results: dict[Readout, FewshotResult] = {}
         for readout, extract in _readouts(encoders, config.pool):
             with _explained(readout.name):
@@ -155,6 +157,7 @@ def probe(config: ProbeRecipe) -> int:
         if config.out and world.main:
             make_folder(Path(config.out).expanduser(), ("probe.csv",))
         _say(world, f"{len(of.train_indices):,} training and {len(of.test_indices):,} test images", of.notes)
+        _say_seen(world, config.init, of)
         results: dict[Readout, ProbeResult] = {}
         for readout, extract in _readouts(encoders, config.pool):
             name = readout.name
@@ -287,6 +290,15 @@ def _explained(name: str) -> Generator[None]:
 def _say(world: World, first: str, notes: Iterable[str]) -> None:
     if world.main:
         print("\n".join([first, *(f"note: {note}" for note in notes)]), file=sys.stderr)
+
+
+def _say_seen(world: World, inits: Sequence[str], of: Fewshot | Labelled) -> None:
+    """Names the encoders that were pretrained on some of the test images."""
+    if world.main:
+        for note in dict.fromkeys(
+            note for init in inits for note in notes_on_pretraining(init, of.test, of.test_indices)
+        ):
+            print(f"note: {note}", file=sys.stderr)
 
 
 def _write(path: Path, rows: Iterable[Sequence[Any]]) -> None:

@@ -63,9 +63,9 @@ FINETUNE = {
 }
 
 
-def write_images(folder: Path, number: int = 40, noise: float = 40) -> str:
+def write_images(folder: Path, number: int = 40, noise: float = 40, seed: int = 0) -> str:
     """A labelled source of small images: smooth blobs whose colour tells the class, less so with more noise."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     labels = np.arange(number) % 4
     hue = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])[labels]
     small = hue[:, None, None] + rng.normal(0, noise, (number, 5, 5, 3))

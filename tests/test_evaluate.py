@@ -107,7 +107,8 @@ def test_a_pretrained_run_all_layers_and_chosen_l2(
     monkeypatch.setattr("mpp.evaluate.plot_shots", lambda path, results: shown.append(list(results)))
     capsys.readouterr()
     assert fewshot([*init, *told, *quiet, "--layers", "all", "--l2", "cv", "--out", str(tmp_path / "out")]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err.count(f"note: 8 of the 8 test images are in the pretraining data of {run_dir}, {source}, 8 as the") == 1
     found = rows(tmp_path / "out" / "fewshot.csv")
     last = [f"{name} ({how})" for name in init[1:] for how in ("mean+token", "mean")]
     first = [f"{name[:-1]}, layer -2)" for name in last]

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ TAKEN = {"arms": "", "pretrain_seeds": "0", "longer": "", "tune_at": ""}
 
 
 def command(source: str, run_dir: Path, **changed: str) -> list[str]:
-    test = runs.write_images(Path(source.partition(":")[2]).parent / "test", 24)
+    test = runs.write_images(Path(source.partition(":")[2]).parent / "test", 24, seed=1)
     settings = SETTINGS | {"data": source, "test": test, "run_dir": str(run_dir)}
     settings |= {name.replace("__", "."): value for name, value in changed.items()}
     empty = ("arms", "longer", "lengths")  # lists that may be
@@ -313,6 +314,31 @@ def test_wrong_input_is_one_line(
     changed = {name: source if value == "DATA" else value for name, value in changed.items()}
     assert study(command(source, tmp_path / "study", **changed)[1:]) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("how", ["spelling", "relative", "link", "copy", "mixture"])
+def test_it_does_not_pretrain_on_its_test_images(
+    how: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command(source, tmp_path / "study")
+    test = Path(words[words.index("--test") + 1].removeprefix("array:"))
+    (tmp_path / "link.npz").symlink_to(test)
+    shutil.copy(test, tmp_path / "copy.npz")
+    monkeypatch.chdir(test.parent)
+    names = {
+        "spelling": f"array:{test.parent}/../{test.parent.name}//{test.name}",
+        "relative": f"array:{test.name}",
+        "link": f"array:{tmp_path}/link.npz",
+        "copy": f"array:{tmp_path}/copy.npz",
+        "mixture": f"{source} + array:{tmp_path}/link.npz",
+    }
+    assert study(command(source, tmp_path / "study", pretrain__data__source=names[how])[1:]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        f"study: error: default would be pretrained on the test images: all 24 of array:{test} are in"
+    )
+    assert line.endswith("; name other images for one of them, by --test or --pretrain.data.source")
     assert not (tmp_path / "study").exists()
 
 

@@ -14,6 +14,7 @@ import contextlib
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,8 +66,14 @@ class Diverged(RunError):
     """A classifier whose logits are not finite."""
 
 
-def run(config: FinetuneConfig) -> int:
+def _nothing(config: FinetuneConfig, labelled: Labelled) -> list[str]:
+    return []
+
+
+def run(config: FinetuneConfig, look: Callable[[FinetuneConfig, Labelled], list[str]] = _nothing) -> int:
     """Fine-tunes, or resumes, as `config` says. Returns the exit status: 0, or 75 after a requested stop.
+
+    `look` is called on rank 0, before anything is written, for what else is to be said of the labelled images.
 
     Raises:
         UserError: bad input, before anything is written.
@@ -84,6 +91,8 @@ def run(config: FinetuneConfig) -> int:
         labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
         labelled = with_labels(labelled, labels)
         dist.agree(labelled.facts)
+        if world.main:
+            labelled = replace(labelled, notes=(*labelled.notes, *look(config, labelled)))
         if len(config.optim.lr) == 1:
             return _Tuner(config, labelled, world, device).run(claim)
         status, lr = _sweep(config, labelled, world, device, claim)

@@ -18,10 +18,11 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64
 
 from mpp.downstream.config import parse_share
-from mpp.sources.base import ListSource, Source, SourceError, checked_labels, count, warnings_of, where
+from mpp.sources.base import Source, SourceError, checked_labels, count, warnings_of
 from mpp.sources.fingerprint import listing
 from mpp.sources.names import printable
 from mpp.sources.opening import has_split, open_source
+from mpp.sources.overlap import same_places
 from mpp.sources.patterns import shown
 
 _TEST_SEED = 1729  # which images are tested never changes, so that figures of different runs compare
@@ -118,7 +119,7 @@ def label(train: Source, test: Source | None = None) -> Labelled:
             raise SourceError(f"no class of {train.name} has two images, one to hold out: name a source of test images")
         said += [f"{train.name} has no test split of its own: a fifth of it, {held.sum():,} images, is held out"]
         return _split(train, classes, train_labels, held, said)
-    if _same_images(train, test):
+    if same_places(train, test):
         raise SourceError(f"{test.name} holds the very images of {train.name}: name other images for the test")
     test_labels, there = _numbered(test)
     test_labels, foreign = _renumber(test_labels, there, classes)
@@ -243,14 +244,6 @@ def _keys(names: tuple[str, ...]) -> list[tuple[str, int]]:
         keys.append((name, seen[name]))
         seen[name] += 1
     return keys
-
-
-def _same_images(train: Source, test: Source) -> bool:
-    """Whether both hold the same files or members, as one folder that was spelled in two ways."""
-    last = len(train) - 1
-    if len(train) != len(test) or last < 0 or isinstance(train, ListSource):  # in memory: numbers say nothing
-        return False
-    return all(where(train, index) == where(test, index) for index in (0, last // 2, last))
 
 
 def _test_name(train: Source, test: Source) -> str:

@@ -97,7 +97,7 @@ class ShardSource:
         self.name, self.classes, self.note = name, classes, note
         self.warnings: tuple[str, ...] = ()
         self.origins = [shard.origin for shard in shards]
-        self._tars = [None if shard.tar is None else str(shard.tar) for shard in shards]
+        self.tars = [None if shard.tar is None else str(shard.tar) for shard in shards]
         self._starts = np.cumsum([0, *(len(shard.index.blocks) for shard in shards)])
         self._blocks = np.concatenate([shard.index.blocks for shard in shards])
         self._sizes = np.concatenate([shard.index.sizes for shard in shards])
@@ -112,6 +112,11 @@ class ShardSource:
         """Number of the shard, first byte in it, size."""
         shard = int(np.searchsorted(self._starts, check_index(index, len(self)), side="right")) - 1
         return shard, BLOCK * int(self._blocks[index]), int(self._sizes[index])
+
+    def extents(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Number of the shard, first byte in it and size of each of these images: int64 (n,) each."""
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        return shards, BLOCK * self._blocks[indices].astype(np.int64), self._sizes[indices].astype(np.int64)
 
     def _label(self, index: int) -> int | None:
         label = -1 if self._labels is None else int(self._labels[index])
@@ -129,7 +134,7 @@ class ShardSource:
     def read(self, index: int) -> tuple[bytes, int | None]:
         """The member's bytes and its label. Positioned reads, so that forked workers may share a descriptor."""
         shard, start, size = self._place(index)
-        tar = self._tars[shard]
+        tar = self.tars[shard]
         assert tar is not None  # a source with remote shards is of another class
         return self._read_local(tar, index, start, size), self._label(index)
 

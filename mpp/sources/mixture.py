@@ -78,6 +78,11 @@ class MixtureSource:
         part = int(np.searchsorted(self._starts, check_index(index, len(self)), side="right")) - 1
         return part, index - int(self._starts[part])
 
+    def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image the number of its part, and its index there: int64 (n,) each."""
+        of = np.searchsorted(self._starts, indices, side="right") - 1
+        return of, indices - self._starts[of]
+
     def where(self, index: int) -> str:
         """What the part calls the image."""
         part, inner = self._find(index)

@@ -92,7 +92,7 @@ class RemoteShardSource(ShardSource):
 
     def _at_hand(self, index: int, shard: int, start: int, size: int) -> bytes | OSError | None:
         """From a local shard or from what was kept; None: to be fetched."""
-        tar = self._tars[shard]
+        tar = self.tars[shard]
         if tar is not None:
             try:
                 return self._read_local(tar, index, start, size)

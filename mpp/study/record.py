@@ -51,8 +51,12 @@ class Record:
         runs: Sequence[Pretraining],
         cells: Sequence[Cell],
         encoders: Sequence[Place],
+        seen: Mapping[str, int] | None = None,
     ) -> None:
-        """Of what the study will have, in this order, in whichever order it is added."""
+        """Of what the study will have, in this order, in whichever order it is added.
+
+        `seen`: by arm, how many test images its pretraining saw, where it saw any.
+        """
         self._path = Path(config.run_dir) / FILE
         self._seconds: dict[Path, float] = {}
         self._starts: dict[Path | Cell, list[dict[str, Any]]] = {}
@@ -70,7 +74,8 @@ class Record:
                 "train_images": len(labelled.train_indices),
                 "test_images": len(labelled.test_indices),
                 "classes": len(labelled.classes),
-            },
+            }
+            | ({"test_images_seen": dict(seen)} if seen else {}),
             "equal_time": None,
             "pretraining": [],
             "finetuning": [],

@@ -120,6 +120,10 @@ def _markdown(study: StudyResults, shots: Mapping[Readout, Mapping[int, Estimate
     for arm, (images, steps) in seen.items():
         of = f" of {arm}" if len(seen) > 1 else ""
         lines += ["", f"Pretraining{of}: {images:,} images, {steps:,} steps."]
+        data = study.content.get("data") or {}
+        if among := data.get("test_images_seen", {}).get(arm):
+            told = f"{among:,} of the {data['test_images']:,} test images"
+            lines[-1] += f" Its images hold {told}, so that its figures may be too good."
     return "\n".join(lines) + "\n"
 
 

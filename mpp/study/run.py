@@ -28,6 +28,11 @@ from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
 from mpp.files import claimed, write_whole
 from mpp.parts import build_model
+from mpp.restore import notes_on_pretraining
+from mpp.sources.base import Source, SourceError
+from mpp.sources.opening import open_source
+from mpp.sources.overlap import Shared, shared
+from mpp.sources.patterns import shown
 from mpp.study.arms import EQUAL_TIME, Lengths, Pretraining, equal_lengths, images_of, pretrainings
 from mpp.study.cells import Cell, Place, cell_config, cells, starting_points, told_otherwise, tuned_for
 from mpp.study.frozen import check_layers
@@ -61,7 +66,7 @@ def run(config: StudyConfig) -> int:
     for note in labelled.notes:
         print(f"note: {note}", file=sys.stderr)
     first = next(iter(pretrainings(config, {})), None)
-    _check(config, labelled)
+    seen = _check(config, labelled)
     images = images_of(first.config) if first and (config.longer or config.equal_time) else 0
     before = _before(folder, config)
     todo, inits = cells(config, labelled, images), starting_points(config, pretrainings(config, {}))
@@ -72,7 +77,7 @@ def run(config: StudyConfig) -> int:
         with claimed(lock_of(folder, folder / EQUAL_TIME), wait=True):
             lengths = equal_lengths(folder, config.told_arms(), images)
     runs, frozen = pretrainings(config, lengths), encoders(inits)
-    record = Record(config, labelled, runs, todo, list(frozen.values()))
+    record = Record(config, labelled, runs, todo, list(frozen.values()), seen)
     record.set_equal_time(lengths)
     work = Work(config, labelled, runs, todo, inits, record)
     status = take_turns(work.parts())
@@ -89,21 +94,22 @@ def run(config: StudyConfig) -> int:
     return 0
 
 
-def _check(config: StudyConfig, labelled: Labelled) -> None:
+def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
     """Builds, with fresh weights, all that the study will build after hours of pretraining.
+
+    Returns:
+        By arm, how many of the test images its pretraining sees, where it sees any.
 
     Raises:
         UserError: what cannot be built, or a study that would pretrain on its own test images.
     """
+    seen: dict[str, int] = {}
     if config.init:
         encoders = [replace(open_weights(config.init), state=None, origin="the encoder")]
+        for note in notes_on_pretraining(config.init, labelled.test, labelled.test_indices):
+            print(f"note: {note}", file=sys.stderr)
     else:
-        sources = {arm.pretrain.data.source for arm in config.told_arms()}
-        if labelled.test is labelled.train and sources & {"", config.data}:
-            raise UserError(
-                f"{config.data} has no test split of its own, so that the pretraining would see the images held out as "
-                "the test: name other images for one of them, by --test or --pretrain.data.source"
-            )
+        seen = _check_apart(config, labelled)
         arms = {one.arm.name: one for one in pretrainings(config, {})}
         encoders = [_fresh(one) for one in arms.values()]
     for weights in encoders:
@@ -116,6 +122,51 @@ def _check(config: StudyConfig, labelled: Labelled) -> None:
         if len(one.optim.lr) > 1:
             part = hold_out(part, parse_share(one.data.holdout), share.seed)
         build_tuning(one, part, max(one.optim.lr), World(), torch.device("cpu"), encoders[0])
+    return seen
+
+
+def _check_apart(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
+    """By arm, how many of the test images are in its pretraining data, where any are; says which.
+
+    Raises:
+        UserError: they all are, whatever the two sources are called.
+    """
+    looked: dict[str, Shared] = {}
+    found: dict[str, int] = {}
+    for arm in config.told_arms():
+        data = arm.pretrain.data
+        spec = data.source or config.data
+        if spec not in looked:
+            try:
+                there = open_source(spec, download=config.download or data.download, keep=data.keep)
+            except SourceError as error:
+                if not all(one.finished for one in pretrainings(config, {}) if one.arm.name == arm.name):
+                    raise
+                told = f"the test images were not compared with those that {arm.name} was pretrained on: {error}"
+                print(f"note: {told}", file=sys.stderr)
+                continue
+            looked[spec] = shared(labelled.test, labelled.test_indices, there)
+            if looked[spec].all_of_them:
+                raise UserError(_seen(config, labelled, arm.name, there, looked[spec]))
+            for line in looked[spec].told(f"the pretraining data of {arm.name}, {there.name}"):
+                print(f"WARNING: {line}", file=sys.stderr)
+        if looked[spec].found:
+            found[arm.name] = looked[spec].found
+    return found
+
+
+def _seen(config: StudyConfig, labelled: Labelled, arm: str, there: Source, found: Shared) -> str:
+    """Why a study is refused."""
+    todo = "name other images for one of them, by --test or --pretrain.data.source"
+    if labelled.test is labelled.train:
+        return (
+            f"{shown(config.data)} has no test split of its own, so that the pretraining would see the images held out "
+            f"as the test: {todo}"
+        )
+    return (
+        f"{arm} would be pretrained on the test images: all {found.tested:,} of {labelled.test.name} are in "
+        f"{there.name} ({found.example}); {todo}"
+    )
 
 
 def _fresh(one: Pretraining) -> Weights:

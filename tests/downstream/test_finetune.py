@@ -234,10 +234,14 @@ def test_statistics_of_batch_normalisation_are_learnt_and_exported(source: str, 
         assert state[name].abs().max() > 0
 
 
-def test_from_a_pretraining_run_at_a_higher_resolution(pretrained: Path, source: str, tmp_path: Path) -> None:
+def test_from_a_pretraining_run_at_a_higher_resolution(
+    pretrained: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     still = {"optim__lr": "1e-30", "train__length": "1 steps", "optim__ema_decay": "0"}
     run_dir = tmp_path / "run"
     assert tune(source, run_dir, init=str(pretrained), model__img_size="48,40", **still) == 0
+    told = f"note: 8 of the 8 test images are in the pretraining data of {pretrained}, {source}, 8 as the same files"
+    assert all(told in text for text in capsys.readouterr())  # at the start and at the end
     before, after = (load_file(folder / "model" / "model.safetensors") for folder in (pretrained, run_dir))
     assert after.pop("head.weight").abs().max() == after.pop("head.bias").abs().max() < 1e-29
     assert before.keys() == after.keys()

@@ -163,6 +163,12 @@ def test_training_images_are_no_test_images(tmp_path: Path) -> None:
         open_labelled(spec, spec)
     with pytest.raises(SourceError, match=r"/ holds the very images of folder:.*: name other images for the test"):
         open_labelled(spec, f"{spec}/")
+    (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)
+    with pytest.raises(SourceError, match=r"-link holds the very images of folder:.*: name other images for the test"):
+        open_labelled(spec, f"{spec}-link")
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 2, 2, 3), np.uint8), labels=np.arange(4) % 2)
+    with pytest.raises(SourceError, match=r"a\.npz holds the very images of array:.*: name other images for the test"):
+        open_labelled(f"array:{tmp_path}/a.npz", f"array:{tmp_path}/../{tmp_path.name}/a.npz")
 
 
 def test_demo() -> None:

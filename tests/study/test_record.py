@@ -6,10 +6,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mpp.config import to_yaml
 from mpp.downstream.account import Result
+from mpp.downstream.labelled import open_labelled
 from mpp.errors import UserError
 from mpp.recipes import PretrainConfig
 from mpp.study import work
@@ -41,6 +43,34 @@ def end(run: Pretraining, *starts: dict[str, Any]) -> None:
 
 def written(config: StudyConfig) -> dict[str, Any]:
     return json.loads((Path(config.run_dir) / "study.json").read_text())
+
+
+def test_test_images_among_the_pretraining_data_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images[:12], labels=np.arange(12) % 3)
+    np.savez(tmp_path / "test.npz", images=images[12:20], labels=np.arange(8) % 3)
+    np.save(tmp_path / "more.npy", images[17:])
+    data, test, more = (f"array:{tmp_path}/{name}" for name in ("train.npz", "test.npz", "more.npy"))
+    arms = ("a", f"b: --data.source {more}", f"c: --data.source {more} --objective.ratio 0.7")
+    config = study(run_dir=str(tmp_path / "s"), data=data, test=test, arms=arms)
+    of = open_labelled(data, test)
+    seen = study_run._check_apart(config, of)
+    assert seen == {"b": 3, "c": 3}
+    (line,) = capsys.readouterr().err.splitlines()
+    expected = (
+        f"WARNING: 3 of the 8 test images are in the pretraining data of b, {more}, 3 byte for byte, such as image 5"
+    )
+    assert line.startswith(expected)
+    told = Record(config, of, (), (), (), seen).document["data"]
+    assert (told["test_images"], told["test_images_seen"]) == (8, seen)
+    # Images that are gone are missed where they are still to be trained on.
+    (tmp_path / "more.npy").unlink()
+    with pytest.raises(UserError, match=r"there is no file .*more\.npy"):
+        study_run._check_apart(config, of)
+    for run in pretrainings(config, {}):
+        end(run)
+    assert study_run._check_apart(config, of) == {}
+    assert "test images were not compared with those that b was pretrained on: array:" in capsys.readouterr().err
 
 
 def test_what_is_done_is_told_from_the_first_write_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

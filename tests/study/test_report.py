@@ -56,7 +56,10 @@ def test_the_document_of_several_pretrainings(tmp_path: Path) -> None:
     assert (
         "Few-shot accuracy on frozen features in %, mean ± standard deviation over 2 pretrainings and 2 draws" in text
     )
-    assert "Pretraining: 1,600 images, 100 steps." in text
+    assert "Pretraining: 1,600 images, 100 steps.\n" in text
+    write(tmp_path, document(("a",)) | {"data": {"test_images": 1000, "test_images_seen": {"a": 12}}})
+    told = "100 steps. Its images hold 12 of the 1,000 test images, so that its figures may be too good.\n"
+    assert told in (tmp_path / "study.md").read_text("utf-8")
     assert not (tmp_path / "layers.png").exists()
     write(tmp_path, document())
     text = (tmp_path / "study.md").read_text("utf-8")
