@@ -1,6 +1,6 @@
 """The pre-flight of a pretraining run: looks at all its images, and says whether a run would start.
 
-open_source -> scan             every image read and decoded, in parallel: sizes, hashes, colours, values, what is bad
+open_splits -> scan             every image read and decoded, in parallel: sizes, hashes, colours, values, what is bad
 Duplicates                      equal files and equal pixels, also between train and test
 draw_crops                      the targets that a run would see first, and the rate of its loader
 report                          on the terminal; --out has report.json, the lists and the contact sheet
@@ -35,7 +35,7 @@ from mpp.files import make_folder, one_writer, write_csv, write_whole
 from mpp.objective.target import build_target
 from mpp.sources.base import Source, SourceError, warnings_of
 from mpp.sources.names import printable
-from mpp.sources.opening import has_split, open_source
+from mpp.sources.opening import Splits, open_splits
 from mpp.train.bad_files import FEW_READ, HEAD, by_kind
 
 _FILES = ("contact_sheet.png", "bad_files.csv", "duplicates.csv", "report.json")
@@ -62,8 +62,9 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     data = config.data_config
     reading = data.reading(config.in_chans)
     workers = worker_count(config.workers, 1)
-    source = open_source(config.data, download=config.download)
-    test, no_test = _test_split(config.data)
+    opened = open_splits(config.data, download=config.download)
+    source = opened["train"]
+    test, no_test = _test_split(opened)
     classes = Classes.of(source)
     indices = _drawn(len(source), config.images)
     with _bad_list(out) as report_bad:
@@ -103,10 +104,10 @@ def _json(known: dict[str, Any]) -> bytes:
     return (json.dumps(known, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
-def _test_split(data: str) -> tuple[Source | None, str]:
+def _test_split(opened: Splits) -> tuple[Source | None, str]:
     """The source's own test split, or why it cannot be opened, if there is one: pretraining does without."""
     try:
-        return (open_source(data, "test") if has_split(data) else None), ""
+        return opened.get("test"), ""
     except SourceError as error:
         return None, f"cannot be opened: {error}"
 

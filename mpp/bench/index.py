@@ -18,7 +18,7 @@ from mpp.data.config import DataConfig, Reading
 from mpp.data.loader import stream
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
-from mpp.sources.base import Ignored
+from mpp.sources.names import Ignored
 from mpp.sources.opening import open_source
 from mpp.sources.tar_index import TarIndex, index_tar, sidecar_name
 

@@ -21,7 +21,7 @@ from mpp.downstream.config import parse_share
 from mpp.sources.base import Source, SourceError, checked_labels, count, warnings_of
 from mpp.sources.fingerprint import listing
 from mpp.sources.names import printable
-from mpp.sources.opening import has_split, open_source
+from mpp.sources.opening import open_splits
 from mpp.sources.overlap import same_places
 from mpp.sources.patterns import shown
 
@@ -80,19 +80,19 @@ def open_labelled(data: str, test: str = "", download: bool = False, keep: bool 
     Raises:
         SourceError: a source that does not open, and what `label` refuses.
     """
-    own = has_split(data)
-    if test == data and not own:
+    splits = open_splits(data, download, keep=keep)
+    if test == data and "test" not in splits:
         raise SourceError(
             f"{shown(data)} is named for training and for testing, but has no test split of its own: "
             "name no test source to hold out a fifth of it, or one of other images"
         )
-    train = open_source(data, split="train", download=download, keep=keep)
+    train = splits["train"]
     if getattr(train, "weights", None):
         raise SourceError(f"{data}: weights say how often images are drawn, which is for pretraining; leave them out")
-    if test:
-        split = "test" if has_split(test) else "train"  # a folder of test images is all "train"
-        return label(train, open_source(test, split=split, download=download, expected=train.classes or (), keep=keep))
-    return label(train, open_source(data, split="test", download=download, keep=keep) if own else None)
+    if test and test != data:
+        others = open_splits(test, download, train.classes or (), keep)
+        return label(train, others["test" if "test" in others else "train"])  # a folder of test images is all "train"
+    return label(train, splits.get("test"))
 
 
 def label(train: Source, test: Source | None = None) -> Labelled:

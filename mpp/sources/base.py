@@ -1,7 +1,6 @@
 """What a source of images is, and the two simplest: lists in memory, and some images of another source."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +10,6 @@ from mpp.sources.descriptors import no_more_files
 from mpp.sources.names import printable
 
 Split = Literal["train", "test"]
-_MANY_IGNORED = 100  # pictures
 _MOST_NUMBERED = 100_000  # ImageNet-21k has 21,841 classes, the largest sets of faces some 90,000
 
 
@@ -84,34 +82,6 @@ def summary(images: int, classes: tuple[str, ...] | None, note: str = "") -> str
         else (f"{count(images, 'image')} in {count(len(classes), 'class')}")
     )
     return f"{held}; {note}" if note else held
-
-
-@dataclass
-class Ignored:
-    """Files or members that are passed over, and one of them."""
-
-    number: int = 0
-    pictures: int = 0
-    """How many of them end as pictures do."""
-    example: str = ""
-
-    def add(self, name: str, picture: bool) -> None:
-        """One more."""
-        self.merge(Ignored(1, int(picture), name))
-
-    def merge(self, other: "Ignored") -> None:
-        """Adds those of another part; the example is a picture if there is one, and the first by name, in any order."""
-        if other.example:
-            ranked = [(not of.pictures, of.example) for of in (self, other) if of.example]
-            self.example = min(ranked)[1]
-        self.number += other.number
-        self.pictures += other.pictures
-
-    def warnings(self, used: int, why: str) -> tuple[str, ...]:
-        """A line where pictures are lost: many, or more than the `used` ones."""
-        if self.pictures < min(_MANY_IGNORED, used + 1):
-            return ()
-        return (f"{count(self.pictures, 'picture')} ignored, such as {printable(self.example)}: {why}",)
 
 
 def warnings_of(source: Source) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -68,13 +69,17 @@ class PathTable:
 
     _PIECE = 65_536
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._text = bytearray()
-        ends, rest = [np.zeros(1, dtype=np.int64)], iter(paths)
+    def __init__(self, paths: Iterable[str] = ()) -> None:
+        self._text, self._ends = bytearray(), array("q", [0])
+        self.extend(paths)
+
+    def extend(self, paths: Iterable[str]) -> None:
+        """Adds paths at the end."""
+        rest = iter(paths)
         while piece := [path.encode("utf-8", "surrogateescape") for path in islice(rest, self._PIECE)]:
-            ends.append(np.cumsum([len(path) for path in piece], dtype=np.int64) + len(self._text))
+            ends = np.cumsum([len(path) for path in piece], dtype=np.int64) + len(self._text)
+            self._ends.frombytes(ends.tobytes())
             self._text += b"".join(piece)
-        self._ends = np.concatenate(ends)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -84,7 +89,7 @@ class PathTable:
 
     def names(self) -> tuple[bytes, bytes]:
         """All paths in order, end to end, and where each ends."""
-        return bytes(self._text), self._ends.astype("<i8").tobytes()
+        return bytes(self._text), np.asarray(self._ends, dtype="<i8").tobytes()
 
     def __getitem__(self, index: int) -> str:
         check_index(index, len(self))

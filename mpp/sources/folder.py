@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.sources.base import Ignored, SourceError, Split
+from mpp.sources.base import SourceError, Split
 from mpp.sources.files import FileSource, PathTable
-from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden, is_image, is_picture
+from mpp.sources.names import IMAGE_EXTENSIONS, Ignored, is_hidden, is_image, is_picture
 from mpp.sources.specs import spec_of
 
 _PIECE = 65_536
@@ -149,43 +149,66 @@ class _ByFolder:
             yield path
 
 
-def open_folder(spec: str, folder: Path, split: Split = "train", expected: Sequence[str] = ()) -> FileSource:
-    """The images under a folder, at any depth, labelled by first-level sub-folder where all lie in two or more.
+class Folder:
+    """A folder, of images or of splits.
 
-    The classes of a test split are those of the train split, and after them those that it alone has. A single
-    sub-folder is a class, too, where it has one of the `expected` names, as of the images that a test belongs to.
-
-    Raises:
-        SourceError: missing, not a folder, unreadable, or no image in it.
+    Args:
+        spec: the source as the user wrote it.
+        folder: of the images under it, at any depth, or of train/ and test/ or val/.
+        expected: classes that it may hold a single one of, as of the images that a test belongs to.
     """
-    if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises for a name that is too long
-        raise SourceError(f"{spec}: there is no folder {folder}; check the path")
-    if not folder.is_dir():
-        parent = spec_of("folder", str(folder.parent))
-        raise SourceError(f"{spec}: {folder} is a file; give the folder that it lies in, {parent}")
-    splits = split_folders(folder)
-    root = splits.get(split, folder)
-    passed = _Passed()
-    try:
-        seen = _ByFolder(_images_under(str(root), passed))
-        paths = PathTable(seen)
-        own = tuple(sorted(name for name in seen.numbers if name))
-        # A test split counts by the train split's classes, for it may lack some, then by those that it alone has.
-        held_out = root != splits.get("train", root)
-        known = _class_names(splits["train"]) if held_out else own
-    except OSError as error:
-        raise SourceError(f"{spec}: cannot list {error.filename} ({error.strerror}); check its permissions") from error
-    alone = f"{root.name}/ alone, as its sub-folders are splits" if splits else ""
-    note = "; ".join(filter(None, (alone, passed.note())))
-    extensions = f"files that end in {' '.join(IMAGE_EXTENSIONS)}"
-    if not len(paths):
-        raise SourceError(f"{spec}: no image in {root}{f' ({note})' if note else ''}; expected {extensions}")
-    labels, classes = None, None
-    if "" not in seen.numbers and (len(known) >= 2 or set(own) <= set(expected)):
-        classes = tuple(dict.fromkeys((*known, *own)))
-        numbers = {name: label for label, name in enumerate(classes)}
-        labels = np.array([numbers[name] for name in seen.numbers], dtype=np.int64)
-        labels = labels[np.frombuffer(seen.found, dtype=np.intc)]
-    source = FileSource(spec, root, paths, labels, classes, note)
-    source.warnings = passed.warnings(len(source), f"only {extensions} are read; convert the others")
-    return source
+
+    def __init__(self, spec: str, folder: Path, expected: Sequence[str] = ()) -> None:
+        self.spec, self.folder, self.expected = spec, folder, expected
+        self.splits = split_folders(folder)
+        self._known: tuple[str, ...] | None = None
+
+    def open(self, split: Split = "train") -> FileSource:
+        """The images of a split, labelled by first-level sub-folder where all lie in two or more; of a folder that is
+        not split, all.
+
+        The classes of a test split are those of the train split, and after them those that it alone has.
+
+        Raises:
+            SourceError: missing, not a folder, unreadable, or no image in it.
+        """
+        spec, folder = self.spec, self.folder
+        if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises for a name that is too long
+            raise SourceError(f"{spec}: there is no folder {folder}; check the path")
+        if not folder.is_dir():
+            parent = spec_of("folder", str(folder.parent))
+            raise SourceError(f"{spec}: {folder} is a file; give the folder that it lies in, {parent}")
+        root = self.splits.get(split, folder)
+        passed = _Passed()
+        try:
+            seen = _ByFolder(_images_under(str(root), passed))
+            paths = PathTable(seen)
+            own = tuple(sorted(name for name in seen.numbers if name))
+            known = self._classes_of_train(own, root)
+        except OSError as error:
+            raise SourceError(
+                f"{spec}: cannot list {error.filename} ({error.strerror}); check its permissions"
+            ) from error
+        alone = f"{root.name}/ alone, as its sub-folders are splits" if self.splits else ""
+        note = "; ".join(filter(None, (alone, passed.note())))
+        extensions = f"files that end in {' '.join(IMAGE_EXTENSIONS)}"
+        if not len(paths):
+            raise SourceError(f"{spec}: no image in {root}{f' ({note})' if note else ''}; expected {extensions}")
+        labels, classes = None, None
+        if "" not in seen.numbers and (len(known) >= 2 or set(own) <= set(self.expected)):
+            classes = tuple(dict.fromkeys((*known, *own)))
+            numbers = {name: label for label, name in enumerate(classes)}
+            labels = np.array([numbers[name] for name in seen.numbers], dtype=np.int64)
+            labels = labels[np.frombuffer(seen.found, dtype=np.intc)]
+        source = FileSource(spec, root, paths, labels, classes, note)
+        source.warnings = passed.warnings(len(source), f"only {extensions} are read; convert the others")
+        return source
+
+    def _classes_of_train(self, own: tuple[str, ...], root: Path) -> tuple[str, ...]:
+        """A test split counts by the train split's classes, for it may lack some, then by those that it alone has."""
+        train = self.splits.get("train", root)
+        if root == train:
+            self._known = own
+        elif self._known is None:
+            self._known = _class_names(train)
+        return self._known

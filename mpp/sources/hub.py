@@ -144,25 +144,16 @@ class HubSource:
         return np.asarray(pc.fill_null(pc.cast(pc.binary_length(data), pa.int64()), -1).to_numpy())
 
 
-def hub_splits(spec: str, argument: str) -> dict[str, str]:
-    """What the two splits of NAME_OR_DIR[:SPLIT] are called; empty where it is not split.
-
-    Raises:
-        SourceError: as `open_hub`.
-    """
-    return OpenedDataset(spec, argument).names()
-
-
-def open_hub(spec: str, argument: str, split: Split = "train") -> HubSource:
-    """NAME_OR_DIR[:SPLIT]: a saved dataset, a folder of Parquet files, or a name on the Hugging Face hub.
+def open_hub(opened: OpenedDataset, split: Split = "train") -> HubSource:
+    """A saved dataset, a folder of Parquet files, or a dataset of the Hugging Face hub.
 
     Images are the column of type Image, or one of bytes called image, img and the like; labels the column of type
     ClassLabel, or one of whole numbers or names called label, class and the like.
 
     Raises:
-        SourceError: the package is missing, nothing there or readable, or no column that must be the images.
+        SourceError: nothing there or readable, or no column that must be the images.
     """
-    opened = OpenedDataset(spec, argument)
+    spec = opened.spec
     names = opened.names()
     chosen = opened.asked or names.get(split) or ("train" if "train" in opened.splits else "")
     if not chosen and len(opened.splits) > 1:

@@ -60,6 +60,7 @@ class OpenedDataset:
 
     def __init__(self, spec: str, argument: str) -> None:
         self.spec, self.builder = spec, None
+        self._opened: dict[str, Dataset] = {}
         self.kept: Path | None = None  # in our cache
         self.place, self.asked = _place(argument)
         self.path = home_expanded(self.place)
@@ -178,6 +179,11 @@ class OpenedDataset:
 
     def dataset(self, split: str) -> "Dataset":
         """One split, memory-mapped; "": all there is."""
+        if split not in self._opened:
+            self._opened[split] = self._open(split)
+        return self._opened[split]
+
+    def _open(self, split: str) -> "Dataset":
         import datasets
 
         with self._one_line(), _quietly():

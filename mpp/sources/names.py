@@ -2,12 +2,14 @@
 
 import os
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm", "npy")
 """File name endings that count as images; lower case."""
 
 
+_MANY_IGNORED = 100  # pictures
 _UNREAD_EXTENSIONS = (
     *("heic", "heif", "avif", "jp2", "jxl", "dcm", "svg", "psd", "exr"),
     *("dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2"),  # raw
@@ -52,3 +54,31 @@ def _escaped(letter: str) -> str:
 def home_expanded(path: str) -> Path:
     """The path with a leading ~ or ~user as the home folder; as it is where there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+
+
+@dataclass
+class Ignored:
+    """Files or members that are passed over, and one of them."""
+
+    number: int = 0
+    pictures: int = 0
+    """How many of them end as pictures do."""
+    example: str = ""
+
+    def add(self, name: str, picture: bool) -> None:
+        """One more."""
+        self.merge(Ignored(1, int(picture), name))
+
+    def merge(self, other: "Ignored") -> None:
+        """Adds those of another part; the example is a picture if there is one, and the first by name, in any order."""
+        if other.example:
+            ranked = [(not of.pictures, of.example) for of in (self, other) if of.example]
+            self.example = min(ranked)[1]
+        self.number += other.number
+        self.pictures += other.pictures
+
+    def warnings(self, used: int, why: str) -> tuple[str, ...]:
+        """A line where pictures are lost: many, or more than the `used` ones."""
+        if self.pictures < min(_MANY_IGNORED, used + 1):
+            return ()
+        return (f"{self.pictures:,} pictures ignored, such as {printable(self.example)}: {why}",)

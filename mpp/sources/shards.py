@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from mpp.errors import Unreachable
-from mpp.sources.base import Ignored, SourceAway, SourceError, count, most_numbered, numbered_classes
+from mpp.sources.base import SourceAway, SourceError, count, most_numbered, numbered_classes
 from mpp.sources.local_shards import Shard, ShardSource, open_local
-from mpp.sources.names import printable
+from mpp.sources.names import Ignored, printable
 from mpp.sources.patterns import is_url, local_shards, shown, split_patterns
 from mpp.sources.remote import TIMEOUT, RemoteFile, fetch_small, find_remote
 from mpp.sources.remote_shards import RemoteShardSource, open_remote

@@ -7,8 +7,9 @@ dogs/7.jpg,dog    or    cats/1.jpg,cat,train
 import csv
 import os
 import re
+import time
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ _PATH = (
 _LABEL = ("label", "class", "target", "classname")
 _SPLITS = ("train", "val", "test")
 _TRIED = 100
+_PIECE = 65_536  # paths that are strings at a time
 _MOST_CLASSES = 1_000_000
 _MOST_DIGITS = 18  # of a label
 
@@ -57,13 +59,107 @@ def _folded(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.lower())
 
 
-class _Table:
-    """The rows of one file."""
+class _Rows:
+    """Path and label of each row of a split."""
+
+    def __init__(self) -> None:
+        self.paths = PathTable()
+        self.numbers: dict[str, int] = {}  # of the labels, as they come
+        self.labels = array("i")
+        self._piece: list[str] = []
+
+    def add(self, path: str, label: str) -> None:
+        self.labels.append(self.numbers.setdefault(label, len(self.numbers)) if label else -1)
+        self._piece.append(path)
+        if len(self._piece) == _PIECE:
+            self.end()
+
+    def end(self) -> None:
+        self.paths.extend(self._piece)
+        self._piece.clear()
+
+
+class Table:
+    """The rows of one file, read once for all of its splits.
+
+    Columns are path and, where there is one, label. A header names them: path, file, image and the like (img_path,
+    File Name); label, class or target; split, of train, val and test. Other columns are passed over. Labels are names,
+    sorted into classes, or whole numbers from 0; where a row has none, or -1, it is -1. Paths are absolute or start
+    from the file's folder; files that are missing are met when they are read.
+
+    Raises:
+        SourceError: missing, not such a file, without rows, columns of which none can be the paths, or more labels than
+            classes can be.
+    """
 
     def __init__(self, spec: str, path: Path) -> None:
         self.spec, self.path = spec, path
         self.delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         self.columns = self._find_columns()
+        self.by_split = self._read(self.columns.split >= 0)
+        held_out = "test" if "test" in self.by_split else "val"
+        self.splits = {"train": "train", "test": held_out} if {"train", held_out} <= self.by_split.keys() else {}
+        if self.splits:
+            self.by_split = {name: self.by_split[name] for name in self.splits.values()}
+        elif len(self.by_split) > 1:
+            self.by_split = self._read(False)  # not split after all: in the order of the lines
+        if not self.by_split:
+            raise SourceError(f"{spec}: {path} has a header and no rows; write one for each image")
+
+    def _read(self, apart: bool) -> dict[str, _Rows]:
+        """The rows of each split, or of all in one."""
+        found: dict[str, _Rows] = {}
+        for path, label, split in self._entries():
+            rows = found.setdefault(split if apart else "", _Rows())
+            rows.add(path, label)
+            if len(rows.numbers) > _MOST_CLASSES:
+                raise SourceError(
+                    f"{self.spec}: more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}; "
+                    "leave out the column, or name classes in it"
+                )
+        for rows in found.values():
+            rows.end()
+        return found
+
+    def open(self, split: Split = "train") -> FileSource:
+        """The images of a split; of all rows, where the file is not split.
+
+        Raises:
+            SourceError: a label that is no class, or none of the first 100 images is there.
+        """
+        name = self.splits.get(split, next(iter(self.by_split)))
+        rows = self.by_split[name]
+        self._check_exists([rows.paths[index] for index in range(min(_TRIED, len(rows.paths)))])
+        notes = [f"the rows of split {name} alone"] if self.splits else []
+        labelled = self._labels(rows)
+        if labelled is None:
+            return FileSource(self.spec, self.path.parent, rows.paths, note="; ".join(notes))
+        labels, classes = labelled
+        if missing := int((labels < 0).sum()):
+            notes.append(f"{missing:,} without a label")
+        return FileSource(self.spec, self.path.parent, rows.paths, labels, classes, "; ".join(notes))
+
+    def _labels(self, rows: _Rows) -> tuple[np.ndarray, tuple[str, ...]] | None:
+        """int64 (n,), -1 for none, and the classes: the train split's, then those that the other alone has."""
+        own = set(rows.numbers)
+        known = set(self.by_split["train"].numbers) if self.splits and rows is not self.by_split["train"] else set()
+        if not own:
+            return None
+        if all(name.isascii() and name.isdigit() for name in own | known):
+            bare = {name: name.lstrip("0") or "0" for name in own | known}
+            largest = max(bare.values(), key=lambda name: (len(name), name))
+            if len(largest) > _MOST_DIGITS:  # int refuses thousands of digits
+                raise SourceError(
+                    f"{self.spec}: the label {largest[:40]} would mean as many classes; write names or count from 0"
+                )
+            images = sum(len(each.paths) for each in self.by_split.values())
+            classes = numbered_classes(self.spec, int(largest), images)
+            numbers = {name: int(bare[name]) for name in own}
+        else:
+            classes = (*sorted(known), *sorted(own - known))
+            numbers = {name: label for label, name in enumerate(classes)}
+        table = np.array([*(numbers[name] for name in rows.numbers), -1], dtype=np.int64)
+        return table[np.frombuffer(rows.labels, dtype=np.intc)], classes
 
     def _rows(self) -> Generator[tuple[int, list[str]]]:
         """Rows with the number of their (last) line; empty lines are passed over."""
@@ -119,7 +215,7 @@ class _Table:
     def _fail(self, line: int, what: str) -> SourceError:
         return SourceError(f"{self.spec}: {self.path}, line {line}, {what}")
 
-    def entries(self) -> Generator[tuple[str, str, str]]:
+    def _entries(self) -> Generator[tuple[str, str, str]]:
         """Path, label and split of each image; "" for what a row lacks."""
         columns, rows = self.columns, self._rows()
         with closing(rows):
@@ -137,7 +233,7 @@ class _Table:
                 label = "" if columns.label < 0 else row[columns.label].strip()
                 yield path, "" if label == "-1" else label, split
 
-    def check_exists(self, paths: list[str]) -> None:
+    def _check_exists(self, paths: list[str]) -> None:
         """That not all of these are missing: a few missing files are bad files, all of them a wrong folder."""
         if not any(os.path.lexists(self._full(path)) for path in paths):
             shown = printable(self._full(paths[0]))
@@ -148,103 +244,29 @@ class _Table:
             raise SourceError(f"{self.spec}: {what}; paths start from the file's folder{hint}")
 
 
-def table_splits(spec: str, path: Path) -> dict[str, str]:
-    """What the column `split` calls the two splits; empty where a file is not split.
+_kept: dict[tuple[object, ...], Table] = {}
+_MOST_KEPT = 2  # images to train on, and to test with
+_SETTLED = 2e9  # ns; a file that was written since may be written again without looking any different
+
+
+def read_table(spec: str, path: Path) -> Table:
+    """The table in a CSV (.tsv: tab-separated) file; of one that has not changed, the same as before.
+
+    A command opens its images several times: to train, to test, for the page in the end.
 
     Raises:
-        SourceError: as `open_table`.
+        SourceError: as `Table`.
     """
-    table = _Table(spec, path)
-    if table.columns.split < 0:
-        return {}
-    found: set[str] = set()
-    with closing(table.entries()) as entries:
-        for _, _, split in entries:
-            found.add(split)
-            if len(found) == len(_SPLITS):
-                break
-    held_out = "test" if "test" in found else "val"
-    return {"train": "train", "test": held_out} if {"train", held_out} <= found else {}
-
-
-class _Wanted:
-    """Passes on the paths of one split, and notes their labels."""
-
-    def __init__(self, table: _Table, splits: dict[str, str], split: Split) -> None:
-        self._table, self._splits, self._wanted = table, splits, splits.get(split, "")
-        self.numbers: dict[str, int] = {}
-        self.found = array("i")
-        self.of_train: set[str] = set()
-        self.rows = 0  # of all splits
-
-    def __iter__(self) -> Iterator[str]:
-        first: list[str] | None = []
-        for self.rows, (path, label, split) in enumerate(self._table.entries(), start=1):  # noqa: B020
-            if self._splits and split == "train" != self._wanted:
-                self.of_train.add(label)
-            if self._splits and split != self._wanted:
-                continue
-            self.found.append(self.numbers.setdefault(label, len(self.numbers)) if label else -1)
-            if max(len(self.numbers), len(self.of_train)) > _MOST_CLASSES:
-                raise SourceError(
-                    f"{self._table.spec}: more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}; "
-                    "leave out the column, or name classes in it"
-                )
-            if first is not None:
-                first.append(path)
-                if len(first) == _TRIED:
-                    self._table.check_exists(first)
-                    first = None
-            yield path
-        if first:
-            self._table.check_exists(first)
-
-    def labels(self) -> tuple[np.ndarray, tuple[str, ...]] | None:
-        """int64 (n,), -1 for none, and the classes: the train split's, then those that the other alone has."""
-        own, known = set(self.numbers), self.of_train - {""}
-        if not own:
-            return None
-        if all(name.isascii() and name.isdigit() for name in own | known):
-            bare = {name: name.lstrip("0") or "0" for name in own | known}
-            largest = max(bare.values(), key=lambda name: (len(name), name))
-            if len(largest) > _MOST_DIGITS:  # int refuses thousands of digits
-                raise SourceError(
-                    f"{self._table.spec}: the label {largest[:40]} would mean as many classes; "
-                    "write names or count from 0"
-                )
-            classes = numbered_classes(self._table.spec, int(largest), self.rows)
-            numbers = {name: int(bare[name]) for name in self.numbers}
-        else:
-            classes = (*sorted(known), *sorted(own - known))
-            places = {name: label for label, name in enumerate(classes)}
-            numbers = {name: places[name] for name in self.numbers}
-        table = np.array([*(numbers[name] for name in self.numbers), -1], dtype=np.int64)
-        return table[np.frombuffer(self.found, dtype=np.intc)], classes
-
-
-def open_table(spec: str, path: Path, split: Split = "train") -> FileSource:
-    """The images that a CSV (.tsv: tab-separated) file lists; paths are absolute or start from its folder.
-
-    Columns are path and, where there is one, label. A header names them: path, file, image and the like (img_path,
-    File Name); label, class or target; split, of train, val and test. Other columns are passed over. Labels are names,
-    sorted into classes, or whole numbers from 0; where a row has none, or -1, it is -1. Files that are missing are met
-    when they are read.
-
-    Raises:
-        SourceError: missing, not such a file, without rows, columns of which none can be the paths, more labels than
-            classes can be, or none of the first 100 images is there.
-    """
-    table = _Table(spec, path)
-    splits = table_splits(spec, path)
-    wanted = _Wanted(table, splits, split)
-    paths = PathTable(wanted)
-    if not len(paths):
-        raise SourceError(f"{spec}: {path} has a header and no rows; write one for each image")
-    notes = [f"the rows of split {splits[split]} alone"] if splits else []
-    labelled = wanted.labels()
-    if labelled is None:
-        return FileSource(spec, path.parent, paths, note="; ".join(notes))
-    labels, classes = labelled
-    if missing := int((labels < 0).sum()):
-        notes.append(f"{missing:,} without a label")
-    return FileSource(spec, path.parent, paths, labels, classes, "; ".join(notes))
+    try:
+        info = path.stat()
+    except OSError:
+        return Table(spec, path)  # which says why
+    key = (spec, path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+    if key not in _kept:
+        table = Table(spec, path)
+        if time.time_ns() - info.st_mtime_ns < _SETTLED:
+            return table
+        while len(_kept) >= _MOST_KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = table
+    return _kept[key]

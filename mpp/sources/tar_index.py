@@ -24,8 +24,8 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from mpp.files import write_whole
-from mpp.sources.base import Ignored, SourceError
-from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden, is_image, is_picture
+from mpp.sources.base import SourceError
+from mpp.sources.names import IMAGE_EXTENSIONS, Ignored, is_hidden, is_image, is_picture
 
 INDEX_FORMAT = 3
 """A new number makes the old indices be made again."""

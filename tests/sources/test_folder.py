@@ -9,7 +9,7 @@ import pytest
 import mpp.sources.folder
 from mpp.sources.base import SourceError
 from mpp.sources.files import PathTable
-from mpp.sources.opening import has_split, open_source
+from mpp.sources.opening import has_split, open_source, open_splits
 
 
 def names(source):
@@ -221,3 +221,21 @@ def test_pictures_that_are_not_read_are_a_warning(tmp_path):
     for i in range(2, 100):
         (tmp_path / f"{i:03d}.jpg").unlink()
     assert len(open_source(f"folder:{tmp_path}").warnings) == 1
+
+
+def test_a_folder_is_listed_once_for_both_splits(picture_folder, monkeypatch):
+    folder = picture_folder(*(f"{split}/{kind}/1.png" for split in ("train", "val") for kind in "ab"), "val/c/1.png")
+    listed = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(os.path.relpath(path, folder)) or real(path))
+    splits = open_splits(f"folder:{folder}")
+    assert (splits["train"].classes, splits["test"].classes) == (("a", "b"), ("a", "b", "c"))
+    assert sorted(listed) == [".", "train", "train/a", "train/b", "val", "val/a", "val/b", "val/c"]
+    assert open_source(f"folder:{folder}", "test").classes == ("a", "b", "c")  # which train is asked for, as well
+
+
+def test_a_split_that_is_not_there_is_no_key(picture_folder):
+    splits = open_splits(f"folder:{picture_folder('a/1.png', 'b/1.png')}")
+    assert (list(splits), len(splits), "test" in splits, splits.get("test")) == (["train"], 1, False, None)
+    with pytest.raises(KeyError):
+        splits["test"]

@@ -14,7 +14,7 @@ from mpp.sources.base import SourceError, TooLarge, read_many, size_of
 from mpp.sources.files import NotAFile, Outside
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.hub_dataset import OpenedDataset
-from mpp.sources.opening import has_split, open_source
+from mpp.sources.opening import has_split, open_source, open_splits
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
@@ -96,6 +96,18 @@ def test_splits(split_in_two, pictures):
     for index in (-1, 12):
         with pytest.raises(IndexError):
             train.read(index)
+
+
+def test_a_data_set_is_opened_once_for_both_splits(split_in_two, monkeypatch):
+    opened = []
+    for name in ("load_from_disk", "load_dataset_builder"):
+        real = getattr(datasets, name)
+        monkeypatch.setattr(datasets, name, lambda *args, real=real, **more: opened.append(args) or real(*args, **more))
+    splits = open_splits(split_in_two)
+    assert (len(splits["train"]), len(splits["test"])) == (12, 8)
+    assert len(opened) == (
+        1 if opened[0][0] == "parquet" else 2
+    )  # the builder of both splits, or each of the saved ones
 
 
 def test_every_row_is_named_by_its_file(made, pictures, tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
+import csv
+import os
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import mpp.sources.table
+from mpp.downstream.labelled import open_labelled
 from mpp.files import write_csv
 from mpp.sources.base import SourceError
-from mpp.sources.opening import has_split, open_source
+from mpp.sources.opening import has_split, open_source, open_splits
 
 
 @pytest.fixture
@@ -181,14 +184,16 @@ def test_large_tables_stay_small(table):
     number = 200_000
     rows = "".join(f"{i:07d}.png,class {i % 50}\n" for i in range(number - 1))
     spec = table("path,label\n1.png,class 0\n" + rows)
+    os.utime(spec.removeprefix("csv:"), (1, 1))
     open_source(spec)
+    mpp.sources.table._kept.clear()
     tracemalloc.start()
     source = open_source(spec)
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(source) == number
-    # Paths of 11 bytes, their ends and labels of 8; on the way a piece of strings and labels of 4.
-    assert held / number < 1.15 * 11 + 8 + 8 + 2
+    # Paths of 11 bytes, their ends and labels of 8, labels of 4 for the next time; on the way a piece of strings.
+    assert held / number < 1.15 * 11 + 8 + 8 + 1.15 * 4 + 2
     assert peak < number * (1.15 * 11 + 8 + 8 + 8 + 8) + 65_536 * 200
 
 
@@ -201,3 +206,56 @@ def test_more_labels_than_classes_can_be(table, monkeypatch):
 
 def test_commas_in_a_tsv(table):
     assert "is ',' between its columns? Write '\\t'" in refused(table("1.png,cat\n", "list.tsv"))
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """How many rows were parsed, in a list of one."""
+    real, number = csv.reader, [0]
+
+    class Counted:
+        def __init__(self, *args, **options):
+            self._reader = real(*args, **options)
+
+        line_num = property(lambda self: self._reader.line_num)
+
+        def __iter__(self):
+            for row in self._reader:
+                number[0] += 1
+                yield row
+
+    monkeypatch.setattr("mpp.sources.table.csv.reader", Counted)
+    return number
+
+
+def test_a_list_is_parsed_once_for_all_of_its_splits(table, parsed):
+    rows = "".join(f"1.png,{'ab'[i % 2]},{'train' if i % 3 else 'test'}\n" for i in range(1000))
+    spec = table(f"path,label,split\n{rows}")
+    splits = open_splits(spec)
+    assert (list(splits), len(splits["train"]), len(splits["test"])) == (["train", "test"], 666, 334)
+    assert splits["train"] is splits["train"]
+    once = 1001 + 1  # the header, to know the columns
+    assert parsed == [once]
+    assert len(open_labelled(spec).test_indices) == 334
+    assert parsed == [2 * once]  # it was written a moment ago, and may have been again
+    os.utime(spec.removeprefix("csv:"), (1, 1))
+    for _ in range(3):  # as for training, few-shot and the page in the end
+        assert len(open_source(spec)) == 666
+        assert len(open_labelled(spec).test_indices) == 334
+    assert parsed == [3 * once]
+    table(f"path,label,split\n{rows}1.png,a,test\n")
+    os.utime(spec.removeprefix("csv:"), (1, 1))
+    assert len(open_source(spec, "test")) == 335
+
+
+def test_lists_that_are_kept_are_few(table):
+    for number in range(5):
+        spec = table("1.png,a\n", f"{number}.csv")
+        os.utime(spec.removeprefix("csv:"), (1, 1))
+        open_source(spec)
+    assert len(mpp.sources.table._kept) == 2
+
+
+def test_two_splits_without_train_are_one_in_the_order_of_the_lines(table):
+    source = open_source(table("path,split\n1.png,val\ndeep/2.png,test\na,b.png,val\n".replace("a,b", "1")))
+    assert [name.rpartition("/")[2] for name in names(source)] == ["1.png", "2.png", "1.png"]

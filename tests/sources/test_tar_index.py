@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.sources import local_shards
-from mpp.sources.base import Ignored, SourceError
+from mpp.sources.base import SourceError
+from mpp.sources.names import Ignored
 from mpp.sources.opening import open_source
 from mpp.sources.tar_index import TarIndex, index_tar, write_sidecar
 from tests.sources.test_shards import all_read, write_shards, write_tar
