@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
+from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from mpp.errors import RunError, UserError
 from mpp.failure import ended, last_words
 from mpp.process import one_thread, without_warnings
 from mpp.sources.base import Source
-from mpp.sources.descriptors import no_more_files, not_started
+from mpp.sources.descriptors import check_files, no_more_files, not_started
 from mpp.sources.mixture import MixtureSource
 
 _ORDER = 1  # what the draws are for; reader.py has the other purposes
@@ -214,11 +215,19 @@ def _start_worker(parent: int, _: int) -> None:
     if os.getppid() != parent:  # killed while this worker started: asked for now, its parent would be somebody else
         os._exit(1)
     torch.set_num_threads(1)
+    queues: Any = Queue
+    queues._on_queue_feeder_error = staticmethod(_end_unsent)  # in this process alone
     faulthandler.disable()  # where the parent enabled it, it takes itself for enabled, but torch has taken its place
     faulthandler.enable(2)
     for number in _DEAF_TO:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+
+
+def _end_unsent(error: Exception, _: Any) -> None:
+    """A batch that cannot be sent would be waited for without end."""
+    print(f"a batch cannot be sent: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _end_with_parent(parent: int) -> None:
@@ -229,6 +238,8 @@ def _end_with_parent(parent: int) -> None:
 
 def _start(loader: _Loader) -> Any:
     """The loader's iterator, and with it the workers."""
+    if loader.num_workers:  # measured: five or six of each, and a few of ours
+        check_files(6 * loader.num_workers + 12, loader.num_workers)
     # Until a worker has started up it would obey signals; it inherits the mask.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
     try:

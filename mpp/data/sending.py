@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from mpp.sources.descriptors import files_left
+
 _SHARED_MEMORY = "/dev/shm"
 _SMALL = 2**16  # bytes from which on shared memory is worth its open file
+_SPARE_FILES = 24  # that a worker needs to send batches, and for what it decodes
 
 T = TypeVar("T")
 
@@ -47,7 +50,7 @@ def empty_pixels(*shape: int) -> Tensor:
     """uint8, unset; in a loader worker where the main process sees it, if there is room, so that it is not copied."""
     size = math.prod(shape)
     # Half of what is free at most: NCCL and other processes need some, too.
-    if get_worker_info() is not None and _SMALL <= size <= shared_memory() // 2:
+    if get_worker_info() is not None and _SMALL <= size <= shared_memory() // 2 and files_left() >= _SPARE_FILES:
         try:
             storage = torch.UntypedStorage._new_shared(size)  # as torch's own collate does
         except RuntimeError:  # another process was faster, or no more files can be opened

@@ -1,6 +1,7 @@
 """Open files by path, a few at a time: a run over a thousand shards must not meet the limit on open files."""
 
 import errno
+import math
 import os
 import resource
 from collections import OrderedDict
@@ -11,15 +12,38 @@ from mpp.errors import RunError
 _NO_MORE = (errno.EMFILE, errno.ENFILE)
 
 
+def files_left() -> float:
+    """How many more files this process may open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        return math.inf if limit == resource.RLIM_INFINITY else limit - len(os.listdir("/dev/fd"))  # noqa: PTH208
+    except OSError as error:  # none is left to list them with, or there is no such folder
+        return 0 if error.errno in _NO_MORE else math.inf
+
+
+def _too_few_files() -> str:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"too many open files: a process may have {limit:,} here (ulimit -n)"
+
+
+def check_files(wanted: int, workers: int) -> None:
+    """Refuses so many workers where a process may not open so many more files: batches would be lost on their way.
+
+    Raises:
+        RunError: naming the limit.
+    """
+    if files_left() < wanted:
+        raise RunError(
+            f"{_too_few_files()}, and {workers} workers need {wanted} more; raise that, as by ulimit -n 4096, or take "
+            "fewer workers"
+        )
+
+
 def no_more_files(error: BaseException) -> RunError | None:
     """What to tell where an error is that no more files can be opened, which is no fault of the file; else None."""
     if getattr(error, "errno", None) not in _NO_MORE and "too many open files" not in str(error).lower():
         return None
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return RunError(
-        f"too many open files: a process may have {limit:,} here (ulimit -n); raise that, as by ulimit -n 4096, or "
-        "take fewer workers"
-    )
+    return RunError(f"{_too_few_files()}; raise that, as by ulimit -n 4096, or take fewer workers")
 
 
 def not_started(error: BaseException) -> RunError:
@@ -34,6 +58,9 @@ class Descriptors:
     """
 
     def __init__(self, flags: int, limit: int = 64) -> None:
+        # Pipes, libraries and the batches of loader workers need most of a low limit.
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        limit = limit if allowed == resource.RLIM_INFINITY else min(limit, max(1, allowed // 4))
         self._flags, self._limit = flags | os.O_CLOEXEC, limit
         self._open: OrderedDict[str, int] = OrderedDict()
 

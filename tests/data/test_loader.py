@@ -3,6 +3,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from mpp.errors import RunError, UserError
 from mpp.sources.base import ListSource, Subset
 from mpp.sources.mixture import MixtureSource
 from mpp.sources.opening import open_source
+from tests.sources.test_shards import write_tar
 
 
 def numbered(length, side=12, bad=()):
@@ -260,7 +262,7 @@ class Failing(ListSource):
 
 
 def raising(error):
-    def act():
+    def act(*_):
         raise error
 
     return act
@@ -336,6 +338,41 @@ def test_a_limit_in_bytes_reaches_what_the_workers_read(tmp_path):
     (batch,) = sequential(source, EvalTransform((4, 4)), Reading(max_bytes=1000), range(2), batch_size=2, workers=1)
     assert batch["index"].tolist() == [1]
     assert [str(bad).partition(": ")[2] for bad in batch["bad"]] == ["0.0 MB, more than data.max_image_mb 0 allows"]
+
+
+@pytest.fixture
+def allow_files():
+    """`allow_files(n)`: this process may open so many more files, until the end of the test."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def allow(more):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) - 1 + more, before[1]))
+
+    yield allow
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_many_shards_within_few_open_files(tmp_path, encode, allow_files, monkeypatch):
+    """Of which each worker wants to keep some open, or one line that names the limit."""
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    for number in range(60):
+        picture = encode(np.full((96, 96, 3), number, dtype=np.uint8))
+        write_tar(tmp_path / f"{number:02d}.tar", [("a.png", picture)])
+    source, settings = open_source(f"shards:{tmp_path}/*.tar"), {"transform": EvalTransform((96, 96)), "workers": 2}
+    expected = run(source, 20, **{**settings, "workers": 0})
+    for more in (26, 30, 50):
+        allow_files(more)
+        assert_same(run(open_source(f"shards:{tmp_path}/*.tar"), 20, **settings), expected)
+    allow_files(20)
+    with pytest.raises(RunError, match=r"a process may have \d+ here \(ulimit -n\), and 2 workers need 24 more"):
+        run(source, 20, **settings)
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch, capfd):
+    monkeypatch.setattr(sending._ByPipe, "__reduce__", raising(OSError(errno.EMFILE, "Too many open files")))
+    with pytest.raises(RunError, match="a loader process ended with exit status 1, for the reason above"):
+        run(numbered(8), 1, workers=1)
+    assert "a batch cannot be sent: OSError: [Errno 24] Too many open files" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "said"), [(errno.EAGAIN, "no process can be started"), (errno.EMFILE, "ulimit -n")])
