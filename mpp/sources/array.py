@@ -1,5 +1,6 @@
 """Arrays of images of one size, memory-mapped where they can be."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,15 @@ class ArraySource:
                     return np.load(self.path, mmap_mode="r", allow_pickle=False), None
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as held:
+                    self._check_room(sum(member.file_size for member in held.zip.infolist()))
                     arrays: dict[str, np.ndarray] = {key: np.asarray(held[key]) for key in held.files}
         except FileNotFoundError:
             raise SourceError(f"{self.name}: there is no file {self.path}; check the path") from None
         except IsADirectoryError:
             meant = spec_of("folder", str(self.path))
             raise SourceError(f"{self.name}: {self.path} is a folder; did you mean {meant}?") from None
+        except SourceError:
+            raise
         except Exception as error:  # numpy lets zipfile's, zlib's and struct's errors through
             reason = str(error).partition("\n")[0]
             raise SourceError(f"{self.name}: not a readable .npy or .npz of plain arrays ({reason})") from error
@@ -58,6 +62,13 @@ class ArraySource:
                 raise SourceError(f"{self.name}: holds {sorted(arrays)}; name the array of images 'images'")
             images = fitting[0]
         return images, next((arrays[key] for key in ("labels", "y") if key in arrays), None)
+
+    def _check_room(self, unpacked: int) -> None:
+        """An .npz is unpacked whole, and a small one may hold more than any memory."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if unpacked > memory:
+            sizes = f"{unpacked / 1e9:,.1f} GB unpacked, more than the {memory / 1e9:,.1f} of this machine's memory"
+            raise SourceError(f"{self.name}: {sizes}; save the images as .npy, which is read where it lies")
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry every pixel to each spawned worker.

@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -116,3 +117,13 @@ def test_what_is_not_read_at_once(tmp_path):
     for held in (np.zeros((2, 4, 4, 3), dtype=np.uint16), np.zeros((2, 256, 256, 3), dtype=np.uint8)):
         np.save(tmp_path / "a.npy", held)
         assert block(open_source(f"array:{tmp_path / 'a.npy'}"), np.array([0])) is None
+
+
+def test_an_npz_that_memory_cannot_hold_is_not_unpacked(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((40, 50, 50, 3), dtype=np.uint8))
+    assert len(open_source(f"array:{tmp_path / 'a.npz'}")) == 40
+    monkeypatch.setattr(os, "sysconf", lambda name: 1000 if name == "SC_PHYS_PAGES" else 100)
+    with pytest.raises(
+        SourceError, match=r"0\.0 GB unpacked, more than the 0\.0 of this machine's memory; save .* \.npy"
+    ):
+        open_source(f"array:{tmp_path / 'a.npz'}")
