@@ -46,8 +46,8 @@ def quota(process: Path = _PROCESS) -> float:
         process: the folder that Linux keeps about the process.
     """
     try:
-        groups = (process / "cgroup").read_text().splitlines()
-        mounts = (process / "mountinfo").read_text().splitlines()
+        groups = (process / "cgroup").read_text("utf-8").splitlines()
+        mounts = (process / "mountinfo").read_text("utf-8").splitlines()
     except OSError:  # another system
         return math.inf
     limits = [math.inf]
@@ -86,9 +86,9 @@ def _limit(folder: Path) -> float:
     """A group's own quota: version 2 and version 1."""
     try:
         if (folder / "cpu.max").is_file():
-            most, period = (folder / "cpu.max").read_text().split()
+            most, period = (folder / "cpu.max").read_text("utf-8").split()
         else:
-            most, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            most, period = ((folder / f"cpu.cfs_{name}_us").read_text("utf-8") for name in ("quota", "period"))
         return float(most) / float(period) if float(most) > 0 else math.inf
     except (OSError, ValueError, ZeroDivisionError):  # "max", or no such file: the group at the top has none
         return math.inf
