@@ -12,7 +12,8 @@ from mpp.downstream import fewshot, labelled, ridge
 from mpp.downstream.config import FewshotConfig
 from mpp.downstream.fewshot import Fewshot, evaluations
 from mpp.downstream.shots import FewshotResult, draw_shots, evaluate
-from mpp.sources.base import SourceError
+from mpp.sources.base import SourceError, Split
+from mpp.sources.opening import Splits
 from mpp.train.schedule import is_due
 
 
@@ -240,12 +241,14 @@ def test_which_sources_are_opened(
 ) -> None:
     log: list[tuple[str, str]] = []
 
-    def open_source(spec: str, split: str = "train", **_: object) -> Fake:
-        log.append((spec, split))
-        return Fake(np.repeat([0, 1], 10), "a b", spec)
+    def open_splits(spec: str, *_: object, **__: object) -> Splits:
+        def opened(split: Split) -> Fake:
+            log.append((spec, split))
+            return Fake(np.repeat([0, 1], 10), "a b", spec)
 
-    monkeypatch.setattr(labelled, "open_source", open_source)
-    monkeypatch.setattr(labelled, "has_split", lambda spec: spec == "split")
+        return Splits(opened, has_test=spec == "split")
+
+    monkeypatch.setattr(labelled, "open_splits", open_splits)
     task = Fewshot.open(config(data=data, test=test))
     assert log == opened
     assert (task.test is task.train) == (len(opened) == 1)
