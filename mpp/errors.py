@@ -1,7 +1,9 @@
 """Errors that are the user's to mend: each is one clear line, printed without a traceback."""
 
+import re
 import shlex
 import sys
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 
@@ -11,6 +13,20 @@ def command(tool: str) -> str:
     if sibling.parent.name == "tools" and sibling.is_file():
         return f"python {shlex.quote(str(sibling))}"
     return f"mpp-{tool.replace('_', '-')}"
+
+
+def install(extra: str) -> str:
+    """The command that installs the packages of an optional extra, such as "hf", for the Python that runs this.
+
+    It names the packages one by one: "mpp" is another project on PyPI, which `pip install "mpp[hf]"` may fetch.
+    """
+    try:
+        known = requires("mpp") or []
+    except PackageNotFoundError:  # its source is on sys.path, not installed
+        known = []
+    wanted = re.findall(rf"^(.+?) *; *extra == [\"']{extra}[\"']$", "\n".join(known), re.MULTILINE)
+    wanted = wanted or ["-e", f"{Path(__file__).parent.parent}[{extra}]"]
+    return f"{shlex.quote(sys.executable)} -m pip install {shlex.join(wanted)}"
 
 
 class UserError(Exception):

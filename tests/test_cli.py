@@ -10,12 +10,13 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from mpp.cli import pretrain
-from mpp.errors import ConfigError, UserError, command
+from mpp.errors import ConfigError, UserError, command, install
 from mpp.recipes import PretrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -244,6 +245,22 @@ def test_another_tool_is_named_as_this_one_was_started(started: str, other: str,
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [started])
     assert command("check_data") == other
+
+
+def test_an_extra_is_installed_by_its_packages_and_never_by_the_name_of_another_project(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/my venv/bin/python")
+    assert install("hf") == "'/my venv/bin/python' -m pip install 'datasets>=4' transformers"
+    assert install("onnx") == "'/my venv/bin/python' -m pip install onnx onnxruntime onnxscript"
+
+    def nothing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("mpp.errors.requires", nothing)
+    assert shlex.split(install("hf"))[3:] == ["install", "-e", f"{ROOT}[hf]"]
+    for path in (ROOT / "mpp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value != install.__doc__:
+                assert not re.search(r"pip install.*\bmpp\b", node.value), (path, node.lineno)
 
 
 def test_nothing_that_is_printed_names_a_file_that_a_wheel_lacks() -> None:

@@ -15,11 +15,10 @@ from torch.optim import Adam, AdamW
 
 from mpp.bench.step_sides import Setting, Side, plain_side, plain_step, random_images, timm_model
 from mpp.dist import World
-from mpp.errors import UserError
+from mpp.errors import UserError, install
 from mpp.train.parallel import prepare
 
 VIT_PYTORCH = "1.15.7"
-_INSTALL = "pip install -e '.[bench]'"
 MakeSide = Callable[[Setting], Side]
 
 
@@ -75,7 +74,7 @@ def _vit_pytorch(setting: Setting) -> tuple[Any, Callable[[], Tensor]]:
         UserError: images or patches that are not square.
     """
     if importlib.util.find_spec("vit_pytorch") is None:
-        raise Missing(f"vit-pytorch is not installed: {_INSTALL}")
+        raise Missing(f"vit-pytorch is not installed: {install('bench')}")
     version = importlib.metadata.version("vit-pytorch")
     if version != VIT_PYTORCH:
         raise Missing(f"the MPP of vit-pytorch {version} may crash: pip install vit-pytorch=={VIT_PYTORCH}")
@@ -113,7 +112,7 @@ def _transformers(setting: Setting) -> tuple[Any, Callable[[], Tensor]]:
         UserError: images or patches that are not square.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise Missing(f"transformers is not installed: {_INSTALL}")
+        raise Missing(f"transformers is not installed: {install('bench')}")
     package: Any = importlib.import_module("transformers")
     sizes = _Sizes(setting)
     config = package.ViTConfig(

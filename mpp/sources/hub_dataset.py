@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpp.cache.room import drop, make_room
 from mpp.cache.users import use
+from mpp.errors import install
 from mpp.files import cache_folder
 from mpp.process import shared, without_warnings
 from mpp.sources.base import SourceError
@@ -67,7 +68,7 @@ class OpenedDataset:
         try:
             import datasets
         except ImportError as error:
-            raise SourceError(f'{spec}: the package datasets is missing ({error}): pip install "mpp[hf]"') from None
+            raise SourceError(f"{spec}: the package datasets is missing ({error}): {install('hf')}") from None
         with self._one_line(), _quietly():
             if (self.path / "dataset_dict.json").is_file():
                 self.splits = list(json.loads((self.path / "dataset_dict.json").read_text("utf-8"))["splits"])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mpp.addresses import split_query
-from mpp.errors import Unreachable
+from mpp.errors import Unreachable, install
 from mpp.sources.answers import RangeNotSupported, http_status, is_away, kind_of_failure, may_pass, reason
 from mpp.sources.base import SourceAway, SourceError, TooLarge
 from mpp.sources.patterns import expand_braces, shown
@@ -235,7 +235,7 @@ def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[Remot
         _file_system(pattern, timeout).invalidate_cache()  # its listings of before
     except ImportError as error:
         protocol = pattern.partition("://")[0]
-        raise SourceError(f'{name}: {protocol}:// needs more packages ({error}); pip install "mpp[remote]"') from error
+        raise SourceError(f"{name}: {protocol}:// needs more packages ({error}); {install('remote')}") from error
     except Exception as error:  # logging in
         kind = SourceAway if is_away(error) else SourceError
         raise kind(f"{name}: {reason(error, timeout)}; check the credentials") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mpp.errors import UserError
+from mpp.errors import UserError, install
 from mpp.process import without_warnings
 from mpp.weights.base import Weights, build
 
@@ -31,7 +31,7 @@ def write_onnx(weights: Weights, path: Path) -> None:
         raise UserError(f"{path} exists already; move it away or choose another path")
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(f"writing ONNX needs {' and '.join(absent)}; install with: pip install 'mpp[onnx]'")
+        raise UserError(f"writing ONNX needs {' and '.join(absent)}; install with: {install('onnx')}")
     model = build(weights, attention="sdpa").eval()
     shape = (weights.in_chans, *weights.image_hw)
     try:

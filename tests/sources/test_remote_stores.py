@@ -13,7 +13,7 @@ pytest.importorskip("fsspec")
 from mpp.data.config import Reading
 from mpp.data.loader import sequential
 from mpp.data.transform import EvalTransform
-from mpp.errors import Unreachable
+from mpp.errors import Unreachable, install
 from mpp.sources import remote
 from mpp.sources.base import SourceAway, SourceError
 from mpp.sources.tar_index import write_sidecar
@@ -178,4 +178,4 @@ def test_missing_packages(protocol, package, monkeypatch):
     for name in (protocol, "gcs", "s3a"):
         monkeypatch.delitem(registry._registry, name, raising=False)
     text = refused(f"{protocol}://bucket/a.tar")
-    assert 'pip install "mpp[remote]"' in text
+    assert text.endswith(f"; {install('remote')}")
