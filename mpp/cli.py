@@ -60,6 +60,7 @@ def _pretrain(config: PretrainConfig) -> int:
     if not config.run_dir and not config.dry_run:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/first, or --dry-run")
     _check_apart(config.run_dir, config.init)
+    _check_outside("--run-dir", config.run_dir, config.data.source, config.fewshot.data, config.fewshot.test)
     from mpp.pretrain import run
 
     return run(_at_home(config))
@@ -72,6 +73,12 @@ def _check_apart(run_dir: str, init: str) -> None:
     folder, weights = (Path(name).expanduser().resolve() for name in (run_dir, init))
     if folder == weights or (weights.name == "model" and folder == weights.parent):
         raise ConfigError(f"--run-dir {run_dir} is what --init names; choose another folder to write to")
+
+
+def _check_outside(setting: str, folder: str, *specs: str) -> None:
+    from mpp.sources.specs import check_outside_images
+
+    check_outside_images(setting, folder, specs)
 
 
 def _at_home(config: T) -> T:
@@ -93,6 +100,7 @@ def _finetune(config: FinetuneConfig) -> int:
     if not config.run_dir:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/ft")
     _check_apart(config.run_dir, config.init)
+    _check_outside("--run-dir", config.run_dir, config.data.source, config.data.test)
     from mpp.finetune import run
 
     return run(_at_home(config))
@@ -105,6 +113,7 @@ def fewshot(argv: Sequence[str] | None = None) -> int:
 
 def _fewshot(config: FewshotRecipe) -> int:
     _check_frozen(config)
+    _check_outside("--out", config.out, config.data, config.test)
     from mpp.evaluate import fewshot
 
     return fewshot(config)
@@ -190,6 +199,7 @@ def _visualize(config: VisualizeRecipe) -> int:
         raise ConfigError(f"{told}: give --init, such as --init runs/first, or --runs, such as --runs runs/a runs/b")
     if config.runs and not config.out:
         raise ConfigError("nowhere to write to: --runs needs --out, a folder for report.html")
+    _check_outside("--out", config.out, config.data)
     from mpp.visualize import visualize
 
     return visualize(config)
@@ -209,6 +219,7 @@ def _study(config: StudyConfig) -> int:
         raise ConfigError(
             "the runs of a study take one device each; without torchrun, start the same command once for each device"
         )
+    _check_outside("--run-dir", config.run_dir, config.data, config.test, config.pretrain.data.source)
     from mpp.study import run
 
     return run(_at_home(config))
@@ -237,6 +248,7 @@ def check_data(argv: Sequence[str] | None = None) -> int:
 def _check_data(config: CheckRecipe) -> int:
     if not config.data:
         raise ConfigError("no images to look at: give --data, such as --data folder:/my/images")
+    _check_outside("--out", config.out, config.data)
     from mpp.check_data import check_data
 
     return check_data(config)

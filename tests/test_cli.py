@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+import mpp.cli
 from mpp.cli import pretrain
 from mpp.errors import ConfigError, UserError, command, install
 from mpp.recipes import PretrainConfig
+from mpp.sources.specs import check_outside_images
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,6 +100,36 @@ def test_every_tool_helps_at_once_and_refuses_in_one_line(tool: str, tmp_path: P
     done = call(misspelt, "3", tool=tool)
     said = f"{tool}: error: no setting '{misspelt}'; did you mean '{meant}'?\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    ("tool", "argv"),
+    [
+        ("pretrain", ["--data", "folder:DIR", "--run-dir", "DIR/runs/first"]),
+        ("pretrain", ["--data", "demo", "--fewshot.data", "folder:DIR", "--run-dir", "DIR"]),
+        ("finetune", ["--init", "none", "--data", "demo", "--test", "folder:DIR", "--run-dir", "DIR/ft"]),
+        ("fewshot", ["--init", "none", "--data", "folder:DIR", "--out", "DIR/few"]),
+        ("visualize", ["--init", "none", "--data", 'demo + folder:"DIR"', "--out", "DIR/look"]),
+        ("check_data", ["--data", "2 * demo + 1 * folder:DIR/../images", "--out", "DIR/check"]),
+        ("study", ["--data", "folder:DIR", "--run-dir", "DIR/study"]),
+    ],
+)
+def test_nobody_writes_pictures_among_the_images(tool: str, argv: list[str], tmp_path: Path, capsys) -> None:
+    (images := tmp_path / "images").mkdir()
+    argv = [word.replace("DIR", str(images)) for word in argv]
+    assert getattr(mpp.cli, tool)(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tool}: error: {argv[-2]} {argv[-1]} is in the folder of the images, folder:{tmp_path}")
+    assert line.endswith("give a folder outside of it")
+    assert not any(images.iterdir())
+
+
+def test_where_pictures_among_the_images_are_harmless(tmp_path: Path) -> None:
+    images, run = tmp_path / "images", tmp_path / "images" / "old"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()  # a run that has begun may go on
+    for folder in (tmp_path / "run", tmp_path, images / ".run", images / ".here" / "run", run, ""):
+        check_outside_images("--run-dir", str(folder), [f"folder:{images}", "", "nonsense", "demo", f"csv:{images}"])
 
 
 def test_what_finetune_needs_beside_an_init() -> None:

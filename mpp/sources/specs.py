@@ -3,12 +3,15 @@
 3 * folder:"/x/C + D" + 1 * demo  ->  weights 3 and 1  ->  folder, /x/C + D; demo
 """
 
+import contextlib
 import difflib
 import os
 import re
+from collections.abc import Iterable
 
+from mpp.errors import ConfigError
 from mpp.sources.base import SourceError
-from mpp.sources.names import home_expanded
+from mpp.sources.names import home_expanded, is_hidden
 from mpp.sources.patterns import QUOTED, is_url, local_files, quoted, shown, unquoted
 
 _EXAMPLES = {
@@ -127,3 +130,32 @@ def parse(spec: str) -> tuple[str, str]:
     rest = f":{shown(argument)}" if argument and near[:1] != ["demo"] else ""
     hint = f"did you mean {near[0]}{rest}? " if near else ""
     raise SourceError(f"{shown(spec)!r}: there is no kind of source called {shown(kind)!r}; {hint}{known}")
+
+
+def check_outside_images(setting: str, folder: str, specs: Iterable[str]) -> None:
+    """Refuses to write in a folder of images, where our pictures would be images, and a class, for the next command.
+
+    A run that is there already may go on.
+
+    Args:
+        setting: that names `folder`.
+        folder: to be written to, there or not; empty for none.
+        specs: of sources; what does not open is left to those that open it.
+
+    Raises:
+        ConfigError: `folder` is one of images, or lies in one, and is not hidden there.
+    """
+    target = home_expanded(folder).resolve()
+    if not folder or (target / "config.yaml").exists():
+        return
+    for spec in specs:
+        with contextlib.suppress(SourceError, OSError, RuntimeError):
+            for kind, argument in map(parse, parts_of(spec)[1] if spec else ()):
+                images = home_expanded(argument).resolve()
+                if kind != "folder" or not images.is_dir() or not target.is_relative_to(images):
+                    continue
+                if not any(is_hidden(name) for name in target.relative_to(images).parts):
+                    raise ConfigError(
+                        f"{setting} {folder} is in the folder of the images, {spec_of(kind, argument)}: pictures "
+                        "written there would be images, too; give a folder outside of it"
+                    )
