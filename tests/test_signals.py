@@ -11,7 +11,7 @@ from mpp import cli, signals
 from mpp.signals import handle
 from mpp.study import turns
 from tests import runs
-from tests.test_study import command as study_command
+from tests.study_commands import command as study_command
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 

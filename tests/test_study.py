@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,55 +12,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mpp.cli import study
 from mpp.run_page.wording import points
 from mpp.weights.base import Weights, build
 from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
-
-STUDY = runs.ROOT / "tools" / "study.py"
-ARMS = ("default", "75 %")
-SETTINGS = {
-    "arms": "default,75 %: --objective.ratio 0.75 --log.no-report",
-    "pretrain_seeds": "0,1",
-    "labels": "50%,100%",
-    "lengths": "4 steps,6 steps",
-    "longer": "50%",
-    "tune_at": "50%",
-    "seeds": "0,1",
-    "shots": "1,2",
-    "layers": "-1,-2",
-    "pretrain.model.name": "vit_tiny_patch16_224",
-    "pretrain.model.img_size": "32",
-    "pretrain.model.patch_size": "8",
-    "pretrain.model.embed_dim": "48",
-    "pretrain.model.num_heads": "3",
-    "pretrain.model.depth": "2",
-    "pretrain.train.length": "8 steps",
-    "pretrain.train.batch_size": "16",
-    "pretrain.data.workers": "0",
-    "pretrain.log.pictures": "",
-    "finetune.data.workers": "0",
-    "finetune.train.batch_size": "8",
-    "finetune.optim.name": "adamw",
-    "finetune.optim.lr": "1e-3,3e-3",
-}
-
-
-TAKEN = {"arms": "", "pretrain_seeds": "0", "longer": "", "tune_at": ""}
-"""Settings of a study that pretrains nothing."""
-
-
-def command(source: str, run_dir: Path, **changed: str) -> list[str]:
-    test = runs.write_images(Path(source.partition(":")[2]).parent / "test", 24, seed=1)
-    settings = SETTINGS | {"data": source, "test": test, "run_dir": str(run_dir)}
-    settings |= {name.replace("__", "."): value for name, value in changed.items()}
-    empty = ("arms", "longer", "lengths")  # lists that may be
-    words = [
-        word for name, value in settings.items() if value or name not in empty
-        for word in (f"--{name}", *(value.split(",") if value else [""]))
-    ]  # fmt: skip
-    return [str(STUDY), *words]
+from tests.study_commands import ARMS, TAKEN, command
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -271,75 +226,6 @@ def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
     assert [row["accuracy"] for row in ours] == [row["accuracy"] for row in theirs[: len(ours)]]
     probes = json.loads((tmp_path / "study.json").read_text())["probes"]
     assert [probe["side"] for probe in probes] == ["random", "pretrained"]
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"data": ""}, "--data"),
-        ({"data": "folder:/nowhere"}, "/nowhere"),
-        (TAKEN | {"init": "/nowhere/run"}, "/nowhere/run"),
-        ({"init": "/nowhere/run"}, "leave out arms"),
-        ({"labels": "0%", "lengths": "", "longer": "", "tune_at": ""}, "labels"),
-        ({"lengths": "6 steps"}, "lengths"),
-        ({"seeds": "0,0"}, "seeds"),
-        ({"finetune__init": "resnet18"}, "finetune.init is set by the study; use init"),
-        ({"finetune__data__labels": "50%"}, "use labels"),
-        ({"finetune__train__length": "9 steps"}, "lengths and finetune.train.length"),
-        ({"longer": "10%"}, "longer takes shares that labels has, 50%, 100%"),
-        ({"tune_at": "10%"}, "tune_at takes shares"),
-        ({"pretrain__train__seed": "3"}, "use pretrain_seeds"),
-        ({"arms": "a,b: --objective.rato 0.7"}, "arms: b: no setting '--objective.rato'; did you mean"),
-        ({"arms": "a,75 % --data.source folder:/x"}, "arms: '75 % --data.source folder': put a colon before the flags"),
-        ({"pretrain__data__keep": "true"}, "data.keep is for remote shards"),
-        ({"finetune__data__keep": "true"}, "data.keep is for remote shards"),
-        ({"labels": "50%,0.5"}, "labels takes different shares"),
-        ({"arms": "a,b: --objective.ratio 7"}, "arms: b: objective.ratio must be in (0, 1]"),
-        ({"arms": "a,b: --objective.target 'x"}, "arms: b: No closing quotation"),
-        ({"arms": "a,A"}, "its folder would be that of 'a'"),
-        ({"arms": "a,scratch longer"}, "that of 'scratch, longer'"),
-        ({"arms": "a,b: --run-dir x"}, "arms: b: run_dir is the same for all arms"),
-        ({"arms": "a,b: --model.num_heads 5"}, "b: "),
-        # What would otherwise be met after hours of pretraining:
-        ({"test": ""}, "would see the images held out"),
-        ({"test": "", "pretrain__data__source": "DATA"}, "would see the images held out"),
-        ({"layers": "-9"}, "layer"),
-        ({"labels": "4%,100%", "longer": "", "tune_at": ""}, "no class of"),
-        ({"finetune__loss__mixup": "0.5", "finetune__train__batch_size": "7"}, "7"),
-    ],
-)
-def test_wrong_input_is_one_line(
-    changed: dict[str, str], words: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changed = {name: source if value == "DATA" else value for name, value in changed.items()}
-    assert study(command(source, tmp_path / "study", **changed)[1:]) == 2
-    assert words in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "study").exists()
-
-
-@pytest.mark.parametrize("how", ["spelling", "relative", "link", "copy", "mixture"])
-def test_it_does_not_pretrain_on_its_test_images(
-    how: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = command(source, tmp_path / "study")
-    test = Path(words[words.index("--test") + 1].removeprefix("array:"))
-    (tmp_path / "link.npz").symlink_to(test)
-    shutil.copy(test, tmp_path / "copy.npz")
-    monkeypatch.chdir(test.parent)
-    names = {
-        "spelling": f"array:{test.parent}/../{test.parent.name}//{test.name}",
-        "relative": f"array:{test.name}",
-        "link": f"array:{tmp_path}/link.npz",
-        "copy": f"array:{tmp_path}/copy.npz",
-        "mixture": f"{source} + array:{tmp_path}/link.npz",
-    }
-    assert study(command(source, tmp_path / "study", pretrain__data__source=names[how])[1:]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(
-        f"study: error: default would be pretrained on the test images: all 24 of array:{test} are in"
-    )
-    assert line.endswith("; name other images for one of them, by --test or --pretrain.data.source")
-    assert not (tmp_path / "study").exists()
 
 
 # The last one, for it adds to the study that the others look at.

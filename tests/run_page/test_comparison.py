@@ -7,13 +7,7 @@ import pytest
 from mpp.errors import UserError
 from mpp.page.document import render
 from mpp.run_page.comparison import comparison, short_names
-from tests.run_page.run_folders import START, pictures, pretrained, tables, texts, trained, tuned, undrawn
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "drawn" not in request.node.name:
-        monkeypatch.setattr("mpp.run_page.comparison.line_chart", undrawn)
+from tests.run_page.run_folders import START, pictures, pretrained, tables, texts, trained, tuned
 
 
 def test_two_pretrainings(tmp_path: Path) -> None:

@@ -7,14 +7,7 @@ import pytest
 from mpp.sources.array import DTYPES
 from mpp.sources.base import SourceError, block
 from mpp.sources.opening import open_source
-
-
-def refused(spec, **options):
-    """The text of the SourceError, which is one line."""
-    with pytest.raises(SourceError) as caught:
-        open_source(spec, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.sources.reading import refused
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mpp.sources.files import FileSource, NotAFile, PathTable, read_file
 from mpp.sources.mixture import MixtureSource
 from mpp.sources.names import printable
 from mpp.sources.opening import open_source
-from tests.sources.test_shards import write_shards, write_tar
+from tests.sources.tar_shards import write_shards, write_tar
 
 
 @pytest.fixture

@@ -15,17 +15,10 @@ import mpp.torchvision_import  # noqa: F401
 from mpp.data.config import Reading
 from mpp.data.decode import decode
 from mpp.errors import install
-from mpp.sources.base import SourceError
 from mpp.sources.opening import open_source
+from tests.sources.reading import refused
 
 from torchvision.datasets import CIFAR10, CIFAR100  # isort: skip
-
-
-def refused(spec, **options):
-    with pytest.raises(SourceError) as caught:
-        open_source(spec, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def pack(folder, archive):

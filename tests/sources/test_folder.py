@@ -7,21 +7,13 @@ import numpy as np
 import pytest
 
 import mpp.sources.folder
-from mpp.sources.base import SourceError
 from mpp.sources.files import PathTable
 from mpp.sources.opening import has_split, open_source, open_splits
+from tests.sources.reading import refused
 
 
 def names(source):
     return [source.where(i) for i in range(len(source))]
-
-
-def refused(spec, **options):
-    """The text of the SourceError, which is one line."""
-    with pytest.raises(SourceError) as caught:
-        open_source(spec, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_folder_without_classes(picture_folder):

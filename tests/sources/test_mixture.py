@@ -9,6 +9,7 @@ import mpp.sources.mixture
 from mpp.sources.base import ListSource, SourceError, block
 from mpp.sources.mixture import MixtureSource
 from mpp.sources.opening import has_split, open_source
+from tests.sources.reading import refused
 
 
 class Sized:
@@ -21,13 +22,6 @@ class Sized:
 
     def __len__(self) -> int:
         return self.size
-
-
-def refused(spec):
-    with pytest.raises(SourceError) as caught:
-        open_source(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture

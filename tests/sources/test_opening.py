@@ -5,15 +5,8 @@ from mpp.sources.base import SourceError
 from mpp.sources.opening import has_split, open_source
 from mpp.sources.patterns import literal, quoted
 from mpp.sources.specs import spec_of
-from tests.sources.test_shards import write_tar
-
-
-def refused(spec, **options):
-    """The text of the SourceError, which is one line."""
-    with pytest.raises(SourceError) as caught:
-        open_source(spec, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.sources.reading import refused
+from tests.sources.tar_shards import write_tar
 
 
 def test_home_is_expanded(picture_folder, monkeypatch):

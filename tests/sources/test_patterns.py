@@ -3,7 +3,8 @@ import pytest
 from mpp.sources.base import SourceError
 from mpp.sources.patterns import expand_braces, shown, split_patterns
 from mpp.sources.shards import open_shards
-from tests.sources.test_shards import all_read, write_tar
+from tests.sources.reading import all_read
+from tests.sources.tar_shards import write_tar
 
 
 @pytest.mark.parametrize(

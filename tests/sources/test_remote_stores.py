@@ -17,8 +17,8 @@ from mpp.errors import Unreachable, install
 from mpp.sources import remote
 from mpp.sources.base import SourceAway, SourceError
 from mpp.sources.tar_index import write_sidecar
-from tests.sources.test_remote import opened, refused, write_pictures
-from tests.sources.test_shards import all_read, write_shards
+from tests.sources.reading import all_read
+from tests.sources.tar_shards import opened, refused, write_pictures, write_shards
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import mpp.sources.table
 from mpp.downstream.labelled import open_labelled
 from mpp.files import write_csv
-from mpp.sources.base import SourceError
 from mpp.sources.opening import has_split, open_source, open_splits
+from tests.sources.reading import refused
 
 
 @pytest.fixture
@@ -27,13 +27,6 @@ def table(picture_folder):
 
 def names(source):
     return [source.where(i) for i in range(len(source))]
-
-
-def refused(spec, split="train"):
-    with pytest.raises(SourceError) as caught:
-        open_source(spec, split)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_path_and_label(table, tmp_path):

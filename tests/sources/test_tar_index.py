@@ -11,7 +11,8 @@ from mpp.sources.base import SourceError
 from mpp.sources.names import Ignored
 from mpp.sources.opening import open_source
 from mpp.sources.tar_index import TarIndex, index_tar, write_sidecar
-from tests.sources.test_shards import all_read, write_shards, write_tar
+from tests.sources.reading import all_read
+from tests.sources.tar_shards import write_shards, write_tar
 
 
 def test_sidecar(tmp_path, monkeypatch):

@@ -1,0 +1,58 @@
+"""Streams of images for the tests of the loader."""
+
+import itertools
+
+import numpy as np
+import torch
+
+from mpp.data.config import Reading
+from mpp.data.loader import stream
+from mpp.data.transform import EvalTransform
+from mpp.sources.base import ListSource
+
+
+def numbered(length, side=12, bad=()):
+    """Images that hold their own index; those in `bad` are no images."""
+    images = [b"broken" if i in bad else np.full((side, side, 3), i, dtype=np.uint8) for i in range(length)]
+    return ListSource(images, [i % 3 for i in range(length)])
+
+
+def run(source, batches, transform=None, **options):
+    """The first batches of a stream, closed after."""
+    settings = {"seed": 7, "batch_size": 8, "micro_batch": 4, "start": 0, **options}
+    it = stream(source, transform or EvalTransform((4, 4)), Reading(3), **settings)
+    try:
+        return list(itertools.islice(it, batches))
+    finally:
+        it.close()
+
+
+def joined(batches, key):
+    return torch.cat([batch[key] for batch in batches])
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in ("images", "index", "label"))
+        assert a["bad"] == b["bad"]
+
+
+class Failing(ListSource):
+    """Images of which one does something else when it is read."""
+
+    def __init__(self, act, length=64):
+        super().__init__(list(np.zeros((length, 8, 8, 3), dtype=np.uint8)))
+        self.act = act
+
+    def read(self, index):
+        if index == 5:
+            self.act()
+        return super().read(index)
+
+
+def raising(error):
+    def act(*_):
+        raise error
+
+    return act
