@@ -39,7 +39,7 @@ from mpp.study_recipe import StudyConfig
 
 T = TypeVar("T")
 
-_ALIASES = {"data": "data.source"}
+_ALIASES = {"data": "data.source", "download": "data.download"}
 _FINETUNE = {**_ALIASES, "test": "data.test", "labels": "data.labels"}
 _IMAGES = ("value_range", "background", "max_bad", "max_image_mb", "workers", "download")
 _AS_A_RUN = {f"data.{name}": name for name in _IMAGES} | {

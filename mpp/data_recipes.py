@@ -99,8 +99,10 @@ class CheckRecipe(_Images):
             value = getattr(self, key)
             if len(value) not in (1, 2) or any(v < 1 for v in value):
                 raise ValueError(f"{key} takes one or two positive numbers, got {list(value)}")
-        if self.images < 0 or not 1 <= self.bits <= 8:
-            raise ValueError("images is at least 0, bits 1 to 8")
+        if self.images < 0:
+            raise ValueError(f"images is at least 0 (all of them), got {self.images}")
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits is 1 to 8, got {self.bits}")
         if any(side % patch for side, patch in zip(self.image_hw, self.patch_hw, strict=True)):
             raise ValueError(f"img_size {list(self.img_size)} is not a multiple of patch_size {list(self.patch_size)}")
 

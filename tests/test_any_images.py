@@ -165,7 +165,7 @@ def test_a_server_that_gives_no_answer_ends_a_run_saved(
 def test_a_mixture_trains_and_weights_are_for_pretraining(
     picture_folder: Callable[..., Path], source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = picture_folder("x/1.png", "x/2.png", "y/3.png")
+    folder = picture_folder("in/x/1.png", "in/x/2.png", "in/y/3.png") / "in"
     spec = f"3 * folder:{folder} + 1 * {source}"
     assert pretrain(runs.command(spec, tmp_path / "run", fewshot__data="", train__length="9 steps")[1:]) == 0
     assert "3 images, 74.4% of the images drawn" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from mpp.bench_config import PLAN_ALIASES, PlanBench
 from mpp.cli import _ALIASES, _ENCODER, _FINETUNE, _with_images
 from mpp.config import parse
 from mpp.data_recipes import CheckRecipe, ShardRecipe
+from mpp.errors import UserError
 from mpp.recipes import (
     ConvertRecipe,
     FewshotRecipe,
@@ -58,6 +59,16 @@ def test_the_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> No
     config = parse(cls, _with_images(words) if cls is PredictRecipe else words, tool, "", aliases)
     if type(config) is PretrainConfig:
         assert config.data.source == "folder:/my/images"
+
+
+@pytest.mark.parametrize("tool", sorted({*TOOLS} - {f"tools/{name}.py" for name in ("predict", "convert", "bench")}))
+def test_what_a_missing_data_set_advises_is_a_flag_of_every_tool(tool: str) -> None:
+    cls, aliases = TOOLS[tool]
+    with pytest.raises(UserError, match="--download true fetches it") as missing:
+        mpp.open_source("cifar10:nowhere")
+    words = re.findall(r"(--download) (true)", str(missing.value))[0]
+    config = parse(cls, ["--data", "cifar10:nowhere", *words], tool, "", aliases)
+    assert getattr(config, "download", False) or config.data.download
 
 
 def test_there_are_commands_for_every_tool() -> None:

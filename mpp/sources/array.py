@@ -31,7 +31,8 @@ class ArraySource:
         if dtype.newbyteorder("=").name not in DTYPES:
             raise SourceError(f"{name}: the array is {dtype}; images are one of {', '.join(DTYPES)}: convert it first")
         if len(shape) not in (3, 4) or 0 in shape:
-            raise SourceError(f"{name}: the array has the shape {shape}; expected NHWC or NHW, none of them 0")
+            expected = "images x height x width (x channels), none of them 0"
+            raise SourceError(f"{name}: the array has the shape {shape}; expected {expected}")
         if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 16:
             raise SourceError(f"{name}: {shape} looks like NCHW; save it as NHWC, with np.moveaxis(array, 1, -1)")
         self._labels, self.classes = (None, None) if labels is None else checked_labels(name, labels, len(self))
@@ -53,8 +54,10 @@ class ArraySource:
         except SourceError:
             raise
         except Exception as error:  # numpy lets zipfile's, zlib's and struct's errors through
-            reason = str(error).partition("\n")[0]
-            raise SourceError(f"{self.name}: not a readable .npy or .npz of plain arrays ({reason})") from error
+            reason = str(error).partition("\n")[0].partition(" If you trust")[0]  # that is for numpy's callers
+            raise SourceError(
+                f"{self.name}: not a readable .npy or .npz of plain arrays ({reason}); save it by np.save or np.savez"
+            ) from error
         images = next((arrays[key] for key in ("images", "x") if key in arrays), None)
         if images is None:
             fitting = [array for array in arrays.values() if array.ndim in (3, 4)]

@@ -89,7 +89,7 @@ def open_cifar(kind: str, folder: Path, split: Split, download: bool) -> ListSou
     if found is None:
         raise SourceError(
             f"{spec}: found neither {facts.python.filename} nor {facts.archive}, packed or unpacked, in {folder}; "
-            "--data.download true fetches it"
+            "--download true fetches it"
         )
     images, labels, classes = found
     return ListSource(images, labels, classes, name=spec, split=split)

@@ -37,6 +37,7 @@ _PATH = (
 )
 _LABEL = ("label", "class", "target", "classname")
 _SPLITS = ("train", "val", "test")
+_MARKS = ",;|\t"
 _TRIED = 100
 _PIECE = 65_536  # paths that are strings at a time
 _MOST_CLASSES = 1_000_000
@@ -197,9 +198,9 @@ class Table:
                 raise SourceError(
                     f"{self.spec}: {self.path} has {len(first)} columns and no header; begin it with e.g. path,label"
                 )
-            known = next((cell for cell, name in zip(first, names, strict=True) if name in (*_LABEL, "split")), "")
-            if known and path < 0 and not any(is_image(cell) or os.path.lexists(self._full(cell)) for cell in first):
-                held = ", ".join(first)
+            nothing = not any(is_image(cell) or os.path.lexists(self._full(cell)) for cell in first)
+            if path < 0 and nothing and not any(mark in cell for cell in first for mark in _MARKS):
+                held = printable(", ".join(first))
                 raise SourceError(f"{self.spec}: {self.path} has the columns {held}; call that of the images path")
             return _Columns(0, 1 if len(first) == 2 else -1, -1, len(first), False)
         label = next((names.index(name) for name in _LABEL if name in names), -1)
@@ -239,7 +240,7 @@ class Table:
             shown = printable(self._full(paths[0]))
             many = f"none of the first {len(paths)} images is there, such as {shown}"
             what = many if len(paths) > 1 else f"the first image is not there: {shown}"
-            marks = [mark for mark in ",;|\t" if mark != self.delimiter and all(mark in path for path in paths)]
+            marks = [mark for mark in _MARKS if mark != self.delimiter and all(mark in path for path in paths)]
             hint = f"; is {marks[0]!r} between its columns? Write {self.delimiter!r}" if marks else ""
             raise SourceError(f"{self.spec}: {what}; paths start from the file's folder{hint}")
 

@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,12 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], flags: tuple[
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert expected in printed.err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("images", "-4"), ("bits", "9")])
+def test_a_number_out_of_range_is_named(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_data(["--data", "demo", f"--{flag}", value]) == 2
+    assert re.fullmatch(rf"check_data: error: {flag} is .*, got {value}\n", capsys.readouterr().err)
 
 
 def test_what_an_earlier_look_found_stays_where_a_later_one_does_not_start(tmp_path: Path) -> None:

@@ -49,12 +49,14 @@ def test_array_errors(tmp_path, images):
     assert "the array is complex64; images are one of uint8, uint16" in saved(images.astype(np.complex64))
     assert "the array is int64; images are one of" in saved(images.astype(np.int64))
     assert "the array is bool; images are one of" in saved(images > 0)
-    assert "the array has the shape (5, 6); expected NHWC or NHW" in saved(images[:, :, 0, 0])
+    assert "the array has the shape (5, 6); expected images x height x width (x channels)" in saved(images[:, :, 0, 0])
     assert "the array has the shape (0, 6, 7, 3)" in saved(images[:0])
     assert "looks like NCHW" in saved(np.zeros((2, 3, 20, 20), dtype=np.uint8))
     assert "not a readable .npy or .npz" in saved(np.array([{}, "pickled"], dtype=object))
     (tmp_path / "text.npy").write_text("x")
-    assert "not a readable .npy or .npz" in refused(f"array:{tmp_path / 'text.npy'}")
+    text = refused(f"array:{tmp_path / 'text.npy'}")
+    assert "not a readable .npy or .npz" in text
+    assert "allow_pickle" not in text
     (tmp_path / "zero.npy").touch()
     assert "not a readable .npy or .npz" in refused(f"array:{tmp_path / 'zero.npy'}")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")

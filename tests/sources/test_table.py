@@ -123,6 +123,8 @@ def test_numbers_of_a_test_split_reach_as_far_as_those_of_train(table):
     ("text", "message"),
     [
         ("photo,class\n1.png,a\n", "has the columns photo, class; call that of the images path"),
+        ("photo,species\n1.png,a\n", "has the columns photo, species; call that of the images path"),
+        ("photo\n1.png\n", "has the columns photo; call that of the images path"),
         ("photo,Split\n1.png,train\n", "has the columns photo, Split; call that of the images path"),
         ("1.png;cat\na,b.png;dog\n", "line 2, has 2 cells"),
         ("1.png;cat\n2.png;dog\n", "the file's folder; is ';' between its columns? Write ','"),
