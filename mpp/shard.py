@@ -18,7 +18,7 @@ import numpy as np
 
 from mpp.config import to_dict
 from mpp.data.config import MAX_IMAGE_MB, flag_numbers
-from mpp.data.loader import cores_for, permutation
+from mpp.data.loader import permutation, worker_count
 from mpp.data.statistics import can_divide
 from mpp.data_recipes import ShardRecipe
 from mpp.errors import RunError, UserError, command
@@ -135,7 +135,7 @@ def _pack(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder
             counted += 1
 
     count_bad()
-    workers = cores_for(1) if config.workers < 0 else max(1, config.workers)
+    workers = max(1, worker_count(config.workers, 1))
     progress = _Progress(before, len(plan.order))
     with contextlib.closing(run_tasks(work, tasks, workers)) as running:
         for finished, images in running:

@@ -30,13 +30,14 @@ from mpp.cores import count_cores
 from mpp.data.config import Reading
 from mpp.data.reader import Bad, Batch, Evaluation, Late, Training, Transform
 from mpp.data.sending import sendable, tell_if_tight
-from mpp.errors import RunError, UserError
+from mpp.errors import ConfigError, RunError, UserError
 from mpp.failure import ended, last_words
 from mpp.process import one_thread, without_warnings
-from mpp.sources.base import Source
+from mpp.sources.base import Source, count
 from mpp.sources.descriptors import check_files, no_more_files, not_started
 from mpp.sources.mixture import MixtureSource
 
+_MOST_WORKERS = 32  # for each core: reading over a network mostly waits
 _ORDER = 1  # what the draws are for; reader.py has the other purposes
 _DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -124,7 +125,13 @@ def worker_count(config_workers: int, local_world: int) -> int:
     """Loader processes for one rank: as configured, or for -1 the cores here shared by the `local_world` ranks.
 
     0, reading in the training process itself, where a share would be one core or none.
+
+    Raises:
+        ConfigError: so many that they would stop the machine rather than read.
     """
+    cores = count_cores()
+    if config_workers > (most := _MOST_WORKERS * cores):
+        raise ConfigError(f"{config_workers:,} workers are too many for {count(cores, 'core')}: take up to {most}")
     if config_workers >= 0:
         return config_workers
     share = cores_for(local_world)

@@ -11,7 +11,7 @@ from mpp.data.config import DataConfig, Reading
 from mpp.data.decode import BadImage
 from mpp.data.loader import permutation, sequential, worker_count
 from mpp.data.transform import EvalTransform, TrainTransform
-from mpp.errors import RunError
+from mpp.errors import ConfigError, RunError
 from mpp.sources.base import ListSource, Subset
 from mpp.sources.mixture import MixtureSource
 from mpp.sources.opening import open_source
@@ -247,3 +247,6 @@ def test_worker_count(monkeypatch):
     assert [worker_count(-1, ranks) for ranks in (1, 2, 4, 8, 16)] == [8, 4, 2, 0, 0]
     assert worker_count(0, 1) == 0
     assert worker_count(3, 8) == 3
+    assert worker_count(256, 1) == 256
+    with pytest.raises(ConfigError, match=r"^1,000 workers are too many for 8 cores: take up to 256$"):
+        worker_count(1000, 1)
