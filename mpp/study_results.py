@@ -110,9 +110,9 @@ class StudyResults:
             groups.setdefault(starts, []).append(gained)
         return _of_runs(groups, list(runs)) if groups else None
 
-    def gains(self, side: str, labels: str, over: str = SCRATCH) -> dict[int, float]:
-        """What a side gains over another, by the seed of the fine-tuning."""
-        here, there = self._tuned(side, labels), self._tuned(over, labels)
+    def gains(self, side: str, labels: str) -> dict[int, float]:
+        """What a side gains over scratch, by the seed of the fine-tuning."""
+        here, there = self._tuned(side, labels), self._tuned(SCRATCH, labels)
         return {seed: run["top1"] - there[seed]["top1"] for seed, run in here.items() if seed in there}
 
     def fewshot(self, side: str, shots: int, reading: Reading | None = None) -> Estimate | None:
@@ -120,15 +120,13 @@ class StudyResults:
         rows = self._drawn(side, shots, reading)
         return of_table(np.array(list(rows.values()))) if rows else None
 
-    def fewshot_gain(
-        self, side: str, shots: int, over: str = RANDOM, reading: Reading | None = None
-    ) -> Estimate | None:
+    def fewshot_gain(self, side: str, shots: int, over: str = RANDOM) -> Estimate | None:
         """Of an encoder over another, both read in the same way."""
-        return self.mean_fewshot_gain([(side, over)], shots, reading)
+        return self.mean_fewshot_gain([(side, over)], shots)
 
-    def mean_fewshot_gain(self, pairs: Sequence[Pair], shots: int, reading: Reading | None = None) -> Estimate | None:
+    def mean_fewshot_gain(self, pairs: Sequence[Pair], shots: int) -> Estimate | None:
         """The mean over pairs of encoders of what the first gains, for each pretraining that all of them have."""
-        rows = {side: self._drawn(side, shots, reading) for pair in pairs for side in pair}
+        rows = {side: self._drawn(side, shots) for pair in pairs for side in pair}
         pretrained = [set(of) for of in rows.values() if None not in of]
         seeds = set.intersection(*pretrained) if pretrained else {None}
         if not seeds or not all(rows.values()):
@@ -193,7 +191,7 @@ class StudyResults:
         runs = self.content["finetuning"]
         return {run["seed"]: run for run in runs if (run["side"], run["labels"]) == (side, labels)}
 
-    def _drawn(self, side: str, shots: int, reading: Reading | None) -> dict[int | None, list[float]]:
+    def _drawn(self, side: str, shots: int, reading: Reading | None = None) -> dict[int | None, list[float]]:
         """Accuracies by draw, by the seed of the pretraining; None of an encoder that has none."""
         asked = side, shots, *(reading or self.reading)
         return {

@@ -8,14 +8,13 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 from mpp.cache.entries import Entry, entries, remove
 from mpp.cache.users import alone
 from mpp.errors import ConfigError
-from mpp.files import cache_folder, write_whole
+from mpp.files import cache_folder
 
 LIMIT = "80%"
 """Of the disk that the cache lies on: what $MPP_CACHE_LIMIT is unless it is set."""
@@ -88,17 +87,6 @@ def make_room(size: int, what: str = "it") -> int:
         if size > left:
             raise OSError(errno.ENOSPC, f"{what} takes {shown_size(size)}, {folder} has room for {shown_size(left)}")
         return left if limit is None else min(left, max(limit - total, 0))
-
-
-def write_cached(path: Path, write: Callable[[BinaryIO], object], size: int, what: str = "it") -> None:
-    """`write_whole` in the cache, of about `size` bytes, for which room is made.
-
-    Raises:
-        OSError: no room, or it cannot be written.
-        ConfigError: $MPP_CACHE_LIMIT is no size.
-    """
-    make_room(size, what)
-    write_whole(path, write)
 
 
 def drop(names: Iterable[str]) -> None:

@@ -41,7 +41,7 @@ def to_pixels(
         raise BadImage(
             f"has {held} channel{'s' * (held > 1)}, the model takes {wanted} (model.in_chans)", "wrong channels"
         )
-    pairs = _pairs(reading, held)
+    pairs = _pairs(reading)
     if held == 1 and (len(pairs) > 1 or (opacity is not None and len(reading.background) > 1)):
         values = np.repeat(values, wanted, axis=2)
     pixels = _eight_bits(values, pairs or None, high)
@@ -54,7 +54,7 @@ def to_pixels(
     return np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"])
 
 
-def _pairs(reading: Reading, held: int) -> tuple[tuple[float, float], ...]:
+def _pairs(reading: Reading) -> tuple[tuple[float, float], ...]:
     stated = reading.value_range
     if not stated:
         return ()

@@ -101,9 +101,7 @@ def _opener(spec: str, download: bool, expected: Sequence[str], keep: bool) -> t
     return folder.open, bool(folder.splits)
 
 
-def open_source(
-    spec: str, split: Split = "train", download: bool = False, expected: Sequence[str] = (), keep: bool = False
-) -> Source:
+def open_source(spec: str, split: Split = "train", download: bool = False, keep: bool = False) -> Source:
     """One split of a source by its string; `open_splits` gives both, and says whether there is a `test`.
 
     The other arguments, and what is refused, are those of `open_splits`.
@@ -111,18 +109,9 @@ def open_source(
     Raises:
         SourceError: as `open_splits`, or no such split.
     """
-    splits = open_splits(spec, download, expected, keep)
+    splits = open_splits(spec, download, keep=keep)
     if split not in splits:
         raise SourceError(
             f"{shown(spec)} has no test split of its own: give the held-out images as a source of their own"
         )
     return splits[split]
-
-
-def has_split(spec: str) -> bool:
-    """Whether `open_source(spec, "test")` gives held-out images.
-
-    Raises:
-        SourceError: unknown kind, or a CSV or a dataset that cannot be opened.
-    """
-    return "test" in open_splits(spec)

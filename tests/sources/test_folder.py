@@ -8,7 +8,7 @@ import pytest
 
 import mpp.sources.folder
 from mpp.sources.files import PathTable
-from mpp.sources.opening import has_split, open_source, open_splits
+from mpp.sources.opening import open_source, open_splits
 from tests.sources.reading import refused
 
 
@@ -87,7 +87,7 @@ def test_folder_with_splits(held_out, picture_folder):
     )
     (folder / "README.md").write_text("about")
     spec = f"folder:{folder}"
-    assert has_split(spec)
+    assert "test" in open_splits(spec)
     train, test = open_source(spec), open_source(spec, "test")
     assert [len(train), len(test)] == [3, 2]
     assert train.classes == test.classes == ("a", "b", "c")
@@ -96,11 +96,11 @@ def test_folder_with_splits(held_out, picture_folder):
 
 def test_folders_that_are_not_split(picture_folder):
     folder = picture_folder("train/a/1.png", "test/a/2.png", "other/3.png")
-    assert not has_split(f"folder:{folder}")
+    assert "test" not in open_splits(f"folder:{folder}")
     assert open_source(f"folder:{folder}").classes == ("other", "test", "train")
     assert "has no test split of its own" in refused(f"folder:{folder}", split="test")
-    assert not has_split(f"folder:{folder / 'train'}")
-    assert not has_split(f"folder:{folder / 'missing'}")
+    assert "test" not in open_splits(f"folder:{folder / 'train'}")
+    assert "test" not in open_splits(f"folder:{folder / 'missing'}")
 
 
 def test_a_class_that_the_train_split_lacks(picture_folder):
@@ -159,10 +159,10 @@ def test_a_broken_link_among_the_classes_of_a_split(picture_folder):
     for name in ("train/gone", "train/a/gone.png", "test/gone"):
         (folder / name).symlink_to("nowhere")
     (folder / "train" / "itself").symlink_to("itself")
-    assert has_split(f"folder:{folder}")
+    assert "test" in open_splits(f"folder:{folder}")
     assert open_source(f"folder:{folder}", "test").classes == ("a", "b")
     (folder / "gone.png").symlink_to("nowhere")  # an image beside the splits
-    assert not has_split(f"folder:{folder}")
+    assert "test" not in open_splits(f"folder:{folder}")
 
 
 @pytest.mark.usefixtures("any_name")

@@ -12,7 +12,7 @@ from mpp.cache.entries import entries
 from mpp.errors import install
 from mpp.sources.base import SourceError
 from mpp.sources.hub_dataset import OpenedDataset
-from mpp.sources.opening import has_split, open_source, open_splits
+from mpp.sources.opening import open_source, open_splits
 from tests.sources.parquet import write_parquet
 from tests.sources.reading import all_read, refused
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_progress_bars")
 
 
 def test_splits(split_in_two, pictures):
-    assert has_split(split_in_two)
+    assert "test" in open_splits(split_in_two)
     train, test = open_source(split_in_two), open_source(split_in_two, "test")
     assert all_read(train) == [(pictures[n], n % 3) for n in range(11, -1, -1)]
     assert all_read(test) == [(pictures[n], n % 3) for n in range(19, 11, -1)]
@@ -54,7 +54,7 @@ def test_a_data_set_is_opened_once_for_both_splits(split_in_two, monkeypatch):
 def test_one_split_by_name(split_in_two):
     source = open_source(f"{split_in_two}:test")
     assert all_read(source) == all_read(open_source(split_in_two, "test"))
-    assert not has_split(f"{split_in_two}:test")
+    assert "test" not in open_splits(f"{split_in_two}:test")
     assert "has no test split of its own" in refused(f"{split_in_two}:test", "test")
     assert "has no split 'tset' but the splits train, test; choose one of them" in refused(f"{split_in_two}:tset")
 
@@ -62,7 +62,7 @@ def test_one_split_by_name(split_in_two):
 def test_one_saved_dataset(made, tmp_path, pictures):
     made().save_to_disk(str(tmp_path / "one"))
     spec = f"hf:{tmp_path / 'one'}"
-    assert not has_split(spec)
+    assert "test" not in open_splits(spec)
     source = open_source(spec)
     assert source.describe() == "20 images in 3 classes"
     assert source.read(0) == (pictures[19], 1)
@@ -73,7 +73,7 @@ def test_validation_is_held_out_where_there_is_no_test(made, tmp_path):
     datasets.DatasetDict(train=made(0, 12), validation=made(12, 20)).save_to_disk(str(tmp_path / "v"))
     assert len(open_source(f"hf:{tmp_path / 'v'}", "test")) == 8
     datasets.DatasetDict(one=made(0, 12), two=made(12, 20)).save_to_disk(str(tmp_path / "w"))
-    assert not has_split(f"hf:{tmp_path / 'w'}")
+    assert "test" not in open_splits(f"hf:{tmp_path / 'w'}")
     assert "has the splits one, two and none called train" in refused(f"hf:{tmp_path / 'w'}")
     datasets.DatasetDict(one=made(0, 12)).save_to_disk(str(tmp_path / "x"))
     assert open_source(f"hf:{tmp_path / 'x'}").describe() == "12 images in 3 classes"

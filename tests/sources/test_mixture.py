@@ -8,7 +8,7 @@ import pytest
 import mpp.sources.mixture
 from mpp.sources.base import ListSource, SourceError, block
 from mpp.sources.mixture import MixtureSource
-from mpp.sources.opening import has_split, open_source
+from mpp.sources.opening import open_source, open_splits
 from tests.sources.reading import refused
 
 
@@ -143,12 +143,12 @@ def test_late_epochs_of_ten_million_images_are_cheap():
 def test_splits(picture_folder):
     folder = picture_folder("a/train/x/1.png", "a/train/y/2.png", "a/test/y/3.png", "b/train/x/4.png", "b/val/z/5.png")
     both = f"folder:{folder / 'a'} + folder:{folder / 'b'}"
-    assert has_split(both)
+    assert "test" in open_splits(both)
     train, test = open_source(both), open_source(both, "test")
     assert [len(train), len(test)] == [3, 2]
-    assert not has_split(f"{both} + folder:{folder / 'a' / 'train'}")
+    assert "test" not in open_splits(f"{both} + folder:{folder / 'a' / 'train'}")
     weighted = f"9 * folder:{folder / 'a'} + 9 * folder:{folder / 'b'}"
-    assert has_split(weighted)
+    assert "test" in open_splits(weighted)
     assert open_source(weighted, "test").weights is None  # held-out images are not drawn
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mpp.sources.base import SourceError
-from mpp.sources.opening import has_split, open_source
+from mpp.sources.opening import open_source, open_splits
 from mpp.sources.patterns import literal, quoted
 from mpp.sources.specs import spec_of
 from tests.sources.reading import refused
@@ -15,12 +15,12 @@ def test_home_is_expanded(picture_folder, monkeypatch):
     assert len(open_source("folder:~/pics")) == 1
 
 
-def test_has_split_by_kind(tmp_path):
-    assert has_split("demo")
-    assert has_split(f"cifar10:{tmp_path}")
-    assert has_split(f"cifar100:{tmp_path}")
-    assert not has_split("array:x.npy")
-    assert not has_split("shards:x-{0..3}.tar")
+def test_which_kinds_have_a_test_split(tmp_path):
+    assert "test" in open_splits("demo")
+    assert "test" in open_splits(f"cifar10:{tmp_path}")
+    assert "test" in open_splits(f"cifar100:{tmp_path}")
+    assert "test" not in open_splits("array:x.npy")
+    assert "test" not in open_splits("shards:x-{0..3}.tar")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_name_with_a_plus_is_told_to_be_quoted(picture_folder):
     assert hint in refused(f"folder:{folder}/C + D")
     assert f'is quoted, shards:"{folder}/C + D/*.tar"' in refused(f"shards:{folder}/C + D/*.tar")
     with pytest.raises(SourceError, match="is quoted"):
-        has_split(f"folder:{folder}/C + D")
+        open_splits(f"folder:{folder}/C + D")
     assert "no kind of source called 'D'" in refused(f"folder:{folder} + D")
 
 
@@ -135,7 +135,7 @@ def test_paths_with_a_nul_or_a_line_break(kind):
     assert "holds a NUL" in refused(f"{kind}:/a\0b")
     refused(f"{kind}:/a\nb.csv")
     with pytest.raises(SourceError, match="holds a NUL"):
-        has_split(f"{kind}:/a\0b")
+        open_splits(f"{kind}:/a\0b")
 
 
 @pytest.mark.parametrize("kind", ["shards", "shrds", "folder", "array", "csv", "hf", ""])

@@ -8,7 +8,7 @@ import pytest
 import mpp.sources.table
 from mpp.downstream.labelled import open_labelled
 from mpp.files import write_csv
-from mpp.sources.opening import has_split, open_source, open_splits
+from mpp.sources.opening import open_source, open_splits
 from tests.sources.reading import refused
 
 
@@ -94,7 +94,7 @@ def test_tabs_and_absolute_paths(table, tmp_path):
 
 def test_splits(table):
     spec = table("path,label,split\n1.png,b,train\n2.png,c,train\n1.png,a,val\n4.png,c,val\n")
-    assert has_split(spec)
+    assert "test" in open_splits(spec)
     train, test = open_source(spec), open_source(spec, "test")
     assert (train.classes, train.labels().tolist()) == (("b", "c"), [0, 1])
     # As in folders the train split's classes come first, so that they keep their numbers.
@@ -104,10 +104,10 @@ def test_splits(table):
     assert open_source(both, "test").labels().tolist() == [1]
     assert open_source(both, "test").classes == ("0", "1")
     only = table("path,split\n1.png,train\n1.png,train\n")
-    assert not has_split(only)
+    assert "test" not in open_splits(only)
     assert len(open_source(only)) == 2
     assert "has no test split of its own" in refused(only, "test")
-    assert not has_split(table("path,label\n1.png,a\n"))
+    assert "test" not in open_splits(table("path,label\n1.png,a\n"))
 
 
 def test_numbers_of_a_few_images_of_a_large_set(table):
