@@ -32,7 +32,7 @@ from mpp.data.reader import Bad, Batch, Evaluation, Late, Training, Transform
 from mpp.data.sending import sendable, tell_if_tight
 from mpp.errors import ConfigError, RunError, UserError
 from mpp.failure import ended, last_words
-from mpp.process import one_thread, without_warnings
+from mpp.process import GENERATORS, one_thread, without_warnings
 from mpp.sources.base import Source, count
 from mpp.sources.descriptors import check_files, no_more_files, not_started
 from mpp.sources.mixture import MixtureSource
@@ -250,9 +250,10 @@ def _start(loader: _Loader) -> Any:
     # Until a worker has started up it would obey signals; it inherits the mask.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
     try:
-        with without_warnings(".*fork", DeprecationWarning):
+        # A worker seeds torch's generator, whose lock it must not inherit from a thread that draws.
+        with without_warnings(".*fork", DeprecationWarning), GENERATORS:
             iterator: Any = iter(loader)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter, by torch, where one dies before its first answer
         raise not_started(error) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

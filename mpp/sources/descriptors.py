@@ -48,7 +48,7 @@ def no_more_files(error: BaseException) -> RunError | None:
 
 def not_started(error: BaseException) -> RunError:
     """What to tell where no process could be started."""
-    return no_more_files(error) or RunError(f"no process can be started ({error}): take fewer workers")
+    return no_more_files(error) or RunError(f"no process can be started ({str(error).strip()}): take fewer workers")
 
 
 class Descriptors:

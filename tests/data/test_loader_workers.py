@@ -10,17 +10,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mpp.checking.scan import scan
+from mpp.data import loader
 from mpp.data.config import Reading
 from mpp.data.loader import stream
 from mpp.data.transform import EvalTransform
 from mpp.errors import RunError, UserError
+from mpp.process import GENERATORS
 from mpp.sources.opening import open_source
 from tests.data.streams import Failing, assert_same, numbered, raising, run
 from tests.sources.tar_shards import write_tar
@@ -135,6 +139,35 @@ def exists(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_workers_start_while_another_thread_draws():
+    """Forked while that thread is within torch's generator, a worker, which seeds its own, would wait without end."""
+    done = threading.Event()
+
+    def draw() -> None:
+        place = torch.empty(10_000_000)
+        while not done.wait(0.001):
+            with GENERATORS:
+                place.bernoulli_()
+
+    other = threading.Thread(target=draw)
+    hung = threading.Timer(30, lambda: [child.kill() for child in multiprocessing.active_children()])
+    other.start()
+    hung.start()
+    try:
+        for _ in range(3):
+            run(numbered(9), 1, workers=2)
+    finally:
+        hung.cancel()
+        done.set()
+        other.join()
+
+
+def test_a_worker_that_dies_while_it_starts_is_one_line(monkeypatch):
+    monkeypatch.setattr(loader, "_start_worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RunError, match=r"^no process can be started \(DataLoader worker .*\): take fewer workers$"):
+        run(numbered(4), 1, workers=2)
 
 
 @pytest.mark.slow
