@@ -46,8 +46,7 @@ def quota(process: Path = _PROCESS) -> float:
         process: the folder that Linux keeps about the process.
     """
     try:
-        groups = (process / "cgroup").read_text("utf-8").splitlines()
-        mounts = (process / "mountinfo").read_text("utf-8").splitlines()
+        groups, mounts = (_lines(process / name) for name in ("cgroup", "mountinfo"))
     except OSError:  # another system
         return math.inf
     limits = [math.inf]
@@ -57,6 +56,11 @@ def quota(process: Path = _PROCESS) -> float:
             if controllers == names == "" or ("cpu" in controllers.split(",") and "cpu" in names.split(",")):
                 limits += map(_limit, _upwards(Path(mount), root, path))
     return min(limits)
+
+
+def _lines(path: Path) -> list[str]:
+    """Names in them, as of a memory stick's folder, are bytes in whatever encoding."""
+    return [os.fsdecode(line) for line in path.read_bytes().splitlines()]
 
 
 def _mounted(mounts: list[str]) -> Iterator[tuple[str, str, str]]:

@@ -14,6 +14,7 @@ from mpp.data.loader import worker_count
 V1 = "30 25 0:26 {root} {mount} rw,nosuid - cgroup cgroup rw,cpu,cpuacct"
 V2 = "30 25 0:26 {root} {mount} rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
 OTHER = "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw"
+IN_LATIN_1 = b"36 22 8:1 / /media/caf\xe9\x85 rw,relatime shared:1 - vfat /dev/sdb1 rw\n"
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def system(tmp_path: Path):
         process.mkdir()
         (process / "cgroup").write_text("".join(f"{line}\n" for line in groups))
         told = str(place).replace(" ", "\\040")
-        (process / "mountinfo").write_text("".join(f"{line.replace('MOUNT', told)}\n" for line in [OTHER, *mounts]))
+        lines = "".join(f"{line.replace('MOUNT', told)}\n" for line in [OTHER, *mounts])
+        (process / "mountinfo").write_bytes(IN_LATIN_1 + lines.encode())
         return process
 
     return write
