@@ -11,6 +11,8 @@ from mpp.weights.timm_folder import read_json
 _FILE = "preprocessor_config.json"
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 _BY_SHORTER_EDGE = ("BitImageProcessor", "CLIPImageProcessor", "CLIPFeatureExtractor", "ConvNextImageProcessor")
+_USUAL = {"mean": (0.5,), "std": (0.5,)}
+_OF_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 _CROPPING = (*_BY_SHORTER_EDGE[:-1], "DeiTImageProcessor", "DeiTFeatureExtractor")
 
 
@@ -29,13 +31,15 @@ def read_preprocessor(folder: Path, image_hw: tuple[int, int], in_chans: int) ->
         return {}
     told = read_json(path)
     kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "").removesuffix("Fast")
-    return _normalisation(told, path, in_chans) | _framing(told, kind, image_hw)
+    return _normalisation(told, kind, path, in_chans) | _framing(told, kind, image_hw)
 
 
-def _normalisation(told: dict[str, Any], path: Path, in_chans: int) -> dict[str, tuple[float, ...]]:
+def _normalisation(told: dict[str, Any], kind: str, path: Path, in_chans: int) -> dict[str, tuple[float, ...]]:
     if not told.get("do_normalize", True):
         return {"mean": (0.0,), "std": (1.0,)}
-    mean, std = (tuple(float(x) for x in told.get(f"image_{name}") or (0.5,)) for name in ("mean", "std"))
+    # Those of colours; Bit's processor has CLIP's values, too.
+    usual = _OF_CLIP if kind in _BY_SHORTER_EDGE[:-1] and in_chans == 3 else _USUAL
+    mean, std = (tuple(float(x) for x in told.get(f"image_{name}") or usual[name]) for name in ("mean", "std"))
     if {len(mean), len(std)} - {1, in_chans}:
         raise UserError(f"{path}: {len(mean)} means and {len(std)} deviations for {in_chans} channels")
     return {"mean": mean, "std": std}

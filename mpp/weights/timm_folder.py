@@ -175,7 +175,8 @@ def read_timm_folder(folder: Path) -> Weights:
     """
     config = read_json(folder / "config.json")
     args = dict(config.get("model_args") or {})
-    default: Mapping[str, Any] = config.get("pretrained_cfg") or {}
+    # timm's older folders have all of it in one.
+    default: Mapping[str, Any] = (config.get("pretrained_cfg") or {}) if "pretrained_cfg" in config else config
     name = str(config.get("architecture", ""))
     if not timm.is_model(name):
         raise UserError(f"{folder / 'config.json'}: timm {timm.__version__} has no architecture {name!r}")
@@ -187,14 +188,19 @@ def read_timm_folder(folder: Path) -> Weights:
     if numerics.get("stem_units") is not None:
         numerics["stem_units"] = tuple(numerics["stem_units"])
     state = read_tensors(folder, ("model.safetensors", "pytorch_model.bin"))
+    channels = int(args.get("in_chans") or size[0])
+    known = PretrainedCfg()
+    # What a folder of timm's leaves out is as timm has it, which has no values but for colours.
+    colours = _OURS not in config and channels == len(known.mean)
+    usual = (known.mean, known.std) if colours else ((0.5,), (0.5,))
     weights = Weights(
         name,
         {key: value for key, value in args.items() if key not in _SET_BY_US},
         state,
         (int(height), int(width)),
-        int(args.get("in_chans") or size[0]),
-        tuple(default.get("mean") or (0.5,)),
-        tuple(default.get("std") or (0.5,)),
+        channels,
+        tuple(default.get("mean") or usual[0]),
+        tuple(default.get("std") or usual[1]),
         str(config.get("global_pool") or "avg"),
         _class_names(config),
         numerics=Numerics(**numerics),
@@ -228,7 +234,7 @@ def timm_framing(told: Mapping[str, Any], origin: str | Path) -> dict[str, Any]:
 def _class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Of the head; numbers where the folder has no names; None where there is no head."""
     count = int(config.get("num_classes") or 0)
-    names = config.get("label_names")
+    names = config.get("label_names") or config.get("labels")  # in older ones
     if isinstance(names, dict):
         names = [names.get(str(i), str(i)) for i in range(count)]
     if count and names and len(names) == count:

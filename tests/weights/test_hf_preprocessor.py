@@ -65,6 +65,20 @@ def test_their_settings_are_read(kind: str, told: dict[str, Any], hf: Any, tmp_p
     assert_same_pixels(getattr(hf, content["image_processor_type"]).from_pretrained(tmp_path), weights)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["ViTImageProcessor", "BitImageProcessor", "CLIPImageProcessor", "DeiTImageProcessor", "ConvNextImageProcessor"],
+)
+def test_the_normalisation_that_a_file_leaves_out_is_theirs(kind: str, hf: Any, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind}))
+    processor = getattr(hf, kind).from_pretrained(tmp_path)
+    found = read_preprocessor(tmp_path, (48, 48), 3)
+    for name in ("mean", "std"):
+        value = found[name] * (3 if len(found[name]) == 1 else 1)
+        assert value == tuple(getattr(processor, f"image_{name}"))
+    assert read_preprocessor(tmp_path, (48, 48), 4)["mean"] == (0.5,)
+
+
 @pytest.mark.parametrize("told", [{}, {"crop_pct": 0.875}, {"crop_pct": 48 / 56, "interpolation": "bilinear"}])
 @pytest.mark.parametrize("mode", ["center", "squash"])
 def test_timms_settings_are_written(told: dict[str, Any], mode: str, hf: Any, tmp_path: Path) -> None:

@@ -201,6 +201,41 @@ def test_how_images_are_framed_goes_with_the_weights(tmp_path: Path) -> None:
             read_timm_folder(tmp_path / "theirs")
 
 
+@pytest.mark.parametrize("missing", [("mean",), ("std",), ("mean", "std", *SEEN)])
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+def test_what_a_folder_of_timms_leaves_out_is_as_timm_has_it(
+    missing: tuple[str, ...], old: bool, tmp_path: Path
+) -> None:
+    model = timm.create_model("test_vit", num_classes=2)
+    save_for_hf(model, str(tmp_path), {"label_names": ["a", "b"]}, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    told = {key: value for key, value in config.pop("pretrained_cfg").items() if key not in missing}
+    if old:
+        known = {key: config[key] for key in ("architecture", "num_classes", "num_features")}
+        config = known | {"labels": config["label_names"]}
+    (tmp_path / "config.json").write_text(json.dumps(config | (told if old else {"pretrained_cfg": told})))
+    weights = open_weights(str(tmp_path))
+    data = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}", pretrained=True))
+    assert (weights.in_chans, *weights.image_hw) == tuple(data["input_size"])
+    assert (weights.mean, weights.std) == (tuple(data["mean"]), tuple(data["std"]))
+    assert {key: getattr(weights, key) for key in SEEN} == {key: data[key] for key in SEEN}
+    assert weights.classes == ("a", "b")
+
+
+def test_what_no_folder_says_is_a_half(tmp_path: Path) -> None:
+    """Of our own folders, and of other channels, for which timm has no values."""
+    for channels, ours in ((3, True), (8, True), (8, False)):
+        config = dataclasses.replace(TINY, in_chans=channels)
+        save_timm_folder(build(config), config, tmp_path, (0.25,), (0.25,))
+        told = json.loads((tmp_path / "config.json").read_text())
+        del told["pretrained_cfg"]["mean"], told["pretrained_cfg"]["std"]
+        if not ours:
+            del told["mpp"]
+        (tmp_path / "config.json").write_text(json.dumps(told))
+        weights = read_timm_folder(tmp_path)
+        assert (weights.mean, weights.std) == ((0.5,), (0.5,))
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "vit_base_patch16_siglip_224"])
 def test_timms_names_have_timms_framing(name: str) -> None:
     weights, config = open_weights(f"random:{name}"), timm.get_pretrained_cfg(name).to_dict()
