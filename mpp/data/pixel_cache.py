@@ -135,13 +135,20 @@ def cache_pixels(source: Source, reading: Reading, workers: int) -> PixelSource:
     use(key)
     with _alone(cache_folder() / f"{key}.lock"):
         if not (path.is_file() and bad_path.is_file()):
-            place = [type(source).__name__, source.name, str(getattr(source, "root", Path.cwd())), asdict(reading)]
+            place = _place(source, reading)
             drop(_outdated(place))
             _decode_all(source, reading, workers, path, bad_path)
             text = json.dumps(place)
             with contextlib.suppress(OSError):
                 write_whole(path.with_suffix(".json"), lambda file: file.write(text.encode()))
     return PixelSource(source, path, np.load(bad_path, allow_pickle=False))
+
+
+def _place(source: Source, reading: Reading) -> list[Any]:
+    """Which images these are, whatever is in them: those of a split, of a folder that may be named from elsewhere."""
+    folder = str(Path(getattr(source, "root", "")).absolute())
+    first = where(source, 0) if len(source) else ""
+    return [type(source).__name__, source.name, folder, first, asdict(reading)]
 
 
 def _outdated(place: list[Any]) -> Iterator[str]:

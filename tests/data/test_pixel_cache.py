@@ -107,6 +107,26 @@ def test_an_array_whose_files_were_touched_makes_room_for_the_next(
     assert [path.exists() for path in (idle, in_use, other)] == [False, True, True]
 
 
+def test_arrays_of_other_splits_and_folders_stay(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixel_cache, "use", lambda *names: None)  # as by processes that have ended since
+    lists = tmp_path / "list.csv"
+    lists.write_text("path,split\n" + "".join(f"{folder}/{name},{('train', 'test')[name > 'b']}\n" for name in NAMES))
+    sources: list[Callable[[], Source]] = [
+        lambda: open_source(f"csv:{lists}"),
+        lambda: open_source(f"csv:{lists}", "test"),
+    ]
+    for here in ("one", "two"):
+        shutil.copytree(folder, tmp_path / here / "images")
+        monkeypatch.chdir(tmp_path / here)
+        paths = [cache_pixels(opened(), Reading(), workers=0).path for opened in sources]
+        paths.append(cache_pixels(open_source("folder:images"), Reading(), workers=0).path)
+        assert all(path.exists() for path in paths)
+    monkeypatch.chdir(tmp_path / "one")
+    monkeypatch.setattr(pixel_cache, "_decode_all", None)  # all of them are there
+    for opened in (*sources, lambda: open_source("folder:images")):
+        cache_pixels(opened(), Reading(), workers=0)
+
+
 def test_whole_arrays_go_in_blocks(folder: Path) -> None:
     (folder / "b" / "2.png").unlink()
     kept = cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0)
