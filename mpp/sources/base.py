@@ -1,5 +1,6 @@
 """What a source of images is, and the two simplest: lists in memory, and some images of another source."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -205,7 +206,7 @@ class Subset:
 
 
 def read_many(
-    source: Source, indices: Sequence[int], most: float = float("inf")
+    source: Source, indices: Sequence[int], most: float = math.inf
 ) -> Iterator[tuple[bytes | np.ndarray, int | None] | OSError]:
     """Several images and labels in the order of `indices`, or why they cannot be read: at once, if the source can.
 
@@ -214,7 +215,7 @@ def read_many(
     at_once = getattr(source, "read_many", None)
     waiting, total = list[int](), 0
     for index in indices:
-        size = size_of(source, index)
+        size = size_of(source, index) if most < math.inf else 0  # of a file, one more question to its disk
         if size > most or total + size > most:
             yield from _read_at_once(source, waiting)
             waiting, total = [], 0

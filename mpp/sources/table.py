@@ -9,6 +9,7 @@ import os
 import re
 import time
 from array import array
+from collections import defaultdict
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -109,9 +110,9 @@ class Table:
 
     def _read(self, apart: bool) -> dict[str, _Rows]:
         """The rows of each split, or of all in one."""
-        found: dict[str, _Rows] = {}
+        found: defaultdict[str, _Rows] = defaultdict(_Rows)
         for path, label, split in self._entries():
-            rows = found.setdefault(split if apart else "", _Rows())
+            rows = found[split if apart else ""]
             rows.add(path, label)
             if len(rows.numbers) > _MOST_CLASSES:
                 raise SourceError(
@@ -120,7 +121,7 @@ class Table:
                 )
         for rows in found.values():
             rows.end()
-        return found
+        return dict(found)
 
     def open(self, split: Split = "train") -> FileSource:
         """The images of a split; of all rows, where the file is not split.

@@ -261,7 +261,7 @@ def test_images_of_too_many_bytes_are_not_read(kind, tmp_path, monkeypatch):
     ]
 
 
-def test_what_is_read_at_once_has_no_more_bytes_than_one_image_may():
+def test_what_is_read_at_once_has_no_more_bytes_than_one_image_may(monkeypatch):
     groups = []
 
     class Fast(ListSource):
@@ -277,6 +277,7 @@ def test_what_is_read_at_once_has_no_more_bytes_than_one_image_may():
     assert groups == [[0, 1], [2], [4], [5]]
     assert [too_large(each) or len(each[0]) for each in found] == [40, 40, 40, True, 1, 100]
     groups.clear()
+    monkeypatch.setattr(Fast, "size", lambda self, index: pytest.fail("without a limit, no size is asked for"))
     list(read_many(source, range(6)))
     assert groups == [[0, 1, 2, 3, 4, 5]]
 

@@ -243,6 +243,14 @@ def test_a_list_is_parsed_once_for_all_of_its_splits(table, parsed):
     assert len(open_source(spec, "test")) == 335
 
 
+def test_rows_are_gathered_once_a_split(table, monkeypatch):
+    made = []
+    real = mpp.sources.table._Rows
+    monkeypatch.setattr(mpp.sources.table, "_Rows", lambda: made.append(real()) or made[-1])
+    open_splits(table("path,split\n" + 50 * "1.png,train\n1.png,test\n"))
+    assert len(made) == 2  # one a row took as long as the reading
+
+
 def test_lists_that_are_kept_are_few(table):
     for number in range(5):
         spec = table("1.png,a\n", f"{number}.csv")
