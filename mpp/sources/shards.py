@@ -13,6 +13,7 @@ import numpy as np
 
 from mpp.errors import Unreachable
 from mpp.sources.base import SourceAway, SourceError, count, most_numbered, numbered_classes
+from mpp.sources.files import NotAFile, read_file
 from mpp.sources.local_shards import Shard, ShardSource, open_local
 from mpp.sources.names import Ignored, printable
 from mpp.sources.patterns import is_url, local_shards, shown, split_patterns
@@ -170,8 +171,8 @@ def _bare(place: str) -> str:
 def _read_names(place: str, timeout: float) -> bytes | None:
     if not is_url(place):
         try:
-            return Path(place).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return read_file(place)
+        except (FileNotFoundError, NotADirectoryError, NotAFile):
             return None
     try:
         return fetch_small(place, timeout)

@@ -25,6 +25,7 @@ import numpy as np
 
 from mpp.files import write_whole
 from mpp.sources.base import SourceError
+from mpp.sources.files import read_file
 from mpp.sources.names import IMAGE_EXTENSIONS, Ignored, is_hidden, is_image, is_picture
 
 INDEX_FORMAT = 3
@@ -38,6 +39,8 @@ UNREADABLE = -2
 _LABELS = ("cls", "json")
 _HEADER = struct.Struct("<8sQQQQQ")
 _MAGIC = b"mpp idx%d" % INDEX_FORMAT
+_BEFORE = b"mpp idx2"
+"""Read, too, where it passed nothing over, as of every shard of ours: reading all of them anew may take a day."""
 _MAX_SIZE = 2**32 - 1
 _MAX_BESIDE = 2**20  # bytes of a .cls, a .json or a long name
 _LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -79,9 +82,11 @@ class TarIndex:
 
         An index that lies beside somebody's shard is no more to be trusted than the shard.
         """
-        if len(data) < _HEADER.size or data[:8] != _MAGIC:
+        if len(data) < _HEADER.size:
             return None
-        _, checksum, number, ignored, pictures, size = _HEADER.unpack_from(data)
+        magic, checksum, number, ignored, pictures, size = _HEADER.unpack_from(data)
+        if magic != _MAGIC and (magic != _BEFORE or ignored or pictures):
+            return None
         end = _HEADER.size + 12 * number
         if size != tar_size or not end <= len(data) <= end + _MAX_BESIDE or zlib.crc32(data[16:]) != checksum:
             return None
@@ -136,8 +141,7 @@ def index_tar(shard: Path) -> TarIndex:
 def load_index(path: Path, tar_size: int) -> TarIndex | None:
     """The kept index; None where it is missing, unreadable, damaged or of another file."""
     try:
-        with path.open("rb") as file:
-            return TarIndex.from_bytes(file.read(), tar_size)
+        return TarIndex.from_bytes(read_file(str(path)), tar_size)
     except OSError:
         return None
 

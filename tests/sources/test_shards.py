@@ -181,6 +181,13 @@ def test_class_names(tmp_path):
     assert "names 2 classes, but there is a label 2" in refused(f"shards:{tmp_path}/*.tar")
 
 
+def test_what_is_no_file_beside_a_shard_is_not_waited_for(tmp_path):
+    write_shards(tmp_path)
+    for name in ("classes.txt", "s-000.tar.index"):
+        os.mkfifo(tmp_path / name)
+    assert open_source(f"shards:{tmp_path}/*.tar").classes == ("0", "1", "2")
+
+
 def test_errors(tmp_path):
     write_shards(tmp_path, 2)
     assert f"{tmp_path}/s-002.tar matches no file" in refused(f"shards:{tmp_path}/s-{{000..002}}.tar")

@@ -31,6 +31,11 @@ def test_sidecar(tmp_path, monkeypatch):
     for damage in (b"", b"nonsense", whole[:40], whole[:-1], whole[:70] + b"x" + whole[71:], b"mpp idx9" + whole[8:]):
         sidecars[0].write_bytes(damage)
         assert all_read(open_source(spec)) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(local_shards, "index_tar", None)
+        sidecars[0].write_bytes(b"mpp idx2" + whole[8:])  # as an earlier version wrote it
+        shutil.rmtree(tmp_path / "cache")
+        assert all_read(open_source(spec)) == expected
     sidecars[0].write_bytes(whole)
     write_tar(shard, [(f"{i}.jpg", b"x" * 5000) for i in range(20)])  # of another size: the sidecar is stale
     assert open_source(f"shards:{shard}").read(19) == (b"x" * 5000, None)
@@ -50,7 +55,7 @@ def test_sidecar(tmp_path, monkeypatch):
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(-2, 2**24 - 1))),
-    st.tuples(*[st.integers(0, 2**60)] * 2),
+    st.tuples(*[st.integers(0, 2**60)] * 2) | st.just((0, 0)),
     st.sampled_from(["", "a/b.0.jpg", "\udcff.png"]),
 )
 def test_an_index_survives_being_kept(rows, counts, example):
@@ -66,6 +71,8 @@ def test_an_index_survives_being_kept(rows, counts, example):
         assert getattr(back, name).tolist() == getattr(index, name).tolist()
     assert TarIndex.from_bytes(data, 2**42 + 1) is None
     assert TarIndex.from_bytes(data + b"\0", 2**42) is None
+    before = TarIndex.from_bytes(b"mpp idx2" + data[8:], 2**42)
+    assert (before is None) == (counts != (0, 0))
 
 
 @pytest.mark.parametrize("row", [(2, 10, 2**24), (2, 10, -3), (2, 10, -(2**31)), (2, 4097, 0), (11, 0, 0)])
