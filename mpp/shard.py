@@ -211,4 +211,5 @@ def _tell(config: ShardRecipe, folder: PackingFolder) -> None:
     if can_divide(held["std"]):
         told += [f"--data.{key} {flag_numbers(held[key])}" for key in ("mean", "std")]
     told += _form(config).packed_reading.flags()
-    print(f"train on it: {command('pretrain')} {' '.join(told)} --run-dir runs/first")
+    told.append(f"--run-dir {shlex.quote(f'runs/{folder.out.resolve().name}')}")  # runs/first may be there already
+    print(f"train on it: {command('pretrain')} {' '.join(told)}")

@@ -19,6 +19,7 @@ def test_a_folder_comes_back_byte_for_byte(images: Path, tmp_path: Path, capsys:
     out = tmp_path / """my shards [1] {a,b} + 2 * "it's"?"""
     assert pack(images, out, "--shard-images", "7", "--no-shuffle") == 0
     told = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert told[-2:] == ["--run-dir", f"runs/{out.name}"]
     before, after = open_source(f"folder:{images}"), open_source(told[told.index("--data") + 1])
     assert [after.read(i) for i in range(len(after))] == [before.read(i) for i in range(len(before))]
     assert after.classes == before.classes == ("class 0", "class 1", "class 2")
