@@ -289,6 +289,12 @@ def earlier(config: C) -> C | None:
     return before if started else None
 
 
+_BY_FORCE = ", or go on with the changed one by --resume force"
+_SHAPES = ("name", "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+_FIXED = ("train.batch_size:", *(f"model.{name}:" for name in _SHAPES))
+"""What no force can change within a run: checkpoints would not fit."""
+
+
 def check_config(old: RunConfig, new: RunConfig) -> None:
     """Refuses to go on with a changed config, but by force.
 
@@ -297,9 +303,9 @@ def check_config(old: RunConfig, new: RunConfig) -> None:
     """
     changed = differences(type(new), to_dict(old), to_dict(new))
     if changed and new.resume != "force":
+        by_force = "" if any(line.startswith(_FIXED) for line in changed) else _BY_FORCE
         raise UserError(
-            f"{new.run_dir} holds a run with another config ({'; '.join(changed)}); choose another --run-dir, or go on "
-            "with the changed one by --resume force"
+            f"{new.run_dir} holds a run with another config ({'; '.join(changed)}); choose another --run-dir{by_force}"
         )
     if old.train.batch_size != new.train.batch_size:  # steps, rows and checkpoints are counted in it
         raise UserError(

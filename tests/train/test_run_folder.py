@@ -176,6 +176,9 @@ def test_a_changed_config_is_refused_but_by_force(tmp_path: Path) -> None:
         resume(changed, fresh(), SCHEDULE, checkpoints, True)
     assert caught.value.exit_code == 2
     check_config(config, replace(changed, resume="force"))
+    larger = replace(changed, train=replace(config.train, batch_size=8))
+    with pytest.raises(UserError, match=r"train\.batch_size: 4 -> 8.*choose another --run-dir$"):
+        check_config(config, larger)
     with pytest.raises(UserError, match=r"train\.batch_size cannot change within a run \(4 -> 8\)"):
         check_config(config, replace(config, resume="force", train=replace(config.train, batch_size=8)))
 
