@@ -23,6 +23,8 @@ class Outside(OSError):
 
 def within(path: str, folders: Iterable[str]) -> bool:
     """Whether a file lies in one of the folders, once all links are followed."""
+    if "\0" in path:  # which no name has, and the system's functions raise a ValueError for
+        return False
     real = os.path.realpath(path)
     return any(real.startswith(os.path.join(os.path.realpath(folder), "")) for folder in folders)  # noqa: PTH118
 

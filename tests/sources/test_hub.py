@@ -170,6 +170,7 @@ def test_images_by_path(pictures, tmp_path):
         ("file://TMP/private.png", False),
         ("hf://datasets/somebody/some/a.png", False),
         (".", False),
+        ("a.png\0", False),
         ("sub/../a.png", True),
         ("TMP/d/a.png", True),
         ("linked.png", True),  # to a.png
