@@ -67,7 +67,7 @@ def notes_on_pretraining(init: str, test: Source, indices: np.ndarray) -> list[s
             notes.append(f"the test images were not compared with {what}: {error}")
             continue
         notes += [f"the test images were not compared with {what}"] if there is None else []
-        notes += [] if there is None else shared(test, indices, there).told(what)
+        notes += [] if there is None else shared(test, indices, there).sentences(what)
     return notes
 
 

@@ -62,7 +62,7 @@ class OpenedDataset:
     def __init__(self, spec: str, argument: str) -> None:
         self.spec, self.builder = spec, None
         self._opened: dict[str, Dataset] = {}
-        self.kept: Path | None = None  # in our cache
+        self.copy: Path | None = None  # of a folder of Parquet files, in our cache
         self.place, self.asked = _place(argument)
         self.path = home_expanded(self.place)
         try:
@@ -79,7 +79,7 @@ class OpenedDataset:
                     raise SourceError(f"{spec}: {self.path} holds neither Parquet files nor a saved dataset; check it")
                 cache = str(cache_folder() / "hf")
                 self.builder = datasets.load_dataset_builder("parquet", data_dir=str(self.path), cache_dir=cache)
-                self.kept = Path(self.builder.cache_dir)
+                self.copy = Path(self.builder.cache_dir)
             elif self.place.startswith(("/", ".", "~")):
                 raise SourceError(f"{spec}: there is no folder {self.path}; check the path")
             else:
@@ -114,12 +114,12 @@ class OpenedDataset:
             return {}
         return {"train": "train", "test": held_out}
 
-    def _prepare(self, builder: Any, kept: Path) -> None:
+    def _prepare(self, builder: Any, copy: Path) -> None:
         """Makes the copy of a folder of Parquet files in our cache, where it is missing, in place of an older one's."""
         root = cache_folder()
-        entry = root.joinpath(*kept.relative_to(root).parts[:3])
+        entry = root.joinpath(*copy.relative_to(root).parts[:3])
         use(entry.relative_to(root).as_posix())
-        if kept.is_dir():
+        if copy.is_dir():
             return
         source = str(self.path.resolve())
         marks = [
@@ -192,8 +192,8 @@ class OpenedDataset:
                 self._check_names(self.path / split)
                 held: Any = datasets.load_from_disk(str(self.path / split))
             else:
-                if self.kept is not None:
-                    self._prepare(self.builder, self.kept)
+                if self.copy is not None:
+                    self._prepare(self.builder, self.copy)
                 self.builder.download_and_prepare()
                 held = self.builder.as_dataset(split=split)
             return held.flatten_indices() if held._indices is not None else held

@@ -52,8 +52,8 @@ class Shared(NamedTuple):
         """Whether the other source is, or holds, all that was looked for."""
         return 0 < self.tested == self.found
 
-    def told(self, there: str) -> list[str]:
-        """Sentences: how many are in `there`, and what was not compared; none where nothing is to be said."""
+    def sentences(self, there: str) -> list[str]:
+        """How many are in `there`, and what was not compared; none where nothing is to be said."""
         lines, tested = [], count(self.tested, "test image")
         if self.found:
             which = f"{self.places:,} as the same files" if self.places else ""

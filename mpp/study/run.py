@@ -148,7 +148,7 @@ def _check_apart(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
             looked[spec] = shared(labelled.test, labelled.test_indices, there)
             if looked[spec].all_of_them:
                 raise UserError(_seen(config, labelled, arm.name, there, looked[spec]))
-            for line in looked[spec].told(f"the pretraining data of {arm.name}, {there.name}"):
+            for line in looked[spec].sentences(f"the pretraining data of {arm.name}, {there.name}"):
                 print(f"WARNING: {line}", file=sys.stderr)
         if looked[spec].found:
             found[arm.name] = looked[spec].found

@@ -78,12 +78,12 @@ def test_copies_are_found_by_their_bytes(pictures: Callable[..., Path], tmp_path
     assert found[:4] == (4, 0, 1, 0)
     assert found.example == f"{test / '2.bmp'} = {train / 'another name.bmp'}"
     assert not found.all_of_them
-    (line,) = found.told("the pretraining data")
+    (line,) = found.sentences("the pretraining data")
     assert line == f"1 of the 4 test images are in the pretraining data, 1 byte for byte, such as {found.example}"
     shutil.copytree(test, tmp_path / "copy")
     assert compared(f"folder:{test}", f"folder:{tmp_path / 'copy'}").all_of_them
     os.link(test / "1.bmp", train / "link.bmp")
-    (line,) = compared(f"folder:{test}", f"folder:{train}").told("x")
+    (line,) = compared(f"folder:{test}", f"folder:{train}").sentences("x")
     assert "2 of the 4 test images are in x, 1 as the same files and 1 byte for byte, such as" in line
 
 
@@ -131,7 +131,7 @@ def test_only_so_much_is_read(pictures: Callable[..., Path], monkeypatch: pytest
     found = compared(f"folder:{test}", f"folder:{train}")
     assert (found.copies, found.unread, len(read)) == (3, 5, 21)
     assert not found.all_of_them
-    (_, line) = found.told("x")
+    (_, line) = found.sentences("x")
     assert "5 of the 8 test images were not compared with x byte for byte: that reads up to 21 images and 2 GiB" in line
     monkeypatch.setattr(overlap, "MOST_IMAGES", 100)
     monkeypatch.setattr(overlap, "MOST_BYTES", 18 * size)
