@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from mpp.bench import peers
 from mpp.bench.step_sides import timm_model
+from mpp.errors import install
 from tests.bench.tiny import SETTING, TINY
 
 
 def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     for make in peers.PEERS.values():
-        with pytest.raises(peers.Missing, match=re.escape("is not installed: pip install -e '.[bench]'")):
+        with pytest.raises(peers.Missing, match=re.escape(f"is not installed: {install('bench')}")):
             make(SETTING)
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: types)
     monkeypatch.setattr(peers.importlib.metadata, "version", lambda name: "1.16.1")

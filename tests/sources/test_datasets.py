@@ -123,7 +123,7 @@ def test_missing_cifar(cifar, tmp_path):
     kind, _, reader = cifar
     text = refused(f"{kind}:{tmp_path / 'none'}")
     assert f"found neither {reader.filename} nor {reader.filename.replace('python', 'binary')}" in text
-    assert "--data.download true" in text
+    assert text.endswith("; --download true fetches it")
 
 
 @pytest.fixture
