@@ -30,6 +30,7 @@ from mpp.sources.base import warnings_of
 from mpp.train.checkpoint import Checkpoints
 from mpp.train.loggers import check_installed
 from mpp.train.loop import Every, NonFinite, fit
+from mpp.train.optim import average_warning
 from mpp.train.provenance import record_start
 from mpp.train.run_folder import MODEL, Claim, claiming, explained, processes, resume, train
 from mpp.train.saving import Saving
@@ -64,7 +65,8 @@ def _build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     if world.main:
         print(to_yaml(parts.config), file=sys.stderr, end="")
         print(f"source: {parts.source.describe()}", file=sys.stderr)
-        for warning in warnings_of(parts.source):
+        average = average_warning(parts.config.optim.ema_decay, parts.schedule.total_steps)
+        for warning in (*warnings_of(parts.source), *filter(None, [average])):
             print(f"WARNING: {warning}", file=sys.stderr)
     return parts
 

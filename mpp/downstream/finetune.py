@@ -38,6 +38,7 @@ from mpp.train.checkpoint import Checkpoints
 from mpp.train.log import RunLog, Terminal
 from mpp.train.loggers import check_installed
 from mpp.train.loop import Every, NonFinite, State
+from mpp.train.optim import average_warning
 from mpp.train.parallel import share_statistics
 from mpp.train.provenance import record_start
 from mpp.train.run_folder import (
@@ -190,6 +191,8 @@ class _Tuner:
         if self.main and not self.choosing:
             print(to_yaml(self.config), file=sys.stderr, end="")
             print(describe(parts.labelled, self.config.data.labels), file=sys.stderr)
+            if average := average_warning(self.config.optim.ema_decay, total):
+                print(f"WARNING: {average}", file=sys.stderr)
         claim()
         resumed = resume(self.config, parts.state, parts.schedule, self.checkpoints, self.main, self._check_inputs)
         if self.main:

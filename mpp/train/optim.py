@@ -37,6 +37,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     return [group for group in groups if group["params"]]
 
 
+_MUCH_OF_THE_START = 0.2
+
+
 class Optim(Protocol):
     """What `build_optimizer` reads of a config."""
 
@@ -83,3 +86,20 @@ def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
     It starts at the weights after the first update. One that is skipped counts as any other: the same weights again.
     """
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+
+
+def average_warning(decay: float, steps: int) -> str:
+    """A line where the moving average, which is what is saved and tested, stays near the weights that it starts at.
+
+    Args:
+        decay: of the average; 0: none.
+        steps: of the whole run. The first weights keep decay^(steps - 1) of the average.
+    """
+    share = decay ** (steps - 1) if decay and steps > 1 else 0.0
+    if share < _MUCH_OF_THE_START:
+        return ""
+    shorter = max(0.0, 1 - 10 / steps)
+    return (
+        f"optim.ema_decay {decay:g} over {steps:,} steps: {share:.0%} of the average, which is what is saved and "
+        f"tested, is still the weights after the first step; try --optim.ema-decay {shorter:.4g}"
+    )

@@ -1,5 +1,6 @@
 """Parameter groups, Adam against big_vision's chain and its formula, the moving average against its own."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.target import build_target
 from mpp.train.config import OptimConfig
 from mpp.train.loop import Schedule, State, fit
-from mpp.train.optim import build_ema, build_optimizer, parameter_groups
+from mpp.train.optim import average_warning, build_ema, build_optimizer, parameter_groups
 from mpp.train.schedule import learning_rate
 
 SIZE: dict[str, Any] = {"img_size": (28,), "depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -187,3 +188,20 @@ def test_the_moving_average_is_its_formula_from_the_first_update_on() -> None:
 
 def test_no_decay_is_no_average() -> None:
     assert build_ema(nn.Linear(2, 2), 0.0) is None
+
+
+@pytest.mark.parametrize(("decay", "steps", "share"), [(0.9998, 20, 1.0), (0.9998, 2000, 0.67), (0.9, 10, 0.39)])
+def test_an_average_that_stays_at_its_start_is_a_warning(decay: float, steps: int, share: float) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    ema = build_ema(model, decay)
+    assert ema is not None
+    for step in range(steps):
+        model.weight.data.fill_(float(step == 0))  # 1 after the first step, 0 after all others
+        ema.update_parameters(model)
+    assert ema.module.weight.item() == pytest.approx(share, abs=0.005)
+    assert f"over {steps:,} steps: {share:.0%} of the average" in average_warning(decay, steps)
+    (shorter,) = re.findall(r"--optim.ema-decay (\S+)$", average_warning(decay, steps))
+    assert not average_warning(float(shorter), steps)
+    assert not average_warning(0.0, steps)
+    assert not average_warning(0.9998, 10_000)
+    assert not average_warning(0.9998, 1)
