@@ -139,7 +139,7 @@ def test_a_server_that_gives_no_answer_ends_a_run_saved(
     told = {"fewshot__data": "", "train__length": "20 steps", "optim__ema_decay": "0"}
     with FileServer(tmp_path / "shards") as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        secret = f"shards:{server.url.replace('//', '//user:SECRET@')}/0.tar?signed="
+        secret = f"shards:{server.url.replace('//', '//user:SECRET@')}/0.tar?X-Amz-Signature="
         assert pretrain(runs.command(f"{secret}ONE", tmp_path / "whole", **told)[1:]) == 0
         # The survey of a fresh run reads 512 images, a step 16.
         asked = len(server.asked)
