@@ -65,9 +65,10 @@ def _build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     if world.main:
         print(to_yaml(parts.config), file=sys.stderr, end="")
         print(f"source: {parts.source.describe()}", file=sys.stderr)
-        average = average_warning(parts.config.optim.ema_decay, parts.schedule.total_steps)
-        for warning in (*warnings_of(parts.source), *filter(None, [average])):
+        for warning in warnings_of(parts.source):
             print(f"WARNING: {warning}", file=sys.stderr)
+        if average := average_warning(parts.config.optim.ema_decay, parts.schedule.total_steps):
+            print(f"WARNING: {average}", file=sys.stderr)
     return parts
 
 

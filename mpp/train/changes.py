@@ -26,8 +26,8 @@ def check_contents(now: Contents | None, saved: Mapping[str, Any] | None, run: P
     Raises:
         UserError: naming what has changed.
     """
-    told = now.changes(Contents.from_dict(saved)) if now and saved else []
-    changed = next((each for each in dist.gather(told) if each), [])
+    here = now.changes(Contents.from_dict(saved)) if now and saved else []
+    changed = next((each for each in dist.gather(here) if each), [])
     if changed and not force:
         raise UserError(
             f"the images have changed since the last checkpoint of {run} ({'; '.join(changed)}): put back what there "
