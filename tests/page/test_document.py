@@ -153,8 +153,8 @@ def test_pictures_are_enlarged_and_walked_by_keyboard(browser: Any, path: Path) 
         assert drawing["height"] <= frame["height"] + 1
         assert drawing["width"] > 800
         page.keyboard.press("Escape")
-        assert not dialog.is_visible()
-        assert dialog.locator("svg").count() == 0
+        dialog.wait_for(state="hidden")
+        dialog.locator("svg").wait_for(state="detached")  # by the close event, which comes after the key is dealt with
         cells = page.locator(".sheet button")
         assert cells.evaluate_all("all => all.filter(b => b.offsetParent && b.tabIndex === 0).length") == 1
         cells.first.focus()
@@ -168,7 +168,7 @@ def test_pictures_are_enlarged_and_walked_by_keyboard(browser: Any, path: Path) 
         page.keyboard.press("Enter")
         assert dialog.locator("p").inner_text() == "b at step 300"
         page.mouse.click(5, 5)
-        assert not dialog.is_visible()
+        dialog.wait_for(state="hidden")
         page.keyboard.press("Control+Home")
         assert not opened.problems
 
