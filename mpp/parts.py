@@ -21,7 +21,7 @@ from mpp.data.late import DecodeJpegs, choose_decoder
 from mpp.data.loader import derive_seed, stream, worker_count
 from mpp.data.pixel_cache import open_images
 from mpp.data.reader import Bad, Batch, Transform
-from mpp.data.transform import TrainTransform, normalise
+from mpp.data.transform import Normalise, TrainTransform
 from mpp.dist import World
 from mpp.downstream.cache import weights_hash
 from mpp.downstream.fewshot import Fewshot
@@ -216,7 +216,8 @@ def build_model(
             raise UserError("patches of one value have no details; leave out objective.detail or take larger patches")
         decoder = Decoder(encoder, objective.decoder_depth) if objective.decoder_depth else None
         with torch.device("meta" if str(device) == "meta" else "cpu"):
-            built = MaskedPatchPrediction(encoder, target, objective.mask_enters, objective.detail, decoder)
+            normalise = Normalise(config.data.mean, config.data.std, channels)
+            built = MaskedPatchPrediction(encoder, target, normalise, objective.mask_enters, objective.detail, decoder)
     return built.to(device)
 
 
@@ -325,6 +326,6 @@ def training_step(parts: Run, precision: str | None = None) -> Callable[[nn.Modu
         if config.model.drop_path:
             torch.manual_seed(derive_seed(config.train.seed, _DROPOUT, position, slot))
         with autocast(precision, parts.device):
-            return model(images, normalise(images, config.data.mean, config.data.std), corruption)
+            return model(images, corruption)
 
     return step

@@ -46,14 +46,14 @@ class Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.given: list[tuple[Tensor, Tensor, Corruption]] = []
+        self.given: list[tuple[Tensor, Corruption]] = []
 
-    def forward(self, images: Tensor, pixels: Tensor, corruption: Corruption) -> tuple[Tensor, dict[str, Tensor]]:
-        self.given.append((images, pixels, corruption))
+    def forward(self, images: Tensor, corruption: Corruption) -> tuple[Tensor, dict[str, Tensor]]:
+        self.given.append((images, corruption))
         return torch.zeros(()), {}
 
 
-def fed(run: Run, updates: int) -> dict[tuple[int, int], tuple[Tensor, Tensor, Corruption]]:
+def fed(run: Run, updates: int) -> dict[tuple[int, int], tuple[Tensor, Corruption]]:
     """What the model of one rank gets in some updates, by position and slot."""
     model, step, batches = Recorder(), training_step(run), training_batches(run)
     places = []
@@ -67,11 +67,11 @@ def fed(run: Run, updates: int) -> dict[tuple[int, int], tuple[Tensor, Tensor, C
 
 
 def assembled(given: dict[tuple[int, int], Any], position: int) -> list[Tensor]:
-    """Images, pixels, picked, kinds and other of one global batch, by slot."""
+    """Images, picked, kinds and other of one global batch, by slot."""
     slots = sorted(slot for p, slot in given if p == position)
     parts = [given[position, slot] for slot in slots]
-    assert slots == [0, *np.cumsum([len(images) for images, _, _ in parts])[:-1]]
-    rows = [[images, pixels, *corruption[:3]] for images, pixels, corruption in parts]
+    assert slots == [0, *np.cumsum([len(images) for images, _ in parts])[:-1]]
+    rows = [[images, *corruption[:3]] for images, corruption in parts]
     return [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
@@ -85,13 +85,12 @@ def test_images_and_corruption_are_the_same_in_any_split(size: int, micro: str, 
     whole = build(tiny(source, train__micro_batch="16"), World(), CPU)
     expected = fed(whole, updates=4)
     for position in (0, 16, 32, 48):
-        images, pixels, picked, kinds, other = assembled(given, position)
+        images, picked, kinds, other = assembled(given, position)
         first = draw(whole, position, 16)
         assert torch.equal(picked, first.picked)
         assert torch.equal(kinds, first.kinds)
         assert torch.equal(other, first.other)
         assert torch.equal(images, expected[position, 0][0])
-        assert torch.equal(pixels, expected[position, 0][1])
 
 
 def test_corruption_depends_on_position_and_seed(source: str) -> None:
@@ -120,8 +119,14 @@ def test_slots_of_a_rank_in_micro_batches(source: str, ranks) -> None:
 
 def test_pixels_are_the_normalised_images(source: str) -> None:
     run = build(tiny(source, data__mean="0.5,0.4,0.3", data__std="0.2"), World(), CPU)
-    images, pixels, _ = fed(run, updates=1)[0, 0]
-    assert images.dtype == torch.uint8
+    seen: list[Tensor] = []
+    run.model.encoder.vit.patch_embed.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    batches = training_batches(run)
+    batch = next(batches)
+    batches.close()
+    training_step(run)(run.model, batch)
+    images, (pixels,) = batch["images"], seen
+    assert (images.dtype, pixels.dtype) == (torch.uint8, torch.float32)
     expected = (images.double() / 255 - torch.tensor([0.5, 0.4, 0.3]).double().view(-1, 1, 1)) / 0.2
     torch.testing.assert_close(pixels.double(), expected, rtol=0, atol=1e-5)
 

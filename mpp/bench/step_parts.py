@@ -93,7 +93,7 @@ def marked(model: MaskedPatchPrediction[Any]) -> Iterator[None]:
     places: list[tuple[Any, str, str]] = [
         (mpp.parts, "draw", "corruption"),
         (mpp.objective.objective, "corrupt", "corruption"),
-        (mpp.parts, "normalise", "normalisation"),
+        (model.normalise, "forward", "normalisation"),
         (vit.patch_embed, "forward", "patch embedding"),
         (model.head, "forward", "head and loss"),
         (type(model.target), "of", "head and loss"),

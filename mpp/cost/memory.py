@@ -114,7 +114,7 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
     }
     yield full | {  # the loss is known, and so are its figures
         "head and loss": b * _loss(shape, setup),
-        "batch": b * (images + (4 * shape.pixels if narrow < 4 else 0)) + corruption,
+        "batch": b * images + corruption,
         "temporaries": b * max(8 * shape.pixels, 16 * k * shape.patches),
     }
     yield full | {  # the gradient of the head's output has become that of its weight

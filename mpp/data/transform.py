@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import mpp.torchvision_import  # noqa: F401
 from mpp.data.config import DataConfig, Framing, Reading
@@ -238,15 +238,33 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     Raises:
         ValueError: another number of numbers.
     """
-    channels = images.shape[1]
-    for key, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, channels):
-            raise ValueError(
-                f"data.{key} has {len(values)} numbers; images of {channels} channels take 1 or {channels}"
-            )
-    return (images.float() / 255 - _per_channel(mean, images.device)) / _per_channel(std, images.device)
+    return _on_device(mean, std, images.shape[1], images.device)(images)
+
+
+class Normalise(nn.Module):
+    """`normalise` as part of a model, with which it is compiled. Its numbers lie on the model's device, unsaved.
+
+    Raises:
+        ValueError: numbers for another number of `channels`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+        super().__init__()
+        for key, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, channels):
+                raise ValueError(
+                    f"data.{key} has {len(values)} numbers; images of {channels} channels take 1 or {channels}"
+                )
+            self.register_buffer(key, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) to float32 of that shape."""
+        return (images.float() / 255 - self.mean) / self.std
 
 
 @lru_cache(maxsize=16)  # else every batch would wait for a copy to the device
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+def _on_device(mean: tuple[float, ...], std: tuple[float, ...], channels: int, device: torch.device) -> Normalise:
+    return Normalise(mean, std, channels).to(device)

@@ -26,7 +26,7 @@ from mpp.data.late import DecodeJpegs, choose_decoder
 from mpp.data.loader import derive_seed, worker_count
 from mpp.data.pixel_cache import cache_pixels
 from mpp.data.reader import Bad, Transform
-from mpp.data.transform import EvalTransform, TrainTransform, normalise
+from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise
 from mpp.dist import World
 from mpp.downstream.cache import weights_hash
 from mpp.downstream.config import ClassifierConfig, FinetuneConfig
@@ -47,6 +47,38 @@ from mpp.weights.base import Weights, build
 from mpp.weights.heads import TanhHead
 
 _MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
+
+
+class ClassifierLoss(nn.Module):
+    """What a step of fine-tuning computes, in one module that is compiled as a whole: normalisation, model and loss.
+
+    Args:
+        model: normalised images to logits.
+        weights: what the model is made from, which knows the normalisation.
+        smoothing: of labels.
+    """
+
+    def __init__(self, model: nn.Module, weights: Weights, smoothing: float) -> None:
+        super().__init__()
+        self.model, self.smoothing = model, smoothing
+        self.normalise = Normalise(weights.mean, weights.std, weights.in_chans)
+
+    def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and figures of a batch.
+
+        Args:
+            images: uint8 (B, C, H, W), or float32, normalised and mixed.
+            target: int64 (B,), or float32 (B, K), mixed and smoothed.
+        """
+        mixed = target.is_floating_point()
+        logits = self.model(images if mixed else self.normalise(images)).float()
+        loss = F.cross_entropy(logits, target, label_smoothing=0.0 if mixed else self.smoothing)
+        count = torch.full((), float(len(images)), dtype=torch.float64, device=loss.device)
+        figures = {"loss": torch.stack([loss.detach().double() * count, count])}
+        if not mixed:
+            right = (logits.detach().argmax(dim=1) == target).sum().double()
+            figures["accuracy"] = torch.stack([right, count])
+        return loss, figures
 
 
 @dataclass
@@ -120,7 +152,8 @@ def build_tuning(
     if config.loss.mixup or config.loss.cutmix:
         _check_pairs(micro, size // world.size)
     train, ema = config.train, build_ema(model, config.optim.ema_decay)
-    wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema)
+    around = ClassifierLoss(model, weights, config.loss.smoothing).to(device)
+    wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema, around)
     state = State(
         model,
         build_optimizer(parameter_groups(model, config.optim.weight_decay, config.optim.layer_decay), config.optim),
@@ -232,22 +265,14 @@ def training_step(parts: Tuning) -> Callable[[nn.Module, Any], tuple[Tensor, dic
     )
 
     def step(model: nn.Module, batch: Placed) -> tuple[Tensor, dict[str, Tensor]]:
-        images, target = normalise(batch["images"], weights.mean, weights.std), batch["labels"]
+        images, target = batch["images"], batch["labels"]
         place = batch["position"], batch["slot"]
         if mix is not None:
             np.random.seed(derive_seed(config.train.seed, _MIX, *place) % 2**32)  # timm draws from the global one
-            images, target = mix(images, target)
+            images, target = mix(normalise(images, weights.mean, weights.std), target)
         torch.manual_seed(derive_seed(config.train.seed, _DROPOUT, *place))
         with autocast(parts.precision, parts.device):
-            logits = model(images)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, target, label_smoothing=0.0 if mix is not None else told.smoothing)
-        count = torch.full((), float(len(images)), dtype=torch.float64, device=loss.device)
-        figures = {"loss": torch.stack([loss.detach().double() * count, count])}
-        if mix is None:
-            right = (logits.detach().argmax(dim=1) == target).sum().double()
-            figures["accuracy"] = torch.stack([right, count])
-        return loss, figures
+            return model(images, target)
 
     return step
 

@@ -44,6 +44,7 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
     Args:
         encoder: any with the seam.
         target: what is predicted.
+        normalise: what gives the encoder's input, float32, for raw pixels of 0 to 255, uint8.
         mask_enters: block before which the [mask] embeddings enter the encoder; above 0 for corruptions that hide all
             picked patches.
         detail: weight of the loss of a second head, which predicts the patches' `details`; 0: there is none.
@@ -64,6 +65,7 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
         self,
         encoder: E,
         target: Target,
+        normalise: nn.Module,
         mask_enters: int = 0,
         detail: float = 0.0,
         decoder: nn.Module | None = None,
@@ -71,6 +73,7 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
         super().__init__()
         self.encoder = encoder
         self.target = target
+        self.normalise = normalise
         self.mask_enters = mask_enters
         self.detail = detail
         self.decoder = decoder
@@ -104,17 +107,15 @@ class MaskedPatchPrediction(nn.Module, Generic[E]):
     def forward(
         self,
         images: UInt8[Tensor, "batch channels height width"],
-        pixels: Float[Tensor, "batch channels height width"],
         corruption: Corruption,
     ) -> tuple[Float[Tensor, ""], Figures]:
         """Loss and figures of a batch.
 
         Args:
             images: raw pixels 0 to 255, after augmentation.
-            pixels: the same, normalised.
             corruption: what is corrupted.
         """
-        tokens = self._encoded(pixels, corruption)
+        tokens = self._encoded(self.normalise(images), corruption)
         output = self.head(tokens)
         target = _at(self.target.of(images), corruption.picked)
         loss = self.target.loss(output, target)

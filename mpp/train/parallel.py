@@ -132,8 +132,11 @@ def prepare(
     parallel: str = "ddp",
     precision: str = "fp32",
     ema: AveragedModel | None = None,
+    around: nn.Module | None = None,
 ) -> nn.Module:
     """The module that the training step calls: compiled if asked for, and averaged over ranks by DDP.
+
+    It is `model` itself, or a module `around` it that computes more of the step.
 
     By fsdp, several ranks share out the weights of `model` and `ema` instead, in place, so the optimiser must be built
     after. auto compiles on CUDA; where that cannot work, it says so once and leaves the module as it is.
@@ -157,17 +160,18 @@ def prepare(
         shard(model, device, world.size, precision, compiled)
         if ema is not None:
             shard(ema.module, device, world.size, precision)
-        return model
+        return around or model
+    called = around or model
     if compiled:
-        model.compile()
+        called.compile()
     if world.size > 1:
         ids = [device.index] if device.type == "cuda" else None
         # Only batch normalisation changes buffers (`share_statistics`); torch 2.13 renamed the switch.
         known = inspect.signature(DistributedDataParallel).parameters
         switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {switch: False}
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **options)
-    return model
+        return DistributedDataParallel(called, device_ids=ids, gradient_as_bucket_view=True, **options)
+    return called
 
 
 def share_statistics(model: nn.Module, *copies: nn.Module | None) -> None:
@@ -191,7 +195,9 @@ def share_statistics(model: nn.Module, *copies: nn.Module | None) -> None:
 
 def gradient_sync(model: nn.Module, on: bool) -> AbstractContextManager[None]:
     """The context of a backward pass whose gradients are (not) averaged over ranks at once."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(on)
+    for module in model.modules():  # the first is the root of all others
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(on)
+            break
     no_sync: Callable[[], AbstractContextManager[None]] | None = getattr(model, "no_sync", None)
     return nullcontext() if on or no_sync is None else no_sync()

@@ -8,7 +8,7 @@ from PIL import Image
 from mpp.data.config import CROP_MODES, INTERPOLATIONS, DataConfig, Framing, Reading
 from mpp.data.decode import open_picture
 from mpp.data.draws import seeds, uniforms
-from mpp.data.transform import EvalTransform, TrainTransform, normalise, resize
+from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise, resize
 from mpp.errors import UserError
 
 import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
@@ -294,5 +294,10 @@ def test_normalise():
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, reference)
     torch.testing.assert_close(normalise(images, (0.5,), (0.5,)), images.float() / 127.5 - 1, atol=1e-6, rtol=0)
+    # The same bits as a part of a model, which adds nothing to what is saved of it.
+    part = Normalise(mean, std, 3)
+    assert torch.equal(part(images), out)
+    assert torch.equal(out, (images.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+    assert (part.state_dict(), list(part.parameters()), part.to("meta").mean.is_meta) == ({}, [], True)
     with pytest.raises(ValueError, match=r"data.std has 2 numbers; images of 3 channels take 1 or 3"):
         normalise(images, mean, (1.0, 2.0))

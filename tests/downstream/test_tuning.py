@@ -65,14 +65,14 @@ def test_a_new_head_says_nothing(init: str, loss: LossConfig, source: str) -> No
     size = {} if init == "none" else {"model__img_size": "32"}
     parts = tuning(source, init, **size)
     parts.config = replace(parts.config, loss=loss)
-    value, figures = training_step(parts)(parts.model, first_batch(parts))
+    value, figures = training_step(parts)(parts.wrapped, first_batch(parts))
     assert value.item() == pytest.approx(math.log(4), rel=1e-6)
     assert (figures["loss"] / 8)[0] == pytest.approx(math.log(4), rel=1e-6)
 
 
 def test_a_new_head_with_a_hidden_layer_says_nothing(source: str) -> None:
     parts = tuning(source, model__head="tanh")
-    assert training_step(parts)(parts.model, first_batch(parts))[0].item() == pytest.approx(math.log(4), rel=1e-6)
+    assert training_step(parts)(parts.wrapped, first_batch(parts))[0].item() == pytest.approx(math.log(4), rel=1e-6)
     assert parts.model.get_parameter("head.pre_logits.weight").shape == (48, 48)
     assert parts.model.get_parameter("head.pre_logits.weight").std() > 0
 
@@ -82,7 +82,7 @@ def test_the_loss_is_torch_s(smoothing: float, source: str) -> None:
     parts = tuning(source, model__drop_path="0", loss__smoothing=str(smoothing))
     filled(parts)
     batch = first_batch(parts)
-    value, figures = training_step(parts)(parts.model, batch)
+    value, figures = training_step(parts)(parts.wrapped, batch)
     logits = parts.model(normalise(batch["images"], (0.5,), (0.5,)))
     torch.testing.assert_close(value, F.cross_entropy(logits, batch["labels"], label_smoothing=smoothing))
     right = (logits.argmax(dim=1) == batch["labels"]).double().sum()
@@ -105,7 +105,7 @@ def test_mixed_targets_by_hand(kind: str, source: str, monkeypatch: pytest.Monke
         return whole(logits, target, **told)
 
     monkeypatch.setattr("mpp.downstream.tuning.F.cross_entropy", watched)
-    value, figures = training_step(parts)(parts.model, batch)
+    value, figures = training_step(parts)(parts.wrapped, batch)
     ((logits, target, told),) = seen
     assert told == {"label_smoothing": 0.0}  # it is in the targets
     assert "accuracy" not in figures
@@ -127,7 +127,7 @@ def test_mixing_and_dropping_go_by_place_alone(source: str) -> None:
         np.random.seed(sum(place.values()) % 7)
         torch.manual_seed(5)
         torch.rand(3)
-        return step(parts.model, {**batch, "images": batch["images"].clone(), **place})[0].item()
+        return step(parts.wrapped, {**batch, "images": batch["images"].clone(), **place})[0].item()
 
     assert loss() == loss()
     assert len({loss(position=position, slot=slot) for position in (0, 16, 32) for slot in (0, 8)}) == 6
@@ -140,7 +140,7 @@ def test_the_weights_own_mean_and_std_are_used(source: str) -> None:
     seen: list[torch.Tensor] = []
     parts.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     batch = first_batch(parts)
-    training_step(parts)(parts.model, batch)
+    training_step(parts)(parts.wrapped, batch)
     expected = (batch["images"].float() / 255 - torch.tensor(weights.mean).view(3, 1, 1)) / torch.tensor(
         weights.std
     ).view(3, 1, 1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from mpp.data.transform import Normalise
 from mpp.inspection.colours import ColourCounts, order
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
@@ -24,7 +25,9 @@ def made(name: str, channels: int = 3, bits: int = 3) -> Model:
     """A model of 4x4 patches on 8x12 pixels with random weights."""
     torch.manual_seed(0)
     config = ModelConfig("vit_tiny_patch16_224", (8, 12), (4, 4), in_chans=channels, depth=1, embed_dim=48, num_heads=3)
-    model: Model = MaskedPatchPrediction(build_encoder(config), build_target(name, (4, 4), channels, bits))
+    model: Model = MaskedPatchPrediction(
+        build_encoder(config), build_target(name, (4, 4), channels, bits), Normalise((0.5,), (0.5,), channels)
+    )
     torch.nn.init.normal_(model.head.weight, std=0.05)
     return model.eval()
 
@@ -89,7 +92,7 @@ def test_counts_add_up_to_the_models_own_figures(name: str, channels: int, bits:
         images, pixels, drawn = noise(16, channels, seed)
         counts.add(model, images, pixels, drawn)
         with torch.inference_mode():
-            _, figures = model(images, pixels, drawn)
+            _, figures = model(images, drawn)
         right, total = right + float(figures["accuracy"][0]), total + float(figures["accuracy"][1])
         every = model.target.of(images)
         truths += [row[at].flatten() for row, at in zip(every, drawn.picked, strict=True)]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+from mpp.data.transform import Normalise
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.objective.masking import (
@@ -285,7 +286,7 @@ def pixel_gradients(group: int, seed: int) -> tuple[Corruption, Tensor]:
     """For each corrupted patch (image, j): how its prediction depends on the pixels of each patch (image', patch)."""
     torch.manual_seed(seed)
     model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(
-        build_encoder(CONFIG), ColourTarget((8, 8), 3)
+        build_encoder(CONFIG), ColourTarget((8, 8), 3), Normalise((0.5,), (0.5,), 3)
     ).double()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from mpp.data.transform import Normalise
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.objective.masking import KINDS, Corruption, corrupt, draw_corruption, pick_patches
@@ -42,7 +43,9 @@ def sample(batch: int = 3) -> tuple[Tensor, Tensor, Corruption]:
 
 def build(target: Target) -> MaskedPatchPrediction[Encoder]:
     torch.manual_seed(0)
-    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(build_encoder(CONFIG), target)
+    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(
+        build_encoder(CONFIG), target, Normalise((0.5,), (0.5,), 3)
+    )
     torch.nn.init.normal_(model.head.weight, std=0.5)
     return model
 
@@ -50,7 +53,7 @@ def build(target: Target) -> MaskedPatchPrediction[Encoder]:
 def run(target: Target) -> tuple[float, Figures, Tensor, Tensor]:
     """Loss and figures, and the loss and score of each picked patch."""
     model, (images, pixels, drawn) = build(target), sample()
-    loss, figures = model(images, pixels, drawn)
+    loss, figures = model(images, drawn)
     with torch.no_grad():
         output = model.predict(pixels, drawn)
     truth = torch.stack([of[at] for of, at in zip(target.of(images), drawn.picked, strict=True)])
@@ -99,9 +102,9 @@ def test_figures_carry_no_gradient() -> None:
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_the_trivial_baselines_are_scored_on_the_picked_patches(target: Target) -> None:
-    model, (images, pixels, drawn) = build(target), sample()
+    model, (images, _, drawn) = build(target), sample()
     model.frequent.copy_(survey_targets(target, images).frequent)
-    _, figures = model(images, pixels, drawn)
+    _, figures = model(images, drawn)
     colours = mean_colours(images, (8, 8))
     neighbours = target.of_constant(by_brute_force(colours, drawn.picked, (3, 4), (8, 8)))
     frequent, near = 0.0, 0.0
@@ -201,8 +204,8 @@ def test_a_survey_collapses_where_there_is_one_class_only(images: Tensor, collap
 
 
 def test_training_moves_encoder_head_and_mask_token() -> None:
-    model, (images, pixels, drawn) = build(TARGETS["mean_colour"]), sample()
-    model(images, pixels, drawn)[0].backward()
+    model, (images, _, drawn) = build(TARGETS["mean_colour"]), sample()
+    model(images, drawn)[0].backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
 
@@ -210,10 +213,12 @@ def test_training_moves_encoder_head_and_mask_token() -> None:
 def test_the_second_head_adds_its_weighted_mean_squared_error() -> None:
     images, pixels, drawn = sample()
     torch.manual_seed(0)
-    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(build_encoder(CONFIG), TARGETS["mean_colour"], 0, 0.3)
+    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(
+        build_encoder(CONFIG), TARGETS["mean_colour"], Normalise((0.5,), (0.5,), 3), 0, 0.3
+    )
     assert model.detail_head is not None
     torch.nn.init.normal_(model.detail_head.weight, std=0.5)
-    loss, figures = model(images, pixels, drawn)
+    loss, figures = model(images, drawn)
     tokens = model.encoder.encode(corrupt(model.encoder.embed(pixels), drawn, model.mask_token), at=drawn.picked)
     truth = torch.stack([of[at] for of, at in zip(details(images, (8, 8)), drawn.picked, strict=True)])
     squared = (model.detail_head(tokens) - truth).square()

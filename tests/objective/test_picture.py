@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from mpp.data.transform import Normalise
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.objective.masking import MASK, RANDOM, Corruption, draw_corruption, pick_patches
@@ -24,7 +25,9 @@ def picture_of(name: str, channels: int, group: int = 1) -> tuple[Reconstruction
     )
     torch.manual_seed(0)
     target = build_target(name, (HEIGHT, WIDTH), channels, 3)
-    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(build_encoder(config), target)
+    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(
+        build_encoder(config), target, Normalise((0.5,), (0.5,), channels)
+    )
     torch.nn.init.normal_(model.head.weight, std=0.05)
     images = torch.randint(0, 256, (4, channels, 24, 16), dtype=torch.uint8)
     pixels = images.float() / 127.5 - 1

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mpp.data.transform import Normalise
 from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.objective.objective import MaskedPatchPrediction
@@ -30,8 +31,8 @@ MODELS = {
 
 
 def pretraining_model(config: ModelConfig) -> MaskedPatchPrediction[Encoder]:
-    encoder = build_encoder(config)
-    return MaskedPatchPrediction(encoder, build_target("mean_colour", encoder.patch, 3, 3))
+    encoder, normalise = build_encoder(config), Normalise((0.5,), (0.5,), 3)
+    return MaskedPatchPrediction(encoder, build_target("mean_colour", encoder.patch, 3, 3), normalise)
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)

@@ -148,6 +148,9 @@ def test_compilation(mode: str, device: torch.device, compiled: bool, monkeypatc
     model = nn.Linear(2, 2)
     assert prepare(model, device, World(), mode) is model
     assert calls == [model] * compiled
+    around = nn.Sequential(model)
+    assert prepare(model, device, World(), mode, around=around) is around
+    assert calls == [model, around] * compiled
 
 
 def broken(function: Any) -> Any:
@@ -215,9 +218,10 @@ def group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("group")
 def test_a_world_of_many_averages_gradients_by_ddp() -> None:
     model = nn.Linear(2, 2)
-    wrapped = prepare(model, CPU, World(0, 2), "off")
-    assert isinstance(wrapped, DistributedDataParallel)
-    assert wrapped.module is model
+    for around in (None, nn.Sequential(model)):
+        wrapped = prepare(model, CPU, World(0, 2), "off", around=around)
+        assert isinstance(wrapped, DistributedDataParallel)
+        assert wrapped.module is (around or model)
 
 
 @pytest.mark.usefixtures("group")

@@ -63,6 +63,20 @@ def test_bf16_is_what_blocks_are_gathered_in_and_weights_stay_fp32() -> None:
 
 
 @pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("called", [nn.Sequential(), None], ids=["around it", "itself"])
+def test_gradients_wait_for_the_last_micro_batch(called: nn.Sequential | None) -> None:
+    model = build(True).model
+    called = model if called is None else called.append(model)
+    seen = []
+    for number, batch in zip(range(2), batches(0), strict=False):
+        with gradient_sync(called, on=number == 1):
+            called(batch).square().mean().backward()
+        seen.append([parameter.grad is not None for parameter in model.parameters()])
+    assert not any(seen[0])
+    assert all(seen[1])
+
+
+@pytest.mark.usefixtures("group")
 def test_bf16_gradients_are_summed_in_fp32() -> None:
     model = build(True, precision="bf16").model
     for number, batch in zip(range(2), batches(0), strict=False):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from mpp.data.transform import Normalise
 from mpp.inspection.attention import attention_statistics
 from mpp.inspection.opening import inspect, untrained
 from mpp.model.config import ModelConfig
@@ -46,7 +47,9 @@ def seen() -> Seen:
 @pytest.fixture(scope="module")
 def objective() -> MaskedPatchPrediction[Encoder]:
     torch.manual_seed(1)
-    return MaskedPatchPrediction(build_encoder(MODEL), build_target("mean_colour", (8, 8), 3, 3)).eval()
+    return MaskedPatchPrediction(
+        build_encoder(MODEL), build_target("mean_colour", (8, 8), 3, 3), Normalise((0.5,), (0.5,), 3)
+    ).eval()
 
 
 def pictures(blocks: tuple[Block, ...]) -> list[Picture]:
@@ -187,7 +190,9 @@ def test_targets_are_counted_and_drawn(seen: Seen, objective: MaskedPatchPredict
 def test_patches_that_have_no_four_cells(objective: MaskedPatchPrediction[Encoder]) -> None:
     model = ModelConfig("vit_tiny_patch16_224", (18, 18), (6,), depth=1, embed_dim=48, num_heads=3)
     config = dataclasses.replace(CONFIG, model=model, objective=ObjectiveConfig(target="pixels"))
-    pixels = MaskedPatchPrediction(build_encoder(model), build_target("pixels", (6, 6), 3, 3)).eval()
+    pixels = MaskedPatchPrediction(
+        build_encoder(model), build_target("pixels", (6, 6), 3, 3), Normalise((0.5,), (0.5,), 3)
+    ).eval()
     section = target_section(config, pixels, torch.randint(0, 256, (4, 3, 18, 18), dtype=torch.uint8), 2)
     (sheet,) = only(section, Sheet)
     assert sheet.columns == ("image", "mean colour", "pixels (this run's)")
