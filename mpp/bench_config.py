@@ -88,6 +88,41 @@ class StepBench:
                 raise ValueError(f"{key} must be at least {least}, got {getattr(self, key)}")
 
 
+LEAST_STEPS = 20
+"""Of a training that is measured: a row of its log each, of which the first quarter does not count."""
+
+
+@dataclass(frozen=True)
+class TrainingBench:
+    """Time whole pretraining runs, from the loader to the log, of this checkout beside another one of the project."""
+
+    against: str = ""
+    """Folder of the other checkout, such as a git worktree of an older commit. Empty: this one alone is measured."""
+    recipes: tuple[str, ...] = (
+        "study/benefit_cpu.yaml: --data.source demo",
+        "study/benefit_cpu.yaml: --data.source demo --model.img-size 48",
+        "pretrain/demo.yaml",
+    )
+    """What is trained, each "FILE" or "FILE: FLAGS": a config of pretraining, or of a study, whose pretraining is
+    taken; by its path, or as it is named below this checkout's configs. Both sides get what it sets; each has its own
+    defaults for the rest."""
+    precision: tuple[Literal["bf16", "fp16", "fp32"], ...] = ()
+    """Arithmetic, each in turn. Empty: what auto takes here, and fp32."""
+    device: str = "auto"
+    """auto, cuda, cuda:1 or cpu."""
+    steps: int = 100
+    """Length of each run; its first quarter does not count."""
+    repeats: int = 3
+    """Times that each side is measured, in turns."""
+
+    def __post_init__(self) -> None:
+        if not self.recipes:
+            raise ValueError("recipes takes at least one, such as pretrain/demo.yaml")
+        for key, least in (("steps", LEAST_STEPS), ("repeats", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{key} must be at least {least}, got {getattr(self, key)}")
+
+
 @dataclass(frozen=True)
 class AttentionBench:
     """Time the attention kernels beside each other, forward and backward, for the token counts of usual ViTs."""

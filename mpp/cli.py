@@ -19,6 +19,7 @@ from mpp.bench_config import (
     PlanBench,
     SavingBench,
     StepBench,
+    TrainingBench,
 )
 from mpp.cache.room import limit_of
 from mpp.config import parse
@@ -269,6 +270,7 @@ def bench(argv: Sequence[str] | None = None) -> int:
     """Measures what the first word names, beside its reference; returns the exit code."""
     known: dict[str, type[Any]] = {
         "step": StepBench,
+        "training": TrainingBench,
         "plan": PlanBench,
         "attention": AttentionBench,
         "saving": SavingBench,

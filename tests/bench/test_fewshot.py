@@ -14,7 +14,7 @@ from mpp.bench_config import FewshotBench
 from mpp.errors import RunError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = "step, plan, attention, saving, gpu, data, fewshot"
+NAMES = "step, training, plan, attention, saving, gpu, data, fewshot"
 TINY = ("--classes", "12", "--shots", "3", "--dim", "16", "--num-l2", "4", "--num-test", "50", "--repeats", "2")
 
 
