@@ -6,7 +6,7 @@ import numpy as np
 
 from mpp.downstream.estimates import Estimate
 from mpp.page.charts import Line, line_chart
-from mpp.page.document import picture_files
+from mpp.page.document import pictures_of
 from mpp.page.parts import Page, Picture, Section
 from mpp.run_page.wording import percent, points
 from mpp.study_recipe import RANDOM, folder_name
@@ -31,7 +31,7 @@ def files(shown: Iterable[Picture]) -> Mapping[str, str]:
     from matplotlib import __version__
 
     page = Page("Results", "", (Section("results", "Results", "", tuple(shown)),))
-    return {name: f"{content.decode()}\n<!-- matplotlib {__version__} -->\n" for name, content in picture_files(page)}
+    return {name: f"{drawn}\n<!-- matplotlib {__version__} -->\n" for name, drawn in pictures_of(page)}
 
 
 def _benefit(study: Study) -> list[Picture]:

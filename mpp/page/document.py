@@ -15,9 +15,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from mpp.files import write_whole
 from mpp.page.parts import Gallery, Page, Picture, Sheet
-from mpp.page.pixels import data_uri, draw_sheet, png
+from mpp.page.pixels import data_uri, draw_sheet, enlarged, png
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -52,21 +54,22 @@ def write_page(page: Page, path: Path) -> None:
 
 
 def write_pictures(page: Page, folder: Path) -> list[Path]:
-    """Writes the files of `picture_files` and returns their paths.
+    """Writes the pictures of `pictures_of` as SVG and PNG, and returns their paths.
 
     Raises:
         ValueError: as `render`.
         OSError: one cannot be written.
     """
     written = []
-    for name, content in picture_files(page):
+    for name, picture in pictures_of(page):
+        content = picture.encode(errors="replace") if isinstance(picture, str) else png(picture)
         written.append(folder / name)
         write_whole(written[-1], lambda file, content=content: file.write(content))
     return written
 
 
-def picture_files(page: Page) -> Iterator[tuple[str, bytes]]:
-    """Every picture as a file, in the page's order: its name, NAME.svg or NAME.png, and what is in it.
+def pictures_of(page: Page) -> Iterator[tuple[str, str | np.ndarray]]:
+    """Every picture in the page's order: NAME.svg and its text, or NAME.png and its pixels, uint8 (H, W, 3 or 4).
 
     Small pixelated pictures are enlarged by a whole factor. A sheet becomes one PNG with its titles, at its last stop:
     SECTION_sheet.png, and SECTION_sheet_2.png where there is another; drawings in a sheet are files of their own.
@@ -80,9 +83,9 @@ def picture_files(page: Page) -> Iterator[tuple[str, bytes]]:
         pictures = _last_pictures(block)
         for picture in pictures:
             if isinstance(picture.image, str):
-                yield f"{picture.name}.svg", _svg(picture, "background: #fff").encode(errors="replace")
+                yield f"{picture.name}.svg", _svg(picture, "background: #fff")
             elif not isinstance(block, Sheet):
-                yield f"{picture.name}.png", png(picture)
+                yield f"{picture.name}.png", enlarged(picture)
         if isinstance(block, Sheet) and any(not isinstance(picture.image, str) for picture in pictures):
             name = f"{section.name.replace('-', '_')}_sheet"
             sheets[name] += 1

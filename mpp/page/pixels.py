@@ -16,14 +16,19 @@ _SHARP = 2  # pixels of a file for one CSS pixel
 _GAP, _LETTERS = 12, 20  # pixels in the drawn sheet
 
 
-def png(picture: Picture) -> bytes:
-    """The picture as a PNG; a small pixelated one is enlarged by a whole factor, so that it is seen outside a page."""
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 (H, W, 3 or 4) as a PNG."""
+    return _encoded(pixels, "PNG", optimize=True)
+
+
+def enlarged(picture: Picture) -> np.ndarray:
+    """The pixels, of a small pixelated picture enlarged by a whole factor, so that it is seen outside a page."""
     assert not isinstance(picture.image, str)
     pixels = picture.image
     if picture.pixelated:
         factor = -(-_LEAST_SIDE // max(pixels.shape[:2]))
         pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    return _encoded(pixels, "PNG", optimize=True)
+    return pixels
 
 
 def data_uri(picture: Picture) -> str:
@@ -37,7 +42,7 @@ def data_uri(picture: Picture) -> str:
 def _uri(content: bytes, shape: tuple[int, ...], pixelated: bool) -> str:
     """Pictures come more than once, such as the original of each checkpoint."""
     pixels = np.frombuffer(content, dtype=np.uint8).reshape(shape)
-    kind, encoded = "png", _encoded(pixels, "PNG", optimize=True)
+    kind, encoded = "png", png(pixels)
     if not pixelated:
         webp = _encoded(pixels, "WEBP", quality=_QUALITY)
         if len(webp) < len(encoded):
@@ -51,8 +56,8 @@ def _encoded(pixels: np.ndarray, container: str, **options: int) -> bytes:
     return file.getvalue()
 
 
-def draw_sheet(sheet: Sheet) -> bytes:
-    """The sheet at its last stop as a PNG on white, with the titles of its columns and rows."""
+def draw_sheet(sheet: Sheet) -> np.ndarray:
+    """The sheet at its last stop on white, with the titles of its columns and rows, uint8 (H, W, 3)."""
     side = _SHARP * sheet.tile
     font = _font(_LETTERS)
     tiles = [
@@ -77,7 +82,7 @@ def draw_sheet(sheet: Sheet) -> bytes:
             if tile:
                 drawn.paste(tile, (left + column * (side + _GAP), y), tile)
         y += height + _GAP
-    return _encoded(np.asarray(drawn), "PNG", optimize=True)
+    return np.asarray(drawn)
 
 
 def _tile(picture: Picture, width: int) -> Image.Image | None:

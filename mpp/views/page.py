@@ -4,7 +4,6 @@ recipe -> run folder, weights, images -> sections -> report.html
 """
 
 import contextlib
-import io
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from mpp.downstream.features import check_patches
 from mpp.errors import UserError, command
 from mpp.files import one_writer
 from mpp.inspection.opening import Inspected, inspect, untrained
-from mpp.page.document import picture_files, write_page
+from mpp.page.document import pictures_of, write_page
 from mpp.page.parts import Page, Section, Text
 from mpp.recipes import PretrainConfig, VisualizeRecipe
 from mpp.restore import first_weights, restored, weights_or_checkpoint
@@ -78,9 +77,9 @@ def _show(page: Page, folder: Path) -> None:
     config, step = read_record(folder).config, Checkpoints(folder / "checkpoints").steps()[-1]
     log = RunLog(folder, step, config.log.to, config)
     try:
-        for name, content in picture_files(page):
-            if name.endswith(".png"):
-                picture = Image.open(io.BytesIO(content)).convert("RGBA")
+        for name, pixels in pictures_of(page):
+            if not isinstance(pixels, str):
+                picture = Image.fromarray(pixels).convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 shown = Image.alpha_composite(white, picture).convert("RGB")
                 log.show(f"report/{name.removesuffix('.png')}", step, np.asarray(shown))
