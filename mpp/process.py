@@ -8,6 +8,7 @@ counts in one thread alone (`printing_to`, `one_thread`, `without_warnings`).
 import ctypes
 import functools
 import os
+import platform
 import re
 import sys
 import threading
@@ -132,6 +133,42 @@ def one_thread() -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def _tune_malloc(trim_threshold: int, most_mapped: int) -> bool:
+    """Tunes glibc's malloc; False where another C library runs, or the environment has tuned it already."""
+    names = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in names)
+    if tuned or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_TRIM_THRESHOLD, trim_threshold)
+    libc.mallopt(_M_MMAP_MAX, most_mapped)
+    return True
+
+
+@shared
+@contextmanager
+def memory_reused() -> Generator[None]:
+    """The C library does not give freed memory back to the system, but takes it for what is allocated next.
+
+    A training step on the CPU allocates and frees the same tensors again and again. Usually the system maps and clears
+    each page of the larger ones every time, which takes up to a fifth of the step.
+    """
+    _tune_malloc(-1, 0)  # never trim the heap, and allocate nothing outside of it
+    try:
+        yield
+    finally:
+        return_memory()
+
+
+def return_memory() -> None:
+    """Ends `memory_reused`, also in a process that was forked within it: what is freed goes back to the system."""
+    if _tune_malloc(128 * 1024, 65_536):  # as glibc has them
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 GENERATORS: Any = threading.RLock()

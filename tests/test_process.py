@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import pickle
+import platform
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +20,16 @@ import pytest
 import torch
 
 from mpp.page import drawing
-from mpp.process import GENERATORS, global_draws, one_thread, printing_to, quiet, shared, without_warnings
+from mpp.process import (
+    GENERATORS,
+    global_draws,
+    memory_reused,
+    one_thread,
+    printing_to,
+    quiet,
+    shared,
+    without_warnings,
+)
 
 Enter = Callable[[], AbstractContextManager[object]]
 
@@ -172,3 +183,37 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent() -> None:
     go.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is tuned")
+def test_memory_is_reused_within_and_given_back_after() -> None:
+    # A process of its own: its heap has room that the tests freed before, and the environment may tune it.
+    program = """
+import resource, torch
+from mpp.process import memory_reused
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(6):
+        torch.ones(2**22), torch.ones(2**23)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+torch.set_num_threads(1)
+print(faults())
+with memory_reused():
+    faults()
+    before = resident()
+    print(faults(), resident() == before)
+print(before - resident())
+"""
+    names = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    usual, within, same, freed = done.stdout.split()
+    assert int(within) < int(usual) / 10  # page faults; how many usually are depends on the size of pages
+    assert same == "True"
+    assert int(freed) > 2**25

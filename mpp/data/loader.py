@@ -32,7 +32,7 @@ from mpp.data.reader import Bad, Batch, Evaluation, Late, Training, Transform
 from mpp.data.sending import sendable, tell_if_tight
 from mpp.errors import ConfigError, RunError, UserError
 from mpp.failure import ended, last_words
-from mpp.process import GENERATORS, one_thread, without_warnings
+from mpp.process import GENERATORS, one_thread, return_memory, without_warnings
 from mpp.sources.base import Source, count
 from mpp.sources.descriptors import check_files, no_more_files, not_started
 from mpp.sources.mixture import MixtureSource
@@ -222,6 +222,7 @@ def _start_worker(parent: int, _: int) -> None:
     if os.getppid() != parent:  # killed while this worker started: asked for now, its parent would be somebody else
         os._exit(1)
     torch.set_num_threads(1)
+    return_memory()  # one large image would be paid for until the run ends, in each worker
     queues: Any = Queue
     queues._on_queue_feeder_error = staticmethod(_end_unsent)  # in this process alone
     faulthandler.disable()  # where the parent enabled it, it takes itself for enabled, but torch has taken its place

@@ -17,6 +17,7 @@ from mpp.config import by_name, differences, from_file, to_dict, to_yaml
 from mpp.dist import World
 from mpp.errors import ConfigError, RunError, TryLater, Unreachable, UserError
 from mpp.files import LOCK, one_writer, write_whole
+from mpp.process import memory_reused
 from mpp.train.changes import check_contents, schedule_change
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.config import ScheduleConfig, TrainConfig
@@ -64,7 +65,8 @@ def processes(config: Any, setting: str = "train.device") -> Iterator[tuple[Worl
     dist.start(world, chosen)
     refuse_shared(chosen, setting)
     dist.agree(lambda: _common(config))
-    yield world, chosen
+    with memory_reused() if chosen.type == "cpu" else contextlib.nullcontext():
+        yield world, chosen
     dist.stop()  # not after an error: the others would hear of it before this rank has said why
 
 
