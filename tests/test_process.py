@@ -23,7 +23,6 @@ from mpp.page import drawing
 from mpp.process import (
     GENERATORS,
     global_draws,
-    memory_reused,
     one_thread,
     printing_to,
     quiet,
@@ -210,8 +209,7 @@ with memory_reused():
     print(faults(), resident() == before)
 print(before - resident())
 """
-    names = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     usual, within, same, freed = done.stdout.split()
     assert int(within) < int(usual) / 10  # page faults; how many usually are depends on the size of pages
