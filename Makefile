@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Installed again only when the package's own description changes.
+# Installed again only when the package's own description changes. Python compiles the modules that the demo imports, a
+# quarter of all, at the first import; where it may not write them down, pip compiles all.
 $(VENV)/demo.stamp: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,tested]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) -e '.[demo,tested]'
 	@touch $@
 
 $(VENV)/dev.stamp: setup.cfg pyproject.toml | $(BIN)/python
