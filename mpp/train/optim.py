@@ -1,5 +1,6 @@
 """The optimiser over groups of parameters, and the moving average of the weights."""
 
+import itertools
 from typing import Any, Protocol, cast
 
 import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
@@ -80,12 +81,30 @@ def _begin_momentum(sgd: Optimizer, *_: object) -> None:
                 sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
-def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """An exponential moving average of the weights, decay * average + (1 - decay) * weights; None for decay 0.
+class MovingAverage(AveragedModel):
+    """An exponential moving average of weights, decay * average + (1 - decay) * weights.
 
     It starts at the weights after the first update. One that is skipped counts as any other: the same weights again.
     """
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """As torch's (2.13), which copies its counter to the device each time, and so waits for the device."""
+        averages, weights = list[Tensor](self.module.parameters()), list[Tensor](model.parameters())
+        copied = [zip(self.module.buffers(), model.buffers(), strict=True)]
+        if self.n_averaged > 0:  # on the CPU, wherever the weights are
+            assert self.multi_avg_fn is not None
+            self.multi_avg_fn(averages, weights, self.n_averaged)
+        else:
+            copied.append(zip(averages, weights, strict=True))
+        for own, other in itertools.chain(*copied):
+            own.copy_(other)
+        self.n_averaged += 1
+
+
+def build_ema(model: nn.Module, decay: float) -> MovingAverage | None:
+    """The moving average of the weights of `model`, on their device; None for decay 0."""
+    return MovingAverage(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
 def average_warning(decay: float, steps: int) -> str:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mpp.data.transform import Normalise
 from mpp.model.config import ModelConfig
@@ -185,6 +186,25 @@ def test_the_moving_average_is_its_formula_from_the_first_update_on() -> None:
         expected = [0.9 * a + 0.1 * w for a, w in zip(expected, now, strict=True)] if expected else now
     for p, average in zip(ema.module.parameters(), expected, strict=True):
         np.testing.assert_allclose(p.detach(), average, atol=1e-6)
+
+
+def test_the_moving_average_is_torch_s_own_to_the_bit_and_loads_its_state() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3))
+    ema, reference = build_ema(model, 0.9), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    assert ema is not None
+    for number in range(6):
+        if number == 3:  # as from a checkpoint of before
+            ema = build_ema(model, 0.9)
+            assert ema is not None
+            ema.load_state_dict(reference.state_dict())
+        for p in model.parameters():
+            p.data += torch.randn_like(p)
+        model(torch.randn(5, 2, 4, 4))
+        for average in (ema, reference):
+            average.update_parameters(model)
+        assert list(ema.state_dict()) == list(reference.state_dict())
+        torch.testing.assert_close(ema.state_dict(), reference.state_dict(), rtol=0, atol=0)
 
 
 def test_no_decay_is_no_average() -> None:
