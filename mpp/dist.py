@@ -144,6 +144,39 @@ def any_rank(flag: bool) -> bool:
     return bool(tensor.item())
 
 
+class Poll:
+    """Whether the flag of any process is set, asked after every step without a wait for the slowest process.
+
+    The answer to one question comes with the next one; at once where the step before took a process `LONG` or more.
+    All processes go by the same answers, so that they decide alike.
+    """
+
+    LONG = 1.0
+    """Seconds, far less than a scheduler leaves between its signal and the end."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._asked: tuple[Any, Tensor] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Asks, for all processes together; of one process alone, `flag` itself."""
+        if not dist.is_initialized():
+            return flag
+        now = time.monotonic()
+        told = torch.tensor([float(flag), now - self._since], dtype=torch.float64)
+        before, self._since = self._asked, now
+        self._asked = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True), told
+        found, seconds = _answer(before) if before is not None else (False, self.LONG)
+        return found or (seconds >= self.LONG and _answer(self._asked)[0])
+
+
+def _answer(asked: tuple[Any, Tensor]) -> tuple[bool, float]:
+    work, told = asked
+    work.wait()
+    found, seconds = told.tolist()
+    return bool(found), seconds
+
+
 def agree(facts: Callable[[], Mapping[str, str]]) -> None:
     """Refuses to go on where a rank knows otherwise than the others; for all ranks together, before it can do harm.
 

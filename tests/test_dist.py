@@ -7,6 +7,7 @@ import re
 import shlex
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +62,75 @@ def test_ranks_meet_whatever_an_earlier_attempt_left(before: str, lent: Any) -> 
     assert second.timeout == PATIENCE
     assert second.port == first.port
     assert all(store.port != first.port for store in earlier)
+
+
+class Board:
+    """Sums up what two ranks, each a thread, ask; `wait` returns when both have asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[torch.Tensor]] = [[], []]
+        self.waits = [0, 0]
+        self.changed = threading.Condition()
+        self.own = threading.local()
+
+    def all_reduce(self, told: torch.Tensor, op: Any, async_op: bool) -> Any:
+        assert op == torch.distributed.ReduceOp.MAX
+        assert async_op
+        rank, number = self.own.rank, len(self.asked[self.own.rank])
+        with self.changed:
+            self.asked[rank].append(told.clone())
+            self.changed.notify_all()
+
+        def wait() -> None:
+            with self.changed:
+                self.waits[rank] += len(self.asked[1 - rank]) <= number
+                assert self.changed.wait_for(lambda: len(self.asked[1 - rank]) > number, 10)
+            told.copy_(torch.maximum(self.asked[0][number], self.asked[1][number]))
+
+        return SimpleNamespace(wait=wait)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted", "stop"),
+    [((0.1, 0.1), 3, 4), ((0.1, 0.1), 0, 0), ((9.0, 9.0), 3, 3), ((0.1, 2.0), 3, 3), ((2.0, 0.1), 3, 3)],
+)
+def test_ranks_stop_together_at_once_or_after_one_short_step_more(
+    seconds: tuple[float, float], wanted: int, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`seconds` are those of each rank's steps; rank 1 wants to stop from step `wanted` on."""
+    board, stopped = Board(), [-1, -1]
+    monkeypatch.setattr(torch.distributed, "all_reduce", board.all_reduce)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist.time, "monotonic", lambda: board.own.now)
+
+    def run(rank: int) -> None:
+        board.own.rank, board.own.now = rank, 0.0
+        poll = dist.Poll()
+        for step in range(9):
+            board.own.now += seconds[rank]
+            if poll(rank == 1 and step >= wanted):
+                stopped[rank] = step
+                return
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stopped == [stop, stop]
+
+
+def test_a_rank_goes_on_before_the_others_have_done_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    monkeypatch.setattr(torch.distributed, "all_reduce", board.all_reduce)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    board.own.rank, poll = 0, dist.Poll()
+    board.asked[1].append(torch.zeros(2))
+    assert not poll(False)
+    for _ in range(5):  # rank 1 has answered up to the step before
+        assert not poll(False)
+        board.asked[1].append(torch.zeros(2))
+    assert board.waits == [0, 0]
 
 
 def test_a_rank_0_that_never_comes_is_an_error(lent: Any) -> None:

@@ -168,7 +168,8 @@ def fit(
         step: loss and figures of one micro-batch.
         schedule: the course of the run.
         every: called in this order after each step that is due, and was finite.
-        stop_requested: asked after each step; if any rank says yes, the state is saved and `Interrupted` raised.
+        stop_requested: asked after each step; if any rank says yes, the state is saved and `Interrupted` raised, of
+            several ranks after the next step where steps are short (see `dist.Poll`).
         save: saves the state.
         each_step: called after each step, before those of `every`. On CUDA it may yet turn out not to have been finite,
             so that they must neither save nor show the state.
@@ -178,7 +179,7 @@ def fit(
         Unreachable: what the batches are read from gives no answer; one process alone has saved its state.
         NonFinite: a loss or gradient that is not finite; the weights are those before that update.
     """
-    guard = FiniteGuard(state)
+    guard, poll = FiniteGuard(state), dist.Poll()
     state.clock.begin(state.images_seen)
     for done in range(schedule.step(state.images_seen), schedule.total_steps):
         rate = schedule.rate(done)
@@ -198,7 +199,7 @@ def fit(
             if is_due(done + 1, period, schedule.total_steps):
                 guard.judge(done + 1)
                 function(state)
-        if done + 1 < schedule.total_steps and dist.any_rank(stop_requested()):
+        if done + 1 < schedule.total_steps and poll(stop_requested()):
             guard.judge(done + 1)
             save(state)
             raise Interrupted
@@ -277,7 +278,9 @@ class FiniteGuard:
             self._optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
             self._optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.settle()
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(
+            blocking=True
+        )  # whoever waits for it sleeps: its core is the loader workers' meanwhile
         copy = finite.to("cpu", non_blocking=True)
         event.record()
         self._pending = (copy, event, number)
