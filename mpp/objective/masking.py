@@ -9,6 +9,7 @@ All draws are pure functions of a generator and are made for the whole global ba
 its rows: the corruption is the same on any number of devices.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -66,29 +67,46 @@ def pick_patches(
     raise ValueError(f"no picking style {style!r}; there are uniform and block")
 
 
-def _pick_blocks(batch: int, grid: tuple[int, int], k: int, generator: Generator) -> Int[Tensor, "B K"]:
-    rows, columns = grid
-    device = generator.device
-    row = torch.arange(rows, device=device)[None, :, None]
-    column = torch.arange(columns, device=device)[None, None, :]
-    taken = torch.zeros(batch, rows * columns, dtype=torch.bool, device=device)
-    left = torch.full((batch, 1), k, device=device)
-    while bool((left > 0).any()):
-        # One block for every image at a time; in images that are full already nothing more is accepted.
-        draw = torch.rand(batch, 4, generator=generator, device=device).unbind(1)
+_ROUNDS, _AT_ONCE = 128, 16
+"""Blocks that an image may take on a device, and how many are laid at once: of 14 x 14 patches 60 % need 10 in the mean
+and 24 in one image of 10,000, 90 % 35 and 86."""
+
+
+def _pick_blocks(
+    batch: int, grid: tuple[int, int], k: int, generator: Generator, rounds: int | None = None
+) -> Int[Tensor, "B K"]:
+    """Lays one block after the other in every image: until all have K patches, or `rounds` of them.
+
+    The host looks after each round whether all are full, as long as that is for free. To wait for a device so often
+    would cost more than blocks that are too many; what may be left after the last is filled up at random.
+    """
+    (rows, columns), device = grid, generator.device
+    if rounds is None and device.type != "cpu":
+        rounds = _ROUNDS
+    at_once = _AT_ONCE if rounds else 1
+    row, column = torch.arange(rows, device=device), torch.arange(columns, device=device)
+    never = torch.iinfo(torch.int32).max
+    covered = torch.full((batch, rows, columns), never, dtype=torch.int32, device=device)  # in which round first
+    for begin in range(0, rounds, at_once) if rounds else itertools.count():
+        draw = torch.rand(at_once, batch, 4, generator=generator, device=device).unbind(2)
         smallest = min(4, k)
         area = smallest + draw[0] * (max(rows * columns / 5, smallest) - smallest)
         aspect = torch.exp((2 * draw[1] - 1) * math.log(1 / 0.3))
         height = (area * aspect).sqrt().round().clamp(1, rows)
         width = (area / aspect).sqrt().round().clamp(1, columns)
         top, start = (draw[2] * (rows - height + 1)).floor(), (draw[3] * (columns - width + 1)).floor()
-        top, height, start, width = (x.long()[:, None, None] for x in (top, height, start, width))
-        block = (row >= top) & (row < top + height) & (column >= start) & (column < start + width)
-        new = block.flatten(1) & ~taken
-        new &= new.cumsum(dim=1) <= left
-        taken |= new
-        left -= new.sum(dim=1, keepdim=True)
-    return taken.nonzero()[:, 1].view(batch, k)
+        top, height, start, width = (x.long()[..., None] for x in (top, height, start, width))
+        down, across = (row >= top) & (row < top + height), (column >= start) & (column < start + width)
+        number = torch.arange(begin, begin + at_once, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
+        laid = torch.where(down[..., :, None] & across[..., None, :], number, never)
+        covered = torch.minimum(covered, laid.amin(dim=0))
+        if rounds is None and bool(((covered < never).sum(dim=(1, 2)) >= k).all()):
+            break
+    covered, order = covered.flatten(1), torch.arange(rows * columns, dtype=torch.float64, device=device)
+    order = order.expand(batch, -1) / (rows * columns)  # the last block is cut by rows
+    if rounds:
+        order = torch.where(covered < never, order, torch.rand(order.shape, generator=generator, device=device))
+    return (covered + order).argsort(dim=1)[:, :k].sort(dim=1).values
 
 
 def draw_corruption(
@@ -114,9 +132,7 @@ def draw_corruption(
         raise ValueError(f"a batch of {batch} images is not a multiple of the group of {group}")
     device = picked.device
     draw = torch.rand(batch, k, generator=generator, device=device)
-    kinds = torch.full_like(picked, UNCHANGED)
-    kinds[draw < split[MASK] + split[RANDOM]] = RANDOM
-    kinds[draw < split[MASK]] = MASK
+    kinds = torch.where(draw < split[MASK] + split[RANDOM], RANDOM, UNCHANGED).masked_fill(draw < split[MASK], MASK)
     uniform = torch.rand(batch, k, generator=generator, device=device, dtype=torch.float64)
 
     hidden = torch.zeros(batch, patches, dtype=torch.bool, device=device).scatter(1, picked, kinds == MASK)

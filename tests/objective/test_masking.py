@@ -17,6 +17,7 @@ from mpp.objective.masking import (
     RANDOM,
     UNCHANGED,
     Corruption,
+    _pick_blocks,
     corrupt,
     draw_corruption,
     num_picked,
@@ -116,6 +117,44 @@ def test_block_picking_takes_neighbours_together_more_often_than_uniform_picking
     neighbours = [n for (a, b), n in counts.items() if b - a == grid[1] or (b - a == 1 and b % grid[1])]
     chance = k * (k - 1) / (patches * (patches - 1))
     assert sum(neighbours) / len(neighbours) / trials > 1.2 * chance
+
+
+def picked_by_hand(batch: int, grid: Grid, k: int, generator: Generator) -> list[list[int]]:
+    """BEiT's algorithm, an image and a patch at a time, with one draw of four numbers for every image's next block."""
+    rows, columns = grid
+    taken: list[list[int]] = [[] for _ in range(batch)]
+    while any(len(own) < k for own in taken):
+        for own, draw in zip(taken, torch.rand(batch, 4, generator=generator), strict=True):
+            smallest = min(4, k)
+            area = smallest + draw[0] * (max(rows * columns / 5, smallest) - smallest)
+            aspect = torch.exp((2 * draw[1] - 1) * math.log(1 / 0.3))
+            height = int((area * aspect).sqrt().round().clamp(1, rows))
+            width = int((area / aspect).sqrt().round().clamp(1, columns))
+            top, left = int(draw[2] * (rows - height + 1)), int(draw[3] * (columns - width + 1))
+            for row, column in itertools.product(range(top, top + height), range(left, left + width)):
+                if len(own) < k and row * columns + column not in own:
+                    own.append(row * columns + column)
+    return [sorted(own) for own in taken]
+
+
+@pytest.mark.parametrize("rounds", [None, 128])
+@pytest.mark.parametrize(("grid", "ratio"), [((14, 14), 0.6), ((8, 8), 0.15), ((4, 6), 0.8), ((1, 7), 0.4)])
+def test_blocks_are_laid_by_the_algorithm(grid: Grid, ratio: float, rounds: int | None) -> None:
+    """Also by a fixed number of rounds, as on a device, where 4 images at once draw what they draw round by round."""
+    k = num_picked(ratio, grid[0] * grid[1])
+    ours, theirs = seeded(1), seeded(1)
+    assert _pick_blocks(4, grid, k, ours, rounds).tolist() == picked_by_hand(4, grid, k, theirs)
+    assert rounds or torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_what_too_few_blocks_leave_is_filled_up_evenly() -> None:
+    trials, grid = 4000, (5, 6)
+    picked = _pick_blocks(trials, grid, 30, seeded(0), 16)
+    assert torch.equal(picked, torch.arange(30).expand(trials, -1))
+    picked = _pick_blocks(trials, grid, 29, seeded(0), 16)
+    assert (picked.diff(dim=1) > 0).all()
+    corners = [trials - int((picked == corner).sum()) for corner in (0, 5, 24, 29)]  # how often it is left out
+    assert max(corners) < 1.3 * min(corners)
 
 
 KINDS_OF = [(0.8, 0.1, 0.1), (0.5, 0.2, 0.3), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
