@@ -141,15 +141,14 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
 
 
 def _gradients(shape: Shape, setup: Setup, grown: int) -> int:
-    """Bytes of gradients: growing, unless earlier passes of the update left them whole.
+    """Bytes of gradients: growing, unless earlier passes of the update left them.
 
     DDP has its buckets, which the last pass's gradients become; those of earlier passes lie beside them. FSDP keeps
-    shards, but whole gradients between passes, which it reduces once.
+    its share of them, also between passes.
     """
     buckets = setup.devices > 1 and setup.parallel != "fsdp"
-    if setup.accumulate == 1 and not buckets:
-        return -(-4 * grown // setup.sharded)
-    return 4 * shape.parameters * ((setup.accumulate > 1) + buckets)
+    known = grown if setup.accumulate == 1 and not buckets else shape.parameters
+    return -(-4 * known // setup.sharded) * (1 + (buckets and setup.accumulate > 1))
 
 
 def _gathered(shape: Shape, setup: Setup, backward: bool) -> int:

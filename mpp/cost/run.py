@@ -137,7 +137,7 @@ def _divided(setup: Setup, share: int, most: int) -> Setup:
 def _fitting(shape: Shape, setup: Setup, share: int, limit: float) -> Setup:
     """With the largest micro-batch up to the setup's own that fits `limit` bytes together with its accumulation.
 
-    Each candidate is weighed anew: a second pass adds whole gradients, so half the images can need more memory.
+    Each candidate is weighed anew: a second pass adds gradients, so half the images can need more memory.
 
     Raises:
         UserError: not one image fits.
@@ -167,10 +167,9 @@ def _updating(shape: Shape, setup: Setup) -> float:
 def _traffic(shape: Shape, setup: Setup, machine: Machine) -> tuple[float, float]:
     """Bytes that a device sends in an update, and the seconds of that, over a ring of all devices.
 
-    DDP: an all-reduce of fp32 gradients, 2 (n - 1) / n of their bytes, once an update. FSDP, (n - 1) / n each: in every
-    micro-batch an all-gather of the blocks in the forward pass and again in the backward pass, and of the rest in fp32;
-    a reduce-scatter of fp32 gradients once an update. The ring leaves a machine by its network, with what one device
-    sends.
+    DDP: an all-reduce of fp32 gradients, 2 (n - 1) / n of their bytes, once an update. FSDP, (n - 1) / n each, in every
+    micro-batch: an all-gather of the blocks in the forward pass and again in the backward pass, and of the rest in
+    fp32; a reduce-scatter of fp32 gradients. The ring leaves a machine by its network, with what one device sends.
     """
     n = setup.devices
     if n == 1:
@@ -179,7 +178,7 @@ def _traffic(shape: Shape, setup: Setup, machine: Machine) -> tuple[float, float
     if setup.parallel == "fsdp":
         blocks = shape.blocks * shape.block_parameters
         gathered = 2 * setup.narrow * blocks + 4 * shape.root_parameters
-        moved = setup.accumulate * gathered + 4 * shape.parameters
+        moved = setup.accumulate * (gathered + 4 * shape.parameters)
     sent = (n - 1) / n * moved
     slowest = min(machine.device.link, machine.device.network) if machine.nodes > 1 else machine.device.link
     return sent, sent / (ATTAINED * slowest)

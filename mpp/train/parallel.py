@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -194,10 +193,10 @@ def share_statistics(model: nn.Module, *copies: nn.Module | None) -> None:
 
 
 def gradient_sync(model: nn.Module, on: bool) -> AbstractContextManager[None]:
-    """The context of a backward pass whose gradients are (not) averaged over ranks at once."""
-    for module in model.modules():  # the first is the root of all others
-        if isinstance(module, FSDPModule):
-            module.set_requires_gradient_sync(on)
-            break
+    """The context of a backward pass whose gradients DDP averages over ranks at once, or not yet.
+
+    FSDP always does: else every device would keep whole gradients until the last pass of an update, 4 bytes a
+    parameter, where its share of them is all that it needs.
+    """
     no_sync: Callable[[], AbstractContextManager[None]] | None = getattr(model, "no_sync", None)
     return nullcontext() if on or no_sync is None else no_sync()

@@ -262,6 +262,8 @@ def test_what_devices_share() -> None:
     for name in ("weights", "optimiser"):
         assert fsdp[name] == pytest.approx(alone[name] / 4, abs=8)
     assert fsdp["gradients"] < ddp["gradients"] / 4
+    several = memory(HAND, Setup(1, 3, devices=4, parallel="fsdp"))
+    assert several["gradients"] == pytest.approx(alone["weights"] / 4, abs=8)  # of earlier passes
     assert fsdp["gathered weights"] > ddp["gathered weights"] == 0
 
 

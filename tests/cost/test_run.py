@@ -45,12 +45,12 @@ def test_traffic_of_ddp_is_a_ring_once_an_update() -> None:
     assert apart.sending == pytest.approx(2 * step.sending)  # the network is half as fast as the link
 
 
-def test_traffic_of_fsdp_is_gathered_in_every_pass() -> None:
+def test_fsdp_gathers_weights_and_shares_gradients_out_in_every_pass() -> None:
     blocks = 2 * HAND.block_parameters
     rest = HAND.parameters - blocks
     step = step_of(HAND, Setup(4, precision="bf16", parallel="fsdp"), Machine(ROUND, 4), 32)
     assert step.setup.accumulate == 2
-    assert step.sent == 3 / 4 * (2 * (2 * 2 * blocks + 4 * rest) + 4 * HAND.parameters)
+    assert step.sent == 3 / 4 * 2 * (2 * 2 * blocks + 4 * rest + 4 * HAND.parameters)
     assert step.exposed == pytest.approx(max(0, step.sending - step.computing))
 
 

@@ -63,20 +63,6 @@ def test_bf16_is_what_blocks_are_gathered_in_and_weights_stay_fp32() -> None:
 
 
 @pytest.mark.usefixtures("group")
-@pytest.mark.parametrize("called", [nn.Sequential(), None], ids=["around it", "itself"])
-def test_gradients_wait_for_the_last_micro_batch(called: nn.Sequential | None) -> None:
-    model = build(True).model
-    called = model if called is None else called.append(model)
-    seen = []
-    for number, batch in zip(range(2), batches(0), strict=False):
-        with gradient_sync(called, on=number == 1):
-            called(batch).square().mean().backward()
-        seen.append([parameter.grad is not None for parameter in model.parameters()])
-    assert not any(seen[0])
-    assert all(seen[1])
-
-
-@pytest.mark.usefixtures("group")
 def test_bf16_gradients_are_summed_in_fp32() -> None:
     model = build(True, precision="bf16").model
     for number, batch in zip(range(2), batches(0), strict=False):
@@ -87,6 +73,26 @@ def test_bf16_gradients_are_summed_in_fp32() -> None:
     total = gradient.full_tensor()
     assert total.dtype == torch.float32
     assert (total.bfloat16().float() != total).any()  # the sum of two numbers in bf16, which bf16 does not hold
+
+
+@pytest.mark.usefixtures("group")
+def test_gradients_are_shared_out_after_every_micro_batch() -> None:
+    model = build(True).model
+    with gradient_sync(model, on=False):
+        model(next(batches(0))).square().mean().backward()
+    assert all(isinstance(parameter.grad, DTensor) for parameter in model.parameters())
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("optimiser", ["adam", "adamw"])
+def test_an_update_that_the_kernel_is_to_skip_changes_no_shard(optimiser: str) -> None:
+    state: Any = train(build(True, optimiser), 2)
+    before = gathered(state.state_dict())
+    for parameter in state.model.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    state.optimizer.grad_scale, state.optimizer.found_inf = None, torch.ones(())
+    state.optimizer.step()
+    torch.testing.assert_close(gathered(state.state_dict()), before, rtol=0, atol=0)
 
 
 def test_one_process_shares_nothing_out() -> None:
