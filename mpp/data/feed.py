@@ -1,6 +1,7 @@
 """The training stream, brought to the device: this rank's micro-batches with their place in the run."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import nullcontext
 from typing import TypedDict
 
 import torch
@@ -45,6 +46,7 @@ def feed(
     """This rank's endless micro-batches from `start` images seen on (see `stream`). Close it to end its workers.
 
     With `decode`, ordinary JPEGs are decoded by it, on the device (mpp/data/late.py).
+    On CUDA both that and the copies go by a stream of their own, while the training computes with the batches before.
     `report_bad` hears of the files that could not be decoded and of the number of images read.
     """
     share = batch_size // world.size
@@ -64,19 +66,32 @@ def feed(
         late=decode is not None,
     )
     late = decode and LateDecoder(Training(source, transform, reading, seed), decode, device)
+    copying = torch.cuda.Stream(device) if cuda else None
     try:
         for number, batch in enumerate(batches):
             update, part = divmod(number, share // micro_batch)
-            batch = late(batch) if late else batch
-            report_bad(batch["bad"], len(batch["images"]))
+            with nullcontext() if copying is None else torch.cuda.stream(copying):
+                batch = late(batch) if late else batch
+                images, labels = (batch[key].to(device, non_blocking=cuda) for key in ("images", "label"))
+            if copying is not None:
+                _hand_over((images, labels), copying, torch.cuda.current_stream(device))
+            report_bad(batch["bad"], len(images))
             yield {
-                "images": batch["images"].to(device, non_blocking=cuda),
-                "labels": batch["label"].to(device, non_blocking=cuda),
+                "images": images,
+                "labels": labels,
                 "position": start + update * batch_size,
                 "slot": world.rank * share + part * micro_batch,
             }
+            del images, labels  # or they would lie beside the next
     except TooManyBad as error:
         report_bad(error.bad, 0)
         raise
     finally:
         batches.close()
+
+
+def _hand_over(tensors: Iterable[Tensor], made: torch.cuda.Stream, used: torch.cuda.Stream) -> None:
+    """Lets what a stream makes be used by another one, which alone waits for it."""
+    used.wait_stream(made)
+    for tensor in tensors:
+        tensor.record_stream(used)  # else its memory would be written to anew as soon as nobody here knows it

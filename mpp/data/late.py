@@ -74,27 +74,17 @@ class LateDecoder:
     def __init__(self, reader: Training, decode: DecodeJpegs, device: torch.device) -> None:
         assert isinstance(reader.transform, TrainTransform)
         self.reader, self.transform, self.decode, self.device = reader, reader.transform, decode, device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with its images on the device, all of them.
+
+        On CUDA to be called on a stream of its own, whose memory nobody else uses: nvJPEG writes without waiting for
+        what is queued, and must not write over what the training still reads.
 
         Raises:
             BadImage: 20 images in a row could not be used.
             torch.OutOfMemoryError: the decoded files do not fit.
         """
-        if self._stream is None:
-            return self._filled(batch)
-        # nvJPEG writes without waiting for what is queued: on a stream of our own, whose memory nobody else uses, it
-        # cannot write over what the training still reads.
-        with torch.cuda.stream(self._stream):
-            done = self._filled(batch)
-        now = torch.cuda.current_stream(self.device)
-        now.wait_stream(self._stream)
-        done["images"].record_stream(now)
-        return done
-
-    def _filled(self, batch: Batch) -> Batch:
         images = batch["images"].to(self.device, non_blocking=True)
         files = batch["files"].split([late.size for late in batch["late"]]) if batch["late"] else ()
         waiting = list(zip(batch["late"], files, strict=True))
@@ -119,8 +109,8 @@ class LateDecoder:
 
     def _all(self, files: list[Tensor]) -> list[Tensor | None]:
         """Pixels of each file; None where the decoder refuses it."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
         try:
             return list(self.decode(files, self.transform.channels))
         except RuntimeError as error:

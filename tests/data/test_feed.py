@@ -11,6 +11,7 @@ from mpp.data.reader import Bad
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
 from mpp.sources.base import ListSource
+from tests import pretended
 
 CPU = torch.device("cpu")
 SOURCE = ListSource(np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8), np.arange(10))
@@ -48,6 +49,23 @@ def test_it_is_the_stream() -> None:
     batches = stream(SOURCE, EvalTransform((4, 4)), Reading(3), seed=1, batch_size=8, micro_batch=8, start=8)
     assert torch.equal(next(batches)["images"], some(1, 8, World(), 8)[0]["images"])
     batches.close()
+
+
+def test_on_cuda_a_stream_of_its_own_copies_what_the_training_then_uses() -> None:
+    with pretended.cuda() as waits:
+        training = pretended.Stream.current
+        told = {"seed": 1, "batch_size": 8, "micro_batch": 4, "start": 0, "world": World(), "workers": 0}
+        batches = feed(SOURCE, EvalTransform((4, 4)), Reading(3), pretended.CUDA, **told)
+        for number in (1, 2):
+            batch = next(batches)
+            assert batch["images"].device == batch["labels"].device == pretended.CUDA
+            assert pretended.Stream.current is training
+            assert len(set(waits.copied)) == 1
+            assert training not in waits.copied
+            assert training.waits_for == waits.copied[::2]  # once a batch, after both of its copies
+            assert training.uses == [(4, 3, 4, 4), (4,)] * number
+        batches.close()
+    assert not waits.seen
 
 
 def test_bad_files_are_reported_with_the_images_read() -> None:

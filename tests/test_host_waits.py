@@ -1,0 +1,102 @@
+"""A step queues its work and goes on: nothing in it waits for the device, seen on one that is pretended."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+
+from mpp.config import parse
+from mpp.dist import World
+from mpp.downstream import tuning
+from mpp.downstream.config import FinetuneConfig
+from mpp.downstream.labelled import open_labelled
+from mpp.parts import build, training_batches, training_step
+from mpp.recipes import PretrainConfig
+from mpp.train.loop import State, fit
+from tests import pretended, runs
+
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+
+
+def waits_after_the_first_step(
+    run: Any, step: Any, batches: Any, waits: pretended.Waits, rows: bool = False
+) -> dict[str, int]:
+    """What the steps 2 to 4 of a run wait for; the first fills caches."""
+    after: list[dict[str, int]] = []
+    every: list[Any] = [(1, lambda state: state.meter.read())] if rows else []
+    each: list[Callable[[State], None]] = [lambda _: after.append(dict(waits.seen))]
+    assert run.schedule.accumulate == 2
+    fit(run.state, run.wrapped, batches, step, replace(run.schedule, total_steps=4), every, each_step=each)
+    batches.close()
+    return {place: times - after[0].get(place, 0) for place, times in after[-1].items() if times != after[0].get(place)}
+
+
+def pretrain(source: str, rows: bool = False, **changed: str) -> dict[str, int]:
+    words = runs.command(
+        source, None, **{"fewshot__data": "", "model__attention": "sdpa", "train__compile": "off"} | changed
+    )
+    config = parse(PretrainConfig, words[1:], "pretrain", "", {})
+    with pretended.cuda() as waits:
+        run = build(config, World(), pretended.CUDA)
+        return waits_after_the_first_step(run, training_step(run), training_batches(run), waits, rows)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optim__ema_decay": "0.9"},
+        {"objective__picking": "block", "objective__random_from": "batch"},
+        {"train__precision": "bf16", "objective__target": "pixels", "objective__decoder_depth": "1"},
+        {"train__precision": "fp16", "objective__detail": "0.5", "model__pos_embed": "2d"},
+        {"optim__name": "sgd", "optim__clip_norm": "0"},
+    ],
+    ids=lambda changed: " ".join(changed.values()),
+)
+def test_pretraining_does_not_wait(changed: dict[str, str], source: str) -> None:
+    assert pretrain(source, **changed) == {}
+
+
+@pytest.mark.parametrize("changed", [{}, {"loss__mixup": "0.8", "loss__cutmix": "1", "optim__name": "adamw"}])
+def test_fine_tuning_does_not_wait(changed: dict[str, str], source: str, tmp_path: Path) -> None:
+    settings = {"model__attention": "sdpa", "train__compile": "off", **changed}
+    words = runs.finetune_command(source, tmp_path, **settings)
+    config = parse(FinetuneConfig, words[1:], "finetune", "", {})
+    labelled = open_labelled(source)
+    with pretended.cuda() as waits:
+        run = tuning.build_tuning(config, labelled, 0.1, World(), pretended.CUDA)
+        batches = tuning.training_batches(run, lambda bad, images: None)
+        assert waits_after_the_first_step(run, tuning.training_step(run), batches, waits) == {}
+
+
+def test_a_row_of_figures_waits_once(source: str) -> None:
+    assert pretrain(source, rows=True) == {"mpp/train/log.py:read: copy to cpu, blocking": 3}
+
+
+@pytest.mark.parametrize(
+    ("does", "what"),
+    [
+        (lambda x: x.sum().item(), "item"),
+        (lambda x: bool((x > 0).any()), "item"),
+        (lambda x: x.cpu(), "copy to cpu, blocking"),
+        (lambda x: x.copy_(torch.ones(3)), "copy to cuda:0, blocking"),
+        (lambda x: torch.ones(3).to(x.device, non_blocking=True), "copy to cuda:0, not pinned"),
+        (lambda x: torch.tensor([1.0], device=x.device), "copy to cuda:0, blocking"),
+        (lambda x: x.nonzero(), "nonzero"),
+        (lambda x: x[x > 0], "index"),
+        (lambda x: x.to("cpu", non_blocking=True), None),
+        (lambda x: torch.ones(3).pin_memory().to(x.device, non_blocking=True), None),
+        (lambda x: torch.where(x > 0, x, 0).masked_fill(x > 1, 2.0).gather(0, x.argsort()) + torch.ones(()), None),
+    ],
+)
+def test_waits_are_seen(does: Callable[[Tensor], Any], what: str | None) -> None:
+    with pretended.cuda() as waits:
+        x = torch.empty(3, device=pretended.CUDA)
+        with contextlib.suppress(DynamicOutputShapeException):
+            does(x)
+    assert dict(waits.seen) == ({} if what is None else {f"elsewhere: {what}": 1})
