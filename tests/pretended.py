@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
     is_fake,
     unset_fake_temporarily,
 )
+from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -47,6 +48,11 @@ class Stream:
 
     def wait_stream(self, other: "Stream") -> None:
         self.waits_for.append(other)
+
+    def wait_event(self, event: "Event") -> None: ...
+
+    def record_event(self) -> "Event":
+        return Event()
 
     def synchronize(self) -> None:
         raise AssertionError("the host waits for a stream")
@@ -171,6 +177,7 @@ def cuda() -> Iterator[Waits]:
     instead: list[tuple[Any, str, Any]] = [
         (Tensor, "_make_subclass", staticmethod(subclass)),
         (Tensor, "record_stream", lambda tensor, stream: stream.uses.append(tuple(tensor.shape))),
+        (DTensor, "device", property(lambda sharded: sharded._local_tensor.device)),
         (nn.Module, "to", moved),
         (torch, "Generator", Generator),
         (torch.cuda, "Stream", Stream),
@@ -178,6 +185,9 @@ def cuda() -> Iterator[Waits]:
         (torch.cuda, "stream", stream),
         (torch.cuda, "current_stream", lambda *_: Stream.current),
         (torch.cuda, "is_available", lambda: True),
+        (torch.cuda, "device_count", lambda: 2),
+        (torch.cuda, "set_device", lambda *_: None),
+        (torch.cuda, "current_device", lambda: 0),
         (torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
         (torch.accelerator, "is_available", lambda: True),  # that a loader pins
         (torch.accelerator, "current_accelerator", lambda check_available=False: None if check_available else CUDA),

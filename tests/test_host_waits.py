@@ -1,7 +1,7 @@
 """A step queues its work and goes on: nothing in it waits for the device, seen on one that is pretended."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from mpp import dist
 from mpp.config import parse
 from mpp.dist import World
 from mpp.downstream import tuning
@@ -20,6 +22,8 @@ from mpp.parts import build, training_batches, training_step
 from mpp.recipes import PretrainConfig
 from mpp.train.loop import State, fit
 from tests import pretended, runs
+
+ALONE = World()
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
@@ -37,13 +41,13 @@ def waits_after_the_first_step(
     return {place: times - after[0].get(place, 0) for place, times in after[-1].items() if times != after[0].get(place)}
 
 
-def pretrain(source: str, rows: bool = False, **changed: str) -> dict[str, int]:
+def pretrain(source: str, rows: bool = False, world: World = ALONE, **changed: str) -> dict[str, int]:
     words = runs.command(
         source, None, **{"fewshot__data": "", "model__attention": "sdpa", "train__compile": "off"} | changed
     )
     config = parse(PretrainConfig, words[1:], "pretrain", "", {})
     with pretended.cuda() as waits:
-        run = build(config, World(), pretended.CUDA)
+        run = build(config, world, pretended.CUDA)
         return waits_after_the_first_step(run, training_step(run), training_batches(run), waits, rows)
 
 
@@ -60,6 +64,29 @@ def pretrain(source: str, rows: bool = False, **changed: str) -> dict[str, int]:
 )
 def test_pretraining_does_not_wait(changed: dict[str, str], source: str) -> None:
     assert pretrain(source, **changed) == {}
+
+
+@pytest.fixture
+def first_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A rank whose collectives do nothing."""
+    monkeypatch.setattr(dist, "gather", lambda value: [value, value])
+    monkeypatch.setattr(dist, "agree", lambda facts: None)
+    monkeypatch.setattr(dist, "barrier", lambda patient=False: None)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield World(0, 2, 0, 2)
+    dist.stop()
+
+
+@pytest.mark.parametrize(
+    ("changed", "waits"),
+    [
+        ({"train__precision": "bf16"}, {}),
+        ({"optim__name": "sgd"}, {"mpp/train/loop.py:check: item": 3}),  # torch has no fused one for shards
+    ],
+)
+def test_fsdp_does_not_wait(changed: dict[str, str], waits: dict[str, int], first_of_two: World, source: str) -> None:
+    changed = {"train__parallel": "fsdp", "train__micro_batch": "4", **changed}
+    assert pretrain(source, world=first_of_two, **changed) == waits
 
 
 @pytest.mark.parametrize("changed", [{}, {"loss__mixup": "0.8", "loss__cutmix": "1", "optim__name": "adamw"}])
