@@ -37,9 +37,12 @@ class Meter:
 
     def add(self, figures: Mapping[str, Tensor]) -> None:
         """Adds figures, each a (2,) tensor of a sum and a count."""
-        for name, value in figures.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        given = {name: value.detach() for name, value in figures.items()}
+        known = [name for name in given if name in self._sums]
+        before, now = ([of[name] for name in known] for of in (self._sums, given))
+        # All at once, by one kernel of CUDA.
+        sums = torch._foreach_add(before, now) if known else ()  # pyright: ignore[reportPrivateImportUsage]
+        self._sums |= given | dict(zip(known, sums, strict=True))
 
     def read(self) -> dict[str, float]:
         """Means over all ranks since the last reading, weighted by count; names that counted nothing are left out."""
