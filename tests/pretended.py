@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -164,7 +165,7 @@ class Made(TorchFunctionMode):
 def cuda() -> Iterator[Waits]:
     """Within it tensors may be made on `CUDA`, also where torch was built without it."""
     fake, waits = Fake(allow_non_fake_inputs=True), Waits()
-    made = Tensor._make_subclass
+    made, grouped = Tensor._make_subclass, torch._C._group_tensors_by_device_and_dtype
 
     def subclass(cls: Any, data: Tensor, requires_grad: bool = False, **options: Any) -> Tensor:
         # Autograd asks a tensor's device for its streams: below Python let it be "meta", which has them everywhere.
@@ -173,11 +174,18 @@ def cuda() -> Iterator[Waits]:
             options = {"dispatch_device": False}
         return made(cls, data, requires_grad, **options)
 
+    def groups(*tensors: Any) -> Any:  # by which several are updated at once, as only on CUDA
+        return {
+            (torch.device(CUDA if d.type == "meta" else d), of): found for (d, of), found in grouped(*tensors).items()
+        }
+
     Stream.current = Stream()
     instead: list[tuple[Any, str, Any]] = [
         (Tensor, "_make_subclass", staticmethod(subclass)),
         (Tensor, "record_stream", lambda tensor, stream: stream.uses.append(tuple(tensor.shape))),
         (DTensor, "device", property(lambda sharded: sharded._local_tensor.device)),
+        (_foreach_utils, "_foreach_supported_types", [*_foreach_utils._foreach_supported_types, FakeTensor]),
+        (torch._C, "_group_tensors_by_device_and_dtype", groups),
         (nn.Module, "to", moved),
         (torch, "Generator", Generator),
         (torch.cuda, "Stream", Stream),
