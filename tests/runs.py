@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mpp.train import parallel
 from mpp.train.checkpoint import Checkpoints, load_checkpoint
 from mpp.train.log import read_rows
 
@@ -155,6 +157,13 @@ def finish(words: list[str], code: int = 0, ranks: int = 1, **options: Any) -> t
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, f"exit status {process.returncode}, not {code}\n{out}\n{err[-3000:]}"
     return out, err
+
+
+def compile_obstacle() -> str | None:
+    """Why torch.compile does not work on the first GPU; what it warns of in its trial is no error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return parallel.compile_obstacle(torch.device("cuda", 0))
 
 
 def wait_for_checkpoint(process: "subprocess.Popen[str]", run_dir: Path, step: int = 0) -> None:
