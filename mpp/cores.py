@@ -1,4 +1,4 @@
-"""How many cores this process may use: of the machine, by its affinity, and by the quota of its container."""
+"""How many cores and how much memory this process may use: of the machine, and by the limits of its container."""
 
 import math
 import os
@@ -45,17 +45,26 @@ def quota(process: Path = _PROCESS) -> float:
     Args:
         process: the folder that Linux keeps about the process.
     """
+    return min(map(_limit, _folders(process, "cpu")), default=math.inf)
+
+
+def memory(process: Path = _PROCESS) -> int:
+    """Bytes of memory that this process may use, in all: of the machine, and by the limits of its control groups."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(_most_bytes(folder, machine) for folder in _folders(process, "memory"))])
+
+
+def _folders(process: Path, controller: str) -> Iterator[Path]:
+    """The folders of the process's control groups that may limit this, and of those that they lie in."""
     try:
         groups, mounts = (_lines(process / name) for name in ("cgroup", "mountinfo"))
     except OSError:  # another system
-        return math.inf
-    limits = [math.inf]
+        return
     for root, mount, controllers in _mounted(mounts):
         for group in groups:
             _, names, path = group.split(":", 2)
-            if controllers == names == "" or ("cpu" in controllers.split(",") and "cpu" in names.split(",")):
-                limits += map(_limit, _upwards(Path(mount), root, path))
-    return min(limits)
+            if controllers == names == "" or (controller in controllers.split(",") and controller in names.split(",")):
+                yield from _upwards(Path(mount), root, path)
 
 
 def _lines(path: Path) -> list[str]:
@@ -96,3 +105,13 @@ def _limit(folder: Path) -> float:
         return float(most) / float(period) if float(most) > 0 else math.inf
     except (OSError, ValueError, ZeroDivisionError):  # "max", or no such file: the group at the top has none
         return math.inf
+
+
+def _most_bytes(folder: Path, machine: int) -> int:
+    """A group's own limit of memory, or all of the machine's: version 2 and version 1."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            return int((folder / name).read_text("utf-8"))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return machine

@@ -26,6 +26,7 @@ from mpp.dist import World
 from mpp.downstream.cache import weights_hash
 from mpp.downstream.fewshot import Fewshot
 from mpp.errors import UserError
+from mpp.model.choice import settle_kernel, task_of
 from mpp.model.decoder import Decoder
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.objective.config import ObjectiveConfig
@@ -114,7 +115,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     total = parse_duration(config.train.length, "train.length").steps(size, len(source))
     rate = build_rate(config.schedule, config.optim.lr, total, size, len(source))
     schedule = Schedule(total, size, accumulate, rate, config.optim.clip_norm)
-    model = build_model(config, device, DTYPES[precision], micro)
+    model = build_model(config, device, DTYPES[precision])
     if first is not None:
         load_first(model.encoder, first)
     transform = TrainTransform(config.data, model.encoder.image_hw, config.model.in_chans)
@@ -189,21 +190,21 @@ def _place(init: str) -> str:
 
 
 def build_model(
-    config: PretrainConfig, device: torch.device | str, dtype: torch.dtype = torch.float32, batch: int | None = None
+    config: PretrainConfig, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> MaskedPatchPrediction[Encoder]:
     """Encoder, [mask] embedding, heads and decoder, drawn from the seed; on "meta" nothing is allocated.
 
     Where the config has an `init`, it is to be that of `started`; its weights are not loaded.
 
-    `dtype` is what attention will be computed in, for a `batch` of so many images (see `build_encoder`).
+    `dtype` is what attention will be computed in (see `build_encoder`).
     """
     channels = config.model.in_chans
     config.data.reading(channels)
     with global_draws(config.train.seed):
         if config.init_args:
-            encoder = build_continued(config.model, config.init_args, device, dtype, batch)
+            encoder = build_continued(config.model, config.init_args, device, dtype)
         else:
-            encoder = build_encoder(config.model, device, dtype, batch)
+            encoder = build_encoder(config.model, device, dtype)
         objective = config.objective
         target = build_target(objective.target, encoder.patch, channels, objective.bits)
         patches = encoder.grid[0] * encoder.grid[1]
@@ -219,6 +220,13 @@ def build_model(
             normalise = Normalise(config.data.mean, config.data.std, channels)
             built = MaskedPatchPrediction(encoder, target, normalise, objective.mask_enters, objective.detail, decoder)
     return built.to(device)
+
+
+def settle_attention(parts: Run) -> None:
+    """Chooses the attention kernel of a run that begins; one that was resumed goes on with its own."""
+    vit, state = parts.model.encoder.vit, parts.state
+    task = task_of(vit, parts.micro_batch, True, parts.device, DTYPES[parts.precision])
+    state.attention = settle_kernel(parts.config.model.attention, state.attention, task, parts.model, state.ema)
 
 
 def _check_blocks(objective: ObjectiveConfig, patches: int, blocks: int) -> None:

@@ -17,6 +17,7 @@ from mpp.dist import World
 from mpp.downstream.scoring import shown
 from mpp.errors import RunError, UserError, command
 from mpp.files import write_csv
+from mpp.model.choice import settle_kernel, task_of
 from mpp.recipes import PredictRecipe
 from mpp.sources.files import FileSource
 from mpp.sources.names import is_hidden, is_image, printable
@@ -41,6 +42,7 @@ def predict(config: PredictRecipe) -> int:
         raise UserError(f"--init {config.init} has no head to classify with: {todo}")
     device = choose_device(config.device, World(), "device")
     model = build(weights, device=device).eval()
+    settle_kernel("auto", "", task_of(model, min(_BATCH, len(paths)), False, device, torch.float32), model)
     out = _make(config.out) if config.out else None
     source = FileSource("images", Path(), paths)
     transform = EvalTransform(weights.image_hw, weights.framing)

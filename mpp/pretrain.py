@@ -23,7 +23,16 @@ from mpp.errors import RunError
 from mpp.files import drop_aside, set_aside
 from mpp.model.attention import use_kernel
 from mpp.objective.objective import Survey
-from mpp.parts import FIRST, Run, build, survey_source, training_batches, training_step, weights_of
+from mpp.parts import (
+    FIRST,
+    Run,
+    build,
+    settle_attention,
+    survey_source,
+    training_batches,
+    training_step,
+    weights_of,
+)
 from mpp.recipes import PretrainConfig
 from mpp.report import dry_run_report, summary
 from mpp.sources.base import warnings_of
@@ -78,6 +87,7 @@ def _run(parts: Run, claim: Claim) -> int:
     checkpoints = Checkpoints(parts.folder / "checkpoints", config.checkpoint.keep_last, keep_every)
     claim()
     resumed = resume(config, parts.state, parts.schedule, checkpoints, parts.world.main)
+    settle_attention(parts)
     watch = Watch(parts, resumed)
     try:
         return _train(parts, checkpoints, watch, resumed)
@@ -130,7 +140,13 @@ def _record(parts: Run, step: int, **facts: str) -> None:
     source, config = parts.source, parts.config
     classes = len(source.classes) if source.classes is not None else None
     data = {"source": source.describe(), "images": len(source), "classes": classes}
-    told = {"precision": parts.precision, "seed": config.train.seed, "data": data, **facts}
+    told = {
+        "precision": parts.precision,
+        "attention": parts.state.attention,
+        "seed": config.train.seed,
+        "data": data,
+        **facts,
+    }
     record_start(parts.folder, step, parts.device, told)
 
 
@@ -187,6 +203,7 @@ def export(parts: Run, name: str = MODEL) -> None:
 
 
 def _dry_run(parts: Run) -> int:
+    settle_attention(parts)
     watch = Watch(parts, 0, dry=True)
     start(parts, watch)
     two = replace(parts.schedule, total_steps=2)

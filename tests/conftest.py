@@ -62,6 +62,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kernels():
+    """Attention kernels take the same time in every test, so that noise chooses none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpp.model.choice.time_kernels", lambda names, *_, **__: {name: 1 / len(name) for name in names})
+        yield
+
+
 @pytest.fixture(scope="session")
 def quadrants() -> np.ndarray:
     """uint8 (32, 48, 3) in four colours."""

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,30 @@ CASES = {
 def test_the_smallest_quota_on_the_way_up(case: str, system) -> None:
     *told, expected = CASES[case]
     assert cores.quota(system(*told)) == expected
+
+
+MEMORY = {
+    "version 2, the outer is smaller": (
+        ["0::/pod/main"],
+        [V2.format(root="/", mount="MOUNT")],
+        {"pod/main/memory.max": "max", "pod/memory.max": "1000000"},
+        1_000_000,
+    ),
+    "version 1": (
+        ["5:memory:/jobs/7", "4:cpu,cpuacct:/x", "0::/"],
+        [V1.format(root="/", mount="MOUNT/m").replace("cpu,cpuacct", "memory")],
+        {"m/jobs/7/memory.limit_in_bytes": "2000000", "m/memory.limit_in_bytes": "9223372036854771712"},
+        2_000_000,
+    ),
+    "none": (["0::/"], [V2.format(root="/", mount="MOUNT")], {}, None),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_the_memory_of_a_container(case: str, system: Callable[..., Path]) -> None:
+    *told, expected = MEMORY[case]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert cores.memory(system(*told)) == (machine if expected is None else expected)
 
 
 def test_a_system_without_control_groups(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_pretrained_run_all_layers_and_chosen_l2(
     assert "L2" in out
     assert all(row["interval95"] == row["std"] == "" for row in found)  # of one draw
     assert float(found[1]["l2"]) > 0
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "features").exists()
 
 
 def test_max_test_and_nothing_written_without_out(

@@ -176,6 +176,30 @@ def test_the_model_of_an_earlier_end_stays_until_there_is_a_new_one(
     assert not (run_dir / "model_before").exists()
 
 
+@pytest.mark.parametrize("tool", ["pretrain", "finetune"])
+def test_a_resumed_run_computes_attention_as_it_began(
+    tool: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, make = {"pretrain": (runs.command, pretrain), "finetune": (runs.finetune_command, finetune)}[tool]
+
+    def run(cache: str, folder: Path) -> None:
+        monkeypatch.setenv("MPP_CACHE", str(tmp_path / cache))  # as of another machine
+        assert make(command(source, folder, train__length="10 steps", checkpoint__every="5 steps")[1:]) == 0
+
+    for kernel, slow in (("explicit", "sdpa"), ("sdpa", "explicit")):
+        times = {kernel: 1.0, slow: 2.0}
+        monkeypatch.setattr("mpp.model.choice.time_kernels", lambda *_, times=times, **__: times)
+        run(kernel, tmp_path / kernel)
+        resumed = shutil.copytree(tmp_path / kernel, tmp_path / f"{kernel} resumed")
+        (resumed / "checkpoints" / "step_000000010.pt").unlink()
+        monkeypatch.setattr("mpp.model.choice.time_kernels", lambda *_, **__: pytest.fail("it was timed again"))
+        run(slow, resumed)
+        runs.assert_same_run(resumed, tmp_path / kernel)
+        assert runs.final_state(resumed)["attention"] == f"{kernel} cpu"
+    with pytest.raises(AssertionError):  # the kernels do differ in bits
+        runs.assert_same_run(tmp_path / "explicit", tmp_path / "sdpa")
+
+
 def test_a_folder_of_the_user_s_own_called_model_is_left_alone(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mpp.bench.machine import MEASURING, hardware, ratios, spread, synchronise
 from mpp.bench_config import AttentionBench
 from mpp.dist import World
-from mpp.model.attention import forward_backward, resolve_backend, xformers_obstacle
+from mpp.model.attention import xformers_obstacle
+from mpp.model.choice import Task, choose_kernel, forward_backward
 from mpp.train.parallel import DTYPES, choose_device, choose_precision
 
 _SDPA = {
@@ -105,7 +106,7 @@ def _of_size(size: str, config: AttentionBench, device: torch.device, dtype: tor
         else:
             obstacles[kernel] = obstacle
     times = _in_turns(runs, config.repeats, device)
-    chosen = resolve_backend("auto", device, dtype, config.width, (batch, tokens, config.heads))
+    chosen = choose_kernel("auto", Task(batch, tokens, config.heads, config.width, 12, True, device, dtype))
     # Two products forward; backward they are computed again, and each gives two more: 2.5 times the forward pass.
     flops = 3.5 * 4 * batch * config.heads * tokens**2 * config.width
     return [

@@ -78,6 +78,12 @@ def _whole(config: PlanBench) -> PlanBench:
     return whole
 
 
+def _kernel(config: PlanBench) -> str:
+    """The kind of attention kernel; of those that auto may take on a CPU, the one that needs more memory."""
+    attention = config.model.attention
+    return EXPLICIT if attention == "explicit" or (attention == "auto" and config.device.lower() == "cpu") else FUSED
+
+
 def plan_of(config: PlanBench) -> Plan:
     """The cost of the run that these settings describe.
 
@@ -96,7 +102,7 @@ def plan_of(config: PlanBench) -> Plan:
         ema=bool(config.optim.ema_decay),
         checkpointing=config.model.grad_checkpointing,
         parallel=config.train.parallel,
-        kernel=EXPLICIT if config.model.attention == "explicit" else FUSED,
+        kernel=_kernel(config),
     )
     size, images = config.train.batch_size, config.num_images
     steps, written = _steps(config)

@@ -14,6 +14,7 @@ libraries make their steps like ours (arithmetic, fused optimiser, clipping, com
 import gc
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,7 @@ from mpp.bench_config import StepBench
 from mpp.dist import World
 from mpp.errors import RunError, UserError
 from mpp.model.config import ModelConfig
+from mpp.process import memory_reused
 from mpp.train.parallel import DTYPES, choose_device, choose_precision
 
 _ON_CPU = ("vit_small_patch16_224",)
@@ -73,7 +75,9 @@ def _models(config: StepBench, device: torch.device) -> Sequence[str]:
 def _of_model(config: StepBench, name: str, device: torch.device) -> list[StepRow]:
     try:
         # A side whose batch was halved must not go on with code for any batch, which training never runs.
-        with MEASURING, torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        # As in training; whatever else is measured beside it has the same.
+        memory = memory_reused() if device.type == "cpu" else nullcontext()
+        with MEASURING, memory, torch._dynamo.config.patch(automatic_dynamic_shapes=False):
             return _measure(config, name, device)
     except torch.OutOfMemoryError as error:  # each side fits, but not beside the weights and moments of all others
         raise RunError(

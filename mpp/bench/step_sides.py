@@ -28,7 +28,7 @@ from mpp.downstream.config import FewshotConfig
 from mpp.model.attention import use_kernel
 from mpp.model.config import ModelConfig
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
-from mpp.parts import Run, build, build_model, training_batches, training_step
+from mpp.parts import Run, build, build_model, settle_attention, training_batches, training_step
 from mpp.recipes import PretrainConfig
 from mpp.train.config import OptimConfig, ScheduleConfig, TrainConfig
 from mpp.train.loop import FiniteGuard, fit, update
@@ -113,6 +113,7 @@ def endless_step(config: PretrainConfig, device: torch.device) -> tuple[Run, Cal
         train = replace(config.train, length="1M steps")
         plain = replace(config, data=data, train=train, schedule=ScheduleConfig(), fewshot=FewshotConfig())
         parts = build(plain, World(), device)
+    settle_attention(parts)
     generator = torch.Generator().manual_seed(0)
     shape = (parts.micro_batch, channels, height, width)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)

@@ -69,7 +69,7 @@ class ClassifierConfig:
     drop_path: float = 0.0
     """Stochastic depth rate at the last block, rising linearly from 0."""
     attention: Literal["auto", "xformers", "sdpa", "explicit"] = "auto"
-    """Attention kernel of ViTs: auto takes xformers on CUDA where it runs, else PyTorch's sdpa."""
+    """Attention kernel of ViTs: auto times those that run here, and takes the fastest that fits in memory."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for a second forward pass."""
 

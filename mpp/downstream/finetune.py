@@ -30,7 +30,15 @@ from mpp.downstream.config import FinetuneConfig, parse_share
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction, with_labels
 from mpp.downstream.plots import plot_confusion
 from mpp.downstream.scoring import Scores, score
-from mpp.downstream.tuning import Tuning, build_tuning, predict, result_weights, training_batches, training_step
+from mpp.downstream.tuning import (
+    Tuning,
+    build_tuning,
+    predict,
+    result_weights,
+    settle_attention,
+    training_batches,
+    training_step,
+)
 from mpp.errors import RunError
 from mpp.files import drop_aside, set_aside, write_csv, write_whole
 from mpp.train.bad_files import BadFiles
@@ -195,6 +203,7 @@ class _Tuner:
                 print(f"WARNING: {average}", file=sys.stderr)
         claim()
         resumed = resume(self.config, parts.state, parts.schedule, self.checkpoints, self.main, self._check_inputs)
+        settle_attention(parts)
         if self.main:
             self.inputs.write(self.folder)
         self.terminal = Terminal(total, resumed, on=self.main)
@@ -273,7 +282,12 @@ class _Tuner:
         of = parts.labelled
         data = {"source": of.train.describe(), "images": len(of.train_indices), "classes": len(of.classes)}
         data |= {"test": of.test.describe(), "test_images": len(of.test_indices), "notes": list(of.notes)}
-        facts = {"precision": parts.precision, "seed": self.config.train.seed, "data": data}
+        facts = {
+            "precision": parts.precision,
+            "attention": parts.state.attention,
+            "seed": self.config.train.seed,
+            "data": data,
+        }
         record_start(self.folder, step, next(parts.model.parameters()).device, facts)
 
     def _row(self, state: State) -> None:

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform, normalise
 from mpp.downstream.cache import FeatureCache, Features, weights_hash
-from mpp.downstream.features import check_patches, extract_by_all, pool
+from mpp.downstream.features import EVALUATION_BATCH, check_patches, extract_by_all, pool
 from mpp.downstream.fewshot import Extract
 from mpp.errors import UserError
 from mpp.model.attention import Attention
+from mpp.model.choice import settle_kernel, task_of
 from mpp.process import global_draws
 from mpp.sources.base import Source
 from mpp.sources.fingerprint import fingerprint
@@ -84,8 +85,14 @@ class Frozen:
         self.layers = self._from_the_end(layers)
         self._has_token = self.is_vit and self.model.num_prefix_tokens > 0 and self.model.cls_token is not None
         self.pools: tuple[str, ...] = ("mean", "token", "mean+token") if self._has_token else ("mean",)
+        self._attention = ""
         self._memory: list[tuple[Source, np.ndarray, dict[int, Features]]] = []
         self._hash = weights_hash(self.model.state_dict()) if cache is not None else ""
+
+    def _settle_attention(self) -> None:
+        """Chooses the attention kernel, now that something is to be computed."""
+        task = task_of(self.model, EVALUATION_BATCH, False, self.device, DTYPES[self.precision])
+        self._attention = settle_kernel("auto", self._attention, task, self.model)
 
     def _count_layers(self) -> int:
         if self.is_vit:
@@ -167,6 +174,7 @@ class Frozen:
 
     def _all(self, source: Source, indices: Int64[np.ndarray, " n"]) -> dict[int, Features]:
         """Features by layer."""
+        self._settle_attention()
         for of, which, found in self._memory:
             if of is source and np.array_equal(which, indices):
                 return found

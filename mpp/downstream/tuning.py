@@ -34,6 +34,7 @@ from mpp.downstream.features import check_patches, extract_by_all
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.starting import starting_weights
 from mpp.errors import UserError
+from mpp.model.choice import settle_kernel, task_of
 from mpp.process import global_draws
 from mpp.sources.base import Source, Subset
 from mpp.sources.fingerprint import Contents
@@ -234,6 +235,13 @@ def _classifier(
         device=device,
         dtype=dtype,
     )
+
+
+def settle_attention(parts: Tuning) -> None:
+    """Chooses the attention kernel of a run that begins; one that was resumed goes on with its own."""
+    state = parts.state
+    task = task_of(parts.model, parts.micro_batch, True, parts.device, DTYPES[parts.precision])
+    state.attention = settle_kernel(parts.config.model.attention, state.attention, task, parts.model, state.ema)
 
 
 def training_batches(parts: Tuning, report_bad: Callable[[list[Bad], int], None]) -> Generator[Placed]:

@@ -7,8 +7,7 @@ N tokens, K those of them that are asked for, H heads, E head width, D token wid
 import functools
 import importlib.util
 import logging
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
 
@@ -18,8 +17,6 @@ from jaxtyping import Float, Int
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from mpp.errors import UserError
 
 HeadsFirst = Float[Tensor, "B H N E"]
 Queries = Float[Tensor, "B H K E"]
@@ -57,32 +54,6 @@ def _try_xformers(device: torch.device, dtype: torch.dtype, width: int) -> str |
     return None
 
 
-def resolve_backend(
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    width: int = 64,
-    shape: tuple[int, int, int] | None = None,
-) -> str:
-    """The kernel that `name` means for heads of this type and width.
-
-    "auto" is xformers where it runs, unless sdpa proves faster for `shape` (batch, tokens, heads); else it is sdpa.
-
-    Raises:
-        UserError: a kernel asked for by name that cannot run here, with the reason.
-    """
-    if name not in ("auto", "xformers"):
-        return name
-    obstacle = xformers_obstacle(device, dtype, width)
-    if name == "auto":
-        if obstacle:
-            return "sdpa"
-        return "xformers" if shape is None else _faster((*shape, width), device, dtype)
-    if obstacle:
-        raise UserError(f"model.attention xformers cannot run here: {obstacle}; use auto or sdpa")
-    return name
-
-
 def take(tokens: Float[Tensor, "B N D"], at: Places) -> Float[Tensor, "B K D"]:
     """The tokens at K places of each image."""
     batch, n, _ = tokens.shape
@@ -90,13 +61,15 @@ def take(tokens: Float[Tensor, "B N D"], at: Places) -> Float[Tensor, "B K D"]:
     return tokens.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, at.shape)  # x 3 faster than gather (CPU)
 
 
-def attention_weights(q: Queries, k: HeadsFirst) -> Float[Tensor, "B H K N"]:
+def attention_weights(q: Float[Tensor, "*H K E"], k: Float[Tensor, "*H N E"]) -> Float[Tensor, "*H K N"]:
     """softmax(q k^T / sqrt(E)), equation 6 of the paper; each row sums to 1."""
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
 
 
 def _explicit(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
-    return F.dropout(attention_weights(q, k), dropout) @ v
+    batch = q.shape[:2]
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # one batched product each, of heads that are contiguous
+    return torch.bmm(F.dropout(attention_weights(q, k), dropout), v).unflatten(0, batch)
 
 
 def _sdpa(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
@@ -110,59 +83,6 @@ def _xformers(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queri
 
 
 KERNELS = {"xformers": _xformers, "sdpa": _sdpa, "explicit": _explicit}
-
-
-def forward_backward(
-    name: str, joint: Float[Tensor, "B N 3 H E"], towards: Float[Tensor, "B N H E"]
-) -> Float[Tensor, "B N 3 H E"]:
-    """The gradient of queries, keys and values through this kernel; they lie in memory as `Attention` has them."""
-    q, k, v = (part.transpose(1, 2) for part in joint.unbind(2))
-    return torch.autograd.grad(KERNELS[name](q, k, v, 0.0).transpose(1, 2), joint, towards)[0]
-
-
-def cuda_milliseconds(work: Callable[[], object]) -> float:
-    """What `work` takes on the current CUDA device."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def time_kernels(
-    names: Sequence[str],
-    shape: tuple[int, int, int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-    clock: Callable[[Callable[[], object]], float] = cuda_milliseconds,
-    repeats: int = 7,
-) -> dict[str, float]:
-    """What a forward and backward pass of each kernel takes: medians of `clock`, the kernels in turns.
-
-    Args:
-        names: of `KERNELS`; xformers after `xformers_obstacle` found none.
-        shape: batch, tokens, heads and head width; queries, keys and values lie in memory as `Attention` has them.
-        clock: calls what it is given and says how long that took.
-        repeats: calls of each kernel that count; two more come before them.
-    """
-    batch, tokens, heads, width = shape
-    source = torch.Generator(device).manual_seed(0)  # the run's own stream of draws stays as it is
-    joint = torch.randn(batch, tokens, 3, heads, width, generator=source, device=device, dtype=dtype)
-    towards = torch.randn(batch, tokens, heads, width, generator=source, device=device, dtype=dtype)
-    joint.requires_grad_()
-
-    with torch.enable_grad():
-        works = [functools.partial(forward_backward, name, joint, towards) for name in names]
-        rounds = [[clock(work) for work in works] for _ in range(2 + repeats)]
-    return {name: statistics.median(times) for name, times in zip(names, zip(*rounds[2:], strict=True), strict=True)}
-
-
-@functools.cache
-def _faster(shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> str:
-    """xformers, unless sdpa is more than 5 % faster: noise must not decide differently when a run is resumed."""
-    took = time_kernels(("xformers", "sdpa"), shape, device, dtype)
-    return "sdpa" if took["sdpa"] < 0.95 * took["xformers"] else "xformers"
 
 
 class Attention(TimmAttention):

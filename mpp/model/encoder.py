@@ -21,8 +21,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mpp.errors import UserError
-from mpp.model.attention import Attention, attention_weights, resolve_backend, take, use_kernel
+from mpp.model.attention import Attention, attention_weights, take, use_kernel
 from mpp.model.block import Block, run_blocks
+from mpp.model.choice import choose_kernel, task_of
 from mpp.model.config import ModelConfig
 from mpp.model.posembed import build_position
 
@@ -200,12 +201,10 @@ def build_encoder(
     config: ModelConfig,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    batch: int | None = None,
 ) -> Encoder:
     """The encoder that `config` describes, freshly initialised, on `device` ("meta" allocates nothing).
 
-    `dtype` is what attention will be computed in, under autocast; the kernel is chosen for it, and for a `batch` of so
-    many images where that is given.
+    `dtype` is what attention will be computed in, under autocast.
 
     The weights are drawn on the CPU from torch's global generator, so they are the same for every device.
 
@@ -219,19 +218,15 @@ def build_encoder(
     with torch.device("meta" if device.type == "meta" else "cpu"):
         vit = create_vit(config, **layers)
         position = build_position(config.pos_embed, vit.patch_embed.grid_size, vit.embed_dim)
-    return ready(Encoder(vit, position), config, device, dtype, batch)
+    return ready(Encoder(vit, position), config, device, dtype)
 
 
-def ready(
-    encoder: Encoder, config: ModelConfig, device: torch.device, dtype: torch.dtype, batch: int | None
-) -> Encoder:
+def ready(encoder: Encoder, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Encoder:
     """The encoder on its device, with the checkpointing and the attention kernel of `config` (see `build_encoder`)."""
     encoder.vit.set_grad_checkpointing(config.grad_checkpointing)
-    if device.type != "meta":
-        attention = encoder.vit.blocks[0].attn
-        tokens = encoder.grid[0] * encoder.grid[1] + encoder.num_prefix_tokens
-        shape = None if batch is None else (batch, tokens, attention.num_heads)
-        use_kernel(encoder, resolve_backend(config.attention, device, dtype, attention.head_dim, shape))
+    task = task_of(encoder.vit, 0, True, device, dtype)
+    if task and device.type != "meta":
+        use_kernel(encoder, choose_kernel(config.attention, task))
     return encoder.to(device)
 
 

@@ -51,6 +51,8 @@ class State:
     images_seen: int = 0
     contents: Contents | None = None
     """Of what it trains on; saved for a resume to compare."""
+    attention: str = ""
+    """What attention is computed by and on, as `settle_kernel` gives it; a resume goes on with it."""
 
     @property
     def sharded(self) -> bool:
@@ -75,6 +77,7 @@ class State:
             "meter": dist.gather(self.meter.state_dict()),
             "images_seen": self.images_seen,
             "contents": self.contents.to_dict() if self.contents else None,
+            "attention": self.attention or None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -101,6 +104,8 @@ class State:
             self.scaler.load_state_dict(state["scaler"])
         self.meter.load_state_dict(state["meter"], next(self.model.parameters()).device)
         self.images_seen = state["images_seen"]
+        # Checkpoints that lack it are of a time when a CPU computed by sdpa alone.
+        self.attention = state.get("attention", "sdpa cpu") or ""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from mpp.data.config import MAX_IMAGE_MB, Framing, Reading
 from mpp.errors import UserError
-from mpp.model.attention import Attention, resolve_backend, use_kernel
+from mpp.model.attention import Attention, use_kernel
+from mpp.model.choice import choose_kernel, task_of
 from mpp.model.posembed import resample_table
 from mpp.process import global_draws, without_warnings
 from mpp.weights.heads import TanhHead, classifier_names, zero_head
@@ -117,7 +118,7 @@ def build(
         pool: instead of the weights' own.
         image_hw: another input size; position embeddings are resampled (section 3.2, "Fine-tuning").
         drop_path: stochastic depth rate.
-        attention: kernel for ViTs: auto, xformers, sdpa, explicit.
+        attention: kernel for ViTs: auto, xformers, sdpa, explicit; see `settle_kernel` for the fastest.
         device: where to.
         dtype: what attention will be computed in.
 
@@ -146,9 +147,8 @@ def build(
     if names and not keep_head:
         zero_head(model)
     device = torch.device(device)
-    attentions = [module for module in model.modules() if isinstance(module, Attention)]
-    if attentions:
-        use_kernel(model, resolve_backend(attention, device, dtype, attentions[0].head_dim))
+    if task := task_of(model, 0, False, device, dtype):
+        use_kernel(model, choose_kernel(attention, task))
     return model.to(device)
 
 

@@ -101,7 +101,6 @@ def build_continued(
     init_args: Sequence[str],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    batch: int | None = None,
 ) -> Encoder:
     """As `build_encoder`, of an architecture that `config` cannot name alone.
 
@@ -118,7 +117,7 @@ def build_continued(
         told = replace(told, args=args | {"block_fn": Block})
     with torch.device("meta" if device.type == "meta" else "cpu"):
         vit = create(told, drop_path=config.drop_path)
-    return ready(Encoder(vit), config, device, dtype, batch)
+    return ready(Encoder(vit), config, device, dtype)
 
 
 def load_first(encoder: Encoder, weights: Weights) -> None:

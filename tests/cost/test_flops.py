@@ -43,7 +43,7 @@ def counted(model: ModelConfig, objective: ObjectiveConfig, batch: int = 2) -> t
     corruption = draw_corruption(picked, grid[0] * grid[1], generator, objective.split)
     images = torch.randint(0, 256, (batch, model.in_chans, *model.image_hw), dtype=torch.uint8, generator=generator)
     with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
-        loss: Tensor = built(images, images.float(), corruption)[0]
+        loss: Tensor = built(images, corruption)[0]
         forward = counter.get_total_flops()
         loss.backward()
     return forward // batch, counter.get_total_flops() // batch

@@ -1,22 +1,19 @@
 """The attention kernels against timm's attention and against the formula."""
 
 import copy
-import importlib.util
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from timm.layers.attention import Attention as TimmAttention
-from torch import Tensor, nn
+from torch import nn
 
-from mpp.errors import UserError
 from mpp.model import attention
-from mpp.model.attention import KERNELS, Attention, attention_weights, resolve_backend, time_kernels
+from mpp.model.attention import KERNELS, Attention, attention_weights
 
-CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -118,113 +115,12 @@ def test_a_mask_is_refused() -> None:
         layer(x, is_causal=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "device", "installed", "expected"),
-    [
-        ("auto", CPU, True, "sdpa"),
-        ("auto", MPS, True, "sdpa"),
-        ("auto", CUDA, True, "xformers"),
-        ("auto", CUDA, False, "sdpa"),
-        ("xformers", CUDA, True, "xformers"),
-        ("sdpa", CPU, False, "sdpa"),
-        ("sdpa", CUDA, True, "sdpa"),
-        ("explicit", CUDA, True, "explicit"),
-        ("explicit", CPU, True, "explicit"),
-    ],
-)
-def test_the_kernel_that_a_name_means(
-    name: str, device: torch.device, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
-    monkeypatch.setattr(attention, "_try_xformers", lambda *_: None)
-    assert resolve_backend(name, device) == expected
-
-
-def test_xformers_that_fails_its_trial_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setattr(attention, "_try_xformers", lambda *_: "no kernel for float32")
-    assert resolve_backend("auto", CUDA) == "sdpa"
-    with pytest.raises(UserError, match="no kernel for float32; use auto or sdpa"):
-        resolve_backend("xformers", CUDA)
-
-
 def test_the_trial_of_xformers_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # On the CPU it has no kernel, which the trial finds out by itself.
     attention._try_xformers.cache_clear()
     reason = attention._try_xformers(CPU, torch.float32, 64)
     assert reason is not None
     assert reason.startswith("xformers failed a trial on cpu in torch.float32: ")
-
-
-@pytest.mark.parametrize(
-    ("device", "installed", "available", "reason"),
-    [
-        (CPU, True, True, "no attention kernel for the device 'cpu'"),
-        (MPS, True, True, "no attention kernel for the device 'mps'"),
-        (CUDA, False, True, "pip install xformers"),
-        (CUDA, True, False, "this torch sees no CUDA device"),
-    ],
-)
-def test_xformers_by_name_where_it_cannot_run_says_why_and_what_to_do(
-    device: torch.device, installed: bool, available: bool, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
-    with pytest.raises(UserError, match="use auto or sdpa") as caught:
-        resolve_backend("xformers", device)
-    assert reason in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("xformers", "sdpa", "expected"),
-    [(1.0, 2.0, "xformers"), (1.0, 1.0, "xformers"), (1.0, 0.96, "xformers"), (1.0, 0.94, "sdpa")],
-)
-def test_auto_takes_sdpa_where_it_is_clearly_faster(
-    xformers: float, sdpa: float, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "xformers_obstacle", lambda *_: None)
-    asked: list[tuple[int, ...]] = []
-
-    def timed(names: tuple[str, ...], shape: tuple[int, ...], *_: object) -> dict[str, float]:
-        asked.append(shape)
-        return dict(zip(names, (xformers, sdpa), strict=True))
-
-    monkeypatch.setattr(attention, "time_kernels", timed)
-    attention._faster.cache_clear()
-    assert [resolve_backend("auto", CUDA, torch.bfloat16, 64, (8, 197, 6)) for _ in range(2)] == [expected] * 2
-    assert asked == [(8, 197, 6, 64)]  # timed once
-    attention._faster.cache_clear()
-
-
-def test_kernels_are_timed_in_turns_forward_and_backward_and_by_medians(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-
-    def kernel(name: str) -> Callable[..., Tensor]:
-        def run(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-            assert (q.shape, dropout, torch.is_grad_enabled()) == ((2, 3, 5, 4), 0.0, True)
-            done.append(name)
-            out = q * k * v
-            out.register_hook(lambda _: done.append(f"{name} back"))
-            return out
-
-        return run
-
-    for name in ("a", "b"):
-        monkeypatch.setitem(KERNELS, name, kernel(name))
-    ticks = iter([90.0, 80.0, 70.0, 60.0, 1.0, 6.0, 3.0, 4.0, 50.0, 5.0])  # the first four do not count
-
-    def clock(work: Callable[[], object]) -> float:
-        work()
-        return next(ticks)
-
-    state = torch.get_rng_state()
-    with torch.no_grad():
-        took = time_kernels(("a", "b"), (2, 5, 3, 4), CPU, torch.float32, clock, repeats=3)
-    assert took == {"a": 3.0, "b": 5.0}
-    assert done == ["a", "a back", "b", "b back"] * 5
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_choice_of_kernel_adds_no_parameters() -> None:
@@ -237,16 +133,6 @@ def test_a_backend_belongs_to_one_layer() -> None:
     second = copy.deepcopy(first)
     first.backend = "explicit"
     assert (second.backend, Attention.backend) == ("sdpa", "sdpa")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_auto_times_the_kernels_on_the_device() -> None:
-    if attention.xformers_obstacle(CUDA, torch.bfloat16):
-        assert resolve_backend("auto", CUDA, torch.bfloat16, 64, (64, 197, 12)) == "sdpa"
-    took = time_kernels(("sdpa", "explicit"), (64, 197, 12, 64), CUDA, torch.bfloat16)
-    assert 0 < took["sdpa"] < took["explicit"]
-    assert resolve_backend("auto", CUDA, torch.bfloat16, 64, (64, 197, 12)) in ("sdpa", "xformers")
 
 
 @pytest.mark.gpu
