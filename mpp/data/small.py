@@ -1,8 +1,8 @@
 """Cropping and resizing very many small images at once: two products with a matrix for each image.
 
 A crop of a few dozen pixels is resized in less time than a function is called, so images of one size go through as one
-block. Each axis of each crop is a matrix (out, in) of bicubic weights, zero outside the crop; all there can be, one for
-each start and length, are made beforehand.
+block. Each axis of each crop is a matrix (out, in) of bicubic weights, zero outside the crop: a window of a table that
+has the weights of each length once, with zeros on both sides.
 
 The weights are whole multiples of 2**-14, so that float32 holds every sum of a product exactly: the result is the
 same bits whatever other images are in the block, however the product is computed.
@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 _BITS = 14  # 8 bits of a pixel, 14 of a weight and the overshoot of the kernel stay below float32's 24
-_LARGEST = 2**27
-"""Bytes that the matrices of one axis may take: images of up to 64 pixels to 64."""
+_LARGEST = 2**25
+"""What is small: up to 64 pixels to 64. The products grow with each side, as resizing one by one does not. Another
+number would give other pixels to images between the two."""
+_TABLE = 32  # lengths of a table are a multiple of it, so that images of several sizes share few
 
 
 def fits(image_hw: tuple[int, int], target_hw: tuple[int, int]) -> bool:
-    """Whether images of this size are small enough for the matrices of all their crops."""
+    """Whether images of this size are small enough to be resized by products with matrices."""
     pairs = zip(image_hw, target_hw, strict=True)
-    return all(side * (side + 1) * side * out * 4 <= _LARGEST for side, out in pairs)
+    return all(side * (side + 1) * side * out <= _LARGEST for side, out in pairs)
 
 
 def crop_and_resize(
@@ -41,11 +43,13 @@ def crop_and_resize(
         uint8 (B, C, h, w).
     """
     batch, height, width, channels = images.shape
-    rows = _matrices(height, hw[0])[_number(boxes[:, 0], boxes[:, 2], vflip, height)]
-    columns = _transposed(width, hw[1])[_number(boxes[:, 1], boxes[:, 3], hflip, width)]
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float()
-    across = _rounded(pixels.view(batch, channels * height, width) @ columns).view(batch, channels, height, hw[1])
-    return _rounded(rows[:, None] @ across).to(torch.uint8)
+    rows = _matrices(boxes[:, 0], boxes[:, 2], vflip, height, hw[0])
+    columns = _matrices(boxes[:, 1], boxes[:, 3], hflip, width, hw[1])
+    # Row by row and channel by channel: then either product is one for an image, of all its channels.
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 1, 3, 2))).float()
+    across = _rounded(pixels.view(batch, height * channels, width) @ columns.transpose(1, 2))
+    down = _rounded(rows @ across.view(batch, height, channels * hw[1]))
+    return down.to(torch.uint8).view(batch, hw[0], channels, hw[1]).transpose(1, 2).contiguous()
 
 
 def _rounded(pixels: Tensor) -> Tensor:
@@ -53,29 +57,21 @@ def _rounded(pixels: Tensor) -> Tensor:
     return pixels.clamp_(0, 255).round_()
 
 
-def _number(start: np.ndarray, length: np.ndarray, flip: np.ndarray, side: int) -> Tensor:
-    """Which of the matrices a crop from `start` on is: by length, then by start, and all once more for the flipped."""
-    before = (length - 1) * side - (length - 1) * (length - 2) // 2
-    return torch.from_numpy(before + start + flip * (side * (side + 1) // 2))
+def _matrices(start: np.ndarray, length: np.ndarray, flip: np.ndarray, side: int, out: int) -> Tensor:
+    """float32 (B, out, side): the weights of each crop, which begins at `start` of an image of `side` pixels."""
+    most = -(-side // _TABLE) * _TABLE
+    table = _table(most, out)
+    windows = np.lib.stride_tricks.sliding_window_view(table, side, axis=3)  # (2, length, out, first column, side)
+    return torch.from_numpy(windows[flip.astype(np.int64), length - 1, :, most - start])
 
 
-@lru_cache(maxsize=4)
-def _matrices(side: int, out: int) -> Tensor:
-    """float32 (side (side + 1), out, side): the weights of all crops, and of all crops flipped."""
-    parts = []
-    for length in range(1, side + 1):
-        weights = _weights(length, out)
-        for start in range(side - length + 1):
-            matrix = np.zeros((out, side))
-            matrix[:, start : start + length] = weights
-            parts.append(matrix)
-    upright = torch.from_numpy(np.stack(parts).astype(np.float32))
-    return torch.cat([upright, upright.flip(1)])
-
-
-@lru_cache(maxsize=4)
-def _transposed(side: int, out: int) -> Tensor:
-    return _matrices(side, out).transpose(1, 2).contiguous()
+@lru_cache(maxsize=8)
+def _table(most: int, out: int) -> np.ndarray:
+    """float32 (2, most, out, 2 most): the weights of crops of 1 to `most` pixels, from column `most` on; flipped."""
+    table = np.zeros((most, out, 2 * most), dtype=np.float32)
+    for length in range(1, most + 1):
+        table[length - 1, :, most : most + length] = _weights(length, out)
+    return np.stack([table, table[:, ::-1]])
 
 
 def _weights(length: int, out: int) -> np.ndarray:
