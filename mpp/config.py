@@ -127,12 +127,18 @@ def from_file(cls: type[T], path: Path) -> T:
 
 
 def differences(cls: type[Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What changed between two configs, as `to_dict` gives them, apart from the free fields: "optim.lr: 1.0 -> 2.0"."""
-    free = tuple(f"{name}." for name, _, is_free in _fields(cls) if is_free)
+    """What changed between two configs, as `to_dict` gives them, apart from the free fields: "optim.lr: 1.0 -> 2.0".
+
+    A field is free whose metadata has `"free": True`, or of which both values are among those that it has there.
+    """
+    free = tuple(f"{name}." for name, _, freedom in _fields(cls) if freedom is True)
+    among: dict[str, Any] = {name: freedom for name, _, freedom in _fields(cls) if isinstance(freedom, tuple)}
     before, after = dict(_leaves(printable(old))), dict(_leaves(printable(new)))  # signatures of URLs may change
     lines: list[str] = []
     for name in {**after, **before}:
         if f"{name}.".startswith(free) or (name in before and name in after and before[name] == after[name]):
+            continue
+        if name in among and {before.get(name), after.get(name)} <= {*among[name]}:
             continue
         was, now = (json.dumps(at[name], ensure_ascii=False) if name in at else "absent" for at in (before, after))
         if was != now:  # NaN differs from itself, but not as text
@@ -148,12 +154,12 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
-def _fields(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+def _fields(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, bool | tuple[str, ...]]]:
     """Name, type and freedom of all groups and settings below `cls`, in order, a group before its settings."""
     kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name, kind = prefix + field.name, kinds[field.name]
-        yield name, kind, bool(field.metadata.get("free"))
+        yield name, kind, field.metadata.get("free", False)
         if dataclasses.is_dataclass(kind):
             yield from _fields(kinds[field.name], f"{name}.")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from mpp import dist
+from mpp.data.auto_cache import keep_decoded
 from mpp.data.config import Reading
 from mpp.data.feed import Placed, feed
 from mpp.data.late import DecodeJpegs, choose_decoder
@@ -62,6 +63,8 @@ class Run:
     device: torch.device
     precision: str
     source: Source
+    trained_on: Source
+    """The same images as the training reads them: perhaps decoded already."""
     transform: TrainTransform
     model: MaskedPatchPrediction[Encoder]
     wrapped: nn.Module
@@ -73,6 +76,8 @@ class Run:
     decode: DecodeJpegs | None
     init_hash: str = ""
     """Of the weights that a fresh run goes on from; empty for new ones, and where a run is resumed."""
+    note: str = ""
+    """Whether the images are decoded once, in a line; empty where there is nothing to say."""
 
     @property
     def folder(self) -> Path:
@@ -128,12 +133,27 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         GradScaler(device.type) if precision == "fp16" else None,
         contents=Contents.of(source),
     )
+    decode = choose_decoder(config.data.decode, device, transform)
+    trained_on, note = once_a_machine(
+        world,
+        lambda: keep_decoded(
+            config.data,
+            source,
+            transform,
+            reading,
+            images=total * size,
+            workers=workers,
+            late=decode is not None,
+            make=not (config.dry_run or world.local_rank),
+        ),
+    )
     return Run(
         config,
         world,
         device,
         precision,
         source,
+        trained_on,
         transform,
         model,
         wrapped,
@@ -142,8 +162,9 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         fewshot,
         micro,
         workers,
-        choose_decoder(config.data.decode, device, transform),
+        decode,
         start,
+        note,
     )
 
 
@@ -257,7 +278,7 @@ def weights_of(config: PretrainConfig, encoder: Encoder, origin: str = "") -> We
 
 def survey_source(parts: Run) -> Survey:
     """The targets of the first augmented images of the run's source."""
-    batches = survey_batches(parts.source, parts.transform, parts.reading, parts.config.train.seed, parts.workers)
+    batches = survey_batches(parts.trained_on, parts.transform, parts.reading, parts.config.train.seed, parts.workers)
     images = torch.cat([next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)])
     batches.close()
     return survey_targets(parts.model.target, images)
@@ -283,7 +304,7 @@ def training_batches(
     """This rank's endless micro-batches from `start` images seen on, by default `state.images_seen` (see `feed`)."""
     config = parts.config
     return feed(
-        parts.source,
+        parts.trained_on,
         parts.transform,
         parts.reading,
         parts.device,

@@ -74,6 +74,8 @@ def _build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     if world.main:
         print(to_yaml(parts.config), file=sys.stderr, end="")
         print(f"source: {parts.source.describe()}", file=sys.stderr)
+        if parts.note:
+            print(parts.note, file=sys.stderr)
         for warning in warnings_of(parts.source):
             print(f"WARNING: {warning}", file=sys.stderr)
         if average := average_warning(parts.config.optim.ema_decay, parts.schedule.total_steps):

@@ -166,6 +166,8 @@ def unread(monkeypatch: pytest.MonkeyPatch):
     """Puts a source that has a length, and images that nobody can read, in the place of every other."""
 
     class Unread:
+        name = "unread"
+
         def __init__(self, length: int) -> None:
             self.length = length
 

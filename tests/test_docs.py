@@ -124,7 +124,7 @@ def test_the_kinds_of_bad_files() -> None:
 def test_what_a_run_says_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["tools/pretrain.py"])
-    assert f"note: {advice(0.13, 'folder:/my/images', 'none', False, 1, 2)}" in IN_ONE_LINE
+    assert f"note: {advice(0.13, 'folder:/my/images', 'auto', False, 1, 2)}" in IN_ONE_LINE
 
 
 def test_the_python_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,7 @@ def data_wait(parts: Run, data: str) -> float:
         UserError: a source that does not open.
     """
     source = open_images(replace(parts.config.data, source=data), parts.reading, parts.workers)
-    fed = replace(parts, source=source)
+    fed = replace(parts, source=source, trained_on=source)
     schedule = replace(parts.schedule, total_steps=parts.schedule.step(parts.state.images_seen) + 2 * WAIT_STEPS)
     seen: list[dict[str, float]] = []
     batches = training_batches(fed)

@@ -1,6 +1,6 @@
 """What lies in the cache, by the names of its files.
 
-    KEY.index  KEY.tar  KEY.part KEY.sums  KEY.pixels.npy KEY.bad.npy  features/KEY.npz  hf/NAME/NAME
+    KEY.index  KEY.tar  KEY.part KEY.sums  KEY.pixels KEY.sizes.npy  features/KEY.npz  hf/NAME/NAME
 
 Only what has such a name is ever removed: what else lies in the folder is none of ours.
 """
@@ -25,9 +25,9 @@ KINDS = {
     "datasets": "Parquet folders as Hugging Face's datasets read them",
     "left-over": "half written by processes that were killed",
 }
-_OURS = re.compile(r"([0-9a-f]{32})\.(index|tar|part|sums|pixels\.npy|bad\.npy|pixels\.json|lock)")
+_OURS = re.compile(r"([0-9a-f]{32})\.(index|tar|part|sums|pixels|sizes\.npy|pixels\.(?:json|npy)|bad\.npy|lock)")
 _FEATURES = re.compile(r"[0-9a-f]{64}\.npz")
-_HALF = re.compile(r"\.([0-9a-f]{32}\.(index|tar|pixels\.npy|bad\.npy|pixels\.json)|[0-9a-f]{64}\.npz)-[0-9a-f]{12}")
+_HALF = re.compile(r"\.([0-9a-f]{32}\.(index|tar|pixels|sizes\.npy|pixels\.json)|[0-9a-f]{64}\.npz)-[0-9a-f]{12}")
 _KIND_OF = {"tar": "unpacked", "part": "kept", "sums": "kept", "index": "index"}
 
 
@@ -73,7 +73,7 @@ def _keyed(folder: Path, used: set[str]) -> Iterator[Entry]:
             if suffix == "index" and "tar" in files:  # without it the tar does not count as whole
                 kind = "unpacked"
             if suffix == "lock":
-                kind = "unpacked" if "tar" in files else "pixels" if "pixels.npy" in files else "left-over"
+                kind = "unpacked" if "tar" in files else "pixels" if "pixels" in files else "left-over"
             groups.setdefault(kind, []).append(path)
         for kind, paths in groups.items():
             with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mpp.files import cache_folder, claimed
 
-SUFFIXES = ("index", "tar", "part", "sums", "pixels.npy", "bad.npy", "pixels.json")
+SUFFIXES = ("index", "tar", "part", "sums", "pixels", "sizes.npy", "pixels.json")
 """Of what lies under one key."""
 _YOUNG = 2.0  # seconds, in which a file may have been made and not yet locked
 _LONG = 86_400.0  # seconds, after which nobody is taken to use what nobody can lock

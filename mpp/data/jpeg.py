@@ -7,6 +7,7 @@ factors between (slow in libjpeg-turbo) and decoders of a region (11 % at best: 
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -54,9 +55,7 @@ class JpegPicture(Picture):
     def step(self, height: int, width: int, target_hw: tuple[int, int]) -> int:
         """See `Picture`: 1, 2, 4 or 8."""
         step = 1
-        while step < 8 and all(
-            side >= 2 * step * _SPARE * target for side, target in zip((height, width), target_hw, strict=True)
-        ):
+        while step < 8 and scales(height / step, width / step, target_hw):
             step *= 2
         # Turned, blocks are counted from the far edge.
         while step > 1 and self.orientation != 1 and any(side % step for side in self._stored_hw):
@@ -101,6 +100,11 @@ class JpegPicture(Picture):
                 raise BadImage(one_line(error), "truncated") from error
             return None
         return pixels if pixels.shape[:2] == (height, width) else None
+
+
+def scales(height: Any, width: Any, target_hw: tuple[int, int]) -> Any:
+    """Whether boxes of this size, numbers or arrays, are scaled down while they are decoded; if one, any larger one."""
+    return (height >= 2 * _SPARE * target_hw[0]) & (width >= 2 * _SPARE * target_hw[1])
 
 
 def open_jpeg(data: bytes, reading: Reading, fallback: Callable[[], np.ndarray]) -> JpegPicture | None:

@@ -28,7 +28,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from mpp.cores import count_cores
 from mpp.data.config import Reading
-from mpp.data.reader import Bad, Batch, Evaluation, Late, Training, Transform
+from mpp.data.reader import Bad, Batch, Evaluation, Late, Reader, Training, Transform
 from mpp.data.sending import sendable, tell_if_tight
 from mpp.errors import ConfigError, RunError, UserError
 from mpp.failure import ended, last_words
@@ -116,9 +116,14 @@ def sequential(
         batch_size: images a batch, bad ones counted.
         workers: loader processes; 0 reads in this one.
     """
+    return in_order(Evaluation(source, transform, reading), indices, batch_size, workers)
+
+
+def in_order(reader: Reader, indices: Sequence[int] | np.ndarray, batch_size: int, workers: int) -> Generator[Batch]:
+    """What a reader makes of the given images in order, as `sequential`."""
     order = np.asarray(indices, dtype=np.int64)
     parts = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-    return _batches(_Loader(Evaluation(source, transform, reading), parts, min(workers, len(parts)), False))
+    return _batches(_Loader(reader, parts, min(workers, len(parts)), False))
 
 
 def worker_count(config_workers: int, local_world: int) -> int:

@@ -1,13 +1,15 @@
-"""Decoded pixels of a whole source, kept in one array on disk: for images of one size, which decode once and for all.
+"""Decoded pixels of a whole source, kept on disk: images decode once and for all.
 
-source, reading -> the cache has it -> memory-mapped uint8 (n, h, w, C)
-                   else decode all   -> write it whole, with the list of what could not be decoded
+source, reading -> the cache has them -> memory-mapped uint8, one image after the other
+                   else decode all    -> write them whole, with the sizes of the images
+
+Here for data.cache pixels: exact pixels of images of one size, for all that reads the source. For auto: auto_cache.py.
 """
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,38 +17,64 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 import torch
-from torch import Tensor
 
-from mpp.cache.room import drop, make_room
+from mpp.cache.room import drop, make_room, shown_size
 from mpp.cache.users import use
 from mpp.data.config import DataConfig, Reading
 from mpp.data.decode import BadImage, Picture, open_picture
-from mpp.data.loader import sequential
-from mpp.data.transform import TRANSFORM_VERSION
+from mpp.data.jpeg import JpegPicture
+from mpp.data.loader import in_order
+from mpp.data.reader import Batch, Reader
+from mpp.data.sending import empty_pixels
+from mpp.data.transform import TRANSFORM_VERSION, EvalTransform
 from mpp.errors import Unreachable, UserError
 from mpp.files import cache_folder, claimed, write_whole
 from mpp.sources.base import Source, check_index, read_many, size_of, warnings_of, where
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.opening import open_source
 
-_BATCH = 256
+_FORMAT = 2  # of the files
+_MOST_AT_ONCE, _BYTES_AT_ONCE = 256, 2**24  # images of a batch to decode
 
 
 class PixelSource:
-    """A source whose images are decoded already; what did not decode is read from the source each time.
+    """A source whose images are decoded already; what is not is read from the source each time.
 
     Args:
-        source: where labels, names and the images that did not decode come from.
-        path: .npy, uint8 (n, h, w, C).
-        bad: indices of the images that did not decode.
+        source: where labels, names and the images that are not decoded come from.
+        path: uint8, the pixels of one image after the other.
+        sizes: int32 (n, 3): height, width, and whether it is a JPEG; zeros where there are no pixels.
+        channels: of the pixels.
+        blocks: whether `block` gives images, where all are decoded and have one size.
+        left: bool (n,), images to be read from the source all the same.
     """
 
-    def __init__(self, source: Source, path: Path, bad: np.ndarray) -> None:
+    def __init__(
+        self,
+        source: Source,
+        path: Path,
+        sizes: np.ndarray,
+        channels: int,
+        blocks: bool = True,
+        left: np.ndarray | None = None,
+    ) -> None:
         self.source, self.path, self.name, self.classes = source, path, source.name, source.classes
         self.warnings = warnings_of(source)
-        self._bad = frozenset(bad.tolist())
+        self.sizes, self.channels = sizes, channels
         self._labels = source.labels()
-        self._pixels: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._decoded = ((sizes[:, 0] > 0) & ~left if left is not None else sizes[:, 0] > 0).tobytes()
+        self._ends = np.cumsum(sizes[:, 0].astype(np.int64) * sizes[:, 1] * channels)
+        self._one_size = blocks and 0 not in self._decoded and bool((sizes[:, :2] == sizes[:1, :2]).all())
+        self._pixels = self._mapped()
+
+    @property
+    def nbytes(self) -> int:
+        """That all pixels take."""
+        return int(self._ends[-1]) if len(self) else 0
+
+    def _mapped(self) -> np.ndarray:
+        pixels = np.asarray(np.memmap(self.path, np.uint8, "r") if self.nbytes else np.empty(0, dtype=np.uint8))
+        return pixels.reshape(len(self), *self.sizes[0, :2], self.channels) if self._one_size else pixels
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry every pixel to each spawned worker.
@@ -54,10 +82,10 @@ class PixelSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        self._pixels = self._mapped()
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self.sizes)
 
     @property
     def original(self) -> Source:
@@ -70,10 +98,14 @@ class PixelSource:
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
         """uint8 (h, w, C), a view of the file, and the label; of what did not decode, what the source gives."""
-        if not self.decoded(index):
+        if not self.decoded(check_index(index, len(self))):
             return self.source.read(index)
-        pixels = np.asarray(self._pixels[check_index(index, len(self))])
-        return pixels, None if self._labels is None or self._labels[index] < 0 else int(self._labels[index])
+        label = None if self._labels is None or self._labels[index] < 0 else int(self._labels[index])
+        if self._one_size:
+            return self._pixels[index], label
+        height, width, _ = self.sizes[index].tolist()
+        end = int(self._ends[index])
+        return self._pixels[end - height * width * self.channels : end].reshape(height, width, self.channels), label
 
     def size(self, index: int) -> int:
         """Of what did not decode, as `size_of` the source."""
@@ -81,11 +113,11 @@ class PixelSource:
 
     def decoded(self, index: int) -> bool:
         """Whether the pixels are in the cache."""
-        return index not in self._bad
+        return bool(self._decoded[index])
 
     def block(self, indices: np.ndarray) -> np.ndarray | None:
-        """uint8 (B, h, w, C), where all images decoded."""
-        return None if self._bad else self._pixels[indices]
+        """uint8 (B, h, w, C), where all images are decoded and have one size, and `blocks`."""
+        return self._pixels[indices] if self._one_size else None
 
     def labels(self) -> np.ndarray | None:
         """int64 (len,), or None."""
@@ -93,26 +125,52 @@ class PixelSource:
 
     def describe(self) -> str:
         """One line: as the source's, and where the pixels are."""
-        size = "x".join(map(str, self._pixels.shape[1:3]))
-        return f"{self.source.describe()}; decoded pixels ({size}) in {self.path}"
+        return f"{self.source.describe()}; decoded pixels ({shown_size(self.nbytes)}) in {self.path}"
 
 
-class _Same:
-    """The pixels as they are; refuses another size."""
+class Whole(Reader):
+    """Whole images as they decode: `images` uint8 of one after the other, `label` int32 (B, 3), their `sizes`.
 
-    draws = 0
+    Args:
+        source: what to read.
+        reading: how files become pixels.
+    """
 
-    def __init__(self, image_hw: tuple[int, int]) -> None:
-        self.image_hw = image_hw
+    target_hw: tuple[int, int] | None = None
+    """The size that crops are resized to afterwards; None: exact pixels."""
 
-    def __call__(self, image: Picture, draws: object = ()) -> Tensor:
-        if (image.height, image.width) != self.image_hw:
-            raise BadImage(f"{image.width} x {image.height} pixels", "another size")
-        return torch.from_numpy(image.pixels()).permute(2, 0, 1)
+    def __init__(self, source: Source, reading: Reading) -> None:
+        super().__init__(source, EvalTransform((1, 1)), reading)
+
+    def _batch(self, keys: np.ndarray) -> Batch:
+        sizes, pixels = np.zeros((len(keys), 3), dtype=np.int32), [np.empty(0, dtype=np.uint8)]
+        wanted = keys.tolist()
+        for row, found in enumerate(read_many(self.source, wanted, self.reading.max_bytes)):
+            if isinstance(found, Unreachable):
+                raise found
+            if isinstance(found, OSError):
+                continue
+            with contextlib.suppress(BadImage):
+                picture = open_picture(found[0], self.reading_of(wanted[row]))
+                if self.keeps(picture):
+                    whole = picture.region(0, 0, picture.height, picture.width, self.target_hw)
+                    sizes[row] = *whole.shape[:2], isinstance(picture, JpegPicture)
+                    pixels.append(whole.reshape(-1))
+        joined = empty_pixels(sum(map(len, pixels)))
+        np.concatenate(pixels, out=joined.numpy())
+        index, label = torch.from_numpy(keys), torch.from_numpy(sizes)
+        return {"images": joined, "index": index, "label": label, "bad": [], "late": [], "files": empty_pixels(0)}
+
+    def keeps(self, picture: Picture) -> bool:
+        """Whether its pixels are to be kept."""
+        return True
+
+    def left(self, sizes: np.ndarray) -> np.ndarray | None:
+        """Those among images of these sizes that are not to be taken from what was kept; None: there are none."""
 
 
 def open_images(data: DataConfig, reading: Reading, workers: int) -> Source:
-    """The images of a config, from the cache where it says so.
+    """The images of a config, of data.cache pixels from the cache.
 
     Raises:
         UserError: a source that does not open, or a cache that does not fit it.
@@ -122,33 +180,82 @@ def open_images(data: DataConfig, reading: Reading, workers: int) -> Source:
 
 
 def cache_pixels(source: Source, reading: Reading, workers: int) -> PixelSource:
-    """The source with its decoded pixels in the cache, decoded now where they are not there.
+    """The source with its exact pixels in the cache, decoded now where they are not there.
 
     Raises:
         UserError: images of several sizes, none that decodes, or no room for them.
     """
     if getattr(source, "weights", None):
         raise UserError(f"data.cache pixels does not go with weights, as in {source.name}; leave one of them out")
-    told = [fingerprint(source), asdict(reading), TRANSFORM_VERSION, PIL.__version__]
+    whole = Whole(source, reading)
+
+    def size() -> int:
+        height, width = _first_size(source, reading)
+        return len(source) * height * width * reading.channels
+
+    try:
+        return cached(whole, [], workers, size, _one_size(source))
+    except Unreachable:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the decoded pixels in {cache_folder()} ({error.strerror}): set MPP_CACHE to another folder "
+            "with room, or data.cache to auto"
+        ) from error
+
+
+Check = Callable[[np.ndarray, int], None]
+"""Looks at the sizes of some images and at the bytes of all until now; raises where they are not to be kept."""
+
+
+def _one_size(source: Source) -> Check:
+    """Refuses images of another size than the first."""
+    seen: list[tuple[int, int]] = []
+    place = [0]
+
+    def check(sizes: np.ndarray, written: int) -> None:
+        for height, width, _ in sizes.tolist():
+            if height:
+                seen.append((height, width))
+                if seen[-1] != seen[0]:
+                    raise UserError(
+                        f"data.cache pixels takes images of one size: the first is {seen[0][1]} x {seen[0][0]}, "
+                        f"{where(source, place[0])}: {width} x {height} pixels; leave data.cache at auto"
+                    )
+            place[0] += 1
+
+    return check
+
+
+def cached(whole: Whole, how: list[str], workers: int, size: Callable[[], int], check: Check) -> PixelSource:
+    """The pixels from the cache, or decoded now: how many bytes they will take is asked only then.
+
+    Raises:
+        OSError: no room for them, or the cache cannot be written.
+    """
+    source, reading = whole.source, whole.reading
+    told = [_FORMAT, fingerprint(source), asdict(reading), TRANSFORM_VERSION, PIL.__version__, *how]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
-    path, bad_path = cache_folder() / f"{key}.pixels.npy", cache_folder() / f"{key}.bad.npy"
+    path, sizes_path = cache_folder() / f"{key}.pixels", cache_folder() / f"{key}.sizes.npy"
     use(key)
-    with _alone(cache_folder() / f"{key}.lock"):
-        if not (path.is_file() and bad_path.is_file()):
-            place = _place(source, reading)
+    with claimed(cache_folder() / f"{key}.lock", wait=True):  # so that several runs decode the same images once
+        if not (path.is_file() and sizes_path.is_file()):
+            wanted = size()
+            place = _place(source, reading, *how)
             drop(_outdated(place))
-            _decode_all(source, reading, workers, path, bad_path)
+            _decode_all(whole, workers, wanted, check, path, sizes_path)
             text = json.dumps(place)
             with contextlib.suppress(OSError):
-                write_whole(path.with_suffix(".json"), lambda file: file.write(text.encode()))
-    return PixelSource(source, path, np.load(bad_path, allow_pickle=False))
+                write_whole(path.with_suffix(".pixels.json"), lambda file: file.write(text.encode()))
+    sizes = np.load(sizes_path, allow_pickle=False)
+    return PixelSource(source, path, sizes, reading.channels, not how, whole.left(sizes))
 
 
-def _place(source: Source, reading: Reading) -> list[Any]:
+def _place(source: Source, reading: Reading, *how: str) -> list[Any]:
     """Which images these are, whatever is in them: those of a split, of a folder that may be named from elsewhere."""
     folder = str(Path(getattr(source, "root", "")).absolute())
     first = where(source, 0) if len(source) else ""
-    return [type(source).__name__, source.name, folder, first, asdict(reading)]
+    return [type(source).__name__, source.name, folder, first, asdict(reading), *how]
 
 
 def _outdated(place: list[Any]) -> Iterator[str]:
@@ -160,64 +267,23 @@ def _outdated(place: list[Any]) -> Iterator[str]:
                 yield path.name.partition(".")[0]
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds a lock, so that several runs decode the same images once. It ends with the process, however that ends.
-
-    Raises:
-        UserError: the cache cannot be written.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(claimed(path, wait=True))
-        except OSError as error:
-            why = f"cannot write to {path.parent} ({error.strerror})"
-            raise UserError(f"{why}: set MPP_CACHE to another folder") from error
-        yield
-
-
-def _decode_all(source: Source, reading: Reading, workers: int, path: Path, bad_path: Path) -> None:
-    height, width = _first_size(source, reading)
-    shape = (len(source), height, width, reading.channels)
-    size = int(np.prod(shape, dtype=np.int64))
-    try:
-        make_room(size, f"an array of the decoded pixels of {source.name}")
-    except OSError as error:
-        raise UserError(
-            f"{error.strerror}: set MPP_CACHE to a folder with room, or leave data.cache at none"
-        ) from error
-    bad: list[int] = []
+def _decode_all(whole: Whole, workers: int, wanted: int, check: Check, path: Path, sizes_path: Path) -> None:
+    source = whole.source
+    make_room(wanted, f"an array of the decoded pixels of {source.name}")
+    sizes: list[np.ndarray] = []
 
     def write(file: BinaryIO) -> None:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        start = file.tell()
-        batches = sequential(
-            source, _Same((height, width)), reading, np.arange(len(source)), batch_size=_BATCH, workers=workers
-        )
-        for batch in batches:
-            for other in batch["bad"]:
-                if other.kind == "another size":
-                    raise UserError(
-                        f"data.cache pixels takes images of one size: the first is {width} x {height}, {other}; "
-                        "leave data.cache at none"
-                    )
-                bad.append(other.index)
-            # Images that did not decode leave a hole.
-            for index, image in zip(batch["index"].tolist(), batch["images"].permute(0, 2, 3, 1).numpy(), strict=True):
-                file.seek(start + index * image.size)
-                file.write(np.ascontiguousarray(image).data)
-        file.truncate(start + size)
+        at_once = max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE * len(source) // max(1, wanted)))
+        batches = in_order(whole, np.arange(len(source)), at_once, workers)
+        with contextlib.closing(batches):
+            for batch in batches:
+                sizes.append(batch["label"].numpy())
+                check(sizes[-1], file.tell() + batch["images"].nbytes)
+                file.write(batch["images"].numpy().data)
 
-    try:
-        write_whole(path, write)
-        write_whole(bad_path, lambda file: np.save(file, np.array(sorted(bad), dtype=np.int64), allow_pickle=False))
-    except Unreachable:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"cannot keep the decoded pixels in {path.parent} ({error.strerror}): set MPP_CACHE to a folder with room"
-        ) from error
+    write_whole(path, write)
+    joined = np.concatenate(sizes)
+    write_whole(sizes_path, lambda file: np.save(file, joined, allow_pickle=False))
 
 
 def _first_size(source: Source, reading: Reading) -> tuple[int, int]:

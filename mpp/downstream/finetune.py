@@ -199,6 +199,8 @@ class _Tuner:
         if self.main and not self.choosing:
             print(to_yaml(self.config), file=sys.stderr, end="")
             print(describe(parts.labelled, self.config.data.labels), file=sys.stderr)
+            if parts.note:
+                print(parts.note, file=sys.stderr)
             if average := average_warning(self.config.optim.ema_decay, total):
                 print(f"WARNING: {average}", file=sys.stderr)
         claim()

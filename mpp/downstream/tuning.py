@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from mpp import dist
 from mpp.data.augment import RandAugment
+from mpp.data.auto_cache import keep_decoded
 from mpp.data.feed import Placed, feed
 from mpp.data.late import DecodeJpegs, choose_decoder
 from mpp.data.loader import derive_seed, worker_count
@@ -102,6 +103,8 @@ class Tuning:
     micro_batch: int
     workers: int
     decode: DecodeJpegs | None
+    note: str = ""
+    """As of pretraining (`mpp.parts.Run`)."""
 
     @property
     def tested(self) -> nn.Module:
@@ -168,13 +171,27 @@ def build_tuning(
         if config.data.randaugment
         else TrainTransform(config.data, image_hw, weights.in_chans)
     )
+    decode = choose_decoder(config.data.decode, device, transform)
+    train_images, note = once_a_machine(
+        world,
+        lambda: keep_decoded(
+            config.data,
+            labelled.train,
+            transform,
+            weights.reading,
+            images=total * size,
+            workers=workers,
+            late=decode is not None,
+            make=not world.local_rank,
+        ),
+    )
     return Tuning(
         config,
         world,
         device,
         precision,
         labelled,
-        Subset(labelled.train, indices),
+        Subset(train_images, indices),
         weights,
         model,
         wrapped,
@@ -183,7 +200,8 @@ def build_tuning(
         transform,
         micro,
         workers,
-        choose_decoder(config.data.decode, device, transform),
+        decode,
+        note,
     )
 
 

@@ -53,7 +53,7 @@ def advice(share: float, source: str, cache: str, keep: bool, workers: int, core
     Args:
         share: as `waited` gives it.
         source: the string that the images were opened by.
-        cache: whether decoded pixels are kept: none or pixels.
+        cache: whether decoded pixels are kept: auto, none or pixels.
         keep: whether what is fetched of remote shards is kept.
         workers: loader processes per device.
         cores: that each device's process could use.
@@ -67,8 +67,8 @@ def advice(share: float, source: str, cache: str, keep: bool, workers: int, core
         steps.append("keep what was fetched: --data.keep true")
     if "://" not in source and any(kind in source for kind in ("folder:", "csv:")):
         steps.append(f"pack the images into shards, smaller if they are large: {command('shard')} --resize")
-    if "array:" not in source and "cifar" not in source and cache != "pixels":
-        steps.append("where all images are small and of one size, decode them once: --data.cache pixels")
+    if "array:" not in source and "cifar" not in source and cache == "none":
+        steps.append("where they are few or small, decode them once: --data.cache auto")
     if workers >= cores:
         steps.append("take a machine with more cores a device")
     return f"{share:.0%} of the training time was spent waiting for images: " + "; or ".join(steps)

@@ -48,8 +48,8 @@ def fill(cache: Path) -> None:
     put(cache / f"{KEYS[1]}.index", 700)
     put(cache / f"{KEYS[2]}.part", 600)
     put(cache / f"{KEYS[2]}.sums", 600)
-    put(cache / f"{KEYS[3]}.pixels.npy", 500)
-    put(cache / f"{KEYS[3]}.bad.npy", 500)
+    put(cache / f"{KEYS[3]}.pixels", 500)
+    put(cache / f"{KEYS[3]}.sizes.npy", 500)
     put(cache / "features" / f"{KEYS[4]}{KEYS[4]}.npz", 400)
     put(cache / "hf" / "parquet" / "default-1" / "0.0.0" / "a.arrow", 300)
     for path in (cache / "hf").rglob("*"):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.config import differences, from_file, parse, to_dict, to_yaml
+from mpp.data.config import DataConfig
 from mpp.errors import ConfigError
 from mpp.recipes import PretrainConfig
 from tests.config.recipe import Encoder, Optimiser, Recipe, Source
@@ -104,6 +105,14 @@ DIFFERENCES: list[tuple[Any, list[str]]] = [
 @pytest.mark.parametrize(("new", "lines"), DIFFERENCES)
 def test_differences_leave_free_fields_and_free_groups_out(new: Recipe, lines: list[str]) -> None:
     assert differences(Recipe, to_dict(Recipe()), to_dict(new)) == lines
+
+
+def test_some_values_of_a_setting_may_stand_for_each_other() -> None:
+    """An older run's config says none where the default is auto by now."""
+    none, auto, pixels = (to_dict(PretrainConfig(data=DataConfig(cache=cache))) for cache in ("none", "auto", "pixels"))
+    assert differences(PretrainConfig, none, auto) == differences(PretrainConfig, auto, none) == []
+    assert differences(PretrainConfig, auto, pixels) == ['data.cache: "auto" -> "pixels"']
+    assert differences(PretrainConfig, pixels, none) == ['data.cache: "pixels" -> "none"']
 
 
 def test_differences_see_settings_that_came_and_went_but_no_nan() -> None:

@@ -64,7 +64,7 @@ def test_it_decodes_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixel_cache, "_decode_all", lambda *_: pytest.fail("decoded again"))
     after = cache_pixels(source, Reading(3), workers=0)
     assert before.path == after.path
-    assert "; decoded pixels (10x14) in " in after.describe()
+    assert "; decoded pixels (4.62 kB) in " in after.describe()
     monkeypatch.undo()
     (folder / "a" / "0.png").write_bytes((folder / "a" / "1.png").read_bytes())
     assert cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0).path != before.path
@@ -140,7 +140,7 @@ def test_whole_arrays_go_in_blocks(folder: Path) -> None:
 def test_images_of_several_sizes_are_refused(folder: Path, encode: Callable[..., bytes]) -> None:
     (folder / "a" / "3.png").write_bytes(encode(np.zeros((10, 15, 3), dtype=np.uint8)))
     source = open_source(f"folder:{folder}")
-    text = rf"of one size: the first is 14 x 10, {folder}/a/3.png: 15 x 10 pixels; leave data.cache at none"
+    text = rf"of one size: the first is 14 x 10, {folder}/a/3.png: 15 x 10 pixels; leave data.cache at auto"
     with pytest.raises(UserError, match=text):
         cache_pixels(source, Reading(3), workers=0)
 
@@ -150,7 +150,7 @@ def test_no_room_and_no_images(folder: Path, monkeypatch: pytest.MonkeyPatch, ca
     usage = shutil.disk_usage(cache)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
-        text = r"of the decoded pixels of folder:.* takes 5\.04 kB, .* has room for 95 bytes: set MPP_CACHE to a folder"
+        text = r"of the decoded pixels of folder:.* takes 5\.04 kB, .* has room for 95 bytes\): set MPP_CACHE"
         with pytest.raises(UserError, match=text):
             cache_pixels(source, Reading(3, (0.0, 7.0)), workers=0)
     monkeypatch.setenv("MPP_CACHE_LIMIT", "1kB")

@@ -1,0 +1,160 @@
+"""data.cache auto: a training reads decoded pixels wherever its images are small enough, and decoded more than once.
+
+The bits are those of reading the files: only what decodes to the same pixels whatever the crop is kept, JPEGs as the
+training decodes them. Anything else goes on as before, with a line that says why.
+"""
+
+import contextlib
+import math
+import shutil
+
+import numpy as np
+
+from mpp.cache.room import shown_size
+from mpp.cores import memory
+from mpp.data.config import DataConfig, Reading
+from mpp.data.decode import BadImage, Picture, one_line, open_picture
+from mpp.data.jpeg import JpegPicture, scales
+from mpp.data.pixel_cache import PixelSource, Whole, cached
+from mpp.data.reader import Transform
+from mpp.errors import Unreachable, UserError
+from mpp.files import cache_folder
+from mpp.sources.base import Source, count, read_many
+
+_SHARE = 4  # of the memory, and of what is free on the disk, one part of so many is taken
+_SAMPLE = 32  # images by which the size of all is judged
+_WHY = "JPEGs that are scaled to their crop while they are decoded"
+_WORTH = 2  # passes from which on decoding all beforehand pays
+
+
+class _Unfit(UserError):
+    """Images that data.cache auto does not keep decoded; its text is why."""
+
+
+class _Training(Whole):
+    """Whole images as a training decodes them.
+
+    Args:
+        source: what to read.
+        reading: how files become pixels.
+        transform: of the training.
+        late: whether its JPEGs are decoded on the device.
+    """
+
+    def __init__(self, source: Source, reading: Reading, transform: Transform, late: bool) -> None:
+        super().__init__(source, reading)
+        self.target_hw = self._hw = transform.image_hw
+        self.late = late
+
+    def keeps(self, picture: Picture) -> bool:
+        """Not JPEGs whose pixels depend on the crop, or on the device."""
+        if not isinstance(picture, JpegPicture):
+            return True
+        return not self.late and not scales(picture.height, picture.width, self._hw)
+
+    def left(self, sizes: np.ndarray) -> np.ndarray:
+        """Likewise."""
+        return (sizes[:, 2] > 0) & (scales(sizes[:, 0], sizes[:, 1], self._hw) | self.late)
+
+
+def keep_decoded(
+    data: DataConfig,
+    source: Source,
+    transform: Transform,
+    reading: Reading,
+    *,
+    images: int,
+    workers: int,
+    late: bool = False,
+    make: bool = True,
+) -> tuple[Source, str]:
+    """What a training reads under data.cache auto: the same bits, from decoded pixels where that pays and can be.
+
+    Args:
+        data: of the training.
+        source: its images; whatever else reads them goes on with these.
+        transform: its transform.
+        reading: how files become pixels.
+        images: that it reads in all.
+        workers: loader processes to decode with.
+        late: whether its JPEGs are decoded on the device.
+        make: whether to decode what is not in the cache yet.
+
+    Returns:
+        The source to train from; and a line that says where the pixels are, or why there are none. Empty where there
+        is nothing to say.
+
+    Raises:
+        Unreachable: what the images are read from gives no answer.
+    """
+    if data.cache != "auto" or not len(source):
+        return source, ""
+    try:
+        kept = _kept(_Training(source, reading, transform, late), images, workers, make)
+    except Unreachable:
+        raise
+    except _Unfit as why:
+        return source, f"images are decoded each time they are read: {why}" if str(why) else ""
+    except (UserError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        return source, f"images are decoded each time they are read: they cannot be kept in {cache_folder()} ({reason})"
+    told = (
+        f"images are decoded once: {shown_size(kept.nbytes)} in {kept.path} (--data.cache none decodes them each time)"
+    )
+    missing = sum(not kept.decoded(index) for index in range(len(source)))
+    return kept, f"{told}; not {missing:,} of them, {_WHY} or damaged" if missing else told
+
+
+def _kept(whole: _Training, images: int, workers: int, make: bool) -> PixelSource:
+    """From the cache, or decoded now. Raises _Unfit."""
+    source = whole.source
+    if getattr(source, "weights", None):
+        raise _Unfit("the sources are weighted")
+    if "://" in source.name:
+        raise _Unfit("they are remote (--data.keep true keeps the files)")
+    estimate, room = _estimate(whole), memory() // _SHARE
+    refused = f"decoded they take {shown_size(estimate)}, more than a quarter of "
+    if estimate > room:
+        raise _Unfit(f"{refused}the memory")
+
+    def size() -> int:
+        nonlocal room
+        if not make or images < _WORTH * len(source):
+            raise _Unfit(f"this run reads {count(images, 'image')} of {len(source):,}, most of them once")
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free // _SHARE
+        if estimate > free:
+            raise _Unfit(f"{refused}what is free in {folder}")
+        room = min(room, free)
+        return estimate
+
+    def check(sizes: np.ndarray, written: int) -> None:
+        if written > room:
+            raise _Unfit(f"decoded they take more than {shown_size(room)}")
+
+    return cached(whole, ["training"], workers, size, check)
+
+
+def _estimate(whole: _Training) -> int:
+    """Bytes that all images take decoded, by the headers of some. Raises _Unfit where there is nothing to decode."""
+    indices = np.unique(np.linspace(0, len(whole.source) - 1, _SAMPLE).astype(np.int64)).tolist()
+    areas, left = list[int](), 0
+    for found in read_many(whole.source, indices, whole.reading.max_bytes):
+        if isinstance(found, Unreachable):
+            raise found
+        if isinstance(found, OSError):
+            continue
+        if isinstance(found[0], np.ndarray):
+            raise _Unfit("")  # nothing to decode, and nothing to say
+        with contextlib.suppress(BadImage):
+            picture = open_picture(found[0], whole.reading)
+            if whole.keeps(picture):
+                areas.append(picture.height * picture.width * whole.reading.channels)
+            else:
+                left += 1
+    if not areas and not left:
+        raise _Unfit("none of some decodes")
+    if left > len(areas):
+        raise _Unfit("JPEGs decoded on the device" if whole.late else _WHY)
+    return math.ceil(sum(areas) / len(indices) * len(whole.source))
