@@ -96,7 +96,25 @@ def open_picture(data: bytes | np.ndarray, reading: Reading) -> Picture:
     return _from_pillow(data, reading)
 
 
+class _Pixels(Picture):
+    """An array that is pixels already; its regions are views."""
+
+    def __init__(self, values: np.ndarray, form: str) -> None:
+        height, width = values.shape[:2]
+        super().__init__(height, width, form, lambda: Stored(values), lambda stored: np.array(stored.values, order="C"))
+        self._values = values
+
+    def region(
+        self, top: int, left: int, height: int, width: int, target_hw: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """See `Picture`."""
+        return self._values[top : top + height, left : left + width]
+
+
 def _from_array(values: np.ndarray, reading: Reading, form: str) -> Picture:
+    if values.dtype == np.uint8 and values.shape[2:] == (reading.channels,) and values.size and not reading.value_range:
+        check_size(values.shape[1], values.shape[0], reading, reading.channels)
+        return _Pixels(values, f"{form} uint8 x {reading.channels}")
     if values.dtype.kind not in "buif" or values.ndim not in (2, 3) or 0 in values.shape:
         reason = f"the array is {values.dtype} {values.shape}; expected numbers of shape (H, W) or (H, W, C)"
         raise BadImage(reason, "not an image")

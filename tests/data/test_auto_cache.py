@@ -59,10 +59,11 @@ def first(source: Source, transform: Transform = PLAIN) -> list[Any]:
     "transform",
     [
         PLAIN,
+        TrainTransform(replace(DATA, crop_scale=(1, 1)), (14, 17), 3),
         TrainTransform(replace(DATA, jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.3), (SIDE, SIDE), 3),
         RandAugment(DATA, "rand-m9-mstd0.5-inc1", (SIDE, SIDE), 3, (0.5,)),
     ],
-    ids=["plain", "colours", "randaugment"],
+    ids=["plain", "whole", "colours", "randaugment"],
 )
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_stream_is_the_same_bits(folder: Path, transform: Transform, workers: int) -> None:
