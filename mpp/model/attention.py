@@ -6,6 +6,7 @@ N tokens, K those of them that are asked for, H heads, E head width, D token wid
 
 import functools
 import importlib.util
+import itertools
 import logging
 from collections.abc import Callable
 
@@ -34,6 +35,9 @@ def xformers_obstacle(device: torch.device, dtype: torch.dtype = torch.float32, 
         return f"xformers has no attention kernel for the device {device.type!r}"
     if not torch.cuda.is_available():
         return "this torch sees no CUDA device"
+    if dtype == torch.float32 or torch.cuda.get_device_capability(device) < (8, 0):
+        # That kernel's backward pass is given a CPU tensor, at which torch.compile fails (xformers 0.0.35).
+        return f"in {dtype} xformers only calls a kernel that sdpa has as well here, and does not compile"
     return _try_xformers(device, dtype, width)
 
 
@@ -50,7 +54,9 @@ def _try_xformers(device: torch.device, dtype: torch.dtype, width: int) -> str |
         x = torch.zeros(1, 8, 1, width, device=device, dtype=dtype, requires_grad=True)
         memory_efficient_attention(x, x, x).sum().backward()
     except Exception as error:  # whatever a foreign build raises
-        return f"xformers failed a trial on {device} in {dtype}: {(str(error) or type(error).__name__).splitlines()[0]}"
+        lines = (str(error) or type(error).__name__).splitlines()
+        reasons = [after.strip() for line, after in itertools.pairwise(lines) if line.endswith("because:")]
+        return f"xformers failed a trial on {device} in {dtype}: {reasons[-1] if reasons else lines[0]}"
     return None
 
 
@@ -78,6 +84,10 @@ def _sdpa(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
 
 def _xformers(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # xformers has tokens before heads
+    if (
+        q.shape != k.shape
+    ):  # 3 normed queries a head have the strides by which it takes them for one tensor with k and v
+        q = q.contiguous()
     assert _memory_efficient_attention is not None, "xformers_obstacle comes first"
     return _memory_efficient_attention(q, k, v, p=dropout).transpose(1, 2)
 

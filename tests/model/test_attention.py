@@ -2,13 +2,16 @@
 
 import copy
 import math
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from timm.layers.attention import Attention as TimmAttention
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mpp.model import attention
 from mpp.model.attention import KERNELS, Attention, attention_weights
@@ -115,6 +118,43 @@ def test_a_mask_is_refused() -> None:
         layer(x, is_causal=True)
 
 
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("asked", [None, 3, 5])
+def test_xformers_gets_what_its_kernels_take(
+    settings: dict[str, Any], asked: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rules of its flash kernel (ops/fmha/flash.py and common.py, 0.0.35), and sdpa in its place."""
+
+    def taken(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+        assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+        assert (p, k.shape, v.shape, q.shape[::2], q.shape[3]) == (0.0, (2, 7, 3, 8), k.shape, k.shape[::2], 8)
+        for x in (q, k, v):
+            assert x.stride(-1) == 1
+            assert all(stride % 8 == 0 for stride in x.stride()[:-1])
+        # By these strides it makes the three gradients one tensor, which must then have room for all of them.
+        assert q.stride(-2) != 3 * 8 or q.shape == k.shape
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    monkeypatch.setattr(attention, "_memory_efficient_attention", taken)
+    torch.manual_seed(0)
+    layer = Attention(24, num_heads=3, **settings | {"attn_head_dim": 8}).eval()
+    x, results = torch.randn(2, 7, 24), []
+    at = None if asked is None else torch.arange(asked).expand(2, -1)
+    for layer.backend in ("xformers", "sdpa"):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(layer(x, at=at))
+    torch.testing.assert_close(*results, rtol=0, atol=2e-2)
+
+
+def test_a_kernel_that_xformers_lacks_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("No operator found\n`fa2F` is not supported because:\n    query.shape[-1] % 8 != 0\n")
+
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(memory_efficient_attention=refuse))
+    reason = attention._try_xformers.__wrapped__(CPU, torch.bfloat16, 12)
+    assert reason == "xformers failed a trial on cpu in torch.bfloat16: query.shape[-1] % 8 != 0"
+
+
 def test_the_trial_of_xformers_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # On the CPU it has no kernel, which the trial finds out by itself.
     attention._try_xformers.cache_clear()
@@ -136,7 +176,7 @@ def test_a_backend_belongs_to_one_layer() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(attention.xformers_obstacle(CUDA) is not None, reason="needs CUDA and xformers")
+@pytest.mark.skipif(attention.xformers_obstacle(CUDA, torch.bfloat16) is not None, reason="needs CUDA and xformers")
 @pytest.mark.parametrize("tokens", [16, 197])
 @pytest.mark.parametrize("width", [16, 64])
 @pytest.mark.parametrize("share", [1, 2])

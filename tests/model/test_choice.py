@@ -63,19 +63,43 @@ TIMES: dict[str, float] = {}
 def test_the_kernel_that_a_name_means_where_no_batch_is_known(
     name: str, device: torch.device, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
+    a_gpu(monkeypatch, installed)
     monkeypatch.setattr(attention, "_try_xformers", lambda *_: None)
-    assert choose_kernel(name, replace(UNKNOWN, device=device)) == expected
+    assert choose_kernel(name, replace(UNKNOWN, device=device, dtype=torch.bfloat16)) == expected
+
+
+def a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: bool = True,
+    available: bool = True,
+    capability: tuple[int, int] = (9, 0),
+) -> None:
+    """A GPU as far as the choice of a kernel looks, with or without xformers."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
 
 
 def test_xformers_that_fails_its_trial_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setattr(attention, "_try_xformers", lambda *_: "no kernel for float32")
-    task = replace(TASK, device=CUDA)
+    a_gpu(monkeypatch)
+    monkeypatch.setattr(attention, "_try_xformers", lambda *_: "no kernel for heads of 12")
+    task = replace(TASK, device=CUDA, dtype=torch.bfloat16)
     assert choose_kernel("auto", task) == "sdpa"
-    with pytest.raises(UserError, match="no kernel for float32; use auto or sdpa"):
+    with pytest.raises(UserError, match="no kernel for heads of 12; use auto or sdpa"):
+        choose_kernel("xformers", task)
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [(torch.float32, (9, 0)), (torch.float16, (7, 5))])
+def test_xformers_is_not_taken_where_it_could_not_be_compiled(
+    dtype: torch.dtype, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_gpu(monkeypatch, capability=capability)
+    monkeypatch.setattr(attention, "_try_xformers", lambda *_: None)
+    task = replace(TASK, device=CUDA, dtype=dtype)
+    assert choose_kernel("auto", task) == "sdpa"
+    with pytest.raises(
+        UserError, match=f"in {dtype} xformers only calls a kernel .* does not compile; use auto or sdpa"
+    ):
         choose_kernel("xformers", task)
 
 
@@ -91,8 +115,7 @@ def test_xformers_that_fails_its_trial_is_not_taken(monkeypatch: pytest.MonkeyPa
 def test_xformers_by_name_where_it_cannot_run_says_why_and_what_to_do(
     device: torch.device, installed: bool, available: bool, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
+    a_gpu(monkeypatch, installed, available)
     with pytest.raises(UserError, match="use auto or sdpa") as caught:
         choose_kernel("xformers", replace(TASK, device=device))
     assert reason in str(caught.value)
