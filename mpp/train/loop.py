@@ -232,8 +232,8 @@ def update(
         with GENERATORS, gradient_sync(model, on=micro == schedule.accumulate - 1):
             loss, figures = step(model, batch)
             # Times 1, or NaN: the gradients of a loss that is not finite may be, and must show it, on all ranks.
-            loss = loss * (1 + 0 * loss.detach()) / schedule.accumulate
-            (state.scaler.scale(loss) if state.scaler else loss).backward()
+            share = (1 + 0 * loss.detach()) / schedule.accumulate
+            loss.backward(state.scaler.scale(share) if state.scaler else share)
         del batch  # or its images would lie beside those of the next
         losses.append(loss.detach())
         counted.append(figures)
