@@ -188,10 +188,13 @@ def cuda() -> Iterator[Waits]:
         (torch._C, "_group_tensors_by_device_and_dtype", groups),
         (nn.Module, "to", moved),
         (torch, "Generator", Generator),
+        # Within the real one copies to a device would pass by the modes below.
+        (torch, "inference_mode", lambda mode=True: torch.set_grad_enabled(torch.is_grad_enabled() and not mode)),
         (torch.cuda, "Stream", Stream),
         (torch.cuda, "Event", Event),
         (torch.cuda, "stream", stream),
         (torch.cuda, "current_stream", lambda *_: Stream.current),
+        (torch.cuda, "synchronize", lambda *_: None),
         (torch.cuda, "is_available", lambda: True),
         (torch.cuda, "device_count", lambda: 2),
         (torch.cuda, "set_device", lambda *_: None),

@@ -14,9 +14,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mpp import dist
 from mpp.config import parse
+from mpp.data.config import Reading
+from mpp.data.transform import EvalTransform
 from mpp.dist import World
 from mpp.downstream import tuning
 from mpp.downstream.config import FinetuneConfig
+from mpp.downstream.features import extract_by_all
 from mpp.downstream.labelled import open_labelled
 from mpp.parts import build, training_batches, training_step
 from mpp.recipes import PretrainConfig
@@ -103,6 +106,15 @@ def test_fine_tuning_does_not_wait(changed: dict[str, str], source: str, tmp_pat
 
 def test_a_row_of_figures_waits_once(source: str) -> None:
     assert pretrain(source, rows=True) == {"mpp/train/log.py:read: copy to cpu, blocking": 3}
+
+
+def test_reading_features_does_not_wait_before_the_last(source: str) -> None:
+    labelled = open_labelled(source)
+    told = (labelled.train, labelled.train_indices, EvalTransform((32, 32)), Reading(3), pretended.CUDA)
+    with pretended.cuda() as waits, pytest.raises(RuntimeError, match="numpy"):  # of which nothing pretended has any
+        extract_by_all(lambda images: images.float().mean(dim=(2, 3)), *told, workers=0, batch_size=8)
+    assert len(waits.copied) > 4
+    assert not waits.seen
 
 
 @pytest.mark.parametrize(

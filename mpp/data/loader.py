@@ -105,6 +105,7 @@ def sequential(
     *,
     batch_size: int,
     workers: int = 0,
+    pin_memory: bool = False,
 ) -> Generator[Batch]:
     """Evaluation batches: the given images in order, the last batch as small as it is. Bad images are left out.
 
@@ -115,15 +116,18 @@ def sequential(
         indices: which images.
         batch_size: images a batch, bad ones counted.
         workers: loader processes; 0 reads in this one.
+        pin_memory: as for `stream`.
     """
-    return in_order(Evaluation(source, transform, reading), indices, batch_size, workers)
+    return in_order(Evaluation(source, transform, reading), indices, batch_size, workers, pin_memory)
 
 
-def in_order(reader: Reader, indices: Sequence[int] | np.ndarray, batch_size: int, workers: int) -> Generator[Batch]:
+def in_order(
+    reader: Reader, indices: Sequence[int] | np.ndarray, batch_size: int, workers: int, pin_memory: bool = False
+) -> Generator[Batch]:
     """What a reader makes of the given images in order, as `sequential`."""
     order = np.asarray(indices, dtype=np.int64)
     parts = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-    return _batches(_Loader(reader, parts, min(workers, len(parts)), False))
+    return _batches(_Loader(reader, parts, min(workers, len(parts)), pin_memory))
 
 
 def worker_count(config_workers: int, local_world: int) -> int:

@@ -118,7 +118,8 @@ def extract_by_all(
     """
     rank, size = dist.rank_and_size()
     mine = indices[rank::size]
-    batches = sequential(source, transform, reading, mine, batch_size=batch_size, workers=workers)
+    cuda = device.type == "cuda"
+    batches = sequential(source, transform, reading, mine, batch_size=batch_size, workers=workers, pin_memory=cuda)
     found = [part for part in dist.gather(extract_features(encode, batches, device)) if len(part[1])]
     if not found:
         raise RunError(f"none of the {len(indices)} images of {source.name} that are needed could be decoded")
