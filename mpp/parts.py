@@ -245,8 +245,8 @@ def build_model(
 
 def settle_attention(parts: Run) -> None:
     """Chooses the attention kernel of a run that begins; one that was resumed goes on with its own."""
-    vit, state = parts.model.encoder.vit, parts.state
-    task = task_of(vit, parts.micro_batch, True, parts.device, DTYPES[parts.precision])
+    state = parts.state
+    task = task_of(parts.model, parts.micro_batch, True, parts.device, DTYPES[parts.precision])
     state.attention = settle_kernel(parts.config.model.attention, state.attention, task, parts.model, state.ema)
 
 

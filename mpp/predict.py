@@ -42,7 +42,7 @@ def predict(config: PredictRecipe) -> int:
         raise UserError(f"--init {config.init} has no head to classify with: {todo}")
     device = choose_device(config.device, World(), "device")
     model = build(weights, device=device).eval()
-    settle_kernel("auto", "", task_of(model, min(_BATCH, len(paths)), False, device, torch.float32), model)
+    settle_kernel("auto", "", task_of(model, _BATCH, False, device, torch.float32), model)
     out = _make(config.out) if config.out else None
     source = FileSource("images", Path(), paths)
     transform = EvalTransform(weights.image_hw, weights.framing)

@@ -135,19 +135,18 @@ def one_thread() -> Generator[None]:
         torch.set_num_threads(before)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+_malloc: tuple[Any, Any] | None = None  # mallopt and malloc_trim of this process, once they were used
 
 
-def _tune_malloc(trim_threshold: int, most_mapped: int) -> bool:
-    """Tunes glibc's malloc; False where another C library runs, or the environment has tuned it already."""
+def _glibc() -> tuple[Any, Any] | None:
+    """mallopt and malloc_trim; None where another C library runs, or the environment tunes malloc."""
     names = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
     tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in names)
     if tuned or platform.libc_ver()[0] != "glibc":
-        return False
+        return None
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_TRIM_THRESHOLD, trim_threshold)
-    libc.mallopt(_M_MMAP_MAX, most_mapped)
-    return True
+    return libc.mallopt, libc.malloc_trim
 
 
 @shared
@@ -158,7 +157,11 @@ def memory_reused() -> Generator[None]:
     A training step on the CPU allocates and frees the same tensors again and again. Usually the system maps and clears
     each page of the larger ones every time, which takes up to a fifth of the step.
     """
-    _tune_malloc(-1, 0)  # never trim the heap, and allocate nothing outside of it
+    global _malloc
+    _malloc = _malloc or _glibc()
+    if _malloc:
+        _malloc[0](_TRIM_THRESHOLD, -1)  # never trim the heap
+        _malloc[0](_MMAP_MAX, 0)  # and allocate nothing outside of it
     try:
         yield
     finally:
@@ -167,8 +170,13 @@ def memory_reused() -> Generator[None]:
 
 def return_memory() -> None:
     """Ends `memory_reused`, also in a process that was forked within it: what is freed goes back to the system."""
-    if _tune_malloc(128 * 1024, 65_536):  # as glibc has them
-        ctypes.CDLL(None).malloc_trim(0)
+    if _malloc:  # looked up before: a forked process must not wait for the lock of the dynamic linker
+        tune, trim = _malloc
+        # The ends to which glibc moves them by itself, which it no longer does once they were set.
+        tune(_MMAP_THRESHOLD, 32 * 2**20)
+        tune(_TRIM_THRESHOLD, 64 * 2**20)
+        tune(_MMAP_MAX, 65_536)
+        trim(0)
 
 
 GENERATORS: Any = threading.RLock()

@@ -188,13 +188,13 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent() -> None:
 def test_memory_is_reused_within_and_given_back_after() -> None:
     # A process of its own: its heap has room that the tests freed before, and the environment may tune it.
     program = """
-import resource, torch
-from mpp.process import memory_reused
+import os, resource, torch
+from mpp.process import memory_reused, return_memory
 
-def faults():
+def faults(times=6, size=2**22):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(6):
-        torch.ones(2**22), torch.ones(2**23)
+    for _ in range(times):
+        torch.ones(size), torch.ones(2 * size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def resident():
@@ -208,10 +208,17 @@ with memory_reused():
     before = resident()
     print(faults(), resident() == before)
 print(before - resident())
+if os.fork() == 0:
+    return_memory()
+    faults(1, 2**18)
+    print(faults(1, 2**18), flush=True)  # as a loader worker: a megabyte, which glibc reuses by itself
+    os._exit(0)
+os.wait()
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    usual, within, same, freed = done.stdout.split()
+    usual, within, same, freed, worker = done.stdout.split()
     assert int(within) < int(usual) / 10  # page faults; how many usually are depends on the size of pages
     assert same == "True"
     assert int(freed) > 2**25
+    assert int(worker) < 100

@@ -79,7 +79,7 @@ def _whole(config: PlanBench) -> PlanBench:
 
 
 def _kernel(config: PlanBench) -> str:
-    """The kind of attention kernel; of those that auto may take on a CPU, the one that needs more memory."""
+    """The kind of attention kernel; of the two that auto may take on a CPU, the one that needs more memory."""
     attention = config.model.attention
     return EXPLICIT if attention == "explicit" or (attention == "auto" and config.device.lower() == "cpu") else FUSED
 

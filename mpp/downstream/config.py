@@ -69,7 +69,8 @@ class ClassifierConfig:
     drop_path: float = 0.0
     """Stochastic depth rate at the last block, rising linearly from 0."""
     attention: Literal["auto", "xformers", "sdpa", "explicit"] = "auto"
-    """Attention kernel of ViTs: auto times those that run here, and takes the fastest that fits in memory."""
+    """Attention kernel of ViTs: auto takes the faster at the start, on CUDA of xformers (where it runs) and sdpa, on a
+    CPU of sdpa and explicit, which needs more memory."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for a second forward pass."""
 

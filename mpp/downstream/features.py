@@ -17,9 +17,8 @@ from mpp.data.config import Reading
 from mpp.data.loader import sequential
 from mpp.data.reader import Batch, Transform
 from mpp.errors import RunError, UserError
+from mpp.model.choice import EVALUATION_BATCH
 from mpp.sources.base import Source
-
-EVALUATION_BATCH = 128
 
 
 def pool(

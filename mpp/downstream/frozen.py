@@ -90,7 +90,7 @@ class Frozen:
         self._hash = weights_hash(self.model.state_dict()) if cache is not None else ""
 
     def _settle_attention(self) -> None:
-        """Chooses the attention kernel, now that something is to be computed."""
+        """Chooses the attention kernel, once features are asked for: wrong input is refused before."""
         task = task_of(self.model, EVALUATION_BATCH, False, self.device, DTYPES[self.precision])
         self._attention = settle_kernel("auto", self._attention, task, self.model)
 
@@ -174,10 +174,10 @@ class Frozen:
 
     def _all(self, source: Source, indices: Int64[np.ndarray, " n"]) -> dict[int, Features]:
         """Features by layer."""
-        self._settle_attention()
         for of, which, found in self._memory:
             if of is source and np.array_equal(which, indices):
                 return found
+        self._settle_attention()  # by its name features are cached, too
         passed = functools.cache(lambda: self._pass(source, indices))  # made at most once, by the first layer to miss
         if self.cache is None:
             found = passed()

@@ -37,7 +37,8 @@ def xformers_obstacle(device: torch.device, dtype: torch.dtype = torch.float32, 
         return "this torch sees no CUDA device"
     if dtype == torch.float32 or torch.cuda.get_device_capability(device) < (8, 0):
         # That kernel's backward pass is given a CPU tensor, at which torch.compile fails (xformers 0.0.35).
-        return f"in {dtype} xformers only calls a kernel that sdpa has as well here, and does not compile"
+        where = f"in {dtype}" if dtype == torch.float32 else "on this GPU"
+        return f"{where} xformers only calls a kernel that sdpa has as well, and does not compile"
     return _try_xformers(device, dtype, width)
 
 

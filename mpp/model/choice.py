@@ -1,6 +1,6 @@
 """Which attention kernel a model computes by: the one named, or the fastest of those that run here and fit in memory.
 
-task_of(vit, batch=64, ...) -> Task          what attention is computed for
+task_of(model, batch=64, ...) -> Task        what attention is computed for
 choose_kernel("auto", task) -> "explicit"    timed for these shapes, at most once a machine
 """
 
@@ -12,11 +12,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
 import torch
 from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mpp import dist
@@ -27,9 +32,11 @@ from mpp.model.attention import KERNELS, Attention, use_kernel, xformers_obstacl
 
 _MARGIN = 0.95  # of the time of the kernel that takes the least memory, below which another one is taken
 _SHARE = 0.25  # of the memory, that attention weights may take
-_SAMPLE_FLOPS = 1e9  # of what is timed: fewer images, or heads, where the run's own batch would take long
+_SAMPLE_FLOPS = 4e9  # of what a CPU is timed by: fewer images, or heads, where the run's own batch would take long
 _SECONDS, _ROUNDS = 0.4, 7
 _FILE = "attention.json"  # in the cache's folder
+EVALUATION_BATCH = 128
+"""Images that are evaluated at a time, in a run and after it."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class Task:
         batch: images in a pass; 0: not known.
         tokens: of an image.
         heads, width: attention heads, and features of each.
-        blocks: that keep what their backward pass needs at the same time.
-        training: backward, too.
+        blocks: those whose attention weights are in memory at once while training.
+        training: backward, too; evaluations in between go without, in passes of `EVALUATION_BATCH` images.
         device, dtype: where and in which type queries, keys and values are.
     """
 
@@ -55,28 +62,33 @@ class Task:
     dtype: torch.dtype
 
     def fits(self) -> bool:
-        """Whether a machine's memory has room for the explicit kernel's attention weights, B H N N a block."""
-        one = self.batch * self.heads * self.tokens**2 * self.dtype.itemsize
-        return one * (3 + self.blocks * self.training) <= _SHARE * memory()  # three while a block computes
+        """Whether memory has room for the explicit kernel's attention weights, B H N N a block."""
+        images = 3 * self.batch  # three times while a block computes
+        if self.training:
+            images = max(images + self.blocks * self.batch, 3 * EVALUATION_BATCH)
+        size = images * self.heads * self.tokens**2 * self.dtype.itemsize
+        return size <= _SHARE * memory() / max(1, dist.world_from_environment().local_size)
 
     @property
     def sample(self) -> tuple[int, int, int, int] | None:
         """Batch, tokens, heads and width that are timed; None where even a single head would take too long."""
+        if self.device.type == "cuda":
+            return self.batch, self.tokens, self.heads, self.width
         of_head = (12 if self.training else 4) * self.tokens**2 * self.width
-        if of_head > 4 * _SAMPLE_FLOPS:
+        if of_head > _SAMPLE_FLOPS:
             return None
         heads = max(1, min(self.batch * self.heads, int(_SAMPLE_FLOPS // of_head)))
         return max(1, heads // self.heads), self.tokens, min(heads, self.heads), self.width
 
 
-def task_of(vit: nn.Module, batch: int, training: bool, device: torch.device, dtype: torch.dtype) -> Task | None:
-    """What the attention of a timm model with our layers is computed for; None of a model without them."""
-    own = [module for module in vit.modules() if isinstance(module, Attention)]
-    if not own:
+def task_of(model: nn.Module, batch: int, training: bool, device: torch.device, dtype: torch.dtype) -> Task | None:
+    """What attention is computed for in a timm ViT with our layers, or in what holds one; None where there is none."""
+    own = [module for module in model.modules() if isinstance(module, Attention)]
+    vit: Any = next((module for module in model.modules() if isinstance(module, VisionTransformer)), None)
+    if not own or vit is None:
         return None
-    known: Any = vit
-    tokens = known.patch_embed.num_patches + known.num_prefix_tokens
-    blocks = 1 if known.grad_checkpointing else len(own)
+    tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+    blocks = 1 if vit.grad_checkpointing else len(own)
     return Task(batch, tokens, own[0].num_heads, own[0].head_dim, blocks, training, device, dtype)
 
 
@@ -104,7 +116,7 @@ def choose_kernel(name: str, task: Task) -> str:
 
 
 def settle_kernel(name: str, saved: str, task: Task | None, *models: nn.Module | None) -> str:
-    """Has a run's models compute attention by one kernel, on all ranks; a resumed run by its own, for the same bits.
+    """Chooses a run's attention kernel on rank 0 and sets it everywhere; a resumed run keeps its own, for its bits.
 
     Args:
         name: what the config asks for.
@@ -129,8 +141,10 @@ def settle_kernel(name: str, saved: str, task: Task | None, *models: nn.Module |
 
 
 def _runs(kernel: str, task: Task) -> bool:
-    """Whether a run that comes from another machine can go on with its kernel."""
-    return kernel in KERNELS and (kernel != "xformers" or not xformers_obstacle(task.device, task.dtype, task.width))
+    """Whether a run that may come from another machine can go on with its kernel."""
+    if kernel == "xformers":
+        return not xformers_obstacle(task.device, task.dtype, task.width)
+    return kernel == "sdpa" or (kernel == "explicit" and task.fits())
 
 
 def _fastest(names: tuple[str, ...], task: Task) -> str:
@@ -162,6 +176,8 @@ def _read(path: Path) -> dict[str, str]:
 def _machine(device: torch.device) -> str:
     """What of hardware and software decides which kernel is fast."""
     if device.type == "cuda":
+        with contextlib.suppress(PackageNotFoundError):
+            return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, xformers {version('xformers')}"
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     isa = torch.backends.cpu.get_cpu_capability()
     return f"{_processor()}, {isa}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -23,7 +23,8 @@ class ModelConfig:
     num_heads: int | None = None
     """Attention heads. None: the number in the name."""
     attention: Literal["auto", "xformers", "sdpa", "explicit"] = "auto"
-    """Attention kernel: auto times those that run here, at the start, and takes the fastest that fits in memory."""
+    """Attention kernel: auto takes the faster at the start, on CUDA of xformers (where it runs) and sdpa, on a CPU of
+    sdpa and explicit, which needs more memory."""
     pos_embed: Literal["learned", "none", "2d", "sincos2d"] = "learned"
     """Position embedding: timm's learned 1-D, none, learned 2-D (the paper's D.4), fixed sine-cosine 2-D."""
     act: Literal["gelu", "gelu_tanh"] = "gelu"

@@ -89,17 +89,18 @@ def test_xformers_that_fails_its_trial_is_not_taken(monkeypatch: pytest.MonkeyPa
         choose_kernel("xformers", task)
 
 
-@pytest.mark.parametrize(("dtype", "capability"), [(torch.float32, (9, 0)), (torch.float16, (7, 5))])
+@pytest.mark.parametrize(
+    ("dtype", "capability", "where"),
+    [(torch.float32, (9, 0), "in torch.float32"), (torch.float16, (7, 5), "on this GPU")],
+)
 def test_xformers_is_not_taken_where_it_could_not_be_compiled(
-    dtype: torch.dtype, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, capability: tuple[int, int], where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_gpu(monkeypatch, capability=capability)
     monkeypatch.setattr(attention, "_try_xformers", lambda *_: None)
     task = replace(TASK, device=CUDA, dtype=dtype)
     assert choose_kernel("auto", task) == "sdpa"
-    with pytest.raises(
-        UserError, match=f"in {dtype} xformers only calls a kernel .* does not compile; use auto or sdpa"
-    ):
+    with pytest.raises(UserError, match=f"{where} xformers only calls a kernel .* does not compile; use auto or sdpa"):
         choose_kernel("xformers", task)
 
 
@@ -161,32 +162,41 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_the_timing(cach
 
 def test_a_kernel_whose_weights_do_not_fit_is_not_taken(timed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     TIMES.update({"sdpa": 2.0, "explicit": 1.0})
-    weights = 8 * 6 * 17 * 17 * 4  # of a block in fp32: batch, heads, tokens, tokens
+    weights = 64 * 6 * 17 * 17 * 4  # of a block in fp32: batch, heads, tokens, tokens
 
     def chosen(bytes_of_memory: int, **changed: Any) -> str:
         monkeypatch.setattr(choice, "memory", lambda: bytes_of_memory)
-        return choose_kernel("auto", replace(TASK, **changed))
+        return choose_kernel("auto", replace(TASK, **{"batch": 64, **changed}))
 
     most = 4 * 15 * weights  # 12 blocks of a quarter of the memory, and three at once in the one that computes
     assert (chosen(most), chosen(most - 4)) == ("explicit", "sdpa")
     assert chosen(most - 4, training=False) == chosen(most - 4, dtype=torch.bfloat16) == "explicit"
-    assert chosen(most - 4, tokens=18) == chosen(most - 4, blocks=24) == chosen(most - 4, batch=9) == "sdpa"
+    assert chosen(most - 4, tokens=18) == chosen(most - 4, blocks=24) == chosen(most - 4, batch=65) == "sdpa"
+    of_evaluation = 4 * 3 * 2 * weights  # three at once, of 128 images
+    assert (chosen(of_evaluation, batch=1), chosen(of_evaluation - 4, batch=1)) == ("explicit", "sdpa")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert (chosen(2 * most), chosen(2 * most - 4)) == ("explicit", "sdpa")
 
 
 @pytest.mark.parametrize(
     ("task", "sample"),
     [
         (TASK, (8, 17, 6, 64)),
-        (replace(TASK, batch=4096), (750, 17, 6, 64)),
-        (replace(TASK, batch=256, tokens=197), (5, 197, 6, 64)),
-        (replace(TASK, batch=256, tokens=197, training=False), (16, 197, 6, 64)),
-        (replace(TASK, tokens=1025), (1, 1025, 1, 64)),
+        (replace(TASK, batch=4096), (3003, 17, 6, 64)),
+        (replace(TASK, batch=16, tokens=197), (16, 197, 6, 64)),
+        (replace(TASK, batch=256, tokens=197), (22, 197, 6, 64)),
+        (replace(TASK, batch=256, tokens=197, training=False), (67, 197, 6, 64)),
+        (replace(TASK, tokens=1025), (1, 1025, 4, 64)),
         (replace(TASK, tokens=4097), None),
     ],
 )
-def test_what_is_timed_takes_at_most_about_a_billion_operations(
-    task: Task, sample: tuple[int, int, int, int] | None, timed: list[Any]
+def test_what_is_timed_takes_at_most_about_four_billion_operations(
+    task: Task, sample: tuple[int, int, int, int] | None, timed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(choice, "memory", lambda: 2**40)
     assert task.sample == sample
     TIMES.update({"sdpa": 2.0, "explicit": 1.0})
     assert choose_kernel("auto", task) == ("sdpa" if sample is None else "explicit")
@@ -246,7 +256,7 @@ def test_a_resumed_run_goes_on_with_its_kernel(name: Any, saved: str, expected: 
     TIMES.update({"sdpa": 2.0, "explicit": 1.0})
     config = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, attention=name)
     model, average = build_encoder(config), build_encoder(config)
-    task = task_of(model.vit, 4, True, CPU, torch.bfloat16)
+    task = task_of(model, 4, True, CPU, torch.bfloat16)
     assert task == Task(4, 17, 3, 64, 2, True, CPU, torch.bfloat16)
     assert settle_kernel(name, saved, task, model, average, None) == expected
     assert {block.attn.backend for of in (model, average) for block in of.vit.blocks} == {expected.split()[0]}
@@ -260,9 +270,18 @@ def test_a_model_without_our_attention_has_no_task() -> None:
 
 def test_blocks_that_are_computed_again_keep_their_weights_one_at_a_time() -> None:
     config = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, grad_checkpointing=True)
-    task = task_of(build_encoder(config).vit, 4, True, CPU, torch.float32)
+    task = task_of(build_encoder(config), 4, True, CPU, torch.float32)
     assert task is not None
     assert task.blocks == 1
+
+
+def test_on_cuda_the_run_s_own_batch_is_timed() -> None:
+    assert replace(TASK, batch=256, tokens=4097, device=CUDA).sample == (256, 4097, 6, 64)
+
+
+def test_a_resumed_run_does_not_go_on_with_what_no_longer_fits(timed: list[Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr(choice, "memory", lambda: 0)
+    assert settle_kernel("auto", "explicit cpu", TASK) == "sdpa cpu"
 
 
 @pytest.mark.gpu
