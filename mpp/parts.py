@@ -109,7 +109,8 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     size = config.train.batch_size
     micro, accumulate = micro_batches(size, config.train.micro_batch, world)
     precision = choose_precision(config.train.precision, device)
-    workers = worker_count(config.data.workers, world.local_size)
+    computing = device.type == "cpu" and "://" not in config.data.source  # whose images are waited for, not computed
+    workers = worker_count(config.data.workers, world.local_size, computing)
     reading = config.data.reading(config.model.in_chans)
     source = once_a_machine(world, lambda: open_images(config.data, reading, workers))
     fewshot = None

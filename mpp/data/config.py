@@ -108,7 +108,8 @@ class DataConfig:
     background: tuple[int, ...] = (255,)
     """Shows through where an image is transparent, 0 to 255: one number, or one per channel."""
     workers: int = field(default=-1, metadata={"free": True})
-    """Loader processes per device; -1 takes the cores there are, shared between local ranks."""
+    """Loader processes per device; -1 takes the cores there are, shared between local ranks, or none where a CPU of two
+    cores trains."""
     decode: Literal["cpu", "cuda"] = "cpu"
     """Where ordinary JPEGs of the training are decoded; cuda (nvJPEG) helps where there are few cores for a GPU."""
     cache: Literal["auto", "none", "pixels"] = field(default="auto", metadata={"free": ("auto", "none")})

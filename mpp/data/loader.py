@@ -130,10 +130,11 @@ def in_order(
     return _batches(_Loader(reader, parts, min(workers, len(parts)), pin_memory))
 
 
-def worker_count(config_workers: int, local_world: int) -> int:
+def worker_count(config_workers: int, local_world: int, computing: bool = False) -> int:
     """Loader processes for one rank: as configured, or for -1 the cores here shared by the `local_world` ranks.
 
-    0, reading in the training process itself, where a share would be one core or none.
+    0, reading in the training process itself, where a share would be one core or none; or two where the CPU is
+    `computing`, too: measured, processes that stop its threads cost more than they read meanwhile.
 
     Raises:
         ConfigError: so many that they would stop the machine rather than read.
@@ -144,7 +145,7 @@ def worker_count(config_workers: int, local_world: int) -> int:
     if config_workers >= 0:
         return config_workers
     share = cores_for(local_world)
-    return share if share > 1 else 0
+    return share if share > 1 + computing else 0
 
 
 def cores_for(local_world: int) -> int:

@@ -143,7 +143,8 @@ def build_tuning(
     weights = weights or once_a_machine(world, lambda: starting_weights(config))
     first = "new" if weights.state is None else weights_hash(weights.state)[:12]
     dist.agree(lambda: {"precision": precision, "weights": first})
-    workers = worker_count(config.data.workers, world.local_size)
+    computing = device.type == "cpu" and "://" not in config.data.source  # whose images are waited for, not computed
+    workers = worker_count(config.data.workers, world.local_size, computing)
     contents = Contents.of(Subset(labelled.train, indices), labelled.train_labels[indices], labelled.classes)
     if config.data.cache == "pixels":
         labelled = once_a_machine(world, lambda: _with_pixels(labelled, weights, workers))

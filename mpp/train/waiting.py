@@ -61,7 +61,8 @@ def advice(share: float, source: str, cache: str, keep: bool, workers: int, core
     if share < WORTH_SAYING:
         return ""
     steps = []
-    if workers < cores:
+    more = workers < cores and (workers > 0 or cores > 2)  # on two, reading in the training process was faster
+    if more:
         steps.append(f"raise --data.workers (it was {workers}, there are {cores} cores a device)")
     if "://" in source and not keep:
         steps.append("keep what was fetched: --data.keep true")
@@ -69,6 +70,6 @@ def advice(share: float, source: str, cache: str, keep: bool, workers: int, core
         steps.append(f"pack the images into shards, smaller if they are large: {command('shard')} --resize")
     if "array:" not in source and "cifar" not in source and cache == "none":
         steps.append("where they are few or small, decode them once: --data.cache auto")
-    if workers >= cores:
+    if not more:
         steps.append("take a machine with more cores a device")
     return f"{share:.0%} of the training time was spent waiting for images: " + "; or ".join(steps)

@@ -245,6 +245,7 @@ def test_a_limit_in_bytes_reaches_what_the_workers_read(tmp_path):
 def test_worker_count(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert [worker_count(-1, ranks) for ranks in (1, 2, 4, 8, 16)] == [8, 4, 2, 0, 0]
+    assert [worker_count(-1, ranks, computing=True) for ranks in (1, 2, 4, 8)] == [8, 4, 0, 0]
     assert worker_count(0, 1) == 0
     assert worker_count(3, 8) == 3
     assert worker_count(256, 1) == 256
