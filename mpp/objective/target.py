@@ -119,7 +119,8 @@ class ColourTarget:
 
     def _guess(self, output: Float[Tensor, "batch k outputs"]) -> Int[Tensor, "batch k predictions"]:
         """The most likely classes."""
-        return output.unflatten(-1, (self.predictions, self.classes)).argmax(dim=-1)
+        # The first of the largest, as argmax has it, which takes three times as long in bf16 on a CPU.
+        return output.unflatten(-1, (self.predictions, self.classes)).max(dim=-1).indices
 
     def render(self, target: Int[Tensor, "batch k predictions"]) -> UInt8[Tensor, "batch k channels height width"]:
         """Classes as pixels: the centre of the bin in each cell."""

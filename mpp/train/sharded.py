@@ -108,10 +108,10 @@ def like_these(model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) ->
 
 def clip_gradients(model: nn.Module, most: float) -> Tensor:
     """The norm of all gradients of `model` together, which it scales down to `most` where that is above 0."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if most:  # else nothing must touch them: an overflow of the norm alone would make them NaN
-        nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
