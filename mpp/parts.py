@@ -64,7 +64,7 @@ class Run:
     precision: str
     source: Source
     trained_on: Source
-    """The same images as the training reads them: perhaps decoded already."""
+    """The same images as the training reads them: after `read_decoded` perhaps decoded already."""
     transform: TrainTransform
     model: MaskedPatchPrediction[Encoder]
     wrapped: nn.Module
@@ -76,8 +76,6 @@ class Run:
     decode: DecodeJpegs | None
     init_hash: str = ""
     """Of the weights that a fresh run goes on from; empty for new ones, and where a run is resumed."""
-    note: str = ""
-    """Whether the images are decoded once, in a line; empty where there is nothing to say."""
 
     @property
     def folder(self) -> Path:
@@ -135,26 +133,13 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         contents=Contents.of(source),
     )
     decode = choose_decoder(config.data.decode, device, transform)
-    trained_on, note = once_a_machine(
-        world,
-        lambda: keep_decoded(
-            config.data,
-            source,
-            transform,
-            reading,
-            images=total * size,
-            workers=workers,
-            late=decode is not None,
-            make=not (config.dry_run or world.local_rank),
-        ),
-    )
     return Run(
         config,
         world,
         device,
         precision,
         source,
-        trained_on,
+        source,
         transform,
         model,
         wrapped,
@@ -165,7 +150,6 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Run:
         workers,
         decode,
         start,
-        note,
     )
 
 
@@ -249,6 +233,25 @@ def settle_attention(parts: Run) -> None:
     state = parts.state
     task = task_of(parts.model, parts.micro_batch, True, parts.device, DTYPES[parts.precision])
     state.attention = settle_kernel(parts.config.model.attention, state.attention, task, parts.model, state.ema)
+
+
+def read_decoded(parts: Run, say: Callable[[str], None]) -> None:
+    """Lets the rest of a training read decoded pixels where data.cache auto does (see `keep_decoded`)."""
+    config, world = parts.config, parts.world
+    parts.trained_on = once_a_machine(
+        world,
+        lambda: keep_decoded(
+            config.data,
+            parts.source,
+            parts.transform,
+            parts.reading,
+            images=parts.schedule.total_steps * parts.schedule.batch_size - parts.state.images_seen,
+            workers=parts.workers,
+            late=parts.decode is not None,
+            make=not (config.dry_run or world.local_rank),
+            say=say,
+        ),
+    )
 
 
 def _check_blocks(objective: ObjectiveConfig, patches: int, blocks: int) -> None:

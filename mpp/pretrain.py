@@ -27,6 +27,7 @@ from mpp.parts import (
     FIRST,
     Run,
     build,
+    read_decoded,
     settle_attention,
     survey_source,
     training_batches,
@@ -74,8 +75,6 @@ def _build(config: PretrainConfig, world: World, device: torch.device) -> Run:
     if world.main:
         print(to_yaml(parts.config), file=sys.stderr, end="")
         print(f"source: {parts.source.describe()}", file=sys.stderr)
-        if parts.note:
-            print(parts.note, file=sys.stderr)
         for warning in warnings_of(parts.source):
             print(f"WARNING: {warning}", file=sys.stderr)
         if average := average_warning(parts.config.optim.ema_decay, parts.schedule.total_steps):
@@ -102,6 +101,7 @@ def _train(parts: Run, checkpoints: Checkpoints, watch: Watch, resumed: int) -> 
     if resumed >= total:
         watch.say(f"{parts.folder} is finished ({resumed} steps)")
         return _finish(parts, watch)
+    read_decoded(parts, watch.say)
     if parts.world.main and (before := set_aside(parts.folder / MODEL)):  # it would pass for the model of this run
         watch.say(f"the model of the run's earlier end is {before}, until there is a new one")
     save = Saving(parts.schedule, checkpoints, watch, resumed or None)
@@ -207,6 +207,7 @@ def export(parts: Run, name: str = MODEL) -> None:
 def _dry_run(parts: Run) -> int:
     settle_attention(parts)
     watch = Watch(parts, 0, dry=True)
+    read_decoded(parts, watch.say)
     start(parts, watch)
     two = replace(parts.schedule, total_steps=2)
     batches = training_batches(parts)

@@ -4,7 +4,8 @@ Each run is the checkout's own `tools/pretrain.py` in a process of its own, from
 pictures, few-shot evaluation, loggers and the report are off. Its speed is that of the log without the first quarter.
 
 1. Each side says which mpp it imports, and which of the recipe's settings it does not know; those it does not get.
-2. One short run first that does not count: it decodes what is cached and measures what is measured once.
+2. One run first that does not count: it decodes what is cached, which only a run of full length may be worth, and
+   measures what is measured once.
 3. All sides once in every round, in turning order; medians with spread, ratios within a round.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mpp.bench.machine import hardware, ratios, spread, timed
-from mpp.bench_config import LEAST_STEPS, TrainingBench
+from mpp.bench_config import TrainingBench
 from mpp.config import by_name, from_file, overridden
 from mpp.dist import World
 from mpp.downstream.config import FewshotConfig
@@ -154,7 +155,6 @@ def measure(sides: Sequence[Side], repeats: int) -> None:
             for side in sides[:: 1 if number % 2 else -1]:
                 cache, run_dir = Path(folder, side.name, "cache"), Path(folder, side.name, f"run_{number}")
                 words = [word for flag in side.flags for word in flag]
-                words += ["--train.length", f"{LEAST_STEPS} steps"] if number < 0 else []
                 tool = [sys.executable, str(side.checkout / _TOOL), *words, "--run-dir", str(run_dir)]
                 done, seconds = timed(lambda: _run(tool, side.checkout, {"MPP_CACHE": str(cache)}))  # noqa: B023
                 if done.returncode:

@@ -25,9 +25,10 @@ KINDS = {
     "datasets": "Parquet folders as Hugging Face's datasets read them",
     "left-over": "half written by processes that were killed",
 }
-_OURS = re.compile(r"([0-9a-f]{32})\.(index|tar|part|sums|pixels|sizes\.npy|pixels\.(?:json|npy)|bad\.npy|lock)")
+_PIXELS = r"pixels|sizes\.npy|pixels\.(?:json|npy)|bad\.npy"  # .npy of pixels and bad: of older releases
+_OURS = re.compile(rf"([0-9a-f]{{32}})\.(index|tar|part|sums|{_PIXELS}|lock)")
 _FEATURES = re.compile(r"[0-9a-f]{64}\.npz")
-_HALF = re.compile(r"\.([0-9a-f]{32}\.(index|tar|pixels|sizes\.npy|pixels\.json)|[0-9a-f]{64}\.npz)-[0-9a-f]{12}")
+_HALF = re.compile(rf"\.([0-9a-f]{{32}}\.(index|tar|{_PIXELS})|[0-9a-f]{{64}}\.npz)-[0-9a-f]{{12}}")
 _KIND_OF = {"tar": "unpacked", "part": "kept", "sums": "kept", "index": "index"}
 
 

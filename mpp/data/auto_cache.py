@@ -7,6 +7,7 @@ training decodes them. Anything else goes on as before, with a line that says wh
 import contextlib
 import math
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 
@@ -43,18 +44,14 @@ class _Training(Whole):
 
     def __init__(self, source: Source, reading: Reading, transform: Transform, late: bool) -> None:
         super().__init__(source, reading)
-        self.target_hw = self._hw = transform.image_hw
+        self.target_hw = self.hw = transform.image_hw
         self.late = late
 
     def keeps(self, picture: Picture) -> bool:
         """Not JPEGs whose pixels depend on the crop, or on the device."""
         if not isinstance(picture, JpegPicture):
             return True
-        return not self.late and not scales(picture.height, picture.width, self._hw)
-
-    def left(self, sizes: np.ndarray) -> np.ndarray:
-        """Likewise."""
-        return (sizes[:, 2] > 0) & (scales(sizes[:, 0], sizes[:, 1], self._hw) | self.late)
+        return not self.late and not scales(picture.height, picture.width, self.hw)
 
 
 def keep_decoded(
@@ -67,7 +64,8 @@ def keep_decoded(
     workers: int,
     late: bool = False,
     make: bool = True,
-) -> tuple[Source, str]:
+    say: Callable[[str], None],
+) -> Source:
     """What a training reads under data.cache auto: the same bits, from decoded pixels where that pays and can be.
 
     Args:
@@ -75,70 +73,83 @@ def keep_decoded(
         source: its images; whatever else reads them goes on with these.
         transform: its transform.
         reading: how files become pixels.
-        images: that it reads in all.
+        images: how many it is still to read, each as often as it is read.
         workers: loader processes to decode with.
         late: whether its JPEGs are decoded on the device.
         make: whether to decode what is not in the cache yet.
+        say: takes a line before images are decoded, and one that says where the pixels are, or why there are none.
 
     Returns:
-        The source to train from; and a line that says where the pixels are, or why there are none. Empty where there
-        is nothing to say.
+        The source to train from.
 
     Raises:
         Unreachable: what the images are read from gives no answer.
     """
     if data.cache != "auto" or not len(source):
-        return source, ""
+        return source
     try:
-        kept = _kept(_Training(source, reading, transform, late), images, workers, make)
+        kept = _kept(_Training(source, reading, transform, late), images, workers, make, say)
     except Unreachable:
         raise
     except _Unfit as why:
-        return source, f"images are decoded each time they are read: {why}" if str(why) else ""
+        if str(why):
+            say(f"images are decoded each time they are read: {why}")
+        return source
     except (UserError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        return source, f"images are decoded each time they are read: they cannot be kept in {cache_folder()} ({reason})"
+        say(f"images are decoded each time they are read: they cannot be kept in {cache_folder()} ({reason})")
+        return source
     told = (
         f"images are decoded once: {shown_size(kept.nbytes)} in {kept.path} (--data.cache none decodes them each time)"
     )
     missing = sum(not kept.decoded(index) for index in range(len(source)))
-    return kept, f"{told}; not {missing:,} of them, {_WHY} or damaged" if missing else told
+    left_out = f"{'JPEGs decoded on the device' if late else _WHY}, or damaged"
+    say(f"{told}; not {missing:,} of them, {left_out}" if missing else told)
+    return kept
 
 
-def _kept(whole: _Training, images: int, workers: int, make: bool) -> PixelSource:
+def _kept(whole: _Training, images: int, workers: int, make: bool, say: Callable[[str], None]) -> PixelSource:
     """From the cache, or decoded now. Raises _Unfit."""
     source = whole.source
     if getattr(source, "weights", None):
         raise _Unfit("the sources are weighted")
     if "://" in source.name:
         raise _Unfit("they are remote (--data.keep true keeps the files)")
-    estimate, room = _estimate(whole), memory() // _SHARE
-    refused = f"decoded they take {shown_size(estimate)}, more than a quarter of "
-    if estimate > room:
-        raise _Unfit(f"{refused}the memory")
+    _estimate(whole, 1)  # of arrays, which need no decoding, there is nothing to ask or to say
+    room = memory() // _SHARE
 
     def size() -> int:
         nonlocal room
-        if not make or images < _WORTH * len(source):
-            raise _Unfit(f"this run reads {count(images, 'image')} of {len(source):,}, most of them once")
+        if images < _WORTH * len(source):
+            raise _Unfit(f"{count(images, 'image')} of {len(source):,} are to be read, fewer than two passes")
+        if not make:
+            raise _Unfit("a dry run keeps no pixels")
+        estimate = _estimate(whole, _SAMPLE)
+        refused = f"decoded they take {shown_size(estimate)}, more than a quarter of "
+        if estimate > room:
+            raise _Unfit(f"{refused}the memory")
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free // _SHARE
         if estimate > free:
             raise _Unfit(f"{refused}what is free in {folder}")
         room = min(room, free)
+        say(f"decoding {count(len(source), 'image')}, once for all that is to be read: {shown_size(estimate)}")
         return estimate
 
     def check(sizes: np.ndarray, written: int) -> None:
         if written > room:
             raise _Unfit(f"decoded they take more than {shown_size(room)}")
 
-    return cached(whole, ["training"], workers, size, check)
+    kept = cached(whole, ["training", *whole.hw, whole.late], workers, size, check)
+    if kept.nbytes > room:  # kept on a machine, or in a container, with more
+        raise _Unfit(f"decoded they take {shown_size(kept.nbytes)}, more than a quarter of the memory")
+    return kept
 
 
-def _estimate(whole: _Training) -> int:
+def _estimate(whole: _Training, sample: int) -> int:
     """Bytes that all images take decoded, by the headers of some. Raises _Unfit where there is nothing to decode."""
-    indices = np.unique(np.linspace(0, len(whole.source) - 1, _SAMPLE).astype(np.int64)).tolist()
+    indices = np.unique(np.linspace(0, len(whole.source) - 1, sample).astype(np.int64)).tolist()
     areas, left = list[int](), 0
     for found in read_many(whole.source, indices, whole.reading.max_bytes):
         if isinstance(found, Unreachable):

@@ -9,31 +9,32 @@ Here for data.cache pixels: exact pixels of images of one size, for all that rea
 import contextlib
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import PIL
 import torch
 
 from mpp.cache.room import drop, make_room, shown_size
 from mpp.cache.users import use
 from mpp.data.config import DataConfig, Reading
 from mpp.data.decode import BadImage, Picture, open_picture
-from mpp.data.jpeg import JpegPicture
 from mpp.data.loader import in_order
 from mpp.data.reader import Batch, Reader
 from mpp.data.sending import empty_pixels
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform
 from mpp.errors import Unreachable, UserError
 from mpp.files import cache_folder, claimed, write_whole
-from mpp.sources.base import Source, check_index, read_many, size_of, warnings_of, where
+from mpp.sources.base import Source, Subset, check_index, read_many, size_of, warnings_of, where
 from mpp.sources.fingerprint import fingerprint
 from mpp.sources.opening import open_source
 
-_FORMAT = 2  # of the files
+_FORMAT = 3  # of the files
+_DECODERS = ("pillow", "simplejpeg", "imagecodecs", "tifffile")  # of another version perhaps with other pixels
 _MOST_AT_ONCE, _BYTES_AT_ONCE = 256, 2**24  # images of a batch to decode
 
 
@@ -43,28 +44,19 @@ class PixelSource:
     Args:
         source: where labels, names and the images that are not decoded come from.
         path: uint8, the pixels of one image after the other.
-        sizes: int32 (n, 3): height, width, and whether it is a JPEG; zeros where there are no pixels.
+        sizes: int32 (n, 2): height and width; zeros where there are no pixels.
         channels: of the pixels.
         blocks: whether `block` gives images, where all are decoded and have one size.
-        left: bool (n,), images to be read from the source all the same.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        path: Path,
-        sizes: np.ndarray,
-        channels: int,
-        blocks: bool = True,
-        left: np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, source: Source, path: Path, sizes: np.ndarray, channels: int, blocks: bool = True) -> None:
         self.source, self.path, self.name, self.classes = source, path, source.name, source.classes
         self.warnings = warnings_of(source)
         self.sizes, self.channels = sizes, channels
         self._labels = source.labels()
-        self._decoded = ((sizes[:, 0] > 0) & ~left if left is not None else sizes[:, 0] > 0).tobytes()
-        self._ends = np.cumsum(sizes[:, 0].astype(np.int64) * sizes[:, 1] * channels)
-        self._one_size = blocks and 0 not in self._decoded and bool((sizes[:, :2] == sizes[:1, :2]).all())
+        self._decoded = (sizes[:, 0] > 0).tobytes()
+        self._ends = _ends(sizes, channels)
+        self._one_size = blocks and 0 not in self._decoded and bool((sizes == sizes[:1]).all())
         self._pixels = self._mapped()
 
     @property
@@ -74,7 +66,7 @@ class PixelSource:
 
     def _mapped(self) -> np.ndarray:
         pixels = np.asarray(np.memmap(self.path, np.uint8, "r") if self.nbytes else np.empty(0, dtype=np.uint8))
-        return pixels.reshape(len(self), *self.sizes[0, :2], self.channels) if self._one_size else pixels
+        return pixels.reshape(len(self), *self.sizes[0], self.channels) if self._one_size else pixels
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry every pixel to each spawned worker.
@@ -103,7 +95,7 @@ class PixelSource:
         label = None if self._labels is None or self._labels[index] < 0 else int(self._labels[index])
         if self._one_size:
             return self._pixels[index], label
-        height, width, _ = self.sizes[index].tolist()
+        height, width = self.sizes[index].tolist()
         end = int(self._ends[index])
         return self._pixels[end - height * width * self.channels : end].reshape(height, width, self.channels), label
 
@@ -129,7 +121,7 @@ class PixelSource:
 
 
 class Whole(Reader):
-    """Whole images as they decode: `images` uint8 of one after the other, `label` int32 (B, 3), their `sizes`.
+    """Whole images as they decode: `images` uint8 of one after the other, `label` int32 (B, 2), their `sizes`.
 
     Args:
         source: what to read.
@@ -143,7 +135,7 @@ class Whole(Reader):
         super().__init__(source, EvalTransform((1, 1)), reading)
 
     def _batch(self, keys: np.ndarray) -> Batch:
-        sizes, pixels = np.zeros((len(keys), 3), dtype=np.int32), [np.empty(0, dtype=np.uint8)]
+        sizes, pixels = np.zeros((len(keys), 2), dtype=np.int32), [np.empty(0, dtype=np.uint8)]
         wanted = keys.tolist()
         for row, found in enumerate(read_many(self.source, wanted, self.reading.max_bytes)):
             if isinstance(found, Unreachable):
@@ -154,7 +146,7 @@ class Whole(Reader):
                 picture = open_picture(found[0], self.reading_of(wanted[row]))
                 if self.keeps(picture):
                     whole = picture.region(0, 0, picture.height, picture.width, self.target_hw)
-                    sizes[row] = *whole.shape[:2], isinstance(picture, JpegPicture)
+                    sizes[row] = whole.shape[:2]
                     pixels.append(whole.reshape(-1))
         joined = empty_pixels(sum(map(len, pixels)))
         np.concatenate(pixels, out=joined.numpy())
@@ -164,9 +156,6 @@ class Whole(Reader):
     def keeps(self, picture: Picture) -> bool:
         """Whether its pixels are to be kept."""
         return True
-
-    def left(self, sizes: np.ndarray) -> np.ndarray | None:
-        """Those among images of these sizes that are not to be taken from what was kept; None: there are none."""
 
 
 def open_images(data: DataConfig, reading: Reading, workers: int) -> Source:
@@ -214,7 +203,7 @@ def _one_size(source: Source) -> Check:
     place = [0]
 
     def check(sizes: np.ndarray, written: int) -> None:
-        for height, width, _ in sizes.tolist():
+        for height, width in sizes.tolist():
             if height:
                 seen.append((height, width))
                 if seen[-1] != seen[0]:
@@ -227,35 +216,68 @@ def _one_size(source: Source) -> Check:
     return check
 
 
-def cached(whole: Whole, how: list[str], workers: int, size: Callable[[], int], check: Check) -> PixelSource:
+def cached(whole: Whole, how: list[Any], workers: int, size: Callable[[], int], check: Check) -> PixelSource:
     """The pixels from the cache, or decoded now: how many bytes they will take is asked only then.
+
+    `how` is what else the pixels, and which images have some, depend on. Files that are damaged are written anew.
 
     Raises:
         OSError: no room for them, or the cache cannot be written.
     """
     source, reading = whole.source, whole.reading
-    told = [_FORMAT, fingerprint(source), asdict(reading), TRANSFORM_VERSION, PIL.__version__, *how]
+    told = [_FORMAT, fingerprint(source), asdict(reading), TRANSFORM_VERSION, _decoders(), *how]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
     path, sizes_path = cache_folder() / f"{key}.pixels", cache_folder() / f"{key}.sizes.npy"
+
+    def there() -> np.ndarray | None:
+        return _sizes(sizes_path, path, len(source), reading.channels)
+
+    wanted = size() if there() is None else 0  # before anything is written: it may refuse
     use(key)
     with claimed(cache_folder() / f"{key}.lock", wait=True):  # so that several runs decode the same images once
-        if not (path.is_file() and sizes_path.is_file()):
-            wanted = size()
+        if (sizes := there()) is None:
             place = _place(source, reading, *how)
             drop(_outdated(place))
-            _decode_all(whole, workers, wanted, check, path, sizes_path)
+            sizes = _decode_all(whole, workers, wanted or size(), check, path, sizes_path)
             text = json.dumps(place)
             with contextlib.suppress(OSError):
                 write_whole(path.with_suffix(".pixels.json"), lambda file: file.write(text.encode()))
-    sizes = np.load(sizes_path, allow_pickle=False)
-    return PixelSource(source, path, sizes, reading.channels, not how, whole.left(sizes))
+    return PixelSource(source, path, sizes, reading.channels, not how)
 
 
-def _place(source: Source, reading: Reading, *how: str) -> list[Any]:
+def _decoders() -> dict[str, str]:
+    """Versions of what decodes, where it is installed."""
+    found: dict[str, str] = {}
+    for name in _DECODERS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _sizes(sizes_path: Path, path: Path, images: int, channels: int) -> np.ndarray | None:
+    """The sizes of what is in the cache; None where it is not there, or one of the files is damaged."""
+    try:
+        sizes = np.load(sizes_path, allow_pickle=False)
+        if sizes.shape == (images, 2) and int(_ends(sizes, channels)[-1]) == path.stat().st_size:
+            return sizes
+    except (OSError, ValueError, EOFError):
+        pass
+    return None
+
+
+def _ends(sizes: np.ndarray, channels: int) -> np.ndarray:
+    """int64 (n,): where the pixels of each image end."""
+    return np.cumsum(sizes[:, 0].astype(np.int64) * sizes[:, 1] * channels)
+
+
+def _place(source: Source, reading: Reading, *how: Any) -> list[Any]:
     """Which images these are, whatever is in them: those of a split, of a folder that may be named from elsewhere."""
-    folder = str(Path(getattr(source, "root", "")).absolute())
+    part: list[int] = []
     first = where(source, 0) if len(source) else ""
-    return [type(source).__name__, source.name, folder, first, asdict(reading), *how]
+    if isinstance(source, Subset):
+        part, source = [len(source), zlib.crc32(source.indices.tobytes())], source.source
+    folder = str(Path(getattr(source, "root", "")).absolute())
+    return [type(source).__name__, source.name, folder, first, *part, asdict(reading), *how]
 
 
 def _outdated(place: list[Any]) -> Iterator[str]:
@@ -267,7 +289,7 @@ def _outdated(place: list[Any]) -> Iterator[str]:
                 yield path.name.partition(".")[0]
 
 
-def _decode_all(whole: Whole, workers: int, wanted: int, check: Check, path: Path, sizes_path: Path) -> None:
+def _decode_all(whole: Whole, workers: int, wanted: int, check: Check, path: Path, sizes_path: Path) -> np.ndarray:
     source = whole.source
     make_room(wanted, f"an array of the decoded pixels of {source.name}")
     sizes: list[np.ndarray] = []
@@ -284,6 +306,7 @@ def _decode_all(whole: Whole, workers: int, wanted: int, check: Check, path: Pat
     write_whole(path, write)
     joined = np.concatenate(sizes)
     write_whole(sizes_path, lambda file: np.save(file, joined, allow_pickle=False))
+    return joined
 
 
 def _first_size(source: Source, reading: Reading) -> tuple[int, int]:

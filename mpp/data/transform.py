@@ -20,7 +20,8 @@ from torchvision.transforms import v2  # isort: skip
 from torchvision.transforms.v2 import functional as F  # isort: skip
 
 TRANSFORM_VERSION = 3
-"""Raise it when `decode`, `EvalTransform` or `normalise` give other pixels for the same file: features kept by it."""
+"""Raise it when `decode`, `region`, `EvalTransform` or `normalise` give other pixels for the same file: by it features
+and decoded pixels are kept."""
 _TRIES = 10
 _LONGEST = 16.0
 """Evaluation cuts images more elongated than this (relative to the target) before it resizes them."""

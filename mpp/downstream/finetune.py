@@ -34,6 +34,7 @@ from mpp.downstream.tuning import (
     Tuning,
     build_tuning,
     predict,
+    read_decoded,
     result_weights,
     settle_attention,
     training_batches,
@@ -199,8 +200,6 @@ class _Tuner:
         if self.main and not self.choosing:
             print(to_yaml(self.config), file=sys.stderr, end="")
             print(describe(parts.labelled, self.config.data.labels), file=sys.stderr)
-            if parts.note:
-                print(parts.note, file=sys.stderr)
             if average := average_warning(self.config.optim.ema_decay, total):
                 print(f"WARNING: {average}", file=sys.stderr)
         claim()
@@ -247,6 +246,7 @@ class _Tuner:
 
     def _train(self, resumed: int) -> int:
         parts = self.parts
+        read_decoded(parts, self.say)
         name = "bad_files.csv" if self.main else f"bad_files.rank{parts.world.rank}.csv"
         read = parts.state.images_seen // parts.world.size
         bad_files = BadFiles(self.folder / name, self.config.data.max_bad_share, read)

@@ -103,8 +103,6 @@ class Tuning:
     micro_batch: int
     workers: int
     decode: DecodeJpegs | None
-    note: str = ""
-    """As of pretraining (`mpp.parts.Run`)."""
 
     @property
     def tested(self) -> nn.Module:
@@ -173,26 +171,13 @@ def build_tuning(
         else TrainTransform(config.data, image_hw, weights.in_chans)
     )
     decode = choose_decoder(config.data.decode, device, transform)
-    train_images, note = once_a_machine(
-        world,
-        lambda: keep_decoded(
-            config.data,
-            labelled.train,
-            transform,
-            weights.reading,
-            images=total * size,
-            workers=workers,
-            late=decode is not None,
-            make=not world.local_rank,
-        ),
-    )
     return Tuning(
         config,
         world,
         device,
         precision,
         labelled,
-        Subset(train_images, indices),
+        Subset(labelled.train, indices),
         weights,
         model,
         wrapped,
@@ -202,7 +187,6 @@ def build_tuning(
         micro,
         workers,
         decode,
-        note,
     )
 
 
@@ -261,6 +245,27 @@ def settle_attention(parts: Tuning) -> None:
     state = parts.state
     task = task_of(parts.model, parts.micro_batch, True, parts.device, DTYPES[parts.precision])
     state.attention = settle_kernel(parts.config.model.attention, state.attention, task, parts.model, state.ema)
+
+
+def read_decoded(parts: Tuning, say: Callable[[str], None]) -> None:
+    """As of pretraining (`mpp.parts.read_decoded`): only the images that are trained on count, and are decoded."""
+    images, schedule = parts.labelled.train, parts.schedule
+    alike = len(parts.train_source) == len(images)  # then decoded for other trainings on all of them, too
+    source = once_a_machine(
+        parts.world,
+        lambda: keep_decoded(
+            parts.config.data,
+            images if alike else parts.train_source,
+            parts.transform,
+            parts.weights.reading,
+            images=schedule.total_steps * schedule.batch_size - parts.state.images_seen,
+            workers=parts.workers,
+            late=parts.decode is not None,
+            make=not parts.world.local_rank,
+            say=say,
+        ),
+    )
+    parts.train_source = Subset(source, parts.labelled.train_indices) if alike else source
 
 
 def training_batches(parts: Tuning, report_bad: Callable[[list[Bad], int], None]) -> Generator[Placed]:

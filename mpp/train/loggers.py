@@ -72,7 +72,7 @@ def flat(config: Any, prefix: str = "", free: bool = False) -> Iterator[Setting]
     """The settings of a config dataclass, without credentials in addresses; those without a value are left out."""
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
-        may_change = free or bool(field.metadata.get("free"))
+        may_change = free or field.metadata.get("free") is True  # not: among some values
         if dataclasses.is_dataclass(value):
             yield from flat(value, f"{name}.", may_change)
         elif isinstance(value, tuple):

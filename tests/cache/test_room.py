@@ -82,6 +82,12 @@ def test_what_lies_there(cache: Path) -> None:
     assert not any(entry.busy for entry in found.values())
 
 
+@pytest.mark.parametrize("suffix", ["pixels", "sizes.npy", "pixels.json", "pixels.npy", "bad.npy"])
+def test_half_an_array_of_pixels_is_left_over_in_older_releases_too(cache: Path, suffix: str) -> None:
+    put(cache / f".{KEYS[5]}.{suffix}-0123456789ab", 200)
+    assert kinds() == ["left-over"]
+
+
 def test_a_hole_takes_nothing(cache: Path) -> None:
     with (cache / f"{KEYS[0]}.part").open("wb") as file:
         file.truncate(2**31)

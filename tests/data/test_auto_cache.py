@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp import cli
+from mpp import cli, pretrain
 from mpp.data import auto_cache, pixel_cache
 from mpp.data.augment import RandAugment
 from mpp.data.auto_cache import keep_decoded
@@ -43,7 +43,9 @@ def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
 
 
 def kept(source: Source, transform: Transform = PLAIN, **changed: Any) -> tuple[Source, str]:
-    return keep_decoded(DATA, source, transform, READING, **{"images": 1000, "workers": 0, **changed})
+    lines = [""]
+    told = {"images": 1000, "workers": 0, "say": lines.append}
+    return keep_decoded(DATA, source, transform, READING, **{**told, **changed}), lines[-1]
 
 
 def first(source: Source, transform: Transform = PLAIN) -> list[Any]:
@@ -73,23 +75,41 @@ def test_the_stream_is_the_same_bits(folder: Path, transform: Transform, workers
     assert [found.decoded(index) for index in range(10)] == [*6 * [True], False, False, False, True]
     assert note.startswith("images are decoded once: ")
     assert str(found.path) in note
-    assert note.endswith("; not 3 of them, JPEGs that are scaled to their crop while they are decoded or damaged")
+    assert note.endswith("; not 3 of them, JPEGs that are scaled to their crop while they are decoded, or damaged")
     assert first(found, transform) == first(source, transform)
     part = np.array([5, 8, 2, 6])
     assert first(Subset(found, part), transform) == first(Subset(source, part), transform)
 
 
-def test_another_size_of_crop_reads_what_it_would_scale(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_decoded_alone(folder: Path) -> None:
+    source, decoding = open_source(f"folder:{folder}"), list[str]()
+    part = Subset(source, np.array([5, 8, 2, 6]))
+    found, _ = kept(part, images=8, say=decoding.append)
+    assert isinstance(found, PixelSource)
+    assert decoding[0].startswith("decoding 4 images, once for all that is to be read: ")
+    assert [found.decoded(index) for index in range(4)] == [True, False, True, False]
+    assert first(found) == first(part)
+    whole, _ = kept(source)
+    again, _ = kept(Subset(source, np.array([5, 8, 2, 7])))
+    assert len({one.path for one in (found, whole, again)}) == 3  # pyright: ignore
+
+
+@pytest.mark.parametrize("order", [(64, 8), (8, 64)])
+def test_another_size_of_crop_has_pixels_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, int]
+) -> None:
     source = open_source(f"folder:{folder}")
-    larger, smaller = (TrainTransform(DATA, (side, side), 3) for side in (64, 8))
-    assert kept(source, larger)[0].decoded(6)  # pyright: ignore
-    monkeypatch.setattr(pixel_cache, "_decode_all", None)  # it is there
-    for transform in (larger, smaller):
-        found, _ = kept(source, transform, images=0, make=False)
-        assert found.decoded(6) == (transform is larger)  # pyright: ignore
-        assert first(found, transform) == first(source, transform)
-    late, _ = kept(source, larger, late=True)
+    transforms = [TrainTransform(DATA, (side, side), 3) for side in order]
+    for transform in transforms:
+        kept(source, transform)
+    late, _ = kept(source, transforms[0], late=True)
     assert [late.decoded(index) for index in (2, 3, 6)] == [True, False, False]  # pyright: ignore
+    monkeypatch.setattr(pixel_cache, "_decode_all", None)  # they are there, and are taken for the shortest run, too
+    monkeypatch.setattr(auto_cache, "_SAMPLE", None)
+    for side, transform in zip(order, transforms, strict=True):
+        found, _ = kept(source, transform, images=0, make=False)
+        assert found.decoded(6) == (side == 64)  # pyright: ignore
+        assert first(found, transform) == first(source, transform)
 
 
 def weighted(folder: Path) -> Source:
@@ -107,9 +127,9 @@ WHY: dict[str, tuple[Callable[[Path], Source], dict[str, Any], str]] = {
     "short": (
         lambda f: open_source(f"folder:{f}"),
         {"images": 19},
-        "this run reads 19 images of 10, most of them once",
+        "19 images of 10 are to be read, fewer than two passes",
     ),
-    "dry": (lambda f: open_source(f"folder:{f}"), {"make": False}, "this run reads"),
+    "dry": (lambda f: open_source(f"folder:{f}"), {"make": False}, "a dry run keeps no pixels"),
     "late": (lambda f: open_source(f"folder:{f}"), {"late": True}, "JPEGs decoded on the device"),
     "weighted": (weighted, {}, "the sources are weighted"),
     "remote": (remote, {}, "they are remote (--data.keep true keeps the files)"),
@@ -118,23 +138,25 @@ WHY: dict[str, tuple[Callable[[Path], Source], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("why", WHY)
-def test_why_not(why: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_not(why: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     opened, changed, said = WHY[why]
     monkeypatch.setattr(pixel_cache, "_decode_all", None)
     if why == "late":
         for name in ("0.png", "1.png", "2.png"):
             (folder / name).unlink()
     source = opened(folder)
+    before = set(cache.rglob("*"))
     found, note = kept(source, **changed)
     assert found is source
-    assert note.startswith(f"images are decoded each time they are read: {said}")
+    assert note == f"images are decoded each time they are read: {said}"
+    assert set(cache.rglob("*")) == before
 
 
 def test_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = open_source(f"folder:{folder}")
     monkeypatch.setattr(auto_cache, "memory", lambda: 4 * 30_000)
     assert kept(source)[1].endswith("kB, more than a quarter of the memory")
-    monkeypatch.setattr(auto_cache, "_SAMPLE", 1)  # the first, which is small
+    monkeypatch.setattr(auto_cache, "_SAMPLE", 1)  # only the first, which is small
     assert kept(source)[1].endswith("decoded they take more than 30 kB")  # and nothing is left of the attempt
     monkeypatch.undo()
     usage = shutil.disk_usage(tmp_path)
@@ -153,7 +175,9 @@ def test_what_needs_no_decoding_and_what_is_not_auto(folder: Path) -> None:
     assert kept(array) == (array, "")
     source = open_source(f"folder:{folder}")
     for how in ("none", "pixels"):
-        assert keep_decoded(DataConfig(cache=how), source, PLAIN, READING, images=1000, workers=0) == (source, "")
+        config = DataConfig(cache=how)
+        found = keep_decoded(config, source, PLAIN, READING, images=1000, workers=0, say=pytest.fail)
+        assert found is source
 
 
 def test_a_store_that_gives_no_answer_is_no_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +198,7 @@ def trained(source: str, folder: Path, cache: str) -> Path:
 
 
 def test_a_run_ends_in_the_same_bits_and_may_go_on_with_or_without(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(12, 40):
         image = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -182,7 +206,8 @@ def test_a_run_ends_in_the_same_bits_and_may_go_on_with_or_without(
     source = f"folder:{folder}"
     cached, plain, changed = (tmp_path / "runs" / name for name in ("cached", "plain", "changed"))
     trained(source, cached, "auto")
-    assert "images are decoded once: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.index("decoding 38 images, once for all") < said.index("images are decoded once: ")
     trained(source, plain, "none")
     assert "decoded once" not in capsys.readouterr().err
     runs.assert_same_run(cached, plain)
@@ -191,3 +216,7 @@ def test_a_run_ends_in_the_same_bits_and_may_go_on_with_or_without(
         path.unlink()
     trained(source, changed, "auto")
     runs.assert_same_run(changed, plain)
+    monkeypatch.setattr(pretrain, "read_decoded", None)  # not for a run that is finished, or refused
+    trained(source, changed, "auto")
+    words = runs.command(source, changed, data__cache="auto", fewshot__data="", train__length="13 steps")
+    assert cli.pretrain(words[1:]) == 2

@@ -71,6 +71,29 @@ def test_it_decodes_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_pixels(source, Reading(1), workers=0).path != before.path
 
 
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"half a file"])
+@pytest.mark.parametrize("suffix", ["pixels", "sizes.npy"])
+def test_what_is_damaged_is_decoded_again(folder: Path, suffix: str, damage: bytes) -> None:
+    source, reading = open_source(f"folder:{folder}"), Reading(3, background=(5,))
+    path = cache_pixels(source, reading, workers=0).path
+    whole = path.read_bytes()
+    path.with_suffix(f".{suffix}").write_bytes(damage)
+    assert cache_pixels(source, reading, workers=0).path == path
+    assert path.read_bytes() == whole
+
+
+def test_another_version_of_a_decoder_decodes_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made() -> Path:
+        return cache_pixels(open_source(f"folder:{folder}"), Reading(3, background=(4,)), workers=0).path
+
+    before, version = made(), pixel_cache.metadata.version
+    for name in ("pillow", "simplejpeg", "imagecodecs", "tifffile"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pixel_cache.metadata, "version", lambda one, name=name: "0" if one == name else version(one))
+            assert made() != before
+    assert made() == before
+
+
 def test_pixels_of_another_reading_are_others(folder: Path) -> None:
     source = open_source(f"folder:{folder}")
     readings = [Reading(3), Reading(3, (0.0, 100.0)), Reading(3, background=(0,)), Reading(1)]

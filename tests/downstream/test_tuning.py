@@ -1,6 +1,7 @@
 """The parts of a fine-tuning run: where it starts, its step, and what is exported."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from mpp.config import parse
 from mpp.data.config import Reading
 from mpp.data.decode import decode
+from mpp.data.pixel_cache import PixelSource
 from mpp.data.transform import EvalTransform, normalise
 from mpp.dist import World
 from mpp.downstream.config import FinetuneConfig, LossConfig
-from mpp.downstream.labelled import open_labelled
+from mpp.downstream.labelled import open_labelled, take_fraction, with_labels
 from mpp.downstream.starting import starting_weights
 from mpp.downstream.tuning import (
     Tuning,
     build_tuning,
     predict,
+    read_decoded,
     result_weights,
     training_batches,
     training_step,
@@ -57,6 +61,47 @@ def filled(parts: Tuning) -> None:
     """A head that says something."""
     torch.manual_seed(1)
     torch.nn.init.normal_(parts.model.get_parameter("head.weight"))
+
+
+@pytest.mark.parametrize(("labels", "decoded"), [("100%", 40), ("20%", 8)])
+def test_only_images_that_are_trained_on_are_decoded_and_only_where_they_are_read_twice(
+    tmp_path: Path, labels: str, decoded: int
+) -> None:
+    source = f"folder:{tmp_path}"
+    for number in range(40):
+        folder = tmp_path / "train" / str(number % 4)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), number, dtype=np.uint8)).save(folder / f"{number}.png")
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    labelled = open_labelled(source)
+    taken = take_fraction(labelled.train_labels, 4, labels, 0)
+    told = config(source, data__labels=labels, train__batch_size="4", train__micro_batch="4")
+
+    def said(steps: int, seen: int = 0) -> list[str]:
+        lines: list[str] = []
+        parts = build_tuning(
+            replace(told, train=replace(told.train, length=f"{steps} steps")),
+            with_labels(labelled, taken),
+            0.1,
+            World(),
+            CPU,
+        )
+        parts.state.images_seen = seen
+        read_decoded(parts, lines.append)
+        assert len(parts.train_source) == decoded
+        source = parts.train_source
+        assert (isinstance(source, PixelSource) or isinstance(getattr(source, "source", None), PixelSource)) == (
+            "are decoded once" in lines[-1]
+        )
+        labels = [source.read(index)[1] for index in range(decoded)]
+        assert labels == labelled.train_labels[parts.labelled.train_indices].tolist()
+        return lines
+
+    passes = decoded // 4
+    few = f"images of {decoded} are to be read, fewer than two passes"
+    assert few in said(2 * passes - 1)[-1]
+    assert few in said(20 * passes, 18 * passes * 4 + 4)[-1]
+    assert said(2 * passes + 1)[0].startswith(f"decoding {decoded} images, once")
 
 
 @pytest.mark.parametrize("init", ["none", "random:test_resnet", "random:test_convnext"])

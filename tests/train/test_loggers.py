@@ -41,6 +41,7 @@ class Inner:
     source: str = "shards:https://user:secret@host/a.tar"
     sizes: tuple[int, ...] = (224, 192)
     workers: int = field(default=2, metadata={"free": True})
+    cache: str = field(default="auto", metadata={"free": ("auto", "none")})
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def test_a_config_is_told_by_dotted_names_without_credentials() -> None:
         ("data.source", "shards:https://host/a.tar", False),
         ("data.sizes", "224 192", False),
         ("data.workers", 2, True),
+        ("data.cache", "auto", False),
     ]
 
 
