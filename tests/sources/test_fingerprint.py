@@ -226,7 +226,7 @@ def test_the_quick_one_survives_a_copy_but_no_other_name_label_order_or_count(
 def test_decoded_pixels_are_the_images_that_they_came_from(tmp_path: Path) -> None:
     PIXELS.tofile(tmp_path / "pixels")
     source = ListSource(PIXELS, [0, 1] * 3)
-    sizes = np.tile(np.array([[*PIXELS.shape[1:3], 0]], dtype=np.int32), (len(PIXELS), 1))
+    sizes = np.tile(np.array([PIXELS.shape[1:3]], dtype=np.int32), (len(PIXELS), 1))
     decoded = PixelSource(source, tmp_path / "pixels", sizes, PIXELS.shape[3])
     assert fingerprint(decoded) == fingerprint(source)
     assert quick_fingerprint(Subset(decoded, [1, 2])) == quick_fingerprint(Subset(source, [1, 2]))
