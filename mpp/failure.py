@@ -11,6 +11,7 @@ from pathlib import Path
 
 _TRANSPORT = (
     "/gloo/transport/",
+    "caused pair closure",  # gloo, of the next operation after one that got no answer, without its place
     "ncclRemoteError",
     "communicator was aborted",
     "collective operation timeout",

@@ -148,6 +148,7 @@ def test_a_bad_timeout_is_an_error(told: str, monkeypatch: pytest.MonkeyPatch) -
 
 GLOO = "[/w/pytorch/third_party/gloo/gloo/transport/tcp/"
 LOST = [
+    (RuntimeError("Application timeout caused pair closure"), "Application timeout caused pair closure"),
     (RuntimeError(f"{GLOO}pair.cc:547] Connection closed by peer [127.0.0.1]:13"), "Connection closed by peer"),
     (
         RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 20000ms for recv"),
