@@ -147,8 +147,8 @@ def any_rank(flag: bool) -> bool:
 class Poll:
     """Whether the flag of any process is set, asked after every step without a wait for the slowest process.
 
-    The answer to one question comes with the next one; at once where the step before took a process `LONG` or more.
-    All processes go by the same answers, so that they decide alike.
+    A call returns the answer to the question of the call before; after a step of `LONG` seconds or more in any process,
+    it waits for its own. All processes go by the same answers, so that they decide alike.
     """
 
     LONG = 1.0
@@ -163,18 +163,18 @@ class Poll:
         if not dist.is_initialized():
             return flag
         now = time.monotonic()
-        told = torch.tensor([float(flag), now - self._since], dtype=torch.float64)
+        question = torch.tensor([float(flag), now - self._since], dtype=torch.float64)
         before, self._since = self._asked, now
-        self._asked = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True), told
-        found, seconds = _answer(before) if before is not None else (False, self.LONG)
-        return found or (seconds >= self.LONG and _answer(self._asked)[0])
+        self._asked = dist.all_reduce(question, dist.ReduceOp.MAX, async_op=True), question
+        anyone, seconds = _answer(before) if before is not None else (False, self.LONG)
+        return anyone or (seconds >= self.LONG and _answer(self._asked)[0])
 
 
 def _answer(asked: tuple[Any, Tensor]) -> tuple[bool, float]:
-    work, told = asked
+    work, answer = asked
     work.wait()
-    found, seconds = told.tolist()
-    return bool(found), seconds
+    anyone, seconds = answer.tolist()
+    return bool(anyone), seconds
 
 
 def agree(facts: Callable[[], Mapping[str, str]]) -> None:

@@ -85,9 +85,8 @@ def _sdpa(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
 
 def _xformers(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # xformers has tokens before heads
-    if (
-        q.shape != k.shape
-    ):  # 3 normed queries a head have the strides by which it takes them for one tensor with k and v
+    if q.shape != k.shape:
+        # 3 normed queries a head have the strides by which it takes them for one tensor with keys and values.
         q = q.contiguous()
     assert _memory_efficient_attention is not None, "xformers_obstacle comes first"
     return _memory_efficient_attention(q, k, v, p=dropout).transpose(1, 2)

@@ -283,9 +283,7 @@ class FiniteGuard:
             self._optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
             self._optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.settle()
-        event = torch.cuda.Event(
-            blocking=True
-        )  # whoever waits for it sleeps: its core is the loader workers' meanwhile
+        event = torch.cuda.Event(blocking=True)  # who waits for it sleeps, and leaves the core to loader workers
         copy = finite.to("cpu", non_blocking=True)
         event.record()
         self._pending = (copy, event, number)
