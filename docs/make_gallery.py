@@ -20,13 +20,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from mpp.files import whole_folder, write_whole
-from mpp.page.document import write_pictures
-from mpp.page.parts import Gallery, Page, Picture, Section
-from mpp.recipes import VisualizeRecipe
-from mpp.run_page.provenance import code, machine, versions
-from mpp.train.provenance import read_starts
-from mpp.views.page import build_page
+from mpp.report.page.document import write_pictures
+from mpp.report.page.parts import Gallery, Page, Picture, Section
+from mpp.report.run_page.provenance import code, machine, versions
+from mpp.report.settings import VisualizeRecipe
+from mpp.report.views.page import build_page
+from mpp.system.files import whole_folder, write_whole
+from mpp.training.provenance import read_starts
 
 _LEFT_OUT = ("few-shot", "fine-tuning", "downstream", "data", "how-it-was-made")  # tables
 _PACKAGES = ("python", "torch", "timm")

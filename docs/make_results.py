@@ -12,7 +12,7 @@ from results_page.data import read_studies, take
 from results_page.page import START, in_headline, render, with_headline
 
 from mpp.errors import UserError
-from mpp.files import write_whole
+from mpp.system.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,15 +9,15 @@ from typing import Any
 _HOME = {
     "Encoder": "mpp.model.encoder",
     "build_encoder": "mpp.model.encoder",
-    "ModelConfig": "mpp.model.config",
+    "ModelConfig": "mpp.model.settings",
     "save_timm_folder": "mpp.weights.timm_folder",
     "MaskedPatchPrediction": "mpp.objective.objective",
     "build_target": "mpp.objective.target",
     "pick_patches": "mpp.objective.masking",
     "draw_corruption": "mpp.objective.masking",
     "corrupt": "mpp.objective.masking",
-    "open_source": "mpp.sources.opening",
-    "PretrainConfig": "mpp.recipes",
+    "open_source": "mpp.data.sources.opening",
+    "PretrainConfig": "mpp.pretraining.settings",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

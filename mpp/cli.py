@@ -1,6 +1,5 @@
 """The commands. They read the command line; torch is loaded only once it is known to be sound."""
 
-import importlib
 import io
 import os
 import sys
@@ -10,33 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mpp import failure
-from mpp.bench_config import (
-    PLAN_ALIASES,
-    AttentionBench,
-    DataBench,
-    FewshotBench,
-    GpuBench,
-    PlanBench,
-    SavingBench,
-    StepBench,
-    TrainingBench,
-)
-from mpp.cache.room import limit_of
 from mpp.config import parse
-from mpp.cores import limit_threads
-from mpp.data_recipes import CacheRecipe, CheckRecipe, ShardRecipe
+from mpp.curation.settings import CacheRecipe, CheckRecipe, ShardRecipe
+from mpp.downstream.recipes import FewshotRecipe, PredictRecipe, ProbeRecipe
+from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import ConfigError, Unreachable, UserError
-from mpp.files import cache_folder
-from mpp.recipes import (
-    ConvertRecipe,
-    FewshotRecipe,
-    FinetuneConfig,
-    PredictRecipe,
-    PretrainConfig,
-    ProbeRecipe,
-    VisualizeRecipe,
-)
-from mpp.study_recipe import StudyConfig
+from mpp.pretraining.settings import ConvertRecipe, PretrainConfig
+from mpp.report.settings import VisualizeRecipe
+from mpp.study.settings import StudyConfig
+from mpp.system.cache.room import limit_of
+from mpp.system.cores import limit_threads
+from mpp.system.files import cache_folder
 
 T = TypeVar("T")
 
@@ -52,7 +35,7 @@ _ENCODER = {name: f"encoder.{name}" for name in ("img_size", "device", "precisio
 
 def pretrain(argv: Sequence[str] | None = None) -> int:
     """Pretrains as the command line says (`argv`, by default the process's own); returns the exit code."""
-    return _main("pretrain", PretrainConfig, argv, _pretrain)
+    return run_tool("pretrain", PretrainConfig, argv, _pretrain)
 
 
 def _pretrain(config: PretrainConfig) -> int:
@@ -62,9 +45,9 @@ def _pretrain(config: PretrainConfig) -> int:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/first, or --dry-run")
     _check_apart(config.run_dir, config.init)
     _check_outside("--run-dir", config.run_dir, config.data.source, config.fewshot.data, config.fewshot.test)
-    from mpp.pretrain import run
+    from mpp.pretraining.recipe import run
 
-    return run(_at_home(config))
+    return _reported(run, _at_home(config))
 
 
 def _check_apart(run_dir: str, init: str) -> None:
@@ -77,9 +60,19 @@ def _check_apart(run_dir: str, init: str) -> None:
 
 
 def _check_outside(setting: str, folder: str, *specs: str) -> None:
-    from mpp.sources.specs import check_outside_images
+    from mpp.data.sources.specs import check_outside_images
 
     check_outside_images(setting, folder, specs)
+
+
+def _reported(run: Callable[[Any], int], config: Any) -> int:
+    """Runs a recipe, then writes run_dir/report.html where it finished and the report is not turned off."""
+    status = run(config)
+    if not status and config.log.report and not getattr(config, "dry_run", False):
+        from mpp.report.views.page import tell_of_run
+
+        tell_of_run(config.run_dir, config.train.device)
+    return status
 
 
 def _at_home(config: T) -> T:
@@ -90,7 +83,7 @@ def _at_home(config: T) -> T:
 
 def finetune(argv: Sequence[str] | None = None) -> int:
     """Fine-tunes, or trains from scratch, as the command line says; returns the exit code."""
-    return _main("finetune", FinetuneConfig, argv, _finetune, _FINETUNE)
+    return run_tool("finetune", FinetuneConfig, argv, _finetune, _FINETUNE)
 
 
 def _finetune(config: FinetuneConfig) -> int:
@@ -102,32 +95,32 @@ def _finetune(config: FinetuneConfig) -> int:
         raise ConfigError("nowhere to write to: give --run-dir, such as --run-dir runs/ft")
     _check_apart(config.run_dir, config.init)
     _check_outside("--run-dir", config.run_dir, config.data.source, config.data.test)
-    from mpp.finetune import run
+    from mpp.downstream.finetune import run
 
-    return run(_at_home(config))
+    return _reported(run, _at_home(config))
 
 
 def fewshot(argv: Sequence[str] | None = None) -> int:
     """Evaluates frozen features by few-shot least squares; returns the exit code."""
-    return _main("fewshot", FewshotRecipe, argv, _fewshot, _ENCODER)
+    return run_tool("fewshot", FewshotRecipe, argv, _fewshot, _ENCODER)
 
 
 def _fewshot(config: FewshotRecipe) -> int:
     _check_frozen(config)
     _check_outside("--out", config.out, config.data, config.test)
-    from mpp.evaluate import fewshot
+    from mpp.downstream.evaluate import fewshot
 
     return fewshot(config)
 
 
 def probe(argv: Sequence[str] | None = None) -> int:
     """Evaluates frozen features by a linear classifier or nearest neighbours; returns the exit code."""
-    return _main("probe", ProbeRecipe, argv, _probe, _ENCODER)
+    return run_tool("probe", ProbeRecipe, argv, _probe, _ENCODER)
 
 
 def _probe(config: ProbeRecipe) -> int:
     _check_frozen(config)
-    from mpp.evaluate import probe
+    from mpp.downstream.evaluate import probe
 
     return probe(config)
 
@@ -141,7 +134,7 @@ def _check_frozen(config: FewshotRecipe | ProbeRecipe) -> None:
 
 def predict(argv: Sequence[str] | None = None) -> int:
     """Classifies images; returns the exit code."""
-    return _main("predict", PredictRecipe, _with_images(sys.argv[1:] if argv is None else argv), _predict, {})
+    return run_tool("predict", PredictRecipe, _with_images(sys.argv[1:] if argv is None else argv), _predict, {})
 
 
 def _predict(config: PredictRecipe) -> int:
@@ -149,7 +142,7 @@ def _predict(config: PredictRecipe) -> int:
         raise ConfigError("no model: give --init, such as --init runs/ft")
     if not config.images:
         raise ConfigError("no images: name files or folders, such as predict --init runs/ft image.jpg")
-    from mpp.predict import predict
+    from mpp.downstream.predict import predict
 
     return predict(config)
 
@@ -176,7 +169,7 @@ def _with_images(argv: Sequence[str]) -> list[str]:
 
 def convert(argv: Sequence[str] | None = None) -> int:
     """Converts weights from one form to another; returns the exit code."""
-    return _main("convert", ConvertRecipe, argv, _convert, {})
+    return run_tool("convert", ConvertRecipe, argv, _convert, {})
 
 
 def _convert(config: ConvertRecipe) -> int:
@@ -184,14 +177,14 @@ def _convert(config: ConvertRecipe) -> int:
         raise ConfigError("nothing to convert: give --init, such as --init runs/first or --init vit.npz")
     if not config.out:
         raise ConfigError("nowhere to write to: give --out, a folder or a file that ends in .onnx")
-    from mpp.convert import convert
+    from mpp.pretraining.convert import convert
 
     return convert(config)
 
 
 def visualize(argv: Sequence[str] | None = None) -> int:
     """Draws what a model learnt; returns the exit code."""
-    return _main("visualize", VisualizeRecipe, argv, _visualize, {})
+    return run_tool("visualize", VisualizeRecipe, argv, _visualize, {})
 
 
 def _visualize(config: VisualizeRecipe) -> int:
@@ -201,14 +194,14 @@ def _visualize(config: VisualizeRecipe) -> int:
     if config.runs and not config.out:
         raise ConfigError("nowhere to write to: --runs needs --out, a folder for report.html")
     _check_outside("--out", config.out, config.data)
-    from mpp.visualize import visualize
+    from mpp.report.visualize import visualize
 
     return visualize(config)
 
 
 def study(argv: Sequence[str] | None = None) -> int:
     """Runs a study: pretrain, fine-tune, few-shot, table; returns the exit code."""
-    return _main("study", StudyConfig, argv, _study, {})
+    return run_tool("study", StudyConfig, argv, _study, {})
 
 
 def _study(config: StudyConfig) -> int:
@@ -228,7 +221,7 @@ def _study(config: StudyConfig) -> int:
 
 def shard(argv: Sequence[str] | None = None) -> int:
     """Packs images into shards; returns the exit code."""
-    return _main("shard", ShardRecipe, argv, _shard, _AS_A_RUN)
+    return run_tool("shard", ShardRecipe, argv, _shard, _AS_A_RUN)
 
 
 def _shard(config: ShardRecipe) -> int:
@@ -236,66 +229,37 @@ def _shard(config: ShardRecipe) -> int:
         raise ConfigError("nothing to pack: give --data, such as --data folder:/my/images")
     if not config.out:
         raise ConfigError("nowhere to write to: give --out, a folder for the shards")
-    from mpp.shard import shard
+    from mpp.curation.shard import shard
 
     return shard(config)
 
 
 def check_data(argv: Sequence[str] | None = None) -> int:
     """Looks at images before a run; returns the exit code: 0 where a run would start, 1 where it would not."""
-    return _main("check_data", CheckRecipe, argv, _check_data, _AS_A_RUN)
+    return run_tool("check_data", CheckRecipe, argv, _check_data, _AS_A_RUN)
 
 
 def _check_data(config: CheckRecipe) -> int:
     if not config.data:
         raise ConfigError("no images to look at: give --data, such as --data folder:/my/images")
     _check_outside("--out", config.out, config.data)
-    from mpp.check_data import check_data
+    from mpp.curation.check_data import check_data
 
     return check_data(config)
 
 
 def cache(argv: Sequence[str] | None = None) -> int:
     """Says what lies in the cache, and clears it; returns the exit code."""
-    return _main("cache", CacheRecipe, argv, _cache, {})
+    return run_tool("cache", CacheRecipe, argv, _cache, {})
 
 
 def _cache(config: CacheRecipe) -> int:
-    from mpp.cache.tool import cache
+    from mpp.system.cache.tool import cache
 
     return cache(config.clear, config.limit, config.files)
 
 
-def bench(argv: Sequence[str] | None = None) -> int:
-    """Measures what the first word names, beside its reference; returns the exit code."""
-    known: dict[str, type[Any]] = {
-        "step": StepBench,
-        "training": TrainingBench,
-        "plan": PlanBench,
-        "attention": AttentionBench,
-        "saving": SavingBench,
-        "gpu": GpuBench,
-        "data": DataBench,
-        "fewshot": FewshotBench,
-    }
-    what, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
-    if what in ("-h", "--help"):
-        print(f"usage: bench {{{','.join(known)}}} [settings]; `bench {next(iter(known))} --help` lists its settings\n")
-        print("\n".join(f"  {name:10} {config.__doc__}" for name, config in known.items()))
-        return 0
-    if what not in known:
-        got = repr(what) if what else "nothing"
-        print(f"bench: error: the first word names what to measure: {', '.join(known)}; got {got}", file=sys.stderr)
-        return 2
-
-    def run(config: object) -> int:
-        # Each measurement is the function named like its file.
-        return getattr(importlib.import_module(f"mpp.bench.{what}"), what)(config)
-
-    return _main(f"bench {what}", known[what], rest, run, PLAN_ALIASES if what == "plan" else {})
-
-
-def _main(
+def run_tool(
     prog: str,
     cls: type[T],
     argv: Sequence[str] | None,

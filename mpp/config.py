@@ -29,7 +29,7 @@ import tyro
 
 from mpp.addresses import without_credentials
 from mpp.errors import ConfigError
-from mpp.process import printing_to
+from mpp.system.process import printing_to
 from mpp.yaml_text import dump_yaml, load_yaml
 
 T = TypeVar("T")

@@ -20,9 +20,9 @@ with (
     torch.cuda.is_available()
 
 # Shapes and types in the signatures of the tensor code are checked in every call that a test makes.
-jaxtyping.install_import_hook(["mpp.model", "mpp.objective", "mpp.inspection"], "beartype.beartype")
+jaxtyping.install_import_hook(["mpp.model", "mpp.objective", "mpp.report.inspection"], "beartype.beartype")
 
-import mpp.torchvision_import  # noqa: E402, F401  (makes timm importable beside the CPU build of torch)
+import mpp.system.torchvision_import  # noqa: E402, F401  (makes timm importable beside the CPU build of torch)
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 

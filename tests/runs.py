@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpp.train import parallel
-from mpp.train.checkpoint import Checkpoints, load_checkpoint
-from mpp.train.log import read_rows
+from mpp.training import parallel
+from mpp.training.checkpoint import Checkpoints, load_checkpoint
+from mpp.training.log import read_rows
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "pretrain.py"

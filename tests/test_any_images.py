@@ -13,14 +13,14 @@ import pytest
 import tifffile
 
 from mpp.cli import finetune, pretrain
-from mpp.data.config import Reading
-from mpp.sources import remote
-from mpp.sources.names import is_image
-from mpp.train.loop import EXIT_REQUEUE
+from mpp.data.settings import Reading
+from mpp.data.sources import remote
+from mpp.data.sources.names import is_image
+from mpp.training.loop import EXIT_REQUEUE
 from mpp.weights.opening import open_weights
 from tests import runs
+from tests.data.sources.file_server import FileServer
 from tests.data.zoo import CASES
-from tests.sources.file_server import FileServer
 
 _OWN = ("README.txt", ".DS_Store", "Thumbs.db", "__MACOSX/x.jpg")
 """Beside them, what is no image and no class."""

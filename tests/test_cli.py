@@ -17,9 +17,9 @@ import pytest
 
 import mpp.cli
 from mpp.cli import pretrain
+from mpp.data.sources.specs import check_outside_images
 from mpp.errors import ConfigError, UserError, command, install
-from mpp.recipes import PretrainConfig
-from mpp.sources.specs import check_outside_images
+from mpp.pretraining.settings import PretrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -174,13 +174,13 @@ Run = Callable[[PretrainConfig], int]
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
-    """Puts a function in the place of `mpp.pretrain.run`, which needs torch."""
+    """Puts a function in the place of `mpp.pretraining.recipe.run`, which needs torch."""
     monkeypatch.delenv("RANK", raising=False)
 
     def put(run: Run) -> None:
-        module = types.ModuleType("mpp.pretrain")
+        module = types.ModuleType("mpp.pretraining.recipe")
         module.__dict__["run"] = run
-        monkeypatch.setitem(sys.modules, "mpp.pretrain", module)
+        monkeypatch.setitem(sys.modules, "mpp.pretraining.recipe", module)
 
     return put
 

@@ -75,7 +75,7 @@ def test_a_rank_that_fails_is_the_only_one_to_speak(
     script = tmp_path / "broken.py"
     error = {"a bug": "ValueError('a bug')", "no room": "OSError(28, 'No space left on device')"}[what]
     script.write_text(
-        "import os, sys\nfrom mpp.cli import pretrain\nfrom mpp.train import loop\n"
+        "import os, sys\nfrom mpp.cli import pretrain\nfrom mpp.training import loop\n"
         "update = loop.update\n"
         "def broken(*given):\n"
         f"    if os.environ['RANK'] == '1' and given[-1] == 4: raise {error}\n"

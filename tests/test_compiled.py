@@ -67,15 +67,16 @@ def compiled() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
     from torch._dynamo.utils import counters
 
-    from mpp import parts as pretraining
     from mpp.config import parse
     from mpp.dist import World
     from mpp.downstream import features, tuning
     from mpp.downstream.labelled import open_labelled
+    from mpp.downstream.settings import FinetuneConfig
     from mpp.objective.picture import reconstruct
-    from mpp.recipes import FinetuneConfig, PretrainConfig
-    from mpp.train.loop import State, fit
-    from mpp.watch import evaluating
+    from mpp.pretraining import build as pretraining
+    from mpp.pretraining.monitor import evaluating
+    from mpp.pretraining.settings import PretrainConfig
+    from mpp.training.loop import State, fit
 
     torch.set_num_threads(1)
     features.extract_by_all.__kwdefaults__["batch_size"] = 16  # so that the last of 40 images are a batch of 8

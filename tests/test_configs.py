@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-import mpp.parts
+import mpp.pretraining.build
 from mpp.cli import _ALIASES
 from mpp.config import from_file, parse
+from mpp.data.sources.base import ListSource
 from mpp.dist import World
-from mpp.downstream.config import FewshotConfig
 from mpp.downstream.labelled import label
+from mpp.downstream.settings import FewshotConfig, FinetuneConfig
 from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import build_encoder
-from mpp.parts import build, build_model
-from mpp.recipes import FinetuneConfig, PretrainConfig
-from mpp.sources.base import ListSource
-from mpp.study_recipe import StudyConfig
+from mpp.model.settings import ModelConfig
+from mpp.pretraining.build import build, build_model
+from mpp.pretraining.settings import PretrainConfig
+from mpp.study.settings import StudyConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
@@ -177,7 +177,7 @@ def unread(monkeypatch: pytest.MonkeyPatch):
         def read(self, index: int) -> None:
             raise OSError
 
-    return lambda length: monkeypatch.setattr(mpp.parts, "open_images", lambda *_, **__: Unread(length))
+    return lambda length: monkeypatch.setattr(mpp.pretraining.build, "open_images", lambda *_, **__: Unread(length))
 
 
 @pytest.mark.parametrize("name", NAMES)

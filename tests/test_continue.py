@@ -12,17 +12,18 @@ from safetensors.torch import load_file
 
 from mpp.cli import pretrain
 from mpp.config import from_file, overridden
-from mpp.data.config import DataConfig
+from mpp.data.settings import DataConfig
 from mpp.downstream.cache import weights_hash
-from mpp.evaluate import fewshot_results
-from mpp.model.config import ModelConfig
-from mpp.parts import build_model
-from mpp.recipes import FewshotRecipe, FrozenConfig, PretrainConfig
-from mpp.restore import first_weights, restored, weights_or_checkpoint
-from mpp.run_page.provenance import making_section
-from mpp.run_page.reading import read_record
-from mpp.train.checkpoint import Checkpoints
-from mpp.train.log import read_rows
+from mpp.downstream.evaluate import fewshot_results
+from mpp.downstream.recipes import FewshotRecipe, FrozenConfig
+from mpp.model.settings import ModelConfig
+from mpp.pretraining.build import build_model
+from mpp.pretraining.restore import first_weights, restored, weights_or_checkpoint
+from mpp.pretraining.settings import PretrainConfig
+from mpp.report.run_page.provenance import making_section
+from mpp.report.run_page.reading import read_record
+from mpp.training.checkpoint import Checkpoints
+from mpp.training.log import read_rows
 from mpp.weights.base import build
 from mpp.weights.continued import build_continued, load_first, settled
 from mpp.weights.opening import open_weights

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from mpp.cli import pretrain
 from mpp.model.attention import xformers_obstacle
-from mpp.train.config import OptimConfig
-from mpp.train.loop import NonFinite, Schedule, State, fit
-from mpp.train.optim import build_optimizer, parameter_groups
-from mpp.train.parallel import DTYPES
+from mpp.training.loop import NonFinite, Schedule, State, fit
+from mpp.training.optim import build_optimizer, parameter_groups
+from mpp.training.parallel import DTYPES
+from mpp.training.settings import OptimConfig
 from tests import runs
 
 CUDA = torch.device("cuda", 0)

@@ -19,7 +19,7 @@ from mpp.cli import _ALIASES
 from mpp.config import parse
 from mpp.dist import World, store_of_this_attempt
 from mpp.errors import ConfigError, RunError, UserError
-from mpp.recipes import PretrainConfig
+from mpp.pretraining.settings import PretrainConfig
 from tests import runs
 
 PATIENCE = datetime.timedelta(seconds=20)

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.settings import DataBench
 
-from mpp.bench_config import DataBench
 from mpp.cli import _ALIASES, shard
 from mpp.config import parse
-from mpp.data_recipes import CacheRecipe, CheckRecipe, ShardRecipe
-from mpp.recipes import PretrainConfig
-from mpp.sources.names import IMAGE_EXTENSIONS, is_hidden
-from mpp.sources.opening import open_source
-from mpp.train.bad_files import HEAD
-from mpp.train.waiting import advice
+from mpp.curation.settings import CacheRecipe, CheckRecipe, ShardRecipe
+from mpp.data.sources.names import IMAGE_EXTENSIONS, is_hidden
+from mpp.data.sources.opening import open_source
+from mpp.pretraining.settings import PretrainConfig
+from mpp.training.bad_files import HEAD
+from mpp.training.waiting import advice
 from tests.data.zoo import CASES
 
 ROOT = Path(__file__).parent.parent

@@ -14,16 +14,16 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mpp import dist
 from mpp.config import parse
-from mpp.data.config import Reading
+from mpp.data.settings import Reading
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
 from mpp.downstream import tuning
-from mpp.downstream.config import FinetuneConfig
 from mpp.downstream.features import extract_by_all
 from mpp.downstream.labelled import open_labelled
-from mpp.parts import build, training_batches, training_step
-from mpp.recipes import PretrainConfig
-from mpp.train.loop import State, fit
+from mpp.downstream.settings import FinetuneConfig
+from mpp.pretraining.build import build, training_batches, training_step
+from mpp.pretraining.settings import PretrainConfig
+from mpp.training.loop import State, fit
 from tests import pretended, runs
 
 ALONE = World()
@@ -84,7 +84,7 @@ def first_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     ("changed", "waits"),
     [
         ({"train__precision": "bf16"}, {}),
-        ({"optim__name": "sgd"}, {"mpp/train/loop.py:check: item": 3}),  # torch has no fused one for shards
+        ({"optim__name": "sgd"}, {"mpp/training/loop.py:check: item": 3}),  # torch has no fused one for shards
     ],
 )
 def test_fsdp_does_not_wait(changed: dict[str, str], waits: dict[str, int], first_of_two: World, source: str) -> None:
@@ -105,7 +105,7 @@ def test_fine_tuning_does_not_wait(changed: dict[str, str], source: str, tmp_pat
 
 
 def test_a_row_of_figures_waits_once(source: str) -> None:
-    assert pretrain(source, rows=True) == {"mpp/train/log.py:read: copy to cpu, blocking": 3}
+    assert pretrain(source, rows=True) == {"mpp/training/log.py:read: copy to cpu, blocking": 3}
 
 
 def test_reading_features_does_not_wait_before_the_last(source: str) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from mpp import cli, dist
 from mpp.cli import convert, pretrain
-from mpp.files import LOCK, claimed
-from mpp.train.checkpoint import Checkpoints
+from mpp.system.files import LOCK, claimed
+from mpp.training.checkpoint import Checkpoints
 from tests import runs
 
 # fp32 without stochastic depth, whose draws depend on the split; and an epsilon well above rounding, or Adam would
@@ -165,7 +165,8 @@ def test_a_folder_in_use_is_refused_in_one_line(fresh: bool, source: str, tmp_pa
 
 LATE = """
 import os, sys
-from mpp import dist, pretrain
+from mpp import dist
+from mpp.pretraining import recipe as pretrain
 from mpp.cli import pretrain as command
 
 build = pretrain.build

@@ -6,23 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.settings import PLAN_ALIASES, PlanBench
 
 import mpp
-from mpp.bench_config import PLAN_ALIASES, PlanBench
 from mpp.cli import _ALIASES, _ENCODER, _FINETUNE, _with_images
 from mpp.config import parse
-from mpp.data_recipes import CheckRecipe, ShardRecipe
+from mpp.curation.settings import CheckRecipe, ShardRecipe
+from mpp.downstream.recipes import FewshotRecipe, PredictRecipe, ProbeRecipe
+from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
-from mpp.recipes import (
-    ConvertRecipe,
-    FewshotRecipe,
-    FinetuneConfig,
-    PredictRecipe,
-    PretrainConfig,
-    ProbeRecipe,
-    VisualizeRecipe,
-)
-from mpp.study_recipe import StudyConfig
+from mpp.pretraining.settings import ConvertRecipe, PretrainConfig
+from mpp.report.settings import VisualizeRecipe
+from mpp.study.settings import StudyConfig
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")

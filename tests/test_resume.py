@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mpp.cli import finetune, pretrain
-from mpp.train.checkpoint import Checkpoints, load_checkpoint
-from mpp.train.loop import EXIT_REQUEUE
+from mpp.training.checkpoint import Checkpoints, load_checkpoint
+from mpp.training.loop import EXIT_REQUEUE
 from tests import runs
 
 
@@ -157,7 +157,10 @@ def test_the_model_of_an_earlier_end_stays_until_there_is_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_dir, command = tmp_path / "run", {"pretrain": runs.command, "finetune": runs.finetune_command}[tool]
-    make, module = {"pretrain": (pretrain, "mpp.pretrain"), "finetune": (finetune, "mpp.downstream.finetune")}[tool]
+    make, module = {
+        "pretrain": (pretrain, "mpp.pretraining.recipe"),
+        "finetune": (finetune, "mpp.downstream.finetune"),
+    }[tool]
     if tool == "pretrain":
         shutil.copytree(ended, run_dir)
     else:

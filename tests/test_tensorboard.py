@@ -16,8 +16,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
-from mpp.recipes import PretrainConfig
-from mpp.train.log import RunLog
+from mpp.pretraining.settings import PretrainConfig
+from mpp.training.log import RunLog
 from tests.browser import open_browser, visit
 
 pytestmark = pytest.mark.slow

@@ -1,6 +1,6 @@
 """The data file of a study: copied once from its folder, and what the page asks of it.
 
-Its figures are those of `mpp.study_results`, which the study's own tables and the pages of its runs have, too.
+Its figures are those of `mpp.report.study_results`, which the study's own tables and the pages of its runs have, too.
 """
 
 import json
@@ -12,9 +12,9 @@ from typing import Any
 
 from mpp.downstream.estimates import Estimate
 from mpp.errors import UserError
-from mpp.files import write_whole
-from mpp.study_recipe import LONGER, SCRATCH
-from mpp.study_results import Pair, StudyResults
+from mpp.report.settings import LONGER, SCRATCH
+from mpp.report.study_results import Pair, StudyResults
+from mpp.system.files import write_whole
 
 SCHEMA = 1
 KINDS = ("benefit", "ablation", "length", "best", "continue")

@@ -2,7 +2,7 @@
 
 import re
 
-from mpp.study_recipe import LONGER, RANDOM, SCRATCH
+from mpp.report.settings import LONGER, RANDOM, SCRATCH
 
 _TOLD = {SCRATCH: "from scratch", LONGER: "from scratch, longer", RANDOM: "random initialisation"}
 _MARKUP = re.compile(r"([\\`*_~\[\]<>&])")  # a stroke is the table's to escape

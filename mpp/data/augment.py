@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import mpp.torchvision_import  # noqa: F401
-from mpp.data.config import DataConfig
-from mpp.data.decode import Picture
+import mpp.system.torchvision_import  # noqa: F401
+from mpp.data.decoding.decode import Picture
+from mpp.data.settings import DataConfig
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
-from mpp.process import GENERATORS
+from mpp.system.process import GENERATORS
 
 from PIL import Image, ImageOps  # isort: skip
 from timm.data.auto_augment import rand_augment_transform  # isort: skip

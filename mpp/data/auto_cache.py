@@ -11,16 +11,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mpp.cache.room import shown_size
-from mpp.cores import memory
-from mpp.data.config import DataConfig, Reading
-from mpp.data.decode import BadImage, Picture, one_line, open_picture
-from mpp.data.jpeg import JpegPicture, scales
+from mpp.data.decoding.decode import BadImage, Picture, one_line, open_picture
+from mpp.data.decoding.jpeg import JpegPicture, scales
 from mpp.data.pixel_cache import PixelSource, Whole, cached
 from mpp.data.reader import Transform
+from mpp.data.settings import DataConfig, Reading
+from mpp.data.sources.base import Source, count, read_many
 from mpp.errors import Unreachable, UserError
-from mpp.files import cache_folder
-from mpp.sources.base import Source, count, read_many
+from mpp.system.cache.room import shown_size
+from mpp.system.cores import memory
+from mpp.system.files import cache_folder
 
 _SHARE = 4  # of the memory, and of what is free on the disk, one part of so many is taken
 _SAMPLE = 32  # images by which the size of all is judged

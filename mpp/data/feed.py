@@ -7,12 +7,12 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from mpp.data.config import Reading
 from mpp.data.late import DecodeJpegs, LateDecoder
 from mpp.data.loader import stream
 from mpp.data.reader import Bad, TooManyBad, Training, Transform
+from mpp.data.settings import Reading
+from mpp.data.sources.base import Source
 from mpp.dist import World
-from mpp.sources.base import Source
 
 
 class Placed(TypedDict):

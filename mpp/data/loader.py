@@ -26,16 +26,16 @@ import torch
 from torch._C import _error_if_any_worker_fails, _remove_worker_pids, _set_worker_pids
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from mpp.cores import count_cores
-from mpp.data.config import Reading
 from mpp.data.reader import Bad, Batch, Evaluation, Late, Reader, Training, Transform
 from mpp.data.sending import sendable, tell_if_tight
+from mpp.data.settings import Reading
+from mpp.data.sources.base import Source, count
+from mpp.data.sources.descriptors import check_files, no_more_files, not_started
+from mpp.data.sources.mixture import MixtureSource
 from mpp.errors import ConfigError, RunError, UserError
 from mpp.failure import ended, last_words
-from mpp.process import GENERATORS, one_thread, return_memory, without_warnings
-from mpp.sources.base import Source, count
-from mpp.sources.descriptors import check_files, no_more_files, not_started
-from mpp.sources.mixture import MixtureSource
+from mpp.system.cores import count_cores
+from mpp.system.process import GENERATORS, one_thread, return_memory, without_warnings
 
 _MOST_WORKERS = 32  # for each core: reading over a network mostly waits
 _ORDER = 1  # what the draws are for; reader.py has the other purposes

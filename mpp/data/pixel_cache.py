@@ -19,19 +19,19 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from mpp.cache.room import drop, make_room, shown_size
-from mpp.cache.users import use
-from mpp.data.config import DataConfig, Reading
-from mpp.data.decode import BadImage, Picture, open_picture
+from mpp.data.decoding.decode import BadImage, Picture, open_picture
 from mpp.data.loader import in_order
 from mpp.data.reader import Batch, Reader
 from mpp.data.sending import empty_pixels
+from mpp.data.settings import DataConfig, Reading
+from mpp.data.sources.base import Source, Subset, check_index, read_many, size_of, warnings_of, where
+from mpp.data.sources.fingerprint import fingerprint
+from mpp.data.sources.opening import open_source
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform
 from mpp.errors import Unreachable, UserError
-from mpp.files import cache_folder, claimed, write_whole
-from mpp.sources.base import Source, Subset, check_index, read_many, size_of, warnings_of, where
-from mpp.sources.fingerprint import fingerprint
-from mpp.sources.opening import open_source
+from mpp.system.cache.room import drop, make_room, shown_size
+from mpp.system.cache.users import use
+from mpp.system.files import cache_folder, claimed, write_whole
 
 _FORMAT = 3  # of the files
 _DECODERS = ("pillow", "simplejpeg", "imagecodecs", "tifffile")  # of another version perhaps with other pixels

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpp.data.config import Reading
-from mpp.data.decode import BadImage, Picture, one_line, open_picture
+from mpp.data.decoding.decode import BadImage, Picture, one_line, open_picture
+from mpp.data.decoding.jpeg import JpegPicture
+from mpp.data.decoding.picture import failure, out_of_memory
 from mpp.data.draws import seeds, uniforms
-from mpp.data.jpeg import JpegPicture
-from mpp.data.picture import failure, out_of_memory
 from mpp.data.sending import empty_pixels
+from mpp.data.settings import Reading
+from mpp.data.sources.base import Source, TooLarge, block, decoded, read_many, where
+from mpp.data.sources.files import NotAFile, Outside
+from mpp.data.sources.names import printable
 from mpp.errors import RunError, Unreachable, UserError, command
-from mpp.sources.base import Source, TooLarge, block, decoded, read_many, where
-from mpp.sources.files import NotAFile, Outside
-from mpp.sources.names import printable
 
 _ATTEMPTS = 20
 _EOI, _TAIL = b"\xff\xd9", 1024  # where a JPEG ends, and how far from the end of the file that is looked for
@@ -70,7 +70,7 @@ class Bad(NamedTuple):
     kind: str
     """`BadImage.kind`, for counting."""
     where: str
-    """The file, as the system takes it, or which image of which file, as `mpp.sources.base.where` says."""
+    """The file, as the system takes it, or which image of which file, as `mpp.data.sources.base.where` says."""
     reason: str
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mpp.sources.descriptors import files_left
+from mpp.data.sources.descriptors import files_left
 
 _SHARED_MEMORY = "/dev/shm"
 _SMALL = 2**16  # bytes from which on shared memory is worth its open file

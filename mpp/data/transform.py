@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import mpp.torchvision_import  # noqa: F401
-from mpp.data.config import DataConfig, Framing, Reading
-from mpp.data.decode import Picture, open_picture
+import mpp.system.torchvision_import  # noqa: F401
+from mpp.data.decoding.decode import Picture, open_picture
+from mpp.data.settings import DataConfig, Framing, Reading
 from mpp.data.small import crop_and_resize, fits
 from mpp.errors import UserError
-from mpp.process import global_draws
+from mpp.system.process import global_draws
 
 from torchvision.transforms import v2  # isort: skip
 from torchvision.transforms.v2 import functional as F  # isort: skip

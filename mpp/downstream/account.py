@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from mpp.config import differences, from_file, to_dict
+from mpp.data.sources.fingerprint import fingerprint
 from mpp.downstream.cache import weights_hash
-from mpp.downstream.config import FinetuneConfig, parse_share
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.scoring import Scores
+from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.errors import UserError
-from mpp.files import write_whole
-from mpp.sources.fingerprint import fingerprint
+from mpp.system.files import write_whole
 from mpp.weights.base import Weights
 
 RESULT = "result.json"

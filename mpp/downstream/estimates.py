@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mpp.sources.base import count
+from mpp.data.sources.base import count
 
 _Z = 1.959963984540054  # the normal distribution holds 95% within this many standard deviations
 _FEW_ROWS, _FEW_COLUMNS = 3, 5  # fewer than that are few

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import numpy as np
@@ -13,12 +13,12 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from mpp import dist
-from mpp.data.config import Reading
 from mpp.data.loader import sequential
 from mpp.data.reader import Batch, Transform
+from mpp.data.settings import Reading
+from mpp.data.sources.base import Source
 from mpp.errors import RunError, UserError
 from mpp.model.choice import EVALUATION_BATCH
-from mpp.sources.base import Source
 
 
 def pool(

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int64
 
-from mpp.downstream.config import FewshotConfig
+from mpp.data.sources.base import Source, SourceError
 from mpp.downstream.labelled import Labelled, label, open_labelled
+from mpp.downstream.settings import FewshotConfig
 from mpp.downstream.shots import L2, FewshotResult, draw_shots, score, short_classes
-from mpp.sources.base import Source, SourceError
-from mpp.train.schedule import parse_duration
+from mpp.training.schedule import parse_duration
 
 Extract = Callable[[Source, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(source, indices (n,)) -> features (m, d), their indices in the source (m,): m < n where images do not decode."""

@@ -14,7 +14,6 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +25,11 @@ from mpp.config import differences, to_dict, to_yaml
 from mpp.data.loader import cores_for
 from mpp.dist import World
 from mpp.downstream.account import RESULT, Inputs, Result, account, describe, finished, read_result
-from mpp.downstream.config import FinetuneConfig, parse_share
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction, with_labels
 from mpp.downstream.plots import plot_confusion
+from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.scoring import Scores, score
+from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.downstream.tuning import (
     Tuning,
     build_tuning,
@@ -41,16 +41,16 @@ from mpp.downstream.tuning import (
     training_step,
 )
 from mpp.errors import RunError
-from mpp.files import drop_aside, set_aside, write_csv, write_whole
-from mpp.train.bad_files import BadFiles
-from mpp.train.checkpoint import Checkpoints
-from mpp.train.log import RunLog, Terminal
-from mpp.train.loggers import check_installed
-from mpp.train.loop import Every, NonFinite, State
-from mpp.train.optim import average_warning
-from mpp.train.parallel import share_statistics
-from mpp.train.provenance import record_start
-from mpp.train.run_folder import (
+from mpp.system.files import drop_aside, set_aside, write_csv, write_whole
+from mpp.training.bad_files import BadFiles
+from mpp.training.checkpoint import Checkpoints
+from mpp.training.log import RunLog, Terminal
+from mpp.training.loggers import check_installed
+from mpp.training.loop import Every, NonFinite, State
+from mpp.training.optim import average_warning
+from mpp.training.parallel import share_statistics
+from mpp.training.provenance import record_start
+from mpp.training.run_folder import (
     MODEL,
     Claim,
     check_config,
@@ -63,8 +63,8 @@ from mpp.train.run_folder import (
     steps,
     train,
 )
-from mpp.train.saving import Saving
-from mpp.train.waiting import data_notes
+from mpp.training.saving import Saving
+from mpp.training.waiting import data_notes
 from mpp.weights.timm_folder import write_timm_folder
 
 __all__ = ["Result", "finished", "read_result", "run"]
@@ -76,14 +76,10 @@ class Diverged(RunError):
     """A classifier whose logits are not finite."""
 
 
-def _nothing(config: FinetuneConfig, labelled: Labelled) -> list[str]:
-    return []
-
-
-def run(config: FinetuneConfig, look: Callable[[FinetuneConfig, Labelled], list[str]] = _nothing) -> int:
+def run(config: FinetuneConfig, compare: bool = True) -> int:
     """Fine-tunes, or resumes, as `config` says. Returns the exit status: 0, or 75 after a requested stop.
 
-    `look` is called on rank 0, before anything is written, for what else is to be said of the labelled images.
+    `compare`: says which test images the weights were pretrained on.
 
     Raises:
         UserError: bad input, before anything is written.
@@ -101,8 +97,9 @@ def run(config: FinetuneConfig, look: Callable[[FinetuneConfig, Labelled], list[
         labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
         labelled = with_labels(labelled, labels)
         dist.agree(labelled.facts)
-        if world.main:
-            labelled = replace(labelled, notes=(*labelled.notes, *look(config, labelled)))
+        if compare and world.main:
+            pretrained_on = notes_on_pretraining(config.init, labelled.test, labelled.test_indices)
+            labelled = replace(labelled, notes=(*labelled.notes, *pretrained_on))
         if len(config.optim.lr) == 1:
             return _Tuner(config, labelled, world, device).run(claim)
         status, lr = _sweep(config, labelled, world, device, claim)

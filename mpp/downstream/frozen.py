@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import numpy as np
@@ -23,6 +23,8 @@ from jaxtyping import Float, Int64
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from mpp.data.sources.base import Source
+from mpp.data.sources.fingerprint import fingerprint
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform, normalise
 from mpp.downstream.cache import FeatureCache, Features, weights_hash
 from mpp.downstream.features import EVALUATION_BATCH, check_patches, extract_by_all, pool
@@ -30,10 +32,8 @@ from mpp.downstream.fewshot import Extract
 from mpp.errors import UserError
 from mpp.model.attention import Attention
 from mpp.model.choice import settle_kernel, task_of
-from mpp.process import global_draws
-from mpp.sources.base import Source
-from mpp.sources.fingerprint import fingerprint
-from mpp.train.parallel import DTYPES, autocast
+from mpp.system.process import global_draws
+from mpp.training.parallel import DTYPES, autocast
 from mpp.weights.base import Weights, build
 
 

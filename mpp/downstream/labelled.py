@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
-from mpp.downstream.config import parse_share
-from mpp.sources.base import Source, SourceError, checked_labels, count, warnings_of
-from mpp.sources.fingerprint import listing
-from mpp.sources.names import printable
-from mpp.sources.opening import open_splits
-from mpp.sources.overlap import same_places
-from mpp.sources.patterns import shown
+from mpp.data.sources.base import Source, SourceError, checked_labels, count, warnings_of
+from mpp.data.sources.fingerprint import listing
+from mpp.data.sources.names import printable
+from mpp.data.sources.opening import open_splits
+from mpp.data.sources.overlap import same_places
+from mpp.data.sources.patterns import shown
+from mpp.downstream.settings import parse_share
 
 _TEST_SEED = 1729  # which images are tested never changes, so that figures of different runs compare
 _TEST_SHARE = 1 / 5  # of each class, held out where there is no test split

@@ -21,7 +21,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mpp.downstream.ridge import STD_OFFSET, check_features
-from mpp.process import one_thread
+from mpp.system.process import one_thread
 
 _ROWS = 2**24  # numbers in one block: 128 MB
 _KEPT = 2**28  # standardised numbers that are kept: 2 GB; of more, each block is made anew in each pass

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
+from mpp.data.sources.names import printable
 from mpp.downstream.estimates import Estimate, over
 from mpp.downstream.shots import Readout
-from mpp.files import write_whole
-from mpp.process import without_warnings
-from mpp.sources.names import printable
+from mpp.system.files import write_whole
+from mpp.system.process import without_warnings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

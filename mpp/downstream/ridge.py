@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 
-from mpp.process import one_thread
+from mpp.system.process import one_thread
 
 BIAS_CONSTANT = 100.0  # a large constant feature, so that its weight, the bias, is almost unregularised
 STD_OFFSET = 1e-5  # a dimension that is the same in all images divides by this

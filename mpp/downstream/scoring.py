@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
+from mpp.data.sources.base import Source, count, where
 from mpp.downstream.estimates import wilson
-from mpp.files import write_csv
-from mpp.sources.base import Source, count, where
+from mpp.system.files import write_csv
 
 _TOP = 5
 _ROWS = 4096  # images at a time: 30 MB of float64 for 1,000 classes

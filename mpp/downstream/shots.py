@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
+from mpp.data.sources.base import count
 from mpp.downstream import ridge
 from mpp.downstream.estimates import Estimate, estimate
 from mpp.downstream.labelled import by_class
-from mpp.sources.base import count
 
 DEFAULT_L2 = 2.0**10  # the paper's
 L2_GRID = tuple(2.0**power for power in range(-10, 20))

@@ -3,13 +3,13 @@
 import difflib
 from dataclasses import replace
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import timm
 
-from mpp.data.config import DataConfig
-from mpp.downstream.config import ClassifierConfig, FinetuneConfig, LabelledConfig
+from mpp.data.settings import DataConfig
+from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, LabelledConfig
 from mpp.errors import UserError
 from mpp.weights.base import Weights
 from mpp.weights.opening import open_weights

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import numpy as np
@@ -27,24 +27,24 @@ from mpp.data.late import DecodeJpegs, choose_decoder
 from mpp.data.loader import derive_seed, worker_count
 from mpp.data.pixel_cache import cache_pixels
 from mpp.data.reader import Bad, Transform
+from mpp.data.sources.base import Source, Subset
+from mpp.data.sources.fingerprint import Contents
 from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise
 from mpp.dist import World
 from mpp.downstream.cache import weights_hash
-from mpp.downstream.config import ClassifierConfig, FinetuneConfig
 from mpp.downstream.features import check_patches, extract_by_all
 from mpp.downstream.labelled import Labelled
+from mpp.downstream.settings import ClassifierConfig, FinetuneConfig
 from mpp.downstream.starting import starting_weights
 from mpp.errors import UserError
 from mpp.model.choice import settle_kernel, task_of
-from mpp.process import global_draws
-from mpp.sources.base import Source, Subset
-from mpp.sources.fingerprint import Contents
-from mpp.train.loop import Schedule, State
-from mpp.train.optim import build_ema, build_optimizer, parameter_groups
-from mpp.train.parallel import DTYPES, autocast, choose_precision, prepare
-from mpp.train.run_folder import build_rate, micro_batches, once_a_machine
-from mpp.train.schedule import parse_duration
-from mpp.train.sharded import whole
+from mpp.system.process import global_draws
+from mpp.training.loop import Schedule, State
+from mpp.training.optim import build_ema, build_optimizer, parameter_groups
+from mpp.training.parallel import DTYPES, autocast, choose_precision, prepare
+from mpp.training.run_folder import build_rate, micro_batches, once_a_machine
+from mpp.training.schedule import parse_duration
+from mpp.training.sharded import whole
 from mpp.weights.base import Weights, build
 from mpp.weights.heads import TanhHead
 
@@ -248,7 +248,7 @@ def settle_attention(parts: Tuning) -> None:
 
 
 def read_decoded(parts: Tuning, say: Callable[[str], None]) -> None:
-    """As of pretraining (`mpp.parts.read_decoded`): only the images that are trained on count, and are decoded."""
+    """Decodes the images that are trained on beforehand, as pretraining does; only they count."""
     images, schedule = parts.labelled.train, parts.schedule
     alike = len(parts.train_source) == len(images)  # then decoded for other trainings on all of them, too
     source = once_a_machine(

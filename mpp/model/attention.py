@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections.abc import Callable
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import torch

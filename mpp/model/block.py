@@ -1,6 +1,6 @@
 """timm's block, which can also be asked for some of its tokens only, and a row of blocks."""
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import torch
@@ -25,10 +25,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mpp import dist
-from mpp.cores import memory
 from mpp.errors import UserError
-from mpp.files import cache_folder, write_whole
 from mpp.model.attention import KERNELS, Attention, use_kernel, xformers_obstacle
+from mpp.system.cores import memory
+from mpp.system.files import cache_folder, write_whole
 
 _MARGIN = 0.95  # of the time of the kernel that takes the least memory, below which another one is taken
 _SHARE = 0.25  # of the memory, that attention weights may take

@@ -2,7 +2,7 @@
 
 import copy
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 from jaxtyping import Float, Int

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import timm
@@ -24,8 +24,8 @@ from mpp.errors import UserError
 from mpp.model.attention import Attention, attention_weights, take, use_kernel
 from mpp.model.block import Block, run_blocks
 from mpp.model.choice import choose_kernel, task_of
-from mpp.model.config import ModelConfig
 from mpp.model.posembed import build_position
+from mpp.model.settings import ModelConfig
 
 
 class Encoder(nn.Module):

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpp.bench.machine import MEASURING, ratios, synchronise, timed
-from mpp.bench.step_sides import endless_step
 from mpp.config import differences, from_file, printable, to_dict
+from mpp.data.sources.opening import open_source
 from mpp.dist import World
 from mpp.errors import UserError
-from mpp.files import write_whole
-from mpp.parts import started
-from mpp.recipes import PretrainConfig
-from mpp.sources.opening import open_source
-from mpp.study_recipe import Arm, StudyConfig
-from mpp.train.parallel import choose_device
-from mpp.train.schedule import parse_duration
+from mpp.pretraining.build import started
+from mpp.pretraining.endless import endless_step
+from mpp.pretraining.settings import PretrainConfig
+from mpp.study.settings import Arm, StudyConfig
+from mpp.system.files import write_whole
+from mpp.training.parallel import choose_device
+from mpp.training.schedule import parse_duration
+from mpp.training.timing import MEASURING, ratios, synchronise, timed
 
 EQUAL_TIME = "equal_time.json"
 _ROUNDS, _WARM_UP, _SAMPLE_SECONDS = 7, 2, 0.5

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpp.config import differences, from_file, to_dict
-from mpp.downstream.config import FinetuneConfig, parse_share
 from mpp.downstream.labelled import Labelled, take_fraction
+from mpp.downstream.settings import FinetuneConfig, parse_share
+from mpp.report.settings import LONGER, PRETRAINED, SCRATCH, folder_name
 from mpp.study.arms import Pretraining
-from mpp.study_recipe import LONGER, PRETRAINED, SCRATCH, StudyConfig, folder_name
-from mpp.train.schedule import parse_duration
+from mpp.study.settings import StudyConfig
+from mpp.training.schedule import parse_duration
 
 Place = tuple[str, int | None]
 """A side, and the seed of its pretraining; None where nothing was pretrained, or somewhere else."""

@@ -17,17 +17,18 @@ from mpp.data.loader import worker_count
 from mpp.dist import World
 from mpp.downstream.account import Inputs
 from mpp.downstream.cache import FeatureCache
-from mpp.downstream.config import FewshotConfig
 from mpp.downstream.fewshot import Fewshot
 from mpp.downstream.frozen import Frozen
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.probe import sweep_linear
+from mpp.downstream.settings import FewshotConfig
 from mpp.downstream.starting import described
 from mpp.errors import RunError
-from mpp.files import write_whole
-from mpp.inspection.features import effective_rank
-from mpp.study_recipe import StudyConfig, folder_name
-from mpp.train.parallel import choose_device, choose_precision
+from mpp.report.inspection.features import effective_rank
+from mpp.report.settings import folder_name
+from mpp.study.settings import StudyConfig
+from mpp.system.files import write_whole
+from mpp.training.parallel import choose_device, choose_precision
 from mpp.weights.base import Weights
 from mpp.weights.opening import open_weights
 

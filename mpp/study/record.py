@@ -16,18 +16,18 @@ import numpy as np
 
 from mpp.config import printable, to_dict
 from mpp.downstream.account import Result
-from mpp.downstream.config import FinetuneConfig
 from mpp.downstream.labelled import Labelled
-from mpp.files import write_whole
-from mpp.parts import build_model
-from mpp.run_page.reading import read_csv
+from mpp.downstream.settings import FinetuneConfig
+from mpp.pretraining.build import build_model
+from mpp.report.run_page.reading import read_csv
 from mpp.study.arms import Lengths, Pretraining
 from mpp.study.cells import Cell, Place
 from mpp.study.frozen import Figures
-from mpp.study_recipe import StudyConfig
-from mpp.train.log import read_rows
-from mpp.train.provenance import read_starts
-from mpp.train.rows import last_part, training_spans
+from mpp.study.settings import StudyConfig
+from mpp.system.files import write_whole
+from mpp.training.log import read_rows
+from mpp.training.provenance import read_starts
+from mpp.training.rows import last_part, training_spans
 
 FILE = "study.json"
 _SCHEMA = 1

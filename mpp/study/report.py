@@ -7,10 +7,10 @@ from typing import Any
 from mpp.downstream.estimates import Estimate, estimate, over
 from mpp.downstream.plots import plot_bars, plot_layers, plot_shots
 from mpp.downstream.shots import Readout
-from mpp.files import write_csv, write_whole
-from mpp.run_page.wording import accuracy_text, gain_text
-from mpp.study_recipe import SCRATCH
-from mpp.study_results import StudyResults
+from mpp.report.run_page.wording import accuracy_text, gain_text
+from mpp.report.settings import SCRATCH
+from mpp.report.study_results import StudyResults
+from mpp.system.files import write_csv, write_whole
 
 Document = Mapping[str, Any]
 _CHOSEN = "chosen by cross-validation on the shots"

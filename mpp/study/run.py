@@ -20,28 +20,29 @@ from pathlib import Path
 import torch
 
 from mpp.config import differences, from_file, to_dict, to_yaml
+from mpp.data.sources.base import Source, SourceError
+from mpp.data.sources.opening import open_source
+from mpp.data.sources.overlap import Shared, shared
+from mpp.data.sources.patterns import shown
 from mpp.dist import World
 from mpp.downstream.account import read_result
-from mpp.downstream.config import parse_share
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
+from mpp.downstream.pretrained_on import notes_on_pretraining
+from mpp.downstream.settings import parse_share
 from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
-from mpp.files import claimed, write_whole
-from mpp.parts import build_model
-from mpp.restore import notes_on_pretraining
-from mpp.sources.base import Source, SourceError
-from mpp.sources.opening import open_source
-from mpp.sources.overlap import Shared, shared
-from mpp.sources.patterns import shown
+from mpp.pretraining.build import build_model
+from mpp.report.settings import SCRATCH
+from mpp.report.views.page import REPORT, tell_of_run
 from mpp.study.arms import EQUAL_TIME, Lengths, Pretraining, equal_lengths, images_of, pretrainings
 from mpp.study.cells import Cell, Place, cell_config, cells, starting_points, told_otherwise, tuned_for
 from mpp.study.frozen import check_layers
 from mpp.study.record import Record
 from mpp.study.report import write
+from mpp.study.settings import StudyConfig
 from mpp.study.turns import lock_of, take_turns
 from mpp.study.work import Work, encoders
-from mpp.study_recipe import SCRATCH, StudyConfig
-from mpp.views.page import REPORT, tell_of_run
+from mpp.system.files import claimed, write_whole
 from mpp.weights.base import Weights
 from mpp.weights.init_args import parse_init_args
 from mpp.weights.opening import open_weights

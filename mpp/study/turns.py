@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpp.files import claimed
-from mpp.train.loop import StopSignal
+from mpp.system.files import claimed
+from mpp.training.loop import StopSignal
 
 _PATIENCE = 2.0
 """Seconds before it is asked again whether others have done what is waited for."""

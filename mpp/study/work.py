@@ -13,14 +13,15 @@ from mpp.downstream.account import Inputs, finished, read_result
 from mpp.downstream.finetune import run as finetune
 from mpp.downstream.labelled import Labelled
 from mpp.errors import RunError
-from mpp.pretrain import run as pretrain
-from mpp.process import printing_to
+from mpp.pretraining.recipe import run as pretrain
+from mpp.report.settings import LONGER, RANDOM, SCRATCH
 from mpp.study.arms import Pretraining
 from mpp.study.cells import Cell, Place, cell_config, told_otherwise, tuned_for
 from mpp.study.frozen import Reading, earlier, encoder, reading_path
 from mpp.study.record import Record
+from mpp.study.settings import StudyConfig
 from mpp.study.turns import Part, lock_of
-from mpp.study_recipe import LONGER, RANDOM, SCRATCH, StudyConfig
+from mpp.system.process import printing_to
 
 
 class Work:
@@ -136,7 +137,7 @@ class Work:
         if result is None:
             try:
                 with _logged(Path(one.run_dir)):
-                    status = finetune(one)
+                    status = finetune(one, compare=False)
             except RunError as error:
                 raise RunError(f"{name}: {error}") from error
             if status:

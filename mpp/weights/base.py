@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import timm
@@ -19,12 +19,12 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mpp.data.config import MAX_IMAGE_MB, Framing, Reading
+from mpp.data.settings import MAX_IMAGE_MB, Framing, Reading
 from mpp.errors import UserError
 from mpp.model.attention import Attention, use_kernel
 from mpp.model.choice import choose_kernel, task_of
 from mpp.model.posembed import resample_table
-from mpp.process import global_draws, without_warnings
+from mpp.system.process import global_draws, without_warnings
 from mpp.weights.heads import TanhHead, classifier_names, zero_head
 from mpp.weights.hybrid import create_hybrid, use_original_stem
 

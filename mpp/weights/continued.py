@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import timm
@@ -21,11 +21,11 @@ import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 
-from mpp.data.config import DataConfig
+from mpp.data.settings import DataConfig
 from mpp.errors import UserError
 from mpp.model.block import Block
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, check_size, check_vit, ready
+from mpp.model.settings import ModelConfig
 from mpp.weights.base import Weights, create, is_vit, load, resampled
 from mpp.weights.heads import classifier_names
 from mpp.weights.init_args import parse_init_args, write_init_args
@@ -124,7 +124,7 @@ def load_first(encoder: Encoder, weights: Weights) -> None:
     """Puts the weights into the encoder of their architecture; position embeddings are resampled to its size.
 
     Their head, or their pooling by attention, is left out. A last norm that they have after the pooling becomes the
-    encoder's last norm, of each token (as in `mpp.inspection`): the mean of its tokens is nearly what they pool.
+    encoder's last norm, of each token (as in `mpp.report.inspection`): the mean of its tokens is nearly what they pool.
 
     Raises:
         UserError: names or shapes that do not fit.

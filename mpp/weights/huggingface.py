@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import torch
@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.errors import UserError
-from mpp.files import whole_folder
-from mpp.process import global_draws
+from mpp.system.files import whole_folder
+from mpp.system.process import global_draws
 from mpp.weights.base import Numerics, Weights, create, load
 from mpp.weights.hf_preprocessor import read_preprocessor, write_preprocessor
 from mpp.weights.plain_vit import activation, extras

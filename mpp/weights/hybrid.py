@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import torch

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mpp.errors import UserError, install
-from mpp.process import without_warnings
+from mpp.system.process import without_warnings
 from mpp.weights.base import Weights, build
 
 _TOLERANCE = 1e-4  # of the largest output, or of 1 where that is smaller

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import timm

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import mpp.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import timm
@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from mpp.data.config import Framing, Reading
+from mpp.data.settings import Framing, Reading
 from mpp.errors import UserError
-from mpp.files import whole_folder
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder
-from mpp.process import global_draws
+from mpp.model.settings import ModelConfig
+from mpp.system.files import whole_folder
+from mpp.system.process import global_draws
 from mpp.weights.base import Numerics, Weights, create, load
 from mpp.weights.init_args import parse_init_args
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mpp.train.checkpoint import Checkpoints
+from mpp.training.checkpoint import Checkpoints
 from tests import runs
 
 LONG = {"model__drop_path": "0", "train__length": "120 steps", "fewshot__data": ""}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mpp.config import parse
 from mpp.errors import ConfigError, UserError
-from mpp.recipes import PretrainConfig
+from mpp.pretraining.settings import PretrainConfig
 from mpp.yaml_text import load_yaml
 from tests.config.recipe import Encoder, Optimiser, Recipe
 

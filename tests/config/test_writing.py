@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.config import differences, from_file, parse, to_dict, to_yaml
-from mpp.data.config import DataConfig
+from mpp.data.settings import DataConfig
 from mpp.errors import ConfigError
-from mpp.recipes import PretrainConfig
+from mpp.pretraining.settings import PretrainConfig
 from tests.config.recipe import Encoder, Optimiser, Recipe, Source
 
 

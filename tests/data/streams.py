@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import torch
 
-from mpp.data.config import Reading
 from mpp.data.loader import stream
+from mpp.data.settings import Reading
+from mpp.data.sources.base import ListSource
 from mpp.data.transform import EvalTransform
-from mpp.sources.base import ListSource
 
 
 def numbered(length, side=12, bad=()):

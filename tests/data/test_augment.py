@@ -9,12 +9,12 @@ import torch
 from PIL import Image, ImageOps
 
 from mpp.data.augment import RandAugment, _posterize
-from mpp.data.config import DataConfig, Reading
 from mpp.data.draws import uniforms
 from mpp.data.loader import stream
+from mpp.data.settings import DataConfig, Reading
+from mpp.data.sources.base import ListSource
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
-from mpp.sources.base import ListSource
 
 RECIPE = "rand-m9-mstd0.5-inc1"
 MEAN = (0.5, 0.5, 0.5)

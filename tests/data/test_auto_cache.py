@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp import cli, pretrain
+from mpp import cli
 from mpp.data import auto_cache, pixel_cache
 from mpp.data.augment import RandAugment
 from mpp.data.auto_cache import keep_decoded
-from mpp.data.config import DataConfig, Reading
 from mpp.data.loader import stream
 from mpp.data.pixel_cache import PixelSource
 from mpp.data.reader import Transform
+from mpp.data.settings import DataConfig, Reading
+from mpp.data.sources.base import ListSource, Source, Subset
+from mpp.data.sources.mixture import MixtureSource
+from mpp.data.sources.opening import open_source
 from mpp.data.transform import TrainTransform
 from mpp.errors import Unreachable
-from mpp.sources.base import ListSource, Source, Subset
-from mpp.sources.mixture import MixtureSource
-from mpp.sources.opening import open_source
+from mpp.pretraining import recipe as pretrain
 from tests import runs
 
 READING, DATA, SIDE = Reading(3), DataConfig(), 16

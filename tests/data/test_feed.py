@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.data.config import Reading
 from mpp.data.feed import Placed, feed
 from mpp.data.loader import stream
 from mpp.data.reader import Bad
+from mpp.data.settings import Reading
+from mpp.data.sources.base import ListSource
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
-from mpp.sources.base import ListSource
 from tests import pretended
 
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from mpp.data.augment import RandAugment
-from mpp.data.config import DataConfig, Reading
 from mpp.data.feed import feed
 from mpp.data.late import DecodeJpegs, choose_decoder, nvjpeg
+from mpp.data.settings import DataConfig, Reading
+from mpp.data.sources.base import ListSource
 from mpp.data.transform import TrainTransform
 from mpp.dist import World
 from mpp.errors import UserError
-from mpp.sources.base import ListSource
 
 CPU = torch.device("cpu")
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mpp.data.config import DataConfig, Reading
-from mpp.data.decode import BadImage
+from mpp.data.decoding.decode import BadImage
 from mpp.data.loader import permutation, sequential, worker_count
+from mpp.data.settings import DataConfig, Reading
+from mpp.data.sources.base import ListSource, Subset
+from mpp.data.sources.mixture import MixtureSource
+from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform, TrainTransform
 from mpp.errors import ConfigError, RunError
-from mpp.sources.base import ListSource, Subset
-from mpp.sources.mixture import MixtureSource
-from mpp.sources.opening import open_source
 from tests.data.streams import Failing, assert_same, joined, numbered, raising, run
 
 
@@ -155,7 +155,7 @@ def test_bad_images_are_replaced_and_named():
 
 
 def test_unreadable_files_are_bad_too(picture_folder):
-    from mpp.sources.opening import open_source
+    from mpp.data.sources.opening import open_source
 
     folder = picture_folder("0.png", "1.png", "2.png")
     source = open_source(f"folder:{folder}")

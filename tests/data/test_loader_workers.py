@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.checking.scan import scan
+from mpp.curation.checking.scan import scan
 from mpp.data import loader
-from mpp.data.config import Reading
 from mpp.data.loader import stream
+from mpp.data.settings import Reading
+from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform
 from mpp.errors import RunError, UserError
-from mpp.process import GENERATORS
-from mpp.sources.opening import open_source
+from mpp.system.process import GENERATORS
+from tests.data.sources.tar_shards import write_tar
 from tests.data.streams import Failing, assert_same, numbered, raising, run
-from tests.sources.tar_shards import write_tar
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_workers_that_cannot_be_started(number, said, monkeypatch):
 SCRIPT = """
     import multiprocessing, os, signal, sys, time
     import numpy as np
-    from mpp.data.config import Reading
+    from mpp.data.settings import Reading
     from mpp.data.loader import stream
-    from mpp.sources.base import ListSource
+    from mpp.data.sources.base import ListSource
     from mpp.data.transform import EvalTransform
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from mpp.data import pixel_cache
-from mpp.data.config import DataConfig, Reading
 from mpp.data.loader import stream
 from mpp.data.pixel_cache import PixelSource, cache_pixels, open_images
+from mpp.data.settings import DataConfig, Reading
+from mpp.data.sources.base import Source, Subset
+from mpp.data.sources.opening import open_source
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
-from mpp.sources.base import Source, Subset
-from mpp.sources.opening import open_source
 
 NAMES = [f"{label}/{number}.png" for label in ("a", "b") for number in range(6)]
 

@@ -5,8 +5,8 @@ import errno
 import pytest
 
 from mpp.data import sending
-from mpp.data.config import Reading
 from mpp.data.loader import sequential
+from mpp.data.settings import Reading
 from mpp.data.transform import EvalTransform
 from mpp.errors import RunError
 from tests.data.streams import assert_same, numbered, raising, run

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.data.config import DataConfig, Reading
 from mpp.data.draws import seeds, uniforms
 from mpp.data.loader import stream
+from mpp.data.settings import DataConfig, Reading
 from mpp.data.small import crop_and_resize, fits
+from mpp.data.sources.base import ListSource, Source, Subset
 from mpp.data.transform import TrainTransform, resize
-from mpp.sources.base import ListSource, Source, Subset
 
 RNG = np.random.default_rng(0)
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mpp.data.config import CROP_MODES, INTERPOLATIONS, DataConfig, Framing, Reading
-from mpp.data.decode import open_picture
+from mpp.data.decoding.decode import open_picture
 from mpp.data.draws import seeds, uniforms
+from mpp.data.settings import CROP_MODES, INTERPOLATIONS, DataConfig, Framing, Reading
 from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise, resize
 from mpp.errors import UserError
 

@@ -11,15 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.data.config import DataConfig, Reading
-from mpp.data.decode import BadImage, decode
+from mpp.curation.packing.images import Form, pack_image
+from mpp.data.decoding.decode import BadImage, decode
 from mpp.data.feed import feed
 from mpp.data.loader import sequential
 from mpp.data.pixel_cache import cache_pixels
+from mpp.data.settings import DataConfig, Reading
+from mpp.data.sources.base import ListSource, Source
 from mpp.data.transform import EvalTransform, TrainTransform
 from mpp.dist import World
-from mpp.packing.images import Form, pack_image
-from mpp.sources.base import ListSource, Source
 from tests.data.test_late import stand_in
 from tests.data.zoo import CASES, Case
 

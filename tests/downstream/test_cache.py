@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mpp.downstream.cache import FeatureCache, Features, weights_hash
-from mpp.files import cache_folder
+from mpp.system.files import cache_folder
 
 KEY = {"weights": "abc", "images": "def", "size": [224, 224], "pool": "mean"}
 

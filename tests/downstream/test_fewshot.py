@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mpp.data.sources.base import SourceError, Split
+from mpp.data.sources.opening import Splits
 from mpp.downstream import fewshot, labelled, ridge
-from mpp.downstream.config import FewshotConfig
 from mpp.downstream.fewshot import Fewshot, evaluations
+from mpp.downstream.settings import FewshotConfig
 from mpp.downstream.shots import FewshotResult, draw_shots, evaluate
-from mpp.sources.base import SourceError, Split
-from mpp.sources.opening import Splits
-from mpp.train.schedule import is_due
+from mpp.training.schedule import is_due
 
 
 class Fake:

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mpp.downstream.account import Inputs, Result, finished, read_result
-from mpp.downstream.config import FinetuneConfig
-from mpp.files import LOCK
-from mpp.train.checkpoint import Checkpoints
+from mpp.downstream.settings import FinetuneConfig
+from mpp.system.files import LOCK
+from mpp.training.checkpoint import Checkpoints
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
 from tests import runs

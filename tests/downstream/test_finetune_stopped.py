@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpp.train.loop import EXIT_REQUEUE
+from mpp.training.loop import EXIT_REQUEUE
 from tests import runs
 from tests.downstream.tuned import assert_same_run, read_csv, tune
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.data.sources.base import ListSource
 from mpp.data.transform import EvalTransform, normalise
 from mpp.downstream.cache import FeatureCache
 from mpp.downstream.frozen import Frozen
 from mpp.errors import UserError
 from mpp.model.attention import use_kernel
-from mpp.sources.base import ListSource
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
 

@@ -13,9 +13,9 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_score, top_k_accuracy_score
 
+from mpp.data.sources.base import ListSource
+from mpp.data.sources.files import FileSource
 from mpp.downstream.scoring import Scores, score
-from mpp.sources.base import ListSource
-from mpp.sources.files import FileSource
 
 
 def made(n: int, k: int, foreign: int = 0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Scores]:

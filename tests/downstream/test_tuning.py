@@ -13,13 +13,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mpp.config import parse
-from mpp.data.config import Reading
-from mpp.data.decode import decode
+from mpp.data.decoding.decode import decode
 from mpp.data.pixel_cache import PixelSource
+from mpp.data.settings import Reading
 from mpp.data.transform import EvalTransform, normalise
 from mpp.dist import World
-from mpp.downstream.config import FinetuneConfig, LossConfig
 from mpp.downstream.labelled import open_labelled, take_fraction, with_labels
+from mpp.downstream.settings import FinetuneConfig, LossConfig
 from mpp.downstream.starting import starting_weights
 from mpp.downstream.tuning import (
     Tuning,

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from mpp.cli import finetune
-from mpp.data.config import Framing, Reading
-from mpp.data.decode import decode
+from mpp.data.decoding.decode import decode
+from mpp.data.settings import Framing, Reading
 from mpp.data.transform import EvalTransform, normalise
 from tests import runs
 

@@ -14,8 +14,8 @@ from mpp.errors import UserError
 from mpp.model import attention, choice
 from mpp.model.attention import KERNELS
 from mpp.model.choice import Task, choose_kernel, settle_kernel, task_of, time_kernels
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import build_encoder
+from mpp.model.settings import ModelConfig
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 TASK = Task(8, 17, 6, 64, 12, True, CPU, torch.float32)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from timm.layers.drop import DropPath
 
-from mpp.model.config import ModelConfig
 from mpp.model.decoder import Decoder
 from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.settings import ModelConfig
 from tests.model.test_encoder import CASES, TINY, build, pictures, scramble
 from tests.model.test_places import choose
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mpp.errors import UserError
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.settings import ModelConfig
 from mpp.weights.timm_folder import timm_state
 
 TINY = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mpp.model.attention import take, use_kernel
 from mpp.model.block import Block
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.settings import ModelConfig
 from tests.model.test_encoder import CASES, TINY, build, pictures, scramble, small
 
 MORE = {
@@ -117,7 +117,7 @@ COMPILED = """
 import functools, sys
 import torch
 from torch._dynamo.utils import counters
-from mpp.model.config import ModelConfig
+from mpp.model.settings import ModelConfig
 from mpp.model.encoder import build_encoder
 
 torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")

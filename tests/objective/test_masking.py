@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from mpp.data.transform import Normalise
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.settings import ModelConfig
 from mpp.objective.masking import (
     MASK,
     RANDOM,

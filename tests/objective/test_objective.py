@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from mpp.data.transform import Normalise
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.settings import ModelConfig
 from mpp.objective.masking import KINDS, Corruption, corrupt, draw_corruption, pick_patches
 from mpp.objective.objective import (
     Figures,

@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from mpp.data.transform import Normalise
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.settings import ModelConfig
 from mpp.objective.masking import MASK, RANDOM, Corruption, draw_corruption, pick_patches
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.picture import Reconstruction, picture_of_targets, reconstruct, to_rgb

@@ -15,7 +15,7 @@ from results_page.page import END, START, headline, in_headline, render, with_he
 
 from mpp.config import from_file, to_dict
 from mpp.errors import UserError
-from mpp.study_recipe import StudyConfig
+from mpp.study.settings import StudyConfig
 from tests.invented_studies import all_kinds, study
 from tests.results_page.invented import by_hand, check_tables, rows
 from tests.runs import ROOT

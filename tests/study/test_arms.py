@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from mpp.config import overridden
+from mpp.data.sources.base import ListSource
 from mpp.downstream.labelled import label
 from mpp.errors import ConfigError, UserError
-from mpp.model.config import ModelConfig
-from mpp.recipes import PretrainConfig
-from mpp.sources.base import ListSource
+from mpp.model.settings import ModelConfig
+from mpp.pretraining.settings import PretrainConfig
+from mpp.report.settings import LONGER
 from mpp.study import arms as timing
 from mpp.study.arms import EQUAL_TIME, equal_lengths, images_of, pretrainings, step_time_ratios
 from mpp.study.cells import Cell, cell_config, cells, starting_points, tuned_for
-from mpp.study_recipe import LONGER, StudyConfig
-from mpp.train.config import TrainConfig
+from mpp.study.settings import StudyConfig
+from mpp.training.settings import TrainConfig
 from mpp.weights.base import Weights, build
 from mpp.weights.timm_folder import write_timm_folder
 

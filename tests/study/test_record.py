@@ -13,14 +13,14 @@ from mpp.config import to_yaml
 from mpp.downstream.account import Result
 from mpp.downstream.labelled import open_labelled
 from mpp.errors import UserError
-from mpp.recipes import PretrainConfig
+from mpp.pretraining.settings import PretrainConfig
 from mpp.study import work
 from mpp.study.arms import Pretraining, pretrainings
 from mpp.study.cells import Cell, cell_config, cells, starting_points
 from mpp.study.frozen import earlier
 from mpp.study.record import Record
+from mpp.study.settings import StudyConfig
 from mpp.study.turns import take_turns
-from mpp.study_recipe import StudyConfig
 from tests.study.test_arms import labelled, study
 
 study_run = import_module("mpp.study.run")  # where the package has the function of that name

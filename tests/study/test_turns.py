@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from mpp.files import claimed
 from mpp.study import turns
 from mpp.study.turns import Part, take_turns
+from mpp.system.files import claimed
 
 _HOLD = """
 import sys
 from pathlib import Path
-from mpp.files import claimed
+from mpp.system.files import claimed
 with claimed(Path(sys.argv[1])) as mine:
     print(mine, flush=True)
     sys.stdin.read()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.data.config import DataConfig
+from mpp.data.settings import DataConfig
 from mpp.errors import UserError
 from mpp.model.block import Block
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.settings import ModelConfig
 from mpp.weights.base import Numerics, Weights, build, create
 from mpp.weights.continued import build_continued, load_first, settled
 from mpp.weights.init_args import parse_init_args, write_init_args

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from mpp.data.config import Reading
+from mpp.data.settings import Reading
 from mpp.errors import UserError
-from mpp.files import whole_folder
-from mpp.model.config import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.settings import ModelConfig
+from mpp.system.files import whole_folder
 from mpp.weights import base
 from mpp.weights.base import Numerics, Weights
 from mpp.weights.opening import open_weights

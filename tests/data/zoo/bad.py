@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mpp.data.config import Reading
+from mpp.data.settings import Reading
 from tests.data.zoo.making import (
     HIGH,
     WIDE,

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from mpp.data.config import Reading
+from mpp.data.settings import Reading
 
 COLOURS = ((255, 0, 0), (0, 200, 0), (0, 0, 255), (255, 255, 255))
 GREYS = (76, 117, 29, 255)

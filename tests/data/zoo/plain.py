@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mpp.data.config import Reading
+from mpp.data.settings import Reading
 from tests.data.zoo.making import (
     COLOURS,
     EIGHT,

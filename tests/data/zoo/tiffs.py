@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mpp.data.config import Reading
+from mpp.data.settings import Reading
 from tests.data.zoo.making import (
     BANDS,
     BANDS8,

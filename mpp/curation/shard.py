@@ -1,0 +1,215 @@
+"""The recipe of packing: any source into tar shards, with an index, checksums and a manifest.
+
+source -> the same order for every run -> tasks in several processes -> numbered shards -> manifest.json
+
+A packing that was stopped in any way goes on by the same command and ends in the same bytes.
+"""
+
+import contextlib
+import errno
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpp.config import to_dict
+from mpp.curation.packing.figures import Figures
+from mpp.curation.packing.folder import PackingFolder
+from mpp.curation.packing.images import Form
+from mpp.curation.packing.processes import Stopped, run_tasks, stoppable
+from mpp.curation.packing.tar_writer import Part
+from mpp.curation.packing.tasks import Plan, pack_task
+from mpp.curation.settings import ShardRecipe
+from mpp.data.loader import permutation, worker_count
+from mpp.data.settings import MAX_IMAGE_MB, flag_numbers
+from mpp.data.sources.base import Source, count, warnings_of
+from mpp.data.sources.fingerprint import fingerprint
+from mpp.data.sources.names import printable
+from mpp.data.sources.opening import open_source
+from mpp.data.sources.patterns import literal, shown
+from mpp.data.sources.specs import spec_of
+from mpp.data.statistics import can_divide
+from mpp.errors import RunError, UserError, command
+from mpp.training.bad_files import BadFiles, by_kind
+
+_NO_PART_OF_THE_RESULT = ("data", "download", "out", "workers", "max_bad")
+
+
+def shard(config: ShardRecipe) -> int:
+    """Packs as the recipe says; the shards and what they hold are told on stdout.
+
+    Raises:
+        SourceError: images that cannot be opened.
+        UserError: settings or a source that cannot be packed, or a folder that holds something else.
+        RunError: too many bad images, no room, or stopped by a signal; the same command goes on.
+    """
+    source = open_source(config.data, download=config.download)
+    _check_source(source)
+    settings = {key: value for key, value in to_dict(config).items() if key not in _NO_PART_OF_THE_RESULT}
+    if config.max_image_mb == MAX_IMAGE_MB:  # so that what was packed before there was such a setting can go on
+        del settings["max_image_mb"]
+    identity = {"source": printable(shown(config.data)), "fingerprint": fingerprint(source), "settings": settings}
+    folder = PackingFolder(Path(config.out).expanduser(), identity)
+    if folder.manifest is not None:
+        return _tell_complete(config, folder)
+    print(f"source: {source.describe()}", file=sys.stderr)
+    for warning in warnings_of(source):
+        print(f"WARNING: {warning}", file=sys.stderr)
+    order = permutation(config.seed, 0, len(source)) if config.shuffle else np.arange(len(source))
+    plan = Plan(order, config.shard_images, config.shard_mb * 10**6, _form(config))
+    begun = time.monotonic()
+    try:
+        with stoppable(), folder.locked():
+            if folder.manifest is not None:  # another process has finished it meanwhile
+                return _tell_complete(config, folder)
+            packed = _pack(config, source, plan, folder)
+            _finish(config, source, plan, folder)
+    except Stopped as stopped:
+        raise RunError(f"stopped by {stopped}; the same command again goes on where this one stopped") from None
+    except OSError as error:
+        what = f"cannot write to {folder.out} ({error.strerror or error})"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        todo = "make room" if full else "check the path and its permissions"
+        raise RunError(f"{what}; {todo}, and run the same command again, which goes on") from error
+    print(f"{count(packed, 'image')} read at {packed / (time.monotonic() - begun):,.0f} images/s")
+    _tell(config, folder)
+    return 0
+
+
+def _form(config: ShardRecipe) -> Form:
+    return Form(config.data_config.reading(config.in_chans), config.resize, config.encode, config.quality)
+
+
+def _tell_complete(config: ShardRecipe, folder: PackingFolder) -> int:
+    folder.check_complete()
+    folder.clean_up()
+    print(f"{folder.out} is complete: nothing to do")
+    _tell(config, folder)
+    return 0
+
+
+def _check_source(source: Source) -> None:
+    if getattr(source, "weights", None) is not None:
+        raise UserError(f"{source.name} has weights, which shards have not: leave them out, and give them in training")
+    names = source.classes or ()
+    for name in names:
+        # As the shards will be read.
+        if not name.strip() or name.strip() != name or len(name.splitlines()) != 1 or not _is_utf8(name):
+            raise UserError(
+                f"{source.name} has a class called {name!r}, which cannot stand in a line of classes.txt; rename it"
+            )
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pack(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder) -> int:
+    """Packs what is not there yet; returns how many images were read for it."""
+    done = folder.done(plan.tasks)
+    tasks = [task for task in range(plan.tasks) if task not in done]
+    before = sum(plan.images(task) for task in done)
+    if done:
+        print(f"goes on after {before:,} of {count(len(plan.order), 'image')}", file=sys.stderr)
+    bad = BadFiles(folder.bad_files, config.data_config.max_bad_share, setting="--max-bad")
+    counted = 0
+
+    def work(task: int, count_images: Callable[[int], None]) -> None:
+        record = pack_task(source, plan, task, folder.work, count_images)
+        count_images(0)  # a process that lost its parent must not write into what another run may have finished
+        folder.keep(task, record)
+
+    def count_bad() -> None:
+        # In the order of the tasks, so that whether there are too many depends on no timing.
+        nonlocal counted
+        while counted in done:
+            bad.add(folder.record(counted).bad, plan.images(counted))
+            counted += 1
+
+    count_bad()
+    workers = max(1, worker_count(config.workers, 1))
+    progress = _Progress(before, len(plan.order))
+    with contextlib.closing(run_tasks(work, tasks, workers)) as running:
+        for finished, images in running:
+            done.update(finished)
+            count_bad()
+            progress.tell(images)
+    return len(plan.order) - before
+
+
+def _finish(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder) -> None:
+    figures = Figures(len(source.classes or ()), config.in_chans)
+    bad = BadFiles(None, 1.0)
+    parts: list[list[Part]] = []
+    for task in range(plan.tasks):
+        record = folder.record(task)
+        figures.merge(record.figures)
+        bad.add(record.bad, plan.images(task))
+        parts.append(record.parts)
+    if not figures.images:
+        raise RunError(f"no image of {source.name} could be packed ({by_kind(bad.kinds())}); see {folder.bad_files}")
+    mean, std = figures.mean_std()
+    counts = figures.class_counts.tolist()
+    folder.finish(
+        parts,
+        source.classes,
+        {
+            "images": figures.images,
+            "classes": dict(zip(source.classes, counts, strict=True)) if source.classes is not None else None,
+            "unlabelled": figures.images - sum(counts),
+            "bad_files": dict(bad.kinds()),
+            "mean": mean,
+            "std": std,
+            "sizes": figures.sizes(),
+        },
+    )
+    folder.check_complete()
+    folder.clean_up()
+
+
+class _Progress:
+    """Lines on stderr: on a terminal one that changes each second, else one every half minute."""
+
+    def __init__(self, before: int, images: int) -> None:
+        self._before, self._images = before, images
+        self._begun = self._told = time.monotonic()
+        self._terminal, self._ended = sys.stderr.isatty(), False
+
+    def tell(self, done: int) -> None:
+        now, total = time.monotonic(), self._before + done
+        last = total == self._images
+        if self._ended or (not last and now - self._told < (1 if self._terminal else 30)):
+            return
+        self._ended = last
+        self._told = now
+        rate = done / max(now - self._begun, 1e-9)
+        text = f"{total:,} of {self._images:,} images, {rate:,.0f} images/s"
+        ends = "\n" if last or not self._terminal else ""
+        print(f"\r{text}" if self._terminal else text, end=ends, file=sys.stderr, flush=True)
+
+
+def _tell(config: ShardRecipe, folder: PackingFolder) -> None:
+    """What the folder holds, and how to train on it."""
+    held: dict[str, Any] = folder.manifest or {}
+    size = sum(each["bytes"] for each in held["shards"])
+    shards = count(len(held["shards"]), "shard")
+    print(f"{folder.out}: {count(held['images'], 'image')} in {shards}, {size:,} bytes; figures in manifest.json")
+    if held["bad_files"]:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in held["bad_files"].items())
+        print(f"left out, named in {folder.bad_files}: {kinds}")
+    if held["classes"] is not None and held["unlabelled"]:
+        print(f"{held['unlabelled']:,} have no label, and so a training will see none of the labels")
+    told = [f"--data {shlex.quote(spec_of('shards', f'{literal(str(folder.out))}/*.tar'))}"]
+    if can_divide(held["std"]):
+        told += [f"--data.{key} {flag_numbers(held[key])}" for key in ("mean", "std")]
+    told += _form(config).packed_reading.flags()
+    told.append(f"--run-dir {shlex.quote(f'runs/{folder.out.resolve().name}')}")  # runs/first may be there already
+    print(f"train on it: {command('pretrain')} {' '.join(told)}")

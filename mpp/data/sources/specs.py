@@ -1,0 +1,161 @@
+"""The string that names a source: taken apart, and written so that it opens.
+
+3 * folder:"/x/C + D" + 1 * demo  ->  weights 3 and 1  ->  folder, /x/C + D; demo
+"""
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Iterable
+
+from mpp.data.sources.base import SourceError
+from mpp.data.sources.names import home_expanded, is_hidden
+from mpp.data.sources.patterns import QUOTED, is_url, local_files, quoted, shown, unquoted
+from mpp.errors import ConfigError
+
+_EXAMPLES = {
+    "folder": "folder:DIR",
+    "shards": "shards:GLOB",
+    "array": "array:FILE.npy",
+    "csv": "csv:FILE.csv",
+    "hf": "hf:NAME_OR_DIR",
+    "cifar10": "cifar10:DIR",
+    "cifar100": "cifar100:DIR",
+    "demo": "demo",
+}
+_ENDINGS = {"array": (".npy", ".npz"), "csv": (".csv", ".tsv"), "shards": (".tar", ".tgz", ".tar.gz")}
+_PLUS = " + "
+_TOKEN = re.compile(rf"{QUOTED}|{re.escape(_PLUS)}", re.DOTALL)
+_WEIGHTED = re.compile(r"([^\s:*/]+)\s*\*\s*(\S.*)", re.DOTALL)
+_ARGUMENT = re.compile(rf"({QUOTED})(:\w+)?", re.DOTALL)  # hf:"...":test
+
+
+def spec_of(kind: str, argument: str) -> str:
+    """`kind:argument`, with quotes where it would not open without: around " + ", and around blanks in shards."""
+    bare = _PLUS not in argument and argument == argument.strip() and argument[:1] not in ('"', "'")
+    if kind == "shards":
+        bare = bare and not any(character.isspace() for character in argument)
+    return f"{kind}:{argument if bare else quoted(argument)}"
+
+
+def parts_of(spec: str) -> tuple[list[float] | None, list[str]]:
+    """The weights, where there are any, and the sources that are joined by " + ", one or several.
+
+    Raises:
+        SourceError: a source is missing beside a +, or has no weight although others do.
+    """
+    starts = [found.start() for found in _TOKEN.finditer(spec) if found[0] == _PLUS]
+    ends = [start + len(_PLUS) for start in starts]
+    texts = [spec[begin:end].strip() for begin, end in zip([0, *ends], [*starts, len(spec)], strict=True)]
+    if len(texts) == 1:
+        return None, [spec]
+    name = shown(spec)
+    if not all(texts):
+        raise SourceError(f"{name!r}: a source is missing beside a +; write e.g. folder:/a + folder:/b")
+    _check_whole(spec)
+    found = [_weighted(text) for text in texts]
+    weighted = [match for match in found if match]
+    if not weighted:
+        return None, texts
+    if len(weighted) < len(texts):
+        bare = next(text for text, match in zip(texts, found, strict=True) if not match)
+        raise SourceError(f"{name!r}: {shown(bare)} has no weight; give every source one, or none")
+    return [_weight(name, match[1]) for match in weighted], [match[2] for match in weighted]
+
+
+def _check_whole(spec: str) -> None:
+    """That " + " joins sources, and is no part of a name that is there."""
+    kind, _, argument = spec.partition(":")
+    if kind in _EXAMPLES and "\0" not in argument and "://" not in argument and local_files(argument, folders=True):
+        raise SourceError(f"{spec!r}: + joins two sources; a name that holds one is quoted, {spec_of(kind, argument)}")
+
+
+def _weighted(text: str) -> re.Match[str] | None:
+    """A weight and its source; None for a glob, `2024*.tar`."""
+    found = _WEIGHTED.fullmatch(text)
+    if found is None or found[2].partition(":")[0] in _EXAMPLES or text[found.end(1)].isspace():
+        return found
+    return None if text.lower().endswith(_ENDINGS["shards"]) else found
+
+
+def _weight(spec: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SourceError(f"{spec!r}: the weight {text!r} is no number; write e.g. 3 * folder:DIR") from None
+
+
+def parse(spec: str) -> tuple[str, str]:
+    """`kind:argument` in two, checked, the argument without quotes; that of shards with them, for it is several.
+
+    Raises:
+        SourceError: no such kind, or an argument that it cannot have.
+    """
+    if "\0" in spec:
+        raise SourceError(f"{shown(spec)!r} holds a NUL, which no path does; check it")
+    if weighted := _weighted(spec):
+        raise SourceError(f"{shown(spec)!r}: a weight is for one of several sources; write {shown(weighted[2])}")
+    kind, _, argument = spec.partition(":")
+    found = _ARGUMENT.fullmatch(argument) if kind != "shards" else None
+    if found and (kind == "hf" or not found[2]):
+        argument = unquoted(found[1]) + (found[2] or "")
+    if kind == "demo" and not argument:
+        return kind, ""
+    if kind == "demo":
+        raise SourceError(f"{shown(spec)!r}: demo takes no argument; write demo")
+    if kind in _EXAMPLES and not argument:
+        raise SourceError(f"{spec!r} does not say where; write {_EXAMPLES[kind]}")
+    if kind in _EXAMPLES and kind != "shards" and is_url(argument):
+        raise SourceError(f"{shown(spec)}: only shards are read over the network, shards:URL; copy it to a local disk")
+    if kind in _EXAMPLES:
+        return kind, argument
+    known = f"a source is one of {', '.join(_EXAMPLES.values())}"
+    if is_url(spec):
+        raise SourceError(f"{shown(spec)!r} lacks the kind of source: did you mean shards:{shown(spec)}?")
+    if not spec:
+        raise SourceError(f"no source of images was given (data.source, or --data for short); {known}")
+    path = home_expanded(spec)
+    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
+        suffix = "".join(path.suffixes[-2:]).lower()
+        fitting = next((kind for kind, endings in _ENDINGS.items() if suffix.endswith(endings)), "")
+        if path.is_dir() or fitting:
+            kind = "folder" if path.is_dir() else fitting
+            raise SourceError(f"{spec!r} lacks the kind of source: did you mean {spec_of(kind, spec)}?")
+        parent = spec_of("folder", str(path.parent))
+        raise SourceError(f"{spec!r} is a single file: did you mean the folder that it lies in, {parent}?")
+    if ":" not in spec and spec.lower().endswith(_ENDINGS["shards"]):  # a glob
+        raise SourceError(f"{spec!r} lacks the kind of source: did you mean {spec_of('shards', spec)}?")
+    near = difflib.get_close_matches(kind.lower(), _EXAMPLES, n=1, cutoff=0.5)
+    rest = f":{shown(argument)}" if argument and near[:1] != ["demo"] else ""
+    hint = f"did you mean {near[0]}{rest}? " if near else ""
+    raise SourceError(f"{shown(spec)!r}: there is no kind of source called {shown(kind)!r}; {hint}{known}")
+
+
+def check_outside_images(setting: str, folder: str, specs: Iterable[str]) -> None:
+    """Refuses to write in a folder of images, where our pictures would be images, and a class, for the next command.
+
+    A run that is there already may go on.
+
+    Args:
+        setting: that names `folder`.
+        folder: to be written to, there or not; empty for none.
+        specs: of sources; what does not open is left to those that open it.
+
+    Raises:
+        ConfigError: `folder` is one of images, or lies in one, and is not hidden there.
+    """
+    target = home_expanded(folder).resolve()
+    if not folder or (target / "config.yaml").exists():
+        return
+    for spec in specs:
+        with contextlib.suppress(SourceError, OSError, RuntimeError):
+            for kind, argument in map(parse, parts_of(spec)[1] if spec else ()):
+                images = home_expanded(argument).resolve()
+                if kind != "folder" or not images.is_dir() or not target.is_relative_to(images):
+                    continue
+                if not any(is_hidden(name) for name in target.relative_to(images).parts):
+                    raise ConfigError(
+                        f"{setting} {folder} is in the folder of the images, {spec_of(kind, argument)}: pictures "
+                        "written there would be images, too; give a folder outside of it"
+                    )

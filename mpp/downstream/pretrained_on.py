@@ -1,0 +1,53 @@
+"""Test images that weights were pretrained on, as far as the runs of this library tell."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mpp.data.sources.base import Source, SourceError
+from mpp.data.sources.opening import open_source
+from mpp.data.sources.overlap import shared
+from mpp.data.sources.patterns import shown
+from mpp.errors import UserError
+from mpp.yaml_text import load_yaml
+
+
+def notes_on_pretraining(init: str, test: Source, indices: np.ndarray) -> list[str]:
+    """Compares test images with the images that an encoder was pretrained on; one sentence a finding.
+
+    Args:
+        init: weights, as `open_weights` takes them. A run's own `init` is followed, too.
+        test: source of the test images.
+        indices: int64 (n,), which of its images are tested.
+    """
+    notes: list[str] = []
+    known: set[Path] = set()
+    while (run := _run_of(init)) is not None and run.resolve() not in known:
+        known.add(run.resolve())
+        try:
+            config = load_yaml(run / "config.yaml")
+            init = str(config["init"])
+            if "objective" not in config:  # a fine-tuning run: it held its own test images apart
+                continue
+            source = str(config["data"]["source"])
+        except (UserError, KeyError, TypeError):
+            break
+        what = f"the pretraining data of {run}, {shown(source)}"
+        if "://" in source:
+            notes.append(f"the test images were not compared with {what}")
+            continue
+        try:
+            notes += shared(test, indices, open_source(source)).sentences(what)
+        except SourceError as error:
+            notes.append(f"the test images were not compared with {what}: {error}")
+    return notes
+
+
+def _run_of(init: str) -> Path | None:
+    """The run folder of weights that are named by it, its model or one of its checkpoints."""
+    path = Path(init).expanduser()
+    if path.parent.name == "checkpoints":
+        path = path.parent.parent
+    elif path.name == "model":
+        path = path.parent
+    return path if init and (path / "config.yaml").is_file() else None

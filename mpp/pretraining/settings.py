@@ -1,0 +1,60 @@
+"""Settings of pretraining and of the conversion of weights. Free of torch: `--help` is instant."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mpp.data.settings import DataConfig
+from mpp.downstream.recipes import check_size
+from mpp.downstream.settings import FewshotConfig
+from mpp.model.settings import ModelConfig
+from mpp.objective.settings import ObjectiveConfig
+from mpp.training.settings import CheckpointConfig, LogConfig, OptimConfig, ScheduleConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain a Vision Transformer without labels by masked patch prediction."""
+
+    run_dir: str = field(default="", metadata={"free": True})
+    """Folder of the run: config, metrics, checkpoints, pictures, model. The same command again resumes it."""
+    resume: Literal["auto", "force"] = field(default="auto", metadata={"free": True})
+    """auto resumes run_dir if its config is the same; force resumes with the changed one."""
+    dry_run: bool = field(default=False, metadata={"free": True})
+    """Build everything, run two steps and one evaluation, report cost, write nothing."""
+    init: str = ""
+    """Weights of a ViT to go on from: a run folder, a timm or Hugging Face folder, a JAX .npz or a timm name. Settings
+    of model and data with their default values then take those of the weights (so say 224 224, not 224, to mean it).
+    Empty: new weights."""
+    init_args: tuple[str, ...] = ()
+    """Filled in from init: what model.* cannot say of its architecture, such as mlp_ratio=2.0."""
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    fewshot: FewshotConfig = FewshotConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        if self.init_args and not self.init:
+            raise ValueError("init_args is filled in from the weights of init; leave it out")
+
+
+@dataclass(frozen=True)
+class ConvertRecipe:
+    """Convert weights (a run, JAX .npz, Hugging Face folder or timm name) to a timm or Hugging Face folder or ONNX."""
+
+    init: str = ""
+    """What to convert: a run folder or a checkpoint in one, a timm or Hugging Face ViT folder, a JAX .npz, or a timm
+    name."""
+    out: str = ""
+    """Where to: a folder, or a file that ends in .onnx."""
+    format: Literal["auto", "timm", "hf", "onnx"] = "auto"
+    """auto: ONNX for a name that ends in .onnx, else a timm folder."""
+    img_size: tuple[int, ...] = ()
+    """Another input size: position embeddings are resampled. Empty: that of the weights."""
+
+    def __post_init__(self) -> None:
+        check_size(self.img_size, "img_size")

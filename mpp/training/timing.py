@@ -1,0 +1,53 @@
+"""Times and what they were measured on."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from mpp.system.cores import count_cores
+from mpp.training.provenance import processor
+
+T = TypeVar("T")
+
+MEASURING = threading.RLock()
+"""Held while steps are measured and torch's settings, which are the whole process's, are changed for it."""
+
+
+def timed(run: Callable[[], T]) -> tuple[T, float]:
+    """What a function returns, and the seconds that it took."""
+    start = time.perf_counter()
+    result = run()
+    return result, time.perf_counter() - start
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """One by one."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    """The median, and the least and the most in brackets."""
+    told = (float(value) for value in (np.median(values), min(values), max(values)))
+    middle, least, most = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in told)
+    return f"{middle}{unit} ({least} to {most})"
+
+
+def hardware() -> str:
+    """GPU, processor, threads, how busy the machine is, and versions, on one line."""
+    gpu = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda}), " if torch.cuda.is_available() else ""
+    return (
+        f"{gpu}{processor()}, {count_cores()} cores, "
+        f"{torch.get_num_threads()} threads for torch, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}, "
+        f"NumPy {np.__version__}"
+    )

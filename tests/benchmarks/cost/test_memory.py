@@ -1,0 +1,285 @@
+"""Bytes against those of the tensors that live in the product's own training step, and by hand."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.cost.flops import EXPLICIT, FUSED
+from benchmarks.cost.memory import Setup, largest_micro_batch, memory, total
+from benchmarks.cost.shape import Shape, shape_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from mpp.dist import World
+from mpp.model.settings import ModelConfig
+from mpp.objective.settings import ObjectiveConfig
+from mpp.pretraining.build import Run, build, training_step
+from mpp.pretraining.settings import PretrainConfig
+from mpp.training.loop import FiniteGuard, update
+from mpp.training.settings import OptimConfig, TrainConfig
+
+ROOT = Path(__file__).resolve().parents[3]
+CPU, CUDA, RANKS = 0.05, 0.1, 0.1
+"""Shares of the measured peak that the formulas may be off."""
+ALONE = World()
+SMALL = ModelConfig("vit_tiny_patch16_224", img_size=(96,), depth=3, attention="sdpa")
+BATCH = 8
+
+
+class Steps:
+    """Training steps of a run on random images."""
+
+    def __init__(self, source: str, config: PretrainConfig, device: str, world: World = ALONE) -> None:
+        data = replace(config.data, source=source, workers=0)
+        train = replace(config.train, device=device, compile="off", length="4 steps")
+        config = replace(config, data=data, train=train)
+        self.run: Run = build(config, world, torch.device(device))
+        self.guard = FiniteGuard(self.run.state)
+        self.batches = self._batches()
+        for group in self.run.state.optimizer.param_groups:
+            group["lr"] = 1e-4
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        run = self.run
+        shape = (run.micro_batch, run.config.model.in_chans, *run.model.encoder.image_hw)
+        while True:
+            for part in range(run.schedule.accumulate):
+                # Under no name: this frame would keep the images until the next step, whose peak they would lower.
+                yield {
+                    "images": torch.randint(0, 256, shape, dtype=torch.uint8, device=run.device),
+                    "position": run.state.images_seen,
+                    "slot": part * run.micro_batch,
+                }
+            run.state.images_seen += run.schedule.batch_size
+
+    def one(self) -> None:
+        run = self.run
+        update(run.state, run.wrapped, self.batches, training_step(run), run.schedule, self.guard, 1)
+
+    def free(self) -> None:
+        """Lets go of what a step leaves behind beside the state of the run."""
+        self.run.state.optimizer.zero_grad(set_to_none=True)
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make while this is open, as long as each lives.
+
+    The allocator would also count what a kernel takes while it runs, which depends on the processor and the number of
+    threads: a convolution's backward pass takes a copy of the weight's gradient for each thread, products in half
+    precision take packed copies of what they multiply.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made, self.most = WeakIdKeyDictionary(), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        taken = {id(storage) for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if id(storage) not in taken:  # else a view of what was there, or that itself, changed in place
+                self.made[storage] = None
+        self.most = max(self.most, self.now() + _converted(func, args, kwargs))
+        return result
+
+    def now(self) -> int:
+        return sum(storage.nbytes() for storage in self.made)  # FSDP changes their sizes
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _converted(func: Any, args: Any, kwargs: Any) -> int:
+    """Bytes of the whole input in the type of the sum, which torch makes on every device, but hides within `sum`."""
+    to = (kwargs or {}).get("dtype")
+    if func is not torch.ops.aten.sum.dim_IntList or to in (None, args[0].dtype):
+        return 0
+    return args[0].numel() * to.itemsize
+
+
+def living(steps: Steps) -> int:
+    """The most bytes of the tensors of a step, beyond those that lie there before it."""
+    with Living() as tensors:
+        steps.one()  # the optimiser makes its state
+        steps.free()
+        before = tensors.most = tensors.now()
+        steps.one()
+    return tensors.most - before
+
+
+def setup_of(config: PretrainConfig) -> Setup:
+    train = config.train
+    micro = min(train.micro_batch, train.batch_size)
+    return Setup(
+        micro,
+        train.batch_size // micro,
+        precision=train.precision,
+        optimiser=config.optim.name,
+        ema=bool(config.optim.ema_decay),
+        checkpointing=config.model.grad_checkpointing,
+        kernel=EXPLICIT if config.model.attention == "explicit" else FUSED,
+    )
+
+
+def check_on_cpu(source: str, config: PretrainConfig) -> None:
+    steps = Steps(source, config, "cpu")
+    components = memory(shape_of(config.model, config.objective), setup_of(config))
+    kept = sum(components.pop(name) for name in ("weights", "optimiser", "moving average"))
+    measured = living(steps)
+    assert total(components) == pytest.approx(measured, rel=CPU), components
+    model, state = steps.run.model, steps.run.state
+    tensors = [*model.parameters(), *(state.ema.module.parameters() if state.ema else [])]
+    tensors += [value for of in state.optimizer.state.values() for value in of.values() if value.ndim]
+    assert kept == sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "optim", "objective"),
+    [
+        ({}, {}, {"name": "adam"}, {}),
+        ({"grad_checkpointing": True}, {}, {"name": "sgd", "ema_decay": 0.9}, {}),
+        ({}, {"micro_batch": BATCH // 4}, {}, {"ratio": 0.15, "target": "colour_4x4"}),
+        ({"attention": "explicit"}, {}, {}, {"target": "pixels"}),
+        ({"img_size": (32,), "patch_size": (4,)}, {"batch_size": 32}, {}, {}),
+        ({"depth": 4}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2}),
+        ({}, {}, {}, {"detail": 1.0}),
+        ({}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "decoder_depth": 1}),
+        ({"img_size": (64,)}, {"precision": "bf16"}, {}, {"decoder_depth": 2}),
+        ({"img_size": (64,)}, {"precision": "bf16"}, {}, {}),
+        ({"img_size": (64,), "grad_checkpointing": True}, {"precision": "bf16", "batch_size": 16}, {}, {}),
+    ],
+)
+def test_the_peak_is_of_the_living_tensors(model: Any, train: Any, optim: Any, objective: Any, source: str) -> None:
+    config = PretrainConfig(
+        model=replace(SMALL, **model),
+        train=TrainConfig(**{"batch_size": BATCH, "precision": "fp32", **train}),
+        optim=OptimConfig(**optim),
+        objective=ObjectiveConfig(**objective),
+    )
+    check_on_cpu(source, config)
+
+
+def test_more_threads_change_nothing(source: str) -> None:
+    config = PretrainConfig(model=SMALL, train=TrainConfig(batch_size=BATCH, precision="bf16"))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = living(Steps(source, config, "cpu"))
+        torch.set_num_threads(8)
+        assert living(Steps(source, config, "cpu")) == one
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("name", "size", "patch", "batch"),
+    [
+        ("vit_tiny_patch16_224", 224, 16, 8),
+        ("vit_tiny_patch16_224", 32, 4, 64),
+        ("vit_small_patch16_224", 224, 16, 4),
+        ("vit_small_patch16_224", 32, 4, 32),
+    ],
+)
+def test_the_usual_sizes(name: str, size: int, patch: int, batch: int, checkpointing: bool, source: str) -> None:
+    model = ModelConfig(name, (size,), (patch,), attention="sdpa", grad_checkpointing=checkpointing)
+    check_on_cpu(source, PretrainConfig(model=model, train=TrainConfig(batch_size=batch, precision="fp32")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("passes", "checkpointing"), [(1, False), (2, True)])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_of_several_ranks(parallel: str, passes: int, checkpointing: bool, source: str) -> None:
+    from tests.benchmarks.cost import ranks_memory
+
+    ranks = ranks_memory.RANKS if parallel == "fsdp" else 1
+    batch = 4 * passes * ranks
+    words = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.cost.ranks_memory",
+        source,
+        parallel,
+        str(batch),
+        "4",
+        str(checkpointing),
+    ]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT)
+    measured = int(done.stdout.split("living ")[1].split()[0])
+    model = ModelConfig("vit_tiny_patch16_224", **ranks_memory.MODEL, grad_checkpointing=checkpointing)
+    setup = Setup(4, passes, max(ranks, 2), checkpointing=checkpointing, parallel=parallel)
+    components = memory(shape_of(model, ObjectiveConfig()), setup)
+    for name in ("weights", "optimiser"):
+        components.pop(name)
+    assert total(components) == pytest.approx(measured, rel=RANKS), components
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(("name", "batch"), [("vit_small_patch16_224", 64), ("vit_large_patch16_224", 32)])
+def test_on_cuda(name: str, batch: int, precision: Any, checkpointing: bool, source: str) -> None:
+    model = ModelConfig(name, attention="sdpa", grad_checkpointing=checkpointing)
+    config = PretrainConfig(model=model, train=TrainConfig(batch_size=batch, precision=precision))
+    before = torch.cuda.memory_allocated()
+    steps = Steps(source, config, "cuda")
+    steps.one()
+    steps.free()
+    torch.cuda.reset_peak_memory_stats()
+    steps.one()
+    measured = torch.cuda.max_memory_allocated() - before
+    assert total(memory(shape_of(model, config.objective), setup_of(config))) == pytest.approx(measured, rel=CUDA)
+
+
+# 4 patches of 2 values and a class token, width 3, two blocks, MLP of 5, 2 corrupted, 7 outputs
+HAND = Shape(1, (4, 2), (2, 1), 3, 2, 1, 5, 1, 15, 2, 7)
+
+
+def test_by_hand() -> None:
+    block = 4 * 3 + (27 + 9) + (9 + 3) + (15 + 5) + (15 + 3)
+    parameters = (3 * 2 + 3) + 3 + 15 + 2 * block + 2 * 3 + 3 + (3 * 7 + 7)
+    assert HAND.parameters == parameters
+    found = memory(HAND, Setup(micro_batch=1000, accumulate=2, optimiser="adam", ema=True))
+    assert found["weights"] == found["moving average"] == found["gradients"] == 4 * parameters
+    assert found["optimiser"] == 2 * 4 * parameters
+    # input, norm, queries, keys, values, attended, sum, norm; MLP before and after GELU; sums and norms' statistics
+    first = 4 * (8 * 5 * 3 + 2 * 5 * 5 + 1 * 5) + 2 * 8 * 5
+    # the same, but for 2 of the 5 tokens beyond input, norm, keys and values, and these 2 once more
+    last = 4 * (4 * 5 * 3 + 5 * 2 * 3 + 2 * 2 * 5 + 1 * 2) + 8 * (5 + 2)
+    read = 2 * 4 * 2 * 3
+    assert found["activations"] == 1000 * (first + last + read)
+    assert found["head and loss"] == 1000 * 2 * 4 * 2 * 7
+    # Of another pass lie there its places in the corruption, and no longer its images.
+    more = memory(HAND, Setup(micro_batch=1000, accumulate=3, optimiser="adam", ema=True))
+    assert more["batch"] - found["batch"] == 1000 * 24 * 2
+
+
+def test_what_devices_share() -> None:
+    alone = memory(HAND, Setup(1))
+    ddp, fsdp = (memory(HAND, Setup(1, devices=4, parallel=how)) for how in ("ddp", "fsdp"))
+    assert ddp["weights"] == alone["weights"] == 4 * HAND.parameters
+    assert ddp["gradients"] == 4 * HAND.parameters  # DDP's buckets stay
+    for name in ("weights", "optimiser"):
+        assert fsdp[name] == pytest.approx(alone[name] / 4, abs=8)
+    assert fsdp["gradients"] < ddp["gradients"] / 4
+    several = memory(HAND, Setup(1, 3, devices=4, parallel="fsdp"))
+    assert several["gradients"] == pytest.approx(alone["weights"] / 4, abs=8)  # of earlier passes
+    assert fsdp["gathered weights"] > ddp["gathered weights"] == 0
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
+    setup = Setup(1, precision="bf16")
+    for limit in (50_000, 500_000, 5_000_000):
+        most = largest_micro_batch(HAND, setup, limit)
+        sizes = [total(memory(HAND, replace(setup, micro_batch=most + more))) for more in (0, 1)]
+        assert sizes[0] <= limit < sizes[1]
+    assert largest_micro_batch(HAND, setup, 1000) == 0

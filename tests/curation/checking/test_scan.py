@@ -1,0 +1,115 @@
+import os
+import signal
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from mpp.curation.checking.scan import scan
+from mpp.curation.checking.values import Kind, Spread
+from mpp.data.settings import Reading
+from mpp.errors import RunError
+from tests.curation.checking.made import RNG, noise, save
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_says_the_same(check: Callable[..., Any], tmp_path: Path, workers: int):
+    data = tmp_path / "data"
+    for number in range(70):
+        save(data / ("a", "b")[number % 2] / f"{number}.png", noise(36, 40 + number % 7))
+    (data / "a" / "x.png").write_bytes(b"")
+    tifffile.imwrite(data / "b" / "y.tif", RNG.integers(0, 300, (40, 40), dtype=np.uint16))
+    found = []
+    for count in (0, workers):
+        code, lines, report = check(data, "--workers", str(count))
+        del report["rates"]
+        tables = [(tmp_path / "out" / name).read_bytes() for name in ("bad_files.csv", "duplicates.csv")]
+        shown = [line for line in lines if "images/s" not in line and "crops/s" not in line]
+        found.append((code, shown, report, tables))
+    assert found[0] == found[1]
+
+
+class Made:
+    """Images made as they are read: no memory of their own."""
+
+    name, classes = "made", None
+
+    def __init__(self, length: int, deadly: int = -1, act: Callable[[], object] = lambda: None) -> None:
+        self.length, self.deadly, self.act = length, deadly, act
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> tuple[np.ndarray, None]:
+        if index == self.deadly:
+            self.act()
+        return np.full((2, 2, 3), index % 251, dtype=np.uint8) + np.arange(12, dtype=np.uint8).reshape(2, 2, 3), None
+
+    def labels(self) -> None:
+        return None
+
+    def describe(self) -> str:
+        return "made"
+
+
+class Deep(Made):
+    """16 bits each, and as many values as are kept of an image at most."""
+
+    def read(self, index: int) -> tuple[np.ndarray, None]:
+        return np.full((128, 128), index % 4096, dtype=np.uint16), None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_is_flat(workers: int, monkeypatch: pytest.MonkeyPatch):
+    """Of 16-bit images, whose values are kept in part."""
+    monkeypatch.setattr("mpp.curation.checking.values._KEPT", 2**18)
+
+    def kept(length: int) -> int:
+        tracemalloc.start()
+        tally, _ = scan(Deep(length), Reading(1), np.arange(length), workers)
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert tally.spreads[Kind("uint16", 1)].images == length
+        return held
+
+    kept(64)
+    assert kept(600) - kept(100) < 2**19
+
+
+def test_the_values_of_very_many_images_lie_in_few_arrays():
+    spread = Spread(1)
+    for _ in range(3_000):
+        spread.add(np.full((1, 1, 1), 7, dtype=np.uint16))
+    assert len(spread._parts) < 1_100
+    assert sum(map(len, spread._parts)) == 3_000
+
+
+@pytest.mark.slow
+def test_memory_grows_by_a_few_bytes_an_image():
+    def peak(length: int) -> int:
+        tracemalloc.start()
+        scan(Made(length), Reading(), np.arange(length), 0)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(100)
+    assert peak(4_000) - peak(1_000) < 3_000 * 60
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed, .* memory: take fewer --workers \(2 now\)"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), r"crashed \(SIGSEGV\)"),
+        (lambda: {}["what"], r"failed: KeyError: 'what' \(test_scan.py, line \d+\); with --workers 0"),
+    ],
+    ids=["killed", "crashed", "bug"],
+)
+def test_a_process_that_dies_or_fails_is_one_clear_error(act: Callable[[], object], said: str):
+    with pytest.raises(RunError, match=f"^a process {said}"):
+        scan(Made(200, 70, act), Reading(), np.arange(200), 2)

@@ -1,0 +1,56 @@
+import gc
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpp.curation.packing.figures import Figures
+from mpp.curation.packing.images import Form
+from mpp.curation.packing.tasks import Plan, pack_task
+from mpp.data.decoding.decode import decode
+from mpp.data.settings import Reading
+from mpp.data.sources.base import ListSource
+from mpp.data.sources.opening import open_source
+from tests.curation.packing.packed import each_alike, manifest, noise, pack
+
+
+def test_figures_equal_numpys(images: Path, tmp_path: Path) -> None:
+    assert pack(images, tmp_path / "out", "--shard-images", "7") == 0
+    source = open_source(f"folder:{images}")
+    decoded = [decode(source.read(i)[0], Reading()) for i in range(len(source))]
+    mean, std = each_alike(decoded)
+    held = manifest(tmp_path / "out")
+    np.testing.assert_allclose(held["mean"], mean, atol=1e-6)
+    np.testing.assert_allclose(held["std"], std, atol=1e-6)
+    for axis, name in enumerate(("height", "width")):
+        sides = [image.shape[axis] for image in decoded]
+        assert held["sizes"][name] == {"min": min(sides), "median": np.median(sides), "max": max(sides)}
+
+
+def test_no_standard_deviation_of_nought_is_proposed(
+    picture_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pack(picture_folder("images/1.png") / "images", tmp_path / "out") == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert "--data 'shards:" in told
+    assert "--data.std" not in told
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_shard_whatever_the_images(tmp_path: Path, encode: Callable[..., bytes]) -> None:
+    def peak(tasks: int) -> int:
+        source = ListSource([encode(noise(8, 8))] * 40 * tasks, [0] * 40 * tasks)
+        plan = Plan(np.arange(len(source)), 40, 10**9, Form(Reading()))
+        figures = Figures(1, 3)
+        gc.collect()
+        tracemalloc.start()
+        for task in range(tasks):
+            figures.merge(pack_task(source, plan, task, tmp_path, lambda _: None).figures)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return held
+
+    peak(1)  # what is made once
+    assert peak(16) - peak(2) < 560 * 8 * 8 * 3  # less than the pixels of the further images

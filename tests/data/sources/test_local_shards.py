@@ -1,0 +1,163 @@
+"""Shards on this machine: their index in the cache, those that are unpacked into it, and their open files."""
+
+import gzip
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpp.data.sources import local_shards
+from mpp.data.sources.descriptors import Descriptors
+from mpp.data.sources.opening import open_source
+from mpp.errors import ConfigError
+from tests.data.sources.reading import all_read, refused
+from tests.data.sources.tar_shards import write_shards, write_tar
+
+
+def test_gzip_is_unpacked_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache" / "deep"))
+    write_shards(tmp_path, 2)
+    plain = all_read(open_source(f"shards:{tmp_path}/*.tar"))
+    for path in sorted(tmp_path.glob("*.tar")):
+        (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
+    monkeypatch.setattr(local_shards, "_unpack", None)
+    assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
+    monkeypatch.undo()
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache" / "deep"))
+    for unpacked in (tmp_path / "cache" / "deep").glob("*.tar"):
+        unpacked.write_bytes(unpacked.read_bytes()[:1024])
+    assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
+
+
+def test_the_index_is_kept_and_distrusted(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MPP_CACHE", str(cache))
+    spec = f"shards:{write_shards(tmp_path, 1)}/s-000.tar"
+    first = all_read(open_source(spec))
+    (kept,) = cache.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(local_shards, "index_tar", None)
+        assert all_read(open_source(spec)) == first
+    whole = kept.read_bytes()
+    for damage in (b"", b"nonsense", whole[: len(whole) // 2], whole[:200] + b"\0" * 60 + whole[260:]):
+        kept.write_bytes(damage)
+        assert all_read(open_source(spec)) == first
+    write_tar(tmp_path / "s-000.tar", [("new.jpg", b"new"), ("new.cls", b"0")])
+    assert all_read(open_source(spec)) == [(b"new", 0)]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "file" / "cache"))
+    write_shards(tmp_path, 1)
+    assert len(open_source(f"shards:{tmp_path}/s-000.tar")) == 4
+    (tmp_path / "s.tar.gz").write_bytes(gzip.compress((tmp_path / "s-000.tar").read_bytes()))
+    text = refused(f"shards:{tmp_path}/s.tar.gz")
+    assert "cannot unpack s.tar.gz" in text
+    assert "set MPP_CACHE" in text
+
+
+def test_a_failed_unpacking_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0).bytes(100_000)
+    whole = gzip.compress(write_tar(tmp_path / "a.tar", [("a.jpg", noise)]).read_bytes())
+    for damaged in (whole[:50_000], whole[:-4] + b"\0\0\0\0", whole[:30_000] + b"\xff" * 500 + whole[30_500:]):
+        (tmp_path / "a.tar.gz").write_bytes(damaged)
+        assert "a.tar.gz is not a complete gzip file" in refused(f"shards:{tmp_path}/a.tar.gz")
+    assert what_is_kept(tmp_path / "cache") == []
+
+
+def what_is_kept(cache):
+    return [path.name for path in cache.iterdir() if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(local_shards, "_MOST_SMALL", 2**20)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(2**23)))
+    text = refused(f"shards:{tmp_path}/a.tar.gz")
+    assert "a.tar.gz has 8.18 kB and unpacks to more than 1.05 MB, which images do not; if it is right, gunzip" in text
+    assert what_is_kept(tmp_path / "cache") == []
+    monkeypatch.setattr(local_shards, "_MOST_SMALL", 2**24)
+    assert "no image in 1 shard" in refused(f"shards:{tmp_path}/a.tar.gz")
+
+
+def test_room_is_looked_for_before_unpacking(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "none")
+    noise = np.random.default_rng(0).bytes(100_000)
+    whole = gzip.compress(write_tar(tmp_path / "a.tar", [("a.jpg", noise)]).read_bytes())
+    (tmp_path / "a.tar.gz").write_bytes(whole)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(local_shards, "write_whole", None)  # not even begun
+        text = refused(f"shards:{tmp_path}/a.tar.gz")
+    assert "cannot unpack a.tar.gz into" in text
+    assert "a.tar.gz, unpacked, takes 102 kB" in text
+    assert "has room for 95 kB); set MPP_CACHE to a folder with room, or gunzip the shards" in text
+    # One that says less than it has ends in the middle, with room to spare on the disk.
+    (tmp_path / "b.tar.gz").write_bytes(whole + gzip.compress(bytes(10**6)) + gzip.compress(b""))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=200_000))
+    text = refused(f"shards:{tmp_path}/b.tar.gz")
+    assert "cannot unpack b.tar.gz into" in text
+    assert "(it unpacks to more than 190 kB, for which there is room); set MPP_CACHE" in text
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "50kB")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert "of the 50 kB that MPP_CACHE_LIMIT allows" in refused(f"shards:{tmp_path}/a.tar.gz")
+    assert what_is_kept(tmp_path / "cache") == []
+    monkeypatch.setenv("MPP_CACHE_LIMIT", "some")
+    with pytest.raises(ConfigError, match=r"MPP_CACHE_LIMIT 'some' is no size; write e\.g\. 200GB, 50%"):
+        open_source(f"shards:{tmp_path}/a.tar.gz")
+
+
+def test_what_a_killed_unpacking_left_is_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    (write_shards(tmp_path, 1) / "s.tar.gz").write_bytes(gzip.compress((tmp_path / "s-000.tar").read_bytes()))
+    killed = """
+import os, sys
+from mpp.errors import ConfigError
+from mpp.data.sources import local_shards
+from mpp.data.sources.shards import open_shards
+write = local_shards.write_whole
+local_shards.write_whole = lambda path, function: write(path, lambda file: (function(file), os.kill(os.getpid(), 9)))
+open_shards("shards:x", sys.argv[1])
+"""
+    spec = f"shards:{tmp_path}/s.tar.gz"
+    assert subprocess.run([sys.executable, "-c", killed, f"{tmp_path}/s.tar.gz"]).returncode == -9
+    (left,) = what_is_kept(tmp_path / "cache")
+    os.utime(tmp_path / "cache" / left, (0, 0))  # what is new may belong to one that has yet to lock it
+    assert len(open_source(spec)) == 4
+    assert sorted(name.partition(".")[2] for name in what_is_kept(tmp_path / "cache")) == ["index", "tar"]
+
+
+def test_a_shard_that_shrinks_gives_an_error_for_its_images(tmp_path):
+    source = open_source(f"shards:{write_shards(tmp_path, 1)}/s-000.tar")
+    os.truncate(tmp_path / "s-000.tar", 600)
+    assert source.read(0)[0] == b"image 0000"
+    with pytest.raises(OSError, match="changed since indexing"):
+        source.read(3)
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
+def test_descriptors_are_few_and_stay_at_home(tmp_path):
+    source = open_source(f"shards:{write_shards(tmp_path, 5, 2)}/*.tar")
+    source._open = Descriptors(os.O_RDONLY, limit=2)
+    before = descriptors()
+    expected = all_read(source)
+    assert all_read(source) == expected
+    copy = pickle.loads(pickle.dumps(source))
+    assert all_read(copy) == expected
+    assert descriptors() == before + 4
+    del source, copy
+    assert descriptors() == before

@@ -1,0 +1,191 @@
+import pickle
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import mpp.data.sources.mixture
+from mpp.data.sources.base import ListSource, SourceError, block
+from mpp.data.sources.mixture import MixtureSource
+from mpp.data.sources.opening import open_source, open_splits
+from tests.data.sources.reading import refused
+
+
+class Sized:
+    """Images that nobody reads."""
+
+    classes = None
+
+    def __init__(self, size: int, name: str = "sized") -> None:
+        self.size, self.name = size, name
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@pytest.fixture
+def two(picture_folder):
+    """Two folders with classes of their own: {ant, bee} and {bee, cat}."""
+    folder = picture_folder("one/ant/1.png", "one/bee/2.png", "one/bee/3.png", "two/bee/4.png", "two/cat/5.png")
+    return f"folder:{folder / 'one'}", f"folder:{folder / 'two'}"
+
+
+def test_parts_one_after_the_other(two):
+    one, other = map(open_source, two)
+    source = open_source(" + ".join(two))
+    assert isinstance(source, MixtureSource)
+    assert (len(source), source.weights, source.name) == (5, None, " + ".join(two))
+    assert source.classes == ("ant", "bee", "cat")
+    assert source.labels().tolist() == [0, 1, 1, 1, 2]
+    assert source.labels().dtype == np.int64
+    places = [(one, 0), (one, 1), (one, 2), (other, 0), (other, 1)]
+    for index, (part, inner) in enumerate(places):
+        assert source.where(index) == part.where(inner)
+        assert source.read(index) == (part.read(inner)[0], source.labels()[index])
+    assert source.describe() == f"5 images in 3 classes; {two[0]}: 3 images; {two[1]}: 2 images"
+    assert pickle.loads(pickle.dumps(source)).read(4) == source.read(4)
+    for index in (-1, 5):
+        with pytest.raises(IndexError):
+            source.read(index)
+        with pytest.raises(IndexError):
+            source.where(index)
+
+
+def test_many_at_once(two, tmp_path):
+    source = open_source(" + ".join(two))
+    (tmp_path / "one" / "bee" / "3.png").unlink()
+    found = source.read_many([4, 2, 0, 4])
+    assert isinstance(found[1], FileNotFoundError)
+    assert [found[0], found[2], found[3]] == [source.read(4), source.read(0), source.read(4)]
+
+
+def test_without_labels_or_with_some():
+    labelled = ListSource([b"a", b"b"], [0, -1], ("x",), name="some")
+    bare = ListSource([b"c"], name="bare")
+    assert MixtureSource("m", [labelled, labelled]).labels().tolist() == [0, -1, 0, -1]
+    mixed = MixtureSource("m", [labelled, bare])
+    assert (mixed.classes, mixed.labels()) == (None, None)
+    assert [mixed.read(i) for i in range(3)] == [(b"a", None), (b"b", None), (b"c", None)]
+    assert mixed.describe().endswith("; labels left aside, for bare has none")
+    assert mixed.where(2) == "image 0 of bare"
+    assert "left aside" not in MixtureSource("m", [bare, bare]).describe()
+
+
+def test_weights(two):
+    source = open_source(f"3 * {two[0]} + 1* {two[1]}")
+    assert source.weights == (3.0, 1.0)
+    assert source.quotas.tolist() == [4, 1]
+    assert f"{two[0]}: 3 images, 80.0% of the images drawn; " in source.describe()
+    assert open_source(f"0.5*{two[0]} + 4e-1 * {two[1]} + 2 * {two[0]}").weights == (0.5, 0.4, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sizes", "expected"),
+    [
+        (None, [3, 2, 5], [3, 2, 5]),
+        ([1, 1], [3, 4], [4, 3]),  # of equal remainders the first
+        ([1, 1, 1], [1, 1, 8], [4, 3, 3]),
+        ([3, 1], [60, 40], [75, 25]),
+        ([0.7, 0.2, 0.1], [4, 3, 4], [8, 2, 1]),  # 7.7, 2.2, 1.1
+    ],
+)
+def test_quotas_are_largest_remainders(weights, sizes, expected):
+    assert MixtureSource("m", [Sized(size) for size in sizes], weights).quotas.tolist() == expected
+
+
+@pytest.mark.parametrize("together", [1, 8, 2**18])
+@pytest.mark.parametrize("weights", [None, (5, 1, 1), (1, 1, 20)])
+def test_draws_use_every_pass_once(weights, together, monkeypatch):
+    monkeypatch.setattr(mpp.data.sources.mixture, "_TOGETHER", together)
+    sizes, epochs = [7, 20, 3], 40
+    source = MixtureSource("m", [Sized(size) for size in sizes], weights)
+    starts = [0, 7, 27, 30]
+    seen = Counter()
+    for epoch in range(epochs):
+        passes, indices = source.draw(5, epoch)
+        assert passes.shape == indices.shape == (30,)
+        assert passes.dtype == indices.dtype == np.int64
+        held = np.histogram(indices, bins=starts)[0]
+        assert held.tolist() == source.quotas.tolist()
+        seen.update(zip(passes.tolist(), indices.tolist(), strict=True))
+    assert max(seen.values()) == 1
+    for part, quota in enumerate(source.quotas.tolist()):
+        times = Counter(index for _, index in seen if starts[part] <= index < starts[part + 1])
+        counts = [times[index] for index in range(starts[part], starts[part + 1])]
+        assert sum(counts) == quota * epochs
+        assert max(counts) - min(counts) <= 1
+        # Pass k is complete before pass k + 1 begins.
+        whole = quota * epochs // sizes[part]
+        complete = Counter(turn for turn, index in seen if starts[part] <= index < starts[part + 1])
+        assert all(complete[turn] == sizes[part] for turn in range(whole))
+
+
+def test_draws_depend_on_seed_and_epoch_alone():
+    source = MixtureSource("m", [Sized(70), Sized(30)], (1, 3))
+    again = MixtureSource("other", [Sized(70), Sized(30)], (2, 6))
+    orders = {(seed, epoch): source.draw(seed, epoch)[1].tolist() for seed in (0, 1) for epoch in (0, 1, 2)}
+    for (seed, epoch), order in reversed(orders.items()):
+        assert again.draw(seed, epoch)[1].tolist() == order
+    assert len({tuple(order) for order in orders.values()}) == len(orders)
+    # The parts are shuffled together, not one behind the other.
+    assert abs(np.flatnonzero(np.array(orders[0, 0]) >= 70).mean() - 49.5) < 12
+
+
+@pytest.mark.slow
+def test_late_epochs_of_ten_million_images_are_cheap():
+    source = MixtureSource("m", [Sized(9_000_000), Sized(999_990), Sized(10)], (1, 2, 3))
+    began = time.perf_counter()
+    source.draw(0, 5000)
+    assert time.perf_counter() - began < 30
+
+
+def test_splits(picture_folder):
+    folder = picture_folder("a/train/x/1.png", "a/train/y/2.png", "a/test/y/3.png", "b/train/x/4.png", "b/val/z/5.png")
+    both = f"folder:{folder / 'a'} + folder:{folder / 'b'}"
+    assert "test" in open_splits(both)
+    train, test = open_source(both), open_source(both, "test")
+    assert [len(train), len(test)] == [3, 2]
+    assert "test" not in open_splits(f"{both} + folder:{folder / 'a' / 'train'}")
+    weighted = f"9 * folder:{folder / 'a'} + 9 * folder:{folder / 'b'}"
+    assert "test" in open_splits(weighted)
+    assert open_source(weighted, "test").weights is None  # held-out images are not drawn
+
+
+def test_errors(two):
+    one, other = two
+    assert "has no weight; give every source one, or none" in refused(f"3 * {one} + {other}")
+    assert "the weight 'x' is no number; write e.g. 3 * folder:DIR" in refused(f"x * {one} + 1 * {other}")
+    for weight, shown in (("0", "0"), ("-1", "-1"), ("nan", "nan"), ("inf", "inf")):
+        assert f"the weight {shown} is not positive" in refused(f"{weight} * {one} + 1 * {other}")
+    assert f"a weight is for one of several sources; write {one}" in refused(f"3 * {one}")
+    assert "a source is missing beside a +" in refused(f"{one} +  + {other}")
+    assert "there is no kind of source called 'flder'" in refused(f"{one} + flder:x")
+    assert f"no image of {other} would ever be drawn, with an epoch of 5" in refused(f"100 * {one} + 1 * {other}")
+    with pytest.raises(SourceError, match="1 weights for 2 sources"):
+        MixtureSource("m", [Sized(1), Sized(1)], [1])
+
+
+def test_blocks_of_parts_of_one_size():
+    def part(number, *shape):
+        return ListSource(np.random.default_rng(number).integers(0, 256, (number, *shape), dtype=np.uint8))
+
+    source = MixtureSource("m", [part(3, 4, 5, 3), part(2, 4, 5, 3), part(4, 4, 5, 3)], (1, 1, 2))
+    indices = np.array([8, 0, 4, 3, 3, 2, 5])
+    found = block(pickle.loads(pickle.dumps(source)), indices)
+    np.testing.assert_array_equal(found, np.stack([source.read(int(index))[0] for index in indices]))
+    assert block(MixtureSource("m", [part(3, 4, 5, 3), part(2, 5, 4, 3)]), np.array([0])) is None
+    assert block(MixtureSource("m", [part(3, 4, 5, 3), ListSource([b"encoded"])]), np.array([0])) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 10])
+def test_a_small_part_costs_as_little_as_a_large_one(size):
+    source = MixtureSource("m", [Sized(2_000_000), Sized(size)], (1, 1))
+    began = time.process_time()
+    passes, indices = source.draw(0, 7)
+    assert time.process_time() - began < 3  # one generator a pass took 8
+    small = indices >= 2_000_000
+    seen = np.unique(passes[small] * size + indices[small] - 2_000_000)
+    assert len(seen) == small.sum() == source.quotas[1]
+    assert seen.min() // size == 7 * int(source.quotas[1]) // size  # epoch 7 begins where 6 stopped

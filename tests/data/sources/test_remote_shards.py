@@ -1,0 +1,174 @@
+"""Remote shards read as local ones do: their indices, class names, workers and copies."""
+
+import gzip
+import os
+import pickle
+
+import pytest
+
+pytest.importorskip("fsspec")
+pytest.importorskip("aiohttp")
+
+from mpp.data.loader import sequential
+from mpp.data.settings import Reading
+from mpp.data.sources import remote_shards
+from mpp.data.sources.base import SourceError, TooLarge, read_many
+from mpp.data.sources.tar_index import write_sidecar
+from mpp.data.transform import EvalTransform
+from tests.data.sources.reading import all_read
+from tests.data.sources.tar_shards import opened, refused, write_pictures, write_shards, write_tar
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_remote_equals_local(server):
+    folder = write_shards(server.folder)
+    local = opened(f"{folder}/*.tar")
+    source = opened(f"{server.url}/s-{{000..002}}.tar")
+    assert all_read(source) == all_read(local)
+    indices = [11, 0, 5, 5, 7]
+    assert source.read_many(indices) == [local.read(index) for index in indices]
+    assert source.labels().tolist() == local.labels().tolist()
+    assert (source.classes, source.describe()) == (local.classes, local.describe())
+    assert source.where(5) == f"{server.url}/s-001.tar, byte 2560"
+    with pytest.raises(IndexError):
+        source.read_many([0, 12])
+    assert not hasattr(local, "read_many")
+
+
+def test_the_index_is_made_once(server):
+    write_shards(server.folder)
+    pattern = f"{server.url}/s-{{000..002}}.tar"
+    first = all_read(opened(pattern))
+    server.asked.clear()
+    again = opened(pattern)
+    assert {wanted for path, wanted in server.asked if path.endswith(".tar")} == {"bytes=0-0"}
+    assert not any(path.endswith(".index") for path, _ in server.asked)
+    assert all_read(again) == first
+    write_tar(server.folder / "s-001.tar", [("new.jpg", b"new"), ("new.cls", b"0")])
+    assert opened(pattern).read(4) == (b"new", 0)
+
+
+def test_a_sidecar_saves_reading_the_shard(server):
+    folder = write_shards(server.folder)
+    expected = all_read(opened(f"{folder}/*.tar"))
+    for path in sorted(folder.glob("*.tar")):
+        write_sidecar(path)
+    source = opened(f"{server.url}/s-{{000..002}}.tar")
+    assert {wanted for path, wanted in server.asked if path.endswith(".tar")} == {"bytes=0-0"}
+    assert all_read(source) == expected
+
+
+def test_mixed_local_and_remote(server, tmp_path):
+    write_shards(server.folder, 3)
+    (tmp_path / "here").mkdir()
+    write_tar(tmp_path / "here" / "a.tar", [("a.jpg", b"local"), ("a.cls", b"1")])
+    source = opened(f"{server.url}/s-000.tar {tmp_path}/here/*.tar")
+    assert [data for data, _ in source.read_many([4, 0])] == [b"image 0003", b"local"]
+    os.truncate(tmp_path / "here" / "a.tar", 512)
+    lost, found = source.read_many([0, 1])
+    assert isinstance(lost, OSError)
+    assert found == (b"image 0000", 0)
+
+
+def test_class_names_lie_beside_remote_shards(server, tmp_path):
+    write_shards(server.folder, 1)
+    (server.folder / "classes.txt").write_text("ant\nbee\ncat\n")
+    assert opened(f"{server.url}/s-000.tar").classes == ("ant", "bee", "cat")
+    (tmp_path / "here").mkdir()
+    write_shards(tmp_path / "here", 1)
+    (tmp_path / "here" / "classes.txt").write_text("bee\nant\ncat\n")
+    assert "name different classes" in refused(f"{server.url}/s-000.tar {tmp_path}/here/*.tar")
+
+
+def signed_shards(server, allowed):
+    """A shard that only signed requests may read; `allowed`: what else is answered, by the request."""
+    write_shards(server.folder, 1)
+    server.refusing = lambda path: not ((path.startswith("/s-000.tar") and "Signature=ok" in path) or allowed(path))
+    return f"{server.url}/s-000.tar?Signature=ok&Expires=1"
+
+
+def test_class_names_beside_signed_shards(server):
+    (server.folder / "classes.txt").write_text("ant\nbee\ncat\n")
+    for allowed in (lambda path: "Signature=ok" in path, lambda path: path == "/classes.txt"):
+        source = opened(signed_shards(server, allowed))
+        assert source.classes == ("ant", "bee", "cat")
+        assert source.warnings == ()
+
+
+def test_class_names_that_we_may_not_read_are_said_to_be_numbers(server):
+    """Whether there are any or not: some stores answer 403 to both."""
+    source = opened(signed_shards(server, lambda path: False))
+    assert source.classes == ("0", "1", "2")
+    why = f"class names are numbers, for we may not read {server.url}/classes.txt: HTTP status 403 Forbidden"
+    assert source.warnings == (why,)
+    server.refusing = lambda path: False
+    server.failing = lambda number: 500 if "classes" in server.asked[-1][0] else False
+    with pytest.raises(SourceError, match=r"cannot read http.*/classes\.txt \(HTTP status 500"):
+        opened(f"{server.url}/s-000.tar")
+
+
+def test_class_names_are_asked_for_once_a_folder_however_signed(server):
+    write_shards(server.folder)
+    server.asked.clear()
+    opened(" ".join(f"{server.url}/s-00{i}.tar?token={i}" for i in range(3)))
+    assert [path for path, _ in server.asked if "classes" in path] == ["/classes.txt?token=0"]
+
+
+def test_state_tells_one_shard_from_another(server, tmp_path):
+    write_shards(server.folder, 2)
+    pattern = f"{server.url}/s-{{000..001}}.tar"
+    before = opened(pattern)
+    assert list(before.state(True)) == list(opened(pattern).state(True))
+    assert list(before.state(False)) == ["s-000.tar 10240", "s-001.tar 10240"]
+    write_tar(server.folder / "s-001.tar", [("new.jpg", b"new"), ("new.cls", b"0")])
+    first, second = opened(pattern).state(True)
+    assert first == next(before.state(True))
+    assert second not in before.state(True)
+
+
+def test_gzipped_remote_shards_are_unpacked_into_the_cache(server):
+    write_shards(server.folder, 1)
+    expected = all_read(opened(f"{server.folder}/*.tar"))
+    packed = gzip.compress((server.folder / "s-000.tar").read_bytes())
+    (server.folder / "s-000.tar.gz").write_bytes(packed)
+    assert all_read(opened(f"{server.url}/s-000.tar.gz")) == expected
+    server.asked.clear()
+    source = opened(f"{server.url}/s-000.tar.gz")
+    assert all_read(source) == expected
+    assert [wanted for path, wanted in server.asked if path.endswith(".gz")] == ["bytes=0-0"]
+    assert source.where(0) == f"{server.url}/s-000.tar.gz, byte 512"
+    (server.folder / "cut.tar.gz").write_bytes(packed[:-20])
+    assert "not a complete gzip file" in refused(f"{server.url}/cut.tar.gz")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_forked_workers_read_on_their_own(server, encode, keep):
+    write_pictures(server.folder, encode)
+    source = opened(f"{server.url}/p.tar", keep=keep)
+    source.read(0)  # the parent's own connection, which workers must not use
+    for _ in range(2):
+        transform = EvalTransform((8, 8))
+        batches = sequential(source, transform, Reading(), range(12), batch_size=3, workers=2)
+        assert [int(image[0, 0, 0]) for batch in batches for image in batch["images"]] == list(range(12))
+    assert len(source.read_many(range(12))) == 12
+
+
+def test_a_copy_by_pickle_reads(server):
+    write_shards(server.folder, 1)
+    source = opened(f"{server.url}/s-000.tar", keep=True)
+    source.read(0)
+    assert all_read(pickle.loads(pickle.dumps(source))) == all_read(source)
+
+
+def test_members_of_too_many_bytes_are_not_fetched(server, monkeypatch):
+    write_tar(server.folder / "s.tar", [("a.jpg", b"small"), ("b.jpg", bytes(1000)), ("c.jpg", b"small")])
+    source = opened(f"{server.url}/s.tar")
+    fetch, fetched = remote_shards.fetch_ranges, []
+    monkeypatch.setattr(
+        remote_shards, "fetch_ranges", lambda ranges, timeout: fetched.extend(ranges) or fetch(ranges, timeout)
+    )
+    first, second, third = read_many(source, range(3), most=100)
+    assert (first[0], third[0]) == (b"small", b"small")
+    assert isinstance(second, TooLarge)
+    assert [size for _, _, size in fetched] == [5, 5]

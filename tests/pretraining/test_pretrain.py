@@ -1,0 +1,326 @@
+"""The command from images to a checkpoint that timm loads, and how it refuses what is wrong."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mpp.pretraining.recipe
+from mpp.cli import _ALIASES, pretrain
+from mpp.config import from_file, parse, to_yaml
+from mpp.downstream.features import pool
+from mpp.pretraining.build import build_model
+from mpp.pretraining.settings import PretrainConfig
+from mpp.training.checkpoint import Checkpoints
+from mpp.training.log import read_rows
+from mpp.training.loop import Schedule, fit
+from tests import runs
+
+import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
+
+
+def config_of(words: list[str]) -> PretrainConfig:
+    return parse(PretrainConfig, words[1:], "pretrain", "", _ALIASES)
+
+
+def write_folder(root: Path, number: int = 30) -> str:
+    """JPEGs in nested folders of three classes, with two bad ones, and what else lies about in folders."""
+    rng = np.random.default_rng(0)
+    hue = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
+    for index in range(number):
+        label, depth = index % 3, index // 3 % 2
+        folder = root / ("red", "green", "blue")[label] / ("", "deeper/still")[depth]
+        folder.mkdir(parents=True, exist_ok=True)
+        small = (hue[label] + rng.normal(0, 40, (6, 5, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(small).resize((50, 60)).save(folder / f"{index}.jpg", quality=90)
+    (root / "red" / "text.jpg").write_text("this is no JPEG")
+    whole = (root / "red" / "0.jpg").read_bytes()
+    (root / "blue" / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    (root / ".hidden.jpg").write_text("hidden")
+    (root / "green" / ".DS_Store").write_text("hidden")
+    (root / "green" / "notes.txt").write_text("notes")
+    return f"folder:{root}"
+
+
+class Finished(NamedTuple):
+    source: str
+    run_dir: Path
+    words: list[str]
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return read_rows(self.run_dir / "metrics.jsonl")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run on a folder of files, as a process."""
+    folder = tmp_path_factory.mktemp("folder")
+    source, run_dir = write_folder(folder / "images"), folder / "runs" / "first"
+    words = runs.command(source, run_dir, train__length="20 steps", log__pictures="50%", data__workers="2")
+    return Finished(source, run_dir, words, *runs.finish(words))
+
+
+def test_it_leaves_all_that_it_promises(finished: Finished) -> None:
+    found = {path.name for path in finished.run_dir.iterdir()}
+    assert found == {
+        *("config.yaml", "environment.json", "metrics.jsonl", "bad_files.csv", ".lock"),
+        *("tensorboard", "checkpoints", "pictures", "model"),
+    }
+    assert Checkpoints(finished.run_dir / "checkpoints").steps() == [7, 14, 20]
+    pictures = sorted((finished.run_dir / "pictures").iterdir())
+    assert [path.name for path in pictures] == [f"reconstruction_{step:09d}.png" for step in (0, 10, 20)]
+    assert all(np.asarray(Image.open(path)).std() > 10 for path in pictures)
+    assert not list(finished.run_dir.rglob("*.tmp"))
+
+
+def test_its_curves_are_in_tensorboard(finished: Finished) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished.run_dir / "tensorboard"))
+    events.Reload()
+    assert "reconstruction" in events.Tags()["images"]
+    losses = [row["loss"] for row in finished.rows if "loss" in row]
+    assert [event.step for event in events.Scalars("loss/all")] == [5, 10, 15, 20]
+    assert [event.value for event in events.Scalars("loss/all")] == pytest.approx(losses, rel=1e-6)
+    assert [event.step for event in events.Scalars("fewshot/1shot")] == [0, 20]
+
+
+def test_bad_files_are_named_and_hidden_ones_ignored(finished: Finished) -> None:
+    root = finished.source.removeprefix("folder:")
+    with (finished.run_dir / "bad_files.csv").open(newline="") as file:
+        named = {row["index"]: row for row in csv.DictReader(file)}
+    # Of the 32 paths in order, with 5 images before blue/cut.jpg, and red/text.jpg before red's sub-folder.
+    assert sorted(int(index) for index in named) == [5, 26]
+    assert (named["5"]["kind"], named["5"]["file"]) == ("truncated", f"{root}/blue/cut.jpg")
+    assert (named["26"]["kind"], named["26"]["file"]) == ("not an image", f"{root}/red/text.jpg")
+    assert "source: 32 images in 3 classes; ignored 2 hidden and 1 other files" in finished.err
+    assert finished.rows[-2]["time/bad_files"] == 2
+
+
+KINDS = ("", "_masked", "_random", "_unchanged")
+BASELINES = ("accuracy_baseline_frequent", "accuracy_baseline_neighbours")
+
+
+def test_every_row_is_complete(finished: Finished) -> None:
+    rows = [row for row in finished.rows if "loss" in row]
+    assert [(row["step"], row["images"]) for row in rows] == [(5, 80), (10, 160), (15, 240), (20, 320)]
+    for row in rows:
+        shares = [row[f"accuracy{kind}"] for kind in KINDS] + [row[name] for name in BASELINES]
+        assert all(0 <= share <= 1 for share in shares)
+        assert all(0 < row[f"loss{kind}"] < 10 for kind in KINDS)
+        assert 0 < row["grad_norm"] < math.inf
+        assert 0 < row["lr"] <= 1e-3
+        assert row["epoch"] == row["images"] / 32
+        assert {"time/images_per_second", "time/data_wait", "time/elapsed", "time/left"} <= row.keys()
+    # The whole is the mean of the three kinds.
+    parts = [rows[0][f"loss{kind}"] for kind in KINDS[1:]]
+    assert min(parts) <= rows[0]["loss"] <= max(parts)
+    assert rows[0]["lr"] > rows[-1]["lr"]
+
+
+def test_fewshot_accuracy_is_measured_before_and_after(finished: Finished) -> None:
+    rows = [row for row in finished.rows if "fewshot/1shot" in row]
+    assert [row["step"] for row in rows] == [0, 20]
+    assert all(0 <= row["fewshot/1shot"] <= 1 for row in rows)
+    assert not any("fewshot/1shot_std" in row for row in rows)  # of one draw
+    assert rows[0] == finished.rows[0]
+
+
+def test_what_it_prints(finished: Finished) -> None:
+    assert to_yaml(config_of(finished.words)) in finished.err
+    assert "targets: " in finished.err
+    assert "step 20/20  loss " in finished.err
+    last = [row for row in finished.rows if "loss" in row][-1]
+    for figure in (last["accuracy_masked"], *(last[name] for name in BASELINES)):
+        assert f"{figure:7.1%}  " in finished.out
+    evaluated = [row["fewshot/1shot"] for row in finished.rows if "fewshot/1shot" in row]
+    assert "random init" in finished.out
+    assert all(f"  {accuracy:.1%}" in finished.out for accuracy in evaluated)
+    assert "±" not in finished.out + finished.err  # of one draw
+    for name in ("pictures", "model"):
+        assert str(finished.run_dir / name) in finished.out
+    assert f"tensorboard --logdir {finished.run_dir}\n" in finished.out
+
+
+def test_the_saved_config_is_the_one_that_ran(finished: Finished) -> None:
+    saved = from_file(PretrainConfig, finished.run_dir / "config.yaml")
+    assert saved == config_of(finished.words)
+
+
+def test_the_model_loads_in_timm_and_gives_the_averaged_encoder_s_features(finished: Finished) -> None:
+    vit = timm.create_model(f"local-dir:{finished.run_dir / 'model'}", pretrained=True).eval()
+    model = build_model(config_of(finished.words), "cpu").eval()
+    state = runs.final_state(finished.run_dir)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ema = {name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"}
+        model.load_state_dict(ema)
+        averaged = pool(model.encoder(images), model.encoder.num_prefix_tokens, "mean")
+        model.load_state_dict(state["model"])
+        newest = pool(model.encoder(images), model.encoder.num_prefix_tokens, "mean")
+        torch.testing.assert_close(vit(images), averaged, rtol=0, atol=1e-6)
+    assert (averaged - newest).abs().max() > 1e-3
+    described = json.loads((finished.run_dir / "model" / "config.json").read_text())
+    assert described["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_decoder_is_in_the_checkpoints_and_not_in_the_model(source: str, tmp_path: Path) -> None:
+    never = {"objective__mask_enters": "2", "objective__split": "1,0,0", "objective__decoder_depth": "1"}
+    words = runs.command(source, tmp_path / "run", train__length="4 steps", fewshot__data="", **never)
+    runs.finish(words)
+    vit = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).eval()
+    model = build_model(config_of(words), "cpu").eval()
+    averaged = {
+        name.removeprefix("module."): value for name, value in runs.final_state(tmp_path / "run")["ema"].items()
+    }
+    del averaged["n_averaged"]
+    assert any(name.startswith("decoder.blocks.0.") for name in averaged)
+    model.load_state_dict(averaged)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = pool(model.encoder(images), model.encoder.num_prefix_tokens, "mean")
+        torch.testing.assert_close(vit(images), expected, rtol=0, atol=1e-6)
+
+
+def check_refused(err: str, *said: str) -> None:
+    assert "Traceback" not in err
+    line = err.splitlines()[-1]
+    assert line.startswith("pretrain: error: ")
+    for text in said:
+        assert text in line
+
+
+def test_too_many_bad_files_end_the_run(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path / "images", 12)
+    words = runs.command(folder, tmp_path / "run", data__max_bad="0.1%", fewshot__data="", train__length="10 steps")
+    assert pretrain(words[1:]) == 1
+    check_refused(capsys.readouterr().err, "2 of the first ", "data.max_bad", str(tmp_path / "run" / "bad_files.csv"))
+    assert len((tmp_path / "run" / "bad_files.csv").read_text().splitlines()) == 3
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_dry_run_reports_and_writes_nothing(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    schedules: list[Schedule] = []
+    spied = lambda *args, **kwargs: (schedules.append(args[4]), fit(*args, **kwargs))  # noqa: E731
+    monkeypatch.setattr(mpp.pretraining.recipe, "fit", spied)
+    words = runs.command(source, tmp_path / "run", "--dry-run", log__pictures="50%", checkpoint__every="1 steps")
+    assert pretrain(words[1:]) == 0
+    assert [(schedule.total_steps, schedule.accumulate) for schedule in schedules] == [(2, 2)]
+    out = capsys.readouterr().out
+    lines = dict(line.split(None, 1) for line in out.splitlines() if line)
+    assert lines["images"] == "40 images in 4 classes"
+    assert " GiB peak of this process" in lines["memory"]
+    assert " images/s (" in lines["speed"]
+    assert lines["full"].startswith("run     60 steps, 960 images, ")
+    assert " s each, " in lines["few-shot"]
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written == [tmp_path / "cache" / "attention.json"]  # so that the run itself need not time the kernels
+
+
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+def test_a_loss_that_is_not_finite_ends_the_run(
+    ema: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absurd = {"optim__lr": "1e30", "optim__clip_norm": "0", "optim__ema_decay": ema, "schedule__warmup": "0 steps"}
+    words = runs.command(source, tmp_path / "run", train__precision="fp32", fewshot__data="", **absurd)
+    assert pretrain(words[1:]) == 1
+    latest = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    event = read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert (event["event"], event["precision"]) == ("non_finite", "fp32")
+    assert event["fp32_loss"] in ("nan", "inf")
+    assert 1 < event["step"] < 60
+    step = f"the loss is not finite at step {event['step']}; "
+    check_refused(
+        capsys.readouterr().err,
+        step,
+        "fp32 is no better: try a lower --optim.lr",
+        f"the last good checkpoint is {latest}",
+    )
+    assert not (tmp_path / "run" / "model").exists()
+    state = runs.final_state(tmp_path / "run")
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+GREY = {"model__in_chans": "1"}
+WRONG: list[tuple[str, dict[str, str], list[str]]] = [
+    ("missing folder", {"data__source": "folder:TMP/nowhere"}, ["TMP/nowhere", "check the path"]),
+    ("a file for a folder", {"data__source": "folder:TMP/plain.npy"}, ["TMP/plain.npy is a file"]),
+    ("empty folder", {"data__source": "folder:TMP/empty"}, ["no image in TMP/empty", "jpg"]),
+    ("no images", {"data__source": "folder:TMP/texts"}, ["no image in TMP/texts (ignored 1 other file)"]),
+    ("a plain path", {"data__source": "TMP/texts"}, ["did you mean folder:TMP/texts?"]),
+    ("an unknown kind", {"data__source": "foldr:TMP/texts"}, ["'foldr'; did you mean folder:TMP/texts?"]),
+    ("an unknown model", {"model__name": "vit_tinny_patch16_224"}, ["vit_tinny_patch16_224", "vit_tiny_patch16_224"]),
+    ("a resnet", {"model__name": "resnet18"}, ["'resnet18' is not a VisionTransformer"]),
+    ("a Swin", {"model__name": "swin_tiny_patch4_window7_224"}, ["is not a VisionTransformer"]),
+    ("an image of broken patches", {"model__img_size": "30"}, ["model.img_size 30", "take 24 or 32"]),
+    ("one patch", {"model__patch_size": "32"}, ["model.img_size holds one patch"]),
+    ("heads that do not divide", {"model__num_heads": "5"}, ["'num_heads': 5", "divisible"]),
+    ("positions of an odd width", {"model__embed_dim": "51", "model__pos_embed": "2d"}, ["divisible by 2, got 51"]),
+    ("xformers on a CPU", {"model__attention": "xformers"}, ["model.attention xformers", "use auto or sdpa"]),
+    ("fp16 on a CPU", {"train__precision": "fp16"}, ["train.precision fp16 needs CUDA", "take bf16 or fp32"]),
+    ("no device", {"train__device": "toaster"}, ["train.device 'toaster' is not a device"]),
+    ("a missing GPU", {"train__device": "cuda"}, ["this machine has 0 CUDA devices; take auto or cpu"]),
+    ("few-shot without labels", {"fewshot__data": "array:TMP/plain.npy"}, ["array:TMP/plain.npy has no labels"]),
+    ("few-shot from nowhere", {"fewshot__data": "folder:TMP/nowhere"}, ["there is no folder TMP/nowhere"]),
+    ("a warm-up past the end", {"schedule__warmup": "61 steps"}, ["warm-up (61 steps)", "the run (60 steps)"]),
+    ("a mean of two", {"data__mean": "0.5,0.5"}, ["data.mean takes one number or 3"]),
+    ("a std of two", {"data__std": "0.5,0.5"}, ["data.std takes one number or 3"]),
+    (
+        "4x4 cells of 14 pixels",
+        {"objective__target": "colour_4x4", "model__patch_size": "14", "model__img_size": "28"},
+        ["colour_4x4 needs patch sides divisible by 4, got 14x14"],
+    ),
+    ("greyscale of grey images", {"data__grayscale": "0.5", **GREY}, ["data.grayscale needs 3 channels"]),
+    ("saturation of grey images", {"data__jitter": "0,0,0.2,0", **GREY}, ["saturation needs 3 channels"]),
+]
+
+
+def write_wrong(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    (folder / "texts").mkdir()
+    (folder / "texts" / "notes.txt").write_text("notes")
+    np.save(folder / "plain.npy", np.zeros((8, 32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("changed", "said"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_wrong_input_is_one_line_and_nothing_is_written(
+    changed: dict[str, str],
+    said: list[str],
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if changed.get("train__device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    write_wrong(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    changed = {name: value.replace("TMP", str(tmp_path)) for name, value in changed.items()}
+    words = runs.command(changed.pop("data__source", source), tmp_path / "run", **changed)
+    assert pretrain(words[1:]) == 2
+    check_refused(capsys.readouterr().err, *(text.replace("TMP", str(tmp_path)) for text in said))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_wrong_input_to_a_process(tmp_path: Path) -> None:
+    words = runs.command(f"folder:{tmp_path}/nowhere", tmp_path / "run")
+    out, err = runs.finish(words, code=2, cwd=tmp_path)
+    assert out == ""
+    check_refused(err, f"there is no folder {tmp_path}/nowhere")
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

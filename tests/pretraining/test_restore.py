@@ -1,0 +1,58 @@
+"""What a run tells of itself: what it was pretrained on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpp.config import to_yaml
+from mpp.data.settings import DataConfig
+from mpp.data.sources.opening import open_source
+from mpp.downstream.pretrained_on import notes_on_pretraining
+from mpp.downstream.settings import FinetuneConfig
+from mpp.pretraining.settings import PretrainConfig
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> np.ndarray:
+    """Ten images, the first six in `a.npy`, the last six in `b.npy`."""
+    images = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", images[:6])
+    np.save(tmp_path / "b.npy", images[4:])
+    return images
+
+
+def write(folder: Path, config: PretrainConfig | FinetuneConfig) -> str:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(config))
+    return str(folder)
+
+
+@pytest.mark.usefixtures("images")
+def test_test_images_that_weights_were_pretrained_on(tmp_path: Path) -> None:
+    test = open_source(f"array:{tmp_path}/b.npy")
+    first = write(tmp_path / "first", PretrainConfig(data=DataConfig(source=f"array:{tmp_path}/a.npy")))
+    second = write(tmp_path / "second", PretrainConfig(data=DataConfig(source=f"array:{tmp_path}/b.npy"), init=first))
+    tuned = write(tmp_path / "tuned", FinetuneConfig(init=f"{second}/model"))
+
+    def notes(init: str, *indices: int) -> list[str]:
+        return notes_on_pretraining(init, test, np.array(indices))
+
+    told = "are in the pretraining data of {}, array:{}/{}.npy"
+    (one,) = notes(first, 0, 1, 2)
+    assert one.startswith(
+        f"2 of the 3 test images {told.format(first, tmp_path, 'a')}, 2 byte for byte, such as image 0"
+    )
+    assert notes(first, 2, 3) == []
+    for init in (second, f"{second}/model", f"{second}/checkpoints/step_000000001.pt", tuned, f"{tuned}/"):
+        both = notes(init, 0, 1, 2)
+        assert both[0].startswith(f"3 of the 3 test images {told.format(second, tmp_path, 'b')}, 3 as the same files")
+        assert both[1:] == [one]
+    for init in ("resnet18", "none", "", f"random:{first}", str(tmp_path)):
+        assert notes(init, 0, 1, 2) == []
+    (tmp_path / "a.npy").unlink()
+    assert "the test images were not compared with the pretraining data of" in notes(first, 0)[0]
+    remote = write(tmp_path / "remote", PretrainConfig(data=DataConfig(source="shards:s3://somewhere/a.tar")))
+    assert f"pretraining data of {remote}, shards:s3://somewhere/a.tar" in notes(remote, 0)[0]
+    itself = write(tmp_path / "itself", PretrainConfig(data=DataConfig(source="demo"), init=str(tmp_path / "itself")))
+    assert notes(itself, 0) == []

@@ -1,0 +1,224 @@
+"""What a whole process shares, changed by two threads at once: it ends as it was, and neither disturbs the other."""
+
+import contextlib
+import io
+import os
+import pickle
+import platform
+import re
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+
+import matplotlib
+import pytest
+import torch
+
+from mpp.report.page import drawing
+from mpp.system.process import (
+    GENERATORS,
+    global_draws,
+    one_thread,
+    printing_to,
+    quiet,
+    shared,
+    without_warnings,
+)
+
+Enter = Callable[[], AbstractContextManager[object]]
+
+
+@pytest.fixture
+def other() -> Iterator[ThreadPoolExecutor]:
+    """One other thread."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def is_heard() -> bool:
+    """Whether this thread hears a warning."""
+    try:
+        warnings.warn("The hint is heard", UserWarning, stacklevel=2)
+    except UserWarning:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("enter", "look"),
+    [
+        (quiet, lambda: os.fstat(2).st_ino),
+        (one_thread, torch.get_num_threads),
+        (without_warnings, is_heard),
+        (lambda: without_warnings("the hint"), is_heard),
+        (
+            lambda: printing_to(io.StringIO()),
+            lambda: sys.stdout.getvalue() if hasattr(sys.stdout, "getvalue") else None,
+        ),
+        (drawing._settings, lambda: matplotlib.rcParams["svg.hashsalt"]),
+    ],
+)
+def test_two_threads_within(enter: Enter, look: Callable[[], object], other: ThreadPoolExecutor) -> None:
+    def elsewhere(work: Callable[[], object]) -> object:
+        return other.submit(work).result()
+
+    with several_threads():
+        before, first, second = (look(), elsewhere(look)), enter(), enter()
+        first.__enter__()
+        within = look()
+        assert within != before[0]
+        elsewhere(second.__enter__)
+        assert (look(), elsewhere(look)) == (within, within)
+        first.__exit__(None, None, None)
+        assert elsewhere(look) == within  # which is still within
+        elsewhere(lambda: second.__exit__(None, None, None))
+        assert (look(), elsewhere(look)) == before
+
+
+@contextmanager
+def several_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("enter", "look"),
+    [(one_thread, torch.get_num_threads), (without_warnings, is_heard)],
+)
+def test_a_thread_that_comes_meanwhile_sees_nothing_of_it(enter: Enter, look: Callable[[], object]) -> None:
+    with several_threads():
+        before = look()
+        with enter(), ThreadPoolExecutor(1) as new:
+            assert new.submit(look).result() == before
+            assert look() != before
+
+
+def test_only_the_warnings_that_are_named() -> None:
+    with without_warnings("the (hint|clue)", UserWarning):
+        assert not is_heard()
+        with pytest.raises(DeprecationWarning):
+            warnings.warn("The hint", DeprecationWarning, stacklevel=1)
+        with pytest.raises(UserWarning):
+            warnings.warn("Not the hint", UserWarning, stacklevel=1)
+        warnings.simplefilter("error")  # asked before ours
+        assert is_heard()
+        with without_warnings("the (hint|clue)", UserWarning):
+            assert not is_heard()
+
+
+def test_the_filters_can_be_sent_to_other_processes() -> None:  # as joblib does
+    with without_warnings():
+        sent = pickle.loads(pickle.dumps(warnings.filters))
+    assert sent[0] == ("ignore", re.compile("(?!)"), Warning, None, 0)
+
+
+def test_what_another_thread_prints_is_not_taken(capsys: pytest.CaptureFixture[str], other: ThreadPoolExecutor) -> None:
+    mine = io.StringIO()
+    with printing_to(mine):
+        print("mine")
+        other.submit(print, "another's", file=sys.stderr).result()
+        with contextlib.suppress(ValueError), printing_to(io.StringIO()):
+            print("inner")
+            raise ValueError
+        print("mine, too", file=sys.stderr)
+    print("after")
+    assert mine.getvalue() == "mine\nmine, too\n"
+    assert capsys.readouterr() == ("after\n", "another's\n")
+
+
+def test_draws_of_two_threads_are_those_of_each_alone(other: ThreadPoolExecutor) -> None:
+    def draw(seed: int, wait: Callable[[], object] = lambda: None) -> list[float]:
+        with global_draws(seed):
+            first = float(torch.rand(()))
+            wait()
+            return [first, float(torch.rand(()))]
+
+    alone, before = [draw(seed) for seed in (1, 2)], torch.get_rng_state()
+    drawn, started = threading.Event(), []
+
+    def start_the_other() -> None:
+        started.append(other.submit(draw, 2, lambda: drawn.wait(60)))
+        time.sleep(0.1)  # it would draw now, and again when this thread has
+
+    first = draw(1, start_the_other)
+    drawn.set()
+    assert [first, started[0].result()] == alone
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_forked_child_waits_for_no_thread_of_its_parent() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    @shared
+    @contextmanager
+    def slow() -> Iterator[None]:
+        begun.set()
+        go.wait(60)
+        yield
+
+    def within() -> None:
+        with GENERATORS, slow():
+            pass
+
+    thread = threading.Thread(target=within)
+    thread.start()
+    begun.wait(60)
+    with without_warnings(".*fork", DeprecationWarning):
+        child = os.fork()
+    if not child:
+        go.set()
+        threading.Timer(10, os._exit, (1,)).start()
+        with GENERATORS, slow():
+            os._exit(0)
+    go.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is tuned")
+def test_memory_is_reused_within_and_given_back_after() -> None:
+    # A process of its own: its heap has room that the tests freed before, and the environment may tune it.
+    program = """
+import os, resource, torch
+from mpp.system.process import memory_reused, return_memory
+
+def faults(times=6, size=2**22):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(size), torch.ones(2 * size)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+torch.set_num_threads(1)
+print(faults())
+with memory_reused():
+    faults()
+    before = resident()
+    print(faults(), resident() == before)
+print(before - resident())
+if os.fork() == 0:
+    return_memory()
+    # As a loader worker: a megabyte, which glibc reuses by itself.
+    print(min(faults(1, 2**18) for _ in range(9)), flush=True)
+    os._exit(0)
+os.wait()
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    usual, within, same, freed, worker = done.stdout.split()
+    assert int(within) < int(usual) / 10  # page faults; how many usually are depends on the size of pages
+    assert same == "True"
+    assert int(freed) > 2**25
+    assert int(worker) < 100

@@ -1,0 +1,100 @@
+"""Files that could not be decoded are counted once, named, and too many of them end the run."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from mpp.data.reader import Bad
+from mpp.errors import RunError
+from mpp.training.bad_files import HEAD, BadFiles, told
+
+
+def bad(*indices: int, kind: str = "truncated") -> list[Bad]:
+    return [Bad(index, kind, f"dir/{index}.jpg", "broken, badly") for index in indices]
+
+
+def rows(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.reader(file))
+
+
+def test_bad_files_end_a_run_past_the_share(tmp_path: Path) -> None:
+    path = tmp_path / "bad_files.csv"
+    files = BadFiles(path, 0.01)
+    files.add([], 16)
+    assert not path.exists()
+    # Of the first 1,000 images: 10 may be bad, however few have been read.
+    for index in range(10):
+        files.add(bad(index, kind="empty" if index < 3 else "truncated"), 16)
+    with pytest.raises(RunError) as caught:
+        files.add(bad(10), 16)
+    assert str(caught.value) == (
+        "11 of the first 192 images cannot be used (8 truncated, 3 empty), more than data.max_bad allows; "
+        f"the last is image 10: dir/10.jpg: broken, badly; all are in {path}: mend them, or raise data.max_bad"
+    )
+    kinds = ["empty"] * 3 + ["truncated"] * 8
+    named = [[str(index), kind, f"dir/{index}.jpg", "broken, badly"] for index, kind in enumerate(kinds)]
+    assert rows(path) == [list(HEAD), *named]
+
+
+def test_bad_files_are_a_share_of_the_images_read() -> None:
+    files = BadFiles(None, 0.01)
+    files.add([], 5000)
+    files.add(bad(*range(50)), 0)
+    assert len(files) == 50
+    with pytest.raises(RunError, match=r"^51 of the first 5,000 images"):
+        files.add(bad(50), 0)
+
+
+def test_a_bad_file_counts_once(tmp_path: Path) -> None:
+    files = BadFiles(tmp_path / "bad_files.csv", 0.001)
+    for _ in range(20):
+        files.add(bad(3, 3), 16)
+    assert len(files) == 1
+    assert len(rows(tmp_path / "bad_files.csv")) == 2
+
+
+def test_a_max_bad_of_nothing_allows_none() -> None:
+    with pytest.raises(RunError, match=r"^1 of the first 8 images"):
+        BadFiles(None, 0.0).add(bad(0), 8)
+
+
+def test_any_name_can_be_written(tmp_path: Path) -> None:
+    names = ["a\nb.jpg", 'say "cheese", please.jpg', "caf\udce9.jpg", "日本.jpg"]
+    files = BadFiles(tmp_path / "bad_files.csv", 1.0)
+    files.add([Bad(index, "empty", name, "empty file") for index, name in enumerate(names)], 16)
+    assert [row[2] for row in rows(tmp_path / "bad_files.csv")[1:]] == names
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+    path = tmp_path / "bad_files.csv"
+    BadFiles(path, 0.01).add(bad(3, 5), 640)
+    again = BadFiles(path, 0.01, read=640)
+    assert len(again) == 2
+    again.add(bad(3, 9), 16)
+    assert [row[0] for row in rows(path)] == ["index", "3", "5", "9"]
+
+
+def test_a_fresh_run_forgets_what_an_earlier_start_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad_files.csv"
+    BadFiles(path, 0.01).add(bad(3), 640)
+    assert len(BadFiles(path, 0.01)) == 0
+    assert not path.exists()
+
+
+def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "bad_files.csv"
+    path.write_text("index,kind,file,reason\n3,empty,a.jpg,empty file\n5,emp")
+    files = BadFiles(path, 0.01, read=16)
+    assert len(files) == 1
+    files.add(bad(5), 16)
+    assert [row[:2] for row in rows(path)] == [["index", "kind"], ["3", "empty"], ["5", "truncated"]]
+
+
+def test_what_all_ranks_met_is_told_once(tmp_path: Path) -> None:
+    assert told(tmp_path) == ""
+    BadFiles(tmp_path / "bad_files.csv", 1.0).add(bad(1, 2), 16)
+    BadFiles(tmp_path / "bad_files.rank1.csv", 1.0).add([*bad(2), *bad(7, kind="empty")], 16)
+    files = f"{tmp_path / 'bad_files.csv'}, {tmp_path / 'bad_files.rank1.csv'}"
+    assert told(tmp_path) == f"3 images could not be used (2 truncated, 1 empty): {files}"

@@ -1,0 +1,228 @@
+"""Parameter groups, Adam against big_vision's chain and its formula, the moving average against its own."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mpp.data.transform import Normalise
+from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.settings import ModelConfig
+from mpp.objective.objective import MaskedPatchPrediction
+from mpp.objective.target import build_target
+from mpp.training.loop import Schedule, State, fit
+from mpp.training.optim import average_warning, build_ema, build_optimizer, parameter_groups
+from mpp.training.schedule import learning_rate
+from mpp.training.settings import OptimConfig
+
+SIZE: dict[str, Any] = {"img_size": (28,), "depth": 2, "embed_dim": 48, "num_heads": 3}
+MODELS = {
+    "plain": ModelConfig("vit_tiny_patch16_224", patch_size=(14,), **SIZE),
+    "2d": ModelConfig("vit_tiny_patch16_224", patch_size=(14,), pos_embed="2d", **SIZE),
+    "registers and layer scale": ModelConfig("vit_small_patch14_reg4_dinov2", **SIZE),
+    "hybrid": ModelConfig("vit_tiny_r_s16_p8_224", img_size=(64,), depth=1),
+}
+
+
+def pretraining_model(config: ModelConfig) -> MaskedPatchPrediction[Encoder]:
+    encoder, normalise = build_encoder(config), Normalise((0.5,), (0.5,), 3)
+    return MaskedPatchPrediction(encoder, build_target("mean_colour", encoder.patch, 3, 3), normalise)
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_weight_decay_is_for_the_matrices_of_layers_alone(config: ModelConfig) -> None:
+    model = pretraining_model(config)
+    decayed = {p for group in parameter_groups(model, 0.1) if group["weight_decay"] == 0.1 for p in group["params"]}
+    kernels = {m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    assert decayed == kernels
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_every_trainable_parameter_is_in_one_group(config: ModelConfig) -> None:
+    model = pretraining_model(config)
+    model.encoder.vit.norm.requires_grad_(False)
+    grouped = [p for group in parameter_groups(model, 0.1) for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {p for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit.pos_embed", "vit.cls_token", "vit.reg_token", "position.x", "position.y", "mask_token", "vit.norm.weight"],
+)
+def test_weight_decay_spares(name: str) -> None:
+    spared = set()
+    for config in MODELS.values():
+        model = pretraining_model(config)
+        names = {p: n.removeprefix("encoder.") for n, p in model.named_parameters()}
+        spared |= {names[p] for g in parameter_groups(model, 0.1) if not g["weight_decay"] for p in g["params"]}
+    assert name in spared
+
+
+class Layer(nn.Module):
+    """A kernel and a bias whose gradients are what the batch says."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.kernel, self.bias = nn.Parameter(kernel.clone()), nn.Parameter(bias.clone())
+
+
+def given_gradients(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """A step whose gradients are the batch itself."""
+    return sum(((p * g).sum() for p, g in zip(model.parameters(), batch, strict=True)), torch.zeros(())), {}
+
+
+def test_updates_equal_big_visions(shared: Callable[[str], Path]) -> None:
+    """Its chain (clip to 1, Adam, times 0.01, plus 0.05 of the kernels, all times the schedule) is AdamW with the
+    weight decay 0.05 / 0.01: torch multiplies that by the learning rate, 0.01 times the schedule."""
+    data = np.load(shared("fixtures/optim.npz"), allow_pickle=False)
+    tensors = {key: torch.from_numpy(data[f"adam/{key}"]) for key in (
+        "init/layer/kernel", "init/layer/bias", "grad/layer/kernel", "grad/layer/bias", "schedule"
+    )}  # fmt: skip
+    model = Layer(tensors["init/layer/kernel"], tensors["init/layer/bias"])
+    state = State(model, build_optimizer(parameter_groups(model, 0.05 / 0.01), OptimConfig("adamw")))
+    seen: list[dict[str, Tensor]] = []
+    fit(
+        state,
+        model,
+        zip(tensors["grad/layer/kernel"], tensors["grad/layer/bias"], strict=True),
+        given_gradients,
+        Schedule(12, 1, 1, lambda step: 0.01 * tensors["schedule"][step].item(), clip_norm=1.0),
+        [(1, lambda state: seen.append({n: p.detach().clone() for n, p in state.model.named_parameters()}))],
+    )
+    for name in ("kernel", "bias"):
+        ours = torch.stack([step[name] for step in seen])
+        np.testing.assert_allclose(ours, data[f"adam/float32/layer/{name}"], atol=1e-6, rtol=1e-6)
+
+
+def test_updates_equal_the_paper_s_fine_tuning(shared: Callable[[str], Path]) -> None:
+    """SGD with momentum 0.9 after clipping the global norm to 1, cosine rule (vision_transformer, appendix B.1.1)."""
+    data = np.load(shared("fixtures/optim.npz"), allow_pickle=False)
+    tensors = {key: torch.from_numpy(data[f"sgd/{key}"]) for key in ("init/a", "init/b", "grad/a", "grad/b")}
+    model = Layer(tensors["init/a"], tensors["init/b"])
+    state = State(model, build_optimizer(parameter_groups(model, 0.0), OptimConfig("sgd", momentum=0.9)))
+    rate = learning_rate("cosine", 0.03, 12, 3)
+    seen: list[list[Tensor]] = []
+    fit(
+        state,
+        model,
+        zip(tensors["grad/a"], tensors["grad/b"], strict=True),
+        given_gradients,
+        Schedule(12, 1, 1, rate, clip_norm=1.0),
+        [(1, lambda state: seen.append([p.detach().clone() for p in state.model.parameters()]))],
+    )
+    np.testing.assert_allclose([rate(step) for step in range(12)], data["sgd/lr"], rtol=1e-6)
+    for number, name in enumerate("ab"):
+        ours = torch.stack([step[number] for step in seen])
+        np.testing.assert_allclose(ours, data[f"sgd/float32/{name}"], atol=1e-6, rtol=1e-6)
+
+
+def test_layer_decay_scales_the_rate_of_each_layer_by_its_depth() -> None:
+    model: Any = timm.create_model("vit_tiny_patch16_224", depth=3, embed_dim=48, num_heads=3, num_classes=2)
+    groups = parameter_groups(model, 0.1, 0.5)
+    scale: dict[Any, Any] = {p: group["lr_scale"] for group in groups for p in cast(Any, group["params"])}
+    decay: dict[Any, Any] = {p: group["weight_decay"] for group in groups for p in cast(Any, group["params"])}
+    assert set(scale) == set(model.parameters())
+    # Embeddings, three blocks, the last norm and the head: the layers above each.
+    assert scale[model.head.weight] == 1
+    blocks = [scale[block.mlp.fc1.weight] for block in model.blocks]
+    assert blocks == [blocks[2] / 4, blocks[2] / 2, blocks[2]]
+    assert scale[model.patch_embed.proj.weight] == scale[model.pos_embed] == blocks[0] / 2
+    assert (decay[model.pos_embed], decay[model.norm.weight], decay[model.head.weight]) == (0, 0, 0.1)
+    optimizer = build_optimizer(groups, OptimConfig("sgd", momentum=0.0))
+    before = {p: p.detach().clone() for p in scale}
+    state = State(model, optimizer)
+    step = lambda model, batch: (sum((p.sum() for p in model.parameters()), torch.zeros(())), {})  # noqa: E731
+    fit(state, model, iter([None]), step, Schedule(1, 1, 1, lambda _: 0.01), [])
+    for p, old in before.items():
+        torch.testing.assert_close(p.detach(), old - 0.01 * scale[p] * (1 + decay[p] * old))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_updates_equal_the_formula(name: str) -> None:
+    torch.manual_seed(0)
+    model = Layer(torch.randn(3, 2).double(), torch.randn(4).double())
+    optimizer = build_optimizer(parameter_groups(model, 0.2), OptimConfig(name, betas=(0.8, 0.9), eps=1e-3))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    expected = [p.detach().numpy().copy() for p in model.parameters()]
+    first, second = [np.zeros_like(w) for w in expected], [np.zeros_like(w) for w in expected]
+    for t in range(1, 6):
+        gradients = [torch.randn_like(p) for p in model.parameters()]
+        for p, g in zip(model.parameters(), gradients, strict=True):
+            p.grad = g
+        optimizer.step()
+        for i, w in enumerate(expected):
+            decay = 0.2 if w.ndim > 1 else 0.0
+            g = gradients[i].numpy() + (decay * w if name == "adam" else 0)
+            first[i] = 0.8 * first[i] + 0.2 * g
+            second[i] = 0.9 * second[i] + 0.1 * g**2
+            if name == "adamw":
+                w = w - 0.1 * decay * w
+            step = (first[i] / (1 - 0.8**t)) / (np.sqrt(second[i] / (1 - 0.9**t)) + 1e-3)
+            expected[i] = w - 0.1 * step
+    for p, w in zip(model.parameters(), expected, strict=True):
+        np.testing.assert_allclose(p.detach(), w, atol=1e-12)
+
+
+def test_the_moving_average_is_its_formula_from_the_first_update_on() -> None:
+    torch.manual_seed(0)
+    model = Layer(torch.randn(3, 2), torch.randn(4))
+    ema = build_ema(model, 0.9)
+    assert ema is not None
+    expected: list[np.ndarray] = []
+    for _ in range(5):
+        for p in model.parameters():
+            p.data += torch.randn_like(p)
+        ema.update_parameters(model)
+        now = [p.detach().double().numpy().copy() for p in model.parameters()]
+        expected = [0.9 * a + 0.1 * w for a, w in zip(expected, now, strict=True)] if expected else now
+    for p, average in zip(ema.module.parameters(), expected, strict=True):
+        np.testing.assert_allclose(p.detach(), average, atol=1e-6)
+
+
+def test_the_moving_average_is_torch_s_own_to_the_bit_and_loads_its_state() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3))
+    ema, reference = build_ema(model, 0.9), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    assert ema is not None
+    for number in range(6):
+        if number == 3:  # as from a checkpoint of before
+            ema = build_ema(model, 0.9)
+            assert ema is not None
+            ema.load_state_dict(reference.state_dict())
+        for p in model.parameters():
+            p.data += torch.randn_like(p)
+        model(torch.randn(5, 2, 4, 4))
+        for average in (ema, reference):
+            average.update_parameters(model)
+        assert list(ema.state_dict()) == list(reference.state_dict())
+        torch.testing.assert_close(ema.state_dict(), reference.state_dict(), rtol=0, atol=0)
+
+
+def test_no_decay_is_no_average() -> None:
+    assert build_ema(nn.Linear(2, 2), 0.0) is None
+
+
+@pytest.mark.parametrize(("decay", "steps", "share"), [(0.9998, 20, 1.0), (0.9998, 2000, 0.67), (0.9, 10, 0.39)])
+def test_an_average_that_stays_at_its_start_is_a_warning(decay: float, steps: int, share: float) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    ema = build_ema(model, decay)
+    assert ema is not None
+    for step in range(steps):
+        model.weight.data.fill_(float(step == 0))  # 1 after the first step, 0 after all others
+        ema.update_parameters(model)
+    assert ema.module.weight.item() == pytest.approx(share, abs=0.005)
+    assert f"over {steps:,} steps: {share:.0%} of the average" in average_warning(decay, steps)
+    (shorter,) = re.findall(r"--optim.ema-decay (\S+)$", average_warning(decay, steps))
+    assert not average_warning(float(shorter), steps)
+    assert not average_warning(0.0, steps)
+    assert not average_warning(0.9998, 10_000)
+    assert not average_warning(0.9998, 1)

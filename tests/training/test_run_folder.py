@@ -1,0 +1,337 @@
+"""What runs do with their folder: resume, refuse another config, explain what the machine lacks."""
+
+import errno
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mpp import dist
+from mpp.config import to_yaml
+from mpp.data.sources.base import SourceAway
+from mpp.data.sources.fingerprint import Contents
+from mpp.dist import World
+from mpp.errors import RunError, TryLater, Unreachable, UserError
+from mpp.training.changes import check_contents
+from mpp.training.checkpoint import Checkpoints, load_checkpoint
+from mpp.training.loop import EXIT_REQUEUE, Schedule, State
+from mpp.training.run_folder import (
+    build_rate,
+    check_config,
+    earlier,
+    explained,
+    micro_batches,
+    once_a_machine,
+    resume,
+    steps,
+)
+from mpp.training.saving import Saving
+from mpp.training.settings import ScheduleConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: str = field(default="", metadata={"free": True})
+    resume: str = field(default="auto", metadata={"free": True})
+    train: TrainConfig = TrainConfig(batch_size=4)
+
+
+@dataclass(frozen=True)
+class Other(Config):
+    something: int = 0
+
+
+@dataclass(frozen=True)
+class DryRun(Config):
+    dry_run: bool = True
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.flushed = 0
+
+    def say(self, text: str) -> None: ...
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+SCHEDULE = Schedule(10, 4, 1, lambda step: 0.1)
+
+
+def fresh() -> State:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    return State(model, torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9))
+
+
+def saved(folder: Path) -> tuple[Config, Checkpoints, State]:
+    """A run of two steps."""
+    config, checkpoints, state = Config(str(folder)), Checkpoints(folder / "checkpoints"), fresh()
+    assert resume(config, state, SCHEDULE, checkpoints, True) == 0
+    with torch.no_grad():
+        state.model.get_parameter("weight").fill_(3.0)
+    state.images_seen = 8
+    journal = Silent()
+    with Saving(SCHEDULE, checkpoints, journal, None) as save:
+        save(state)
+    assert journal.flushed == 1
+    return config, checkpoints, state
+
+
+def test_a_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    config, checkpoints, before = saved(tmp_path / "a" / "run")
+    state = fresh()
+    assert resume(config, state, SCHEDULE, checkpoints, True) == 2
+    assert state.images_seen == 8
+    assert torch.equal(state.model.get_parameter("weight"), before.model.get_parameter("weight"))
+    assert earlier(config) == config
+    assert {path.name for path in (tmp_path / "a" / "run").iterdir()} == {"config.yaml", "checkpoints"}
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "rank_and_size", lambda: (1, 2))
+    config, checkpoints = Config(str(tmp_path / "run")), Checkpoints(tmp_path / "run" / "checkpoints")
+    assert resume(config, fresh(), SCHEDULE, checkpoints, False) == 0
+    with Saving(SCHEDULE, checkpoints, Silent(), None) as save:
+        save(fresh())
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_checkpoint_nothing_binds(tmp_path: Path) -> None:
+    config = Config(str(tmp_path))
+    (tmp_path / "config.yaml").write_text(to_yaml(replace(config, train=replace(config.train, seed=7))))
+    assert earlier(config) is None
+    assert resume(config, fresh(), SCHEDULE, Checkpoints(tmp_path / "checkpoints"), True) == 0
+
+
+def test_somebody_else_s_config_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("whatever: 3")
+    with pytest.raises(UserError, match="holds a run of another kind; choose another --run-dir"):
+        resume(Config(str(tmp_path)), fresh(), SCHEDULE, Checkpoints(tmp_path / "checkpoints"), True)
+    assert (tmp_path / "config.yaml").read_text() == "whatever: 3"
+
+
+def grown(config: Config, checkpoints: Checkpoints, images: int, steps: int) -> int:
+    """Resumes a run whose epoch has so many images, and which has so many steps."""
+    state = fresh()
+    state.contents = Contents(images, "0")
+    return resume(config, state, replace(SCHEDULE, total_steps=steps), checkpoints, True)
+
+
+def test_changed_images_are_refused_but_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(str(tmp_path), train=TrainConfig(batch_size=4, length="5 epochs"))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert grown(config, checkpoints, 8, 10) == 0
+    state = fresh()
+    state.images_seen, state.contents = 8, Contents(8, "0")
+    with Saving(SCHEDULE, checkpoints, Silent(), None) as save:
+        save(state)
+    assert grown(config, checkpoints, 8, 10) == 2
+    written = (tmp_path / "config.yaml").stat().st_mtime_ns
+    text = r"changed since the last checkpoint of \S+ \(8 images then, 12 now\).* by --resume force"
+    with pytest.raises(UserError, match=text) as caught:
+        grown(config, checkpoints, 12, 15)
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "config.yaml").stat().st_mtime_ns == written
+    assert not capsys.readouterr().err
+    force = replace(config, resume="force")
+    assert grown(force, checkpoints, 12, 15) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "note: the images have changed (8 images then, 12 now)"
+    assert lines[1] == (
+        "note: an epoch is 3.0 steps instead of 2.0; the run is 15 steps long instead of 10, and its learning rate "
+        "goes by that: step 2 is 13% of it (it was 20%)"
+    )
+    steps = replace(force, train=replace(config.train, length="10 steps"))
+    (tmp_path / "config.yaml").write_text(to_yaml(steps))
+    assert grown(steps, checkpoints, 12, 10) == 2
+    assert "the run stays 10 steps long: step 2 is 20% of it (it was 20%)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_older_version_does_not_tell_its_images(tmp_path: Path) -> None:
+    config, checkpoints, state = saved(tmp_path)
+    assert load_checkpoint(checkpoints.path(2))["contents"] is None
+    assert grown(config, checkpoints, 12, 10) == 2
+    old = {name: value for name, value in state.state_dict().items() if name != "contents"}
+    checkpoints.save(2, old)
+    assert grown(config, checkpoints, 12, 10) == 2
+
+
+def test_one_rank_s_other_images_stop_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here = (["3 images then, 4 now"], Contents(3, "0"))
+    monkeypatch.setattr(dist, "gather", lambda value: [value, there])
+    with pytest.raises(UserError, match="3 images then, 4 now"):
+        check_contents(here, here.to_dict(), tmp_path, force=False)
+
+
+def test_a_changed_config_is_refused_but_by_force(tmp_path: Path) -> None:
+    config, checkpoints, _ = saved(tmp_path)
+    changed = replace(config, train=replace(config.train, seed=7))
+    with pytest.raises(UserError, match=r"another config \(train\.seed: 0 -> 7\).*--resume force") as caught:
+        resume(changed, fresh(), SCHEDULE, checkpoints, True)
+    assert caught.value.exit_code == 2
+    check_config(config, replace(changed, resume="force"))
+    larger = replace(changed, train=replace(config.train, batch_size=8))
+    with pytest.raises(UserError, match=r"train\.batch_size: 4 -> 8.*choose another --run-dir$"):
+        check_config(config, larger)
+    with pytest.raises(UserError, match=r"train\.batch_size cannot change within a run \(4 -> 8\)"):
+        check_config(config, replace(config, resume="force", train=replace(config.train, batch_size=8)))
+
+
+def test_runs_of_another_kind(tmp_path: Path) -> None:
+    saved(tmp_path)
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text + "unknown: 3\n")
+    with pytest.raises(UserError, match="holds a run of another kind; choose another --run-dir"):
+        earlier(Other(str(tmp_path)))
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"has checkpoints but no config\.yaml"):
+        earlier(Other(str(tmp_path)))
+
+
+def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
+    config, checkpoints, _ = saved(tmp_path)
+    model = nn.Linear(5, 2)
+    other = State(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    with pytest.raises(UserError, match=r"step_000000002\.pt does not fit this model and optimiser: .*size mismatch"):
+        resume(config, other, SCHEDULE, checkpoints, True)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = Config(str(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="cannot write to the run folder"):
+        resume(config, fresh(), SCHEDULE, Checkpoints(tmp_path / "file" / "run" / "checkpoints"), True)
+
+
+def no_room() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+
+LACKS: list[tuple[Callable[[], None], str]] = [
+    (no_room, "cannot write to RUN: No space left on device; the last good checkpoint is None"),
+    (no_memory, "out of memory on cpu: halve --train.micro-batch .now 256."),
+]
+
+
+@pytest.mark.parametrize(("fail", "said"), LACKS)
+def test_what_the_machine_lacks_is_one_line(fail: Callable[[], None], said: str, tmp_path: Path) -> None:
+    config = Config(str(tmp_path / "run"))
+    with (
+        pytest.raises(RunError, match=said.replace("RUN", str(tmp_path / "run"))),
+        explained(config, torch.device("cpu")),
+    ):
+        fail()
+
+
+def unanswered(config: Config, error: OSError | None = None) -> UserError:
+    with pytest.raises(UserError) as caught, explained(config, torch.device("cpu")):
+        raise error or Unreachable("s3://b/a.tar: no answer within 30 s")
+    return caught.value
+
+
+def test_a_run_that_gets_no_answer_is_queued_again_but_not_for_ever(tmp_path: Path) -> None:
+    config, _, _ = saved(tmp_path)
+    latest = r"no answer within 30 s; once it answers, the same command goes on from .*step_000000002\.pt"
+    for _ in range(2):  # the row begins anew with whoever has read its last line
+        for _ in range(2):
+            again = unanswered(config)
+            assert (type(again), again.exit_code) == (TryLater, EXIT_REQUEUE)
+            assert re.search(latest, str(again))
+        end = unanswered(config)
+        assert (type(end), end.exit_code) == (RunError, 1)
+        assert "3 starts in a row ended so at the same image; once it answers, the same command goes on" in str(end)
+        assert not (tmp_path / "unanswered.json").exists()
+
+
+def test_new_images_begin_the_row_anew(tmp_path: Path) -> None:
+    config, checkpoints, state = saved(tmp_path)
+    for images in (12, 16, 20, 24):
+        assert [unanswered(config).exit_code for _ in range(2)] == [EXIT_REQUEUE] * 2
+        state.images_seen = images
+        with Saving(SCHEDULE, checkpoints, Silent(), None) as save:
+            save(state)
+    (tmp_path / "unanswered.json").write_text("torn {")
+    assert [unanswered(config).exit_code for _ in range(3)] == [EXIT_REQUEUE, EXIT_REQUEUE, 1]
+
+
+def test_of_a_sweep_the_runs_count(tmp_path: Path) -> None:
+    config = Config(str(tmp_path))
+    for number in range(4):
+        saved(tmp_path / "sweep" / f"lr_{number}")
+        assert unanswered(config).exit_code == EXIT_REQUEUE
+
+
+def test_a_source_that_does_not_open(tmp_path: Path) -> None:
+    """At the first start its address may be misspelt; later it is away."""
+    away = SourceAway("shards:s3://b/a.tar: cannot open it")
+    config = Config(str(tmp_path / "run"))
+    assert unanswered(config, away) is away
+    (tmp_path / "run").mkdir()
+    assert unanswered(config, away) is away
+    assert away.exit_code == 2
+    saved(tmp_path / "run")
+    assert [unanswered(config, away).exit_code for _ in range(3)] == [EXIT_REQUEUE, EXIT_REQUEUE, 1]
+
+
+def test_no_answer_without_a_run_folder_or_with_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for config in (Config(str(tmp_path / "none")), Config(""), DryRun(str(tmp_path))):
+        with pytest.raises(Unreachable), explained(config, torch.device("cpu")):
+            raise Unreachable("x")
+    assert not list(tmp_path.iterdir())
+    config, _, _ = saved(tmp_path)
+    monkeypatch.setattr(dist, "rank_and_size", lambda: (0, 2))
+    assert unanswered(config).exit_code == 1
+    assert not (tmp_path / "unanswered.json").exists()
+
+
+def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), explained(Config(str(tmp_path)), torch.device("cpu")):
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "size", "expected"),
+    [(16, 256, 1, (16, 1)), (16, 5, 1, (4, 4)), (16, 4, 2, (4, 2)), (15, 4, 1, (3, 5)), (7, 1, 1, (1, 7))],
+)
+def test_micro_batches(batch: int, most: int, size: int, expected: tuple[int, int]) -> None:
+    assert micro_batches(batch, most, World(size=size)) == expected
+
+
+def test_a_batch_that_cannot_be_shared() -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size 15 is not a multiple of the 2 processes"):
+        micro_batches(15, 4, World(size=2))
+
+
+def test_once_a_machine_gives_what_was_opened() -> None:
+    assert once_a_machine(World(), lambda: 3) == 3
+
+
+def test_durations_in_steps() -> None:
+    # 10 steps of 4 images; an epoch of 10 images
+    assert [steps(text, "x", SCHEDULE, 10) for text in ("", "3 steps", "2 epochs", "50%", "8 images")] == [
+        0,
+        3,
+        5,
+        5,
+        2,
+    ]
+
+
+def test_the_rate_of_the_plan() -> None:
+    rate = build_rate(ScheduleConfig(warmup="2 steps"), 0.1, 10, 4, 10)
+    assert [rate(0), rate(1)] == pytest.approx([0.05, 0.1], abs=0.051)
+    assert rate(9) < rate(5) < rate(2)
+    with pytest.raises(UserError, match=r"schedule: .*warm-up"):
+        build_rate(ScheduleConfig(warmup="11 steps"), 0.1, 10, 4, 10)

@@ -1,0 +1,130 @@
+"""Durations, due dates and learning rates; the latter against the original JAX code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpp.training.schedule import Duration, is_due, learning_rate, parse_duration
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("1000 steps", 1000, "steps"),
+        ("1 step", 1, "steps"),
+        ("10_000 steps", 10_000, "steps"),
+        ("10k steps", 10_000, "steps"),
+        ("90 epochs", 90, "epochs"),
+        ("1 epoch", 1, "epochs"),
+        ("0.5 epochs", 0.5, "epochs"),
+        ("1.28M images", 1_280_000, "images"),
+        ("4B images", 4e9, "images"),
+        ("1e6 images", 1e6, "images"),
+        ("2.5e+3 steps", 2500, "steps"),
+        ("1image", 1, "images"),
+        ("5%", 5, "percent"),
+        ("2.5 percent", 2.5, "percent"),
+        ("  5  %  ", 5, "percent"),
+        ("0 steps", 0, "steps"),
+    ],
+)
+def test_durations_are_read(text: str, value: float, unit: str) -> None:
+    assert parse_duration(text) == Duration(pytest.approx(value), unit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1000", "steps", "ten steps", "-5 steps", "5 parsecs", "5 %%", "1,000 steps", "1 k k steps", "nan steps"],
+)
+def test_what_is_no_duration_is_refused_with_the_fields_name_and_the_forms(text: str) -> None:
+    with pytest.raises(ValueError, match="number and a unit") as caught:
+        parse_duration(text, "train.length")
+    assert str(caught.value).startswith("train.length needs")
+    assert repr(text) in str(caught.value)
+    assert all(parse_duration(form) for form in ("1000 steps", "90 epochs", "1.28M images", "5%"))
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("1000 steps", 1000),
+        ("2 epochs", 25),  # 2 * 100 / 8
+        ("0.5 epochs", 6),
+        ("64 images", 8),
+        ("65 images", 8),
+        ("1 image", 1),
+        ("0.001 epochs", 1),
+        ("0 images", 0),
+        ("10%", 20),
+        ("0.1%", 1),
+        ("0%", 0),
+        ("100%", 200),
+    ],
+)
+def test_durations_in_steps_of_a_batch_of_8_in_an_epoch_of_100_and_a_run_of_200(text: str, steps: int) -> None:
+    assert parse_duration(text).steps(8, 100, 200) == steps
+
+
+def test_a_percentage_needs_the_length_of_the_run() -> None:
+    with pytest.raises(ValueError, match="length of the run"):
+        parse_duration("5%").steps(8, 100)
+
+
+@pytest.mark.parametrize(
+    ("period", "total", "due"),
+    [
+        (3, 10, [3, 6, 9, 10]),  # also at the last step but one
+        (5, 10, [5, 10]),
+        (1, 4, [1, 2, 3, 4]),
+        (10, 10, [10]),
+        (11, 10, [10]),
+        (9, 10, [9, 10]),
+        (0, 10, [10]),
+        (1, 1, [1]),
+    ],
+)
+def test_due_steps(period: int, total: int, due: list[int]) -> None:
+    assert [step for step in range(total + 1) if is_due(step, period, total)] == due
+
+
+RATES: dict[str, dict[str, Any]] = {
+    "big_vision/cosine": {"kind": "cosine", "base": 0.03, "warmup": 50},
+    "vision_transformer/cosine": {"kind": "cosine", "base": 0.03, "warmup": 50},
+    "big_vision/linear": {"kind": "linear", "base": 0.01},
+    "big_vision/linear_warm": {"kind": "linear", "base": 0.003, "warmup": 100},
+    "big_vision/rsqrt": {"kind": "rsqrt", "base": 8e-4, "warmup": 50, "cooldown": 200, "timescale": 100},
+}
+
+
+@pytest.mark.parametrize(("key", "settings"), RATES.items(), ids=RATES)
+def test_rates_equal_the_original_codes(key: str, settings: dict[str, Any], shared: Callable[[str], Path]) -> None:
+    expected = np.load(shared("fixtures/optim.npz"), allow_pickle=False)[f"lr/{key}"]
+    rate = learning_rate(total_steps=len(expected) - 1, **settings)
+    np.testing.assert_allclose([rate(step) for step in range(len(expected))], expected, atol=1e-8, rtol=0)
+
+
+def test_constant_rises_stays_and_falls() -> None:
+    rate = learning_rate("constant", 2.0, 10, warmup=4, cooldown=2)
+    assert [rate(step) for step in range(11)] == [0, 0.5, 1, 1.5, 2, 2, 2, 2, 2, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "rsqrt"])
+@pytest.mark.parametrize(("warmup", "cooldown"), [(0, 0), (5, 0), (0, 5), (4, 6), (10, 0), (0, 10)])
+def test_rates_stay_between_zero_and_the_base(kind: str, warmup: int, cooldown: int) -> None:
+    rate = learning_rate(kind, 0.1, 10, warmup, cooldown)
+    assert all(0 <= rate(step) <= 0.1 for step in range(11))
+    assert any(rate(step) > 0 for step in range(10))
+
+
+@pytest.mark.parametrize(("warmup", "cooldown"), [(11, 0), (0, 11), (6, 5)])
+def test_a_warmup_and_cooldown_longer_than_the_run_are_refused(warmup: int, cooldown: int) -> None:
+    with pytest.raises(ValueError, match=rf"warm-up \({warmup} steps\) and cooldown \({cooldown}\) .* \(10 steps\)"):
+        learning_rate("cosine", 0.1, 10, warmup, cooldown)
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="no schedule 'step'; there are cosine, linear, constant and rsqrt"):
+        learning_rate("step", 0.1, 10)(0)

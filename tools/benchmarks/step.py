@@ -1,0 +1,253 @@
+"""python tools/bench.py step: our training step beside timm's supervised step, other libraries, and a matrix product.
+
+Every side makes whole training steps: forward, loss, backward, clipping, optimiser. Its batch, the same for all, lies
+on the device in the form that its own loader would give: uint8 for ours, whose step normalises it, draws the corruption
+and adds up the figures of the log; finished floats for the others, and for transformers the mask too. The other
+libraries make their steps like ours (arithmetic, fused optimiser, clipping, compilation) and at their own defaults.
+
+1. All sides once in every round, a matrix product too, in turning order, so that a machine whose speed wanders does not
+   favour one; medians with spread, ratios within a round.
+2. FLOPs by torch's counter, and from them the share of the matrix product's rate in the same round.
+3. The memory of one step; the time of one step by part; how long a short run waits for its data.
+"""
+
+import gc
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from benchmarks.peers import PEERS, MakeSide, Missing
+from benchmarks.settings import StepBench
+from benchmarks.step_goals import OURS, SUPERVISED, StepRow, verdicts
+from benchmarks.step_parts import peak_bytes, time_by_part
+from benchmarks.step_sides import MatrixProduct, Setting, Side, data_wait, flops_per_image, ours, supervised
+from mpp.dist import World
+from mpp.errors import RunError, UserError
+from mpp.model.settings import ModelConfig
+from mpp.system.process import memory_reused
+from mpp.training.parallel import DTYPES, choose_device, choose_precision
+from mpp.training.timing import MEASURING, hardware, ratios, spread, synchronise, timed
+
+_ON_CPU = ("vit_small_patch16_224",)
+_ON_CUDA = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
+_SAMPLE_SECONDS = 0.5
+_WARM_UP = 2
+
+
+def step(config: StepBench) -> int:
+    """Measures and prints a table for each model, and how it stands with the goals; returns the exit code.
+
+    Raises:
+        UserError: a model, size, precision or device that is not there.
+        RunError: not even one image fits.
+    """
+    device = choose_device(config.device, World(), "device")
+    print(hardware())
+    rows: list[StepRow] = []
+    for name in _models(config, device):
+        of_model = _of_model(config, name, device)
+        _print(of_model, config.repeats)
+        rows += of_model
+    print("Goals:")
+    for verdict in verdicts(rows, device):
+        print(f"  {verdict}")
+    return 0
+
+
+def measure(config: StepBench) -> list[StepRow]:
+    """All sides of all models, as `step` prints them.
+
+    Raises:
+        UserError, RunError: as `step`.
+    """
+    device = choose_device(config.device, World(), "device")
+    return [row for name in _models(config, device) for row in _of_model(config, name, device)]
+
+
+def _models(config: StepBench, device: torch.device) -> Sequence[str]:
+    return config.models or (_ON_CUDA if device.type == "cuda" else _ON_CPU)
+
+
+def _of_model(config: StepBench, name: str, device: torch.device) -> list[StepRow]:
+    try:
+        # A side whose batch was halved must not go on with code for any batch, which training never runs.
+        # As in training; whatever else is measured beside it has the same.
+        memory = memory_reused() if device.type == "cpu" else nullcontext()
+        with MEASURING, memory, torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+            return _measure(config, name, device)
+    except torch.OutOfMemoryError as error:  # each side fits, but not beside the weights and moments of all others
+        raise RunError(
+            f"out of memory on {device} with all sides of {name}: a smaller --batch, or --peers off"
+        ) from error
+
+
+def _measure(config: StepBench, name: str, device: torch.device) -> list[StepRow]:
+    """The rows of one model."""
+    model = ModelConfig(name=name, img_size=config.img_size, patch_size=config.patch_size)
+    precision = choose_precision(config.precision, device, "precision")
+    batch = config.batch or (256 if device.type == "cuda" else 16)
+    setting = Setting(model, batch, device, precision, config.compile)
+    torch.compiler.reset()  # what was compiled for the model before holds its memory
+    gc.collect()
+    makers: dict[str, MakeSide] = {OURS: ours, SUPERVISED: supervised}
+    if config.peers == "on":
+        makers |= PEERS
+    sides: dict[str, Side] = {}
+    rows: dict[str, StepRow] = {}
+    for title, make in makers.items():
+        try:
+            sides[title] = _fitting(make, setting)
+        except Missing as error:
+            rows[title] = StepRow(name, title, left_out=str(error))
+    product = MatrixProduct(device, DTYPES[precision])
+    times, ceiling = _rounds(sides, product, config.repeats)
+    ours_flops, supervised_flops = flops_per_image(model)
+    flops = dict.fromkeys(makers, 0.0) | {OURS: ours_flops, SUPERVISED: supervised_flops}
+    for title, side in sides.items():
+        rows[title] = StepRow(
+            name,
+            title,
+            batch=side.setting.batch,
+            asked=batch,
+            precision=side.setting.precision,
+            compiled=side.compiled,
+            default=side.default,
+            images_per_second=tuple(1 / each for each in times[title]),
+            faster=tuple(ratios(times[title], times[OURS])),
+            flops=flops[title],
+            ceiling=tuple(ceiling),
+            state_bytes=side.state_bytes,
+            step_bytes=_step_bytes(side),
+        )
+    rows[OURS] = _with_parts(rows[OURS], sides[OURS], config.data)
+    return [rows[title] for title in makers]
+
+
+def _fitting(make: MakeSide, setting: Setting) -> Side:
+    """The side, warmed up, at the largest batch that fits: that of `setting`, or halves of it.
+
+    Raises:
+        RunError: not even one image fits.
+    """
+    while True:
+        side = None
+        try:
+            side = make(setting)
+            for _ in range(_WARM_UP):
+                side.run()
+            synchronise(setting.device)
+            return side
+        except torch.OutOfMemoryError:
+            pass  # what the error holds of the step is free only outside of this clause
+        del side
+        gc.collect()
+        torch.cuda.empty_cache()
+        if setting.batch == 1:
+            raise RunError(f"out of memory on {setting.device} with a single image of {setting.model.name}")
+        setting = replace(setting, batch=setting.batch // 2)
+
+
+def _rounds(sides: dict[str, Side], product: MatrixProduct, repeats: int) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds per image of each side, and the product's FLOP/s, one a round; every other round goes backwards."""
+    times: dict[str, list[float]] = {title: [] for title in sides}
+    ceiling: list[float] = []
+    steps = {title: max(1, math.ceil(_SAMPLE_SECONDS / _seconds(side, 1))) for title, side in sides.items()}
+    for turn in range(repeats):
+        order = [*sides, ""] if turn % 2 else ["", *reversed(sides)]
+        for title in order:
+            if title:
+                side = sides[title]
+                times[title].append(_seconds(side, steps[title]) / side.setting.batch)
+            else:
+                ceiling.append(product())
+    return times, ceiling
+
+
+def _seconds(side: Side, steps: int) -> float:
+    """Of one step, the mean over some."""
+
+    def run() -> None:
+        for _ in range(steps):
+            side.run()
+        synchronise(side.setting.device)
+
+    return timed(run)[1] / steps
+
+
+def _step_bytes(side: Side) -> int:
+    side.optimizer.zero_grad(set_to_none=True)
+    return peak_bytes(side.run, side.setting.device)
+
+
+def _with_parts(row: StepRow, side: Side, data: str) -> StepRow:
+    """The row with what is told of ours alone."""
+    assert side.parts is not None
+    device = side.setting.device
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            side.run()
+            uncompiled = float(np.median([_seconds(side, 1) for _ in range(3)]))
+        parts = time_by_part(side.run, side.parts.model, device)
+        row = replace(row, parts=tuple(parts.items()), uncompiled_seconds=uncompiled)
+    except torch.OutOfMemoryError:  # a compiled step may take less
+        pass
+    if not data:
+        return replace(row, note="not measured: name images by --data")
+    try:
+        return replace(row, waited=data_wait(side.parts, data))
+    except UserError as error:
+        return replace(row, note=f"not measured: {error}")
+
+
+def _print(rows: Sequence[StepRow], repeats: int) -> None:
+    mine = rows[0]
+    print(f"\n{mine.model}, {_batch(mine)}, {_how(mine)}; median (least to most) of {repeats} rounds\n")
+    print(f"{'':30} {'images/s':>26} {'mpp is faster':>26} {'of the ceiling':>24} {'state':>8} {'step':>8}")
+    for row in rows:
+        if row.left_out:
+            print(f"{row.side:30} left out: {row.left_out}")
+            continue
+        share = spread(row.shares, "") if row.shares else ""
+        print(
+            f"{row.side:30} {spread(row.images_per_second, ''):>26} {spread(row.faster, ' x'):>26} {share:>24} "
+            f"{row.state_bytes / 2**20:8,.0f} {row.step_bytes / 2**20:8,.0f}{_apart(row, mine)}"
+        )
+    print(f"{'matrix product, ' + mine.precision:30} {spread([c / 1e12 for c in mine.ceiling], ''):>26} TFLOP/s")
+    print("State: MiB of weights and optimiser; step: MiB that one step takes above that, at its peak.")
+    flops = [row.flops / 1e9 for row in rows[:2]]
+    print(
+        f"FLOPs per image, forward and backward, as really done: {flops[0]:.2f} G in ours, {flops[1]:.2f} G in the "
+        "supervised step.\n"
+    )
+    _print_parts(mine)
+
+
+def _how(row: StepRow) -> str:
+    return f"{row.precision}, {'compiled' if row.compiled else 'not compiled'}"
+
+
+def _batch(row: StepRow) -> str:
+    return f"batch {row.batch}" + f", as {row.asked} does not fit" * (row.batch < row.asked)
+
+
+def _apart(row: StepRow, mine: StepRow) -> str:
+    """How a side was measured, where that is not how ours was."""
+    told = [_how(row)] * (_how(row) != _how(mine)) + [_batch(row)] * (row.batch != mine.batch)
+    return f"  ({', '.join(told)})" if told else ""
+
+
+def _print_parts(row: StepRow) -> None:
+    total, whole = sum(seconds for _, seconds in row.parts), row.uncompiled_seconds
+    if not row.parts:
+        print("Our step by part: not measured, an uncompiled step of this batch does not fit\n")
+        return
+    print("Our step by part, one uncompiled step:")
+    for part, seconds in row.parts:
+        print(f"  {part:36} {seconds * 1e3:10,.1f} ms {seconds / total:8.1%}")
+    print(f"  {'sum; share of an unprofiled step':36} {total * 1e3:10,.1f} ms {total / whole:8.1%}")
+    told = row.note if row.waited is None else f"{row.waited:.1%} of the time of a short run"
+    print(f"  {'waiting for data':36} {told}\n")
