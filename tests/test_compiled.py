@@ -73,7 +73,7 @@ def compiled() -> None:
     from mpp.downstream.labelled import open_labelled
     from mpp.downstream.settings import FinetuneConfig
     from mpp.objective.picture import reconstruct
-    from mpp.pretraining import build as pretraining
+    from mpp.pretraining import build, step
     from mpp.pretraining.monitor import evaluating
     from mpp.pretraining.settings import PretrainConfig
     from mpp.training.loop import State, fit
@@ -89,28 +89,29 @@ def compiled() -> None:
             for number in (16, 8):
                 images = torch.zeros(number, 3, *model.encoder.image_hw, dtype=torch.uint8)
                 model.encoder(model.normalise(images))
-                reconstruct(model, images, model.normalise(images), pretraining.draw(run, 0, number))
+                reconstruct(model, images, model.normalise(images), step.draw(run, 0, number))
 
     def train(kind: str, changed: dict[str, str], compile: str) -> list[float]:
         changed = {"train__length": "4 steps", "train__compile": compile, **changed}
         if kind == "pretrain":
             words = runs.command(source, None, **{"fewshot__data": "", **changed})[1:]
-            run: Any = pretraining.build(parse(PretrainConfig, words, "pretrain", "", {}), World(), cpu)
-            batches, step = pretraining.training_batches(run), pretraining.training_step(run)
+            run: Any = build.build(parse(PretrainConfig, words, "pretrain", "", {}), World(), cpu)
+            batches, train_step = run.batches(), step.training_step(run)
             look = lambda state: look_at_pretraining(run)  # noqa: E731
         else:
             init = changed.pop("init", "none")
             words = runs.finetune_command(source, Path("nowhere"), init=init, **changed)[1:]
             config = parse(FinetuneConfig, words, "finetune", "", {})
             run = tuning.build_tuning(config, open_labelled(source), 0.05, World(), cpu)
-            batches, step = tuning.training_batches(run, lambda bad, images: None), tuning.training_step(run)
+            batches = tuning.training_batches(run, lambda bad, images: None)
+            train_step = tuning.training_step(run)
             look = lambda state: tuning.predict(run, run.labelled.test, run.labelled.test_indices)  # noqa: E731
         losses: list[float] = []
 
         def note(state: State) -> None:
             losses.append(state.meter.read()["loss"])
 
-        fit(run.state, run.wrapped, batches, step, run.schedule, [(2, look)], each_step=[note])
+        fit(run.state, run.wrapped, batches, train_step, run.schedule, [(2, look)], each_step=[note])
         batches.close()
         return losses
 

@@ -21,8 +21,9 @@ from mpp.downstream import tuning
 from mpp.downstream.features import extract_by_all
 from mpp.downstream.labelled import open_labelled
 from mpp.downstream.settings import FinetuneConfig
-from mpp.pretraining.build import build, training_batches, training_step
+from mpp.pretraining.build import build
 from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.step import training_step
 from mpp.training.loop import State, fit
 from tests import pretended, runs
 
@@ -51,7 +52,7 @@ def pretrain(source: str, rows: bool = False, world: World = ALONE, **changed: s
     config = parse(PretrainConfig, words[1:], "pretrain", "", {})
     with pretended.cuda() as waits:
         run = build(config, world, pretended.CUDA)
-        return waits_after_the_first_step(run, training_step(run), training_batches(run), waits, rows)
+        return waits_after_the_first_step(run, training_step(run), run.batches(), waits, rows)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from mpp.config import differences, from_file, printable, to_dict
 from mpp.data.sources.opening import open_source
 from mpp.dist import World
 from mpp.errors import UserError
-from mpp.pretraining.build import started
-from mpp.pretraining.endless import endless_step
+from mpp.pretraining.build import resolve_init
 from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.step import endless_step
 from mpp.study.settings import Arm, StudyConfig
 from mpp.system.files import write_whole
 from mpp.training.parallel import choose_device
@@ -50,7 +50,7 @@ class Pretraining:
     @property
     def settled(self) -> PretrainConfig:
         """The config with what the weights say that the run goes on from, if it does."""
-        return started(self.config, World())[0]
+        return resolve_init(self.config, World())[0]
 
     @property
     def finished(self) -> bool:
@@ -129,7 +129,7 @@ def step_time_ratios(configs: Sequence[PretrainConfig]) -> list[float]:
     device = choose_device(configs[0].train.device, World(), "train.device")
     # Each is compiled for itself, however many there are.
     with MEASURING, torch._dynamo.config.patch(recompile_limit=8 * len(configs)):
-        steps = [endless_step(started(config, World())[0], device)[1] for config in configs]
+        steps = [endless_step(resolve_init(config, World())[0], device)[1] for config in configs]
         counts = [_warmed_up(step, device) for step in steps]
         seconds: list[list[float]] = [[] for _ in steps]
         for turn in range(_ROUNDS):

@@ -28,7 +28,7 @@ from benchmarks.step_sides import (
 )
 from torch import Tensor, nn
 
-import mpp.pretraining.build
+import mpp.pretraining.step
 from mpp.errors import RunError, UserError
 from mpp.model.settings import ModelConfig
 from mpp.training.timing import timed
@@ -160,11 +160,11 @@ def test_the_parts_are_of_the_right_functions_and_sum_to_the_step() -> None:
     assert side.parts is not None
     model = side.parts.model
     model.head.__class__ = Sleepy
-    draw, attention = mpp.pretraining.build.draw, model.encoder.vit.blocks[0].attn
+    draw, attention = mpp.pretraining.step.draw, model.encoder.vit.blocks[0].attn
     with marked(model):
-        assert mpp.pretraining.build.draw is not draw
+        assert mpp.pretraining.step.draw is not draw
         assert "forward" in vars(attention)
-    assert mpp.pretraining.build.draw is draw
+    assert mpp.pretraining.step.draw is draw
     assert "forward" not in vars(attention)
     seconds: list[float] = []
 

@@ -1,4 +1,4 @@
-"""What one sees of a run, from rows and sizes written by hand."""
+"""What a run prints and shows, from rows and sizes written by hand."""
 
 import itertools
 import json
@@ -11,57 +11,51 @@ import numpy as np
 import pytest
 import torch
 
-import mpp.pretraining.recipe
 from mpp.config import parse
 from mpp.dist import World
-from mpp.pretraining.build import Run, build, training_batches, training_step
-from mpp.pretraining.monitor import Watch
+from mpp.pretraining.build import PretrainingRun, build
+from mpp.pretraining.monitor import Monitor
 from mpp.pretraining.recipe import diagnose
 from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.step import training_step
 from mpp.pretraining.summary import dry_run_report, summary
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.loop import NonFinite
 from tests import runs
 
 
-def tiny(source: str, **changed: str) -> Run:
+def built(source: str, **changed: str) -> PretrainingRun:
     config = parse(PretrainConfig, runs.command(source, None, **changed)[1:], "pretrain", "", {})
     return build(config, World(), torch.device("cpu"))
 
 
-def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(folder: Path, *rows: dict[str, Any]) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def trained(step: int, score: str, values: tuple[float, float, float, float]) -> dict[str, Any]:
-    names = ("", "_masked", "_baseline_frequent", "_baseline_neighbours")
-    return {"step": step, "images": 64 * step, "loss": 3.0, "time/images_per_second": 64.0} | {
-        f"{score}{name}": value for name, value in zip(names, values, strict=True)
-    }
+def trained(step: int, score: str, **figures: float) -> dict[str, Any]:
+    """A row of training; the keys of `figures` follow the score's name."""
+    named = {f"{score}{name}": value for name, value in figures.items()}
+    return {"step": step, "images": 64 * step, "loss": 3.0, "time/images_per_second": 64.0} | named
 
 
 def fewshot(step: int, one: tuple[float, float], five: tuple[float, float]) -> dict[str, Any]:
-    return {
-        "step": step,
-        "images": 64 * step,
-        "fewshot/1shot": one[0],
-        "fewshot/1shot_std": one[1],
-        "fewshot/5shot": five[0],
-        "fewshot/5shot_std": five[1],
-        "time/fewshot_seconds": 2.0,
-    }
+    names = ("fewshot/1shot", "fewshot/1shot_std", "fewshot/5shot", "fewshot/5shot_std")
+    figures = dict(zip(names, (*one, *five), strict=True))
+    return {"step": step, "images": 64 * step, **figures, "time/fewshot_seconds": 2.0}
+
+
+BASELINES = {"_baseline_frequent": 0.21, "_baseline_neighbours": 0.314}
 
 
 def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_path: Path) -> None:
     write_rows(
         tmp_path,
-        [
-            fewshot(0, (0.125, 0.01), (0.25, 0.02)),
-            trained(50, "accuracy", (0.1, 0.09, 0.2, 0.3)),
-            fewshot(60, (0.3, 0.01), (0.3, 0.02)),
-            trained(90, "accuracy", (0.412, 0.4, 0.21, 0.314)),
-            fewshot(90, (0.5, 0.034), (0.625, 0.041)),
-        ],
+        fewshot(0, (0.125, 0.01), (0.25, 0.02)),
+        trained(50, "accuracy", **{"": 0.1, "_masked": 0.09, "_baseline_frequent": 0.2, "_baseline_neighbours": 0.3}),
+        fewshot(60, (0.3, 0.01), (0.3, 0.02)),
+        trained(90, "accuracy", **{"": 0.412, "_masked": 0.4, **BASELINES}),
+        fewshot(90, (0.5, 0.034), (0.625, 0.041)),
     )
     (tmp_path / "tensorboard").mkdir()
     assert summary(tmp_path, "accuracy").splitlines() == [
@@ -86,71 +80,61 @@ def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_
     ]
 
 
-def test_summary_of_pixels_without_fewshot(tmp_path: Path) -> None:
-    write_rows(tmp_path, [trained(7, "mse", (0.01234, 0.02, 0.3, 0.04))])
+def test_summary_of_pixels_and_of_a_run_that_masks_nothing(tmp_path: Path) -> None:
+    write_rows(tmp_path, trained(7, "mse", **{"": 0.01234, "_masked": 0.02, **BASELINES}))
     lines = summary(tmp_path, "mse").splitlines()
     assert lines[3] == "Prediction of corrupted patches, mse (lower is better), mean over the last 7 steps:"
-    assert lines[4:6] == [
-        "   0.0200  the model, at masked patches",
-        "   0.0123  the model, at all corrupted patches",
-    ]
+    masked, corrupted = "   0.0200  the model, at masked patches", "   0.0123  the model, at all corrupted patches"
+    assert lines[4:6] == [masked, corrupted]
     assert not any("Few-shot" in line for line in lines)
-
-
-def test_summary_of_a_run_that_masks_nothing(tmp_path: Path) -> None:
-    row = trained(7, "accuracy", (0.5, 0.0, 0.3, 0.4))
-    del row["accuracy_masked"]
-    write_rows(tmp_path, [row])
+    write_rows(tmp_path, trained(7, "accuracy", **{"": 0.5, **BASELINES}))
     text = summary(tmp_path, "accuracy")
     assert "at masked patches" not in text
     assert "  50.0%  the model, at all corrupted patches" in text
 
 
-def test_a_dry_run_reports_what_the_run_would_take(source: str) -> None:
-    run = tiny(source, train__micro_batch="4", fewshot__every="20 steps")
-    watch = Watch(run, 0, dry=True)
-    watch.evaluation_seconds = 2.5
+def report(run: PretrainingRun, seconds: float, evaluation: float = 1.0) -> str:
+    monitor = Monitor(run, dry=True)
+    monitor.evaluation_seconds = evaluation
+    return dry_run_report(run, seconds, monitor)
+
+
+def test_a_dry_run_reports_the_cost_of_the_run(source: str) -> None:
+    run = built(source, train__micro_batch="4", fewshot__every="20 steps")
     # 16 images in half a second, so 60 steps in 30 seconds, beside 4 evaluations: at 0, 20, 40 and 60.
-    lines = dict(line.split(None, 1) for line in dry_run_report(run, [100.0, 100.5], watch).splitlines() if line)
-    assert lines["images"] == "40 images in 4 classes"
+    lines = dict(line.split(None, 1) for line in report(run, 0.5, 2.5).splitlines() if line)
     millions = sum(parameter.numel() for parameter in run.model.encoder.parameters()) / 1e6
-    assert lines["model"] == f"vit_tiny_patch16_224, {millions:.1f}M parameters, 4x4 patches"
-    assert lines["device"] == f"cpu, {run.precision}, 1 process(es)"
-    assert lines["batch"] == "16 = 1 x 4 x 4"
-    assert lines["memory"].endswith("GiB peak of this process")
-    assert 0.05 < float(lines["memory"].split()[0]) < 64
-    assert lines["speed"] == "32.0 images/s (0.50 s/step)"
-    assert lines["full"] == "run     60 steps, 960 images, 30 s"
-    assert lines["few-shot"] == "2.5 s each, 4 times: 25.0% of the run"
-    assert lines["dry"] == "run: nothing was written"
-
-
-# Evaluations after step 0 are due at the multiples of the period and at the end.
-@pytest.mark.parametrize(("every", "times"), [("25 steps", 4), ("60 steps", 2), ("59 steps", 3), ("30 steps", 3)])
-def test_a_dry_run_counts_the_evaluation_at_the_end(every: str, times: int, source: str) -> None:
-    run = tiny(source, fewshot__every=every)
-    watch = Watch(run, 0, dry=True)
-    watch.evaluation_seconds = 1.0
-    assert f"1.0 s each, {times} times:" in dry_run_report(run, [0.0, 1.0], watch)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(1.0, "60 s"), (2.5, "2 min"), (115.0, "115 min"), (121.0, "2.0 h"), (3600.0, "60.0 h")]
-)
-def test_a_dry_run_gives_the_time_in_a_unit_that_fits(seconds: float, said: str, source: str) -> None:
-    run = tiny(source, train__micro_batch="16", fewshot__data="")
-    text = dry_run_report(run, [0.0, seconds], Watch(run, 0, dry=True))
-    assert f"full run     60 steps, 960 images, {said}" in text
-    assert "few-shot" not in text
+    memory = lines.pop("memory")
+    assert lines == {
+        "images": "40 images in 4 classes",
+        "model": f"vit_tiny_patch16_224, {millions:.1f}M parameters, 4x4 patches",
+        "device": f"cpu, {run.precision}, 1 process(es)",
+        "batch": "16 = 1 x 4 x 4",
+        "speed": "32.0 images/s (0.50 s/step)",
+        "full": "run     60 steps, 960 images, 30 s",
+        "few-shot": "2.5 s each, 4 times: 25.0% of the run",
+        "dry": "run: nothing was written",
+    }
+    assert memory.endswith("GiB peak of this process")
+    assert 0.05 < float(memory.split()[0]) < 64
+    # Evaluations after step 0 are due at the multiples of the period and at the end.
+    for every, times in (("25 steps", 4), ("60 steps", 2), ("59 steps", 3), ("30 steps", 3)):
+        fewshot = replace(run.config.fewshot, every=every)
+        other = replace(run, config=replace(run.config, fewshot=fewshot))
+        assert f"1.0 s each, {times} times:" in report(other, 1.0)
+    without = replace(run, fewshot=None)
+    for seconds, text in ((1.0, "60 s"), (2.5, "2 min"), (115.0, "115 min"), (121.0, "2.0 h"), (3600.0, "60.0 h")):
+        told = report(without, seconds)
+        assert f"full run     60 steps, 960 images, {text}" in told
+        assert "few-shot" not in told
 
 
 def test_fewshot_while_training_costs_less_than_2_percent(source: str) -> None:
-    run = tiny(source, fewshot__every="auto", fewshot__shots="1,5")
+    run = built(source, fewshot__every="auto", fewshot__shots="1,5")
     assert run.fewshot is not None
     for total in (100, 300, 1000, 3000, 10_000, 100_000):
         longer = replace(run, schedule=replace(run.schedule, total_steps=total))
-        watch = Watch(longer, 0, dry=True)
-        period = watch.fewshot_period
+        period = Monitor(longer, dry=True).fewshot_period
         times = 1 + math.ceil(total / period) if period else 2
         cost, training = times * run.fewshot.num_images, total * run.schedule.batch_size
         assert times == 2 or cost < 0.02 * training
@@ -160,52 +144,52 @@ def test_fewshot_while_training_costs_less_than_2_percent(source: str) -> None:
 
 
 def test_a_period_of_the_user_s_is_taken_as_it_is(source: str) -> None:
+    run = built(source)
     # 40 images, 16 a step
     for every, steps in (("7 steps", 7), ("2 epochs", 5), ("50%", 30), ("160 images", 10)):
-        assert Watch(tiny(source, fewshot__every=every), 0, dry=True).fewshot_period == steps
+        config = replace(run.config, fewshot=replace(run.config.fewshot, every=every))
+        assert Monitor(replace(run, config=config), dry=True).fewshot_period == steps
 
 
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_batch_that_was_not_finite_is_read_again_and_tried_in_fp32(
     readable: bool, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tiny(source, train__precision="bf16", model__drop_path="0")
-    watch, events = Watch(run, 0, dry=True), []
-    monkeypatch.setattr(watch, "event", lambda figures, step: events.append((figures, step)))
-    batches, step = training_batches(run), training_step(run, "fp32")
+    run = built(source, train__precision="bf16", model__drop_path="0")
+    monitor, rows = Monitor(run, dry=True), []
+    monkeypatch.setattr(monitor.log, "row", lambda step, images, figures: rows.append((step, figures)))
+    batches, step = run.batches(), training_step(run, "fp32")
     third = list(itertools.islice(batches, 3 * run.schedule.accumulate))[2 * run.schedule.accumulate :]
     batches.close()
     expected = sum(step(run.model, batch)[0].item() for batch in third) / run.schedule.accumulate
     run.state.images_seen = 3 * 16  # as on CUDA, which says so a step later
     if not readable:
-        gone = (1 // zero for zero in [0])
-        monkeypatch.setattr(mpp.pretraining.recipe, "training_batches", lambda *_, **__: gone)
-    told = diagnose(run, NonFinite(3), Checkpoints(tmp_path), watch)
-    (figures, at) = events[0]
-    assert (figures["event"], figures["precision"], at) == ("non_finite", "bf16", 3)
+        monkeypatch.setattr(run, "batches", lambda **_: (1 // zero for zero in [0]))
+    text = diagnose(run, NonFinite(3), Checkpoints(tmp_path), monitor)
+    ((at, event),) = rows
+    assert (event["event"], event["precision"], at) == ("non_finite", "bf16", 3)
     if readable:
-        assert float(figures["fp32_loss"]) == pytest.approx(expected, rel=1e-5)
-        assert f"step 3; in fp32 the same batch gives {expected:.4f}: try --train.precision fp32" in told
+        assert float(event["fp32_loss"]) == pytest.approx(expected, rel=1e-5)
+        assert f"step 3; in fp32 the same batch gives {expected:.4f}: try --train.precision fp32" in text
     else:
-        assert "fp32_loss" not in figures
-        assert "step 3; try a lower --optim.lr, a longer" in told
+        assert "fp32_loss" not in event
+        assert "step 3; try a lower --optim.lr, a longer" in text
 
 
-def test_a_dry_watch_writes_nothing(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_s_monitor_writes_nothing(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = tiny(source, log__pictures="50%")
-    watch = Watch(run, 0, dry=True)
-    watch.initial()
-    watch.event({"event": "test"}, 0)
-    watch.flush()
-    watch.close()
+    monitor = Monitor(built(source, log__pictures="50%"), dry=True)
+    monitor.initial()
+    monitor.log.row(0, 0, {"event": "test"})
+    monitor.flush()
+    monitor.close()
     assert list(tmp_path.iterdir()) == []
-    assert watch.evaluation_seconds > 0
+    assert monitor.evaluation_seconds > 0
 
 
 def test_pictures_are_of_the_same_images_each_time(source: str) -> None:
-    run = tiny(source)
-    pictured = [Watch(run, 0, dry=True)._pictured_images() for _ in range(2)]
-    assert pictured[0].shape == (8, 3, 32, 32)
-    assert torch.equal(*pictured)
-    assert len(np.unique(pictured[0].flatten(1).numpy(), axis=0)) == 8
+    run = built(source)
+    first, second = (Monitor(run, dry=True).pictured_images() for _ in range(2))
+    assert first.shape == (8, 3, 32, 32)
+    assert torch.equal(first, second)
+    assert len(np.unique(first.flatten(1).numpy(), axis=0)) == 8

@@ -65,9 +65,9 @@ def _whole(config: PlanBench) -> PlanBench:
     if not config.init:
         return config
     from mpp.dist import World
-    from mpp.pretraining.build import started  # which needs torch, as a plan without weights does not
+    from mpp.pretraining.build import resolve_init  # which needs torch, as a plan without weights does not
 
-    whole = cast(PlanBench, started(replace(config, dry_run=True), World())[0])
+    whole = cast(PlanBench, resolve_init(replace(config, dry_run=True), World())[0])
     counted = {'act_layer="gelu"', "mlp_ratio=4.0"}
     rest = {arg for arg in whole.init_args if arg not in counted and not arg.startswith("norm_eps=")}
     if rest:

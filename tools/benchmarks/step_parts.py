@@ -17,7 +17,7 @@ from torch.autograd.profiler import profile, record_function  # torch.profiler t
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
 import mpp.objective.objective
-import mpp.pretraining.build
+import mpp.pretraining.step
 import mpp.training.loop
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.system.process import quiet
@@ -91,7 +91,7 @@ def marked(model: MaskedPatchPrediction[Any]) -> Iterator[None]:
     """The parts of `model`'s training step show in a profile while this is open."""
     vit: Any = model.encoder.vit
     places: list[tuple[Any, str, str]] = [
-        (mpp.pretraining.build, "draw", "corruption"),
+        (mpp.pretraining.step, "draw", "corruption"),
         (mpp.objective.objective, "corrupt", "corruption"),
         (model.normalise, "forward", "normalisation"),
         (vit.patch_embed, "forward", "patch embedding"),

@@ -20,9 +20,9 @@ from mpp.dist import World
 from mpp.model.attention import use_kernel
 from mpp.model.settings import ModelConfig
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
-from mpp.pretraining.build import Run, build_model, training_batches, training_step
-from mpp.pretraining.endless import constant_rate, endless_step
+from mpp.pretraining.build import PretrainingRun, build_model
 from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.step import constant_rate, endless_step, training_step
 from mpp.training.loop import fit
 from mpp.training.optim import build_optimizer, parameter_groups
 from mpp.training.parallel import autocast, prepare
@@ -54,7 +54,7 @@ class Side:
     run: Callable[[], object]
     default: bool = False
     """Whether this is another library at its own defaults."""
-    parts: Run | None = None
+    parts: PretrainingRun | None = None
     """Of ours alone."""
 
     @property
@@ -138,17 +138,17 @@ def plain_step(
     return run
 
 
-def data_wait(parts: Run, data: str) -> float:
+def data_wait(parts: PretrainingRun, data: str) -> float:
     """Share of the time that a short run waits for its data, once it has its first batches.
 
     Raises:
         UserError: a source that does not open.
     """
     source = open_images(replace(parts.config.data, source=data), parts.reading, parts.workers)
-    fed = replace(parts, source=source, trained_on=source)
+    fed = replace(parts, source=source, train_source=source)
     schedule = replace(parts.schedule, total_steps=parts.schedule.step(parts.state.images_seen) + 2 * WAIT_STEPS)
     seen: list[dict[str, float]] = []
-    batches = training_batches(fed)
+    batches = fed.batches()
     try:
         look = lambda state: seen.append(state.clock.read(state.images_seen, 0))  # noqa: E731
         fit(parts.state, parts.wrapped, batches, training_step(fed), schedule, each_step=[look])

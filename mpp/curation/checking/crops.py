@@ -10,7 +10,7 @@ from mpp.data.sources.base import Source
 from mpp.data.transform import TrainTransform
 from mpp.objective.objective import Survey, survey_targets
 from mpp.objective.target import Target
-from mpp.pretraining.build import SURVEY_BATCH, SURVEY_IMAGES, survey_batches
+from mpp.pretraining.step import SURVEY_BATCH, SURVEY_IMAGES, survey_batches
 
 _MORE = 8  # batches of each worker that are timed
 _LONGEST = 20.0  # seconds of timing

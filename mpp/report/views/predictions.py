@@ -18,9 +18,9 @@ from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.picture import picture_of_targets, reconstruct, to_rgb
 from mpp.objective.sheet import Tiles, draw_tiles, read_sheet
 from mpp.objective.target import ColourTarget, Target, build_target
-from mpp.pretraining.build import corruption_at
 from mpp.pretraining.restore import restored
 from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.step import corruption_at
 from mpp.report.inspection.colours import ColourCounts, order
 from mpp.report.page.charts import bar_chart
 from mpp.report.page.parts import Gallery, Picture, Section, Sheet, Table

@@ -21,8 +21,9 @@ from mpp.dist import World
 from mpp.errors import RunError
 from mpp.model.settings import ModelConfig
 from mpp.objective.objective import Survey
-from mpp.pretraining.build import build, survey_source
+from mpp.pretraining.build import build
 from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.step import survey_source
 from mpp.training.bad_files import BadFiles
 from mpp.training.settings import TrainConfig
 from tests.curation.checking.made import noise, save, under

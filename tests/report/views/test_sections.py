@@ -16,8 +16,8 @@ from mpp.objective.picture import picture_of_targets, reconstruct
 from mpp.objective.settings import ObjectiveConfig
 from mpp.objective.sheet import draw_tiles
 from mpp.objective.target import build_target
-from mpp.pretraining.build import corruption_at
 from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.step import corruption_at
 from mpp.report.inspection.attention import attention_statistics
 from mpp.report.inspection.opening import inspect, untrained
 from mpp.report.page.document import render

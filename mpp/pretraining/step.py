@@ -1,0 +1,139 @@
+"""The training step of pretraining: what it corrupts, the targets it surveys first, and the step alone for timing.
+
+Every random draw derives from the seed and a position: (seed, epoch, index) for augmentation, (seed, images seen) for
+the corruption of a global batch.
+"""
+
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mpp.data.feed import Placed
+from mpp.data.loader import derive_seed, stream
+from mpp.data.reader import Batch, Transform
+from mpp.data.settings import DataConfig, Reading
+from mpp.data.sources.base import Source
+from mpp.dist import World
+from mpp.downstream.settings import FewshotConfig
+from mpp.objective.masking import Corruption, draw_corruption, pick_patches
+from mpp.objective.objective import Figures, Survey, survey_targets
+from mpp.pretraining.build import PretrainingRun, build
+from mpp.pretraining.settings import PretrainConfig
+from mpp.training.loop import FiniteGuard, update
+from mpp.training.parallel import autocast
+from mpp.training.settings import ScheduleConfig
+
+SURVEY_IMAGES, SURVEY_BATCH = 512, 64
+_CORRUPTION, _DROPOUT, _SURVEY = 1, 2, 3  # so that no two kinds of draws share a seed
+
+
+def training_step(
+    run: PretrainingRun, precision: str | None = None
+) -> Callable[[nn.Module, Any], tuple[Tensor, Figures]]:
+    """The step of `fit`: corrupts a micro-batch, and returns its loss and figures."""
+    config, precision = run.config, precision or run.precision
+    drawn: dict[int, Corruption] = {}  # of the global batch that is worked at
+
+    def step(model: nn.Module, batch: Placed) -> tuple[Tensor, Figures]:
+        position, slot, images = batch["position"], batch["slot"], batch["images"]
+        if position not in drawn:
+            drawn.clear()
+            drawn[position] = draw(run, position, config.train.batch_size)
+        corruption = drawn[position].rows(slot, slot + len(images))
+        if config.model.drop_path:
+            torch.manual_seed(derive_seed(config.train.seed, _DROPOUT, position, slot))
+        with autocast(precision, run.device):
+            return model(images, corruption)
+
+    return step
+
+
+def draw(run: PretrainingRun, position: int, batch: int) -> Corruption:
+    """The corruption of the whole global batch that starts at `position` images seen."""
+    group = run.micro_batch if batch % run.micro_batch == 0 else batch
+    return corruption_at(run.config, run.model.encoder.grid, run.device, position, batch, group)
+
+
+def corruption_at(
+    config: PretrainConfig, grid: tuple[int, int], device: torch.device, position: int, batch: int, group: int = 1
+) -> Corruption:
+    """The corruption of `batch` images from `position` images seen on, in a run of this config.
+
+    Random replacements come from `group` consecutive images where the config takes them from the batch.
+    """
+    objective = config.objective
+    generator = torch.Generator(device)
+    generator.manual_seed(derive_seed(config.train.seed, _CORRUPTION, position))
+    picked = pick_patches(batch, grid, objective.ratio, generator, objective.picking)
+    within = group if objective.random_from == "batch" else 1
+    return draw_corruption(picked, grid[0] * grid[1], generator, objective.split, within)
+
+
+def survey_source(run: PretrainingRun) -> Survey:
+    """Surveys the targets of the first augmented images of the run's source."""
+    batches = survey_batches(run.train_source, run.transform, run.reading, run.config.train.seed, run.workers)
+    images = torch.cat([next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)])
+    batches.close()
+    return survey_targets(run.model.target, images)
+
+
+def survey_batches(source: Source, transform: Transform, reading: Reading, seed: int, workers: int) -> Generator[Batch]:
+    """The endless batches of a source whose first ones a run of this seed surveys."""
+    return stream(
+        source,
+        transform,
+        reading,
+        seed=derive_seed(seed, _SURVEY) % 2**31,
+        batch_size=SURVEY_IMAGES,
+        micro_batch=SURVEY_BATCH,
+        start=0,
+        workers=workers,
+    )
+
+
+def endless_step(config: PretrainConfig, device: torch.device) -> tuple[PretrainingRun, Callable[[], None]]:
+    """A run, and a function that makes its next update, for timing.
+
+    Step and update are the run's own; images (random ones, on the device) and learning rate are always the same.
+    """
+    channels, (height, width) = config.model.in_chans, config.model.image_hw
+    with tempfile.TemporaryDirectory() as folder:  # the source is opened, and not read
+        path = Path(folder) / "images.npy"
+        np.save(path, np.zeros((1, height, width, channels), dtype=np.uint8))
+        data = DataConfig(source=f"array:{path}", mean=config.data.mean, std=config.data.std)
+        train = replace(config.train, length="1M steps")
+        plain = replace(config, data=data, train=train, schedule=ScheduleConfig(), fewshot=FewshotConfig())
+        run = build(plain, World(), device)
+    run.settle_attention()
+    generator = torch.Generator().manual_seed(0)
+    shape = (run.micro_batch, channels, height, width)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+    labels = torch.full((run.micro_batch,), -1, device=device)
+
+    def batches() -> Iterator[Placed]:
+        while True:
+            for slot in range(0, config.train.batch_size, run.micro_batch):
+                yield {"images": images, "labels": labels, "position": run.state.images_seen, "slot": slot}
+
+    constant_rate(run.state.optimizer)
+    endless, step, guard, numbers = batches(), training_step(run), FiniteGuard(run.state), count(1)
+
+    def make_update() -> None:
+        update(run.state, run.wrapped, endless, step, run.schedule, guard, next(numbers))
+        run.state.images_seen += config.train.batch_size
+
+    return run, make_update
+
+
+def constant_rate(optimizer: Optimizer) -> None:
+    """Sets a learning rate, which is otherwise the loop's to set."""
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4

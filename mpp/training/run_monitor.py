@@ -1,0 +1,59 @@
+"""What a person sees of any training run: rows of figures, lines on the terminal, bad files."""
+
+from typing import Any
+
+from mpp.training.bad_files import BadFiles
+from mpp.training.log import RunLog, Terminal
+from mpp.training.loop import State
+from mpp.training.training_run import TrainingRun
+
+
+class RunMonitor:
+    """Follows a run while it trains. Only rank 0 writes; a dry run writes nothing.
+
+    Args:
+        run: what trains; its state may have been resumed.
+        score: the figure shown beside the loss, "accuracy" or "mse".
+        dry: whether nothing is to be written.
+    """
+
+    def __init__(self, run: TrainingRun, score: str, dry: bool = False) -> None:
+        self.run, self.score = run, score
+        config, world, state = run.config, run.world, run.state
+        resumed = run.schedule.step(state.images_seen)
+        self.terminal = Terminal(run.schedule.total_steps, resumed, on=world.main)
+        self.log = RunLog(run.folder if world.main and not dry else None, resumed, config.log.to, config)
+        # Each rank reads its own share of the images, so it has its own list and judges by its own share.
+        name = "bad_files.csv" if world.main else f"bad_files.rank{world.rank}.csv"
+        read = state.images_seen // world.size
+        self.bad_files = BadFiles(None if dry else run.folder / name, config.data.max_bad_share, read)
+
+    def step(self, state: State) -> int:
+        """Finished updates."""
+        return self.run.schedule.step(state.images_seen)
+
+    def say(self, text: str) -> None:
+        self.terminal.say(text)
+
+    def flush(self) -> None:
+        self.log.flush()
+
+    def close(self) -> None:
+        self.terminal.close()
+        self.log.close()
+
+    def advance(self, state: State) -> None:
+        """Moves the progress bar; for every step."""
+        self.terminal.advance(self.step(state))
+
+    def row(self, state: State) -> None:
+        """Writes and prints the figures since the last row."""
+        run, step = self.run, self.step(state)
+        figures: dict[str, Any] = state.meter.read()
+        figures["epoch"] = state.images_seen / len(run.train_source)
+        figures["lr"] = run.schedule.rate(step - 1)
+        if len(self.bad_files):
+            figures["time/bad_files"] = len(self.bad_files)
+        figures |= state.clock.read(state.images_seen, run.schedule.total_steps * run.schedule.batch_size)
+        self.log.row(step, state.images_seen, figures)
+        self.terminal.row(step, figures, self.score)

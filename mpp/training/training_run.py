@@ -1,0 +1,135 @@
+"""The parts of a training run, whatever it trains, and what pretraining and fine-tuning do with them alike."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from mpp.data.auto_cache import keep_decoded
+from mpp.data.feed import Placed, feed
+from mpp.data.late import DecodeJpegs
+from mpp.data.reader import Bad, Transform
+from mpp.data.settings import Reading
+from mpp.data.sources.base import Source
+from mpp.data.sources.fingerprint import Contents
+from mpp.dist import World
+from mpp.model.choice import settle_kernel, task_of
+from mpp.training.loop import Schedule, State
+from mpp.training.optim import build_ema, build_optimizer, parameter_groups
+from mpp.training.parallel import DTYPES, prepare
+from mpp.training.run_folder import once_a_machine, steps
+
+
+@dataclass
+class TrainingRun:
+    """The parts of a training run, built from its config."""
+
+    config: Any
+    world: World
+    device: torch.device
+    precision: str
+    """bf16, fp16 or fp32."""
+    train_source: Source
+    """The images it trains on; after `decoded` perhaps from a cache of decoded pixels."""
+    reading: Reading
+    transform: Transform
+    model: Any
+    wrapped: nn.Module
+    """What the training step calls: the model compiled, and wrapped for data parallelism."""
+    state: State
+    schedule: Schedule
+    micro_batch: int
+    workers: int
+    """Loader processes."""
+    decode: DecodeJpegs | None
+    """Decodes JPEGs on the device; None: the workers do."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run_dir)
+
+    @property
+    def exported(self) -> Any:
+        """The model that is evaluated and exported: the moving average, if there is one."""
+        return self.model if self.state.ema is None else self.state.ema.module
+
+    def steps(self, setting: str) -> int:
+        """A duration of the config, such as "log.every", in steps; 0 for an empty one."""
+        return steps(attrgetter(setting)(self.config), setting, self.schedule, len(self.train_source))
+
+    def settle_attention(self) -> None:
+        """Chooses the attention kernel of a new run; a resumed one keeps its own."""
+        state, dtype = self.state, DTYPES[self.precision]
+        task = task_of(self.model, self.micro_batch, True, self.device, dtype)
+        state.attention = settle_kernel(self.config.model.attention, state.attention, task, self.model, state.ema)
+
+    def decoded(self, source: Source, say: Callable[[str], None], make: bool = True) -> Source:
+        """`source` for the rest of the training, with decoded pixels where data.cache auto keeps them.
+
+        Args:
+            say: prints a line.
+            make: whether to decode what is not cached yet.
+        """
+        left = self.schedule.total_steps * self.schedule.batch_size - self.state.images_seen
+        return once_a_machine(
+            self.world,
+            lambda: keep_decoded(
+                self.config.data,
+                source,
+                self.transform,
+                self.reading,
+                images=left,
+                workers=self.workers,
+                late=self.decode is not None,
+                make=make and not self.world.local_rank,
+                say=say,
+            ),
+        )
+
+    def batches(
+        self, report_bad: Callable[[list[Bad], int], None] = lambda bad, images: None, start: int | None = None
+    ) -> Generator[Placed]:
+        """This rank's endless micro-batches from `start` images seen on, by default `state.images_seen`."""
+        return feed(
+            self.train_source,
+            self.transform,
+            self.reading,
+            self.device,
+            seed=self.config.train.seed,
+            batch_size=self.schedule.batch_size,
+            micro_batch=self.micro_batch,
+            start=self.state.images_seen if start is None else start,
+            world=self.world,
+            workers=self.workers,
+            decode=self.decode,
+            report_bad=report_bad,
+        )
+
+
+def build_state(
+    config: Any,
+    model: nn.Module,
+    world: World,
+    device: torch.device,
+    precision: str,
+    contents: Contents,
+    around: nn.Module | None = None,
+) -> tuple[nn.Module, State]:
+    """The module that the step calls (see `prepare`), and the state of a new run: optimiser, moving average, scaler.
+
+    Args:
+        config: of the run, with `train` and `optim`.
+        contents: of the images it trains on.
+        around: a module that holds `model` and computes more of the step.
+    """
+    train, optim = config.train, config.optim
+    ema = build_ema(model, optim.ema_decay)
+    wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema, around)
+    groups = parameter_groups(model, optim.weight_decay, getattr(optim, "layer_decay", 1.0))
+    scaler = GradScaler(device.type) if precision == "fp16" else None
+    return wrapped, State(model, build_optimizer(groups, optim), ema, scaler, contents=contents)
