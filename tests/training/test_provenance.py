@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from benchmarks import machine
 
 from mpp import dist
 from mpp.cli import finetune, pretrain
-from mpp.training import provenance
+from mpp.training import provenance, timing
 from mpp.training.provenance import commit, describe_device, processor, read_starts, record_start
 from tests import runs
 
@@ -115,7 +114,7 @@ def test_no_commit_without_git_or_where_git_hangs(checkout: Path, monkeypatch: p
 
 
 def test_the_bench_names_the_same_processor() -> None:
-    assert processor() in machine.hardware()
+    assert processor() in timing.hardware()
 
 
 def test_device_on_the_cpu() -> None:

@@ -19,8 +19,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mpp.dist import World
 from mpp.model.settings import ModelConfig
 from mpp.objective.settings import ObjectiveConfig
-from mpp.pretraining.build import Run, build, training_step
+from mpp.pretraining.build import PretrainingRun, build
 from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.step import training_step
 from mpp.training.loop import FiniteGuard, update
 from mpp.training.settings import OptimConfig, TrainConfig
 
@@ -39,7 +40,7 @@ class Steps:
         data = replace(config.data, source=source, workers=0)
         train = replace(config.train, device=device, compile="off", length="4 steps")
         config = replace(config, data=data, train=train)
-        self.run: Run = build(config, world, torch.device(device))
+        self.run: PretrainingRun = build(config, world, torch.device(device))
         self.guard = FiniteGuard(self.run.state)
         self.batches = self._batches()
         for group in self.run.state.optimizer.param_groups:

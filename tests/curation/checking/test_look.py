@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from mpp.curation.checking.look import look
-from mpp.data import tiff
+from mpp.data.decoding import tiff
 from mpp.data.settings import Reading
 from mpp.data.sources.base import ListSource
 from tests.curation.checking.made import RNG

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mpp.data import decode as decoding
+from mpp.data.decoding import decode as decoding
 from mpp.data.decoding.decode import open_picture
 from mpp.data.settings import Reading
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from mpp.data import decode as decoding
+from mpp.data.decoding import decode as decoding
 from mpp.data.decoding.decode import BadImage, open_picture
 from mpp.data.decoding.picture import Picture, Stored, one_line
 from mpp.data.settings import Reading
