@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from mpp.data import values as values_of
 from mpp.data.decoding import decode as decoding
+from mpp.data.decoding import values as values_of
 from mpp.data.decoding.decode import BadImage, open_picture
 from mpp.data.settings import Reading
 from mpp.errors import UserError
