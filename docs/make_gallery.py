@@ -20,11 +20,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from mpp.report.page.document import write_pictures
-from mpp.report.page.parts import Gallery, Page, Picture, Section
-from mpp.report.run_page.provenance import code, machine, versions
+from mpp.report.html import write_pictures
+from mpp.report.page import Gallery, Page, Picture, Section
+from mpp.report.provenance import code, machine, versions
 from mpp.report.settings import VisualizeRecipe
-from mpp.report.views.page import build_page
+from mpp.report.visualize import build_page
 from mpp.system.files import whole_folder, write_whole
 from mpp.training.provenance import read_starts
 

@@ -69,9 +69,9 @@ def _reported(run: Callable[[Any], int], config: Any) -> int:
     """Runs a recipe, then writes run_dir/report.html where it finished and the report is not turned off."""
     status = run(config)
     if not status and config.log.report and not getattr(config, "dry_run", False):
-        from mpp.report.views.page import tell_of_run
+        from mpp.report.visualize import write_report
 
-        tell_of_run(config.run_dir, config.train.device)
+        write_report(config.run_dir, config.train.device)
     return status
 
 

@@ -20,7 +20,8 @@ with (
     torch.cuda.is_available()
 
 # Shapes and types in the signatures of the tensor code are checked in every call that a test makes.
-jaxtyping.install_import_hook(["mpp.model", "mpp.objective", "mpp.report.inspection"], "beartype.beartype")
+CHECKED = [f"mpp.report.{name}" for name in ("inspection", "attention", "features", "filters", "predictions")]
+jaxtyping.install_import_hook(["mpp.model", "mpp.objective", *CHECKED], "beartype.beartype")
 
 import mpp.system.torchvision_import  # noqa: E402, F401  (makes timm importable beside the CPU build of torch)
 

@@ -20,8 +20,8 @@ from mpp.model.settings import ModelConfig
 from mpp.pretraining.build import build_model
 from mpp.pretraining.restore import first_weights, restored, weights_or_checkpoint
 from mpp.pretraining.settings import PretrainConfig
-from mpp.report.run_page.provenance import making_section
-from mpp.report.run_page.reading import read_record
+from mpp.report.provenance import making_section
+from mpp.report.run_record import read_run
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.log import read_rows
 from mpp.weights.base import build
@@ -135,7 +135,7 @@ def test_where_it_came_from_is_written_down(continued: Continued) -> None:
     state = load_file(continued.init / "model.safetensors")
     (start,) = json.loads((continued.run_dir / "environment.json").read_text())
     assert start["init"] == f"{continued.init} (SHA-256 of its weights {weights_hash(state)})"
-    assert start["init"] in str(making_section(read_record(continued.run_dir)))
+    assert start["init"] in str(making_section(read_run(continued.run_dir)))
 
 
 def test_killed_and_resumed_without_the_weights_it_is_the_same(

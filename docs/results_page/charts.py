@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from mpp.downstream.estimates import Estimate
-from mpp.report.page.charts import Line, line_chart
-from mpp.report.page.document import pictures_of
-from mpp.report.page.parts import Page, Picture, Section
-from mpp.report.run_page.wording import percent, points
+from mpp.report.charts import Line, line_chart
+from mpp.report.html import pictures_of
+from mpp.report.page import Page, Picture, Section
 from mpp.report.settings import RANDOM, folder_name
+from mpp.report.wording import percent, points
 from results_page.data import Study
 from results_page.tables import series
 from results_page.wording import told

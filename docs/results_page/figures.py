@@ -1,7 +1,7 @@
 """What sentences of the page may ask of a study, by its name in the template: figures as text."""
 
-from mpp.report.run_page.wording import NONE, accuracy_text, gain_text
 from mpp.report.settings import RANDOM, SCRATCH
+from mpp.report.wording import NONE, accuracy_text, gain_text
 from results_page.data import Study
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from mpp.downstream.estimates import Estimate
-from mpp.report.run_page.wording import NONE, gain_text, points
+from mpp.report.wording import NONE, gain_text, points
 from results_page.data import Study
 from results_page.wording import shown
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from mpp.report.run_page.provenance import code, machine, versions
-from mpp.report.run_page.wording import NONE, duration, percent
+from mpp.report.provenance import code, machine, versions
+from mpp.report.wording import NONE, duration, percent
 from results_page.data import Study
 from results_page.tables import own_score, table
 from results_page.wording import shown

@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mpp.errors import UserError
-from mpp.report.page.parts import Picture
-from mpp.report.run_page.wording import NONE
+from mpp.report.page import Picture
 from mpp.report.settings import LONGER
+from mpp.report.wording import NONE
 from results_page import charts, figures, goals, making, tables
 from results_page.data import KINDS, Study
 from results_page.wording import shown

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from mpp.downstream.estimates import Estimate, estimate
-from mpp.report.run_page.wording import NONE, accuracy_text, figure, gain_text
 from mpp.report.settings import LONGER, RANDOM, SCRATCH
+from mpp.report.wording import NONE, accuracy_text, figure, gain_text
 from results_page.data import Study
 from results_page.figures import rank_text
 from results_page.goals import against_default, step_time, told_arms

@@ -24,7 +24,7 @@ from mpp.downstream.probe import sweep_linear
 from mpp.downstream.settings import FewshotConfig
 from mpp.downstream.starting import described
 from mpp.errors import RunError
-from mpp.report.inspection.features import effective_rank
+from mpp.report.features import effective_rank
 from mpp.report.settings import folder_name
 from mpp.study.settings import StudyConfig
 from mpp.system.files import write_whole

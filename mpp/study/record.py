@@ -19,7 +19,7 @@ from mpp.downstream.account import Result
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import FinetuneConfig
 from mpp.pretraining.build import build_model
-from mpp.report.run_page.reading import read_csv
+from mpp.report.run_record import read_csv
 from mpp.study.arms import Lengths, Pretraining
 from mpp.study.cells import Cell, Place
 from mpp.study.frozen import Figures

@@ -7,9 +7,9 @@ from typing import Any
 from mpp.downstream.estimates import Estimate, estimate, over
 from mpp.downstream.plots import plot_bars, plot_layers, plot_shots
 from mpp.downstream.shots import Readout
-from mpp.report.run_page.wording import accuracy_text, gain_text
 from mpp.report.settings import SCRATCH
 from mpp.report.study_results import StudyResults
+from mpp.report.wording import accuracy_text, gain_text
 from mpp.system.files import write_csv, write_whole
 
 Document = Mapping[str, Any]

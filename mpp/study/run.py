@@ -33,7 +33,7 @@ from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
 from mpp.pretraining.build import build_model
 from mpp.report.settings import SCRATCH
-from mpp.report.views.page import REPORT, tell_of_run
+from mpp.report.visualize import REPORT, write_report
 from mpp.study.arms import EQUAL_TIME, Lengths, Pretraining, equal_lengths, images_of, pretrainings
 from mpp.study.cells import Cell, Place, cell_config, cells, starting_points, told_otherwise, tuned_for
 from mpp.study.frozen import check_layers
@@ -90,7 +90,7 @@ def run(config: StudyConfig) -> int:
         write(folder, record.document)
         for one in runs:  # which can now tell what the pretraining was worth
             if one.config.log.report and (changed or not (one.folder / REPORT).exists()):
-                tell_of_run(one.config.run_dir, one.config.train.device)
+                write_report(one.config.run_dir, one.config.train.device)
     print((folder / "study.md").read_text("utf-8"))
     return 0
 

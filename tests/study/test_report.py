@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mpp.downstream.estimates import estimate, of_table
-from mpp.report.inspection.features import effective_rank
-from mpp.report.run_page.reading import read_csv
+from mpp.report.features import effective_rank
+from mpp.report.run_record import read_csv
 from mpp.report.study_results import StudyResults
 from mpp.study.record import without_folders
 from mpp.study.report import fewshot, write

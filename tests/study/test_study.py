@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mpp.report.run_page.wording import points
+from mpp.report.wording import points
 from mpp.weights.base import Weights, build
 from mpp.weights.timm_folder import write_timm_folder
 from tests import runs

@@ -19,7 +19,7 @@ import matplotlib
 import pytest
 import torch
 
-from mpp.report.page import drawing
+from mpp.report import charts
 from mpp.system.process import (
     GENERATORS,
     global_draws,
@@ -60,7 +60,7 @@ def is_heard() -> bool:
             lambda: printing_to(io.StringIO()),
             lambda: sys.stdout.getvalue() if hasattr(sys.stdout, "getvalue") else None,
         ),
-        (drawing._settings, lambda: matplotlib.rcParams["svg.hashsalt"]),
+        (charts._settings, lambda: matplotlib.rcParams["svg.hashsalt"]),
     ],
 )
 def test_two_threads_within(enter: Enter, look: Callable[[], object], other: ThreadPoolExecutor) -> None:

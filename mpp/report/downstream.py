@@ -1,0 +1,246 @@
+"""What others measured of a pretrained encoder: fine-tuning runs, few-shot tables and studies beside its run folder.
+
+A gain is shown only between fine-tuning runs that differ in nothing but their start.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mpp.config import differences, from_file, to_dict
+from mpp.data.sources.base import count
+from mpp.data.sources.patterns import shown
+from mpp.downstream.account import INPUTS, Result, read_result
+from mpp.downstream.estimates import estimate, over
+from mpp.downstream.settings import FinetuneConfig
+from mpp.downstream.shots import Readout
+from mpp.errors import UserError
+from mpp.report.page import Section, Table
+from mpp.report.run_record import read_csv
+from mpp.report.settings import PRETRAINED, folder_name
+from mpp.report.study_results import StudyResults
+from mpp.report.wording import NONE, UNTRAINED, accuracy_text, gain_text, mean_text, percent, shots_text
+from mpp.yaml_text import load_yaml
+
+_RANDOM = "random:"
+
+
+def downstream_section(folder: Path, results: Sequence[Path] = ()) -> Section | None:
+    """What was measured of the encoder of a pretraining run; None where nothing is found.
+
+    Args:
+        folder: of the run. Folders beside it, the one around it and its study's are searched; what cannot be read is
+            left out.
+        results: more folders to search.
+    """
+    parent = folder.absolute().parent
+    try:
+        siblings = sorted(parent.iterdir())
+    except OSError:  # a folder that may be entered but not listed
+        siblings = []
+    study = folder.absolute().parents[2:3]  # STUDY/pretrain/VARIANT/SEED
+    paths = {path.resolve(): path for path in (*siblings, parent, *study, *results) if path.is_dir()}
+    paths.pop(folder.resolve(), None)
+    runs = [run for path in paths.values() if (run := _read_finetuning(path)) and names_run(run.result.init, folder)]
+    tables = _finetuning_tables(runs)
+    for path in paths.values():
+        tables += _study_tables(path, folder) or _fewshot_table(path, folder)
+    reading = (
+        "What the pretraining is worth: the same architecture, images, labels and recipe once from scratch and once "
+        "from this encoder; the gain is the difference of their test accuracies in points."
+    )
+    paper = "section 4.6 and appendix B.1.2"
+    return Section("downstream", "Downstream", reading, tuple(tables), paper) if tables else None
+
+
+def names_run(init: str, folder: Path) -> bool:
+    """Whether an `init` names the run in `folder`, its model or a checkpoint in it.
+
+    A relative path was written down in a working folder that is not known any more, so it names every folder that ends
+    with it.
+    """
+    path = Path(os.path.normpath(Path(init.removeprefix(_RANDOM)).expanduser()))
+    if path.parent.name == "checkpoints":
+        path = path.parent.parent
+    elif path.name == "model":
+        path = path.parent
+    if path.is_absolute():
+        return path.resolve() == folder.resolve()
+    parts = tuple(part for part in path.parts if part != "..")
+    return bool(parts) and any(at.parts[-len(parts) :] == parts for at in (folder.absolute(), folder.resolve()))
+
+
+@dataclass(frozen=True)
+class _Finetuning:
+    """A finished fine-tuning run."""
+
+    folder: Path
+    config: FinetuneConfig
+    result: Result
+    recipe: Mapping[str, Any]
+    """All that two runs must have in common to be compared: settings but start and seeds, and hashes of the images."""
+
+    @property
+    def scratch(self) -> bool:
+        return self.result.init.startswith(_RANDOM)
+
+    @property
+    def images(self) -> tuple[str, str]:
+        """Their sources, and the share of the labels."""
+        data = self.config.data
+        source = shown(data.source)
+        return f"{source}, tested on {shown(data.test)}" if data.test else source, data.labels
+
+
+def _read_finetuning(folder: Path) -> _Finetuning | None:
+    """The run in a folder; None where there is none that has finished and can be read."""
+    try:
+        result = read_result(folder)
+        if result is None:
+            return None
+        config = from_file(FinetuneConfig, folder / "config.yaml")
+    except UserError:
+        return None
+    try:
+        inputs = json.loads((folder / INPUTS).read_text("utf-8"))
+        hashes = [inputs["train"], inputs["test"]]
+    except (OSError, ValueError, TypeError, KeyError):  # an older version's run
+        hashes = []
+    rates = tuple(sorted(float(row["lr"]) for row in read_csv(folder / "sweep.csv") if row.get("lr")))
+    train, data = replace(config.train, seed=0), replace(config.data, labels_seed=0)
+    fixed = replace(config, init="", train=train, data=data, optim=replace(config.optim, lr=rates or config.optim.lr))
+    sizes = [result.steps, result.train_images, result.test_images, result.num_classes]
+    return _Finetuning(folder, config, result, to_dict(fixed) | {"sizes": sizes, "hashes": hashes})
+
+
+def _finetuning_tables(runs: Sequence[_Finetuning]) -> list[Table]:
+    """Scratch beside pretrained for each recipe that has both, and every run."""
+    groups: list[list[_Finetuning]] = []
+    for run in runs:
+        same = [group for group in groups if not differences(FinetuneConfig, group[0].recipe, run.recipe)]
+        if same:
+            same[0].append(run)
+        else:
+            groups.append([run])
+    rows = []
+    for group in groups:
+        scratch, pretrained = ([run for run in group if run.scratch is side] for side in (True, False))
+        if scratch and pretrained:
+            source, labels = group[0].images
+            words = f"{source}, {labels} of the labels, {group[0].config.train.length}"
+            rows.append((words, _accuracy(scratch), _accuracy(pretrained), _gain(scratch, pretrained)))
+    tables = []
+    if rows:
+        caption = (
+            "Fine-tuning: test accuracy, of several runs the mean ± standard deviation, of one its 95 % interval over "
+            "the test images; the gain of pairs of one seed, ± half the width of its 95 % interval over the "
+            "fine-tuning seeds of this one pretraining; runs are compared where recipe, steps, labels and images are "
+            "the same"
+        )
+        head = ("images and recipe", "from scratch", "pretrained", "gain in points")
+        tables.append(Table(head, tuple(rows), caption))
+    if runs:
+        head = ("run", "start", "images", "labels", "length", "learning rate", "top-1")
+        cells = (
+            (run.folder.name, "random" if run.scratch else "pretrained", *run.images, run.config.train.length,
+             f"{run.result.lr:g}", percent(run.result.top1))
+            for run in runs
+        )  # fmt: skip
+        tables.append(Table(head, tuple(cells), "Fine-tuning runs of this encoder", folded=bool(rows)))
+    return tables
+
+
+def _accuracy(runs: Sequence[_Finetuning]) -> str:
+    if len(runs) == 1:
+        low, high = runs[0].result.interval
+        return f"{percent(runs[0].result.top1)} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{accuracy_text(estimate([run.result.top1 for run in runs], 'runs'))} % ({len(runs)} runs)"
+
+
+def _gain(scratch: Sequence[_Finetuning], pretrained: Sequence[_Finetuning]) -> str:
+    """Of the seeds that both sides have; several runs of one seed, which repeat nothing but it, count as one."""
+    top1: list[dict[tuple[int, int], list[float]]] = [{}, {}]
+    for by_seed, side in zip(top1, (scratch, pretrained), strict=True):
+        for run in side:
+            by_seed.setdefault((run.config.train.seed, run.config.data.labels_seed), []).append(run.result.top1)
+    gains = [fmean(values) - fmean(top1[0][seed]) for seed, values in top1[1].items() if seed in top1[0]]
+    return gain_text(estimate(gains, count(len(gains), "fine-tuning seed"))) if gains else NONE
+
+
+def _fewshot_table(path: Path, folder: Path) -> list[Table]:
+    """The table of the few-shot tool in `path`, where one of its encoders is this run's."""
+    rows = [row for row in read_csv(path / "fewshot.csv") if {"model", "shots", "accuracy", "std"} <= row.keys()]
+    encoders = {}
+    for row in rows:
+        init = row["model"].rpartition(" (")[0]  # "runs/first (mean)" or "random:runs/first (token, layer 3)"
+        own = UNTRAINED if init.startswith(_RANDOM) else "pretrained"
+        encoders[row["model"]] = own + row["model"][len(init) :] if names_run(init, folder) else row["model"]
+    if encoders.keys() == set(encoders.values()):
+        return []
+    try:
+        cells = {
+            (encoders[row["model"]], int(row["shots"])): mean_text(float(row["accuracy"]), float(row["std"] or "nan"))
+            for row in rows
+        }
+    except ValueError:
+        return []
+    shots = sorted({k for _, k in cells})
+    body = ((name, *(cells.get((name, k), NONE) for k in shots)) for name in dict.fromkeys(encoders.values()))
+    caption = f"Few-shot accuracy on frozen features, {path.name}"
+    return [Table(("encoder", *map(shots_text, shots)), tuple(body), caption)]
+
+
+def _study_tables(path: Path, folder: Path) -> list[Table]:
+    """The tables of a study that took this run or made it: its pretraining beside scratch."""
+    try:
+        content = json.loads((path / "study.json").read_text("utf-8"))
+        found = _variant(content, path, folder)
+        return [] if found is None else _tables_of_variant(path.resolve().name, StudyResults(content), *found)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):  # a file of something else
+        return []
+
+
+def _variant(content: dict[str, Any], path: Path, folder: Path) -> tuple[str, int | None] | None:
+    """The study's name of this run's pretraining, and its seed there; None where it is of others."""
+    init = load_yaml(path / "config.yaml").get("init") if (path / "config.yaml").is_file() else None
+    if init:
+        return (PRETRAINED, None) if names_run(str(init), folder) else None
+    for run in content["pretraining"]:
+        if (path / "pretrain" / folder_name(run["arm"]) / f"seed_{run['seed']}").resolve() == folder.resolve():
+            return run["arm"], run["seed"]
+    return None
+
+
+def _tables_of_variant(name: str, whole: StudyResults, variant: str, seed: int | None) -> list[Table]:
+    """Of one pretraining alone, with the same figures as the study's own tables."""
+    study = whole.of_pretraining(variant, seed)
+    shares = list(dict.fromkeys(run["labels"] for run in study.content["finetuning"]))
+    tuned = {labels: [study.tuned(side, labels) for side in study.sides] for labels in shares}
+    gains = {labels: study.gain(variant, labels) for labels in shares}
+    tables = []
+    if shares:
+        caption = f"Study {name}: test accuracy after fine-tuning"
+        if varied := over(each for by in tuned.values() for each in by):
+            caption += f", mean ± standard deviation over {varied}"
+        if varied := over(gains.values()):
+            caption += f"; the gain of the same seeds, ± half the width of its 95 % interval over {varied}"
+        head = ("labels", *(side if side == variant else f"from {side}" for side in study.sides), "gain in points")
+        rows = ((labels, *map(_percent, tuned[labels]), gain_text(gains[labels])) for labels in shares)
+        tables.append(Table(head, tuple(rows), caption))
+    if study.encoders:
+        readouts = [Readout(side, *reading) for side in study.encoders for reading in study.readings]
+        frozen = {of.name: [study.fewshot(of.init, k, (of.layer, of.pool)) for k in study.counts] for of in readouts}
+        caption = f"Study {name}: few-shot accuracy on frozen features"
+        if varied := over(each for by in frozen.values() for each in by):
+            caption += f", mean ± standard deviation over {varied}"
+        rows = ((name, *map(_percent, by)) for name, by in frozen.items() if any(by))
+        tables.append(Table(("encoder", *map(shots_text, study.counts)), tuple(rows), caption))
+    return tables
+
+
+def _percent(estimate: Any) -> str:
+    return NONE if estimate is None else f"{accuracy_text(estimate)} %"

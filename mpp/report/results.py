@@ -1,0 +1,180 @@
+"""Headline figures and result sections of a run, from its own folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mpp.downstream.scoring import shown
+from mpp.downstream.settings import FinetuneConfig
+from mpp.pretraining.settings import PretrainConfig
+from mpp.report.page import Block, Picture, Section, Table
+from mpp.report.provenance import times
+from mpp.report.run_record import Row, RunRecord, read_csv
+from mpp.report.wording import NONE, UNTRAINED, mean_text, percent, points, score_text, shots_text
+from mpp.training.rows import last_part
+
+_EXTREMES = 5  # classes at either end; of fewer than twice as many, all
+
+Rows = Sequence[dict[str, str]]
+"""Of a CSV file."""
+
+
+def headline(record: RunRecord) -> dict[str, str]:
+    """The few figures of a run that matter most, by name."""
+    figures = {}
+    if record.pretraining:
+        # The model at masked patches beside what needs no model, over the last twentieth of the run.
+        last, _ = last_part([row for row in record.trained if record.score in row], record.score)
+        word = "accuracy" if record.score == "accuracy" else "squared error"
+        names = {f"{word} at masked patches": "_masked", "nearest visible patches": "_baseline_neighbours"}
+        for name, ending in names.items():
+            if record.score + ending in last:
+                figures[name] = score_text(record.score, last[record.score + ending])
+        gains = {shots: gain for shots in record.shots if (gain := _gain(*fewshot_ends(record), shots)) is not None}
+        if gains:
+            figures[f"points gained at {shots_text(max(gains))}"] = points(gains[max(gains)])
+    elif record.result is not None:
+        result = record.result
+        trivial = _most_frequent(read_csv(record.folder / "classes.csv"))
+        figures["top-1"] = percent(result.top1)
+        figures |= {} if trivial is None else {"always the most frequent class": percent(trivial)}
+        figures |= {} if result.top5 is None else {"top-5": percent(result.top5)}
+        figures["mean over the classes"] = percent(result.balanced)
+    elif record.trained:
+        figures["training accuracy"] = percent(record.trained[-1].get("accuracy"))
+    if record.trained:
+        figures["images seen"] = f"{record.trained[-1]['images']:,}"
+    return figures | {name: value for name, value in times(record).items() if name == "training time"}
+
+
+def start_name(config: PretrainConfig | FinetuneConfig) -> str:
+    """Name of the encoder that a run began with: untrained, or its init."""
+    return "its init" if isinstance(config, PretrainConfig) and config.init else UNTRAINED
+
+
+def fewshot_section(record: RunRecord) -> Section | None:
+    """Few-shot accuracy of the encoder before its training and now; None where it was never measured."""
+    if not isinstance(record.config, PretrainConfig) or not record.fewshot:
+        return None
+    before, after = fewshot_ends(record)
+    rows = tuple(
+        (str(k), fewshot_accuracy(before, k), fewshot_accuracy(after, k), points(_gain(before, after, k)))
+        for k in record.shots
+    )
+    draws = len(record.config.fewshot.seeds)
+    last = f"step {after['step']:,}" if after and not record.ended else "pretrained"
+    head = ("labelled images per class", start_name(record.config), last, "gain in points")
+    several = f"mean ± standard deviation over {draws} draws" if draws > 1 else "one draw"
+    return Section(
+        "few-shot",
+        "Few-shot",
+        "Each figure is the test accuracy of a linear regression on the frozen encoder's features, averaged over the "
+        "patches; the gain is what the training added to the same encoder as it began.",
+        (Table(head, rows, f"Test accuracy, {several} of the labelled images"),),
+        "section 4.1",
+    )
+
+
+def fewshot_ends(record: RunRecord) -> tuple[Row | None, Row | None]:
+    """The evaluations of the untrained encoder and the newest of the trained one; None where there is none."""
+    before = next((row for row in record.fewshot if not row["step"]), None)
+    last = record.fewshot[-1] if record.fewshot else None
+    return before, last if last is not None and last["step"] else None
+
+
+def fewshot_accuracy(row: Row | None, shots: int) -> str:
+    """Mean and standard deviation of one evaluation, as text."""
+    name = f"fewshot/{shots}shot"
+    return NONE if row is None else mean_text(row.get(name), row.get(f"{name}_std"))
+
+
+def _gain(before: Row | None, after: Row | None, shots: int) -> float | None:
+    first, last = ((row or {}).get(f"fewshot/{shots}shot") for row in (before, after))
+    return None if first is None or last is None else last - first
+
+
+def finetune_section(record: RunRecord) -> Section | None:
+    """Test results of a fine-tuning run, its classes and its sweep; None before it has ended."""
+    result = record.result
+    if result is None:
+        return None
+    classes = read_csv(record.folder / "classes.csv")
+    low, high = result.interval
+    rows = [
+        ("top-1", percent(result.top1, 2)),
+        ("95 % interval over test images", f"{percent(low)} to {percent(high)}"),
+        *([] if result.top5 is None else [("top-5", percent(result.top5, 2))]),
+        ("mean over the classes", percent(result.balanced, 2)),
+        ("always the most frequent class", percent(_most_frequent(classes), 2)),
+        ("test images", f"{result.test_images:,}"),
+        ("training images", f"{result.train_images:,}"),
+        ("classes", f"{result.num_classes:,}"),
+        ("steps", f"{result.steps:,}"),
+        ("learning rate", f"{result.lr:g}"),
+        ("started from", {"none": "scratch"}.get(result.init, result.init)),
+    ]
+    # The worst first.
+    ranked = sorted((row for row in classes if row.get("accuracy")), key=lambda row: float(row["accuracy"]))
+    blocks: list[Block] = [Table(("measure", "value"), tuple(rows), "Test results")]
+    if len(ranked) > 2 * _EXTREMES:
+        blocks.append(_class_table(ranked[:_EXTREMES], "The worst classes"))
+        blocks.append(_class_table(ranked[: -_EXTREMES - 1 : -1], f"The best classes of {len(ranked):,}"))
+    elif ranked:
+        blocks.append(_class_table(ranked, "All classes, the worst first"))
+    blocks += [*_confusion(record.folder, ranked), *_sweep(record.folder)]
+    return Section(
+        "fine-tuning",
+        "Fine-tuning",
+        "Top-1 is the share of the test images whose first guess is right; the 95 % interval says how far other test "
+        "images of the same kind might move it, and a useful classifier is far above the most frequent class.",
+        tuple(blocks),
+        "section 4.1 and appendix B.1.1",
+    )
+
+
+def _most_frequent(classes: Rows) -> float | None:
+    """Accuracy of always answering the training images' most frequent class; None where that is not known."""
+    try:
+        tested = [int(row["test_images"]) for row in classes]
+        trained = [int(row["train_images"] or 0) for row in classes]
+    except (KeyError, ValueError):
+        return None
+    return tested[int(np.argmax(trained))] / sum(tested) if sum(tested) and sum(trained) else None
+
+
+def _class_table(rows: Rows, caption: str) -> Table:
+    cells = (
+        (shown(row["class"]), row["test_images"], percent(float(row["accuracy"])),
+         shown(row.get("most_confused_with", "")) or NONE)
+        for row in rows
+    )  # fmt: skip
+    return Table(("class", "test images", "accuracy", "most often taken for"), tuple(cells), caption)
+
+
+def _confusion(folder: Path, ranked: Rows) -> list[Block]:
+    try:
+        with Image.open(folder / "confusion.png") as file:
+            image = np.asarray(file.convert("RGB"))
+    except OSError:
+        return []
+    alt = "Confusion matrix, rows the true and columns the predicted classes"
+    if ranked:
+        worst = ranked[0]
+        alt += f"; the worst class, {shown(worst['class'])}, is right in {percent(float(worst['accuracy']))}"
+    caption = "Share of each true class (row) by predicted class (column)"
+    return [Picture("class_confusion", f"{alt}.", image, caption, width=720)]
+
+
+def _sweep(folder: Path) -> list[Block]:
+    rows = read_csv(folder / "sweep.csv")
+    if not rows:
+        return []
+    cells = []
+    for row in rows:
+        accuracy = row.get("held_out_top1", "")
+        accuracy = percent(float(accuracy)) if accuracy not in ("", "diverged") else accuracy
+        cells.append((row.get("lr", ""), accuracy, "yes" if row.get("chosen") == "1" else "no"))
+    caption = f"The sweep over learning rates, on {rows[0].get('held_out_images') or 'some'} held-out training images"
+    return [Table(("learning rate", "held-out top-1", "chosen"), tuple(cells), caption)]

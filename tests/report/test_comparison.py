@@ -1,0 +1,88 @@
+"""Runs side by side, against figures that were written into their folders."""
+
+from pathlib import Path
+
+import pytest
+
+from mpp.errors import UserError
+from mpp.report.comparison import comparison, short_names
+from mpp.report.html import render
+from tests.report.run_folders import START, pictures, pretrained, tables, texts, trained, tuned
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_two_pretrainings(tmp_path: Path) -> None:
+    first = pretrained(tmp_path / "a")
+    later = {**START, "versions": {"python": "3.12.1", "torch": "2.14.0"}}
+    second = pretrained(tmp_path / "b", [trained(10, 0.1), trained(20, 0.2)], [START, later], ended=False, lr=1e-3)
+    page = comparison([first, second])
+    results, shots = tables(page.sections, "pretraining-results")
+    assert results.rows == (
+        ("a", "40,000", "1.88", "41.2 %", "41.2 %", "29.6 %", "7 min", "yes"),
+        ("b", "2,000", "4", "20.0 %", "20.0 %", "29.6 %", "20 s", "no"),
+    )
+    assert shots.rows == (
+        ("a", "random initialisation", "10.0 ± 1.0 %", "20.0 ± 2.0 %"),
+        ("a", "pretrained", "25.0 ± 1.0 %", "45.7 ± 2.0 %"),
+    )
+    drawn = pictures(page.sections)
+    assert drawn["pretraining_accuracy_accuracy_masked"].alt.endswith("at the end: a 41.2 %, b 20.0 %.")
+    assert drawn["pretraining_few_shot_fewshot_5shot"].alt.endswith("at the end: a 45.7 %.")
+    assert "pretraining_loss_loss_random" not in drawn  # none of them has it
+    settings, machines = tables(page.sections, "pretraining-differences")
+    assert settings.rows == (("optim.lr", "0.0002", "0.001"),)
+    assert machines.rows == (("torch", "2.13.0", "2.14.0"),)
+
+
+def test_both_kinds_of_runs_stand_apart(tmp_path: Path) -> None:
+    run, tuned_run = pretrained(tmp_path / "a"), tuned(tmp_path / "b", "a", 0.6)
+    scratch = tuned(tmp_path / "c", "none", 0.5)
+    pixels = pretrained(tmp_path / "d", [trained(10, 0.5, "mse")], target="pixels")
+    page = comparison([run, tuned_run, scratch, pixels])
+    assert [section.name for section in page.sections] == [
+        f"{kind}-{name}" for kind in ("pretraining", "fine-tuning") for name in ("results", "curves", "differences")
+    ]
+    assert page.lead == "2 pretraining runs and 2 fine-tuning runs: a, b, c, d."
+    (results,) = tables(page.sections, "fine-tuning-results")
+    assert results.rows[0][:5] == ("b", "a", "160", "60.0 %", "55.0 % to 65.0 %")
+    assert results.rows[1][:4] == ("c", "scratch", "160", "50.0 %")
+    assert texts(page.sections, "fine-tuning-differences") == ["None of these runs wrote down its code and machine."]
+    rows = {row[0]: row for row in tables(page.sections, "pretraining-results")[0].rows}
+    assert rows["a"][3:9] == ("41.2 %", "41.2 %", "29.6 %", "-", "-", "-")
+    assert rows["d"][3:9] == ("-", "-", "-", "0.5", "0.5", "0.296")
+    drawn = pictures(page.sections)  # losses of different units stand apart
+    assert drawn["pretraining_loss_loss"].alt.endswith("at the end: a 1.88.")
+    assert drawn["pretraining_loss_mse_loss"].alt.endswith("at the end: d 1.")
+    assert drawn["pretraining_learning_rate_lr"].alt.endswith("at the end: a 0.001, d 0.001.")
+    assert "Results: fine-tuning" in render(page)
+
+
+def test_one_run_has_nothing_to_differ_from(tmp_path: Path) -> None:
+    page = comparison([pretrained(tmp_path / "a", ())])
+    assert [section.name for section in page.sections] == ["pretraining-results", "pretraining-curves"]
+    assert tables(page.sections, "pretraining-results")[0].rows == (("a", "-", "-", "-", "-", "-", "-", "yes"),)
+
+
+@pytest.mark.slow
+def test_twenty_runs_are_drawn(tmp_path: Path) -> None:
+    folders = [pretrained(tmp_path / f"run_{i}", lr=1e-4 * (i + 1)) for i in range(20)]
+    page = comparison(folders)
+    assert len(tables(page.sections, "pretraining-results")[0].rows) == 20
+    drawn = pictures(page.sections)["pretraining_accuracy_accuracy_masked"]
+    assert isinstance(drawn.image, str)
+    assert all(f">run_{i}<" in drawn.image for i in range(20))  # in the legend
+    assert render(page)
+
+
+def test_names_are_as_short_as_tells_runs_apart() -> None:
+    assert short_names([Path("/r/x/a"), Path("/r/x/b")]) == ["a", "b"]
+    assert short_names([Path("/r/x/a"), Path("/r/y/a")]) == ["x/a", "y/a"]
+    assert short_names([Path("/r/x/a")]) == ["a"]
+    assert short_names([Path("/r/a"), Path("/r/a/b")]) == ["a", "a/b"]
+    assert short_names([Path("/r/a"), Path("/r/a")]) == ["a (1)", "a (2)"]
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run: it has no config"):
+        comparison([pretrained(tmp_path / "a"), tmp_path])

@@ -1,0 +1,156 @@
+"""Filters against planted ones, position similarity against its closed form."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from sklearn.decomposition import PCA
+from timm.layers.padding import pad_same
+from torch.nn import functional as F
+
+from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.posembed import sincos2d
+from mpp.model.settings import ModelConfig
+from mpp.report.filters import embedding_filters, position_similarity
+from mpp.weights.hybrid import create_hybrid, use_original_stem
+from mpp.weights.timm_folder import timm_state
+
+
+def encoder(**changes: Any) -> Encoder:
+    settings = {"img_size": (16, 40), "patch_size": (8,), "depth": 1, "embed_dim": 48, "num_heads": 3} | changes
+    torch.manual_seed(0)
+    return build_encoder(ModelConfig("vit_tiny_patch16_224", **settings))
+
+
+def orthonormal(rows: int, columns: int, seed: int) -> np.ndarray:
+    """Orthonormal columns, each of mean 0."""
+    x = np.random.default_rng(seed).standard_normal((rows, columns))
+    return np.linalg.qr(x - x.mean(axis=0))[0]
+
+
+def test_planted_filters_are_found_with_their_shares() -> None:
+    scales = np.array([5.0, 3.0, 2.0, 1.0])
+    patterns = np.linalg.qr(np.random.default_rng(0).standard_normal((4 * 8 * 3, 4)))[0].T  # of 4 x 8 pixels
+    mean = np.random.default_rng(1).standard_normal(4 * 8 * 3)
+    model = encoder(patch_size=(4, 8))
+    planted = orthonormal(48, 4, 2) * scales @ patterns + mean
+    model.vit.patch_embed.proj.weight.data = torch.from_numpy(planted.reshape(48, 3, 4, 8)).float()
+    filters = embedding_filters(model, 4)
+    assert filters.kernels.shape == (4, 4, 8, 3)
+    np.testing.assert_allclose(filters.share, scales**2 / (scales**2).sum(), rtol=1e-5)
+    expected = patterns.reshape(4, 3, 4, 8).transpose(0, 2, 3, 1)
+    sign = np.sign((filters.kernels * expected).sum(axis=(1, 2, 3), keepdims=True))
+    np.testing.assert_allclose(sign * filters.kernels, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_components_are_scikit_learns_and_their_largest_value_is_positive(channels: int) -> None:
+    model = encoder(in_chans=channels)
+    filters = embedding_filters(model, 28)
+    weight = model.vit.patch_embed.proj.weight.detach().double().numpy()
+    theirs: Any = PCA(28, svd_solver="full").fit(weight.reshape(48, -1))
+    np.testing.assert_allclose(filters.share, theirs.explained_variance_ratio_, rtol=1e-6)
+    components = theirs.components_.reshape(28, channels, 8, 8).transpose(0, 2, 3, 1)
+    signs = np.sign((filters.kernels * components).sum(axis=(1, 2, 3), keepdims=True))
+    np.testing.assert_allclose(filters.kernels, signs * components, atol=1e-6)
+    flat = filters.kernels.reshape(28, -1)
+    assert (flat[np.arange(28), np.abs(flat).argmax(axis=1)] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [({"embed_dim": 12}, 11), ({"patch_size": (2,), "in_chans": 1, "img_size": (8,)}, 4)],
+    ids=["narrow", "small patches"],
+)
+def test_there_are_as_many_components_as_dimensions(changes: dict[str, Any], count: int) -> None:
+    filters = embedding_filters(encoder(**changes))
+    assert len(filters.kernels) == len(filters.share) == count
+    assert filters.share.sum() == pytest.approx(1)
+
+
+def test_filters_that_are_all_the_same_explain_nothing() -> None:
+    model = encoder()
+    model.vit.patch_embed.proj.weight.data[:] = 1
+    filters = embedding_filters(model)
+    assert np.isfinite(filters.kernels).all()
+    assert np.array_equal(filters.share, np.zeros(28))
+
+
+SMALL: dict[str, Any] = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 0}
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_a_hybrid_shows_the_first_convolution_as_it_is_applied(original: bool) -> None:
+    torch.manual_seed(0)
+    vit: Any = create_hybrid((1, 1), **SMALL)
+    if original:
+        use_original_stem(vit)
+    filters = embedding_filters(Encoder(vit.eval()), 64)
+    assert filters.kernels.shape == (64, 7, 7, 3)
+    assert len(filters.share) == 0
+    conv, images = vit.patch_embed.backbone.stem.conv, torch.randn(1, 3, 32, 32)
+    applied = torch.from_numpy(filters.kernels).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(F.conv2d(pad_same(images, [7, 7], [2, 2]), applied, stride=2), conv(images))
+    assert not torch.allclose(applied, conv.weight)
+    assert np.array_equal(embedding_filters(Encoder(vit.eval())).kernels, filters.kernels[:28])
+
+
+def test_a_hybrid_with_plain_convolutions_shows_their_weights() -> None:
+    vit: Any = timm.create_model("vit_base_mci_224", img_size=64, depth=1).eval()
+    filters = embedding_filters(Encoder(vit))
+    assert filters.kernels.shape == (28, 4, 4, 3)
+    weights = [m.weight for m in vit.patch_embed.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+    shown = torch.from_numpy(filters.kernels).permute(0, 3, 1, 2)
+    assert any(weight.shape[1:] == shown.shape[1:] and torch.equal(weight[:28], shown) for weight in weights)
+
+
+GRID = (2, 5)
+
+
+def sincos_tiles() -> np.ndarray:
+    """By the offset of two patches alone: half the mean of cos(omega dx), half that of cos(omega dy)."""
+    omega = 10_000.0 ** -(np.arange(12) / 11)
+    row, column = np.arange(GRID[0]), np.arange(GRID[1])
+    rows = np.cos(np.subtract.outer(row, row)[..., None] * omega).mean(axis=-1)
+    columns = np.cos(np.subtract.outer(column, column)[..., None] * omega).mean(axis=-1)
+    return (rows[:, None, :, None] + columns[None, :, None, :]) / 2
+
+
+def tiles_of(model: Encoder) -> np.ndarray:
+    tiles = position_similarity(model)
+    assert tiles is not None
+    return tiles
+
+
+def test_sinusoids_are_alike_by_their_offset() -> None:
+    np.testing.assert_allclose(tiles_of(encoder(pos_embed="sincos2d")), sincos_tiles(), atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"no_embed_class": True}, {"reg_tokens": 3}, {"class_token": False}])
+def test_a_learned_table_is_read_rows_first_and_without_the_tokens_before_it(settings: dict[str, Any]) -> None:
+    if settings.get("class_token") is False:
+        settings = settings | {"global_pool": "avg"}
+    vit: Any = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(16, 40), patch_size=8, embed_dim=48, depth=1, num_heads=3, **settings
+    )
+    vit.pos_embed.data[:, -10:] = 3 * sincos2d(*GRID, 48)
+    np.testing.assert_allclose(tiles_of(Encoder(vit)), sincos_tiles(), atol=1e-6)
+
+
+def test_tiles_of_learned_2d_positions_are_those_of_the_table_that_is_written_out() -> None:
+    model = encoder(pos_embed="2d")
+    vit: Any = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(16, 40), patch_size=8, embed_dim=48, depth=1, num_heads=3, num_classes=0
+    )
+    vit.load_state_dict(timm_state(model))
+    tiles = tiles_of(model)
+    np.testing.assert_allclose(tiles_of(Encoder(vit)), tiles, atol=1e-6)
+    np.testing.assert_allclose(tiles, tiles.transpose(2, 3, 0, 1))
+    np.testing.assert_allclose(np.einsum("rcrc->rc", tiles), np.ones(GRID), rtol=1e-6)
+
+
+def test_without_positions_there_are_no_tiles() -> None:
+    assert position_similarity(encoder(pos_embed="none")) is None

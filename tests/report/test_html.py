@@ -1,0 +1,314 @@
+"""The page as a browser shows it: nothing is requested from the network, every picture is there and accessible."""
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpp.report.charts import Line, line_chart
+from mpp.report.html import render, write_page, write_pictures
+from mpp.report.page import Block, Gallery, Page, Picture, Section, Sheet, Table, Text
+from tests.browser import open_browser, visit
+
+HOSTILE = "<script>document.title = 'broken'</script> \" ' ]]> --> </style> &amp; 🦆 " + "unbreakable" * 30
+STOPS = ("step 1", "step 20", "step 300")
+UNFOLD = "for (const folded of document.querySelectorAll('details')) folded.open = true"
+
+
+def pixels(seed: int, side: int = 24, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, channels), dtype=np.uint8)
+
+
+def chart(name: str) -> Picture:
+    lines = [Line("masked", np.arange(9.0), np.arange(9.0)), Line(HOSTILE, np.arange(9.0), np.ones(9), dashed=True)]
+    return line_chart(name, f"the {name}", lines, x="step", y="loss", caption="A caption.", markers=True)
+
+
+def sheet() -> Sheet:
+    def moving(name: str) -> tuple[Picture, ...]:
+        return tuple(
+            Picture(f"{name}-{i}", f"{name} at {stop}", pixels(i), f"{i} right", pixelated=True)
+            for i, stop in enumerate(STOPS)
+        )
+
+    rows: Any = (
+        (Picture("first", "an image", pixels(7)), moving("a"), Picture("still", "an original", pixels(9))),
+        (Picture("second", "another", pixels(8, channels=4)), moving("b"), ""),
+    )
+    return Sheet(("original", "predicted", "again"), rows, ("one", "two"), STOPS, "training step")
+
+
+def page_of(*blocks: Block) -> Page:
+    section = Section("all", "Everything", "Read it like this.", blocks, "section 4.5, figure 7 (left)")
+    return Page("A run", "In a sentence.", (section,), {"accuracy": "31.2 %", "images": "5.0 M"})
+
+
+@pytest.fixture(scope="module")
+def whole() -> Page:
+    """Every kind of block, with hostile words where there are words."""
+    wide = tuple(f"column {i}" for i in range(30))
+    photo, tile = Picture("photo", f"{HOSTILE} photo", pixels(1, 64)), Picture("tile", "a tile", pixels(2, 4), "", True)
+    blocks: tuple[Block, ...] = (
+        chart("loss"),
+        Gallery((chart("accuracy"), photo, tile)),
+        Gallery(tuple(Picture(f"filter{i}", f"filter {i}", pixels(i, 8), width=64) for i in range(9))),
+        Table(("", *wide), (("a row", *wide), (HOSTILE, *wide)), "A table."),
+        Table(("name", HOSTILE), (("a", "b"),), HOSTILE, folded=True),
+        Text(f"First.\n\n{HOSTILE}"),
+        Text(f"{HOSTILE}\n  more", summary="config.yaml"),
+    )
+    sections = (
+        Section("blocks", "Blocks", "How to read them.", blocks, "section 4.5"),
+        Section("sheet", HOSTILE, HOSTILE, (sheet(),), HOSTILE),
+        Section("empty", "Empty", "", ()),
+    )
+    return Page(HOSTILE, HOSTILE, sections, {"accuracy": "31.2 %", HOSTILE: HOSTILE})
+
+
+@pytest.fixture(scope="module")
+def address(whole: Page, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(whole, path)
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_browser() as browser:
+        yield browser
+
+
+def test_opens_from_disk_whole_and_quiet(browser: Any, address: str) -> None:
+    with visit(browser, address) as opened:
+        page = opened.page
+        assert page.title() == HOSTILE
+        assert page.evaluate("[...document.images].filter((image) => image.naturalWidth === 0).length") == 0
+        assert page.evaluate("document.images.length") == 2 + 9 + 2 + 6 + 1
+        assert page.evaluate("[...document.images].filter((image) => !image.alt).length") == 0
+        assert page.locator("svg[role=img]").count() == page.locator("svg[aria-label]").count() == 2
+        ids = page.evaluate("[...document.querySelectorAll('[id]')].map((element) => element.id)")
+        assert len(set(ids)) == len(ids)
+        marks = page.evaluate("[...document.querySelectorAll('use')].map((use) => use.getAttribute('xlink:href'))")
+        assert {mark.removeprefix("#") for mark in marks} <= set(ids)
+        assert len(marks) > 2 * 18
+        levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map((heading) => +heading.tagName[1])")
+        assert levels == [1, 2, 2, 2]
+        assert page.locator("header, nav[aria-label], main").count() == 3
+        assert page.locator("table:not(.sheet table) > caption").first.inner_text() == "A table."
+        assert page.locator("thead th:not([scope=col]), tbody th:not([scope=row])").count() == 0
+        # The policy that keeps a name from running anything, or from calling home.
+        assert page.evaluate("document.querySelectorAll('script').length") == 1
+        page.evaluate(
+            "document.body.append(Object.assign(document.createElement('script'), {text: 'document.title = 1'}))"
+        )
+        assert page.title() == HOSTILE
+        assert len(opened.problems) == 1
+        assert "Content Security Policy" in opened.problems[0]
+        assert not opened.requests
+
+
+@pytest.mark.slow
+def test_slider_by_keyboard_and_mouse(browser: Any, address: str) -> None:
+    with visit(browser, address) as opened:
+        page = opened.page
+        slider = page.get_by_role("slider", name="training step")
+
+        def state() -> tuple[Any, ...]:
+            alts = "all => all.filter(i => i.offsetParent).map(i => i.alt)"
+            shown = page.locator(".sheet .stop img").evaluate_all(alts)
+            return slider.get_attribute("aria-valuetext"), page.locator(".slider b").inner_text(), shown
+
+        assert state() == ("step 300", "step 300", ["a at step 300", "b at step 300"])
+        slider.focus()
+        page.keyboard.press("ArrowLeft")
+        assert state() == ("step 20", "step 20", ["a at step 20", "b at step 20"])
+        slider.click(position={"x": 2, "y": 12})
+        assert state() == ("step 1", "step 1", ["a at step 1", "b at step 1"])
+        assert page.locator("img[alt='an original']").is_visible()
+        assert not opened.problems
+
+
+@pytest.mark.slow
+def test_pictures_are_enlarged_and_walked_by_keyboard(browser: Any, address: str) -> None:
+    with visit(browser, address) as opened:
+        page = opened.page
+        dialog = page.locator("dialog")
+        page.get_by_role("button", name="the loss").focus()
+        page.keyboard.press("Enter")
+        frame, drawing = dialog.locator("div").bounding_box(), dialog.locator("svg").bounding_box()
+        assert drawing["height"] <= frame["height"] + 1
+        assert drawing["width"] > 800
+        page.keyboard.press("Escape")
+        dialog.wait_for(state="hidden")
+        dialog.locator("svg").wait_for(state="detached")  # by the close event, which comes after the key is dealt with
+        cells = page.locator(".sheet button")
+        assert cells.evaluate_all("all => all.filter(b => b.offsetParent && b.tabIndex === 0).length") == 1
+        cells.first.focus()
+        for key, alt in (
+            ("ArrowRight", "a at step 300"),
+            ("ArrowDown", "b at step 300"),
+            ("ArrowRight", "b at step 300"),
+        ):
+            page.keyboard.press(key)
+            assert page.evaluate("document.activeElement.querySelector('img').alt") == alt
+        page.keyboard.press("Enter")
+        assert dialog.locator("p").inner_text() == "b at step 300"
+        page.mouse.click(5, 5)
+        dialog.wait_for(state="hidden")
+        page.keyboard.press("Control+Home")
+        assert not opened.problems
+
+
+@pytest.mark.slow
+def test_read_without_javascript_and_on_paper(browser: Any, address: str) -> None:
+    shown = "all => all.filter(i => i.offsetParent).map(i => i.alt)"
+    with visit(browser, address, java_script_enabled=False) as opened:
+        page = opened.page
+        assert page.locator(".stop img").evaluate_all(shown) == ["a at step 300", "b at step 300"]
+        assert not page.locator("input").is_visible()
+        assert "step 300" in page.locator(".last").inner_text()
+        assert page.locator("button:visible").count() == 0
+    with visit(browser, address, color_scheme="dark") as opened:
+        page = opened.page
+        page.get_by_role("slider").fill("0")
+        page.emulate_media(media="print")
+        assert page.locator(".stop img").evaluate_all(shown) == ["a at step 300", "b at step 300"]
+        assert not page.locator("input").is_visible()
+        assert not page.locator("nav").is_visible()
+        assert "step 300" in page.locator(".last").inner_text()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_no_width_overflows(browser: Any, address: str, width: int) -> None:
+    with visit(browser, address, viewport={"width": width, "height": 800}) as opened:
+        opened.page.evaluate(UNFOLD)
+        assert opened.page.evaluate("document.documentElement.scrollWidth") == width
+
+
+CONTRASTS = """() => {
+  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const colour = numbers(getComputedStyle(element).backgroundColor);
+      if (colour[3] !== 0) return colour;
+    }
+  };
+  const found = {};
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement, style = getComputedStyle(element);
+    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.tagName === "SCRIPT") continue;
+    const ink = numbers(element instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [light(ink), light(behind(element))].sort((a, b) => b - a);
+    found[element.tagName + "." + element.className] = (a + 0.05) / (b + 0.05);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(browser: Any, address: str, scheme: str) -> None:
+    with visit(browser, address, color_scheme=scheme) as opened:
+        opened.page.evaluate(UNFOLD)
+        found = opened.page.evaluate(CONTRASTS)
+        assert len(found) > 12
+        assert {name: ratio for name, ratio in found.items() if ratio < 4.5} == {}
+
+
+@pytest.mark.slow
+def test_light_dark_and_the_switch(browser: Any, address: str) -> None:
+    stroke = "getComputedStyle(document.querySelector('svg path[style*=series-1]')).stroke"
+    colours = f"[getComputedStyle(document.body).backgroundColor, {stroke}]"
+    seen = {}
+    for scheme in ("light", "dark"):
+        with visit(browser, address, color_scheme=scheme) as opened:
+            page = opened.page
+            seen[scheme] = page.evaluate(colours)
+            switch = page.locator("#page_scheme")
+            for name in ("light", "dark", "system"):
+                switch.click()
+                assert switch.inner_text() == f"Colours: {name}"
+                seen[scheme, name] = page.evaluate(colours)
+    assert (
+        seen["light"] == seen["dark", "light"] == seen["light", "system"] == ["rgb(255, 255, 255)", "rgb(0, 114, 178)"]
+    )
+    assert seen["dark"] == seen["light", "dark"] == seen["dark", "system"]
+    assert not set(seen["light"]) & set(seen["dark"])
+
+
+@pytest.mark.slow
+def test_axe_finds_nothing(browser: Any, address: str) -> None:
+    pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    axe = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
+    for scheme, width in (("light", 1440), ("dark", 390)):
+        with visit(browser, address, color_scheme=scheme, viewport={"width": width, "height": 900}) as opened:
+            opened.page.evaluate(UNFOLD)
+            opened.page.evaluate(axe)
+            violations = opened.page.evaluate("axe.run().then((result) => result.violations)")
+            assert [(found["id"], [node["html"][:200] for node in found["nodes"]]) for found in violations] == []
+
+
+def decoded(uri: str) -> tuple[str, np.ndarray]:
+    kind, data = re.fullmatch(r"data:image/(\w+);base64,(.*)", uri).groups()  # type: ignore[union-attr]
+    return kind, np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_pixels_that_mean_something_stay_exact() -> None:
+    smooth = np.add.outer(np.arange(96), np.arange(96))[..., None].repeat(3, axis=2).astype(np.uint8)
+    photo = (smooth + pixels(0, 96) // 8).astype(np.uint8)
+    text = render(page_of(Picture("exact", "", smooth, pixelated=True), Picture("photo", "", photo)))
+    (png, exact), (webp, close) = map(decoded, re.findall(r'src="(data:[^"]*)"', text))
+    assert (png, webp) == ("png", "webp")
+    np.testing.assert_array_equal(exact, smooth)
+    assert np.abs(close.astype(int) - photo).mean() < 12
+
+
+def test_pictures_as_files(whole: Page, tmp_path: Path) -> None:
+    paths = write_pictures(whole, tmp_path)
+    assert [path.name for path in paths[:5]] == ["loss.svg", "accuracy.svg", "photo.png", "tile.png", "filter0.png"]
+    assert paths[-1].name == "sheet_sheet.png"
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    with Image.open(tmp_path / "tile.png") as tile:
+        np.testing.assert_array_equal(np.asarray(tile)[::64, ::64], pixels(2, 4))
+        assert tile.size == (256, 256)
+    with Image.open(tmp_path / "sheet_sheet.png") as drawn:
+        found = np.asarray(drawn)
+    last = np.asarray(Image.fromarray(pixels(2)).resize((192, 192), Image.Resampling.NEAREST))
+    corners = np.argwhere((found == last[0, 0]).all(axis=2))
+    assert any(np.array_equal(found[y : y + 192, x : x + 192], last) for y, x in corners)
+
+
+@pytest.mark.slow
+def test_a_drawing_alone_is_right(browser: Any, whole: Page, tmp_path: Path) -> None:
+    write_pictures(whole, tmp_path)
+    with visit(browser, (tmp_path / "loss.svg").as_uri(), color_scheme="dark") as opened:
+        evaluate = opened.page.evaluate
+        assert (
+            evaluate("getComputedStyle(document.querySelector('path[style*=series-1]')).stroke") == "rgb(0, 114, 178)"
+        )
+        assert evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+        assert evaluate("document.documentElement.getAttribute('aria-label')") == "the loss"
+        assert not opened.problems
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_page(page_of(Text("first \udcff")), path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="two pictures of the name 'a'"):
+        write_page(page_of(chart("a"), Gallery((chart("a"),))), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    assert b"first ?" in before
