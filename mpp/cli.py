@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpp import failure
 from mpp.config import parse
 from mpp.curation.settings import CacheRecipe, CheckRecipe, ShardRecipe
 from mpp.downstream.recipes import FewshotRecipe, PredictRecipe, ProbeRecipe
@@ -17,7 +16,8 @@ from mpp.errors import ConfigError, Unreachable, UserError
 from mpp.pretraining.settings import ConvertRecipe, PretrainConfig
 from mpp.report.settings import VisualizeRecipe
 from mpp.study.settings import StudyConfig
-from mpp.system.cache.room import limit_of
+from mpp.system import failure
+from mpp.system.cache import limit_of
 from mpp.system.cores import limit_threads
 from mpp.system.files import cache_folder
 
@@ -214,7 +214,7 @@ def _study(config: StudyConfig) -> int:
             "the runs of a study take one device each; without torchrun, start the same command once for each device"
         )
     _check_outside("--run-dir", config.run_dir, config.data, config.test, config.pretrain.data.source)
-    from mpp.study import run
+    from mpp.study.run import run
 
     return run(_at_home(config))
 
@@ -254,7 +254,7 @@ def cache(argv: Sequence[str] | None = None) -> int:
 
 
 def _cache(config: CacheRecipe) -> int:
-    from mpp.system.cache.tool import cache
+    from mpp.curation.cache_tool import cache
 
     return cache(config.clear, config.limit, config.files)
 
@@ -293,21 +293,21 @@ def run_tool(
     except Exception as error:
         missed = failure.lost_another(error)
         if missed:
-            failure.await_verdict(1)  # whoever caused it will say why
+            failure.await_torchrun(1)  # whoever caused it will say why
             if _report(prog, f"another rank is gone, or silent for longer than MPP_TIMEOUT: {missed}"):
-                failure.await_verdict()
+                failure.await_torchrun()
             return 1
-        if failure.who() and not _report(prog, f"{type(error).__name__}: {error}"):
+        if failure.rank_name() and not _report(prog, f"{type(error).__name__}: {error}"):
             return 1
         raise
 
 
 def _report(prog: str, what: object, alike: bool = False) -> bool:
     """Says it on stderr and to torchrun, unless another rank here has spoken for all; whether it did."""
-    if not failure.speaks(alike):
-        failure.await_verdict()
+    if not failure.is_first_to_report(alike):
+        failure.await_torchrun()
         return False
-    line = f"{prog}: error: {'' if alike else failure.who()}{' '.join(str(what).splitlines())}"
-    failure.tell_torchrun(line)
+    line = f"{prog}: error: {'' if alike else failure.rank_name()}{' '.join(str(what).splitlines())}"
+    failure.report_to_torchrun(line)
     print(line, file=sys.stderr)
     return True

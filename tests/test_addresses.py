@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpp.addresses import split_query
+from mpp.errors import split_query
 
 S3 = (
     "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=A%2F1&X-Amz-Date=1&X-Amz-Expires=9&X-Amz-SignedHeaders=host"

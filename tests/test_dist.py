@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError, TCPStore
 
-from mpp import dist, failure
+from mpp import dist
 from mpp.cli import _ALIASES
 from mpp.config import parse
 from mpp.dist import World, store_of_this_attempt
 from mpp.errors import ConfigError, RunError, UserError
 from mpp.pretraining.settings import PretrainConfig
+from mpp.system import failure
 from tests import runs
 
 PATIENCE = datetime.timedelta(seconds=20)
@@ -188,9 +189,9 @@ def test_the_first_of_a_machine_s_ranks_speaks(tmp_path: Path, monkeypatch: pyte
             own.mkdir(parents=True)
             monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(own / "error.json"))
             monkeypatch.setenv("RANK", str(rank))
-            spoke.append(failure.speaks(alike=rank % 2 == 0))
+            spoke.append(failure.is_first_to_report(alike=rank % 2 == 0))
     assert spoke == [True, False, False] * 2
-    failure.tell_torchrun("no room")
+    failure.report_to_torchrun("no room")
     assert json.loads((own / "error.json").read_text())["message"]["message"] == "no room"
 
 
@@ -198,9 +199,9 @@ def test_without_torchrun_all_speak_but_of_what_they_have_in_common(monkeypatch:
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     for rank, alike, speaks in [("0", True, True), ("0", False, True), ("1", True, False), ("1", False, True)]:
         monkeypatch.setenv("RANK", rank)
-        assert failure.speaks(alike) == speaks
+        assert failure.is_first_to_report(alike) == speaks
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert failure.who() == f"[rank 1 on {os.uname().nodename}] "
+    assert failure.rank_name() == f"[rank 1 on {os.uname().nodename}] "
 
 
 SAME = {"optim.lr": "0.1", "images": "40 images", "log.every": '"5%"', "newest checkpoint in run_dir": "none"}

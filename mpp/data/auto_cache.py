@@ -18,7 +18,7 @@ from mpp.data.reader import Transform
 from mpp.data.settings import DataConfig, Reading
 from mpp.data.sources.base import Source, count, read_many
 from mpp.errors import Unreachable, UserError
-from mpp.system.cache.room import shown_size
+from mpp.system.cache import shown_size
 from mpp.system.cores import memory
 from mpp.system.files import cache_folder
 

@@ -33,8 +33,8 @@ from mpp.data.sources.base import Source, count
 from mpp.data.sources.descriptors import check_files, no_more_files, not_started
 from mpp.data.sources.mixture import MixtureSource
 from mpp.errors import ConfigError, RunError, UserError
-from mpp.failure import ended, last_words
 from mpp.system.cores import count_cores
+from mpp.system.failure import last_line, why_ended
 from mpp.system.process import GENERATORS, one_thread, return_memory, without_warnings
 
 _MOST_WORKERS = 32  # for each core: reading over a network mostly waits
@@ -300,11 +300,11 @@ def _failed(workers: Sequence[Any], error: Exception) -> RunError:
     """Why no batch came, in one line."""
     codes = [worker.exitcode for worker in workers if worker.exitcode]
     if codes:
-        return RunError(f"a loader process {ended(codes[0], f'take fewer workers ({len(workers)} now)')}")
+        return RunError(f"a loader process {why_ended(codes[0], f'take fewer workers ({len(workers)} now)')}")
     if "ancdata" in str(error):  # what becomes of a file that cannot be opened on arrival
         error = OSError(errno.EMFILE, str(error))
     return no_more_files(error) or RunError(
-        f"a loader process failed: {last_words(str(error))}; with 0 workers the whole of it is shown"
+        f"a loader process failed: {last_line(str(error))}; with 0 workers the whole of it is shown"
     )
 
 

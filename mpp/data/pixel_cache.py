@@ -29,8 +29,7 @@ from mpp.data.sources.fingerprint import fingerprint
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform
 from mpp.errors import Unreachable, UserError
-from mpp.system.cache.room import drop, make_room, shown_size
-from mpp.system.cache.users import use
+from mpp.system.cache import drop, make_room, shown_size, use
 from mpp.system.files import cache_folder, claimed, write_whole
 
 _FORMAT = 3  # of the files

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mpp.config import load_yaml
 from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.opening import open_source
 from mpp.data.sources.overlap import shared
 from mpp.data.sources.patterns import shown
 from mpp.errors import UserError
-from mpp.yaml_text import load_yaml
 
 
 def notes_on_pretraining(init: str, test: Source, indices: np.ndarray) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mpp.config import differences, from_file, to_dict
+from mpp.config import differences, from_file, load_yaml, to_dict
 from mpp.data.sources.base import count
 from mpp.data.sources.patterns import shown
 from mpp.downstream.account import INPUTS, Result, read_result
@@ -24,7 +24,6 @@ from mpp.report.run_record import read_csv
 from mpp.report.settings import PRETRAINED, folder_name
 from mpp.report.study_results import StudyResults
 from mpp.report.wording import NONE, UNTRAINED, accuracy_text, gain_text, mean_text, percent, shots_text
-from mpp.yaml_text import load_yaml
 
 _RANDOM = "random:"
 

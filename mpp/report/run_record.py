@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpp.config import from_file
+from mpp.config import from_file, load_yaml
 from mpp.downstream.account import Result, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training.log import read_rows
 from mpp.training.provenance import read_starts
-from mpp.yaml_text import load_yaml
 
 Row = dict[str, Any]
 

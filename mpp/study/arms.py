@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpp.config import differences, from_file, printable, to_dict
+from mpp.config import differences, from_file, to_dict
 from mpp.data.sources.opening import open_source
 from mpp.dist import World
-from mpp.errors import UserError
+from mpp.errors import UserError, without_credentials
 from mpp.pretraining.build import resolve_init
 from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import endless_step
@@ -100,7 +100,7 @@ def equal_lengths(folder: Path, arms: Sequence[Arm], images: int) -> Lengths:
         known: Lengths = json.loads(path.read_text("utf-8"))["arms"] if path.is_file() else {}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read; delete it to measure again") from error
-    flags = {arm.name: printable(arm.flags) for arm in arms}
+    flags = {arm.name: without_credentials(arm.flags) for arm in arms}
     first = {"ratio": 1.0, "images": images, "flags": flags[arms[0].name]}
     # Those of an older version tell no flags.
     timed = {name: {"flags": told} | known[name] for name, told in flags.items() if name in known}

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mpp.config import printable, to_dict
+from mpp.config import to_dict
 from mpp.downstream.account import Result
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import FinetuneConfig
+from mpp.errors import without_credentials
 from mpp.pretraining.build import build_model
 from mpp.report.run_record import read_csv
 from mpp.study.arms import Lengths, Pretraining
@@ -67,7 +68,7 @@ class Record:
             "schema": _SCHEMA,
             "name": self._path.absolute().parent.name,
             "finished": False,
-            "config": without_folders(printable(to_dict(config))),
+            "config": without_folders(without_credentials(to_dict(config))),
             "environment": None,
             "environments": [],
             "data": {
@@ -98,7 +99,7 @@ class Record:
         final, _ = last_part(trained, "")
         entry = {
             "arm": run.arm.name,
-            "flags": without_folders(printable(run.arm.flags)),
+            "flags": without_folders(without_credentials(run.arm.flags)),
             "seed": run.seed,
             "images": last.get("images", 0),
             "steps": last.get("step", 0),

@@ -21,7 +21,6 @@ from mpp.study.frozen import Reading, earlier, encoder, reading_path
 from mpp.study.record import Record
 from mpp.study.settings import StudyConfig
 from mpp.study.turns import Part, lock_of
-from mpp.system.process import printing_to
 
 
 class Work:
@@ -174,5 +173,9 @@ def encoders(inits: Mapping[Place, str]) -> dict[Place, Place]:
 def _logged(folder: Path) -> Generator[None]:
     """What a part of the study says goes to log.txt in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a", encoding="utf-8") as log, printing_to(log):
+    with (
+        (folder / "log.txt").open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         yield

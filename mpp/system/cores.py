@@ -1,4 +1,4 @@
-"""How many cores and how much memory this process may use: of the machine, and by the limits of its container."""
+"""The cores and the memory that this process may use: of the machine, and by the limits of its container."""
 
 import math
 import os
@@ -6,112 +6,82 @@ import re
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
-_THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 _PROCESS = Path("/proc/self")
 
 
 def count_cores() -> int:
     """The cores that this process may use, at least 1.
 
-    A quota of CPU time (Docker's --cpus, Kubernetes' limits) counts in cores, and a part of one as one: with fewer
-    processes some of it would go unused.
+    Of a quota of CPU time (Docker's --cpus, Kubernetes' limits), a part of a core counts as one.
     """
-    return max(1, math.ceil(min(_allowed(), quota())))
+    return max(1, math.ceil(min(_by_affinity(), quota())))
 
 
 def limit_threads(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Where there is a quota, has torch, NumPy and the compiler start no more threads; for before they are imported.
+    """Where there is a quota, has torch, NumPy and the compiler start no more threads; call it before their import.
 
-    By themselves they count the cores of the machine, and threads beyond the quota only stop each other. What the user
-    has set stays.
+    By themselves they count the cores of the machine. Variables that the user has set stay.
     """
     cores = count_cores()
-    if cores < _allowed():
-        for name in _THREADS:
+    if cores < _by_affinity():
+        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
             environment.setdefault(name, str(cores))
 
 
-def _allowed() -> int:
-    """By affinity, as `taskset`, Slurm and cpusets set it."""
-    of_process = getattr(os, "process_cpu_count", None)  # Python 3.13, which knows PYTHON_CPU_COUNT, too
-    if of_process is not None:
-        return of_process() or 1
+def _by_affinity() -> int:
+    """As `taskset`, Slurm and cpusets limit it."""
+    process_cpu_count = getattr(os, "process_cpu_count", None)  # Python 3.13
+    if process_cpu_count is not None:
+        return process_cpu_count() or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quota(process: Path = _PROCESS) -> float:
-    """The smallest quota of CPU time of the process's control groups, in cores; infinite where there is none.
-
-    Args:
-        process: the folder that Linux keeps about the process.
-    """
-    return min(map(_limit, _folders(process, "cpu")), default=math.inf)
+    """The smallest quota of CPU time of the process's control groups, in cores; infinite where there is none."""
+    limits = [math.inf]
+    for group in _groups(process, "cpu"):  # version 2, or 1
+        numbers = _numbers(group / "cpu.max") or [
+            number for name in ("quota", "period") for number in _numbers(group / f"cpu.cfs_{name}_us")
+        ]
+        if len(numbers) == 2 and min(numbers) > 0:
+            limits.append(numbers[0] / numbers[1])
+    return min(limits)
 
 
 def memory(process: Path = _PROCESS) -> int:
-    """Bytes of memory that this process may use, in all: of the machine, and by the limits of its control groups."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(_most_bytes(folder, machine) for folder in _folders(process, "memory"))])
+    """Bytes of memory that this process may use: of the machine, and by the limits of its control groups."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for group in _groups(process, "memory"):
+        limits += _numbers(group / "memory.max") or _numbers(group / "memory.limit_in_bytes")
+    return min(limits)
 
 
-def _folders(process: Path, controller: str) -> Iterator[Path]:
-    """The folders of the process's control groups that may limit this, and of those that they lie in."""
+def _numbers(path: Path) -> list[int]:
     try:
-        groups, mounts = (_lines(process / name) for name in ("cgroup", "mountinfo"))
+        return [int(word) for word in path.read_text("utf-8").split()]
+    except (OSError, ValueError):  # no such file, or "max"
+        return []
+
+
+def _groups(process: Path, controller: str) -> Iterator[Path]:
+    """The folders of the process's control groups with this controller, and of those that they lie in."""
+    try:
+        # A mounted memory stick may have a name in any encoding.
+        groups, mounts = (
+            [os.fsdecode(line) for line in (process / name).read_bytes().splitlines()]
+            for name in ("cgroup", "mountinfo")
+        )
     except OSError:  # another system
         return
-    for root, mount, controllers in _mounted(mounts):
-        for group in groups:
-            _, names, path = group.split(":", 2)
-            if controllers == names == "" or (controller in controllers.split(",") and controller in names.split(",")):
-                yield from _upwards(Path(mount), root, path)
-
-
-def _lines(path: Path) -> list[str]:
-    """Names in them, as of a memory stick's folder, are bytes in whatever encoding."""
-    return [os.fsdecode(line) for line in path.read_bytes().splitlines()]
-
-
-def _mounted(mounts: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Root, mount point and controllers of each file system of control groups; version 2 names none."""
     for line in mounts:
         left, _, right = line.partition(" - ")
         root, mount = (re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), field) for field in left.split(" ")[3:5])
         kind, _, options = right.split(" ")[:3]
-        if kind == "cgroup2":
-            yield root, mount, ""
-        elif kind == "cgroup":
-            yield root, mount, options
-
-
-def _upwards(mount: Path, root: str, path: str) -> Iterator[Path]:
-    """The folders of a group and of those that it lies in, as far as they can be seen."""
-    inner = os.path.relpath(path, root)
-    # Of a container that sees another tree than its own, the mount itself is its group.
-    folder = mount if inner.startswith("..") else mount / inner
-    yield folder
-    while folder != mount:
-        folder = folder.parent
-        yield folder
-
-
-def _limit(folder: Path) -> float:
-    """A group's own quota: version 2 and version 1."""
-    try:
-        if (folder / "cpu.max").is_file():
-            most, period = (folder / "cpu.max").read_text("utf-8").split()
-        else:
-            most, period = ((folder / f"cpu.cfs_{name}_us").read_text("utf-8") for name in ("quota", "period"))
-        return float(most) / float(period) if float(most) > 0 else math.inf
-    except (OSError, ValueError, ZeroDivisionError):  # "max", or no such file: the group at the top has none
-        return math.inf
-
-
-def _most_bytes(folder: Path, machine: int) -> int:
-    """A group's own limit of memory, or all of the machine's: version 2 and version 1."""
-    for name in ("memory.max", "memory.limit_in_bytes"):
-        try:
-            return int((folder / name).read_text("utf-8"))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return machine
+        for _, names, path in (group.split(":", 2) for group in groups):
+            version_1 = kind == "cgroup" and controller in options.split(",") and controller in names.split(",")
+            if version_1 or (kind == "cgroup2" and not names):
+                inner = os.path.relpath(path, root)
+                # Of a container that sees another tree than its own, the mount itself is its group.
+                folder = Path(mount) if inner.startswith("..") else Path(mount) / inner
+                yield folder
+                yield from (parent for parent in folder.parents if parent.is_relative_to(mount))

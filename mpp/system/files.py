@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again, how a file is written so that nobody meets half of it, and by whom."""
+"""Files and folders that appear whole or not at all, and claims on a folder by one process at a time."""
 
 import contextlib
 import csv
@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 from mpp.errors import ConfigError, UserError
 
-_ABANDONED = 3600.0  # seconds after which a temporary folder belongs to nobody any more
+_ABANDONED = 3600.0  # seconds after which a temporary folder belongs to no living process
 LOCK = ".lock"
-"""The file of a folder that is claimed by the one who writes there."""
+"""File of a folder that its writer claims."""
 
 
 def cache_folder() -> Path:
@@ -43,80 +43,96 @@ def make_folder(folder: Path, names: Sequence[str]) -> None:
         raise UserError(f"cannot write {', '.join(names)} to --out {folder}; choose another folder")
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Generator[BinaryIO]:
-    """A file under a temporary name that is renamed at the end, so that no other process ever sees half of it.
+def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object], sync: bool = False) -> None:
+    """Writes a file under a temporary name and renames it at the end, so that no process ever sees half of it.
+
+    Args:
+        path: its folder is made where it is missing.
+        content: text (as UTF-8), bytes, or a function that writes to the open file.
+        sync: make sure that it survives a crash of the machine.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: it cannot be written; the earlier file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
     try:
         with temporary.open("xb") as file:  # not mkstemp, whose files nobody else may read
-            with contextlib.suppress(OSError):  # tells, until it has its name, that somebody is at it
+            with contextlib.suppress(OSError):  # a lock marks it as being written
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield file
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file as `whole_file`; raises what it does."""
-    with whole_file(path) as file:
-        write(file)
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes rows as CSV in UTF-8, as `write_whole`; paths that are not UTF-8 keep their bytes. Raises OSError."""
+
+    def write(file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        text.detach()
+
+    write_whole(path, write)
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Generator[Path]:
-    """A temporary folder beside `folder` that takes its place at the end; after an error nothing of it stays.
+    """Gives a temporary folder that replaces `folder` at the end; after an error nothing of it stays.
 
-    What was there before goes only when the new one has its name. A process that is killed between the two leaves it
-    beside, as .NAME.old, and the next one puts it back.
+    The old folder goes only when the new one has its name. A process that is killed between the two leaves the old one
+    beside, as .NAME.old, and the next call puts it back.
 
     Raises:
-        UserError: where it cannot be written, and of the current folder or one that holds it, which would be replaced.
+        UserError: it cannot be written, or is or holds the current folder.
     """
     inside = False
     try:
-        place = folder.resolve()  # of "." and "..", which have no name to put another beside
-        with contextlib.suppress(FileNotFoundError):  # of a current folder that is gone
-            inside = Path.cwd().is_relative_to(place)
+        target = folder.resolve()  # of "." and "..", which have no name to put another beside
+        with contextlib.suppress(FileNotFoundError):  # the current folder is gone
+            inside = Path.cwd().is_relative_to(target)
     except (OSError, RuntimeError) as error:  # a link to itself
         raise UserError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from error
     if inside:
         raise UserError(f"cannot write to {folder}: it is or holds the current folder; name a new one")
-    old, temporary = place.with_name(f".{place.name}.old"), place.with_name(f".{place.name}-{secrets.token_hex(6)}")
+    old, temporary = target.with_name(f".{target.name}.old"), target.with_name(f".{target.name}-{secrets.token_hex(6)}")
+
+    def put_back() -> None:
+        if old.exists() and not target.exists():
+            old.rename(target)
+
     try:
-        _put_back(old, place)
+        put_back()
         temporary.mkdir(parents=True)
         yield temporary
-        _remove(old)  # of one that was killed before it could
+        remove(old)  # of a process that was killed before it could
         with contextlib.suppress(FileNotFoundError):
-            place.rename(old)
-        temporary.rename(place)
+            target.rename(old)
+        temporary.rename(target)
     except BaseException as error:
-        _put_back(old, place)
+        put_back()
         if isinstance(error, OSError):
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
         raise
     finally:
-        _remove(temporary)
-    for left in (old, *place.parent.glob(f".{glob.escape(place.name)}-{12 * '[0-9a-f]'}")):
+        remove(temporary)
+    for left in (old, *target.parent.glob(f".{glob.escape(target.name)}-{12 * '[0-9a-f]'}")):
         with contextlib.suppress(OSError):
             if left == old or time.time() - left.stat().st_mtime > _ABANDONED:
-                _remove(left)
+                remove(left)
 
 
-def _put_back(old: Path, place: Path) -> None:
-    if old.exists() and not place.exists():
-        old.rename(place)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
@@ -124,42 +140,25 @@ def _remove(path: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Renames a folder of an earlier time to NAME_before, in the place of one before that; None if there is none.
-
-    It stays until `drop_aside`, when there is a new one.
-    """
+    """Renames a folder to NAME_before, in the place of an earlier one, until `drop_aside`; None if there is none."""
     before = folder.with_name(f"{folder.name}_before")
     if not folder.exists():
         return None
-    _remove(before)
+    remove(before)
     return folder.rename(before)
 
 
 def drop_aside(folder: Path) -> None:
-    """Removes what was set aside."""
-    _remove(folder.with_name(f"{folder.name}_before"))
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes rows as CSV in UTF-8, whole or not at all; paths that are no UTF-8 keep their bytes.
-
-    Raises:
-        OSError: it cannot be written; what was there before is untouched.
-    """
-
-    with whole_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        text.flush()
-        text.detach()
+    """Removes the folder that was set aside."""
+    remove(folder.with_name(f"{folder.name}_before"))
 
 
 _locks: set[BinaryIO] = set()
 _opening = threading.Lock()
-_said_unlocked = False
+_noted_no_locks = False
 
 
-def _let_go_in_child() -> None:
+def _release_in_child() -> None:
     """A forked child, such as a loader's worker, would keep its parent's locks beyond its parent's death."""
     for file in _locks:
         file.close()
@@ -167,19 +166,19 @@ def _let_go_in_child() -> None:
     _opening.release()
 
 
-os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_let_go_in_child)
+os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_release_in_child)
 
 
 @contextlib.contextmanager
 def claimed(lock: Path, wait: bool = False) -> Generator[bool]:
-    """Whether nobody else is within this with the same file, in another process or thread; if so, nobody will be.
+    """Gives whether this thread has the file to itself, among all processes and threads, until the end.
 
-    The claim ends with the process, however that ends, whatever becomes of the file. While it lasts, `holder` says
-    whose it is. On a file system without locks all are let in, which is said once.
+    The claim ends with the process, however that ends. While it lasts, `holder` names the process. On a file system
+    without locks every claim succeeds, which is noted once on stderr.
 
     Args:
         lock: made where it is missing, and left behind: removing it would part those who wait from those who come.
-        wait: until nobody else is.
+        wait: until nobody else has it.
 
     Raises:
         OSError: the file cannot be made.
@@ -192,25 +191,24 @@ def claimed(lock: Path, wait: bool = False) -> Generator[bool]:
         stack.callback(_locks.discard, file)
         mine = _lock(file, lock, wait)
         if mine:
-            _write_holder(file, f"process {os.getpid()} on {socket.gethostname()} since {_now()}")
+            now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            _write_holder(file, f"process {os.getpid()} on {socket.gethostname()} since {now}")
             stack.callback(_write_holder, file, "")
         yield mine
 
 
 def _lock(file: BinaryIO, path: Path, wait: bool) -> bool:
-    global _said_unlocked
+    global _noted_no_locks
     try:
         # Not lockf's lock, which is the whole process's, and gone as soon as it closes the file anywhere.
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (BlockingIOError, PermissionError):  # the latter on some network disks
         return False
     except OSError as error:
-        if not _said_unlocked:
-            why = error.strerror or error
-            print(
-                f"note: {path} cannot be locked ({why}): see to it that one process alone writes there", file=sys.stderr
-            )
-        _said_unlocked = True
+        if not _noted_no_locks:
+            why = f"{path} cannot be locked ({error.strerror or error})"
+            print(f"note: {why}: see to it that one process alone writes there", file=sys.stderr)
+        _noted_no_locks = True
     return True
 
 
@@ -220,29 +218,24 @@ def _write_holder(file: BinaryIO, text: str) -> None:
         file.write(text.encode())
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
 @contextlib.contextmanager
 def one_writer(folder: Path, setting: str, lock: str = LOCK) -> Generator[None]:
-    """Within it no other process or thread that asks for it writes to the folder, which is made where it is missing.
+    """Claims a folder, made where it is missing, for writing by this process and thread alone.
 
     Args:
         folder: to be written to.
-        setting: that names it.
+        setting: its name in messages, such as "--out".
         lock: the file in it that is claimed.
 
     Raises:
-        ConfigError: another one does, or the folder cannot be written.
+        ConfigError: another process has claimed it, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
             mine = stack.enter_context(claimed(folder / lock))
         except OSError as error:
-            raise ConfigError(
-                f"{setting} {folder} cannot be written to ({error.strerror}); give another one"
-            ) from error
+            why = f"cannot be written to ({error.strerror}); give another one"
+            raise ConfigError(f"{setting} {folder} {why}") from error
         if not mine:
             who = f"{holder(folder / lock)} writes to it"
             raise ConfigError(f"{setting} {folder} is in use: {who}; wait until it has ended, or give another one")

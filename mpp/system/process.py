@@ -1,8 +1,8 @@
-"""Changes of what a whole process shares, safe where several threads make them.
+"""Changes to what a whole process shares, safe where several threads make them.
 
-Two threads that each remember what was there, change it and put it back may leave the change of one for good. Here the
-first to come changes it and the last to go puts it back (`shared`), or they take turns (`GENERATORS`), or the change
-counts in one thread alone (`printing_to`, `one_thread`, `without_warnings`).
+Two threads that each change something and put it back may leave the change of one for good. Here the first to come
+changes it and the last to go puts it back (`shared`), or they take turns (`GENERATORS`), or the change counts in one
+thread alone (`one_thread`, `without_warnings`).
 """
 
 import ctypes
@@ -10,16 +10,17 @@ import functools
 import os
 import platform
 import re
-import sys
+import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TextIO
+from types import FrameType
+from typing import Any
 
 
 def shared(change: Callable[[], AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
-    """A change that lasts from the first thread that comes until the last that is within it goes, in all threads."""
+    """A change that lasts, in all threads, from the first thread that enters it until the last one leaves it."""
     lock: Any = threading.Lock()
     within = 0
     made: AbstractContextManager[None]
@@ -44,69 +45,28 @@ def shared(change: Callable[[], AbstractContextManager[None]]) -> Callable[[], A
     return functools.wraps(change)(enter)
 
 
-@shared
-@contextmanager
-def quiet() -> Generator[None]:
-    """Nothing is written to standard error meanwhile, from C neither, by any thread."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+def handle(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Callable[[], None]:
+    """Has `handler` called at these signals; returns the function that puts the earlier handlers back.
 
+    Python handles signals in the main thread alone: in another thread this does nothing. A handler that is not
+    Python's own could not be put back, and stays.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: earlier for number in numbers if (earlier := signal.getsignal(number)) is not None}
+    for number in before:
+        signal.signal(number, handler)
 
-class _Streams:
-    """Stands for the stream that a thread has in its place, for other threads for that which was there before."""
+    def restore() -> None:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
-    def __init__(self, before: TextIO) -> None:
-        self._before, self._here = before, threading.local()
-
-    def put(self, stream: TextIO | None) -> TextIO | None:
-        """Puts it in its place for this thread; returns what was there."""
-        earlier = getattr(self._here, "stream", None)
-        self._here.stream = stream
-        return earlier
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(getattr(self._here, "stream", None) or self._before, name)
-
-
-_streams: tuple[_Streams, ...] = ()
-
-
-@shared
-@contextmanager
-def _parted() -> Generator[None]:
-    global _streams
-    before = sys.stdout, sys.stderr
-    _streams = tuple(map(_Streams, before))
-    sys.stdout, sys.stderr = _streams  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
-
-
-@contextmanager
-def printing_to(stream: TextIO) -> Generator[None]:
-    """What this thread prints, to standard error as well, goes there."""
-    with _parted():
-        streams = _streams
-        earlier = [each.put(stream) for each in streams]
-        try:
-            yield
-        finally:
-            for each, before in zip(streams, earlier, strict=True):
-                each.put(before)
+    return restore
 
 
 @functools.cache
 def silence_libtiff() -> None:
-    """Pillow's libtiff no longer writes to standard error what Pillow raises, for the rest of the process."""
+    """Keeps Pillow's libtiff from writing to standard error what Pillow raises, for the rest of the process."""
     from PIL import Image
 
     # A library's symbols are looked for in what it is linked with, too; a Pillow without libtiff has none.
@@ -125,7 +85,7 @@ def one_thread() -> Generator[None]:
         yield
         return
     torch.set_num_threads(1)
-    # It counts here alone, but what was set last is also the number of every thread that is yet to come to torch.
+    # It counts here alone, but the last set number is also that of every thread that is yet to come to torch.
     other = threading.Thread(target=torch.set_num_threads, args=(before,))
     other.start()
     other.join()
@@ -152,7 +112,7 @@ def _glibc() -> tuple[Any, Any] | None:
 @shared
 @contextmanager
 def memory_reused() -> Generator[None]:
-    """The C library does not give freed memory back to the system, but takes it for what is allocated next.
+    """Has the C library keep freed memory for the next allocation instead of giving it back to the system.
 
     A training step on the CPU allocates and frees the same tensors again and again. Usually the system maps and clears
     each page of the larger ones every time, which takes up to a fifth of the step.
@@ -169,10 +129,10 @@ def memory_reused() -> Generator[None]:
 
 
 def return_memory() -> None:
-    """Ends `memory_reused`, also in a process that was forked within it: what is freed goes back to the system."""
+    """Ends `memory_reused`, also in a process that was forked within it: freed memory goes back to the system."""
     if _malloc:  # looked up before: a forked process must not wait for the lock of the dynamic linker
         tune, trim = _malloc
-        # The ends to which glibc moves them by itself, which it no longer does once they were set.
+        # glibc moves these limits up to there by itself, but no longer once they were set.
         tune(_MMAP_THRESHOLD, 32 * 2**20)
         tune(_TRIM_THRESHOLD, 64 * 2**20)
         tune(_MMAP_MAX, 65_536)
@@ -180,16 +140,16 @@ def return_memory() -> None:
 
 
 GENERATORS: Any = threading.RLock()
-"""Held from the seeding of a global generator, of torch, NumPy or Python, until library code has drawn from it."""
-os.register_at_fork(after_in_child=GENERATORS._at_fork_reinit)  # else held by a thread that is not in the child
+"""Taken from the seeding of a global generator, of torch, NumPy or Python, until library code has drawn from it."""
+os.register_at_fork(after_in_child=GENERATORS._at_fork_reinit)  # a thread that has it is not in the child
 
 
 @contextmanager
 def global_draws(seed: int | None = None) -> Generator[None]:
-    """Library code within draws from torch's global generator of the CPU, which then is as it was.
+    """Lets library code draw from torch's global CPU generator, and puts its state back afterwards.
 
     Args:
-        seed: what it starts from; None: from where it is.
+        seed: to start from; None: the generator's present state.
     """
     import torch
 
@@ -199,22 +159,14 @@ def global_draws(seed: int | None = None) -> Generator[None]:
         yield
 
 
-class _Muted:
-    """In the place of the pattern in a filter of warnings: matches in those threads alone that are within."""
+class _ThreadPattern:
+    """Stands for the pattern in a filter of warnings: it matches only in the threads that are within."""
 
     def __init__(self, message: str) -> None:
-        self._pattern, self._here = re.compile(message, re.IGNORECASE), threading.local()
+        self._pattern, self.thread = re.compile(message, re.IGNORECASE), threading.local()
 
     def match(self, text: str) -> bool:
-        return self.depth > 0 and self._pattern.match(text) is not None
-
-    @property
-    def depth(self) -> int:
-        return getattr(self._here, "depth", 0)
-
-    @depth.setter
-    def depth(self, depth: int) -> None:
-        self._here.depth = depth
+        return getattr(self.thread, "depth", 0) > 0 and self._pattern.match(text) is not None
 
     def __reduce__(self) -> Any:
         return re.compile, ("(?!)",)  # joblib sends all filters to its processes; nothing matches there
@@ -222,26 +174,24 @@ class _Muted:
 
 @functools.cache
 def _filter(message: str, category: type[Warning]) -> tuple[str, Any, type[Warning], None, int]:
-    return "ignore", _Muted(message), category, None, 0
+    return "ignore", _ThreadPattern(message), category, None, 0
 
 
 @contextmanager
 def without_warnings(message: str = "", category: type[Warning] = Warning) -> Generator[None]:
-    """This thread hears no warnings of this category whose text begins like `message`, a regular expression.
+    """Hides from this thread the warnings of this category whose text begins like `message`, a regular expression.
 
-    `warnings.catch_warnings` would change the filters of all threads. A filter of ours stays among them, and matches
-    nothing elsewhere.
+    `warnings.catch_warnings` would change the filters of all threads. Our filter stays among them, and matches nothing
+    elsewhere.
     """
     own = _filter(message, category)
     filters: Any = warnings.filters
-    for other in [*filters, None]:
-        if other is own:
-            break
-        if other is None or not isinstance(other[1], _Muted):  # one that would be asked first, or the end
-            filters.insert(0, own)
-            break
-    own[1].depth += 1
+    ours = next((each for each in filters if each is own or not isinstance(each[1], _ThreadPattern)), None)
+    if ours is not own:  # it is missing, or another one would be asked first
+        filters.insert(0, own)
+    thread = own[1].thread
+    thread.depth = getattr(thread, "depth", 0) + 1
     try:
         yield
     finally:
-        own[1].depth -= 1
+        thread.depth -= 1

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from mpp import dist
 from mpp.errors import RunError, UserError
-from mpp.failure import lost_another
+from mpp.system.failure import lost_another
 from mpp.training.nested import map_tensors
 from mpp.training.shard_files import origin, read_shards, write_shards
 from mpp.training.sharded import Like, share

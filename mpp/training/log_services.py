@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpp.addresses import without_credentials
+from mpp.errors import without_credentials
 from mpp.system.files import write_whole
 from mpp.training.loggers import Logger, Setting
 

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from mpp.addresses import without_credentials
-from mpp.errors import ConfigError
+from mpp.errors import ConfigError, without_credentials
 
 Told: TypeAlias = Sequence[tuple[int, Mapping[str, float]]]
 """Steps and figures, by `tag`, of rows that an earlier start of the run wrote."""

@@ -21,8 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from mpp import dist
 from mpp.data.sources.fingerprint import Contents
 from mpp.errors import RunError, Unreachable
-from mpp.system.process import GENERATORS
-from mpp.system.signals import handle
+from mpp.system.process import GENERATORS, handle
 from mpp.training.log import Clock, Meter
 from mpp.training.parallel import gradient_sync
 from mpp.training.schedule import is_due

@@ -10,10 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.config import parse
+from mpp.config import load_yaml, parse
 from mpp.errors import ConfigError, UserError
 from mpp.pretraining.settings import PretrainConfig
-from mpp.yaml_text import load_yaml
 from tests.config.recipe import Encoder, Optimiser, Recipe
 
 

@@ -99,7 +99,7 @@ def test_without_locks_all_are_let_in_which_is_said_once(
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(files, "_said_unlocked", False)
+    monkeypatch.setattr(files, "_noted_no_locks", False)
     monkeypatch.setattr(fcntl, "flock", none)
     with claimed(tmp_path / "a") as first, claimed(tmp_path / "a") as second, one_writer(tmp_path, "--out"):
         assert first
@@ -117,8 +117,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line of a command that is refused."""
-    tools = {path.stem: getattr(cli, path.stem) for path in (runs.ROOT / "tools").glob("*.py")}
-    assert tools[Path(words[0]).stem](words[1:]) == 2
+    assert getattr(cli, Path(words[0]).stem)(words[1:]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 

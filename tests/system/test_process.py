@@ -1,7 +1,5 @@
 """What a whole process shares, changed by two threads at once: it ends as it was, and neither disturbs the other."""
 
-import contextlib
-import io
 import os
 import pickle
 import platform
@@ -24,8 +22,6 @@ from mpp.system.process import (
     GENERATORS,
     global_draws,
     one_thread,
-    printing_to,
-    quiet,
     shared,
     without_warnings,
 )
@@ -52,14 +48,9 @@ def is_heard() -> bool:
 @pytest.mark.parametrize(
     ("enter", "look"),
     [
-        (quiet, lambda: os.fstat(2).st_ino),
         (one_thread, torch.get_num_threads),
         (without_warnings, is_heard),
         (lambda: without_warnings("the hint"), is_heard),
-        (
-            lambda: printing_to(io.StringIO()),
-            lambda: sys.stdout.getvalue() if hasattr(sys.stdout, "getvalue") else None,
-        ),
         (charts._settings, lambda: matplotlib.rcParams["svg.hashsalt"]),
     ],
 )
@@ -119,20 +110,6 @@ def test_the_filters_can_be_sent_to_other_processes() -> None:  # as joblib does
     with without_warnings():
         sent = pickle.loads(pickle.dumps(warnings.filters))
     assert sent[0] == ("ignore", re.compile("(?!)"), Warning, None, 0)
-
-
-def test_what_another_thread_prints_is_not_taken(capsys: pytest.CaptureFixture[str], other: ThreadPoolExecutor) -> None:
-    mine = io.StringIO()
-    with printing_to(mine):
-        print("mine")
-        other.submit(print, "another's", file=sys.stderr).result()
-        with contextlib.suppress(ValueError), printing_to(io.StringIO()):
-            print("inner")
-            raise ValueError
-        print("mine, too", file=sys.stderr)
-    print("after")
-    assert mine.getvalue() == "mine\nmine, too\n"
-    assert capsys.readouterr() == ("after\n", "another's\n")
 
 
 def test_draws_of_two_threads_are_those_of_each_alone(other: ThreadPoolExecutor) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from mpp import cli
 from mpp.study import turns
-from mpp.system import signals
-from mpp.system.signals import handle
+from mpp.system.process import handle
 from tests import runs
 from tests.study_commands import command as study_command
 
@@ -27,8 +26,8 @@ def test_earlier_handlers_are_put_back() -> None:
 
 
 def test_a_handler_that_is_not_python_s_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals.signal, "getsignal", lambda _: None)
-    monkeypatch.setattr(signals.signal, "signal", lambda *_: pytest.fail("it could not be put back"))
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("it could not be put back"))
     handle(NUMBERS, lambda *_: None)()
 
 

@@ -8,6 +8,8 @@ autograd sequence number.
 import contextlib
 import functools
 import gc
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +22,6 @@ import mpp.objective.objective
 import mpp.pretraining.step
 import mpp.training.loop
 from mpp.objective.objective import MaskedPatchPrediction
-from mpp.system.process import quiet
 from mpp.training.timing import MEASURING, synchronise
 
 PARTS: tuple[str, ...] = (
@@ -79,11 +80,25 @@ def _profiled(run: Callable[[], object], device: torch.device, memory: bool = Fa
     where = device.type if device.type == "cuda" else None
     done = profile(use_device=where, profile_memory=memory)
     # A process has one profiler, whose library says that it starts and stops, whatever its log level.
-    with MEASURING, quiet(), done:
+    with MEASURING, _without_stderr(), done:
         with record_function(f"{_MARK}rest"):
             run()
         synchronise(device)
     return done
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discards what the process, C libraries too, writes to standard error meanwhile."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.settings import TrainingBench
-from mpp.config import by_name, from_file, overridden
+from mpp.config import by_name, from_file, load_yaml, overridden
 from mpp.dist import World
 from mpp.downstream.settings import FewshotConfig
 from mpp.errors import ConfigError, RunError, UserError
@@ -35,7 +35,6 @@ from mpp.training.provenance import read_starts
 from mpp.training.rows import training_spans
 from mpp.training.settings import LogConfig
 from mpp.training.timing import hardware, ratios, spread, timed
-from mpp.yaml_text import load_yaml
 
 _TOOL = Path("tools", "pretrain.py")
 _LOOK = """

@@ -23,7 +23,7 @@ from mpp.data.sources.base import Source
 from mpp.data.sources.descriptors import not_started
 from mpp.data.statistics import ChannelStatistics
 from mpp.errors import RunError, UserError
-from mpp.failure import ended, last_words
+from mpp.system.failure import last_line, why_ended
 from mpp.system.process import without_warnings
 
 _CHUNK = 32  # images of a task: few enough to hold their files at once, enough for reading them together
@@ -156,7 +156,7 @@ def _parallel(source: Source, reading: Reading, indices: np.ndarray, workers: in
         if error.__cause__ is None:  # nothing that a process sent
             raise not_started(error) from error
         raise RunError(
-            f"a process failed: {last_words(str(error.__cause__))}; with --workers 0 the whole of it is shown"
+            f"a process failed: {last_line(str(error.__cause__))}; with --workers 0 the whole of it is shown"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -168,7 +168,7 @@ def _died(processes: list[BaseProcess], workers: int) -> RunError:
         process.join()
     codes = [process.exitcode for process in processes if process.exitcode]
     code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)
-    return RunError(f"a process {ended(code, f'take fewer --workers ({workers} now)')}")
+    return RunError(f"a process {why_ended(code, f'take fewer --workers ({workers} now)')}")
 
 
 _job: tuple[Source, Reading] | None = None

@@ -12,8 +12,8 @@ from multiprocessing.process import BaseProcess
 
 from mpp.data.sources.descriptors import not_started
 from mpp.errors import RunError, UserError
-from mpp.failure import ended, last_words
-from mpp.system.signals import handle
+from mpp.system.failure import last_line, why_ended
+from mpp.system.process import handle
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ASK_S = 1.0
@@ -118,7 +118,7 @@ def _hand_out(
 def _died(process: BaseProcess) -> RunError:
     process.join()
     again = "the same command again goes on where this one stopped"
-    return RunError(f"a process {ended(process.exitcode or 0, 'take fewer --workers')}; {again}")
+    return RunError(f"a process {why_ended(process.exitcode or 0, 'take fewer --workers')}; {again}")
 
 
 def _worker(work: Task, pipe: Connection, counts: list[int], worker: int, parent: int) -> None:
@@ -143,6 +143,6 @@ def _worker(work: Task, pipe: Connection, counts: list[int], worker: int, parent
         except OSError as raised:
             error = OSError(raised.errno, raised.strerror or str(raised))
         except Exception:
-            error = RunError(f"a process failed: {last_words(traceback.format_exc())}")
+            error = RunError(f"a process failed: {last_line(traceback.format_exc())}")
         count(0)  # without the parent, there is nobody to tell
         pipe.send((task, error))

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mpp.data.sources.base import SourceError
 from mpp.data.sources.names import home_expanded, printable
 from mpp.errors import install
-from mpp.system.cache.room import drop, make_room
-from mpp.system.cache.users import use
+from mpp.system.cache import drop, make_room, use
 from mpp.system.files import cache_folder
 from mpp.system.process import shared, without_warnings
 

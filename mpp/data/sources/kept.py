@@ -12,8 +12,7 @@ import zlib
 from pathlib import Path
 
 from mpp.data.sources.descriptors import Descriptors
-from mpp.system.cache.room import make_room
-from mpp.system.cache.users import use
+from mpp.system.cache import make_room, use
 
 _SUM = struct.Struct("<q")
 _AT_ONCE = 2**28  # bytes for which room is looked for

@@ -25,8 +25,7 @@ from mpp.data.sources.names import printable
 from mpp.data.sources.patterns import shown
 from mpp.data.sources.tar_index import BLOCK, INDEX_FORMAT, TarIndex, index_tar, load_index, sidecar_name
 from mpp.errors import Unreachable
-from mpp.system.cache.room import make_room, shown_size
-from mpp.system.cache.users import use
+from mpp.system.cache import make_room, shown_size, use
 from mpp.system.files import cache_folder, claimed, write_whole
 
 _MOST_UNPACKED = 100  # times what it has packed; gzip itself ends at 1,032

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mpp.addresses import without_credentials
 from mpp.data.sources.base import SourceError
 from mpp.data.sources.names import home_expanded, printable
+from mpp.errors import without_credentials
 
 QUOTED = r"""(?<![^\s:])(?:"(?:[^"\\]|\\.)*"|'[^']*')(?![^\s:])"""
 """What stands in quotes: a name with blanks or " + " in it."""

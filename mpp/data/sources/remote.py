@@ -16,11 +16,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mpp.addresses import split_query
 from mpp.data.sources.answers import RangeNotSupported, http_status, is_away, kind_of_failure, may_pass, reason
 from mpp.data.sources.base import SourceAway, SourceError, TooLarge
 from mpp.data.sources.patterns import expand_braces, shown
-from mpp.errors import Unreachable, install
+from mpp.errors import Unreachable, install, split_query
 
 TIMEOUT = 30.0
 """Seconds that one request may take, beside those that its bytes need."""

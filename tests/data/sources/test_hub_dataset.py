@@ -12,7 +12,7 @@ from mpp.data.sources.base import SourceError
 from mpp.data.sources.hub_dataset import OpenedDataset
 from mpp.data.sources.opening import open_source, open_splits
 from mpp.errors import install
-from mpp.system.cache.entries import entries
+from mpp.system.cache import entries
 from tests.data.sources.parquet import write_parquet
 from tests.data.sources.reading import all_read, refused
 

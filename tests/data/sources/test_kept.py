@@ -9,7 +9,7 @@ pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 from mpp.data.sources import kept
-from mpp.system.cache.entries import entries
+from mpp.system.cache import entries
 from tests.data.sources.reading import all_read
 from tests.data.sources.tar_shards import opened, refused, write_shards, write_tar
 

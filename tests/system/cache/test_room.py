@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from mpp.errors import ConfigError
-from mpp.system.cache.entries import KINDS, entries
-from mpp.system.cache.room import clear, drop, limit_of, make_room, parse_limit, shown_size
-from mpp.system.cache.users import use
+from mpp.system.cache import KINDS, clear, drop, entries, limit_of, make_room, parse_limit, shown_size, use
 from mpp.system.files import write_whole
 
 KEYS = [f"{number:032x}" for number in range(1, 9)]
@@ -161,7 +159,7 @@ def test_more_than_the_limit_is_refused_before_anything_goes(cache: Path, monkey
 
 _USER = """
 import sys
-from mpp.system.cache.users import use
+from mpp.system.cache import use
 use(*sys.argv[1:])
 print("ready", flush=True)
 sys.stdin.read()

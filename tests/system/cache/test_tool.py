@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mpp.cli import cache
-from mpp.system.cache.entries import KINDS
+from mpp.system.cache import KINDS
 from tests.test_cli import call
 
 

@@ -4,8 +4,7 @@ import time
 from collections.abc import Sequence
 
 from mpp.errors import ConfigError, RunError
-from mpp.system.cache.entries import KINDS, entries
-from mpp.system.cache.room import LIMIT, clear, limit_of, parse_limit, shown_size
+from mpp.system.cache import KINDS, LIMIT, clear, entries, limit_of, parse_limit, shown_size
 from mpp.system.files import cache_folder
 
 ALL = "all"
