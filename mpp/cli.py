@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from mpp.config import parse
 from mpp.curation.settings import CacheRecipe, CheckRecipe, ShardRecipe
-from mpp.downstream.recipes import FewshotRecipe, PredictRecipe, ProbeRecipe
-from mpp.downstream.settings import FinetuneConfig
+from mpp.downstream.settings import FewshotRecipe, FinetuneConfig, PredictRecipe, ProbeRecipe
 from mpp.errors import ConfigError, Unreachable, UserError
 from mpp.pretraining.settings import ConvertRecipe, PretrainConfig
 from mpp.report.settings import VisualizeRecipe

@@ -16,13 +16,13 @@ from mpp.config import from_file, parse
 from mpp.data.sources.base import ListSource
 from mpp.dist import World
 from mpp.downstream.labelled import label
-from mpp.downstream.settings import FewshotConfig, FinetuneConfig
+from mpp.downstream.settings import FinetuneConfig
 from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
 from mpp.model.encoder import build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.pretraining.build import build, build_model
-from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.settings import FewshotConfig, PretrainConfig
 from mpp.study.settings import StudyConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from mpp.cli import pretrain
 from mpp.config import from_file, overridden
 from mpp.data.settings import DataConfig
-from mpp.downstream.cache import weights_hash
 from mpp.downstream.evaluate import fewshot_results
-from mpp.downstream.recipes import FewshotRecipe, FrozenConfig
+from mpp.downstream.feature_cache import weights_hash
+from mpp.downstream.settings import FewshotRecipe, FrozenConfig
 from mpp.model.settings import ModelConfig
 from mpp.pretraining.build import build_model
 from mpp.pretraining.restore import first_weights, restored, weights_or_checkpoint

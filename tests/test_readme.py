@@ -12,8 +12,7 @@ import mpp
 from mpp.cli import _ALIASES, _ENCODER, _FINETUNE, _with_images
 from mpp.config import parse
 from mpp.curation.settings import CheckRecipe, ShardRecipe
-from mpp.downstream.recipes import FewshotRecipe, PredictRecipe, ProbeRecipe
-from mpp.downstream.settings import FinetuneConfig
+from mpp.downstream.settings import FewshotRecipe, FinetuneConfig, PredictRecipe, ProbeRecipe
 from mpp.errors import UserError
 from mpp.pretraining.settings import ConvertRecipe, PretrainConfig
 from mpp.report.settings import VisualizeRecipe

@@ -1,10 +1,9 @@
-"""Means of accuracies that were measured several times: their spread and their 95 % interval, and what both are over.
+"""Means of repeated measurements, their spread and 95 % interval. Nothing else computes any of these.
 
-The only place where any of these is computed. Three things vary between measurements, and an interval covers those
-alone that were repeated:
+Three things vary between measurements, and an interval covers only those that were repeated:
 
     pretraining   its seed                                     the unit of a study that has several
-    fine-tuning   its seed: labelled images, order, new head   of one pretraining each
+    fine-tuning   its seed: labelled images, order, new head   within one pretraining
     shots         their draw                                   the same draws for every encoder
 
     estimate      repeated in one way                          Student's t
@@ -12,10 +11,9 @@ alone that were repeated:
     of_table      pretrainings x draws of the shots            Student's t over both at once
     wilson        one classifier, its test images              Wilson's interval of a share
 
-Tests simulate each of them: a nominal 95 % interval covers the true mean in 93 to 97 % of the cases.
+Tests simulate each: a nominal 95 % interval covers the true mean in 93 to 97 % of the cases.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +21,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
 from mpp.data.sources.base import count
 
-_Z = 1.959963984540054  # the normal distribution holds 95% within this many standard deviations
+_Z = 1.959963984540054  # 95 % of a normal distribution lie within this many standard deviations
 _FEW_ROWS, _FEW_COLUMNS = 3, 5  # fewer than that are few
-_ANGLES = 10_001  # t to four digits, from 1 degree of freedom to 1,000
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,15 @@ class Estimate:
 
     mean: float
     spread: float | None
-    """Sample standard deviation of a single measurement; None where nothing was repeated."""
+    """Sample standard deviation of a single measurement; None without repetition."""
     half: float | None
-    """Half the width of the 95 % interval of the mean; None where nothing was repeated."""
+    """Half the width of the 95 % interval of the mean; None without repetition."""
     over: str
     """What was repeated and how often, such as "3 pretrainings and 10 draws of the shots"."""
 
 
 def estimate(values: Sequence[float], over: str) -> Estimate:
-    """Of independent measurements, one or more; `over` is that of the estimate.
+    """Estimates the mean of one or more independent measurements.
 
     Raises:
         ValueError: no values.
@@ -54,14 +52,10 @@ def estimate(values: Sequence[float], over: str) -> Estimate:
 
 
 def of_groups(groups: Mapping[Any, Sequence[float]], over: str) -> Estimate:
-    """Of measurements that come in groups with something in common: fine-tunings that start from one pretraining.
+    """Estimates the mean of measurements in groups, such as fine-tunings that start from one pretraining.
 
-    Measurements of one group are not independent, so the interval is over the means of the groups. Of a single group
-    it is over its measurements, and says nothing of how groups differ.
-
-    Args:
-        groups: one or more, each of one measurement or more.
-        over: as in the estimate.
+    Measurements of one group are not independent, so the interval is over the groups' means. With a single group it
+    is over its measurements, and says nothing about how groups differ.
 
     Raises:
         ValueError: no groups, or an empty one.
@@ -77,13 +71,11 @@ def of_groups(groups: Mapping[Any, Sequence[float]], over: str) -> Estimate:
 
 
 def of_table(table: Float[np.ndarray, "pretrainings draws"]) -> Estimate:
-    """Of few-shot accuracies (or gains) of several pretrainings, all with the same draws of the shots.
+    """Estimates the mean few-shot accuracy (or gain) of several pretrainings, all with the same draws of the shots.
 
-    What a pretraining and what a draw does to the accuracy are common to a row and to a column, so the cells are not
-    independent: the variance of the mean is MS_rows / n plus what the columns add to it, (MS_columns - MS_rest) / n
-    where that is positive, MS being the mean squares of a two-way analysis of variance of n cells. Its t is that of
-    Satterthwaite's degrees of freedom, which is too small where there are few rows or columns: there it is Cochran's,
-    the mean of both t, weighted by the variances, which is on the safe side (it covers 93 to 99 %).
+    Cells of a row or column share an effect, so the variance of the mean is MS_rows / n + max(MS_columns - MS_rest, 0)
+    / n, with the mean squares MS of a two-way analysis of variance of n cells. The t is that of Satterthwaite's degrees
+    of freedom or, with few rows or columns, where that is too small, Cochran's: both t, weighted by their variances.
 
     Source: F. E. Satterthwaite, "An approximate distribution of estimates of variance components", 1946; W. G. Cochran
     and G. M. Cox, "Experimental designs", 1950.
@@ -111,21 +103,16 @@ def of_table(table: Float[np.ndarray, "pretrainings draws"]) -> Estimate:
     if not total:
         t = 0.0
     elif rows >= _FEW_ROWS and columns >= _FEW_COLUMNS:
-        freedom = total**2 / (by_row**2 / (rows - 1) + added**2 / (columns - 1))
-        t = student_t(round(freedom, 2))
+        t = student_t(total**2 / (by_row**2 / (rows - 1) + added**2 / (columns - 1)))
     else:
         t = (student_t(rows - 1) * by_row + student_t(columns - 1) * added) / total
     return Estimate(mean, math.sqrt(single), t * math.sqrt(total / table.size), over)
 
 
 def wilson(share: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy, for the test images as a sample of others.
+    """Gives the 95 % interval of an accuracy, 0 to 1, for the test images (1 or more) as a sample of others.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
-
-    Args:
-        share: of the images that are right, 0 to 1.
-        images: their number, 1 or more.
     """
     scale = 1 + _Z**2 / images
     centre = (share + _Z**2 / (2 * images)) / scale
@@ -134,23 +121,15 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 
 
 def over(estimates: Iterable[Estimate | None]) -> str:
-    """What estimates are over, for the caption of a table or chart: "3 fine-tuning seeds or 3 pretrainings".
+    """Names what estimates are over, for the caption of a table or chart: "3 fine-tuning seeds or 3 pretrainings".
 
-    Each once, and of "3 pretrainings and 10 draws" beside "10 draws", as of an encoder that has no pretraining, the
-    first alone. "" where nothing was repeated.
+    Each once; "10 draws", as of an encoder without pretraining, is left out beside "3 pretrainings and 10 draws". ""
+    where nothing was repeated.
     """
-    told = list(dict.fromkeys(of.over for of in estimates if of is not None and of.half is not None))
-    return " or ".join(one for one in told if not any(one in other for other in told if other != one))
+    names = list(dict.fromkeys(of.over for of in estimates if of is not None and of.half is not None))
+    return " or ".join(one for one in names if not any(one in other for other in names if other != one))
 
 
-@functools.cache
 def student_t(freedom: float) -> float:
-    """The t that |T| stays below with probability 95 %, T being Student's with `freedom` degrees, 1 or more.
-
-    With T = sqrt(freedom) tan(angle) the density of the angle is cos(angle) ** (freedom - 1), which is summed up here.
-    SciPy has it, but is no requirement of this library.
-    """
-    angle = np.linspace(0, math.pi / 2, _ANGLES)
-    density = np.cos(angle) ** (freedom - 1)
-    inside = np.cumsum((density[1:] + density[:-1]) / 2)
-    return math.sqrt(freedom) * math.tan(float(np.interp(0.95, inside / inside[-1], angle[1:])))
+    """Gives the t that |T| stays below with probability 95 %, for Student's T of `freedom` degrees, 1 or more."""
+    return float(special.stdtrit(freedom, 0.975))

@@ -1,15 +1,27 @@
-"""Features of a frozen encoder: batches of images in, one float32 row per image out."""
+"""Features of frozen encoders: any weights, any layers, pooled in every way that they allow.
 
-from collections.abc import Callable, Iterable
+    images -> one forward pass -> the layers asked for -> mean of the patch tokens | class token of each
+
+Features are cached on disk by a hash of all that they depend on: weights, architecture, layer, data, input size,
+normalisation, how images become pixels, arithmetic.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import numpy as np
+import PIL
+import timm
 import torch
 from jaxtyping import Float, Float32, Int64
 from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mpp import dist
@@ -17,27 +29,34 @@ from mpp.data.loader import sequential
 from mpp.data.reader import Batch, Transform
 from mpp.data.settings import Reading
 from mpp.data.sources.base import Source
+from mpp.data.sources.fingerprint import fingerprint
+from mpp.data.transform import TRANSFORM_VERSION, EvalTransform, normalise
+from mpp.downstream.feature_cache import Features, cached_features, weights_hash
+from mpp.downstream.fewshot import Extract
+from mpp.downstream.labelled import Labelled
 from mpp.errors import RunError, UserError
-from mpp.model.choice import EVALUATION_BATCH
+from mpp.model.attention import Attention
+from mpp.model.choice import EVALUATION_BATCH, settle_kernel, task_of
+from mpp.system.process import global_draws
+from mpp.training.parallel import DTYPES, autocast
+from mpp.weights.base import Weights, build
 
 
 def pool(
     tokens: Float[Tensor, "b tokens d"], num_prefix_tokens: int, how: Literal["mean", "token"]
 ) -> Float[Tensor, "b d"]:
-    """One vector per image from all its tokens, the `num_prefix_tokens` before the patches included.
+    """Pools all tokens of an image, the `num_prefix_tokens` before the patches included, to one vector.
 
     mean averages the patch tokens: masked patch prediction never trains the [class] token, which token takes.
 
     Raises:
-        ValueError: how="token" where there is none, or an unknown `how`.
+        ValueError: how="token" where there is none.
     """
     if how == "mean":
         return tokens[:, num_prefix_tokens:].mean(dim=1)
-    if how == "token":
-        if num_prefix_tokens < 1:
-            raise ValueError("pool=token needs a class token, which this encoder has not: take pool=mean")
-        return tokens[:, 0]
-    raise ValueError(f"pool is mean or token, got {how!r}")
+    if num_prefix_tokens < 1:
+        raise ValueError("pool=token needs a class token, which this encoder has not: take pool=mean")
+    return tokens[:, 0]
 
 
 def check_patches(model: nn.Module, image_hw: tuple[int, int], setting: str) -> None:
@@ -64,32 +83,24 @@ def extract_features(
 
     Args:
         encode: uint8 (B, C, h, w) on the device -> float of any type (B, d).
-        batches: `images` uint8 (B, C, h, w) and `index` int64 (B,); images that did not decode are not in it, so that
-            a batch may be empty.
+        batches: `images` uint8 (B, C, h, w) and `index` int64 (B,) of those that decoded; a batch may be empty.
         device: where `encode` runs.
 
     Returns:
         Features and the `index` of each row, in the order of the batches; (0, 0) and (0,) where there is no image at
         all, as on a rank that has none to read.
-
-    Raises:
-        ValueError: features that are not one row per image.
     """
     device = torch.device(device)
     rows: list[Tensor] = []
     index: list[Tensor] = []
     with torch.inference_mode():
         for batch in batches:
-            images = batch["images"]
-            if not len(images):
-                continue
-            encoded = encode(images.to(device, non_blocking=True))
-            if encoded.ndim != 2 or len(encoded) != len(images):
-                raise ValueError(f"encode must return ({len(images)}, d) features, got {tuple(encoded.shape)}")
-            # The copy back lands in pinned memory and is not waited for, so that the device never idles. Also on the
-            # CPU it is a copy: one token of each image, as a view, would keep all of them.
-            rows.append(encoded.float().to("cpu", non_blocking=True, copy=True))
-            index.append(batch["index"].clone())
+            if len(batch["images"]):
+                encoded = encode(batch["images"].to(device, non_blocking=True))
+                # The copy back lands in pinned memory and is not waited for, so that the device never idles. Also on
+                # the CPU it is a copy: one token of each image, as a view, would keep all of them.
+                rows.append(encoded.float().to("cpu", non_blocking=True, copy=True))
+                index.append(batch["index"].clone())
         if not rows:
             return np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)
         if device.type == "cuda":
@@ -106,9 +117,8 @@ def extract_by_all(
     device: torch.device,
     *,
     workers: int,
-    batch_size: int = EVALUATION_BATCH,
 ) -> tuple[Float32[np.ndarray, "m d"], Int64[np.ndarray, " m"]]:
-    """Features of these images, read by all ranks together, and their indices, ascending, on every rank.
+    """Extracts features of these images by all ranks together; every rank gets them and their indices, ascending.
 
     Images that cannot be decoded are left out.
 
@@ -116,12 +126,201 @@ def extract_by_all(
         RunError: where that leaves none.
     """
     rank, size = dist.rank_and_size()
-    mine = indices[rank::size]
-    cuda = device.type == "cuda"
-    batches = sequential(source, transform, reading, mine, batch_size=batch_size, workers=workers, pin_memory=cuda)
-    found = [part for part in dist.gather(extract_features(encode, batches, device)) if len(part[1])]
-    if not found:
+    mine, cuda = indices[rank::size], device.type == "cuda"
+    batches = sequential(
+        source, transform, reading, mine, batch_size=EVALUATION_BATCH, workers=workers, pin_memory=cuda
+    )
+    parts = [part for part in dist.gather(extract_features(encode, batches, device)) if len(part[1])]
+    if not parts:
         raise RunError(f"none of the {len(indices)} images of {source.name} that are needed could be decoded")
-    features, kept = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    features, kept = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.argsort(kept)
     return features[order], kept[order]
+
+
+class FrozenEncoder:
+    """An encoder in evaluation mode, its head dropped.
+
+    Args:
+        weights: which; fresh ones are drawn from `seed`.
+        layers: whose outputs are read, from 0 or from the end (-1), or the word all; of ViTs blocks, of others stages.
+            The last layer is read after the encoder's last norm, the others as they are.
+        image_hw: another input size than the weights' own.
+        precision: bf16, fp16 or fp32.
+        workers: loader processes.
+        cache: whether features are cached on disk.
+
+    Attributes:
+        depth: how many layers the encoder has.
+        layers: those that are read, each once, ascending and counted from the end: -1 is the last.
+        pools: the features of one layer: mean, and of ViTs with a class token token and mean+token.
+
+    Raises:
+        UserError: a layer or a size that the encoder has not.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        layers: Sequence[int | Literal["all"]] = (-1,),
+        image_hw: tuple[int, int] | None = None,
+        device: torch.device,
+        precision: str = "fp32",
+        workers: int = 0,
+        cache: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.weights = weights
+        self.image_hw = image_hw or weights.image_hw
+        self.device, self.precision, self.workers = device, precision, workers
+        dtype = DTYPES[precision]
+        with global_draws(seed):
+            self.model: Any = build(weights, classes=(), image_hw=self.image_hw, device=device, dtype=dtype).eval()
+        if image_hw is not None:
+            check_patches(self.model, image_hw, "encoder.img_size")
+        self.is_vit = isinstance(self.model, VisionTransformer)
+        if self.is_vit:
+            self.depth = len(self.model.blocks)
+        else:
+            stages = hasattr(self.model, "forward_intermediates") and getattr(self.model, "feature_info", ())
+            self.depth = max(len(stages or ()), 1)
+        self.layers = self._from_the_end(layers)
+        self._has_token = self.is_vit and self.model.num_prefix_tokens > 0 and self.model.cls_token is not None
+        self.pools: tuple[str, ...] = ("mean", "token", "mean+token") if self._has_token else ("mean",)
+        self._attention = ""
+        self._memory: list[tuple[Source, np.ndarray, dict[int, Features]]] = []
+        self._hash = weights_hash(self.model.state_dict()) if cache else ""
+
+    def _from_the_end(self, layers: Sequence[int | Literal["all"]]) -> tuple[int, ...]:
+        numbers = range(self.depth) if "all" in layers else [layer for layer in layers if layer != "all"]
+        for layer in numbers:
+            if not -self.depth <= layer < self.depth:
+                which = f"{self.weights.origin} has layers 0 to {self.depth - 1}, or -{self.depth} to -1"
+                raise UserError(f"layer {layer}: {which}")
+        return tuple(sorted({layer if layer < 0 else layer - self.depth for layer in numbers}))
+
+    def encode(self, images: Tensor) -> Float[Tensor, "b d"]:
+        """Encodes uint8 (B, C, h, w) on the device: layers, and in each mean and token, side by side."""
+        return torch.cat(self._rows(images), dim=1)
+
+    def _rows(self, images: Tensor) -> list[Float[Tensor, "b d"]]:
+        """Features of each layer: of ViTs with a class token the mean of the patch tokens and after it that token."""
+        pixels = normalise(images, self.weights.mean, self.weights.std)
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            rows = self._pooled_tokens(pixels) if self.is_vit else self._pooled_maps(pixels)
+            return [row.float() for row in rows]
+
+    def _pooled_tokens(self, pixels: Tensor) -> list[Tensor]:
+        prefix = self.model.num_prefix_tokens
+        below, last = self._outputs(pixels, return_prefix_tokens=True, output_fmt="NLC")
+        # Of patch tokens alone, or of both kinds apart.
+        tokens = [torch.cat([of[1], of[0]], dim=1) if isinstance(of, tuple) else of for of in below]
+        norms = [nn.Identity()] * len(tokens)
+        if last is not None:
+            tokens, norms = [*tokens, last], [*norms, self.model.fc_norm]  # of some the last norm, after pooling
+        pools: tuple[Literal["mean", "token"], ...] = ("mean", "token") if self._has_token else ("mean",)
+        return [
+            torch.cat([norm(pool(of.float(), prefix, how)).float() for how in pools], dim=1)
+            for of, norm in zip(tokens, norms, strict=True)
+        ]
+
+    def _pooled_maps(self, pixels: Tensor) -> list[Tensor]:
+        below, last = self._outputs(pixels)
+        pooled = [of.float().mean(dim=(2, 3)) for of in below]
+        return pooled if last is None else [*pooled, self.model.forward_head(last, pre_logits=True)]
+
+    def _outputs(self, pixels: Tensor, **options: Any) -> tuple[list[Any], Tensor | None]:
+        """Gives timm's outputs of the layers below the last, and of the last where it is read, from one pass."""
+        below = [self.depth + layer for layer in self.layers if layer != -1]
+        if not below:
+            return [], self.model.forward_features(pixels)
+        if self.layers[-1] == -1:
+            last, outputs = self.model.forward_intermediates(pixels, indices=below, stop_early=False, **options)
+            return outputs, last
+        options |= {"intermediates_only": True, "stop_early": True}
+        return self.model.forward_intermediates(pixels, indices=below, **options), None
+
+    def extract(self, how: str, layer: int = -1) -> Extract:
+        """Gives the function that few-shot evaluation and probes read features with.
+
+        Args:
+            how: one of `pools`.
+            layer: one of `layers`, counted from the end as there.
+
+        Raises:
+            ValueError: another one.
+        """
+        if how not in self.pools or layer not in self.layers:
+            raise ValueError(f"features are {self.pools} of layers {self.layers}, got {how} of {layer}")
+
+        def extract(source: Source, indices: Int64[np.ndarray, " n"]) -> Features:
+            features, kept = self._by_layer(source, indices)[layer]
+            if how == "mean+token" or not self._has_token:
+                return features, kept
+            half = features.shape[1] // 2
+            return (features[:, :half] if how == "mean" else features[:, half:]), kept
+
+        return extract
+
+    def _by_layer(self, source: Source, indices: Int64[np.ndarray, " n"]) -> dict[int, Features]:
+        """Features by layer, from memory, the cache or the images."""
+        for of, which, known in self._memory:
+            if of is source and np.array_equal(which, indices):
+                return known
+        # Only now, when wrong input has been refused; by the kernel's name features are cached, too.
+        task = task_of(self.model, EVALUATION_BATCH, False, self.device, DTYPES[self.precision])
+        self._attention = settle_kernel("auto", self._attention, task, self.model)
+        passed = functools.cache(lambda: self._pass(source, indices))  # made at most once, by the first layer to miss
+        if self._hash:
+            key = self._key(source, indices)
+            features = {
+                layer: cached_features({**key, "layer": layer}, lambda layer=layer: passed()[layer])
+                for layer in self.layers
+            }
+        else:
+            features = passed()
+        self._memory.append((source, indices, features))
+        return features
+
+    def _pass(self, source: Source, indices: np.ndarray) -> dict[int, Features]:
+        """Features by layer, all from one pass over the images."""
+        transform, reading = EvalTransform(self.image_hw, self.weights.framing), self.weights.reading
+        features, kept = extract_by_all(
+            self.encode, source, indices, transform, reading, self.device, workers=self.workers
+        )
+        # The stages of a network differ in width, and a rank may have had no image of its own to learn them from.
+        blank = torch.zeros(1, self.weights.in_chans, *self.image_hw, dtype=torch.uint8, device=self.device)
+        ends = np.cumsum([row.shape[1] for row in self._rows(blank)]) if len(self.layers) > 1 else []
+        parts = np.split(features, ends[:-1], axis=1)
+        return {layer: (part, kept) for layer, part in zip(self.layers, parts, strict=True)}
+
+    def _key(self, source: Source, indices: np.ndarray) -> dict[str, Any]:
+        """All that features depend on but the layer."""
+        weights = self.weights
+        kernels = sorted({module.backend for module in self.model.modules() if isinstance(module, Attention)})
+        return {
+            "weights": self._hash,
+            "architecture": [weights.name, dict(weights.args), weights.pool, asdict(weights.numerics)],
+            "input": [
+                list(self.image_hw),
+                weights.in_chans,
+                list(weights.mean),
+                list(weights.std),
+                asdict(weights.reading),
+                asdict(weights.framing),
+            ],
+            "data": fingerprint(source),
+            "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),
+            "pixels": [TRANSFORM_VERSION, PIL.__version__],
+            "arithmetic": [self.precision, self.device.type, kernels, torch.__version__, timm.__version__],
+        }
+
+
+def read_splits(
+    extract: Extract, labelled: Labelled
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Extracts the features (n, d) and labels (n,) of the training images, and of the test images."""
+    train, train_kept = extract(labelled.train, labelled.train_indices)
+    test, test_kept = extract(labelled.test, labelled.test_indices)
+    return (train, labelled.train_labels[train_kept]), (test, labelled.test_labels[test_kept])

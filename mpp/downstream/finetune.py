@@ -1,7 +1,7 @@
-"""Fine-tuning: from an encoder, or from nothing, and labelled images to a classifier and an account of it.
+"""Fine-tuning: from labelled images and an encoder, or none, to a classifier and its figures.
 
-open_labelled -> take_fraction      what is trained on, what is tested; what must be said about it
-starting_weights -> build           a timm model with a new head, zero-initialised (appendix B.1.1)
+open_labelled -> take_fraction      images to train on and to test, with notes
+start_weights -> build              a timm model with a new head, zero-initialised (appendix B.1.1)
 fit                                 the loop of pretraining, its checkpoints, resume and signals
 predict -> score                    every test image once: accuracy, per class, confusion, predictions.csv
 write_timm_folder                   run_dir/model, with its head and class names
@@ -24,8 +24,8 @@ from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
 from mpp.data.loader import cores_for
 from mpp.dist import World
-from mpp.downstream.account import RESULT, Inputs, Result, account, describe, finished, read_result
-from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction, with_labels
+from mpp.downstream.finetune_result import INPUTS, RESULT, Inputs, Result, finished, read_result, summary, write_record
+from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.plots import plot_confusion
 from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.scoring import Scores, score
@@ -67,8 +67,6 @@ from mpp.training.saving import Saving
 from mpp.training.waiting import data_notes
 from mpp.weights.timm_folder import write_timm_folder
 
-__all__ = ["Result", "finished", "read_result", "run"]
-
 _DIVERGED = "diverged.txt"
 
 
@@ -79,7 +77,7 @@ class Diverged(RunError):
 def run(config: FinetuneConfig, compare: bool = True) -> int:
     """Fine-tunes, or resumes, as `config` says. Returns the exit status: 0, or 75 after a requested stop.
 
-    `compare`: says which test images the weights were pretrained on.
+    `compare` adds notes on test images that the weights were pretrained on.
 
     Raises:
         UserError: bad input, before anything is written.
@@ -94,12 +92,11 @@ def run(config: FinetuneConfig, compare: bool = True) -> int:
     ):
         data = config.data
         labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download, data.keep))
-        labels = take_fraction(labelled.train_labels, len(labelled.classes), data.labels, data.labels_seed)
-        labelled = with_labels(labelled, labels)
+        labelled = take_fraction(labelled, data.labels, data.labels_seed)
         dist.agree(labelled.facts)
         if compare and world.main:
             pretrained_on = notes_on_pretraining(config.init, labelled.test, labelled.test_indices)
-            labelled = replace(labelled, notes=(*labelled.notes, *pretrained_on))
+            labelled = replace(labelled, source_notes=(*labelled.source_notes, *pretrained_on))
         if len(config.optim.lr) == 1:
             return _Tuner(config, labelled, world, device).run(claim)
         status, lr = _sweep(config, labelled, world, device, claim)
@@ -123,37 +120,42 @@ def _sweep(
     if before is not None:  # of the sweep's own learning rates one has been chosen
         lr = before.optim.lr[0]
         check_config(before, _with_lr(config, lr) if lr in config.optim.lr else config)
-    held = hold_out(labelled, parse_share(config.data.holdout), config.train.seed)
-    rows: dict[float, Result | None] = {}
+    split = hold_out(labelled, parse_share(config.data.holdout), config.train.seed)
+    results: dict[float, Result | None] = {}
     for lr in config.optim.lr:
         one = replace(_with_lr(config, lr), run_dir=str(Path(config.run_dir) / "sweep" / f"lr_{lr}"))
-        status, rows[lr] = _try(one, held, world, device, claim)
+        status, results[lr] = _try(one, split, world, device, claim)
         if status:
             return status, lr
-    done = {lr: row for lr, row in rows.items() if row is not None}
+    done = {lr: result.top1 for lr, result in results.items() if result is not None}
     if not done:
-        tried = ", ".join(f"{lr:g}" for lr in rows)
+        tried = ", ".join(f"{lr:g}" for lr in results)
         raise RunError(f"every learning rate of the sweep diverged ({tried}); try lower values of --optim.lr")
-    best = max(done, key=lambda lr: (done[lr].top1, -lr))  # of equals the gentlest
+    best = max(done, key=lambda lr: (done[lr], -lr))  # of equals the gentlest
     if world.main:
-        _write_sweep(Path(config.run_dir) / "sweep.csv", rows, best)
-        lines = [f"  {lr:<8g} {f'{row.top1:7.1%}' if row else 'diverged'}" for lr, row in rows.items()]
-        print("\n".join([f"accuracy on {len(held.test_indices):,} held-out training images, by optim.lr:", *lines]))
+        rows = [
+            (lr, result.top1 if result else "diverged", result.test_images if result else "", int(lr == best))
+            for lr, result in results.items()
+        ]
+        head = ("lr", "held_out_top1", "held_out_images", "chosen")
+        write_csv(Path(config.run_dir) / "sweep.csv", [head, *rows])
+        print(f"accuracy on {len(split.test_indices):,} held-out training images, by optim.lr:")
+        for lr, result in results.items():
+            print(f"  {lr:<8g} {f'{result.top1:7.1%}' if result else 'diverged'}")
         print(f"best: optim.lr {best:g}; it trains on all {len(labelled.train_indices):,} images", flush=True)
     return 0, best
 
 
 def _try(
-    config: FinetuneConfig, held: Labelled, world: World, device: torch.device, claim: Claim
+    config: FinetuneConfig, split: Labelled, world: World, device: torch.device, claim: Claim
 ) -> tuple[int, Result | None]:
-    """One learning rate of a sweep: exit status and result, None for one that diverged; neither is done twice."""
+    """Trains one learning rate of a sweep, once; exit status and result, None for one that diverged."""
     folder, lr = Path(config.run_dir), config.optim.lr[0]
-    tuner = _Tuner(config, held, world, device, choosing=True)
-    claim()  # before what another one is at is read
+    tuner = _Tuner(config, split, world, device, choosing=True)
+    claim()  # before the files of another process are read
     result = finished(config, tuner.inputs)
-    marker = folder / _DIVERGED
-    gone = marker.is_file() and marker.read_text("utf-8") == to_yaml(config)
-    if result is not None or gone:
+    marker, text = folder / _DIVERGED, to_yaml(config)
+    if result is not None or (marker.is_file() and marker.read_text("utf-8") == text):
         return 0, result
     if world.main:
         print(f"sweep: optim.lr {lr:g}", file=sys.stderr)
@@ -162,19 +164,10 @@ def _try(
     except (NonFinite, Diverged) as error:
         if world.main:
             print(f"sweep: optim.lr {lr:g} diverged: {error}", file=sys.stderr)
-            text = to_yaml(config)
             write_whole(marker, lambda file: file.write(text.encode()))
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         dist.barrier()
         return 0, None
-
-
-def _write_sweep(path: Path, rows: dict[float, Result | None], best: float) -> None:
-    table = [
-        (lr, row.top1 if row else "diverged", row.test_images if row else "", int(lr == best))
-        for lr, row in rows.items()
-    ]
-    write_csv(path, [("lr", "held_out_top1", "held_out_images", "chosen"), *table])
 
 
 class _Tuner:
@@ -183,7 +176,7 @@ class _Tuner:
     def __init__(
         self, config: FinetuneConfig, labelled: Labelled, world: World, device: torch.device, choosing: bool = False
     ) -> None:
-        """`choosing`: a run of a sweep, of which only the result is kept."""
+        """`choosing`: a run of a sweep, which leaves nothing but its result."""
         self.parts: Tuning = build_tuning(config, labelled, config.optim.lr[0], world, device)
         self.inputs = Inputs.of(self.parts.weights, labelled)
         self.config, self.folder, self.main, self.choosing = config, Path(config.run_dir), world.main, choosing
@@ -196,14 +189,14 @@ class _Tuner:
         parts, total = self.parts, self.parts.schedule.total_steps
         if self.main and not self.choosing:
             print(to_yaml(self.config), file=sys.stderr, end="")
-            print(describe(parts.labelled, self.config.data.labels), file=sys.stderr)
+            self._print_images()
             if average := average_warning(self.config.optim.ema_decay, total):
                 print(f"WARNING: {average}", file=sys.stderr)
         claim()
         resumed = resume(self.config, parts.state, parts.schedule, self.checkpoints, self.main, self._check_inputs)
         settle_attention(parts)
         if self.main:
-            self.inputs.write(self.folder)
+            write_record(self.folder / INPUTS, self.inputs)
         self.terminal = Terminal(total, resumed, on=self.main)
         self.log = RunLog(self.folder if self.main else None, resumed, self.config.log.to, self.config)
         try:
@@ -219,15 +212,22 @@ class _Tuner:
             self.log.close()
         return 0
 
+    def _print_images(self) -> None:
+        labelled, share = self.parts.labelled, self.config.data.labels
+        part = "" if parse_share(share) == 1 else f" ({share} of each class, drawn by data.labels_seed)"
+        trained, tested = len(labelled.train_indices), len(labelled.test_indices)
+        images = f"{trained:,} training images{part} and {tested:,} test images in {len(labelled.classes)} classes"
+        print("\n".join([f"labels: {images}", *(f"note: {note}" for note in labelled.notes)]), file=sys.stderr)
+
     def _check_inputs(self) -> None:
-        """Refuses to go on with other images or weights, but by force; what an earlier config came to goes first."""
+        """Refuses to resume with other images or weights, except by force; deletes the results of an earlier config."""
         before = earlier(self.config)
         forced = self.config.resume == "force"
         if before is not None and not forced:
             self.inputs.check(self.folder)
         changed = before is None or differences(FinetuneConfig, to_dict(before), to_dict(self.config))
         if self.main and changed and (before is None or forced):
-            with contextlib.suppress(OSError):  # of a folder that cannot be written `resume` tells
+            with contextlib.suppress(OSError):  # `resume` reports a folder that cannot be written
                 for name in (RESULT, _DIVERGED):
                     (self.folder / name).unlink()
 
@@ -251,7 +251,18 @@ class _Tuner:
         if not self.choosing:
             if self.main and (before := set_aside(self.folder / MODEL)):  # as in pretraining
                 self.say(f"the model of the run's earlier end is {before}, until there is a new one")
-            self._record(resumed)
+            labelled = parts.labelled
+            data = {
+                "source": labelled.train.describe(),
+                "images": len(labelled.train_indices),
+                "classes": len(labelled.classes),
+                "test": labelled.test.describe(),
+                "test_images": len(labelled.test_indices),
+                "notes": list(labelled.notes),
+            }
+            facts = {"precision": parts.precision, "attention": parts.state.attention}
+            facts |= {"seed": self.config.train.seed, "data": data}
+            record_start(self.folder, resumed, next(parts.model.parameters()).device, facts)
         if resumed:
             self.say(f"resumed from {self.checkpoints.latest()} at step {resumed} of {parts.schedule.total_steps}")
         else:
@@ -276,19 +287,6 @@ class _Tuner:
             latest = self.checkpoints.latest()
             raise error.advised(f"{advice} (with --resume force); the last good checkpoint is {latest}") from error
 
-    def _record(self, step: int) -> None:
-        parts = self.parts
-        of = parts.labelled
-        data = {"source": of.train.describe(), "images": len(of.train_indices), "classes": len(of.classes)}
-        data |= {"test": of.test.describe(), "test_images": len(of.test_indices), "notes": list(of.notes)}
-        facts = {
-            "precision": parts.precision,
-            "attention": parts.state.attention,
-            "seed": self.config.train.seed,
-            "data": data,
-        }
-        record_start(self.folder, step, next(parts.model.parameters()).device, facts)
-
     def _row(self, state: State) -> None:
         schedule = self.parts.schedule
         step = schedule.step(state.images_seen)
@@ -305,8 +303,8 @@ class _Tuner:
         step = self.parts.schedule.step(state.images_seen)
         figures = {"test/top1": scores.top1} | ({} if scores.top5 is None else {"test/top5": scores.top5})
         self.log.row(step, state.images_seen, figures)
-        of = "held-out" if self.choosing else "test"
-        self.say(f"step {step}  {of} accuracy: {scores.top1:.1%} of {len(scores.labels):,} images")
+        split = "held-out" if self.choosing else "test"
+        self.say(f"step {step}  {split} accuracy: {scores.top1:.1%} of {len(scores.labels):,} images")
         state.clock.paused(time.perf_counter() - began)
 
     def _scores(self) -> Scores:
@@ -321,9 +319,20 @@ class _Tuner:
         scores = self._scores()
         weights = None if self.choosing else result_weights(parts)
         if self.main:
-            result = Result.of(scores, labelled, self.config, parts.schedule.total_steps)
+            result = Result(
+                scores.top1,
+                scores.top5,
+                scores.balanced,
+                scores.interval,
+                test_images=len(scores.labels),
+                train_images=len(labelled.train_indices),
+                num_classes=len(labelled.classes),
+                lr=self.config.optim.lr[0],
+                steps=parts.schedule.total_steps,
+                init=self.config.init,
+            )
             if weights is None:  # of a sweep of many, whose checkpoints would fill the disk
-                result.write(self.folder)
+                write_record(self.folder / RESULT, result)
                 shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             else:
                 notes = write_timm_folder(weights, self.folder / MODEL)
@@ -331,8 +340,8 @@ class _Tuner:
                 scores.write(self.folder, labelled.test, labelled.train_labels)
                 names = (*labelled.classes, *labelled.foreign)
                 plot_confusion(self.folder / "confusion.png", scores.confusion, names)
-                result.write(self.folder)
+                write_record(self.folder / RESULT, result)
                 self.terminal.close()
                 notes += data_notes(self.folder, self.config.data, parts.workers, cores_for(parts.world.local_size))
-                print(account(self.folder, labelled, scores, result, notes), flush=True)
+                print(summary(self.folder, labelled, scores, result, notes), flush=True)
         dist.barrier()

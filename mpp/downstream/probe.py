@@ -4,31 +4,31 @@
     k-NN    votes of the k nearest training images by cosine similarity s, each exp(s / temperature)
 
 Both sweeps hold out a tenth of the training features, by class and by seed, choose on it, and then learn from all of
-them. Test features are looked at once, with the setting that was chosen.
+them. Test features are used once, with the setting that was chosen.
 
 Source: k-NN as in facebookresearch/dino, eval_knn.py (arXiv 2104.14294, section 4.1), after arXiv 1805.01978.
 
 Letters: n images, d features, K classes, m test images.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
-from mpp.downstream.logistic import LinearProbe, check_labelled, fit_linear
+from mpp.downstream.logistic import LinearProbe, check_classes, fit_linear
 from mpp.downstream.ridge import check_features
 from mpp.downstream.shots import stratified_folds
 
 L2_SWEEP = tuple(2.0**power for power in range(-20, 6, 2))
 K_SWEEP = (10, 20, 100, 200)
 
-V = TypeVar("V", int, float)
-
 _PARTS = 10  # a tenth is held out
 _BLOCK = 2**24  # numbers in one block of rows: 128 MB
+
+Labelled = tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]
+"""Features and labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,60 +54,62 @@ class ProbeResult:
 
 
 def sweep_linear(
-    train_features: Float[np.ndarray, "n d"],
-    train_labels: Int[np.ndarray, " n"],
-    test_features: Float[np.ndarray, "m d"],
-    test_labels: Int[np.ndarray, " m"],
-    num_classes: int,
-    *,
-    l2s: Sequence[float] = L2_SWEEP,
-    seed: int = 0,
+    train: Labelled, test: Labelled, num_classes: int, l2s: Sequence[float] = L2_SWEEP, seed: int = 0
 ) -> ProbeResult:
-    """Linear probe with the L2 that does best on a held-out tenth; each fit starts from the next stronger one's.
+    """Fits a linear probe with the L2 that does best on a held-out tenth; each fit starts from the next stronger one's.
 
-    Of equals the strongest is taken: the smallest weights that do as well.
-
-    Args:
-        test_labels: those beyond num_classes - 1 are classes that were never trained: always wrong.
+    Of equals the strongest is taken: the smallest weights that do as well. Test labels from num_classes on are classes
+    without training images: always wrong.
 
     Raises:
         ValueError: as `fit_linear`; no class with two images, so that nothing can be held out; no test images.
     """
-    check_labelled(train_features, train_labels, num_classes)
-    _check_test(test_features, test_labels, train_features.shape[1])
-    strongest_first = _values(l2s, "l2s", reverse=True)
+    _check(train, test, num_classes)
+    strongest_first = sorted(set(l2s), reverse=True)
     table: list[tuple[float, float]] = []
     probe: LinearProbe | None = None
     if len(strongest_first) > 1:
-        held = _hold_out(train_labels, seed)
+        learned, held_out = _hold_out(train, seed)
         for l2 in strongest_first:
-            probe = fit_linear(train_features[~held], train_labels[~held], num_classes, l2, start=probe)
-            table.append((l2, _top(probe.logits(train_features[held]), train_labels[held], 1)))
+            probe = fit_linear(*learned, num_classes, l2, start=probe)
+            right = _right(probe.logits(held_out[0]), held_out[1], 1)
+            table.append((l2, right / len(held_out[1])))
     chosen = _best(table) if table else strongest_first[0]
-    probe = fit_linear(train_features, train_labels, num_classes, chosen)
-    parts = _slices(len(test_features), num_classes)
-    scores = (probe.logits(test_features[rows]) for rows in parts)
-    return ProbeResult("l2", chosen, tuple(table), *_scored(scores, test_labels, num_classes))
+    probe = fit_linear(*train, num_classes, chosen)
+    rows = _slices(len(test[0]), num_classes)
+    return _result("l2", chosen, table, (probe.logits(test[0][part]) for part in rows), test[1], num_classes)
 
 
-def knn_predict(
-    train_features: Float[np.ndarray, "n d"],
-    train_labels: Int[np.ndarray, " n"],
-    test_features: Float[np.ndarray, "m d"],
+def sweep_knn(
+    train: Labelled,
+    test: Labelled,
     num_classes: int,
-    k: int,
+    ks: Sequence[int] = K_SWEEP,
     temperature: float = 0.07,
-) -> Int64[np.ndarray, " m"]:
-    """Class of each test image by the votes of its k nearest training images.
+    seed: int = 0,
+) -> ProbeResult:
+    """Classifies by nearest neighbours with the k that does best on a held-out tenth, the smallest of equals.
 
-    Of equally near images the first in `train_features` are taken, of equal votes the lowest class.
+    Values of k beyond the training images that are left are not tried; where none remains, all images vote.
 
     Raises:
-        ValueError: k outside 1 to n, a temperature that is not positive, or what `fit_linear` refuses.
+        ValueError: as `knn_votes` and `sweep_linear`.
     """
-    votes = knn_votes(train_features, train_labels, test_features, num_classes, [k], temperature)
-    parts = [of_block[0].argmax(axis=1) for of_block in votes]
-    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+    _check(train, test, num_classes)
+    wanted = sorted(set(ks))
+    table: list[tuple[float, float]] = []
+    if len(wanted) > 1:
+        learned, held_out = _hold_out(train, seed)
+        wanted = [k for k in wanted if k <= len(learned[0])] or [len(learned[0])]
+        right, start = np.zeros(len(wanted)), 0
+        for votes in knn_votes(*learned, held_out[0], num_classes, wanted, temperature):
+            labels = held_out[1][start : start + votes.shape[1]]
+            right += [_right(of_k, labels, 1) for of_k in votes]
+            start += votes.shape[1]
+        table = list(zip(wanted, (right / len(held_out[1])).tolist(), strict=True))
+    chosen = int(_best(table)) if table else wanted[0]
+    votes = knn_votes(*train, test[0], num_classes, [chosen], temperature)
+    return _result("k", chosen, table, (of_k for (of_k,) in votes), test[1], num_classes)
 
 
 def knn_votes(
@@ -118,14 +120,15 @@ def knn_votes(
     ks: Sequence[int],
     temperature: float = 0.07,
 ) -> Iterator[Float64[np.ndarray, "ks block K"]]:
-    """Sums of exp((similarity - 1) / temperature) over the k nearest for each k, block by block of test images.
+    """Sums exp((similarity - 1) / temperature) over the k nearest for each k, block by block of test images.
 
-    The 1 changes no prediction; it only keeps the sums finite at any temperature. -inf: no neighbour is of the class.
+    Of equally near images the first in `train_features` are taken. The 1 changes no prediction; it keeps the sums
+    finite at any temperature. -inf: no neighbour is of the class.
 
     Raises:
-        ValueError: as `knn_predict`.
+        ValueError: k outside 1 to n, a temperature that is not positive, or what `check_classes` refuses.
     """
-    check_labelled(train_features, train_labels, num_classes)
+    check_classes(train_features, train_labels, num_classes)
     check_features(test_features, width=train_features.shape[1])
     if not ks or min(ks) < 1 or max(ks) > len(train_features):
         raise ValueError(f"k must be 1 to {len(train_features)}, the number of training images, got {list(ks)}")
@@ -145,42 +148,8 @@ def knn_votes(
         yield votes
 
 
-def sweep_knn(
-    train_features: Float[np.ndarray, "n d"],
-    train_labels: Int[np.ndarray, " n"],
-    test_features: Float[np.ndarray, "m d"],
-    test_labels: Int[np.ndarray, " m"],
-    num_classes: int,
-    *,
-    ks: Sequence[int] = K_SWEEP,
-    temperature: float = 0.07,
-    seed: int = 0,
-) -> ProbeResult:
-    """Nearest neighbours with the k that does best on a held-out tenth, the smallest of equals.
-
-    Values of k beyond the training images that are left are not tried; where none remains, all images vote.
-
-    Raises:
-        ValueError: as `knn_predict` and `sweep_linear`.
-    """
-    check_labelled(train_features, train_labels, num_classes)
-    _check_test(test_features, test_labels, train_features.shape[1])
-    wanted = _values(ks, "ks")
-    table: list[tuple[float, float]] = []
-    if len(wanted) > 1:
-        held = _hold_out(train_labels, seed)
-        learned, labels = train_features[~held], train_labels[~held]
-        wanted = [k for k in wanted if k <= len(learned)] or [len(learned)]
-        votes = list(knn_votes(learned, labels, train_features[held], num_classes, wanted, temperature))
-        for of_k, k in zip(np.concatenate(votes, axis=1), wanted, strict=True):
-            table.append((k, _top(of_k, train_labels[held], 1)))
-    chosen = int(_best(table)) if table else wanted[0]
-    votes = knn_votes(train_features, train_labels, test_features, num_classes, [chosen], temperature)
-    return ProbeResult("k", chosen, tuple(table), *_scored((of[0] for of in votes), test_labels, num_classes))
-
-
 def _nearest(similarity: Float32[np.ndarray, "m n"], k: int) -> Int64[np.ndarray, "m k"]:
-    """The k most similar columns of each row, best first, the lowest index first among equals.
+    """Finds the k most similar columns of each row, best first, the lowest index first among equals.
 
     A stable sort of whole rows would do; picking the few that reach the k-th value first is far less work.
     """
@@ -193,60 +162,62 @@ def _nearest(similarity: Float32[np.ndarray, "m n"], k: int) -> Int64[np.ndarray
 
 
 def _normalised(features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n d"]:
-    """Of length 1; a vector of zeros stays one and is similar to nothing."""
+    """Scales to length 1; a vector of zeros stays one and is similar to nothing."""
     wide = features.astype(np.float64)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
 def _slices(rows: int, width: int) -> list[slice]:
-    """Blocks of rows that together with `width` stay below `_BLOCK` numbers."""
+    """Cuts rows into blocks that together with `width` stay below `_BLOCK` numbers."""
     step = max(_BLOCK // width, 1)
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
-def _hold_out(labels: Int[np.ndarray, " n"], seed: int) -> Bool[np.ndarray, " n"]:
-    """A tenth, at least one image, spread evenly over the classes; never the only image of a class."""
-    held = stratified_folds(labels, _PARTS, seed) == 0
-    if not held.any():
-        raise ValueError("no class has two images, one to hold out: give a single value instead of several to choose")
-    return held
-
-
-def _values(values: Sequence[V], name: str, reverse: bool = False) -> list[V]:
-    if not values:
-        raise ValueError(f"{name} is empty: give one value, or several to choose from")
-    return sorted(set(values), reverse=reverse)
-
-
-def _best(table: Sequence[tuple[float, float]]) -> float:
-    """The value with the highest accuracy, the first of equals."""
-    return max(table, key=lambda row: row[1])[0]
-
-
-def _check_test(features: np.ndarray, labels: np.ndarray, width: int) -> None:
-    """Complaints before anything is fitted, not after."""
-    check_features(features, width)
+def _check(train: Labelled, test: Labelled, num_classes: int) -> None:
+    """Complains before anything is fitted, not after."""
+    check_classes(*train, num_classes)
+    features, labels = test
+    check_features(features, train[0].shape[1])
     if not len(features) or labels.shape != (len(features),):
         raise ValueError(f"testing needs one label per row of features, got {features.shape} and {labels.shape}")
 
 
-def _scored(
-    scores: Iterable[Float64[np.ndarray, "block K"]], labels: Int[np.ndarray, " m"], num_classes: int
-) -> tuple[float, float | None, Int64[np.ndarray, " m"]]:
-    """Top-1, top-5 and the predictions from scores that come in blocks."""
-    right, predicted = np.zeros(2), np.empty(len(labels), dtype=np.int64)
+def _hold_out(train: Labelled, seed: int) -> tuple[Labelled, Labelled]:
+    """Cuts off a tenth, at least one image, spread evenly over the classes; never the only image of a class."""
+    features, labels = train
+    held_out: Bool[np.ndarray, " n"] = stratified_folds(labels, _PARTS, seed) == 0
+    if not held_out.any():
+        raise ValueError("no class has two images, one to hold out: give a single value instead of several to choose")
+    return (features[~held_out], labels[~held_out]), (features[held_out], labels[held_out])
+
+
+def _best(table: Sequence[tuple[float, float]]) -> float:
+    """Gives the value with the highest accuracy, the first of equals."""
+    return max(table, key=lambda row: row[1])[0]
+
+
+def _result(
+    setting: str,
+    chosen: float,
+    table: Sequence[tuple[float, float]],
+    scores: Iterator[Float64[np.ndarray, "block K"]],
+    labels: Int[np.ndarray, " m"],
+    num_classes: int,
+) -> ProbeResult:
+    """Measures the probe by its scores of the test images, which come in blocks."""
+    top1, top5, predicted = 0, 0, np.empty(len(labels), dtype=np.int64)
     start = 0
-    for of_block in scores:
-        rows = slice(start, start + len(of_block))
-        right += len(of_block) * np.array([_top(of_block, labels[rows], 1), _top(of_block, labels[rows], 5)])
-        predicted[rows] = of_block.argmax(axis=1)
+    for block in scores:
+        rows = slice(start, start + len(block))
+        top1, top5 = top1 + _right(block, labels[rows], 1), top5 + _right(block, labels[rows], 5)
+        predicted[rows] = block.argmax(axis=1)
         start = rows.stop
-    top1, top5 = (float(share) for share in right / len(labels))
-    return top1, top5 if num_classes > 5 else None, predicted
+    shares = top1 / len(labels), top5 / len(labels) if num_classes > 5 else None
+    return ProbeResult(setting, chosen, tuple(table), *shares, predicted)
 
 
-def _top(scores: Float64[np.ndarray, "m K"], labels: Int[np.ndarray, " m"], count: int) -> float:
-    """Share of the rows in which fewer than `count` classes come before the label's; of equals the lower is first.
+def _right(scores: Float64[np.ndarray, "m K"], labels: Int[np.ndarray, " m"], count: int) -> int:
+    """Counts the rows in which fewer than `count` classes come before the label's; of equals the lower is first.
 
     A class of score -inf was not predicted at all: it never counts, whatever its place.
     """
@@ -254,5 +225,4 @@ def _top(scores: Float64[np.ndarray, "m K"], labels: Int[np.ndarray, " m"], coun
     rows, of_label = scores[known], labels[known, None]
     own = np.take_along_axis(rows, of_label, axis=1)
     before = (rows > own) | ((rows == own) & (np.arange(scores.shape[1]) < of_label))
-    hit = (before.sum(axis=1) < count) & np.isfinite(own[:, 0])
-    return float(np.count_nonzero(hit) / len(labels))
+    return int(np.count_nonzero((before.sum(axis=1) < count) & np.isfinite(own[:, 0])))

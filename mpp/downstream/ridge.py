@@ -1,4 +1,4 @@
-"""Closed-form regularised least squares on frozen features: the maths of the paper's few-shot evaluation, no more.
+"""Regularised least squares on frozen features in closed form: the maths of the paper's few-shot evaluation.
 
     min over W:  |X W - Y|^2 + l2 |W|^2,   Y in {-1, 1}^K,   X = [whitened features, 100]
 
@@ -7,14 +7,14 @@ One eigendecomposition of the smaller Gram matrix, X'X = Q E Q' or XX' = Q E Q',
     W = left diag(1 / (E + l2)) right,   left = Q,   right = Q'X'Y   where n >= d + 1
                                          left = X'Q, right = Q'Y     where n <  d + 1
 
-Source: arXiv 2010.11929, section 4.1 "Metrics"; big_vision, evaluators/fewshot_lsr.py. That code runs in float32, which
-loses digits to the constant of 100; here everything is float64. The products are NumPy's, whose BLAS proved faster
-than torch's (X'X of 10,000 x 769 on two cores: 0.07 s against 0.21 s).
+Source: arXiv 2010.11929, section 4.1 "Metrics"; big_vision, evaluators/fewshot_lsr.py, whose float32 loses digits to
+the constant of 100; here everything is float64. NumPy's products proved faster than torch's (X'X of 10,000 x 769 on
+two cores: 0.07 s against 0.21 s).
 
 Letters: n images, d features, w = d + 1, K classes, m test images, L strengths, r = min(n, w).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,50 +41,35 @@ class Ridge:
     left: Float64[np.ndarray, "w r"]
     right: Float64[np.ndarray, "r K"]
 
-    def weights(self, l2: Sequence[float]) -> Float64[np.ndarray, "L w K"]:
-        """The solution for each l2; the last row multiplies the constant feature of 100.
+    def logits(self, features: Float[np.ndarray, "m d"], l2: Sequence[float]) -> Iterator[Float64[np.ndarray, "m K"]]:
+        """Predicts around -1 (not this class) to 1 (this class), for one l2 after the other.
 
-        `accuracy` and `logits` are cheaper than a product with these: they stay in the eigenbasis.
+        Raises:
+            ValueError: an l2 that is not positive, or features that `fit` would refuse.
         """
-        scales = self._scales(l2)
-        weights = np.empty((len(scales), len(self.left), self.right.shape[1]))
-        for weight, scale in zip(weights, scales, strict=True):
-            np.matmul(self.left * scale, self.right, out=weight)
-        return weights
-
-    def logits(self, features: Float[np.ndarray, "m d"], l2: Sequence[float]) -> Float64[np.ndarray, "L m K"]:
-        """Predictions around -1 (not this class) to 1 (this class), for each l2."""
-        projected = self._project(features)
-        return np.stack([(projected * scale) @ self.right for scale in self._scales(l2)])
+        strengths = np.asarray(l2, dtype=np.float64)
+        if not (np.isfinite(strengths) & (strengths > 0)).all():
+            raise ValueError(f"l2 must be positive and finite, got {list(l2)}")
+        check_features(features, width=len(self.mean))
+        projected = _whiten(features, self.mean, self.std) @ self.left
+        return ((projected * (1.0 / (self.eigenvalues + strength))) @ self.right for strength in strengths)
 
     def accuracy(
         self, features: Float[np.ndarray, "m d"], labels: Int[np.ndarray, " m"], l2: Sequence[float]
     ) -> Float64[np.ndarray, " L"]:
-        """Share of the test images, 0 to 1, whose largest logit is their class, for each l2.
+        """Gives the share of the test images, 0 to 1, whose largest logit is their class, for each l2.
 
         Raises:
-            ValueError: no test images, or features that `fit` would refuse.
+            ValueError: no test images, or as `logits`.
         """
         if len(features) != len(labels) or not len(features):
             raise ValueError(f"accuracy needs as many features as labels, got {len(features)} and {len(labels)}")
-        scales = self._scales(l2)
-        right = np.zeros(len(scales))
+        right = np.zeros(len(l2))
         for start in range(0, len(features), _ROWS):
-            projected = self._project(features[start : start + _ROWS])
-            for i, scale in enumerate(scales):
-                predicted = ((projected * scale) @ self.right).argmax(axis=1)
-                right[i] += np.count_nonzero(predicted == labels[start : start + _ROWS])
+            rows = slice(start, start + _ROWS)
+            for i, logits in enumerate(self.logits(features[rows], l2)):
+                right[i] += np.count_nonzero(logits.argmax(axis=1) == labels[rows])
         return right / len(features)
-
-    def _project(self, features: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, "m r"]:
-        check_features(features, width=len(self.mean))
-        return _whiten(features, self.mean, self.std) @ self.left
-
-    def _scales(self, l2: Sequence[float]) -> Float64[np.ndarray, "L r"]:
-        strengths = np.asarray(l2, dtype=np.float64).reshape(-1, 1)
-        if not (np.isfinite(strengths) & (strengths > 0)).all():
-            raise ValueError(f"l2 must be positive and finite, got {strengths.ravel().tolist()}")
-        return 1.0 / (self.eigenvalues + strengths)
 
 
 def fit(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_classes: int) -> Ridge:
@@ -93,19 +78,13 @@ def fit(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_c
     Args:
         features: any float type, finite; n from 1.
         labels: 0 to num_classes - 1. A class without images is always predicted as -1.
-        num_classes: K.
 
     Raises:
         ValueError: shapes that do not fit, labels out of range, features that are NaN or infinite.
     """
-    check_features(features)
-    if not len(features) or labels.shape != (len(features),):
-        raise ValueError(f"least squares needs one label per row of features, got {features.shape} and {labels.shape}")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must be 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}")
+    check_labelled(features, labels, num_classes)
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64) + STD_OFFSET
-    dead = np.append(features.min(axis=0) == features.max(axis=0), False)
     x_nw = _whiten(features, mean, std)
     if x_nw.shape[0] >= x_nw.shape[1]:
         eigenvalues, q = _eigh(x_nw.T @ x_nw)
@@ -113,15 +92,16 @@ def fit(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_c
     else:
         eigenvalues, q = _eigh(x_nw @ x_nw.T)
         left, right = x_nw.T @ q, _times_targets(q, labels, num_classes)
-    left[dead] = 0.0  # their weights are 0, exactly: a test image that differs there is divided by 1e-5
+    # Constant dimensions weigh exactly 0: a test image that differs there is divided by 1e-5.
+    left[:-1][features.min(axis=0) == features.max(axis=0)] = 0.0
     return Ridge(mean, std, eigenvalues.clip(min=0.0), left, right)
 
 
 def _eigh(gram: Float64[np.ndarray, "r r"]) -> tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, "r r"]]:
-    """Eigenvalues, ascending, and eigenvectors in columns, on one thread.
+    """Gives eigenvalues, ascending, and eigenvectors in columns, on one thread.
 
-    LAPACK's threads wait for each other at every column. Beside busy cores, as loader workers are while pretraining
-    runs, two of them took 7 s for 769 x 769 where one takes 0.1 s. NumPy cannot be told; torch can.
+    LAPACK's threads wait for each other at every column: beside busy loader workers two of them took 7 s for 769 x 769,
+    one 0.1 s. The number of threads can be set in torch, not in NumPy.
     """
     with one_thread():
         eigenvalues, q = torch.linalg.eigh(torch.from_numpy(gram))
@@ -131,7 +111,7 @@ def _eigh(gram: Float64[np.ndarray, "r r"]) -> tuple[Float64[np.ndarray, " r"], 
 def _whiten(
     features: Float[np.ndarray, "n d"], mean: Float64[np.ndarray, " d"], std: Float64[np.ndarray, " d"]
 ) -> Float64[np.ndarray, "n w"]:
-    """Zero mean and unit variance per dimension, and after that the constant feature."""
+    """Scales to zero mean and unit variance per dimension, and appends the constant feature."""
     x_nw = np.empty((len(features), len(mean) + 1))
     np.subtract(features, mean, out=x_nw[:, :-1])
     x_nw[:, :-1] /= std
@@ -142,10 +122,9 @@ def _whiten(
 def _times_targets(
     rows: Float64[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], num_classes: int
 ) -> Float64[np.ndarray, "k K"]:
-    """rows' Y without forming Y: of +-1 targets it is twice the sum over the class minus the sum over all."""
-    if (labels[1:] < labels[:-1]).any():
-        order = np.argsort(labels, kind="stable")
-        rows, labels = rows[order], labels[order]
+    """Gives rows' Y without forming Y: for +-1 targets twice the sum over the class minus the sum over all."""
+    order = np.argsort(labels, kind="stable")
+    rows, labels = rows[order], labels[order]
     ends = np.cumsum(np.bincount(labels, minlength=num_classes))
     starts = np.append(0, ends[:-1])
     sums = np.stack([rows[start:end].sum(axis=0) for start, end in zip(starts, ends, strict=True)])
@@ -159,3 +138,12 @@ def check_features(features: np.ndarray, width: int | None = None) -> None:
     bad = np.count_nonzero(~np.isfinite(features).all(axis=1))
     if bad:
         raise ValueError(f"features of {bad} of {len(features)} images are NaN or infinite: has the encoder diverged?")
+
+
+def check_labelled(features: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    """Raises ValueError unless the features are finite and each row has a label of 0 to num_classes - 1."""
+    check_features(features)
+    if not len(features) or labels.shape != (len(features),):
+        raise ValueError(f"a fit needs one label per row of features, got {features.shape} and {labels.shape}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must be 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}")

@@ -1,45 +1,46 @@
-"""What the downstream evaluations can be told. Free of torch, so that `--help` is instant."""
+"""Settings of fine-tuning, of the tools that evaluate frozen features, and of predict. Free of torch, for `--help`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpp.data.settings import DataConfig
+from mpp.data.settings import MAX_IMAGE_MB, DataConfig, check_max_image_mb
 from mpp.training.schedule import parse_duration
-from mpp.training.settings import CheckpointConfig, LogTo, ScheduleConfig, TrainConfig, check_log_to
+from mpp.training.settings import CheckpointConfig, LogTo, OptimConfig, ScheduleConfig, TrainConfig, check_log_to
+
+Pool = Literal["mean", "token", "mean+token"]
+"""Of the patch tokens, the class token, or both side by side."""
 
 
-@dataclass(frozen=True)
-class FewshotConfig:
-    """Few-shot linear regression on frozen features while pretraining runs (section 4.1 and table 5 of the paper)."""
+def parse_share(text: str, name: str = "a share") -> float:
+    """Reads `1%` or `0.01` as 0.01; raises ValueError unless it is above 0 and up to 1 (100%)."""
+    try:
+        share = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        share = float("nan")
+    if not 0 < share <= 1:
+        raise ValueError(f"{name} is above 0% and up to 100%, such as 1% or 0.01; got {text!r}")
+    return share
 
-    data: str = field(default="", metadata={"free": True})
-    """Labelled source. Empty: none, and no few-shot evaluation. Its own test split is used where it has one."""
-    test: str = field(default="", metadata={"free": True})
-    """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
-    every: str = field(default="auto", metadata={"free": True})
-    """Distance between evaluations. auto: as many as cost less than 2% of the run, at most 20; one always ends it."""
-    shots: tuple[int, ...] = field(default=(1, 5, 10, 25), metadata={"free": True})
-    """Labelled images per class."""
-    seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata={"free": True})
-    """Draws of the shots, one result each."""
-    l2: float = field(default=2.0**10, metadata={"free": True})
-    """Strength of the L2 regularisation."""
-    max_test: int = field(default=2000, metadata={"free": True})
-    """Most test images, drawn once by a fixed seed."""
 
-    def __post_init__(self) -> None:
-        if self.every != "auto":
-            parse_duration(self.every, "fewshot.every")
-        if not self.shots or any(k < 1 for k in self.shots):
-            raise ValueError(f"fewshot.shots takes numbers of at least 1, got {list(self.shots)}")
-        if not self.seeds or any(s < 0 for s in self.seeds):
-            raise ValueError(f"fewshot.seeds takes numbers of at least 0, got {list(self.seeds)}")
-        if not self.l2 > 0:
-            raise ValueError(f"fewshot.l2 must be positive, got {self.l2}")
-        if self.max_test < 1:
-            raise ValueError(f"fewshot.max_test must be at least 1, got {self.max_test}")
-        if self.test and not self.data:
-            raise ValueError("fewshot.test needs fewshot.data, the labelled images to learn from")
+def check_different(values: Sequence[object], setting: str, what: str, valid: bool = True) -> None:
+    """Raises ValueError where a value stands twice, or unless `valid`."""
+    if not valid or len(set(values)) < len(values):
+        raise ValueError(f"{setting} takes different {what}, got {' '.join(map(str, values)) or 'none'}")
+
+
+def check_size(size: tuple[int, ...], setting: str) -> None:
+    """Raises ValueError unless it is empty, or one or two positive numbers."""
+    if len(size) > 2 or any(v < 1 for v in size):
+        raise ValueError(f"{setting} takes one or two positive numbers, got {list(size)}")
+
+
+def _check_at_least(least: int, config: object, *keys: str, prefix: str = "") -> None:
+    """Raises ValueError where one of these settings is set and lower."""
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and value < least:
+            raise ValueError(f"{prefix}{key} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,10 @@ class ClassifierConfig:
     """Recompute activations in the backward pass: less memory for a second forward pass."""
 
     def __post_init__(self) -> None:
-        for key in ("img_size", "patch_size"):
-            value = getattr(self, key)
-            if len(value) > 2 or any(v < 1 for v in value):
-                raise ValueError(f"model.{key} takes one or two positive numbers, got {list(value)}")
-        for key in ("embed_dim", "depth", "num_heads", "in_chans"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"model.{key} must be at least 1, got {value}")
-        if self.representation < 0:
-            raise ValueError(f"model.representation must be at least 0, got {self.representation}")
+        check_size(self.img_size, "model.img_size")
+        check_size(self.patch_size, "model.patch_size")
+        _check_at_least(1, self, "embed_dim", "depth", "num_heads", "in_chans", prefix="model.")
+        _check_at_least(0, self, "representation", prefix="model.")
         if self.representation and self.head != "tanh":
             raise ValueError(f"model.representation is for model.head tanh, not {self.head}")
         if not 0 <= self.drop_path < 1:
@@ -119,23 +114,7 @@ class LabelledConfig(DataConfig):
         parse_share(self.labels, "data.labels")
         if parse_share(self.holdout, "data.holdout") == 1:
             raise ValueError(f"data.holdout must leave images to train on, such as 10%, got {self.holdout!r}")
-        if self.labels_seed < 0:
-            raise ValueError(f"data.labels_seed must be at least 0, got {self.labels_seed}")
-
-
-def parse_share(text: str, name: str = "a share") -> float:
-    """`1%` or `0.01` as 0.01.
-
-    Raises:
-        ValueError: no such number, or not above 0 and up to 1 (100%).
-    """
-    try:
-        share = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
-    except ValueError:
-        share = float("nan")
-    if not 0 < share <= 1:
-        raise ValueError(f"{name} is above 0% and up to 100%, such as 1% or 0.01; got {text!r}")
-    return share
+        _check_at_least(0, self, "labels_seed", prefix="data.")
 
 
 @dataclass(frozen=True)
@@ -184,21 +163,15 @@ class FinetuneOptimConfig:
     def __post_init__(self) -> None:
         if not self.lr or any(not 0 < lr < float("inf") for lr in self.lr) or len(set(self.lr)) < len(self.lr):
             raise ValueError(f"optim.lr takes different positive numbers, got {list(self.lr)}")
-        if not self.eps > 0:
-            raise ValueError(f"optim.eps must be positive, got {self.eps}")
-        for key in ("weight_decay", "clip_norm"):
-            if not getattr(self, key) >= 0:
-                raise ValueError(f"optim.{key} must not be negative, got {getattr(self, key)}")
+        shared = ("betas", "eps", "momentum", "weight_decay", "clip_norm", "ema_decay")
+        OptimConfig(**{key: getattr(self, key) for key in shared})  # checks them
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay must be above 0 and at most 1, got {self.layer_decay}")
-        if not all(0 <= b < 1 for b in (*self.betas, self.momentum, self.ema_decay)):
-            told = f"{self.betas}, {self.momentum}, {self.ema_decay}"
-            raise ValueError(f"optim.betas, optim.momentum and optim.ema_decay must be in [0, 1), got {told}")
 
 
 @dataclass(frozen=True)
 class FinetuneLogConfig:
-    """What is written down, and how often."""
+    """Which figures are written, and how often."""
 
     every: str = "50 steps"
     """Distance between rows of metrics, each the mean over the steps since the last."""
@@ -236,3 +209,146 @@ class FinetuneConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: FinetuneLogConfig = FinetuneLogConfig()
+
+
+@dataclass(frozen=True)
+class FrozenConfig:
+    """How a frozen encoder runs."""
+
+    img_size: tuple[int, ...] = ()
+    """Input size in pixels, one number or height and width. Empty: that of the weights."""
+    device: str = "auto"
+    """auto, cuda, cuda:1 or cpu."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the encoder."""
+    workers: int = -1
+    """Loader processes; -1 takes the cores there are."""
+    max_image_mb: int = MAX_IMAGE_MB
+    """Most megabytes (10**6 bytes) of an image, as data.max_image_mb; larger ones are left out."""
+    cache: bool = True
+    """Keep features in $MPP_CACHE or ~/.cache/mpp, by a hash of weights, data and transform."""
+    seed: int = 0
+    """Of the weights of random: encoders."""
+
+    def __post_init__(self) -> None:
+        check_size(self.img_size, "encoder.img_size")
+        if self.workers < -1:
+            raise ValueError(f"encoder.workers must be -1 (auto) or at least 0, got {self.workers}")
+        check_max_image_mb(self.max_image_mb, "encoder.max_image_mb")
+        _check_at_least(0, self, "seed", prefix="encoder.")
+
+
+@dataclass(frozen=True)
+class _FrozenRecipe:
+    """The encoders and labelled images of the tools that evaluate frozen features."""
+
+    init: tuple[str, ...] = ()
+    """Encoders, one or several side by side: run folders, timm or Hugging Face folders, JAX .npz, timm names, or
+    random: and one of these."""
+    data: str = ""
+    """Labelled source, as data.source of the training: folder:DIR with class folders, csv:FILE, ..."""
+    test: str = ""
+    """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
+    download: bool = False
+    """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
+    pool: tuple[Pool, ...] = ("mean", "token")
+    """Mean of the patch tokens, class token, or both side by side, each in turn, of which held-out training images
+    choose one; encoders without a class token have the mean alone. Linear fits standardise every feature, so neither
+    half of mean+token outweighs the other, but the same l2 regularises twice the features half as much (compare with l2
+    cv); in the cosine of knn the half with the longer vectors counts more."""
+    encoder: FrozenConfig = FrozenConfig()
+
+    def __post_init__(self) -> None:
+        check_different(self.init, "init", "encoders")
+        check_different(self.pool, "pool", "ones of mean, token and mean+token", valid=bool(self.pool))
+
+
+@dataclass(frozen=True)
+class FewshotRecipe(_FrozenRecipe):
+    """Few-shot linear regression on frozen features: accuracy by shots for each encoder, layer and pooling."""
+
+    out: str = ""
+    """Folder for fewshot.csv and fewshot.png, with several layers for layers.png, too. Empty: the table is printed,
+    nothing is written."""
+    layers: tuple[int | Literal["all"], ...] = (-1,)
+    """Layers that are read, each in turn, or the word all: of ViTs blocks, of others stages; 0 is the first, -1 the
+    last, which is read after its norm. Of several layers or poolings each draw chooses one, too, by cross-validation on
+    its shots."""
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Labelled images per class."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Draws of the shots, one result each."""
+    l2: str = "1024"
+    """Strength of the L2 regularisation, or cv: chosen for each draw by cross-validation on its shots."""
+    max_test: int = 0
+    """Most test images, drawn once by a fixed seed; 0: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alone = "all" not in self.layers or len(self.layers) == 1
+        check_different(self.layers, "layers", "numbers or the word all", valid=bool(self.layers) and alone)
+        check_different(self.shots, "shots", "numbers of at least 1", valid=min(self.shots, default=0) >= 1)
+        check_different(self.seeds, "seeds", "numbers of at least 0", valid=min(self.seeds, default=-1) >= 0)
+        _check_at_least(0, self, "max_test")
+        try:
+            positive = self.l2 == "cv" or 0 < float(self.l2) < float("inf")
+        except ValueError:
+            positive = False
+        if not positive:
+            raise ValueError(f"l2 takes a positive number or cv, got {self.l2!r}")
+
+
+@dataclass(frozen=True)
+class ProbeRecipe(_FrozenRecipe):
+    """Probes on frozen features: a linear classifier or nearest neighbours, from all labels."""
+
+    kind: Literal["linear", "knn"] = "linear"
+    """linear: logistic regression by L-BFGS; knn: k nearest neighbours by cosine."""
+    labels: str = "100%"
+    """Share of the labelled training images that is used, the same share of each class."""
+    labels_seed: int = 0
+    """Which images those are."""
+    layer: int = -1
+    """Whose output is read: of ViTs a block, of others a stage; 0 is the first, -1 the last, which is read after its
+    norm."""
+    l2: tuple[float, ...] = ()
+    """linear: strengths to choose from on a held-out part of the training images. Empty: a grid."""
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    """knn: numbers of neighbours to choose from."""
+    temperature: float = 0.07
+    """knn: neighbours count by exp(cosine / temperature)."""
+    out: str = ""
+    """Folder for probe.csv. Empty: nothing is written."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_share(self.labels, "labels")
+        if any(not 0 < l2 < float("inf") for l2 in self.l2):
+            raise ValueError(f"l2 takes positive, finite numbers, got {list(self.l2)}")
+        if min(self.k, default=0) < 1:
+            raise ValueError(f"k takes numbers of at least 1, got {list(self.k)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        _check_at_least(0, self, "labels_seed")
+
+
+@dataclass(frozen=True)
+class PredictRecipe:
+    """Classify images with a fine-tuned model."""
+
+    init: str = ""
+    """A fine-tuned run, or any weights with a head: timm or Hugging Face folder, JAX .npz, timm name."""
+    images: tuple[str, ...] = ()
+    """Image files and folders of images; on the command line they need no --images."""
+    top: int = 3
+    """Classes named for each image."""
+    out: str = ""
+    """CSV file to write to instead of printing."""
+    device: str = "auto"
+    """auto, cuda, cuda:1 or cpu."""
+    max_image_mb: int = MAX_IMAGE_MB
+    """Most megabytes (10**6 bytes) of an image, as data.max_image_mb; larger ones are left out."""
+
+    def __post_init__(self) -> None:
+        check_max_image_mb(self.max_image_mb, "max_image_mb")
+        _check_at_least(1, self, "top")

@@ -1,4 +1,4 @@
-"""Few-shot evaluation on features that are there: draws, the choice of L2 and the table. It knows no images.
+"""Few-shot accuracy from features: draws, the choice of L2, of a layer and pooling, and the table. Images play no part.
 
     features and labels -> K shots per class, drawn per seed -> [L2 by cross-validation on the shots] -> least squares
     (ridge.py) -> accuracy on test features
@@ -37,7 +37,7 @@ class Readout:
     pool: str = "mean"
     """mean, token or mean+token."""
     depth: int = field(default=0, compare=False)
-    """Number of layers of the encoder; readouts are found without it."""
+    """Number of layers of the encoder; readouts are equal whatever it is."""
 
     @property
     def name(self) -> str:
@@ -51,26 +51,19 @@ class Readout:
 
 
 def draw_shots(labels: Int[np.ndarray, " n"], shots: int, seed: int, num_classes: int) -> Int64[np.ndarray, " picked"]:
-    """Indices of at most `shots` images per class, class by class, as the original evaluator draws them.
+    """Draws indices of at most `shots` images per class, class by class, as the original evaluator does.
 
-    Fewer shots with the same seed are a subset: each class is permuted once, and its first `shots` are taken.
-    Labels outside 0 to num_classes - 1 are never picked.
+    Fewer shots with the same seed are a subset. Labels outside 0 to num_classes - 1 are never picked.
     """
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(members)[:shots] for members in by_class(labels, num_classes)])
 
 
-def short_classes(labels: Int[np.ndarray, " n"], num_classes: int, shots: Sequence[int]) -> dict[int, int]:
-    """For each number of shots, how many classes have fewer images than that. Negative labels do not count."""
-    counts = np.bincount(labels[labels >= 0], minlength=num_classes)
-    return {k: int(np.count_nonzero(counts < k)) for k in shots}
-
-
 def stratified_folds(labels: Int[np.ndarray, " n"], folds: int, seed: int) -> Int64[np.ndarray, " n"]:
-    """The fold of each image, 0 to folds - 1; -1 for one that is alone in its class: it is for learning only.
+    """Gives the fold of each image, 0 to folds - 1; -1 for one that is alone in its class: it is for learning only.
 
-    Folds differ by at most one image, in each class as in total. No fold has all images of a class, as long as there
-    are at least two folds. Labels are 0 or more.
+    Folds differ by at most one image, in each class as in total. With two folds or more none has all images of a class.
+    Labels are 0 or more.
     """
     rng = np.random.default_rng(seed)
     groups = [rng.permutation(members) for members in by_class(labels, int(labels.max(initial=-1)) + 1)]
@@ -89,20 +82,17 @@ def choose_l2(
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """The L2 strength with the highest accuracy in stratified cross-validation on the shots themselves.
+    """Chooses the L2 strength with the highest accuracy in stratified cross-validation on the shots themselves.
 
-    There are at most as many folds as images in the smallest class that has several, so that every fold tests every
-    such class. An image alone in its class is learned from in all folds. One `ridge.fit` per fold serves all of `l2s`.
-
-    Few held-out images give few different accuracies, so ties are common. They go to the strongest value: its weights
-    are the smallest that do as well, and moving up costs little where the accuracy is flat.
+    There are at most as many folds as images in the smallest class that has several. An image alone in its class is
+    learned from in all folds. One `ridge.fit` per fold serves all of `l2s`. Ties, common with few images, go to the
+    strongest value: its weights are the smallest that do as well.
 
     Returns:
-        One of `l2s` and its accuracy on the images that were held out, each once; None where no class has two images:
-        nothing can be held out, so nothing can be chosen.
+        One of `l2s` and its accuracy on the images that were held out, each once; None where no class has two images.
 
     Raises:
-        ValueError: no values, fewer than two folds, or what `ridge.fit` refuses.
+        ValueError: no values, fewer than two folds, or as `ridge.fit`.
     """
     if not len(l2s) or folds < 2:
         raise ValueError(f"cross-validation needs values of L2 and two folds or more, got {len(l2s)} and {folds}")
@@ -114,10 +104,10 @@ def choose_l2(
     fold = stratified_folds(labels, folds, seed)
     right = np.zeros(len(l2s), dtype=np.int64)  # whole images, so that a tie is a tie and not a matter of rounding
     for number in range(folds):
-        held = fold == number
-        solved = ridge.fit(features[~held], labels[~held], num_classes)
-        accuracy = solved.accuracy(features[held], labels[held], strongest_first)
-        right += np.rint(accuracy * np.count_nonzero(held)).astype(np.int64)
+        held_out = fold == number
+        solved = ridge.fit(features[~held_out], labels[~held_out], num_classes)
+        accuracy = solved.accuracy(features[held_out], labels[held_out], strongest_first)
+        right += np.rint(accuracy * np.count_nonzero(held_out)).astype(np.int64)
     best = int(right.argmax())
     return float(strongest_first[best]), float(right[best] / np.count_nonzero(fold >= 0))
 
@@ -134,44 +124,44 @@ class FewshotResult:
     dropped: int = 0
     """Images, for training or test, that could not be decoded."""
     l2: Float64[np.ndarray, "seeds shots"] | None = None
-    """Strength of the regularisation; None where nobody noted it."""
+    """Strength of the regularisation; None where it is unknown."""
     chosen: Bool[np.ndarray, "seeds shots"] | None = None
-    """Where cross-validation chose `l2`. False where one image per class left nothing to choose by, and the default
-    was taken; None where one strength was given for all."""
+    """Where cross-validation chose `l2`; False: one image per class left nothing to choose by, and the default was
+    taken. None: one strength was given for all."""
     held_out: Float64[np.ndarray, "seeds shots"] | None = None
-    """Accuracy in cross-validation on the shots, with `l2`: what layers and poolings are chosen by. NaN where one image
-    per class leaves nothing to hold out; None where nobody asked."""
+    """Accuracy in cross-validation on the shots, with `l2`, to choose a layer and pooling by. NaN where one image per
+    class leaves nothing to hold out; None without such a choice."""
 
     @property
     def estimates(self) -> dict[int, Estimate]:
         """By number of shots, over the draws: neither other test images nor another pretraining are in them."""
         over = f"{count(len(self.accuracy), 'draw')} of the shots"
-        return {k: estimate(of.tolist(), over) for k, of in zip(self.shots, self.accuracy.T, strict=True)}
+        return {k: estimate(column.tolist(), over) for k, column in zip(self.shots, self.accuracy.T, strict=True)}
 
-    def figures(self, prefix: str = "fewshot") -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """What to log: {"fewshot/5shot": mean, "fewshot/5shot_std": spread, ...}; of one draw no spread."""
         figures: dict[str, float] = {}
-        for shots, of in self.estimates.items():
-            figures[f"{prefix}/{shots}shot"] = of.mean
-            if of.spread is not None:
-                figures[f"{prefix}/{shots}shot_std"] = of.spread
+        for shots, estimated in self.estimates.items():
+            figures[f"fewshot/{shots}shot"] = estimated.mean
+            if estimated.spread is not None:
+                figures[f"fewshot/{shots}shot_std"] = estimated.spread
         return figures
 
     def table(self) -> str:
         """The result for a terminal: one line per number of shots, in percent, and what was missing.
 
-        L2 stands there only where it was chosen: the one value of all seeds, or the range.
+        L2 has a column only where it was chosen: the one value of all seeds, or the range.
         """
-        seeds = len(self.accuracy)
         l2 = [self._l2_text(column) for column in range(len(self.shots))]
-        width = max(map(len, l2)) if self.chosen is not None else 0
+        width = max(map(len, l2))
+        over = f"over {count(len(self.accuracy), 'draw')} of the shots"
         head = f"  {'L2':{width}}" if width else ""
-        over = f"over {count(seeds, 'draw')} of the shots"
         lines = [f"shots  accuracy    std  95% interval{head}   ({over})"]
-        for i, (shots, of) in enumerate(self.estimates.items()):
-            spread = "-" if of.spread is None else f"{of.spread:.1%}"
-            interval = "-" if of.half is None else f"± {of.half:.1%}"
-            line = f"{shots:5d}  {of.mean:8.1%} {spread:>6}  {interval:>12}" + (f"  {l2[i]:{width}}" if width else "")
+        for (shots, estimated), strength in zip(self.estimates.items(), l2, strict=True):
+            spread = "-" if estimated.spread is None else f"{estimated.spread:.1%}"
+            interval = "-" if estimated.half is None else f"± {estimated.half:.1%}"
+            line = f"{shots:5d}  {estimated.mean:8.1%} {spread:>6}  {interval:>12}"
+            line += f"  {strength:{width}}" if width else ""
             short = self.short_classes.get(shots, 0)
             if short:
                 line += f"   {short} class{' has' if short == 1 else 'es have'} fewer images"
@@ -179,41 +169,16 @@ class FewshotResult:
         if self.chosen is not None and not self.chosen.all():
             lines.append("* the default: with one image per class there is nothing to choose L2 by")
         if self.dropped:
-            lines.append(f"{self.dropped} image{'s' * (self.dropped > 1)} could not be decoded")
+            lines.append(f"{count(self.dropped, 'image')} could not be decoded")
         return "\n".join(lines)
 
     def _l2_text(self, column: int) -> str:
-        """The L2 of one number of shots, such as "1024", "0.125 to 64" or, for a default, "1024*"."""
+        """The L2 of one number of shots, such as "1024", "0.125 to 64" or, for a default, "1024*"; "" if not chosen."""
         if self.l2 is None or self.chosen is None:
             return ""
         low, high = (f"{value:.6g}" for value in (self.l2[:, column].min(), self.l2[:, column].max()))
         star = "" if self.chosen[:, column].all() else "*"
         return (low if low == high else f"{low} to {high}") + star
-
-
-def evaluate(
-    train_features: Float[np.ndarray, "n d"],
-    train_labels: Int[np.ndarray, " n"],
-    test_features: Float[np.ndarray, "m d"],
-    test_labels: Int[np.ndarray, " m"],
-    num_classes: int,
-    *,
-    shots: Sequence[int] = (1, 5, 10, 25),
-    seeds: Sequence[int] = (0, 1, 2),
-    l2: L2 = DEFAULT_L2,
-) -> FewshotResult:
-    """Few-shot accuracy from the features of a whole labelled pool.
-
-    Args:
-        l2: the strength, or "cv" to choose it from `L2_GRID` for each draw by cross-validation on its shots.
-
-    Raises:
-        ValueError: features that are NaN or infinite, labels or shapes that do not fit (see `ridge.fit`).
-    """
-    draws = [[draw_shots(train_labels, k, seed, num_classes) for k in shots] for seed in seeds]
-    train, test = (train_features, train_labels), (test_features, test_labels)
-    result = score(shots, draws, train, test, num_classes, l2)
-    return replace(result, short_classes=short_classes(train_labels, num_classes, shots))
 
 
 def score(
@@ -225,36 +190,40 @@ def score(
     l2: L2,
     choosing: bool = False,
 ) -> FewshotResult:
-    """Accuracy of each draw, per seed and number of shots, which is rows of `train`.
+    """Measures the accuracy of each draw, per seed and number of shots; a draw is rows of `train`.
 
     Args:
         train: features (n, d) and labels (n,).
-        test: features (m, d) and labels (m,); they are looked at only once L2 is settled.
-        l2: as in `evaluate`.
+        test: features (m, d) and labels (m,); they are used only once L2 is settled.
+        l2: the strength, or "cv" to choose it from `L2_GRID` for each draw by cross-validation on its shots.
         choosing: whether the result is one to choose from, and therefore has its `held_out`.
 
     Raises:
-        ValueError: as `evaluate`.
+        ValueError: features that are NaN or infinite, labels or shapes that do not fit (see `ridge.fit`).
     """
     features, labels = train
     accuracy = np.empty((len(draws), len(shots)))
     strength = np.full(accuracy.shape, DEFAULT_L2 if l2 == "cv" else float(l2))
     chosen = np.zeros(accuracy.shape, dtype=bool)
     held_out = np.full(accuracy.shape, np.nan)
-    for i, of_seed in enumerate(draws):
-        for j, rows in enumerate(of_seed):
-            drawn = features[rows], labels[rows]
-            asked = l2 == "cv" or choosing
-            best = choose_l2(*drawn, num_classes, L2_GRID if l2 == "cv" else [l2]) if asked else None
+    for (i, j), _ in np.ndenumerate(accuracy):
+        drawn = features[draws[i][j]], labels[draws[i][j]]
+        if l2 == "cv" or choosing:
+            best = choose_l2(*drawn, num_classes, L2_GRID if l2 == "cv" else [l2])
             if best is not None:
                 (strength[i, j], held_out[i, j]), chosen[i, j] = best, True
-            accuracy[i, j] = ridge.fit(*drawn, num_classes).accuracy(*test, [strength[i, j]])[0]
-    result = FewshotResult(tuple(shots), accuracy, l2=strength, chosen=chosen if l2 == "cv" else None)
-    return replace(result, held_out=held_out) if choosing else result
+        accuracy[i, j] = ridge.fit(*drawn, num_classes).accuracy(*test, [float(strength[i, j])])[0]
+    return FewshotResult(
+        tuple(shots),
+        accuracy,
+        l2=strength,
+        chosen=chosen if l2 == "cv" else None,
+        held_out=held_out if choosing else None,
+    )
 
 
 def choose_readout(results: Mapping[Readout, FewshotResult]) -> tuple[FewshotResult, list[list[Readout]]]:
-    """Of one encoder, the layer and pooling that each draw chooses by cross-validation on its shots.
+    """Chooses, for one encoder, the layer and pooling of each draw by cross-validation on its shots.
 
     Test images have no part in the choice, so that the accuracy on them is that of the method, not of the luckiest of
     its readouts. Of equals, and where one image per class leaves nothing to choose by, the last layer is taken, and
@@ -269,9 +238,9 @@ def choose_readout(results: Mapping[Readout, FewshotResult]) -> tuple[FewshotRes
     Raises:
         ValueError: no results, or some without `held_out`.
     """
-    if not results or any(of.held_out is None for of in results.values()):
+    if not results or any(result.held_out is None for result in results.values()):
         raise ValueError("a readout is chosen from results that were evaluated with choosing=True")
-    order = sorted(results, key=lambda of: -of.layer)  # stable: poolings stay in their order
+    order = sorted(results, key=lambda readout: -readout.layer)  # stable: poolings stay in their order
     held_out, accuracy = (np.stack([getattr(results[of], part) for of in order]) for part in ("held_out", "accuracy"))
     best = np.nan_to_num(held_out, nan=-1.0).argmax(axis=0)
     of_best, of_held = (np.take_along_axis(values, best[None], axis=0)[0] for values in (accuracy, held_out))

@@ -31,11 +31,11 @@ from mpp.data.sources.base import Source, Subset
 from mpp.data.sources.fingerprint import Contents
 from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise
 from mpp.dist import World
-from mpp.downstream.cache import weights_hash
+from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.features import check_patches, extract_by_all
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import ClassifierConfig, FinetuneConfig
-from mpp.downstream.starting import starting_weights
+from mpp.downstream.start import start_weights
 from mpp.errors import UserError
 from mpp.model.choice import settle_kernel, task_of
 from mpp.system.process import global_draws
@@ -52,11 +52,11 @@ _MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
 
 
 class ClassifierLoss(nn.Module):
-    """What a step of fine-tuning computes, in one module that is compiled as a whole: normalisation, model and loss.
+    """Normalisation, model and loss of a step, in one module that is compiled as a whole.
 
     Args:
         model: normalised images to logits.
-        weights: what the model is made from, which knows the normalisation.
+        weights: whose mean and std normalise.
         smoothing: of labels.
     """
 
@@ -66,7 +66,7 @@ class ClassifierLoss(nn.Module):
         self.normalise = Normalise(weights.mean, weights.std, weights.in_chans)
 
     def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and figures of a batch.
+        """Computes loss and figures of a batch.
 
         Args:
             images: uint8 (B, C, H, W), or float32, normalised and mixed.
@@ -94,7 +94,9 @@ class Tuning:
     labelled: Labelled
     train_source: Source
     weights: Weights
-    """What the run started from, at the size, channels and normalisation that it trains with."""
+    """What the run started from, with the normalisation that it trains with."""
+    image_hw: tuple[int, int]
+    """Input size in pixels."""
     model: nn.Module
     wrapped: nn.Module
     state: State
@@ -110,14 +112,6 @@ class Tuning:
         return self.state.ema.module if self.state.ema is not None else self.model
 
 
-def _with_pixels(labelled: Labelled, weights: Weights, workers: int) -> Labelled:
-    """The labelled images with their decoded pixels from the cache."""
-    train = cache_pixels(labelled.train, weights.reading, workers)
-    if labelled.test is labelled.train:
-        return replace(labelled, train=train, test=train)
-    return replace(labelled, train=train, test=cache_pixels(labelled.test, weights.reading, workers))
-
-
 def build_tuning(
     config: FinetuneConfig,
     labelled: Labelled,
@@ -128,7 +122,7 @@ def build_tuning(
 ) -> Tuning:
     """Builds classifier, optimiser and schedule for one learning rate; writes nothing.
 
-    `weights` stand for those that config.init will name, to see beforehand whether all fits.
+    `weights` instead of those that config.init will name check beforehand whether all fits.
 
     Raises:
         UserError: settings that do not fit each other, the machine, the weights or the labels.
@@ -138,25 +132,35 @@ def build_tuning(
     precision = choose_precision(config.train.precision, device)
     total = parse_duration(config.train.length, "train.length").steps(size, len(indices))
     rate = build_rate(config.schedule, lr, total, size, len(indices))
-    weights = weights or once_a_machine(world, lambda: starting_weights(config))
+    weights = weights or once_a_machine(world, lambda: start_weights(config))
     first = "new" if weights.state is None else weights_hash(weights.state)[:12]
     dist.agree(lambda: {"precision": precision, "weights": first})
     computing = device.type == "cpu" and "://" not in config.data.source  # whose images are waited for, not computed
     workers = worker_count(config.data.workers, world.local_size, computing)
     contents = Contents.of(Subset(labelled.train, indices), labelled.train_labels[indices], labelled.classes)
     if config.data.cache == "pixels":
-        labelled = once_a_machine(world, lambda: _with_pixels(labelled, weights, workers))
+        train_source = once_a_machine(world, lambda: cache_pixels(labelled.train, weights.reading, workers))
+        test_source = train_source
+        if labelled.test is not labelled.train:
+            test_source = once_a_machine(world, lambda: cache_pixels(labelled.test, weights.reading, workers))
+        labelled = replace(labelled, train=train_source, test=test_source)
+    size_of_config = config.model.img_size
+    image_hw = (size_of_config[0], size_of_config[-1]) if size_of_config else weights.image_hw
     with global_draws(config.train.seed):
-        model: Any = _classifier(config.model, weights, labelled, device, DTYPES[precision])
-    if config.model.img_size:
-        check_patches(model, _input_size(config.model, weights), "model.img_size")
+        model: Any = _classifier(config.model, weights, image_hw, labelled, device, DTYPES[precision])
+    if size_of_config:
+        check_patches(model, image_hw, "model.img_size")
     if config.model.grad_checkpointing:
-        _checkpoint_gradients(model)
+        try:
+            model.set_grad_checkpointing()
+        except (AssertionError, AttributeError) as error:  # as timm's models say that they cannot
+            what = f"model.grad_checkpointing: timm's {type(model).__name__} cannot"
+            raise UserError(f"{what}; take a smaller train.micro_batch") from error
     if config.loss.mixup or config.loss.cutmix:
         _check_pairs(micro, size // world.size)
     train, ema = config.train, build_ema(model, config.optim.ema_decay)
-    around = ClassifierLoss(model, weights, config.loss.smoothing).to(device)
-    wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema, around)
+    loss = ClassifierLoss(model, weights, config.loss.smoothing).to(device)
+    wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema, loss)
     state = State(
         model,
         build_optimizer(parameter_groups(model, config.optim.weight_decay, config.optim.layer_decay), config.optim),
@@ -164,7 +168,6 @@ def build_tuning(
         GradScaler(device.type) if precision == "fp16" else None,
         contents=contents,
     )
-    image_hw = _input_size(config.model, weights)
     transform = (
         RandAugment(config.data, config.data.randaugment, image_hw, weights.in_chans, weights.mean)
         if config.data.randaugment
@@ -172,22 +175,9 @@ def build_tuning(
     )
     decode = choose_decoder(config.data.decode, device, transform)
     return Tuning(
-        config,
-        world,
-        device,
-        precision,
-        labelled,
-        Subset(labelled.train, indices),
-        weights,
-        model,
-        wrapped,
-        state,
-        Schedule(total, size, accumulate, rate, config.optim.clip_norm),
-        transform,
-        micro,
-        workers,
-        decode,
-    )
+        config, world, device, precision, labelled, Subset(labelled.train, indices), weights, image_hw, model, wrapped,
+        state, Schedule(total, size, accumulate, rate, config.optim.clip_norm), transform, micro, workers, decode,
+    )  # fmt: skip
 
 
 def _check_pairs(micro: int, share: int) -> None:
@@ -198,26 +188,15 @@ def _check_pairs(micro: int, share: int) -> None:
         raise UserError(f"loss.mixup and cutmix mix pairs of images, but {micro} go in a pass; {remedy}")
 
 
-def _checkpoint_gradients(model: Any) -> None:
-    try:
-        model.set_grad_checkpointing()
-    except (AssertionError, AttributeError) as error:  # as timm's models say that they cannot
-        kind = type(model).__name__
-        raise UserError(f"model.grad_checkpointing: timm's {kind} cannot; take a smaller train.micro_batch") from error
-
-
-def _input_size(model: ClassifierConfig, weights: Weights) -> tuple[int, int]:
-    return (model.img_size[0], model.img_size[-1]) if model.img_size else weights.image_hw
-
-
 def _classifier(
-    model: ClassifierConfig, weights: Weights, labelled: Labelled, device: torch.device, dtype: torch.dtype
+    model: ClassifierConfig,
+    weights: Weights,
+    image_hw: tuple[int, int],
+    labelled: Labelled,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> nn.Module:
-    classes: tuple[str, ...] | None = labelled.classes
-    representation = None
-    if model.head == "tanh":
-        representation = model.representation
-    elif model.head == "keep":
+    if model.head == "keep":
         if weights.classes is None:
             raise UserError(f"model.head keep: {weights.origin} has no head; take linear")
         if weights.classes != labelled.classes:
@@ -226,13 +205,12 @@ def _classifier(
                 f"model.head keep: the head of {weights.origin} is for {len(weights.classes)} classes, the labels of "
                 f"{labelled.train.name} for {len(labelled.classes)}; they differ in {', '.join(missing) or 'order'}"
             )
-        classes = None
     return build(
         weights,
-        classes=classes,
-        representation=representation,
+        classes=None if model.head == "keep" else labelled.classes,
+        representation=model.representation if model.head == "tanh" else None,
         pool=None if model.pool == "auto" else model.pool,
-        image_hw=_input_size(model, weights),
+        image_hw=image_hw,
         drop_path=model.drop_path,
         attention=model.attention,
         device=device,
@@ -241,14 +219,14 @@ def _classifier(
 
 
 def settle_attention(parts: Tuning) -> None:
-    """Chooses the attention kernel of a run that begins; one that was resumed goes on with its own."""
+    """Chooses the attention kernel of a new run; a resumed one goes on with its own."""
     state = parts.state
     task = task_of(parts.model, parts.micro_batch, True, parts.device, DTYPES[parts.precision])
     state.attention = settle_kernel(parts.config.model.attention, state.attention, task, parts.model, state.ema)
 
 
 def read_decoded(parts: Tuning, say: Callable[[str], None]) -> None:
-    """Decodes the images that are trained on beforehand, as pretraining does; only they count."""
+    """Reads decoded pixels from the cache where that pays; only the images that are trained on are decoded."""
     images, schedule = parts.labelled.train, parts.schedule
     alike = len(parts.train_source) == len(images)  # then decoded for other trainings on all of them, too
     source = once_a_machine(
@@ -287,22 +265,20 @@ def training_batches(parts: Tuning, report_bad: Callable[[list[Bad], int], None]
 
 
 def training_step(parts: Tuning) -> Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]:
-    """The step of `fit`: cross-entropy of a micro-batch, mixed and smoothed as the config says."""
-    config, weights = parts.config, parts.weights
-    told = config.loss
-    mix = (
-        Mixup(told.mixup, told.cutmix, label_smoothing=told.smoothing, num_classes=len(parts.labelled.classes))
-        if told.mixup or told.cutmix
-        else None
-    )
+    """Makes the step of `fit`: cross-entropy of a micro-batch, mixed and smoothed as the config says."""
+    seed, loss, weights = parts.config.train.seed, parts.config.loss, parts.weights
+    mix = None
+    if loss.mixup or loss.cutmix:
+        classes = len(parts.labelled.classes)
+        mix = Mixup(loss.mixup, loss.cutmix, label_smoothing=loss.smoothing, num_classes=classes)
 
     def step(model: nn.Module, batch: Placed) -> tuple[Tensor, dict[str, Tensor]]:
         images, target = batch["images"], batch["labels"]
-        place = batch["position"], batch["slot"]
+        position = batch["position"], batch["slot"]
         if mix is not None:
-            np.random.seed(derive_seed(config.train.seed, _MIX, *place) % 2**32)  # timm draws from the global one
+            np.random.seed(derive_seed(seed, _MIX, *position) % 2**32)  # timm draws from the global one
             images, target = mix(normalise(images, weights.mean, weights.std), target)
-        torch.manual_seed(derive_seed(config.train.seed, _DROPOUT, *place))
+        torch.manual_seed(derive_seed(seed, _DROPOUT, *position))
         with autocast(parts.precision, parts.device):
             return model(images, target)
 
@@ -312,9 +288,8 @@ def training_step(parts: Tuning) -> Callable[[nn.Module, Any], tuple[Tensor, dic
 def predict(
     parts: Tuning, source: Source, indices: Int64[np.ndarray, " n"]
 ) -> tuple[Float32[np.ndarray, "m k"], Int64[np.ndarray, " m"]]:
-    """Logits of the tested model for these images, by all ranks together, and the indices of those that decode."""
-    weights = parts.weights
-    transform = EvalTransform(_input_size(parts.config.model, weights), weights.framing)
+    """Gives logits of the tested model for these images, by all ranks, and the indices of those that decode."""
+    weights, transform = parts.weights, EvalTransform(parts.image_hw, parts.weights.framing)
     with whole(parts.tested) as model:
 
         def encode(images: Tensor) -> Tensor:
@@ -323,26 +298,26 @@ def predict(
 
         model.eval()
         try:
-            read = weights.reading, parts.device
-            return extract_by_all(encode, source, indices, transform, *read, workers=parts.workers)
+            return extract_by_all(
+                encode, source, indices, transform, weights.reading, parts.device, workers=parts.workers
+            )
         finally:
             model.train()
 
 
 def result_weights(parts: Tuning) -> Weights:
-    """The tested model as weights with head and class names, for export; by all ranks together, to rank 0 alone."""
-    weights, told = parts.weights, parts.config.model
-    state = None
+    """Gives the tested model as weights with head and class names, for export, to rank 0; all ranks must call it."""
+    state, pool = None, parts.config.model.pool
     with whole(parts.tested) as model:
         if parts.world.main:
             state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     head = getattr(parts.tested, "head", None)
     representation = head.pre_logits.out_features if isinstance(head, TanhHead) else None
     return replace(
-        weights,
+        parts.weights,
         state=state,
-        image_hw=_input_size(told, weights),
-        pool=weights.pool if told.pool == "auto" else told.pool,
+        image_hw=parts.image_hw,
+        pool=parts.weights.pool if pool == "auto" else pool,
         classes=parts.labelled.classes,
         representation=representation,
         origin=str(parts.config.run_dir),

@@ -10,12 +10,13 @@ from mpp import dist
 from mpp.data.late import choose_decoder
 from mpp.data.loader import worker_count
 from mpp.data.pixel_cache import open_images
-from mpp.data.sources.base import Source
+from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.fingerprint import Contents, listing
 from mpp.data.transform import Normalise, TrainTransform
 from mpp.dist import World
-from mpp.downstream.cache import weights_hash
+from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.fewshot import Fewshot
+from mpp.downstream.labelled import open_labelled
 from mpp.errors import UserError
 from mpp.model.decoder import Decoder
 from mpp.model.encoder import Encoder, build_encoder
@@ -23,7 +24,7 @@ from mpp.objective.masking import num_picked
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.settings import ObjectiveConfig
 from mpp.objective.target import build_target
-from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.settings import FewshotConfig, PretrainConfig
 from mpp.system.process import global_draws
 from mpp.training.loop import Schedule
 from mpp.training.parallel import DTYPES, choose_precision
@@ -68,14 +69,15 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
     source = once_a_machine(world, lambda: open_images(data, reading, workers))
     fewshot = None
     if config.fewshot.data:
-        fewshot = once_a_machine(world, lambda: Fewshot.open(config.fewshot, data.download, data.keep))
+        fewshot = once_a_machine(world, lambda: _open_fewshot(config.fewshot, data.download, data.keep))
     init_hash = weights_hash(first.state) if first is not None and first.state is not None else ""
 
     def facts() -> dict[str, str]:
         """What must be the same for all ranks."""
         found = {"images": listing(source), "precision": precision, "weights to go on from": init_hash[:12]}
         if fewshot is not None:
-            found |= {"few-shot images": listing(fewshot.train), "few-shot test images": listing(fewshot.test)}
+            images = fewshot.labelled
+            found |= {"few-shot images": listing(images.train), "few-shot test images": listing(images.test)}
         return found
 
     dist.agree(facts)
@@ -105,6 +107,14 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
         fewshot=fewshot,
         init_hash=init_hash,
     )
+
+
+def _open_fewshot(config: FewshotConfig, download: bool, keep: bool) -> Fewshot:
+    try:
+        labelled = open_labelled(config.data, config.test, download, keep)
+    except SourceError as error:
+        raise SourceError(f"fewshot.data: {error}") from error
+    return Fewshot.of(labelled, config.shots, config.seeds, config.l2, config.max_test)
 
 
 def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, Weights | None]:

@@ -109,7 +109,7 @@ class Monitor(RunMonitor):
         ]
         self.say(f"step {step}  few-shot accuracy: {', '.join(accuracies)}")
         if step == 0:
-            for note in fewshot.notes:
+            for note in fewshot.labelled.notes:
                 self.say(f"note: {note}")
             for shots, classes in result.short_classes.items():
                 if classes:
@@ -136,7 +136,7 @@ class Monitor(RunMonitor):
             return
         source, among = run.source, np.arange(len(run.source))
         if run.fewshot is not None:  # these images have labels
-            source, among = run.fewshot.test, run.fewshot.test_indices
+            source, among = run.fewshot.labelled.test, run.fewshot.test_indices
         rng = np.random.default_rng(run.config.train.seed)
         indices = np.sort(rng.choice(among, min(_PROJECTED, len(among)), replace=False))
         with evaluating(run) as model:

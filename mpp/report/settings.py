@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from mpp.data.settings import MAX_IMAGE_MB, check_max_image_mb
-from mpp.downstream.recipes import check_different, check_size
+from mpp.downstream.settings import check_different, check_size
 
 SCRATCH, LONGER, RANDOM, PRETRAINED = "scratch", "scratch, longer", "random", "pretrained"
 """The sides without pretraining, the encoder of few-shot that has none, and the pretraining of a study of one."""

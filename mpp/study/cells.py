@@ -59,9 +59,9 @@ def cells(config: StudyConfig, labelled: Labelled, pretrained: int) -> list[Cell
 
 def _images(config: StudyConfig, labelled: Labelled, labels: str, length: str) -> int:
     """How many images fine-tuning of this length sees, in whole steps."""
-    taken = take_fraction(labelled.train_labels, len(labelled.classes), labels, config.seeds[0])
+    taken = take_fraction(labelled, labels, config.seeds[0])
     size = config.finetune.train.batch_size
-    return size * parse_duration(length, "lengths").steps(size, int((taken >= 0).sum()))
+    return size * parse_duration(length, "lengths").steps(size, len(taken.train_indices))
 
 
 def tuned_for(config: StudyConfig, cell: Cell) -> tuple[str, str]:

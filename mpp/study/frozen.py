@@ -1,6 +1,6 @@
 """What a study reads from frozen encoders: few-shot accuracy by layer and pooling, effective rank, linear probe.
 
-weights -> Frozen -> features (cached) -> figures -> frozen/SIDE/seed_N.json, so that no figure is made twice
+weights -> FrozenEncoder -> features (cached) -> figures -> frozen/SIDE/seed_N.json, so that no figure is made twice
 """
 
 import json
@@ -15,14 +15,12 @@ import torch
 from mpp.config import to_dict
 from mpp.data.loader import worker_count
 from mpp.dist import World
-from mpp.downstream.account import Inputs
-from mpp.downstream.cache import FeatureCache
+from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Fewshot
-from mpp.downstream.frozen import Frozen
+from mpp.downstream.finetune_result import Inputs
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.probe import sweep_linear
-from mpp.downstream.settings import FewshotConfig
-from mpp.downstream.starting import described
+from mpp.downstream.start import with_input_settings
 from mpp.errors import RunError
 from mpp.report.features import effective_rank
 from mpp.report.settings import folder_name
@@ -32,7 +30,6 @@ from mpp.training.parallel import choose_device, choose_precision
 from mpp.weights.base import Weights
 from mpp.weights.opening import open_weights
 
-_ALL = 2**40  # more test images than anybody has
 _RANKED = 2000  # images that the rank is measured on
 
 Figures = dict[str, Any]
@@ -76,31 +73,30 @@ class Reading:
         """All that the figures depend on, as JSON has it."""
         return asdict(self.inputs) | _settings(self.config)
 
-    def _frozen(self, layers: tuple[int | Literal["all"], ...]) -> Frozen:
+    def _frozen(self, layers: tuple[int | Literal["all"], ...]) -> FrozenEncoder:
         """The encoder, read at these layers."""
         train = self.config.finetune.train
         device = choose_device(train.device, World(), "finetune.train.device")
-        return Frozen(
+        return FrozenEncoder(
             encoder(self.init, self.config),
             layers=layers,
             device=device,
             precision=choose_precision(train.precision, device, "finetune.train.precision"),
             workers=worker_count(self.config.finetune.data.workers, 1),
-            cache=FeatureCache(),
+            cache=True,
         )
 
     def _fewshot(self) -> list[dict[str, Any]]:
         config = self.config
         draws = tuple(range(config.draws))
-        told = FewshotConfig(config.data, config.test, shots=config.shots, seeds=draws, max_test=_ALL)
-        of = Fewshot.of(told, self.labelled)
+        task = Fewshot.of(self.labelled, config.shots, draws, "cv" if config.l2 == "cv" else float(config.l2))
         frozen = self._frozen(config.layers)
         found = []
         for layer in frozen.layers:
             for pool in (pool for pool in config.pool if pool in frozen.pools):
                 extract = frozen.extract(pool, layer)
-                result = of.run(extract, "cv" if config.l2 == "cv" else float(config.l2), choosing=True)
-                features, _ = extract(of.test, of.test_indices)
+                result = task.run(extract, choosing=True)
+                features, _ = extract(self.labelled.test, task.test_indices)
                 some = np.unique(np.linspace(0, len(features) - 1, _RANKED).astype(np.int64))
                 rank = effective_rank(features[some])
                 place = {"side": self.side, "pretrain_seed": self.pretrain_seed, "layer": layer, "pool": pool}
@@ -116,11 +112,8 @@ class Reading:
 
     def _probe(self) -> float:
         """Top-1 on the test images of a linear classifier on the mean of the patches, trained on all labels."""
-        of = self.labelled
         extract = self._frozen((-1,)).extract("mean")
-        train, kept = extract(of.train, of.train_indices)
-        test, tested = extract(of.test, of.test_indices)
-        return sweep_linear(train, of.train_labels[kept], test, of.test_labels[tested], len(of.classes)).top1
+        return sweep_linear(*read_splits(extract, self.labelled), len(self.labelled.classes)).top1
 
 
 def earlier(config: StudyConfig, side: str, pretrain_seed: int | None) -> Figures | None:
@@ -155,9 +148,9 @@ def encoder(init: str, config: StudyConfig) -> Weights:
     """The weights that `init` names, with the input that fine-tuning gives them.
 
     Raises:
-        UserError: as `open_weights` and `described`.
+        UserError: as `open_weights` and `with_input_settings`.
     """
-    return described(open_weights(init), config.finetune.data)
+    return with_input_settings(open_weights(init), config.finetune.data)
 
 
 def check_layers(config: StudyConfig, weights: Weights) -> None:
@@ -166,4 +159,4 @@ def check_layers(config: StudyConfig, weights: Weights) -> None:
     Raises:
         UserError: naming the layer and those that there are.
     """
-    Frozen(weights, layers=config.layers, device=torch.device("cpu"))
+    FrozenEncoder(weights, layers=config.layers, device=torch.device("cpu"))

@@ -25,7 +25,7 @@ from mpp.data.sources.opening import open_source
 from mpp.data.sources.overlap import Shared, shared
 from mpp.data.sources.patterns import shown
 from mpp.dist import World
-from mpp.downstream.account import read_result
+from mpp.downstream.finetune_result import read_result
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.settings import parse_share
@@ -118,8 +118,7 @@ def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
     inits: dict[Place, str] = {(SCRATCH, None): "random"}
     for share in {cell.labels: cell for cell in cells(config, labelled, 0) if cell.side == SCRATCH}.values():
         one = cell_config(config, share, inits)
-        labels = take_fraction(labelled.train_labels, len(labelled.classes), share.labels, share.seed)
-        part = replace(labelled, train_labels=labels)
+        part = take_fraction(labelled, share.labels, share.seed)
         if len(one.optim.lr) > 1:
             part = hold_out(part, parse_share(one.data.holdout), share.seed)
         build_tuning(one, part, max(one.optim.lr), World(), torch.device("cpu"), encoders[0])

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mpp.config import overridden
-from mpp.downstream.recipes import FewshotRecipe, Pool
-from mpp.downstream.settings import FinetuneConfig, parse_share
+from mpp.downstream.settings import FewshotRecipe, FinetuneConfig, Pool, parse_share
 from mpp.errors import ConfigError
 from mpp.pretraining.settings import PretrainConfig
 from mpp.report.settings import LONGER, PRETRAINED, RANDOM, SCRATCH, folder_name

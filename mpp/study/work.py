@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from mpp.downstream.account import Inputs, finished, read_result
 from mpp.downstream.finetune import run as finetune
+from mpp.downstream.finetune_result import Inputs, finished, read_result
 from mpp.downstream.labelled import Labelled
 from mpp.errors import RunError
 from mpp.pretraining.recipe import run as pretrain

@@ -1,7 +1,11 @@
-"""Pooling, and running an encoder over batches."""
+"""Pooling, features of frozen encoders against timm by hand, and what they are cached by."""
 
+import itertools
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +13,210 @@ import torch
 from torch import Tensor
 
 from mpp.data.loader import Batch
-from mpp.downstream.features import extract_features, pool
+from mpp.data.sources.base import ListSource
+from mpp.data.transform import EvalTransform, normalise
+from mpp.downstream.features import FrozenEncoder, extract_features, pool
+from mpp.errors import UserError
+from mpp.model.attention import use_kernel
+from mpp.weights.base import build
+from mpp.weights.opening import open_weights
+
+import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
+
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((64, 64), (40, 70), (90, 30))]
+SOURCE = ListSource(IMAGES, [0, 1, 0])
+ALL = np.arange(3)
+HW = (64, 64)
+
+
+def frozen(spec: str, **told: Any) -> FrozenEncoder:
+    return FrozenEncoder(open_weights(spec), image_hw=told.pop("image_hw", HW), device=CPU, **told)
+
+
+def features(of: FrozenEncoder, how: str, layer: int = -1) -> torch.Tensor:
+    found, kept = of.extract(how, layer)(SOURCE, ALL)
+    assert kept.tolist() == [0, 1, 2]
+    return torch.from_numpy(found)
+
+
+def in_timm(of: FrozenEncoder) -> tuple[Any, torch.Tensor]:
+    """timm's own model with the same weights, and the images as it wants them."""
+    weights = of.weights
+    size = {"img_size": of.image_hw} if of.is_vit else {}
+    model = timm.create_model(weights.name, num_classes=0, **size).eval()
+    told = model.load_state_dict(of.model.state_dict(), strict=False)
+    assert not [name for name in told.missing_keys if not name.startswith(("fc_norm", "norm"))]
+    images = torch.stack([EvalTransform(of.image_hw, weights.framing)(image) for image in IMAGES])
+    return model, normalise(images, weights.mean, weights.std)
+
+
+@pytest.mark.parametrize("spec", ["random:vit_tiny_patch16_224", "random:vit_tiny_r_s16_p8_224"])
+def test_of_a_vit(spec: str) -> None:
+    last = frozen(spec)
+    model, pixels = in_timm(last)
+    assert last.pools == ("mean", "token", "mean+token")
+    with torch.no_grad():
+        tokens = model.forward_features(pixels)
+        torch.testing.assert_close(features(last, "token"), tokens[:, 0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(features(last, "mean"), tokens[:, 1:].mean(dim=1), rtol=0, atol=2e-5)
+        # By hand, block by block.
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels))))
+        after = list(itertools.accumulate(model.blocks, lambda x, block: block(x), initial=x))[1:]
+    of = frozen(spec, layers=(-2, 3, 0, -len(after)))
+    assert of.layers == (-len(after), 3 - len(after), -2)  # each once
+    for layer in of.layers:
+        expected = after[layer][:, 1:].mean(dim=1), after[layer][:, 0]
+        for how, each in zip(("mean", "token"), expected, strict=True):
+            torch.testing.assert_close(features(of, how, layer), each, rtol=0, atol=2e-5)
+        torch.testing.assert_close(features(of, "mean+token", layer), torch.cat(expected, dim=1), rtol=0, atol=2e-5)
+    halves = features(last, "mean"), features(last, "token")
+    assert torch.equal(features(last, "mean+token"), torch.cat(halves, dim=1))
+    assert torch.equal(features(frozen(spec, layers=(len(after) - 1,)), "mean"), halves[0])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("random:test_vit", "random:test_convnext", "random:test_efficientnet"),
+        # Of which timm stops early unless it is told not to.
+        pytest.param("random:hiera_tiny_224", marks=pytest.mark.slow),
+    ],
+)
+def test_one_pass_gives_the_features_of_one_pass_a_layer(spec: str) -> None:
+    size = {"random:test_vit": {"image_hw": (32, 32)}, "random:hiera_tiny_224": {"image_hw": (224, 224)}}.get(spec, {})
+    together = frozen(spec, layers=("all",), **size)
+    assert together.layers == tuple(range(-together.depth, 0))
+    model, pixels = in_timm(together)
+    with torch.no_grad():
+        outputs = model.forward_intermediates(pixels, intermediates_only=True)  # of ViTs the patches, as maps
+    for layer in together.layers:
+        alone = frozen(spec, layers=(layer,), **size)
+        for how in together.pools:
+            assert torch.equal(features(together, how, layer), features(alone, how, layer))
+        if layer != -1:
+            expected = outputs[layer].mean(dim=(2, 3))
+            torch.testing.assert_close(features(together, "mean", layer), expected, rtol=0, atol=2e-5)
+    with pytest.raises(ValueError, match="got mean of 0"):
+        together.extract("mean", 0)
+    with pytest.raises(ValueError, match="got both of -1"):
+        together.extract("both")
+
+
+@pytest.mark.parametrize("spec", ["random:resnet10t", "random:test_convnext", "random:test_efficientnet"])
+def test_of_others(spec: str) -> None:
+    last = frozen(spec)
+    model, pixels = in_timm(last)
+    assert last.pools == ("mean",)
+    with torch.no_grad():
+        torch.testing.assert_close(features(last, "mean"), model(pixels), rtol=0, atol=2e-5)
+        maps = model.forward_intermediates(pixels, intermediates_only=True)
+    assert last.depth == len(maps)
+    of = frozen(spec, layers=(-2, 0, 1))
+    assert len(of.layers) == 3
+    for layer in of.layers:
+        torch.testing.assert_close(features(of, "mean", layer), maps[layer].mean(dim=(2, 3)), rtol=0, atol=2e-5)
+
+
+def test_a_norm_after_the_pooling_is_part_of_the_last_layer() -> None:
+    weights = open_weights("random:vit_base_patch32_clip_224")
+    small = {**weights.args, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    torch.manual_seed(0)
+    state = timm.create_model(weights.name, num_classes=0, img_size=64, global_pool="avg", **small).state_dict()
+    assert "fc_norm.weight" in state
+    for name in ("fc_norm.weight", "fc_norm.bias"):
+        state[name] = torch.rand(48, generator=torch.Generator().manual_seed(1))
+    of = FrozenEncoder(replace(weights, args=small, state=state, pool="avg", image_hw=HW), device=CPU)
+    images = torch.stack([EvalTransform(HW, weights.framing)(image) for image in IMAGES])
+    with torch.no_grad():
+        expected = build(of.weights, classes=()).eval()(normalise(images, weights.mean, weights.std))
+    torch.testing.assert_close(features(of, "mean"), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("spec", ["random:test_vit", "random:test_convnext"])
+def test_all_layers_on_a_gpu(spec: str) -> None:
+    weights = open_weights(spec)
+    there, here = (FrozenEncoder(weights, layers=("all",), device=torch.device(name)) for name in ("cuda", "cpu"))
+    there.model.load_state_dict(here.model.state_dict())
+    for layer, how in itertools.product(here.layers, here.pools):
+        torch.testing.assert_close(features(there, how, layer), features(here, how, layer), rtol=1e-2, atol=1e-2)
+
+
+def test_a_layer_that_is_not_there() -> None:
+    for layer in (12, -13):
+        with pytest.raises(UserError, match=rf"^layer {layer}: .* has layers 0 to 11, or -12 to -1$"):
+            frozen("random:vit_tiny_patch16_224", layers=(0, layer))
+
+
+def test_a_size_that_cuts_patches() -> None:
+    with pytest.raises(UserError, match=r"encoder\.img_size 60 is not a multiple of the patch size 16; take 48 or 64"):
+        frozen("random:vit_tiny_patch16_224", image_hw=(60, 64))
+
+
+def test_fresh_weights_come_from_the_seed() -> None:
+    first, again, other = (features(frozen("random:test_vit", image_hw=(32, 32), seed=s), "mean") for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_features_are_kept_by_all_that_they_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path))
+    calls: list[int] = []
+    whole = FrozenEncoder.encode
+
+    def counted(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        return whole(self, images)
+
+    monkeypatch.setattr(FrozenEncoder, "encode", counted)
+
+    def read(source: ListSource = SOURCE, indices: np.ndarray = ALL, **told: Any) -> tuple[np.ndarray, int]:
+        before = len(calls)
+        of = frozen("random:test_vit", cache=True, **{"image_hw": (32, 32), **told})
+        found = [of.extract(how, layer)(source, indices)[0] for layer in of.layers for how in of.pools]
+        return np.concatenate(found, axis=1), len(calls) - before
+
+    first, passes = read()
+    assert passes == 1  # of the images; all poolings at once
+    again, passes = read()
+    assert passes == 0
+    assert first.tobytes() == again.tobytes()
+    assert read(ListSource([image.copy() for image in IMAGES], [0, 1, 0]))[1] == 0  # the same images
+    changed = [image.copy() for image in IMAGES]
+    changed[1][0, 0, 0] ^= 1
+    for told in (
+        {"seed": 1},
+        {"image_hw": (48, 32)},
+        {"layers": (0, 1)},
+        {"source": ListSource(changed, [0, 1, 0])},
+        {"indices": np.array([0, 2])},
+        {"precision": "bf16"},
+    ):
+        assert read(**told)[1] == 1, told
+        assert read(**told)[1] == 0, told
+    assert read(layers=(1,))[1] == 0  # it was kept with the other
+    assert read(layers=("all",))[1] == 1  # one pass for all those that were not
+    for name, value in (("TRANSFORM_VERSION", 0), ("PIL.__version__", "0")):
+        with monkeypatch.context() as changes:
+            changes.setattr(f"mpp.downstream.features.{name}", value)
+            assert read()[1] == 1, name
+    of = frozen("random:test_vit", cache=True, image_hw=(32, 32))
+    monkeypatch.setattr("mpp.downstream.features.settle_kernel", lambda *told: use_kernel(told[-1], "sdpa"))
+    before = len(calls)
+    of.extract("mean")(SOURCE, ALL)
+    assert len(calls) == before + 1
+
+
+def test_without_a_cache_one_encoder_still_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = frozen("random:test_vit", image_hw=(32, 32))
+    first = features(of, "mean")
+    monkeypatch.setattr(of, "encode", None)
+    assert torch.equal(features(of, "mean"), first)
+    with pytest.raises(TypeError):
+        of.extract("mean")(SOURCE, np.array([0]))
 
 
 def batch(images: Tensor, start: int, bad: tuple[int, ...] = ()) -> Batch:
@@ -34,8 +241,6 @@ def test_pool_by_hand() -> None:
 def test_pool_refuses_a_token_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="take pool=mean"):
         pool(torch.zeros(1, 3, 2), 0, "token")
-    with pytest.raises(ValueError, match="pool is mean or token, got 'max'"):
-        pool(torch.zeros(1, 3, 2), 1, "max")  # pyright: ignore[reportArgumentType]
 
 
 def test_features_are_those_of_the_encoder_in_order() -> None:
@@ -99,11 +304,6 @@ def test_no_image_at_all_is_no_row(batches: list[Batch]) -> None:
 
     features, index = extract_features(never, batches, "cpu")
     assert (features.shape, features.dtype, index.shape, index.dtype) == ((0, 0), np.float32, (0,), np.int64)
-
-
-def test_refuses_wrong_shapes() -> None:
-    with pytest.raises(ValueError, match=r"encode must return \(2, d\) features, got \(2, 3, 4, 4\)"):
-        extract_features(lambda images: images.float(), [batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), 0)], "cpu")
 
 
 @pytest.mark.gpu

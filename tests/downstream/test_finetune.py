@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mpp.downstream.account import Inputs, Result, finished, read_result
+from mpp.downstream.finetune_result import Inputs, Result, finished, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.system.files import LOCK
 from mpp.training.checkpoint import Checkpoints

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.downstream.account import read_result
+from mpp.downstream.finetune_result import read_result
 from tests import runs
 from tests.downstream.tuned import in_timm, pixels, read_csv, tune
 

@@ -1,6 +1,6 @@
 """Which images are learned from and which are tested, and what is said about it."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpp.data.sources.base import ListSource, SourceError
-from mpp.downstream.labelled import Labelled, hold_out, label, open_labelled, parse_share, take_fraction, with_labels
+from mpp.downstream.labelled import Labelled, hold_out, label, open_labelled, parse_share, take_fraction
 
 LABELS = st.lists(st.integers(-1, 5), max_size=60).map(lambda values: np.array(values, dtype=np.int64))
 
@@ -179,37 +179,46 @@ def test_demo() -> None:
     assert open_labelled("demo", "demo").test_labels.tolist() == opened.test_labels.tolist()
 
 
+def pool_of(labels: np.ndarray) -> Labelled:
+    pool = source(labels, "a b c d e f", "pool")
+    return Labelled(pool, source([0], "a", "held"), pool.classes or (), labels, np.array([0]))
+
+
 @given(labels=LABELS, shares=st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)).map(sorted), seed=st.integers(0, 99))
 def test_fractions_are_stratified_and_nested(labels: np.ndarray, shares: list[float], seed: int) -> None:
-    few, many = (take_fraction(labels, 6, share, seed) for share in shares)
+    few, many = (take_fraction(pool_of(labels), share, seed).train_labels for share in shares)
     for taken, share in zip((few, many), shares, strict=True):
         want = [max(round(share * n), 1) if n else 0 for n in sizes(labels, 6)]
         assert sizes(taken, 6) == want
         assert taken.dtype == np.int64
         assert ((taken == labels) | (taken == -1)).all()
     assert set(np.flatnonzero(few >= 0)) <= set(np.flatnonzero(many >= 0))
-    np.testing.assert_array_equal(take_fraction(labels, 6, shares[0], seed), few)
-    np.testing.assert_array_equal(take_fraction(labels, 6, "100%", seed), labels)
+    np.testing.assert_array_equal(take_fraction(pool_of(labels), shares[0], seed).train_labels, few)
+    np.testing.assert_array_equal(take_fraction(pool_of(labels), "100%", seed).train_labels, labels)
 
 
-def test_another_seed_is_another_fraction() -> None:
-    labels = np.repeat(np.arange(3), 100)
-    one, other = take_fraction(labels, 3, "10%", 0), take_fraction(labels, 3, "0.1", 1)
-    assert sizes(one, 3) == sizes(other, 3) == [10, 10, 10]
-    assert one.tolist() != other.tolist()
+@pytest.mark.parametrize("seed", [0, 7])
+def test_draws_are_those_they_always_were(seed: int) -> None:
+    labels = np.arange(40) % 3
+    for kind, indices in (
+        (1, take_fraction(pool_of(labels), "30%", seed).train_indices),
+        (2, hold_out(pool_of(labels), 0.3, seed).test_indices),
+    ):
+        rng = np.random.default_rng([seed, kind])
+        members = [rng.permutation(np.flatnonzero(labels == c)) for c in range(3)]
+        assert indices.tolist() == sorted(np.concatenate([of[: round(0.3 * len(of))] for of in members]).tolist())
 
 
 @given(labels=LABELS, share=st.floats(0.01, 0.99), seed=st.integers(0, 99))
 def test_settings_are_chosen_on_training_images(labels: np.ndarray, share: float, seed: int) -> None:
-    pool = source(labels, "a b c d e f", "pool")
-    opened = Labelled(pool, source([0], "a", "held"), pool.classes or (), labels, np.array([0]))
+    opened = pool_of(labels)
     counts = np.array(sizes(labels, 6))
     if counts.max() < 2:
         with pytest.raises(SourceError, match=r"no class of pool has two training images"):
             hold_out(opened, share, seed)
         return
     choosing = hold_out(opened, share, seed)
-    assert choosing.train is choosing.test is pool
+    assert choosing.train is choosing.test is opened.train
     assert not set(choosing.train_indices) & set(choosing.test_indices)
     assert sorted([*choosing.train_indices, *choosing.test_indices]) == opened.train_indices.tolist()
     held = np.array(sizes(choosing.test_labels, 6))
@@ -226,8 +235,7 @@ def test_the_test_images_of_one_source_stay_out_of_the_choice() -> None:
     choosing = hold_out(opened, 0.25, seed=3)
     assert sizes(choosing.test_labels, 2) == [10, 10]
     assert not set(opened.test_indices) & {*choosing.train_indices, *choosing.test_indices}
-    fraction = take_fraction(opened.train_labels, 2, "10%", seed=3)
-    assert not set(opened.test_indices) & set(np.flatnonzero(fraction >= 0))
+    assert not set(opened.test_indices) & set(take_fraction(opened, "10%", seed=3).train_indices)
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="must be between 0 and 1"):
             hold_out(opened, share, seed=0)
@@ -236,12 +244,9 @@ def test_the_test_images_of_one_source_stay_out_of_the_choice() -> None:
 def test_shares() -> None:
     assert parse_share("1%") == parse_share("0.01") == parse_share(" 1 % ") == 0.01
     assert parse_share("100%") == parse_share("1") == 1.0
-    refused: list[Callable[[], float]] = [
-        lambda text=text: parse_share(text) for text in ("", "%", "ten", "0", "0%", "-1%", "101%", "10", "nan", "inf")
-    ]
-    for call in refused:
+    for text in ("", "%", "ten", "0", "0%", "-1%", "101%", "10", "nan", "inf"):
         with pytest.raises(ValueError, match=r"^a share is above 0% and up to 100%, such as 1% or 0.01; got '.*'$"):
-            call()
+            parse_share(text)
 
 
 def test_a_test_folder_of_one_class(tmp_path: Path) -> None:
@@ -268,9 +273,6 @@ def test_the_notes_are_those_of_the_labels_that_are_left() -> None:
         "imbalance: 3 to 8 training images a class (median 6)",
     )
     assert opened.notes == before
-    few = take_fraction(opened.train_labels, 3, "10%", 0)
-    part = with_labels(opened, few)
-    assert part.train_labels is few
-    assert part.notes == before[:3]
-    assert with_labels(part, opened.train_labels).notes == before
-    assert with_labels(opened, np.where(opened.train_labels == 1, -1, opened.train_labels)).notes == before[:2]
+    assert take_fraction(opened, "10%", 0).notes == before[:3]
+    rest = np.where(opened.train_labels == 1, -1, opened.train_labels)
+    assert replace(opened, train_labels=rest).notes == before[:2]

@@ -204,4 +204,4 @@ def test_names_of_several_lines_are_said_on_one(
     assert line.startswith(rf"{tmp_path}/\xff\n1.png: ")
     line.encode()  # what a terminal of strict UTF-8 takes
     assert "a b " in line
-    assert "?[31m " in line
+    assert r"\x1b[31m " in line

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from mpp.downstream import logistic, probe
 from mpp.downstream.logistic import fit_linear
-from mpp.downstream.probe import knn_predict, knn_votes, sweep_knn, sweep_linear
+from mpp.downstream.probe import knn_votes, sweep_knn, sweep_linear
 
 
 def blobs(seed: int, n: int, classes: int, d: int = 10, noise: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
@@ -18,6 +18,17 @@ def blobs(seed: int, n: int, classes: int, d: int = 10, noise: float = 1.5) -> t
     labels[:classes] = np.arange(classes)
     centres, scale = fixed.normal(size=(classes, d)), np.exp(fixed.normal(size=d))
     return (centres[labels] + noise * rng.normal(size=(n, d))) * scale + 5 * scale, labels
+
+
+def probabilities(probe: logistic.LinearProbe, features: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(probe.logits(features)).softmax(dim=1).numpy()
+
+
+def knn_predict(
+    features: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, k: int, temperature: float = 0.07
+) -> np.ndarray:
+    votes = list(knn_votes(features, labels, test, classes, [k], temperature))
+    return np.concatenate(votes, axis=1)[0].argmax(axis=1)
 
 
 def objective(probe: logistic.LinearProbe, features: np.ndarray, labels: np.ndarray, l2: float) -> float:
@@ -40,7 +51,7 @@ def test_linear_probe_is_that_of_scikit_learn(classes: int, l2: float) -> None:
         reference = LogisticRegression(C=1 / (len(labels) * l2), tol=1e-8, max_iter=10_000)
     reference.fit((features - mean) / std, labels)
     want = reference.predict_proba((test - mean) / std)
-    np.testing.assert_allclose(probe.probabilities(test), want, atol=1e-4)
+    np.testing.assert_allclose(probabilities(probe, test), want, atol=1e-4)
 
 
 def test_linear_probe_is_a_minimum_of_its_objective() -> None:
@@ -58,15 +69,19 @@ def test_linear_probe_is_a_minimum_of_its_objective() -> None:
 
 def test_linear_probe_is_the_same_again_from_elsewhere_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = blobs(3, 120, 5)
+    threads = torch.get_num_threads()
     solved, again = fit_linear(features, labels, 5, 1e-3), fit_linear(features, labels, 5, 1e-3)
     np.testing.assert_array_equal(again.weights, solved.weights)
+    assert torch.get_num_threads() == threads
+    np.testing.assert_array_equal(features, blobs(3, 120, 5)[0])  # left alone
+    assert not fit_linear(features, labels, 5, 1e-6, max_iterations=2).converged
     warm = fit_linear(features, labels, 5, 1e-3, start=fit_linear(features, labels, 5, 1.0))
-    np.testing.assert_allclose(warm.probabilities(features), solved.probabilities(features), atol=1e-4)
-    for kept in (0, 2**20):
+    np.testing.assert_allclose(probabilities(warm, features), probabilities(solved, features), atol=1e-4)
+    for limit in (0, 2**20):
         monkeypatch.setattr(logistic, "_ROWS", 70)  # seven rows
-        monkeypatch.setattr(logistic, "_KEPT", kept)
+        monkeypatch.setattr(logistic, "_IN_MEMORY", limit)
         blocks = fit_linear(features, labels, 5, 1e-3)
-        np.testing.assert_allclose(blocks.probabilities(features), solved.probabilities(features), atol=1e-5)
+        np.testing.assert_allclose(probabilities(blocks, features), probabilities(solved, features), atol=1e-5)
 
 
 @pytest.mark.parametrize("images", [50, 400], ids=["fewer images than features", "more"])
@@ -83,36 +98,13 @@ def test_features_that_rise_and_fall_together_take_few_steps(images: int) -> Non
     assert ours == pytest.approx(objective(other, mixed, labels, 2.0**-14), rel=1e-6)
 
 
-def test_linear_probe_says_when_it_has_not_converged() -> None:
-    features, labels = blobs(4, 120, 5)
-    assert not fit_linear(features, labels, 5, 1e-6, max_iterations=2).converged
-
-
-def test_the_number_of_threads_is_put_back() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    try:
-        fit_linear(*blobs(5, 40, 3), 3, 1.0)
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_linear_probe_leaves_its_input_alone() -> None:
-    features, labels = (part.copy() for part in blobs(5, 40, 3))
-    fit_linear(features, labels, 3, 1.0)
-    want = blobs(5, 40, 3)
-    np.testing.assert_array_equal(features, want[0])
-    np.testing.assert_array_equal(labels, want[1])
-
-
 def test_a_class_without_images_is_never_predicted() -> None:
     features, labels = blobs(6, 90, 3)
     solved = fit_linear(features, 2 * labels, 6, 0.1)
     assert set(solved.logits(features).argmax(axis=1).tolist()) <= {0, 2, 4}
-    np.testing.assert_array_equal(solved.probabilities(features)[:, [1, 3, 5]], 0.0)
+    np.testing.assert_array_equal(probabilities(solved, features)[:, [1, 3, 5]], 0.0)
     without = fit_linear(features, labels, 3, 0.1)
-    np.testing.assert_allclose(solved.probabilities(features)[:, ::2], without.probabilities(features), atol=1e-12)
+    np.testing.assert_allclose(probabilities(solved, features)[:, ::2], probabilities(without, features), atol=1e-12)
     warm = fit_linear(features, 2 * labels, 6, 0.01, start=solved)
     assert np.isfinite(warm.weights).all()
 
@@ -180,20 +172,20 @@ def test_knn_by_hand_and_at_any_temperature() -> None:
 @pytest.mark.parametrize("sweep", [sweep_linear, sweep_knn])
 def test_sweeps_choose_on_a_tenth_and_score_with_everything(sweep) -> None:
     (features, labels), (test, test_labels) = blobs(13, 400, 8, noise=2.0), blobs(14, 150, 8, noise=2.0)
-    result = sweep(features, labels, test, test_labels, 8)
-    held = probe._hold_out(labels, 0)
-    assert np.count_nonzero(held) == 40
+    result = sweep((features, labels), (test, test_labels), 8)
+    learned, held = probe._hold_out((features, labels), 0)
+    assert (len(learned[1]), len(held[1])) == (360, 40)
     table = dict(result.table)
     assert result.chosen == next(value for value, share in result.table if share == max(table.values()))
     if sweep is sweep_linear:
         assert [value for value, _ in result.table] == sorted(probe.L2_SWEEP, reverse=True)
         scores = fit_linear(features, labels, 8, result.chosen).logits(test)
-        on_held = fit_linear(features[~held], labels[~held], 8, result.chosen).logits(features[held]).argmax(axis=1)
+        on_held = fit_linear(*learned, 8, result.chosen).logits(held[0]).argmax(axis=1)
     else:
         assert [value for value, _ in result.table] == [10, 20, 100, 200]
         scores = next(knn_votes(features, labels, test, 8, [int(result.chosen)]))[0]
-        on_held = knn_predict(features[~held], labels[~held], features[held], 8, int(result.chosen))
-    assert table[result.chosen] == (on_held == labels[held]).mean()
+        on_held = knn_predict(*learned, held[0], 8, int(result.chosen))
+    assert table[result.chosen] == (on_held == held[1]).mean()
     np.testing.assert_array_equal(result.predicted, scores.argmax(axis=1))
     assert result.top1 == (result.predicted == test_labels).mean()
     first = np.argsort(-scores, axis=1, kind="stable")[:, :5]
@@ -204,7 +196,8 @@ def test_sweeps_choose_on_a_tenth_and_score_with_everything(sweep) -> None:
 def test_test_data_decides_nothing() -> None:
     (features, labels), (test, test_labels) = blobs(15, 200, 3, noise=3.0), blobs(16, 60, 3)
     for sweep in (sweep_linear, sweep_knn):
-        one, other = (sweep(features, labels, *pair, 3) for pair in ((test, test_labels), (-test, test_labels[::-1])))
+        pairs = (test, test_labels), (-test, test_labels[::-1])
+        one, other = (sweep((features, labels), pair, 3) for pair in pairs)
         assert (one.chosen, one.table) == (other.chosen, other.table)
         assert one.top5 is None  # of three classes
 
@@ -213,20 +206,20 @@ def test_test_classes_that_were_never_trained_are_wrong() -> None:
     (features, labels), (test, test_labels) = blobs(17, 100, 6, noise=0.1), blobs(18, 40, 6, noise=0.1)
     beyond = np.where(np.arange(40) < 10, test_labels + 6, test_labels)
     for sweep in (sweep_linear, sweep_knn):
-        result = sweep(features, labels, test, beyond, 6)
+        result = sweep((features, labels), (test, beyond), 6)
         assert (result.top1, result.top5) == (0.75, 0.75)
 
 
 def test_top5_does_not_count_classes_without_a_vote() -> None:
     features, labels = np.eye(8), np.arange(8)
-    result = sweep_knn(features, labels, features[:1], np.array([1]), 8, ks=[1])
+    result = sweep_knn((features, labels), (features[:1], np.array([1])), 8, ks=[1])
     assert (result.top1, result.top5, result.chosen, result.table) == (0.0, 0.0, 1, ())
 
 
 def test_few_images_leave_few_k() -> None:
     features, labels = blobs(19, 16, 2)
-    assert [k for k, _ in sweep_knn(features, labels, features, labels, 2).table] == [10]
-    assert [k for k, _ in sweep_knn(features[:6], labels[:6], features, labels, 2).table] == [5]
+    assert [k for k, _ in sweep_knn((features, labels), (features, labels), 2).table] == [10]
+    assert [k for k, _ in sweep_knn((features[:6], labels[:6]), (features, labels), 2).table] == [5]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -240,8 +233,8 @@ def test_refuses_features_that_are_not_finite(value: float) -> None:
         lambda: fit_linear(features, labels, 3, 1.0).logits(bad),
         lambda: knn_predict(bad, labels, features, 3, 5),
         lambda: knn_predict(features, labels, bad, 3, 5),
-        lambda: sweep_linear(features, labels, bad, labels, 3),
-        lambda: sweep_knn(features, labels, bad, labels, 3),
+        lambda: sweep_linear((features, labels), (bad, labels), 3),
+        lambda: sweep_knn((features, labels), (bad, labels), 3),
     ):
         with pytest.raises(ValueError, match=message):
             attempt()
@@ -253,7 +246,7 @@ def test_refuses_what_does_not_fit() -> None:
     for attempt, message in (
         (lambda: fit_linear(features, one, 3, 1.0), r"two classes or more; all 30 are of class 1"),
         (lambda: knn_predict(features, one, features, 3, 5), r"two classes or more"),
-        (lambda: sweep_knn(features, one, features, labels, 3), r"two classes or more"),
+        (lambda: sweep_knn((features, one), (features, labels), 3), r"two classes or more"),
         (lambda: fit_linear(features, labels, 2, 1.0), r"labels must be 0 to 1, got 0 to 2"),
         (lambda: fit_linear(features, labels[1:], 3, 1.0), r"one label per row"),
         (lambda: fit_linear(features, labels, 3, 0.0), r"l2 must be positive and finite, got 0.0"),
@@ -262,9 +255,8 @@ def test_refuses_what_does_not_fit() -> None:
         (lambda: knn_predict(features, labels, features, 3, 31), r"k must be 1 to 30, .* got \[31\]"),
         (lambda: knn_predict(features, labels, features, 3, 0), r"k must be 1 to 30"),
         (lambda: knn_predict(features, labels, features, 3, 5, temperature=0.0), r"temperature must be positive"),
-        (lambda: sweep_linear(features, labels, features, labels, 3, l2s=[]), r"l2s is empty"),
-        (lambda: sweep_linear(features, labels, features[:0], labels[:0], 3), r"testing needs one label per row"),
-        (lambda: sweep_linear(features[:3], np.arange(3), features, labels, 3), r"no class has two images"),
+        (lambda: sweep_linear((features, labels), (features[:0], labels[:0]), 3), r"testing needs one label per row"),
+        (lambda: sweep_linear((features[:3], np.arange(3)), (features, labels), 3), r"no class has two images"),
     ):
         with pytest.raises(ValueError, match=f"^[^\n]*{message}[^\n]*$"):
             attempt()

@@ -93,10 +93,10 @@ def by_hand() -> Scores:
 def test_table_by_hand() -> None:
     scores = by_hand()
     assert scores.table().splitlines() == [
-        "class     images  accuracy  most often taken for",
-        "dog ?[1m       2      0.0%  cat, big (2)",
-        "yak            1      0.0%  ccccccccccccccccccccccccccccc... (1)",
-        "cat, big       4     75.0%  dog ?[1m (1)",
+        "class        images  accuracy  most often taken for",
+        "dog \\x1b[1m       2      0.0%  cat, big (2)",
+        "yak               1      0.0%  ccccccccccccccccccccccccccccc... (1)",
+        "cat, big          4     75.0%  dog \\x1b[1m (1)",
         "1 class without test images",
     ]
     assert scores.table(limit=1).splitlines()[2:] == ["... and 2 more in classes.csv", "1 class without test images"]
@@ -141,12 +141,12 @@ def test_files_by_hand(tmp_path: Path) -> None:
 def test_precision_and_accuracy_against_scikit_learn(tmp_path: Path) -> None:
     logits, labels, scores = made(400, 8)
     source = ListSource(np.zeros((1200, 1, 1), np.uint8))
-    scores.write(tmp_path, source)
+    scores.write(tmp_path, source, np.array([0, 0, 3, -1]))
     rows = read(tmp_path / "classes.csv")
     best = logits.argmax(axis=1)
     want = precision_score(labels, best, average=None, labels=np.arange(8))
     np.testing.assert_allclose([float(row["precision"]) for row in rows], want, atol=1e-6)
-    assert {row["train_images"] for row in rows} == {""}
+    assert [row["train_images"] for row in rows] == list("20010000")
     images = read(tmp_path / "predictions.csv")
     assert np.mean([int(row["correct"]) for row in images]) == pytest.approx(scores.top1)
     assert [int(row["index"]) for row in images] == (np.arange(400) * 3).tolist()
@@ -155,10 +155,10 @@ def test_precision_and_accuracy_against_scikit_learn(tmp_path: Path) -> None:
 
 def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = ListSource(np.zeros((7, 1, 1), np.uint8))
-    by_hand().write(tmp_path, source)
+    by_hand().write(tmp_path, source, np.arange(4))
     before = (tmp_path / "predictions.csv").read_bytes()
     monkeypatch.setattr("mpp.downstream.scoring.where", lambda source, index: 1 / (3 - index))
     with pytest.raises(ZeroDivisionError):
-        by_hand().write(tmp_path, source)
+        by_hand().write(tmp_path, source, np.arange(4))
     assert (tmp_path / "predictions.csv").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.csv", "predictions.csv"]

@@ -18,9 +18,9 @@ from mpp.data.pixel_cache import PixelSource
 from mpp.data.settings import Reading
 from mpp.data.transform import EvalTransform, normalise
 from mpp.dist import World
-from mpp.downstream.labelled import open_labelled, take_fraction, with_labels
+from mpp.downstream.labelled import open_labelled, take_fraction
 from mpp.downstream.settings import FinetuneConfig, LossConfig
-from mpp.downstream.starting import starting_weights
+from mpp.downstream.start import start_weights
 from mpp.downstream.tuning import (
     Tuning,
     build_tuning,
@@ -74,14 +74,14 @@ def test_only_images_that_are_trained_on_are_decoded_and_only_where_they_are_rea
         Image.fromarray(np.full((9, 9, 3), number, dtype=np.uint8)).save(folder / f"{number}.png")
     shutil.copytree(tmp_path / "train", tmp_path / "test")
     labelled = open_labelled(source)
-    taken = take_fraction(labelled.train_labels, 4, labels, 0)
+    taken = take_fraction(labelled, labels, 0)
     told = config(source, data__labels=labels, train__batch_size="4", train__micro_batch="4")
 
     def said(steps: int, seen: int = 0) -> list[str]:
         lines: list[str] = []
         parts = build_tuning(
             replace(told, train=replace(told.train, length=f"{steps} steps")),
-            with_labels(labelled, taken),
+            taken,
             0.1,
             World(),
             CPU,
@@ -196,7 +196,7 @@ def test_the_weights_own_mean_and_std_are_used(source: str) -> None:
 
 def test_the_config_s_mean_and_std_win(source: str, tmp_path: Path) -> None:
     told = config(source, "random:test_resnet", data__mean="0.1,0.2,0.3", data__std="0.4")
-    weights = starting_weights(told)
+    weights = start_weights(told)
     assert (weights.mean, weights.std) == ((0.1, 0.2, 0.3), (0.4,))
     parts = tuning(source, "random:test_resnet", model__img_size="32", data__mean="0.1,0.2,0.3", data__std="0.4")
     write_timm_folder(result_weights(parts), tmp_path / "model")
@@ -204,7 +204,7 @@ def test_the_config_s_mean_and_std_win(source: str, tmp_path: Path) -> None:
 
 
 def test_a_new_model_is_what_was_asked_for(source: str) -> None:
-    weights = starting_weights(config(source))
+    weights = start_weights(config(source))
     assert (weights.name, weights.state, weights.image_hw) == ("vit_tiny_patch16_224", None, (32, 32))
     assert (weights.mean, weights.std, weights.pool, weights.origin) == ((0.5,), (0.5,), "avg", "none")
     model: Any = tuning(source).model
@@ -234,7 +234,7 @@ def test_a_new_model_is_drawn_from_the_seed(source: str) -> None:
 def test_settings_of_a_new_model_beside_another_init(key: str, value: str, source: str) -> None:
     told = config(source, "random:test_vit", **{f"model__{key}": value})
     with pytest.raises(UserError, match=rf"model\.{key} is for --init none; random:test_vit has its own"):
-        starting_weights(told)
+        start_weights(told)
 
 
 def test_a_model_that_cannot_checkpoint_its_gradients(source: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mpp.config import to_yaml
-from mpp.downstream.account import Result
+from mpp.downstream.finetune_result import Result
 from mpp.downstream.labelled import open_labelled
 from mpp.errors import UserError
 from mpp.pretraining.settings import PretrainConfig

@@ -25,9 +25,8 @@ import numpy as np
 from benchmarks.settings import TrainingBench
 from mpp.config import by_name, from_file, load_yaml, overridden
 from mpp.dist import World
-from mpp.downstream.settings import FewshotConfig
 from mpp.errors import ConfigError, RunError, UserError
-from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.settings import FewshotConfig, PretrainConfig
 from mpp.study.settings import StudyConfig
 from mpp.training.log import read_rows
 from mpp.training.parallel import choose_device, choose_precision

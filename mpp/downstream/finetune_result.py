@@ -1,4 +1,4 @@
-"""What a fine-tuning run has to say for itself: before it starts, in result.json, and in its last words."""
+"""The files of a finished fine-tuning run, result.json and inputs.json, and the summary that ends it."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ import numpy as np
 
 from mpp.config import differences, from_file, to_dict
 from mpp.data.sources.fingerprint import fingerprint
-from mpp.downstream.cache import weights_hash
+from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.scoring import Scores
-from mpp.downstream.settings import FinetuneConfig, parse_share
+from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
 from mpp.system.files import write_whole
 from mpp.weights.base import Weights
@@ -23,7 +23,7 @@ INPUTS = "inputs.json"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run works on beside its config, as hashes: `inputs.json` in its folder.
+    """Hashes of what a run works on beside its config: `inputs.json` in its folder.
 
     The names in a config stay the same when somebody adds images to a folder or converts other weights into it.
     """
@@ -34,10 +34,9 @@ class Inputs:
 
     @classmethod
     def of(cls, weights: Weights, labelled: Labelled) -> "Inputs":
-        """Of weights as they were opened and labelled images as they are now."""
-        reading, numerics = weights.reading.of_pixels, asdict(weights.numerics)
-        told = [weights.name, dict(weights.args), reading, weights.mean, weights.std, numerics]
-        text = json.dumps(told, sort_keys=True, default=str)
+        """Hashes weights as they were opened and labelled images as they are now."""
+        settings = [weights.name, dict(weights.args), weights.reading.of_pixels, weights.mean, weights.std]
+        text = json.dumps([*settings, asdict(weights.numerics)], sort_keys=True, default=str)
         state = "fresh" if weights.state is None else weights_hash(weights.state)
         digest = hashlib.sha256(f"{text} {state}".encode()).hexdigest()
         train = fingerprint(labelled.train, times=False)
@@ -58,20 +57,14 @@ class Inputs:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"cannot read {path}, the record of a run's inputs; choose another --run-dir") from error
         names = {"weights": "the weights it started from", "train": "its training images", "test": "its test images"}
-        changed = [told for key, told in names.items() if getattr(self, key) != getattr(before, key)]
+        changed = " and ".join(name for key, name in names.items() if getattr(self, key) != getattr(before, key))
         if changed:
-            what = " and ".join(changed)
-            raise UserError(f"{folder} holds a run, but {what} have changed since; choose another --run-dir")
-
-    def write(self, folder: Path) -> None:
-        """Writes inputs.json, whole or not at all."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        write_whole(folder / INPUTS, lambda file: file.write(text.encode()))
+            raise UserError(f"{folder} holds a run, but {changed} have changed since; choose another --run-dir")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run came to; `result.json` in its folder. Accuracies are shares, 0 to 1."""
+    """Figures of a finished run: `result.json` in its folder. Accuracies are shares, 0 to 1."""
 
     top1: float
     top5: float | None
@@ -87,30 +80,15 @@ class Result:
     steps: int
     init: str
 
-    @classmethod
-    def of(cls, scores: Scores, labelled: Labelled, config: FinetuneConfig, steps: int) -> "Result":
-        """The result of a run of `steps` steps with config's first learning rate."""
-        return cls(
-            scores.top1,
-            scores.top5,
-            scores.balanced,
-            scores.interval,
-            test_images=len(scores.labels),
-            train_images=len(labelled.train_indices),
-            num_classes=len(labelled.classes),
-            lr=config.optim.lr[0],
-            steps=steps,
-            init=config.init,
-        )
 
-    def write(self, folder: Path) -> None:
-        """Writes result.json, whole or not at all."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        write_whole(folder / RESULT, lambda file: file.write(text.encode()))
+def write_record(path: Path, record: Inputs | Result) -> None:
+    """Writes result.json or inputs.json, whole or not at all."""
+    text = json.dumps(asdict(record), indent=2) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def read_result(run_dir: Path) -> Result | None:
-    """The result of a run, or None where it has not finished.
+    """Reads the result of a run; None where it has not finished.
 
     Raises:
         UserError: a result.json that is damaged.
@@ -128,49 +106,33 @@ def read_result(run_dir: Path) -> Result | None:
 
 
 def finished(config: FinetuneConfig, inputs: Inputs) -> Result | None:
-    """The result of the run in config.run_dir if it has finished; of a sweep, with any of config's learning rates.
+    """Gives the result of the run in config.run_dir if it has finished; after a sweep, with any of its learning rates.
 
     Raises:
         UserError: a run of another config or on other inputs. With resume=force it counts as not finished.
     """
-    folder = Path(config.run_dir)
+    folder, force = Path(config.run_dir), config.resume == "force"
     result = read_result(folder)
     if result is None:
         return None
-    if config.resume != "force":
+    if not force:
         inputs.check(folder)
     changed = differences(FinetuneConfig, to_dict(from_file(FinetuneConfig, folder / "config.yaml")), to_dict(config))
     if result.lr in config.optim.lr:
         changed = [line for line in changed if not line.startswith("optim.lr:")]
-    if changed and config.resume == "force":
-        return None
-    if changed:
+    if changed and not force:
         raise UserError(
             f"{folder} holds a finished run with another config ({'; '.join(changed)}); choose another --run-dir"
         )
-    return result
+    return None if changed else result
 
 
-def describe(labelled: Labelled, share: str) -> str:
-    """What is learned from and what is tested, in lines; `share` is that of the labels."""
-    trained, tested = len(labelled.train_indices), len(labelled.test_indices)
-    part = "" if parse_share(share) == 1 else f" ({share} of each class, drawn by data.labels_seed)"
-    lines = [f"labels: {trained:,} training images{part} and {tested:,} test images in {len(labelled.classes)} classes"]
-    return "\n".join([*lines, *(f"note: {note}" for note in labelled.notes)])
-
-
-def account(folder: Path, labelled: Labelled, scores: Scores, result: Result, notes: list[str]) -> str:
-    """The last words of a finished run.
-
-    Args:
-        folder: of the run.
-        labelled: what it learned from and was tested on.
-        scores: of the test images.
-        result: what they come to.
-        notes: what is to be said beside that of the labels.
-    """
+def summary(folder: Path, labelled: Labelled, scores: Scores, result: Result, notes: list[str]) -> str:
+    """The last lines that a finished run in `folder` prints; `notes` follow those of the labels."""
     low, high = result.interval
     missing = len(labelled.test_indices) - result.test_images
+    most_frequent = np.bincount(labelled.train_labels[labelled.train_indices]).argmax()
+    baseline = float((scores.labels == most_frequent).mean())
     start = "scratch" if result.init == "none" else result.init
     lines = [
         "",
@@ -180,7 +142,7 @@ def account(folder: Path, labelled: Labelled, scores: Scores, result: Result, no
         f"  top-1     {result.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, over test images)",
         *([] if result.top5 is None else [f"  top-5     {result.top5:7.2%}"]),
         f"  by class  {result.balanced:7.2%}   (mean over the classes, whatever their size)",
-        f"  trivial   {_trivial(labelled, scores):7.2%}   (always the most frequent class of the training images)",
+        f"  trivial   {baseline:7.2%}   (always the most frequent class of the training images)",
         "",
         scores.table(),
         "",
@@ -191,9 +153,3 @@ def account(folder: Path, labelled: Labelled, scores: Scores, result: Result, no
         f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)',
     ]
     return "\n".join(lines)
-
-
-def _trivial(labelled: Labelled, scores: Scores) -> float:
-    """Accuracy of always answering the most frequent class."""
-    frequent = np.bincount(labelled.train_labels[labelled.train_indices]).argmax()
-    return float((scores.labels == frequent).mean())

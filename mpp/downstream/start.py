@@ -1,0 +1,64 @@
+"""What a fine-tuning starts from: named weights, or a new architecture, with the config's settings of their input."""
+
+import difflib
+from dataclasses import replace
+
+import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+import timm
+
+from mpp.data.settings import DataConfig
+from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, LabelledConfig
+from mpp.errors import UserError
+from mpp.weights.base import Weights
+from mpp.weights.opening import open_weights
+
+
+def start_weights(config: FinetuneConfig) -> Weights:
+    """Opens the weights that `init` names or, for none, makes a new architecture, with the config's input settings.
+
+    Raises:
+        UserError: no such weights; settings of a new model beside weights that have their own.
+    """
+    model = config.model
+    if not config.init:
+        raise UserError("nothing to start from: give --init runs/first, say, or --init none --model.name NAME")
+    if config.init == "none":
+        return with_input_settings(_new(model), config.data)
+    weights = open_weights(config.init)
+    for key in ("name", "patch_size", "embed_dim", "depth", "num_heads", "in_chans"):
+        if getattr(model, key) != getattr(ClassifierConfig(), key):
+            raise UserError(f"model.{key} is for --init none; {config.init} has its own")
+    return with_input_settings(weights, config.data)
+
+
+def with_input_settings(weights: Weights, data: LabelledConfig) -> Weights:
+    """Gives the weights the config's normalisation, value range and background, where it sets them.
+
+    Raises:
+        UserError: settings for another number of channels.
+    """
+    settings = {key: getattr(data, key) for key in ("mean", "std", "value_range", "background")}
+    settings = {key: value for key, value in settings.items() if value}
+    replace(DataConfig(), **settings).reading(weights.in_chans)
+    return replace(weights, max_image_mb=data.max_image_mb, **settings)
+
+
+def _new(model: ClassifierConfig) -> Weights:
+    if not model.name:
+        raise UserError("--init none makes a new model: say which by --model.name, such as vit_tiny_patch16_224")
+    sizes = {"embed_dim": model.embed_dim, "depth": model.depth, "num_heads": model.num_heads}
+    if model.patch_size:
+        sizes["patch_size"] = [model.patch_size[0], model.patch_size[-1]]  # pyright: ignore[reportArgumentType]
+    args = {key: value for key, value in sizes.items() if value is not None}
+    bare = model.name.partition(".")[0]
+    if not timm.is_model(bare):
+        near = difflib.get_close_matches(bare, timm.list_models(), 3)
+        known = f"near it: {', '.join(near)}" if near else "timm.list_models() lists them all"
+        raise UserError(f"model.name: timm {timm.__version__} has no model {model.name!r}; {known}")
+    named = open_weights(f"random:timm:{bare}")
+    size = (model.img_size[0], model.img_size[-1]) if model.img_size else named.image_hw
+    # timm's entry of that name describes weights that are not taken, so only its name, size and pooling count.
+    pool = "avg" if named.pool == "token" else named.pool
+    return Weights(named.name, args, None, size, model.in_chans, pool=pool, origin="none")
