@@ -38,14 +38,10 @@ def cached_features(key: Mapping[str, Any], extract: Callable[[], tuple[np.ndarr
 
     Args:
         key: everything that the features depend on, as JSON values.
-        extract: features (n, d) of any float type and indices (n,).
-
-    Returns:
-        float32 (n, d) and int64 (n,), the same bits whether they were cached or not.
+        extract: features (n, d) of any float type and indices (n,), which become float32 and int64.
 
     Raises:
-        TypeError: a key that is no JSON.
-        ValueError: a key that holds NaN, or features and indices that do not fit each other.
+        TypeError, ValueError: a key that is no JSON, or holds NaN; features and indices that do not fit each other.
     """
     text = json.dumps({"format": _FORMAT, "key": dict(key)}, sort_keys=True, allow_nan=False)
     path = cache_folder() / "features" / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"

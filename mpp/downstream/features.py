@@ -79,16 +79,10 @@ def check_patches(model: nn.Module, image_hw: tuple[int, int], setting: str) -> 
 def extract_features(
     encode: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device | str
 ) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, " n"]]:
-    """Runs the batches through `encode`, without gradients, and collects the features of all images.
+    """Runs batches, which may be empty, through `encode`, without gradients; gives features and each row's `index`.
 
-    Args:
-        encode: uint8 (B, C, h, w) on the device -> float of any type (B, d).
-        batches: `images` uint8 (B, C, h, w) and `index` int64 (B,) of those that decoded; a batch may be empty.
-        device: where `encode` runs.
-
-    Returns:
-        Features and the `index` of each row, in the order of the batches; (0, 0) and (0,) where there is no image at
-        all, as on a rank that has none to read.
+    `encode` takes uint8 (B, C, h, w) on the device and gives (B, d) of any float type. Without any image, as on a rank
+    that has none to read, the shapes are (0, 0) and (0,).
     """
     device = torch.device(device)
     rows: list[Tensor] = []
@@ -242,11 +236,7 @@ class FrozenEncoder:
         return self.model.forward_intermediates(pixels, indices=below, **options), None
 
     def extract(self, how: str, layer: int = -1) -> Extract:
-        """Gives the function that few-shot evaluation and probes read features with.
-
-        Args:
-            how: one of `pools`.
-            layer: one of `layers`, counted from the end as there.
+        """Gives the function that reads features of one of `pools` and one of `layers`, counted from the end as there.
 
         Raises:
             ValueError: another one.

@@ -75,8 +75,8 @@ class Fewshot:
             ValueError: no image left to learn from or to test, features that are NaN or infinite.
         """
         images = self.labelled
-        train_features, train_kept = _extract_once(extract, images.train, self.train_indices)
-        test_features, test_kept = _extract_once(extract, images.test, self.test_indices)
+        train_features, train_kept = extract(images.train, self.train_indices)
+        test_features, test_kept = extract(images.test, self.test_indices)
         row = np.full(len(images.train_labels), -1)
         row[train_kept] = np.arange(len(train_kept))
         draws = [[row[picked][row[picked] >= 0] for picked in of_seed] for of_seed in self.draws]
@@ -97,15 +97,9 @@ class Fewshot:
 def evaluations(every: str, total_steps: int, batch_size: int, num_images: int, epoch_images: int | None = None) -> int:
     """Gives the steps between evaluations; 0 for none but those at step 0 and at the end, which always take place.
 
-    auto: as many evaluations, the first and the last included, as cost less than 2% of the run, at most 20, in even
-    steps. An evaluated image counts as one trained on: reading it costs as much, its forward pass a third (on a CPU,
-    with the least squares: 0.4).
-
-    Args:
-        every: a duration or "auto".
-        batch_size: images per step over all devices.
-        num_images: images per evaluation.
-        epoch_images: images in an epoch, for an `every` in epochs.
+    `every` is a duration, which may need `epoch_images`, or auto: as many evaluations, the first and the last included,
+    as cost less than 2% of the run, at most 20, in even steps. Each of `num_images` images counts as one trained on:
+    reading it costs as much, its forward pass a third (on a CPU, with the least squares: 0.4).
 
     Raises:
         ValueError: an `every` that is no duration, or one in epochs without `epoch_images`.
@@ -122,12 +116,3 @@ def evaluations(every: str, total_steps: int, batch_size: int, num_images: int, 
         return 0
     period = math.ceil(total_steps / (count - 1))  # step 0, the multiples before the end, the end
     return period if period < total_steps else 0
-
-
-def _extract_once(extract: Extract, source: Source, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Extracts features and indices, ascending; an image that came twice, as from ranks that pad, counts once."""
-    features, kept = extract(source, wanted)
-    if len(features) != len(kept) or not np.isin(kept, wanted).all():
-        raise ValueError(f"extract was asked for {len(wanted)} images and returned others ({len(kept)} indices)")
-    unique, first = np.unique(kept, return_index=True)
-    return features[first], unique

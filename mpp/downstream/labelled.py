@@ -92,12 +92,8 @@ class Labelled:
 def open_labelled(data: str, test: str = "", download: bool = False, keep: bool = False) -> Labelled:
     """Opens labelled images by the strings of their sources.
 
-    Args:
-        data: the training images, and the test images too where `test` is empty: its own test split if it has one,
-            else a fifth of each class, held out by a fixed seed.
-        test: source of the test images; its test split where it has one.
-        download: fetch cifar10 or cifar100 where the folder lacks it.
-        keep: keep in the cache what is fetched of remote shards.
+    Test images are those of `test`, its test split where it has one; without `test` the test split of `data`, else a
+    fifth of each class, held out by a fixed seed. `download` and `keep` are those of the data settings.
 
     Raises:
         SourceError: a source that does not open, or as `label`.

@@ -27,6 +27,8 @@ from mpp.system.process import one_thread
 
 _ROWS = 2**24  # numbers in one block: 128 MB
 _IN_MEMORY = 2**28  # standardised numbers in memory: 2 GB; of more, each block is made anew in each pass
+_MOST_STEPS = 1000
+_TOLERANCE = 1e-6  # it ends where no component of the gradient is larger
 
 Block = tuple[Float64[np.ndarray, "rows d"], Int[Tensor, " rows"]]
 
@@ -42,8 +44,6 @@ class LinearProbe:
     weights: Float64[np.ndarray, "d K"]
     bias: Float64[np.ndarray, " K"]
     """-inf for a class without training images."""
-    converged: bool = True
-    """Whether the gradient fell below the tolerance."""
 
     def logits(self, features: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, "m K"]:
         """Gives unnormalised log-probabilities; -inf for a class without training images."""
@@ -58,8 +58,6 @@ def fit_linear(
     l2: float,
     *,
     start: LinearProbe | None = None,
-    max_iterations: int = 1000,
-    tolerance: float = 1e-6,
 ) -> LinearProbe:
     """Fits by full-batch L-BFGS in float64, always the same for the same input.
 
@@ -67,18 +65,14 @@ def fit_linear(
     the losses here, a sum there, so that one `l2` means the same for a part of the data as for all of it.
 
     Args:
-        labels: 0 to num_classes - 1, of at least two classes. A class without images is never predicted.
+        labels: 0 to num_classes - 1; a class without images is never predicted.
         l2: above 0; 2**-20 is next to none. The bias is not penalised.
-        start: a solution to start from, such as that of the next stronger `l2`; its statistics are not used.
-        max_iterations: most steps of L-BFGS.
-        tolerance: it stops where no component of the gradient is larger.
+        start: a solution to start from, such as that of the next stronger `l2`.
 
     Raises:
-        ValueError: one class only, labels out of range, shapes that do not fit, NaN or infinite features, bad `l2`.
+        ValueError: as `check_classes`.
     """
     check_classes(features, labels, num_classes)
-    if not (np.isfinite(l2) and l2 > 0):
-        raise ValueError(f"l2 must be positive and finite, got {l2}")
     present = np.unique(labels)
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64) + STD_OFFSET
@@ -89,10 +83,10 @@ def fit_linear(
         known = np.where(np.isfinite(start.bias), start.bias, 0.0)
         solution.copy_(torch.from_numpy(np.vstack([start.weights, known])[:, present]))
     blocks = _blocks(features, np.searchsorted(present, labels), mean, std, len(present))
-    converged = _minimise(solution, blocks, l2, max_iterations, tolerance)
+    _minimise(solution, blocks, l2)
     weights, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, -np.inf)
     weights[:, present], bias[present] = solution[:-1].numpy(), solution[-1].numpy()
-    return LinearProbe(mean, std, weights, bias, converged)
+    return LinearProbe(mean, std, weights, bias)
 
 
 def check_classes(features: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
@@ -145,10 +139,8 @@ def _minimise(
     solution: Float64[Tensor, "w s"],
     blocks: Callable[[], Iterable[Block]],
     l2: float,
-    max_iterations: int,
-    tolerance: float,
-) -> bool:
-    """Moves `solution`, whose last row is the bias, to the minimum; False where it did not get there."""
+) -> None:
+    """Moves `solution`, whose last row is the bias, to the minimum."""
     gradient = torch.empty_like(solution)
     preconditioner, root = _preconditioner(blocks, l2, solution.shape[1])
     moved = root @ solution
@@ -174,14 +166,13 @@ def _minimise(
 
     optimiser = torch.optim.LBFGS(
         [moved],
-        max_iter=max_iterations,
-        max_eval=2 * max_iterations,
+        max_iter=_MOST_STEPS,
+        max_eval=2 * _MOST_STEPS,
         # Of V; no component of the gradient by W is then larger than the tolerance.
-        tolerance_grad=tolerance / float(root.abs().sum(dim=1).max()),
+        tolerance_grad=_TOLERANCE / float(root.abs().sum(dim=1).max()),
         tolerance_change=1e-14,  # the gradient alone shall say when it is enough, but rounding must be able to end it
         line_search_fn="strong_wolfe",
     )
     with one_thread():
         optimiser.step(closure)
-        closure()  # the line search may have ended elsewhere than it looked last
-    return bool(gradient.abs().max() <= tolerance)
+    torch.matmul(preconditioner, moved, out=solution)  # the line search may have ended elsewhere than it looked last

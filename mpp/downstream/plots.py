@@ -30,19 +30,16 @@ _MOST_CELLS = 250  # a side; of more, one cell would be a dot of three pixels
 _LONGEST = 24  # characters of a name
 _POOLED = {"mean": "mean of the patches", "token": "class token", "mean+token": "both side by side"}
 
-
 ByShots = Mapping[int, Estimate]
 """Accuracy, 0 to 1, by the number of shots."""
 
 
 def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
-    """Accuracy against the number of shots, one line per model.
-
-    The bars are the 95 % interval of the mean, over what the title says. What was measured once has no bar.
+    """Draws accuracy against the number of shots, one line per model, with bars of the mean's 95 % interval.
 
     Args:
         path: file to write; its ending tells the format, such as .png or .svg.
-        results: name of the model -> its accuracies; the names make the legend.
+        results: name of the model, for the legend -> its accuracies. What was measured once has no bar.
 
     Raises:
         ValueError: no results.
@@ -56,11 +53,10 @@ def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
         # Side by side, a few percent apart: bars at the same shots would hide each other.
         x = np.array(shots, dtype=float) * 2 ** (0.04 * (i - (len(results) - 1) / 2))
         mean, bars = (_percent(getattr(result[k], part) for k in shots) for part in ("mean", "half"))
-        colour = PALETTE[i % len(PALETTE)]
         lap = i // len(PALETTE)  # past the last colour, other lines and markers tell them apart
         axes.errorbar(
-            x, mean, yerr=bars, label=_cut(name, 40), color=colour, marker=_MARKERS[(i + lap) % len(_MARKERS)],
-            linestyle=_LINES[lap % len(_LINES)], markersize=7, linewidth=2.2, elinewidth=1.6, capsize=4,
+            x, mean, yerr=bars, label=_cut(name, 40), color=PALETTE[i % len(PALETTE)], markersize=7, linewidth=2.2,
+            marker=_MARKERS[(i + lap) % len(_MARKERS)], linestyle=_LINES[lap % len(_LINES)], elinewidth=1.6, capsize=4,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(k) for k in ticks])
@@ -70,75 +66,66 @@ def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 0.0), min(high, 102.0))  # a t interval of few draws may leave 0 to 100
     axes.legend(frameon=False, loc="best", fontsize=13)
-    several = [of for result in results.values() for of in result.values()]
-    _bars_title(axes, "95 % interval of the mean", several)
+    _bars_title(axes, "95 % interval of the mean", [of for result in results.values() for of in result.values()])
     _save(figure, path)
 
 
 def plot_layers(path: Path, results: Mapping[Readout, ByShots]) -> None:
-    """Accuracy by the layer that is read: a panel per number of shots, a colour per encoder, a line style per pooling.
+    """Draws accuracy by layer, numbered from 0: a panel per number of shots, a colour per encoder, a line per pooling.
 
-    The bands are the standard deviation, over what the axis says. What was measured once has no band.
+    The bands are the standard deviation. What was measured once has no band.
 
     Args:
         path: as in `plot_shots`.
-        results: of any encoders, layers and poolings, with the same shots; layers are drawn numbered from 0.
+        results: of any encoders, layers and poolings, with the same shots.
 
     Raises:
-        ValueError: no results, or readouts that do not tell the depth of their encoder.
+        ValueError: no results, or readouts without the depth of their encoder.
     """
     if not results or any(of.depth < 1 for of in results):
         raise ValueError("plot_layers needs one result or more, each with the depth of its encoder")
-    shots = list(next(iter(results.values())))
-    columns = math.ceil(math.sqrt(len(shots)))
-    rows = math.ceil(len(shots) / columns)
-    figure = _figure((_WIDTH, max(_HEIGHT, 3.2 * rows + 1.0)))
-    looks = _looks(results)
-    for panel, number in enumerate(shots):
-        axes = figure.add_subplot(rows, columns, panel + 1)
-        _style(axes)
-        for (init, pool), look in looks.items():
-            line = sorted((of.depth + of.layer, of) for of in results if (of.init, of.pool) == (init, pool))
-            x = [layer for layer, _ in line]
-            mean, std = (_percent(getattr(results[of][number], part) for _, of in line) for part in ("mean", "spread"))
-            axes.plot(x, mean, **look)
-            axes.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.12, linewidth=0)
-        axes.locator_params(axis="x", integer=True)
-        axes.set_title(f"{number} labelled image{'s' * (number > 1)} per class", fontsize=13)
-    bands = over(of for result in results.values() for of in result.values())
-    told = f"; bands: standard deviation over {bands}" if bands else ""
-    figure.supxlabel(f"layer that is read, from 0{told}", fontsize=13)
-    figure.supylabel("accuracy (%)", fontsize=14)
-    _layers_legend(figure, looks)
-    _save(figure, path)
+    from matplotlib.lines import Line2D
 
-
-def _looks(results: Iterable[Readout]) -> dict[tuple[str, str], dict[str, Any]]:
-    """How the line of each encoder and pooling is drawn."""
     inits, pools = (list(dict.fromkeys(names)) for names in zip(*((of.init, of.pool) for of in results), strict=True))
-    return {
+    colours = {init: PALETTE[i % len(PALETTE)] for i, init in enumerate(inits)}
+    lines: dict[tuple[str, str], dict[str, Any]] = {
         (init, pool): {
-            "color": PALETTE[i % len(PALETTE)], "linestyle": _LINES[j % len(_LINES)],
-            "marker": _MARKERS[(j + i // len(PALETTE)) % len(_MARKERS)], "markersize": 5, "linewidth": 2,
+            "linestyle": _LINES[j % len(_LINES)], "marker": _MARKERS[(j + i // len(PALETTE)) % len(_MARKERS)],
+            "markersize": 5, "linewidth": 2,
         }
         for i, init in enumerate(inits) for j, pool in enumerate(pools)
         if any((of.init, of.pool) == (init, pool) for of in results)
     }  # fmt: skip
-
-
-def _layers_legend(figure: "Figure", looks: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
-    """Encoders by their colours, and poolings, in grey, by their lines."""
-    from matplotlib.lines import Line2D
-
-    colours = {init: look["color"] for (init, _), look in looks.items()}
-    lines = {pool: {**look, "color": "#555555"} for (_, pool), look in looks.items()}
+    shots = list(next(iter(results.values())))
+    columns = math.ceil(math.sqrt(len(shots)))
+    rows = math.ceil(len(shots) / columns)
+    figure = _figure((_WIDTH, max(_HEIGHT, 3.2 * rows + 1.0)))
+    for panel, number in enumerate(shots):
+        axes = figure.add_subplot(rows, columns, panel + 1)
+        _style(axes)
+        for (init, pool), look in lines.items():
+            points = sorted((of.depth + of.layer, of) for of in results if (of.init, of.pool) == (init, pool))
+            x = [layer for layer, _ in points]
+            mean, std = (
+                _percent(getattr(results[of][number], part) for _, of in points) for part in ("mean", "spread")
+            )
+            axes.plot(x, mean, color=colours[init], **look)
+            axes.fill_between(x, mean - std, mean + std, color=colours[init], alpha=0.12, linewidth=0)
+        axes.locator_params(axis="x", integer=True)
+        axes.set_title(f"{number} labelled image{'s' * (number > 1)} per class", fontsize=13)
+    bands = over(of for result in results.values() for of in result.values())
+    bands = f"; bands: standard deviation over {bands}" if bands else ""
+    figure.supxlabel(f"layer that is read, from 0{bands}", fontsize=13)
+    figure.supylabel("accuracy (%)", fontsize=14)
     handles = [Line2D([], [], label=_cut(init, 34), color=colour, linewidth=4) for init, colour in colours.items()]
-    handles += [Line2D([], [], label=_POOLED[pool], **look) for pool, look in lines.items()]
+    by_pool = {pool: look for (_, pool), look in lines.items()}
+    handles += [Line2D([], [], label=_POOLED[pool], color="#555555", **look) for pool, look in by_pool.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3), frameon=False, fontsize=12)
+    _save(figure, path)
 
 
 def plot_bars(path: Path, groups: Mapping[str, Mapping[str, Estimate]], ylabel: str) -> None:
-    """Groups of bars with their standard deviation, such as 1 %, 10 %, 100 % of the labels, scratch and pretrained.
+    """Draws groups of bars with their standard deviation, such as 1 %, 100 % of the labels, scratch and pretrained.
 
     Args:
         path: as in `plot_shots`.
@@ -154,7 +141,6 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, Estimate]], ylabel: 
     figure, axes = _new()
     width = 0.8 / len(series)
     estimates = [of for group in groups.values() for of in group.values()]
-    top = max(100 * (of.mean + (of.spread or 0.0)) for of in estimates)
     for i, name in enumerate(series):
         present = {at: group[name] for at, group in enumerate(groups.values()) if name in group}
         mean, spread = (_percent(getattr(of, part) for of in present.values()) for part in ("mean", "spread"))
@@ -162,15 +148,15 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, Estimate]], ylabel: 
         axes.bar(x, mean, 0.92 * width, color=PALETTE[i % len(PALETTE)], label=_cut(name, 40), zorder=2)
         axes.errorbar(x, mean, yerr=spread, fmt="none", ecolor="#222222", elinewidth=1.6, capsize=4, zorder=3)
         if len(series) * len(groups) <= 24:  # more figures than that would run into each other
-            for where, value, above in zip(x, mean, mean + np.nan_to_num(spread), strict=True):
-                axes.annotate(
-                    f"{value:#.3g}", (where, above), (0, 4), textcoords="offset points", ha="center", fontsize=11
-                )
+            for at, value, above in zip(x, mean, mean + np.nan_to_num(spread), strict=True):
+                offset = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 11}
+                axes.annotate(f"{value:#.3g}", (at, above), **offset)
     axes.set_xticks(range(len(groups)), [_cut(name, _LONGEST) for name in groups])
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
     axes.set_ylabel(ylabel)
     _bars_title(axes, "standard deviation", estimates)
+    top = max(100 * (of.mean + (of.spread or 0.0)) for of in estimates)
     if top > 0:
         axes.set_ylim(top=1.12 * top)
     if len(series) > 1:
@@ -179,12 +165,11 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, Estimate]], ylabel: 
 
 
 def plot_confusion(path: Path, matrix: Int[np.ndarray, "C K"], names: Sequence[str]) -> None:
-    """A confusion matrix, each row in percent of its class; rows are true classes, columns predicted ones.
+    """Draws a confusion matrix, each row in percent of its class; rows are true classes, columns predicted ones.
 
     Up to 60 classes are named at the sides, up to 12 have their percentages in the cells. Of more classes only the
-    pattern can be read: their numbers stand at the sides, small shares are drawn darker than in proportion, and from
-    250 on a cell stands for several classes and shows the largest of their shares, as single ones would be too small
-    to see.
+    pattern can be read: small shares are drawn darker than in proportion, and from 250 on a cell shows the largest
+    share of several classes.
 
     Args:
         path: as in `plot_shots`.
@@ -196,19 +181,20 @@ def plot_confusion(path: Path, matrix: Int[np.ndarray, "C K"], names: Sequence[s
     """
     if matrix.ndim != 2 or not matrix.size or matrix.min() < 0 or len(names) < max(matrix.shape):
         raise ValueError(f"confusion needs counts (true, predicted) and their names, got {matrix.shape}, {len(names)}")
-    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    rows, columns = matrix.shape
-    larger = max(rows, columns)
-    figure, axes = _new((_WIDTH, 0.88 * _WIDTH * min(max(rows / columns, 0.4), 2.0)))
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
 
+    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    rows, columns = matrix.shape
+    larger = max(rows, columns)
     step = math.ceil(larger / _MOST_CELLS)
-    unit = "% of the true class" + (f", largest of {step} x {step} classes" if step > 1 else "")
-    gamma = 1.0 if larger <= _LARGEST_LABELLED else 0.5
-    cells = _shrunk(share, step)
+    cells = share
+    for axis in (0, 1):
+        cells = np.maximum.reduceat(cells, np.arange(0, share.shape[axis], step), axis=axis)
+    figure, axes = _new((_WIDTH, 0.88 * _WIDTH * min(max(rows / columns, 0.4), 2.0)))
+    norm = PowerNorm(1.0 if larger <= _LARGEST_LABELLED else 0.5, 0, 100)
     edges = (-0.5, cells.shape[1] * step - 0.5, cells.shape[0] * step - 0.5, -0.5)
-    colours, norm = colormaps["Blues"], PowerNorm(gamma, 0, 100)
+    colours = colormaps["Blues"]
     image = axes.imshow(cells, cmap=colours, norm=norm, interpolation="nearest", aspect="auto", extent=edges)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))  # the last cells may stand for fewer classes
     if larger <= _LARGEST_LABELLED:
@@ -220,27 +206,19 @@ def plot_confusion(path: Path, matrix: Int[np.ndarray, "C K"], names: Sequence[s
     if larger <= _LARGEST_COUNTED:
         for (row, column), value in np.ndenumerate(share):
             if value > 0:
-                ink = "white" if value > 55 else "#222222"
-                text = f"{value:.0f}" if value >= 0.5 else "<1"
+                ink, text = "white" if value > 55 else "#222222", f"{value:.0f}" if value >= 0.5 else "<1"
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=11)
     axes.grid(visible=False)
     axes.tick_params(length=0)
-    for side in axes.spines.values():
-        side.set_visible(True)
+    axes.spines[:].set_visible(True)
     axes.set(xlabel="predicted class", ylabel="true class")
+    unit = "% of the true class" + (f", largest of {step} x {step} classes" if step > 1 else "")
     figure.colorbar(image, ax=axes, label=unit, fraction=0.045, pad=0.02)
     _save(figure, path)
 
 
-def _shrunk(share: np.ndarray, step: int) -> np.ndarray:
-    """Blocks of `step` x `step` cells as one, which is the largest of their shares."""
-    for axis in (0, 1):
-        share = np.maximum.reduceat(share, np.arange(0, share.shape[axis], step), axis=axis)
-    return share
-
-
 def _new(size: tuple[float, float] = (_WIDTH, _HEIGHT)) -> "tuple[Figure, Axes]":
-    """A figure with one pair of axes."""
+    """Makes a figure with one pair of axes."""
     figure = _figure(size)
     axes = figure.subplots()
     _style(axes)
@@ -248,7 +226,7 @@ def _new(size: tuple[float, float] = (_WIDTH, _HEIGHT)) -> "tuple[Figure, Axes]"
 
 
 def _figure(size: tuple[float, float]) -> "Figure":
-    """A figure of its own, drawn into memory: no window, and no state shared with other plots of the process."""
+    """Makes a figure that is drawn into memory: no window, and no state shared with other plots of the process."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -273,18 +251,18 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 def _percent(shares: Iterable[float | None]) -> np.ndarray:
-    """NaN for None, which is not drawn."""
+    """Gives percentages, and NaN, which is not drawn, for None."""
     return np.array([np.nan if share is None else 100 * share for share in shares])
 
 
 def _bars_title(axes: "Axes", what: str, estimates: Iterable[Estimate]) -> None:
-    """Says at the right what the error bars are, where there are any."""
-    if told := over(estimates):
-        axes.set_title(f"bars: {what}, over {told}", loc="right", fontsize=11, color="#555555")
+    """Writes at the right what the error bars are, where there are any."""
+    if repeated := over(estimates):
+        axes.set_title(f"bars: {what}, over {repeated}", loc="right", fontsize=11, color="#555555")
 
 
 def _cut(name: str, longest: int) -> str:
-    """A name in one line, not too long, in which a dollar is a dollar and not the start of a formula."""
+    """Cuts a name to one short line, in which a dollar is a dollar and not the start of a formula."""
     name = printable(name)
     short = name if len(name) <= longest else name[: longest - 1] + "…"
     return short.replace("$", r"\$")

@@ -53,9 +53,7 @@ class ProbeResult:
         return max((accuracy for _, accuracy in self.table), default=None)
 
 
-def sweep_linear(
-    train: Labelled, test: Labelled, num_classes: int, l2s: Sequence[float] = L2_SWEEP, seed: int = 0
-) -> ProbeResult:
+def sweep_linear(train: Labelled, test: Labelled, num_classes: int, l2s: Sequence[float] = L2_SWEEP) -> ProbeResult:
     """Fits a linear probe with the L2 that does best on a held-out tenth; each fit starts from the next stronger one's.
 
     Of equals the strongest is taken: the smallest weights that do as well. Test labels from num_classes on are classes
@@ -69,7 +67,7 @@ def sweep_linear(
     table: list[tuple[float, float]] = []
     probe: LinearProbe | None = None
     if len(strongest_first) > 1:
-        learned, held_out = _hold_out(train, seed)
+        learned, held_out = _hold_out(train)
         for l2 in strongest_first:
             probe = fit_linear(*learned, num_classes, l2, start=probe)
             right = _right(probe.logits(held_out[0]), held_out[1], 1)
@@ -86,7 +84,6 @@ def sweep_knn(
     num_classes: int,
     ks: Sequence[int] = K_SWEEP,
     temperature: float = 0.07,
-    seed: int = 0,
 ) -> ProbeResult:
     """Classifies by nearest neighbours with the k that does best on a held-out tenth, the smallest of equals.
 
@@ -99,7 +96,7 @@ def sweep_knn(
     wanted = sorted(set(ks))
     table: list[tuple[float, float]] = []
     if len(wanted) > 1:
-        learned, held_out = _hold_out(train, seed)
+        learned, held_out = _hold_out(train)
         wanted = [k for k in wanted if k <= len(learned[0])] or [len(learned[0])]
         right, start = np.zeros(len(wanted)), 0
         for votes in knn_votes(*learned, held_out[0], num_classes, wanted, temperature):
@@ -126,14 +123,12 @@ def knn_votes(
     finite at any temperature. -inf: no neighbour is of the class.
 
     Raises:
-        ValueError: k outside 1 to n, a temperature that is not positive, or what `check_classes` refuses.
+        ValueError: k outside 1 to n, or as `check_classes`.
     """
     check_classes(train_features, train_labels, num_classes)
     check_features(test_features, width=train_features.shape[1])
-    if not ks or min(ks) < 1 or max(ks) > len(train_features):
+    if min(ks) < 1 or max(ks) > len(train_features):
         raise ValueError(f"k must be 1 to {len(train_features)}, the number of training images, got {list(ks)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
     train = _normalised(train_features)
     for rows in _slices(len(test_features), max(len(train_features), num_classes * len(ks))):
         # Rounded, so that copies of an image are equally near: the last bits of a product depend on where its row is.
@@ -182,10 +177,10 @@ def _check(train: Labelled, test: Labelled, num_classes: int) -> None:
         raise ValueError(f"testing needs one label per row of features, got {features.shape} and {labels.shape}")
 
 
-def _hold_out(train: Labelled, seed: int) -> tuple[Labelled, Labelled]:
+def _hold_out(train: Labelled) -> tuple[Labelled, Labelled]:
     """Cuts off a tenth, at least one image, spread evenly over the classes; never the only image of a class."""
     features, labels = train
-    held_out: Bool[np.ndarray, " n"] = stratified_folds(labels, _PARTS, seed) == 0
+    held_out: Bool[np.ndarray, " n"] = stratified_folds(labels, _PARTS) == 0
     if not held_out.any():
         raise ValueError("no class has two images, one to hold out: give a single value instead of several to choose")
     return (features[~held_out], labels[~held_out]), (features[held_out], labels[held_out])

@@ -100,14 +100,9 @@ class Scores:
         return "\n".join(lines)
 
     def write(self, folder: Path, source: Source, train_labels: Int[np.ndarray, " m"]) -> None:
-        """Writes classes.csv, one row per class, and predictions.csv, one row per image, into the folder.
+        """Writes classes.csv and predictions.csv: a row per class, and per image of `source`, which tells its path.
 
-        Args:
-            source: the test images, for their paths.
-            train_labels: of the training images, -1 for those that are none.
-
-        Raises:
-            OSError: the files cannot be written.
+        `train_labels` are those of the training images, -1 for images that are none. Raises OSError.
         """
         write_csv(folder / "classes.csv", self._class_rows(train_labels))
         write_csv(folder / "predictions.csv", self._image_rows(source))

@@ -23,6 +23,8 @@ DEFAULT_L2 = 2.0**10  # the paper's
 L2_GRID = tuple(2.0**power for power in range(-10, 20))
 """What cross-validation chooses from: 30 values, far to both sides of the paper's."""
 
+_FOLDS = 5
+
 L2 = float | Literal["cv"]
 """One strength for all draws, or "cv": each draw's own, by cross-validation on its shots."""
 
@@ -59,7 +61,7 @@ def draw_shots(labels: Int[np.ndarray, " n"], shots: int, seed: int, num_classes
     return np.concatenate([rng.permutation(members)[:shots] for members in by_class(labels, num_classes)])
 
 
-def stratified_folds(labels: Int[np.ndarray, " n"], folds: int, seed: int) -> Int64[np.ndarray, " n"]:
+def stratified_folds(labels: Int[np.ndarray, " n"], folds: int, seed: int = 0) -> Int64[np.ndarray, " n"]:
     """Gives the fold of each image, 0 to folds - 1; -1 for one that is alone in its class: it is for learning only.
 
     Folds differ by at most one image, in each class as in total. With two folds or more none has all images of a class.
@@ -79,29 +81,19 @@ def choose_l2(
     labels: Int[np.ndarray, " n"],
     num_classes: int,
     l2s: Sequence[float] = L2_GRID,
-    folds: int = 5,
-    seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Chooses the L2 strength with the highest accuracy in stratified cross-validation on the shots themselves.
+    """Chooses the L2 with the highest accuracy in stratified cross-validation on the shots; gives both.
 
-    There are at most as many folds as images in the smallest class that has several. An image alone in its class is
-    learned from in all folds. One `ridge.fit` per fold serves all of `l2s`. Ties, common with few images, go to the
-    strongest value: its weights are the smallest that do as well.
-
-    Returns:
-        One of `l2s` and its accuracy on the images that were held out, each once; None where no class has two images.
-
-    Raises:
-        ValueError: no values, fewer than two folds, or as `ridge.fit`.
+    Five folds, or as many as the smallest class with several images has; an image alone in its class is learned from
+    in all. Ties, common with few images, go to the strongest value: its weights are the smallest that do as well. None
+    where no class has two images. Raises ValueError as `ridge.fit`.
     """
-    if not len(l2s) or folds < 2:
-        raise ValueError(f"cross-validation needs values of L2 and two folds or more, got {len(l2s)} and {folds}")
     strongest_first = sorted(l2s, reverse=True)
     counts = np.bincount(labels)
     if not (counts > 1).any():
         return None
-    folds = min(folds, int(counts[counts > 1].min()))
-    fold = stratified_folds(labels, folds, seed)
+    folds = min(_FOLDS, int(counts[counts > 1].min()))
+    fold = stratified_folds(labels, folds)
     right = np.zeros(len(l2s), dtype=np.int64)  # whole images, so that a tie is a tie and not a matter of rounding
     for number in range(folds):
         held_out = fold == number
@@ -148,10 +140,7 @@ class FewshotResult:
         return figures
 
     def table(self) -> str:
-        """The result for a terminal: one line per number of shots, in percent, and what was missing.
-
-        L2 has a column only where it was chosen: the one value of all seeds, or the range.
-        """
+        """Gives a line per number of shots, in percent, and what was missing; L2 has a column where it was chosen."""
         l2 = [self._l2_text(column) for column in range(len(self.shots))]
         width = max(map(len, l2))
         over = f"over {count(len(self.accuracy), 'draw')} of the shots"
@@ -193,13 +182,12 @@ def score(
     """Measures the accuracy of each draw, per seed and number of shots; a draw is rows of `train`.
 
     Args:
-        train: features (n, d) and labels (n,).
-        test: features (m, d) and labels (m,); they are used only once L2 is settled.
+        train, test: features (n, d) and labels (n,); those of the test are used only once L2 is settled.
         l2: the strength, or "cv" to choose it from `L2_GRID` for each draw by cross-validation on its shots.
         choosing: whether the result is one to choose from, and therefore has its `held_out`.
 
     Raises:
-        ValueError: features that are NaN or infinite, labels or shapes that do not fit (see `ridge.fit`).
+        ValueError: as `ridge.fit`.
     """
     features, labels = train
     accuracy = np.empty((len(draws), len(shots)))
@@ -227,13 +215,7 @@ def choose_readout(results: Mapping[Readout, FewshotResult]) -> tuple[FewshotRes
 
     Test images have no part in the choice, so that the accuracy on them is that of the method, not of the luckiest of
     its readouts. Of equals, and where one image per class leaves nothing to choose by, the last layer is taken, and
-    there the first pooling.
-
-    Args:
-        results: of the same draws and shots, each with its `held_out`.
-
-    Returns:
-        The result, and the readout of each of its figures: by seed, by number of shots.
+    there the first pooling. Gives the result, and the readout of each of its figures, by seed and number of shots.
 
     Raises:
         ValueError: no results, or some without `held_out`.

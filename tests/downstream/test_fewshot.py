@@ -161,19 +161,6 @@ def test_images_that_do_not_decode_are_left_out() -> None:
         few.run(Reader(tuple(range(24))))
 
 
-def test_extract_must_return_what_it_was_asked_for() -> None:
-    few = task(Fake(np.repeat([0, 1], 10), "a b"))
-    with pytest.raises(ValueError, match=f"asked for {len(few.train_indices)} images and returned others"):
-        few.run(lambda source, indices: (np.zeros((len(indices), 2)), np.arange(len(indices)) + 100))
-
-    def twice(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features, kept = Reader()(source, indices)
-        return np.concatenate([features, features[:2]]), np.concatenate([kept, kept[:2]])
-
-    assert few.run(twice).accuracy.tolist() == few.run(Reader()).accuracy.tolist()
-    assert few.run(twice).dropped == 0
-
-
 def test_images_of_a_class_that_training_lacks_count_as_wrong() -> None:
     few = task(Fake(np.repeat([0, 1], 9), "a b"), Fake([1, 0, 2, 2], "b a c", "held"), seeds=(0,))
     assert few.run(Reader()).accuracy.tolist() == [[0.5, 0.5]]
