@@ -22,11 +22,10 @@ from mpp.data.reader import Batch, Transform
 from mpp.data.settings import DataConfig, Reading
 from mpp.data.sources.base import Source
 from mpp.dist import World
-from mpp.downstream.settings import FewshotConfig
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.objective.objective import Figures, Survey, survey_targets
 from mpp.pretraining.build import PretrainingRun, build
-from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.settings import FewshotConfig, PretrainConfig
 from mpp.training.loop import FiniteGuard, update
 from mpp.training.parallel import autocast
 from mpp.training.settings import ScheduleConfig
