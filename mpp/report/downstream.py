@@ -14,8 +14,8 @@ from typing import Any
 from mpp.config import differences, from_file, load_yaml, to_dict
 from mpp.data.sources.base import count
 from mpp.data.sources.patterns import shown
-from mpp.downstream.account import INPUTS, Result, read_result
 from mpp.downstream.estimates import estimate, over
+from mpp.downstream.finetune_result import INPUTS, Result, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.downstream.shots import Readout
 from mpp.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mpp.downstream.scoring import shown
+from mpp.downstream.scoring import short_name
 from mpp.downstream.settings import FinetuneConfig
 from mpp.pretraining.settings import PretrainConfig
 from mpp.report.page import Block, Picture, Section, Table
@@ -146,8 +146,8 @@ def _most_frequent(classes: Rows) -> float | None:
 
 def _class_table(rows: Rows, caption: str) -> Table:
     cells = (
-        (shown(row["class"]), row["test_images"], percent(float(row["accuracy"])),
-         shown(row.get("most_confused_with", "")) or NONE)
+        (short_name(row["class"]), row["test_images"], percent(float(row["accuracy"])),
+         short_name(row.get("most_confused_with", "")) or NONE)
         for row in rows
     )  # fmt: skip
     return Table(("class", "test images", "accuracy", "most often taken for"), tuple(cells), caption)
@@ -162,7 +162,7 @@ def _confusion(folder: Path, ranked: Rows) -> list[Block]:
     alt = "Confusion matrix, rows the true and columns the predicted classes"
     if ranked:
         worst = ranked[0]
-        alt += f"; the worst class, {shown(worst['class'])}, is right in {percent(float(worst['accuracy']))}"
+        alt += f"; the worst class, {short_name(worst['class'])}, is right in {percent(float(worst['accuracy']))}"
     caption = "Share of each true class (row) by predicted class (column)"
     return [Picture("class_confusion", f"{alt}.", image, caption, width=720)]
 
