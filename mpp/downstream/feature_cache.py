@@ -20,7 +20,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from mpp import dist
-from mpp.system.cache.room import make_room
+from mpp.system.cache import make_room
 from mpp.system.files import cache_folder, write_whole
 
 _FORMAT = 1  # of the files; with a new number the old ones are no longer used

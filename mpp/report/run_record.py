@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.config import from_file, load_yaml
-from mpp.downstream.account import Result, read_result
+from mpp.downstream.finetune_result import Result, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
 from mpp.pretraining.settings import PretrainConfig

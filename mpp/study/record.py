@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpp.config import to_dict
-from mpp.downstream.account import Result
+from mpp.downstream.finetune_result import Result
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import without_credentials
