@@ -13,7 +13,7 @@ import pytest
 import tifffile
 
 from mpp.cli import finetune, pretrain
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources import remote
 from mpp.data.sources.names import is_image
 from mpp.training.loop import EXIT_REQUEUE
@@ -32,7 +32,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]
     root = tmp_path_factory.mktemp("zoo") / "images"
     expected: dict[str, str] = {}
     for number, case in enumerate(CASES):
-        if case.reading != Reading():
+        if case.reading != DecodeOptions():
             continue
         folder = root / ("first", "second")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,10 +117,10 @@ def test_many_channels_from_files_to_the_classifier(container: str, tmp_path: Pa
     words = runs.command(spec, run_dir, **told)[1:]
     assert pretrain([*words, "--data.value-range", "0", "4095"]) == 0
     weights = open_weights(str(run_dir))
-    assert weights.reading == Reading(5, (0.0, 4095.0))
+    assert weights.reading == DecodeOptions(5, (0.0, 4095.0))
     words = runs.finetune_command(spec, tmp_path / "ft", init=str(run_dir), train__length="30 steps")
     assert finetune(words[1:]) == 0
-    assert open_weights(str(tmp_path / "ft")).reading == Reading(5, (0.0, 4095.0))
+    assert open_weights(str(tmp_path / "ft")).reading == DecodeOptions(5, (0.0, 4095.0))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mpp import dist
 from mpp.config import parse
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
 from mpp.downstream import tuning
@@ -111,7 +111,7 @@ def test_a_row_of_figures_waits_once(source: str) -> None:
 
 def test_reading_features_does_not_wait_before_the_last(source: str) -> None:
     labelled = open_labelled(source)
-    told = (labelled.train, labelled.train_indices, EvalTransform((32, 32)), Reading(3), pretended.CUDA)
+    told = (labelled.train, labelled.train_indices, EvalTransform((32, 32)), DecodeOptions(3), pretended.CUDA)
     with pretended.cuda() as waits, pytest.raises(RuntimeError, match="numpy"):  # of which nothing pretended has any
         extract_by_all(lambda images: images.float().mean(dim=(2, 3)), *told, workers=0, batch_size=8)
     assert len(waits.copied) > 4

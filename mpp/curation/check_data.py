@@ -26,13 +26,13 @@ from mpp.curation.checking.scan import Tally, scan
 from mpp.curation.checking.sheet import COLUMNS, ROWS, draw_sheet, spread_over_classes
 from mpp.curation.checking.values import kind_of_form, propose
 from mpp.curation.settings import CheckRecipe
-from mpp.data.decoding.decode import BadImage
-from mpp.data.loader import worker_count
+from mpp.data.decoding import BadImage
 from mpp.data.reader import Bad
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, SourceError, warnings_of
 from mpp.data.sources.names import printable
 from mpp.data.sources.opening import Splits, open_splits
+from mpp.data.workers import worker_count
 from mpp.errors import RunError
 from mpp.objective.target import build_target
 from mpp.system.files import make_folder, one_writer, write_csv, write_whole
@@ -60,7 +60,7 @@ def check_data(config: CheckRecipe) -> int:
 
 def _check(config: CheckRecipe, out: Path | None) -> int:
     data = config.data_config
-    reading = data.reading(config.in_chans)
+    reading = data.decode_options(config.in_chans)
     workers = worker_count(config.workers, 1)
     opened = open_splits(config.data, download=config.download)
     source = opened["train"]
@@ -162,7 +162,7 @@ def _allowed(config: CheckRecipe, total: int) -> float:
     return config.data_config.max_bad_share * max(total, FEW_READ)
 
 
-def _against(tally: Tally, total: int, reading: Reading, config: CheckRecipe) -> str:
+def _against(tally: Tally, total: int, reading: DecodeOptions, config: CheckRecipe) -> str:
     """Why a run would not start, or soon stop; empty if it would go on."""
     good, looked = int(tally.good.sum()), len(tally.indices)
     too_many = tally.bad * total / looked > _allowed(config, total)
@@ -183,7 +183,12 @@ def _against(tally: Tally, total: int, reading: Reading, config: CheckRecipe) ->
 
 
 def _lines(
-    config: CheckRecipe, source: Source, tally: Tally, classes: Classes | None, found: Duplicates, reading: Reading
+    config: CheckRecipe,
+    source: Source,
+    tally: Tally,
+    classes: Classes | None,
+    found: Duplicates,
+    reading: DecodeOptions,
 ) -> list[str]:
     drawn = len(tally.indices) < len(source)
     looked = [row("looked at", f"{len(tally.indices):,} of them, drawn evenly")] if drawn else []
@@ -249,7 +254,7 @@ def _rate_lines(rates: dict[str, float | int | None]) -> list[str]:
 
 
 def _write(
-    out: Path | None, config: CheckRecipe, source: Source, tally: Tally, found: Duplicates, reading: Reading
+    out: Path | None, config: CheckRecipe, source: Source, tally: Tally, found: Duplicates, reading: DecodeOptions
 ) -> list[str]:
     """The lists and the contact sheet, and the lines that name them."""
     if out is None:

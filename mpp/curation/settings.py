@@ -30,7 +30,7 @@ class _Images:
     def __post_init__(self) -> None:
         if self.in_chans < 1:
             raise ValueError(f"in_chans must be at least 1, got {self.in_chans}")
-        self.data_config.reading(self.in_chans)
+        self.data_config.decode_options(self.in_chans)
 
     @property
     def data_config(self) -> DataConfig:

@@ -24,7 +24,7 @@ from mpp.curation.packing.processes import Stopped, run_tasks, stoppable
 from mpp.curation.packing.tar_writer import Part
 from mpp.curation.packing.tasks import Plan, pack_task
 from mpp.curation.settings import ShardRecipe
-from mpp.data.loader import permutation, worker_count
+from mpp.data.seeds import permutation
 from mpp.data.settings import MAX_IMAGE_MB, flag_numbers
 from mpp.data.sources.base import Source, count, warnings_of
 from mpp.data.sources.fingerprint import fingerprint
@@ -33,6 +33,7 @@ from mpp.data.sources.opening import open_source
 from mpp.data.sources.patterns import literal, shown
 from mpp.data.sources.specs import spec_of
 from mpp.data.statistics import can_divide
+from mpp.data.workers import worker_count
 from mpp.errors import RunError, UserError, command
 from mpp.training.bad_files import BadFiles, by_kind
 
@@ -81,7 +82,7 @@ def shard(config: ShardRecipe) -> int:
 
 
 def _form(config: ShardRecipe) -> Form:
-    return Form(config.data_config.reading(config.in_chans), config.resize, config.encode, config.quality)
+    return Form(config.data_config.decode_options(config.in_chans), config.resize, config.encode, config.quality)
 
 
 def _tell_complete(config: ShardRecipe, folder: PackingFolder) -> int:

@@ -1,37 +1,34 @@
 """The training stream, brought to the device: this rank's micro-batches with their place in the run."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from mpp.data.late import DecodeJpegs, LateDecoder
+from mpp.data.device_jpeg import DecodeJpegs, DeviceDecoder
 from mpp.data.loader import stream
-from mpp.data.reader import Bad, TooManyBad, Training, Transform
-from mpp.data.settings import Reading
+from mpp.data.reader import Bad, TooManyBad, TrainReader
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
+from mpp.data.transform import Transform
 from mpp.dist import World
 
 
-class Placed(TypedDict):
+class DeviceBatch(TypedDict):
     """One micro-batch on the device."""
 
-    images: Tensor
-    """uint8 (B, C, h, w)."""
-    labels: Tensor
-    """int64 (B,), -1 where there is none."""
-    position: int
-    """Images seen before the update that it belongs to."""
-    slot: int
-    """Its first row in the global batch."""
+    images: Tensor  # uint8 (B, C, h, w)
+    labels: Tensor  # int64 (B,), -1 where there is none
+    position: int  # images seen before the update that it belongs to
+    slot: int  # its first row in the global batch
 
 
 def feed(
     source: Source,
     transform: Transform,
-    reading: Reading,
+    options: DecodeOptions,
     device: torch.device,
     *,
     seed: int,
@@ -42,19 +39,17 @@ def feed(
     workers: int,
     decode: DecodeJpegs | None = None,
     report_bad: Callable[[list[Bad], int], None] = lambda bad, images: None,
-) -> Generator[Placed]:
+) -> Generator[DeviceBatch]:
     """This rank's endless micro-batches from `start` images seen on (see `stream`). Close it to end its workers.
 
-    With `decode`, ordinary JPEGs are decoded by it, on the device (mpp/data/late.py).
-    On CUDA both that and the copies go by a stream of their own, while the training computes with the batches before.
-    `report_bad` hears of the files that could not be decoded and of the number of images read.
+    `decode` decodes ordinary JPEGs on the device. On CUDA that and copies go by a stream of their own, while the
+    training computes. `report_bad` takes the files of a batch that could not be decoded, and the number of images read.
     """
-    share = batch_size // world.size
-    cuda = device.type == "cuda"
+    share, cuda = batch_size // world.size, device.type == "cuda"
     batches = stream(
         source,
         transform,
-        reading,
+        options,
         seed=seed,
         batch_size=batch_size,
         micro_batch=micro_batch,
@@ -63,18 +58,21 @@ def feed(
         world=world.size,
         workers=workers,
         pin_memory=cuda,
-        late=decode is not None,
+        device_jpegs=decode is not None,
     )
-    late = decode and LateDecoder(Training(source, transform, reading, seed), decode, device)
+    decoder = decode and DeviceDecoder(TrainReader(source, transform, options, seed), decode, device)
     copying = torch.cuda.Stream(device) if cuda else None
     try:
         for number, batch in enumerate(batches):
             update, part = divmod(number, share // micro_batch)
             with nullcontext() if copying is None else torch.cuda.stream(copying):
-                batch = late(batch) if late else batch
+                batch = decoder(batch) if decoder else batch
                 images, labels = (batch[key].to(device, non_blocking=cuda) for key in ("images", "label"))
             if copying is not None:
-                _hand_over((images, labels), copying, torch.cuda.current_stream(device))
+                training = torch.cuda.current_stream(device)
+                training.wait_stream(copying)
+                for tensor in (images, labels):  # else their memory would be reused as soon as nobody here needs it
+                    tensor.record_stream(training)
             report_bad(batch["bad"], len(images))
             yield {
                 "images": images,
@@ -88,10 +86,3 @@ def feed(
         raise
     finally:
         batches.close()
-
-
-def _hand_over(tensors: Iterable[Tensor], made: torch.cuda.Stream, used: torch.cuda.Stream) -> None:
-    """Lets what a stream makes be used by another one, which alone waits for it."""
-    used.wait_stream(made)
-    for tensor in tensors:
-        tensor.record_stream(used)  # else its memory would be written to anew as soon as nobody here knows it

@@ -1,14 +1,16 @@
 """Decoded pixels of a whole source, kept on disk: images decode once and for all.
 
-source, reading -> the cache has them -> memory-mapped uint8, one image after the other
+source, options -> the cache has them -> memory-mapped uint8, one image after the other
                    else decode all    -> write them whole, with the sizes of the images
 
 Here for data.cache pixels: exact pixels of images of one size, for all that reads the source. For auto: auto_cache.py.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -19,12 +21,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from mpp.data.decoding.decode import BadImage, Picture, open_picture
+from mpp.data.decoding import Picture, open_picture
+from mpp.data.decoding.jpeg import JpegPicture, is_scaled
 from mpp.data.loader import in_order
-from mpp.data.reader import Batch, Reader
-from mpp.data.sending import empty_pixels
-from mpp.data.settings import DataConfig, Reading
-from mpp.data.sources.base import Source, Subset, check_index, read_many, size_of, warnings_of, where
+from mpp.data.reader import Batch, Reader, attempt_each
+from mpp.data.settings import DataConfig, DecodeOptions
+from mpp.data.shared_memory import empty_pixels
+from mpp.data.sources.base import Source, Subset, check_index, size_of, warnings_of, where
 from mpp.data.sources.fingerprint import fingerprint
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform
@@ -34,18 +37,14 @@ from mpp.system.files import cache_folder, claimed, write_whole
 
 _FORMAT = 3  # of the files
 _DECODERS = ("pillow", "simplejpeg", "imagecodecs", "tifffile")  # of another version perhaps with other pixels
-_MOST_AT_ONCE, _BYTES_AT_ONCE = 256, 2**24  # images of a batch to decode
+_BATCH, _BATCH_BYTES = 256, 2**24  # most images and bytes decoded at a time
 
 
 class PixelSource:
-    """A source whose images are decoded already; what is not is read from the source each time.
+    """A source whose images are decoded already; what is not is read from `source` each time.
 
-    Args:
-        source: where labels, names and the images that are not decoded come from.
-        path: uint8, the pixels of one image after the other.
-        sizes: int32 (n, 2): height and width; zeros where there are no pixels.
-        channels: of the pixels.
-        blocks: whether `block` gives images, where all are decoded and have one size.
+    `path` has uint8, the pixels of one image after the other, and `sizes`, int32 (n, 2), their height and width, or
+    zeros. With `blocks`, `block` gives images where all are decoded and have one size.
     """
 
     def __init__(self, source: Source, path: Path, sizes: np.ndarray, channels: int, blocks: bool = True) -> None:
@@ -53,35 +52,29 @@ class PixelSource:
         self.warnings = warnings_of(source)
         self.sizes, self.channels = sizes, channels
         self._labels = source.labels()
-        self._decoded = (sizes[:, 0] > 0).tobytes()
         self._ends = _ends(sizes, channels)
-        self._one_size = blocks and 0 not in self._decoded and bool((sizes == sizes[:1]).all())
-        self._pixels = self._mapped()
-
-    @property
-    def nbytes(self) -> int:
-        """That all pixels take."""
-        return int(self._ends[-1]) if len(self) else 0
-
-    def _mapped(self) -> np.ndarray:
-        pixels = np.asarray(np.memmap(self.path, np.uint8, "r") if self.nbytes else np.empty(0, dtype=np.uint8))
-        return pixels.reshape(len(self), *self.sizes[0], self.channels) if self._one_size else pixels
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would carry every pixel to each spawned worker.
-        return {**self.__dict__, "_pixels": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._pixels = self._mapped()
-
-    def __len__(self) -> int:
-        return len(self.sizes)
+        self._in_blocks = blocks and bool((sizes[:, 0] > 0).all() and (sizes == sizes[:1]).all())
 
     @property
     def original(self) -> Source:
         """Where the pixels came from."""
         return self.source
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels."""
+        return int(self._ends[-1]) if len(self) else 0
+
+    @functools.cached_property
+    def _pixels(self) -> np.ndarray:
+        return np.asarray(np.memmap(self.path, np.uint8, "r") if self.nbytes else np.empty(0, dtype=np.uint8))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map would carry every pixel to each spawned worker.
+        return {name: value for name, value in self.__dict__.items() if name != "_pixels"}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
 
     def where(self, index: int) -> str:
         """The file or member that the pixels are of."""
@@ -92,10 +85,7 @@ class PixelSource:
         if not self.decoded(check_index(index, len(self))):
             return self.source.read(index)
         label = None if self._labels is None or self._labels[index] < 0 else int(self._labels[index])
-        if self._one_size:
-            return self._pixels[index], label
-        height, width = self.sizes[index].tolist()
-        end = int(self._ends[index])
+        (height, width), end = self.sizes[index].tolist(), int(self._ends[index])
         return self._pixels[end - height * width * self.channels : end].reshape(height, width, self.channels), label
 
     def size(self, index: int) -> int:
@@ -104,11 +94,11 @@ class PixelSource:
 
     def decoded(self, index: int) -> bool:
         """Whether the pixels are in the cache."""
-        return bool(self._decoded[index])
+        return bool(self.sizes[index, 0])
 
     def block(self, indices: np.ndarray) -> np.ndarray | None:
         """uint8 (B, h, w, C), where all images are decoded and have one size, and `blocks`."""
-        return self._pixels[indices] if self._one_size else None
+        return self._pixels.reshape(len(self), *self.sizes[0], self.channels)[indices] if self._in_blocks else None
 
     def labels(self) -> np.ndarray | None:
         """int64 (len,), or None."""
@@ -119,70 +109,85 @@ class PixelSource:
         return f"{self.source.describe()}; decoded pixels ({shown_size(self.nbytes)}) in {self.path}"
 
 
-class Whole(Reader):
-    """Whole images as they decode: `images` uint8 of one after the other, `label` int32 (B, 2), their `sizes`.
+class WholeReader(Reader):
+    """Batches of whole images: `images` uint8 of one after the other, `label` int32 (B, 2) their sizes, or zeros.
 
-    Args:
-        source: what to read.
-        reading: how files become pixels.
+    Exact pixels, or with `crop_hw` as a training with crops of this size decodes them, with `device_jpegs` its JPEGs on
+    the device.
     """
 
-    target_hw: tuple[int, int] | None = None
-    """The size that crops are resized to afterwards; None: exact pixels."""
+    def __init__(
+        self,
+        source: Source,
+        options: DecodeOptions,
+        crop_hw: tuple[int, int] | None = None,
+        device_jpegs: bool = False,
+    ) -> None:
+        super().__init__(source, EvalTransform((1, 1)), options)
+        self.crop_hw, self.device_jpegs = crop_hw, device_jpegs
+        self.only_hw: tuple[int, int] | None = None  # the size that all images must have
 
-    def __init__(self, source: Source, reading: Reading) -> None:
-        super().__init__(source, EvalTransform((1, 1)), reading)
+    @property
+    def how(self) -> list[Any]:
+        """What the pixels, and which images have some, depend on beside the options."""
+        return ["training", *self.crop_hw, self.device_jpegs] if self.crop_hw else []
 
-    def _batch(self, keys: np.ndarray) -> Batch:
-        sizes, pixels = np.zeros((len(keys), 2), dtype=np.int32), [np.empty(0, dtype=np.uint8)]
-        wanted = keys.tolist()
-        for row, found in enumerate(read_many(self.source, wanted, self.reading.max_bytes)):
-            if isinstance(found, Unreachable):
-                raise found
-            if isinstance(found, OSError):
-                continue
-            with contextlib.suppress(BadImage):
-                picture = open_picture(found[0], self.reading_of(wanted[row]))
-                if self.keeps(picture):
-                    whole = picture.region(0, 0, picture.height, picture.width, self.target_hw)
-                    sizes[row] = whole.shape[:2]
-                    pixels.append(whole.reshape(-1))
-        joined = empty_pixels(sum(map(len, pixels)))
-        np.concatenate(pixels, out=joined.numpy())
-        index, label = torch.from_numpy(keys), torch.from_numpy(sizes)
-        return {"images": joined, "index": index, "label": label, "bad": [], "late": [], "files": empty_pixels(0)}
+    @property
+    def left_out(self) -> str:
+        """Which images it leaves out."""
+        scaled = "that are scaled to their crop while they are decoded"
+        return f"JPEGs {'decoded on the device' if self.device_jpegs else scaled}"
 
     def keeps(self, picture: Picture) -> bool:
-        """Whether its pixels are to be kept."""
-        return True
+        """Not JPEGs whose pixels in a training depend on the crop, or on the device."""
+        if self.crop_hw is None or not isinstance(picture, JpegPicture):
+            return True
+        return not self.device_jpegs and not is_scaled(picture.height, picture.width, self.crop_hw)
+
+    def batch(self, keys: np.ndarray) -> Batch:
+        """See `Reader`."""
+
+        def whole(index: int, data: bytes | np.ndarray, _: int) -> np.ndarray | None:
+            picture = open_picture(data, self.options_of(index))
+            if self.only_hw not in (None, (picture.height, picture.width)):
+                raise UserError(
+                    f"data.cache pixels takes images of one size: the first is {self.only_hw[1]} x {self.only_hw[0]}, "
+                    f"{where(self.source, index)}: {picture.width} x {picture.height} pixels; leave data.cache at auto"
+                )
+            return picture.region(0, 0, picture.height, picture.width, self.crop_hw) if self.keeps(picture) else None
+
+        sizes, pixels = np.zeros((len(keys), 2), dtype=np.int32), [np.empty(0, dtype=np.uint8)]
+        each = attempt_each(self.source, keys.tolist(), self.options.max_bytes, whole)
+        for row, (_, image) in enumerate(each):
+            if isinstance(image, np.ndarray):
+                sizes[row] = image.shape[:2]
+                pixels.append(image.reshape(-1))
+        joined = empty_pixels(sum(map(len, pixels)))
+        np.concatenate(pixels, out=joined.numpy())
+        return {"images": joined, "index": torch.from_numpy(keys), "label": torch.from_numpy(sizes), "bad": []}
 
 
-def open_images(data: DataConfig, reading: Reading, workers: int) -> Source:
-    """The images of a config, of data.cache pixels from the cache.
-
-    Raises:
-        UserError: a source that does not open, or a cache that does not fit it.
-    """
+def open_images(data: DataConfig, options: DecodeOptions, workers: int) -> Source:
+    """Opens the images of a config, with data.cache pixels from the cache. Raises UserError."""
     source = open_source(data.source, download=data.download, keep=data.keep)
-    return cache_pixels(source, reading, workers) if data.cache == "pixels" else source
+    return cache_pixels(source, options, workers) if data.cache == "pixels" else source
 
 
-def cache_pixels(source: Source, reading: Reading, workers: int) -> PixelSource:
+def cache_pixels(source: Source, options: DecodeOptions, workers: int) -> PixelSource:
     """The source with its exact pixels in the cache, decoded now where they are not there.
 
-    Raises:
-        UserError: images of several sizes, none that decodes, or no room for them.
+    Raises UserError for weighted mixtures, images of several sizes, none that decodes, or no room for them.
     """
     if getattr(source, "weights", None):
         raise UserError(f"data.cache pixels does not go with weights, as in {source.name}; leave one of them out")
-    whole = Whole(source, reading)
+    reader = WholeReader(source, options)
 
     def size() -> int:
-        height, width = _first_size(source, reading)
-        return len(source) * height * width * reading.channels
+        reader.only_hw = _first_size(source, options)
+        return len(source) * math.prod(reader.only_hw) * options.channels
 
     try:
-        return cached(whole, [], workers, size, _one_size(source))
+        return cached(reader, workers, size)
     except Unreachable:
         raise
     except OSError as error:
@@ -192,76 +197,38 @@ def cache_pixels(source: Source, reading: Reading, workers: int) -> PixelSource:
         ) from error
 
 
-Check = Callable[[np.ndarray, int], None]
-"""Looks at the sizes of some images and at the bytes of all until now; raises where they are not to be kept."""
+def cached(
+    reader: WholeReader, workers: int, size: Callable[[], int], check: Callable[[int], None] = lambda written: None
+) -> PixelSource:
+    """The pixels from the cache, or decoded now; damaged files are written anew. Raises OSError without room.
 
-
-def _one_size(source: Source) -> Check:
-    """Refuses images of another size than the first."""
-    seen: list[tuple[int, int]] = []
-    place = [0]
-
-    def check(sizes: np.ndarray, written: int) -> None:
-        for height, width in sizes.tolist():
-            if height:
-                seen.append((height, width))
-                if seen[-1] != seen[0]:
-                    raise UserError(
-                        f"data.cache pixels takes images of one size: the first is {seen[0][1]} x {seen[0][0]}, "
-                        f"{where(source, place[0])}: {width} x {height} pixels; leave data.cache at auto"
-                    )
-            place[0] += 1
-
-    return check
-
-
-def cached(whole: Whole, how: list[Any], workers: int, size: Callable[[], int], check: Check) -> PixelSource:
-    """The pixels from the cache, or decoded now: how many bytes they will take is asked only then.
-
-    `how` is what else the pixels, and which images have some, depend on. Files that are damaged are written anew.
-
-    Raises:
-        OSError: no room for them, or the cache cannot be written.
+    `size` gives about how many bytes they will take, before anything is written; `check` takes the bytes so far. Either
+    may raise to refuse them.
     """
-    source, reading = whole.source, whole.reading
-    told = [_FORMAT, fingerprint(source), asdict(reading), TRANSFORM_VERSION, _decoders(), *how]
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    source, options = reader.source, reader.options
+    decoders = {name: metadata.version(name) for name in _DECODERS}
+    depends_on = [_FORMAT, fingerprint(source), asdict(options), TRANSFORM_VERSION, decoders, *reader.how]
+    key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     path, sizes_path = cache_folder() / f"{key}.pixels", cache_folder() / f"{key}.sizes.npy"
 
-    def there() -> np.ndarray | None:
-        return _sizes(sizes_path, path, len(source), reading.channels)
+    def whole_sizes() -> np.ndarray | None:
+        try:
+            sizes = np.load(sizes_path, allow_pickle=False)
+            fits = sizes.shape == (len(source), 2) and int(_ends(sizes, options.channels)[-1]) == path.stat().st_size
+            return sizes if fits else None
+        except (OSError, ValueError, EOFError):
+            return None
 
-    wanted = size() if there() is None else 0  # before anything is written: it may refuse
+    wanted = size() if whole_sizes() is None else 0
     use(key)
     with claimed(cache_folder() / f"{key}.lock", wait=True):  # so that several runs decode the same images once
-        if (sizes := there()) is None:
-            place = _place(source, reading, *how)
-            drop(_outdated(place))
-            sizes = _decode_all(whole, workers, wanted or size(), check, path, sizes_path)
-            text = json.dumps(place)
+        if (sizes := whole_sizes()) is None:
+            placement = _placement(reader)
+            drop(_outdated(placement))
+            sizes = _decode_all(reader, workers, wanted or size(), check, path, sizes_path)
             with contextlib.suppress(OSError):
-                write_whole(path.with_suffix(".pixels.json"), lambda file: file.write(text.encode()))
-    return PixelSource(source, path, sizes, reading.channels, not how)
-
-
-def _decoders() -> dict[str, str]:
-    """Versions of what decodes, where it is installed."""
-    found: dict[str, str] = {}
-    for name in _DECODERS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def _sizes(sizes_path: Path, path: Path, images: int, channels: int) -> np.ndarray | None:
-    """The sizes of what is in the cache; None where it is not there, or one of the files is damaged."""
-    try:
-        sizes = np.load(sizes_path, allow_pickle=False)
-        if sizes.shape == (images, 2) and int(_ends(sizes, channels)[-1]) == path.stat().st_size:
-            return sizes
-    except (OSError, ValueError, EOFError):
-        pass
-    return None
+                write_whole(path.with_suffix(".pixels.json"), lambda file: file.write(placement.encode()))
+    return PixelSource(source, path, sizes, options.channels, blocks=not reader.how)
 
 
 def _ends(sizes: np.ndarray, channels: int) -> np.ndarray:
@@ -269,37 +236,39 @@ def _ends(sizes: np.ndarray, channels: int) -> np.ndarray:
     return np.cumsum(sizes[:, 0].astype(np.int64) * sizes[:, 1] * channels)
 
 
-def _place(source: Source, reading: Reading, *how: Any) -> list[Any]:
-    """Which images these are, whatever is in them: those of a split, of a folder that may be named from elsewhere."""
-    part: list[int] = []
+def _placement(reader: WholeReader) -> str:
+    """Which images these are, whatever is in them, and how they are read: JSON."""
+    source, part = reader.source, list[int]()
     first = where(source, 0) if len(source) else ""
     if isinstance(source, Subset):
         part, source = [len(source), zlib.crc32(source.indices.tobytes())], source.source
-    folder = str(Path(getattr(source, "root", "")).absolute())
-    return [type(source).__name__, source.name, folder, first, *part, asdict(reading), *how]
+    folder = str(Path(getattr(source, "root", "")).absolute())  # it may be named from elsewhere
+    return json.dumps([type(source).__name__, source.name, folder, first, *part, asdict(reader.options), *reader.how])
 
 
-def _outdated(place: list[Any]) -> Iterator[str]:
-    """Keys of arrays of what was at this place and read in this way: files that changed make them useless."""
+def _outdated(placement: str) -> Iterator[str]:
+    """Keys of pixels with the same placement: files that changed make them useless."""
     for path in cache_folder().glob("*.pixels.json"):
         with contextlib.suppress(OSError, ValueError):
+            text = path.read_text()
             # The name of a remote source lacks what may name another object.
-            if json.loads(path.read_bytes()) == json.loads(json.dumps(place)) and "://" not in place[1]:
+            if text == placement and "://" not in json.loads(text)[1]:
                 yield path.name.partition(".")[0]
 
 
-def _decode_all(whole: Whole, workers: int, wanted: int, check: Check, path: Path, sizes_path: Path) -> np.ndarray:
-    source = whole.source
+def _decode_all(
+    reader: WholeReader, workers: int, wanted: int, check: Callable[[int], None], path: Path, sizes_path: Path
+) -> np.ndarray:
+    source = reader.source
     make_room(wanted, f"an array of the decoded pixels of {source.name}")
     sizes: list[np.ndarray] = []
 
     def write(file: BinaryIO) -> None:
-        at_once = max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE * len(source) // max(1, wanted)))
-        batches = in_order(whole, np.arange(len(source)), at_once, workers)
-        with contextlib.closing(batches):
+        batch_size = max(1, min(_BATCH, _BATCH_BYTES * len(source) // max(1, wanted)))
+        with contextlib.closing(in_order(reader, np.arange(len(source)), batch_size, workers)) as batches:
             for batch in batches:
                 sizes.append(batch["label"].numpy())
-                check(sizes[-1], file.tell() + batch["images"].nbytes)
+                check(file.tell() + batch["images"].nbytes)
                 file.write(batch["images"].numpy().data)
 
     write_whole(path, write)
@@ -308,17 +277,10 @@ def _decode_all(whole: Whole, workers: int, wanted: int, check: Check, path: Pat
     return joined
 
 
-def _first_size(source: Source, reading: Reading) -> tuple[int, int]:
+def _first_size(source: Source, options: DecodeOptions) -> tuple[int, int]:
     """Height and width of the first image that decodes."""
     for index in range(len(source)):
-        try:
-            (found,) = read_many(source, [index], reading.max_bytes)
-            if isinstance(found, OSError):
-                raise found
-            picture = open_picture(found[0], reading)
-        except Unreachable:
-            raise
-        except (BadImage, OSError):
-            continue
-        return picture.height, picture.width
+        for _, picture in attempt_each(source, [index], options.max_bytes, lambda _, d, __: open_picture(d, options)):
+            if isinstance(picture, Picture):
+                return picture.height, picture.width
     raise UserError(f"none of the images of {source.name} could be decoded")

@@ -1,52 +1,56 @@
-"""What the data can be told. Free of torch, so that `--help` is instant."""
+"""Settings of the data. Free of torch, so that `--help` is instant."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mpp.errors import UserError
+from mpp.errors import ConfigError
 
 MAX_IMAGE_MB = 700
 """Default of max_image_mb: Pillow's own limit of a decompression bomb, 178,956,970 pixels, at 4 bytes each."""
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
 _INF = float("inf")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How whatever a file holds becomes uint8 pixels of so many channels."""
+class DecodeOptions:
+    """How a file's content becomes uint8 pixels. Raises ConfigError for numbers for other channels."""
 
     channels: int = 3
-    """Of the pixels."""
     value_range: tuple[float, ...] = ()
     """Values that become 0 and 255: low high, or one such pair per channel. (): 0 to the largest of an unsigned
     integer type, 0 to 1 for floating point."""
     background: tuple[int, ...] = (255,)
     """Shows through where an image is transparent, 0 to 255: one number, or one per channel."""
     max_bytes: int = MAX_IMAGE_MB * 10**6
-    """Of an image, as a file and decoded; a larger one is refused before it is read or decoded."""
+    """Most bytes of an image, as a file and decoded; a larger one is refused before it is read or decoded."""
+
+    def __post_init__(self) -> None:
+        _check_range(self.value_range)
+        _check_channels("background", self.background, self.channels)
+        if len(self.value_range) not in (0, 2, 2 * self.channels):
+            what = f"low high, or {self.channels} such pairs, one per channel of the images"
+            raise ConfigError(f"data.value_range takes {what}, got {list(self.value_range)}")
 
     @property
-    def of_pixels(self) -> dict[str, Any]:
-        """What the pixels of an image depend on; the limit only says whether there are any."""
+    def pixel_settings(self) -> dict[str, Any]:
+        """Those that the pixels depend on: all but the limit."""
         return {"channels": self.channels, "value_range": self.value_range, "background": self.background}
 
     def flags(self) -> list[str]:
-        """The flags that make a training read like this; none where it does so anyway."""
-        plain = Reading()
+        """The flags by which a training decodes like this; none for defaults."""
+        default = DecodeOptions()
         return [
             f"--{name} {flag_numbers(values)}"
             for name, values, usual in (
-                ("data.value-range", self.value_range, plain.value_range),
-                ("data.background", self.background, plain.background),
-                ("model.in-chans", (self.channels,), (plain.channels,)),
-                ("data.max-image-mb", (self.max_bytes // 10**6,), (plain.max_bytes // 10**6,)),
+                ("data.value-range", self.value_range, default.value_range),
+                ("data.background", self.background, default.background),
+                ("model.in-chans", (self.channels,), (default.channels,)),
+                ("data.max-image-mb", (self.max_bytes // 10**6,), (default.max_bytes // 10**6,)),
             )
             if values != usual
         ]
-
-
-INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
-CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,6 @@ class Framing:
         for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
             if getattr(self, key) not in known:
                 raise ValueError(f"{key} must be one of {', '.join(known)}, got {getattr(self, key)!r}")
-
-
-def flag_numbers(values: Iterable[float]) -> str:
-    """Numbers as on a command line, with all their digits: `0 4095 0.25`."""
-    return " ".join(repr(float(value)).removesuffix(".0") for value in values)
 
 
 @dataclass(frozen=True)
@@ -126,54 +125,60 @@ class DataConfig:
     is decoded, a loader process takes up to five times as much: 3.5 GB at 700."""
 
     def __post_init__(self) -> None:
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"data.crop_scale must be two numbers, 0 < low <= high <= 1, got {list(self.crop_scale)}")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"data.crop_ratio must be two numbers, 0 < low <= high, got {list(self.crop_ratio)}")
-        for key in ("hflip", "vflip", "grayscale"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"data.{key} is a probability, 0 to 1, got {getattr(self, key)}")
-        if any(v < 0 for v in self.jitter) or self.jitter[3] > 0.5:
-            raise ValueError(f"data.jitter takes strengths of 0 and more, hue at most 0.5, got {list(self.jitter)}")
-        if any(s <= 0 for s in self.std):
-            raise ValueError(f"data.std must be positive, got {list(self.std)}")
-        pairs = list(zip(self.value_range[::2], self.value_range[1::2], strict=False))
-        if len(self.value_range) % 2 or not all(-_INF < low < high < _INF for low, high in pairs):
-            raise ValueError(f"data.value_range takes pairs low high, low < high, got {list(self.value_range)}")
-        if any(not 0 <= value <= 255 for value in self.background):
-            raise ValueError(f"data.background takes numbers from 0 to 255, got {list(self.background)}")
+        _check_range(self.value_range)
+        check_max_image_mb(self.max_image_mb, "data.max_image_mb")
+        (low, high), (narrow, wide) = self.crop_scale, self.crop_ratio
+        for key, fits, rule in (
+            ("crop_scale", 0 < low <= high <= 1, "must be two numbers, 0 < low <= high <= 1"),
+            ("crop_ratio", 0 < narrow <= wide, "must be two numbers, 0 < low <= high"),
+            ("hflip", 0 <= self.hflip <= 1, "is a probability, 0 to 1"),
+            ("vflip", 0 <= self.vflip <= 1, "is a probability, 0 to 1"),
+            ("grayscale", 0 <= self.grayscale <= 1, "is a probability, 0 to 1"),
+            ("jitter", min(self.jitter) >= 0 and self.jitter[3] <= 0.5, "takes strengths from 0, hue at most 0.5"),
+            ("std", all(value > 0 for value in self.std), "must be positive"),
+            ("background", all(0 <= value <= 255 for value in self.background), "takes numbers from 0 to 255"),
+            ("workers", self.workers >= -1, "must be -1 (auto) or at least 0"),
+            ("max_bad", 0 <= self.max_bad_share <= 1, "is a share such as 1%"),
+        ):
+            if not fits:
+                value = getattr(self, key)
+                shown = list(value) if isinstance(value, tuple) else repr(value)
+                raise ValueError(f"data.{key} {rule}, got {shown}")
         if self.keep and self.source and "://" not in f"{self.source} {getattr(self, 'test', '')}":
             raise ValueError(f"data.keep is for remote shards, such as s3://..., and {self.source} is not remote")
-        if self.workers < -1:
-            raise ValueError(f"data.workers must be -1 (auto) or at least 0, got {self.workers}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"data.max_bad is a share such as 1%, got {self.max_bad!r}")
-        check_max_image_mb(self.max_image_mb, "data.max_image_mb")
 
-    def reading(self, channels: int) -> Reading:
-        """How files become pixels of so many channels.
-
-        Raises:
-            UserError: settings of another number of channels.
-        """
-        for key, whole in (("mean", channels), ("std", channels), ("background", channels)):
-            if len(getattr(self, key)) not in (1, whole):
-                raise UserError(f"data.{key} takes one number or {whole}, one per channel of the images")
-        if len(self.value_range) not in (0, 2, 2 * channels):
-            raise UserError(f"data.value_range takes low high, or {channels} such pairs, one per channel of the images")
-        return Reading(channels, self.value_range, self.background, self.max_image_mb * 10**6)
+    def decode_options(self, channels: int) -> DecodeOptions:
+        """How files become pixels of so many channels. Raises ConfigError for settings of another number."""
+        for key in ("mean", "std"):
+            _check_channels(key, getattr(self, key), channels)
+        return DecodeOptions(channels, self.value_range, self.background, self.max_image_mb * 10**6)
 
     @property
     def max_bad_share(self) -> float:
-        """`max_bad` as a number from 0 to 1, or -1 where it is none."""
+        """`max_bad` as a number from 0 to 1; -1 where it is not a number."""
         try:
             return float(self.max_bad.removesuffix("%")) / (100 if self.max_bad.endswith("%") else 1)
         except ValueError:
             return -1.0
 
 
+def flag_numbers(values: Iterable[float]) -> str:
+    """Numbers as on a command line, with all their digits: `0 4095 0.25`."""
+    return " ".join(repr(float(value)).removesuffix(".0") for value in values)
+
+
 def check_max_image_mb(value: int, name: str) -> None:
     """Raises ValueError for a limit that no image passes."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_range(values: tuple[float, ...]) -> None:
+    pairs = zip(values[::2], values[1::2], strict=False)
+    if len(values) % 2 or not all(-_INF < low < high < _INF for low, high in pairs):
+        raise ConfigError(f"data.value_range takes pairs low high, low < high, got {list(values)}")
+
+
+def _check_channels(key: str, values: tuple[float, ...], channels: int) -> None:
+    if len(values) not in (1, channels):
+        raise ConfigError(f"data.{key} takes one number or {channels}, one per channel of the images")

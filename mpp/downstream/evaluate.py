@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from mpp import dist
-from mpp.data.loader import worker_count
 from mpp.data.sources.base import count
+from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Extract, Fewshot

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from mpp import dist
 from mpp.data.loader import sequential
-from mpp.data.reader import Batch, Transform
-from mpp.data.settings import Reading
+from mpp.data.reader import Batch
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.sources.fingerprint import fingerprint
-from mpp.data.transform import TRANSFORM_VERSION, EvalTransform, normalise
+from mpp.data.transform import TRANSFORM_VERSION, EvalTransform, Transform, normalise
 from mpp.downstream.feature_cache import Features, cached_features, weights_hash
 from mpp.downstream.fewshot import Extract
 from mpp.downstream.labelled import Labelled
@@ -107,7 +107,7 @@ def extract_by_all(
     source: Source,
     indices: Int64[np.ndarray, " n"],
     transform: Transform,
-    reading: Reading,
+    reading: DecodeOptions,
     device: torch.device,
     *,
     workers: int,

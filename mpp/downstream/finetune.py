@@ -22,7 +22,7 @@ import torch
 
 from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
-from mpp.data.loader import cores_for
+from mpp.data.workers import cores_for
 from mpp.dist import World
 from mpp.downstream.finetune_result import INPUTS, RESULT, Inputs, Result, finished, read_result, summary, write_record
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction

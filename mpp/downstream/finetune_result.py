@@ -35,7 +35,7 @@ class Inputs:
     @classmethod
     def of(cls, weights: Weights, labelled: Labelled) -> "Inputs":
         """Hashes weights as they were opened and labelled images as they are now."""
-        settings = [weights.name, dict(weights.args), weights.reading.of_pixels, weights.mean, weights.std]
+        settings = [weights.name, dict(weights.args), weights.reading.pixel_settings, weights.mean, weights.std]
         text = json.dumps([*settings, asdict(weights.numerics)], sort_keys=True, default=str)
         state = "fresh" if weights.state is None else weights_hash(weights.state)
         digest = hashlib.sha256(f"{text} {state}".encode()).hexdigest()

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpp.data.loader import sequential, worker_count
+from mpp.data.loader import sequential
 from mpp.data.sources.files import FileSource
 from mpp.data.sources.names import is_hidden, is_image, printable
 from mpp.data.transform import EvalTransform, normalise
+from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.scoring import short_name
 from mpp.downstream.settings import PredictRecipe

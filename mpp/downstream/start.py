@@ -41,7 +41,7 @@ def with_input_settings(weights: Weights, data: LabelledConfig) -> Weights:
     """
     settings = {key: getattr(data, key) for key in ("mean", "std", "value_range", "background")}
     settings = {key: value for key, value in settings.items() if value}
-    replace(DataConfig(), **settings).reading(weights.in_chans)
+    replace(DataConfig(), **settings).decode_options(weights.in_chans)
     return replace(weights, max_image_mb=data.max_image_mb, **settings)
 
 

@@ -20,16 +20,17 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F
 
 from mpp import dist
-from mpp.data.augment import RandAugment
 from mpp.data.auto_cache import keep_decoded
-from mpp.data.feed import Placed, feed
-from mpp.data.late import DecodeJpegs, choose_decoder
-from mpp.data.loader import derive_seed, worker_count
+from mpp.data.device_jpeg import DecodeJpegs, choose_decoder
+from mpp.data.feed import DeviceBatch, feed
 from mpp.data.pixel_cache import cache_pixels
-from mpp.data.reader import Bad, Transform
+from mpp.data.randaugment import RandAugment
+from mpp.data.reader import Bad
+from mpp.data.seeds import derive_seed
 from mpp.data.sources.base import Source, Subset
 from mpp.data.sources.fingerprint import Contents
-from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise
+from mpp.data.transform import EvalTransform, Normalise, TrainTransform, Transform, normalise
+from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.features import check_patches, extract_by_all
@@ -238,7 +239,7 @@ def read_decoded(parts: Tuning, say: Callable[[str], None]) -> None:
             parts.weights.reading,
             images=schedule.total_steps * schedule.batch_size - parts.state.images_seen,
             workers=parts.workers,
-            late=parts.decode is not None,
+            device_jpegs=parts.decode is not None,
             make=not parts.world.local_rank,
             say=say,
         ),
@@ -246,7 +247,7 @@ def read_decoded(parts: Tuning, say: Callable[[str], None]) -> None:
     parts.train_source = Subset(source, parts.labelled.train_indices) if alike else source
 
 
-def training_batches(parts: Tuning, report_bad: Callable[[list[Bad], int], None]) -> Generator[Placed]:
+def training_batches(parts: Tuning, report_bad: Callable[[list[Bad], int], None]) -> Generator[DeviceBatch]:
     """This rank's endless labelled micro-batches from `state.images_seen` on (see `feed`)."""
     return feed(
         parts.train_source,
@@ -272,7 +273,7 @@ def training_step(parts: Tuning) -> Callable[[nn.Module, Any], tuple[Tensor, dic
         classes = len(parts.labelled.classes)
         mix = Mixup(loss.mixup, loss.cutmix, label_smoothing=loss.smoothing, num_classes=classes)
 
-    def step(model: nn.Module, batch: Placed) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(model: nn.Module, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         images, target = batch["images"], batch["labels"]
         position = batch["position"], batch["slot"]
         if mix is not None:

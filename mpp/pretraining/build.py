@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from mpp import dist
-from mpp.data.late import choose_decoder
-from mpp.data.loader import worker_count
+from mpp.data.device_jpeg import choose_decoder
 from mpp.data.pixel_cache import open_images
 from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.fingerprint import Contents, listing
 from mpp.data.transform import Normalise, TrainTransform
+from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.fewshot import Fewshot
@@ -65,7 +65,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
     precision = choose_precision(config.train.precision, device)
     computing = device.type == "cpu" and "://" not in data.source  # remote images are waited for, not computed
     workers = worker_count(data.workers, world.local_size, computing)
-    reading = data.reading(config.model.in_chans)
+    reading = data.decode_options(config.model.in_chans)
     source = once_a_machine(world, lambda: open_images(data, reading, workers))
     fewshot = None
     if config.fewshot.data:
@@ -164,7 +164,7 @@ def build_model(
         UserError: settings of model and objective that do not fit each other.
     """
     objective, channels = config.objective, config.model.in_chans
-    config.data.reading(channels)
+    config.data.decode_options(channels)
     with global_draws(config.train.seed):
         if config.init_args:
             encoder = build_continued(config.model, config.init_args, device, dtype)
@@ -206,5 +206,5 @@ def _check_objective(objective: ObjectiveConfig, encoder: Encoder, channels: int
 
 def weights_of(config: PretrainConfig, encoder: Encoder, origin: str = "") -> Weights:
     """A run's encoder as weights, with what its config says of them (see `encoder_weights`)."""
-    data, reading = config.data, config.data.reading(config.model.in_chans)
+    data, reading = config.data, config.data.decode_options(config.model.in_chans)
     return encoder_weights(encoder, config.model, data.mean, data.std, reading, origin, config.init_args)

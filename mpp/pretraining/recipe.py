@@ -17,8 +17,8 @@ import torch
 
 from mpp import dist
 from mpp.config import to_yaml
-from mpp.data.loader import cores_for
 from mpp.data.sources.base import warnings_of
+from mpp.data.workers import cores_for
 from mpp.dist import World
 from mpp.errors import RunError
 from mpp.model.attention import use_kernel

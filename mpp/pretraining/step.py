@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mpp.data.feed import Placed
-from mpp.data.loader import derive_seed, stream
-from mpp.data.reader import Batch, Transform
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.feed import DeviceBatch
+from mpp.data.loader import stream
+from mpp.data.reader import Batch
+from mpp.data.seeds import derive_seed
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import Source
+from mpp.data.transform import Transform
 from mpp.dist import World
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.objective.objective import Figures, Survey, survey_targets
@@ -41,7 +43,7 @@ def training_step(
     config, precision = run.config, precision or run.precision
     drawn: dict[int, Corruption] = {}  # of the global batch that is worked at
 
-    def step(model: nn.Module, batch: Placed) -> tuple[Tensor, Figures]:
+    def step(model: nn.Module, batch: DeviceBatch) -> tuple[Tensor, Figures]:
         position, slot, images = batch["position"], batch["slot"], batch["images"]
         if position not in drawn:
             drawn.clear()
@@ -84,7 +86,9 @@ def survey_source(run: PretrainingRun) -> Survey:
     return survey_targets(run.model.target, images)
 
 
-def survey_batches(source: Source, transform: Transform, reading: Reading, seed: int, workers: int) -> Generator[Batch]:
+def survey_batches(
+    source: Source, transform: Transform, reading: DecodeOptions, seed: int, workers: int
+) -> Generator[Batch]:
     """The endless batches of a source whose first ones a run of this seed surveys."""
     return stream(
         source,
@@ -117,7 +121,7 @@ def endless_step(config: PretrainConfig, device: torch.device) -> tuple[Pretrain
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
     labels = torch.full((run.micro_batch,), -1, device=device)
 
-    def batches() -> Iterator[Placed]:
+    def batches() -> Iterator[DeviceBatch]:
         while True:
             for slot in range(0, config.train.batch_size, run.micro_batch):
                 yield {"images": images, "labels": labels, "position": run.state.images_seen, "slot": slot}

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mpp.data.loader import sequential
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.transform import EvalTransform, normalise
 from mpp.downstream.features import EVALUATION_BATCH
@@ -132,7 +132,7 @@ class Images(NamedTuple):
 
 
 def draw_images(
-    source: Source, number: int, transform: EvalTransform, reading: Reading, seed: int, workers: int
+    source: Source, number: int, transform: EvalTransform, reading: DecodeOptions, seed: int, workers: int
 ) -> Images:
     """Draws `number` images of the source, or all where there are fewer; bad ones are left out.
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from mpp import dist
-from mpp.data.loader import worker_count
 from mpp.data.sources.base import count
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform
+from mpp.data.workers import worker_count
 from mpp.downstream.features import check_patches
 from mpp.errors import RunError, UserError, command
 from mpp.pretraining.restore import first_weights, restored, weights_or_checkpoint

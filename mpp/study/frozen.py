@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mpp.config import to_dict
-from mpp.data.loader import worker_count
+from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Fewshot

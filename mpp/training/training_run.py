@@ -11,12 +11,13 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from mpp.data.auto_cache import keep_decoded
-from mpp.data.feed import Placed, feed
-from mpp.data.late import DecodeJpegs
-from mpp.data.reader import Bad, Transform
-from mpp.data.settings import Reading
+from mpp.data.device_jpeg import DecodeJpegs
+from mpp.data.feed import DeviceBatch, feed
+from mpp.data.reader import Bad
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.sources.fingerprint import Contents
+from mpp.data.transform import Transform
 from mpp.dist import World
 from mpp.model.choice import settle_kernel, task_of
 from mpp.training.loop import Schedule, State
@@ -36,7 +37,7 @@ class TrainingRun:
     """bf16, fp16 or fp32."""
     train_source: Source
     """The images it trains on; after `decoded` perhaps from a cache of decoded pixels."""
-    reading: Reading
+    reading: DecodeOptions
     transform: Transform
     model: Any
     wrapped: nn.Module
@@ -85,7 +86,7 @@ class TrainingRun:
                 self.reading,
                 images=left,
                 workers=self.workers,
-                late=self.decode is not None,
+                device_jpegs=self.decode is not None,
                 make=make and not self.world.local_rank,
                 say=say,
             ),
@@ -93,7 +94,7 @@ class TrainingRun:
 
     def batches(
         self, report_bad: Callable[[list[Bad], int], None] = lambda bad, images: None, start: int | None = None
-    ) -> Generator[Placed]:
+    ) -> Generator[DeviceBatch]:
         """This rank's endless micro-batches from `start` images seen on, by default `state.images_seen`."""
         return feed(
             self.train_source,

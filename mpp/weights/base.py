@@ -19,7 +19,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mpp.data.settings import MAX_IMAGE_MB, Framing, Reading
+from mpp.data.settings import MAX_IMAGE_MB, DecodeOptions, Framing
 from mpp.errors import UserError
 from mpp.model.attention import Attention, use_kernel
 from mpp.model.choice import choose_kernel, task_of
@@ -69,7 +69,7 @@ class Weights:
     origin: str = ""
     """What it was opened from."""
     value_range: tuple[float, ...] = ()
-    """Of the files that the input is read from (see `Reading`)."""
+    """Of the files that the input is read from (see `DecodeOptions`)."""
     background: tuple[int, ...] = (255,)
     """Likewise."""
     crop_pct: float = 1.0
@@ -82,9 +82,9 @@ class Weights:
     """Of an image that is read: no property of the weights, but of those who read images for them."""
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> DecodeOptions:
         """How files become the pixels that `mean` and `std` are for."""
-        return Reading(self.in_chans, self.value_range, self.background, self.max_image_mb * 10**6)
+        return DecodeOptions(self.in_chans, self.value_range, self.background, self.max_image_mb * 10**6)
 
     @property
     def framing(self) -> Framing:

@@ -68,7 +68,7 @@ def settled(
     check_size(vit, model.image_hw)
     told = DataConfig(**{key: getattr(weights, key) for key in _INPUT})
     data = adopted_input(data, told)
-    data.reading(model.in_chans)
+    data.decode_options(model.in_chans)
     return model, data, init_args
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from mpp.data.settings import Framing, Reading
+from mpp.data.settings import DecodeOptions, Framing
 from mpp.errors import UserError
 from mpp.model.encoder import Encoder
 from mpp.model.settings import ModelConfig
@@ -27,7 +27,7 @@ from mpp.weights.init_args import parse_init_args
 HEAD_FILE = "head.safetensors"
 """A head that timm has no name for lies beside the model, which timm then loads headless."""
 _OURS = "mpp"  # what config.json tells beside timm's own keys
-_PLAIN = Reading()
+_PLAIN = DecodeOptions()
 _SET_BY_US = ("num_classes", "in_chans", "global_pool", "img_size", "fc_norm", "drop_path_rate")
 
 
@@ -47,7 +47,7 @@ def encoder_weights(
     config: ModelConfig,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    reading: Reading,
+    reading: DecodeOptions,
     origin: str = "",
     init_args: Sequence[str] = (),
 ) -> Weights:
@@ -89,7 +89,7 @@ def save_timm_folder(
     folder: Path,
     mean: tuple[float, ...] = (0.5,),
     std: tuple[float, ...] = (0.5,),
-    reading: Reading = _PLAIN,
+    reading: DecodeOptions = _PLAIN,
 ) -> None:
     """Writes `folder` so that `timm.create_model(f"local-dir:{folder}", pretrained=True)` gives this encoder.
 
@@ -119,7 +119,7 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
         model, {k: v for k, v in state.items() if k not in head}, weights.origin or str(folder), head=names is not None
     )
     ours: dict[str, Any] = {"numerics": asdict(weights.numerics)}
-    if weights.reading.of_pixels != Reading(weights.in_chans).of_pixels:
+    if weights.reading.pixel_settings != DecodeOptions(weights.in_chans).pixel_settings:
         ours |= {"value_range": list(weights.value_range), "background": list(weights.background)}
     if weights.representation:
         ours |= {"representation": weights.representation, "classes": list(weights.classes or ())}

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mpp.data.loader import stream
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import ListSource
 from mpp.data.transform import EvalTransform
 
@@ -20,7 +20,7 @@ def numbered(length, side=12, bad=()):
 def run(source, batches, transform=None, **options):
     """The first batches of a stream, closed after."""
     settings = {"seed": 7, "batch_size": 8, "micro_batch": 4, "start": 0, **options}
-    it = stream(source, transform or EvalTransform((4, 4)), Reading(3), **settings)
+    it = stream(source, transform or EvalTransform((4, 4)), DecodeOptions(3), **settings)
     try:
         return list(itertools.islice(it, batches))
     finally:

@@ -12,21 +12,20 @@ from PIL import Image
 
 from mpp import cli
 from mpp.data import auto_cache, pixel_cache
-from mpp.data.augment import RandAugment
 from mpp.data.auto_cache import keep_decoded
 from mpp.data.loader import stream
 from mpp.data.pixel_cache import PixelSource
-from mpp.data.reader import Transform
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.randaugment import RandAugment
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import ListSource, Source, Subset
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source
-from mpp.data.transform import TrainTransform
+from mpp.data.transform import TrainTransform, Transform
 from mpp.errors import Unreachable
 from mpp.pretraining import recipe as pretrain
 from tests import runs
 
-READING, DATA, SIDE = Reading(3), DataConfig(), 16
+READING, DATA, SIDE = DecodeOptions(3), DataConfig(), 16
 PLAIN = TrainTransform(DATA, (SIDE, SIDE), 3)
 
 
@@ -103,7 +102,7 @@ def test_another_size_of_crop_has_pixels_of_its_own(
     transforms = [TrainTransform(DATA, (side, side), 3) for side in order]
     for transform in transforms:
         kept(source, transform)
-    late, _ = kept(source, transforms[0], late=True)
+    late, _ = kept(source, transforms[0], device_jpegs=True)
     assert [late.decoded(index) for index in (2, 3, 6)] == [True, False, False]  # pyright: ignore
     monkeypatch.setattr(pixel_cache, "_decode_all", None)  # they are there, and are taken for the shortest run, too
     monkeypatch.setattr(auto_cache, "_SAMPLE", None)
@@ -131,7 +130,7 @@ WHY: dict[str, tuple[Callable[[Path], Source], dict[str, Any], str]] = {
         "19 images of 10 are to be read, fewer than two passes",
     ),
     "dry": (lambda f: open_source(f"folder:{f}"), {"make": False}, "a dry run keeps no pixels"),
-    "late": (lambda f: open_source(f"folder:{f}"), {"late": True}, "JPEGs decoded on the device"),
+    "late": (lambda f: open_source(f"folder:{f}"), {"device_jpegs": True}, "JPEGs decoded on the device"),
     "weighted": (weighted, {}, "the sources are weighted"),
     "remote": (remote, {}, "they are remote (--data.keep true keeps the files)"),
     "none decodes": (lambda _: ListSource([b"", b"x"]), {}, "none of some decodes"),

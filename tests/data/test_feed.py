@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.data.feed import Placed, feed
+from mpp.data.feed import DeviceBatch, feed
 from mpp.data.loader import stream
 from mpp.data.reader import Bad
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import ListSource
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
@@ -17,9 +17,9 @@ CPU = torch.device("cpu")
 SOURCE = ListSource(np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8), np.arange(10))
 
 
-def some(number: int, start: int, world: World, micro: int) -> list[Placed]:
+def some(number: int, start: int, world: World, micro: int) -> list[DeviceBatch]:
     told = {"seed": 1, "batch_size": 8, "micro_batch": micro, "start": start, "world": world, "workers": 0}
-    batches = feed(SOURCE, EvalTransform((4, 4)), Reading(3), CPU, **told)
+    batches = feed(SOURCE, EvalTransform((4, 4)), DecodeOptions(3), CPU, **told)
     try:
         return [next(batches) for _ in range(number)]
     finally:
@@ -46,7 +46,7 @@ def test_ranks_share_what_one_process_reads(micro: int) -> None:
 
 
 def test_it_is_the_stream() -> None:
-    batches = stream(SOURCE, EvalTransform((4, 4)), Reading(3), seed=1, batch_size=8, micro_batch=8, start=8)
+    batches = stream(SOURCE, EvalTransform((4, 4)), DecodeOptions(3), seed=1, batch_size=8, micro_batch=8, start=8)
     assert torch.equal(next(batches)["images"], some(1, 8, World(), 8)[0]["images"])
     batches.close()
 
@@ -55,7 +55,7 @@ def test_on_cuda_a_stream_of_its_own_copies_what_the_training_then_uses() -> Non
     with pretended.cuda() as waits:
         training = pretended.Stream.current
         told = {"seed": 1, "batch_size": 8, "micro_batch": 4, "start": 0, "world": World(), "workers": 0}
-        batches = feed(SOURCE, EvalTransform((4, 4)), Reading(3), pretended.CUDA, **told)
+        batches = feed(SOURCE, EvalTransform((4, 4)), DecodeOptions(3), pretended.CUDA, **told)
         for number in (1, 2):
             batch = next(batches)
             assert batch["images"].device == batch["labels"].device == pretended.CUDA
@@ -75,7 +75,7 @@ def test_bad_files_are_reported_with_the_images_read() -> None:
     batches = feed(
         source,
         EvalTransform((4, 4)),
-        Reading(3),
+        DecodeOptions(3),
         CPU,
         seed=0,
         batch_size=5,

@@ -7,13 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mpp.data.decoding.decode import BadImage
-from mpp.data.loader import permutation, sequential, worker_count
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.decoding import BadImage
+from mpp.data.loader import sequential
+from mpp.data.seeds import permutation
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import ListSource, Subset
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform, TrainTransform
+from mpp.data.workers import worker_count
 from mpp.errors import ConfigError, RunError
 from tests.data.streams import Failing, assert_same, joined, numbered, raising, run
 
@@ -195,7 +197,7 @@ def test_sequential(workers):
     source = numbered(20, bad=(3, 9))
     transform = EvalTransform((4, 4))
     wanted = [9, 2, 3, 11, 0, 9, 19]
-    batches = list(sequential(source, transform, Reading(3), wanted, batch_size=3, workers=workers))
+    batches = list(sequential(source, transform, DecodeOptions(3), wanted, batch_size=3, workers=workers))
     assert [batch["index"].tolist() for batch in batches] == [[2], [11, 0], [19]]
     assert [[bad.index for bad in batch["bad"]] for batch in batches] == [[9, 3], [9], []]
     assert [batch["label"].tolist() for batch in batches] == [[2], [2, 0], [1]]
@@ -204,10 +206,10 @@ def test_sequential(workers):
 
 def test_sequential_of_bad_images_and_of_nothing():
     transform = EvalTransform((4, 6))
-    (batch,) = sequential(numbered(4, bad=(1,)), transform, Reading(3), [1], batch_size=2)
+    (batch,) = sequential(numbered(4, bad=(1,)), transform, DecodeOptions(3), [1], batch_size=2)
     assert batch["images"].shape == (0, 3, 4, 6)
     assert batch["index"].shape == (0,)
-    assert list(sequential(numbered(4), transform, Reading(3), [], batch_size=2, workers=2)) == []
+    assert list(sequential(numbered(4), transform, DecodeOptions(3), [], batch_size=2, workers=2)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -224,7 +226,7 @@ def test_an_image_that_memory_does_not_hold_is_its_own_fault(workers):
     for bad, (batch,) in (
         (5, run(Failing(raising(MemoryError()), 8), 1, **settings)),
         (3, run(numbered(8), 1, transform, **settings)),
-        (3, sequential(numbered(8), transform, Reading(3), range(8), batch_size=8, workers=workers)),
+        (3, sequential(numbered(8), transform, DecodeOptions(3), range(8), batch_size=8, workers=workers)),
     ):
         said = {(each.index, each.kind, each.reason) for each in batch["bad"]}
         assert said == {(bad, "too large", "takes more memory than there is")}
@@ -237,7 +239,9 @@ def test_a_limit_in_bytes_reaches_what_the_workers_read(tmp_path):
     for name, side in (("a", 40), ("b", 8)):
         Image.fromarray(np.zeros((side, side, 3), dtype=np.uint8)).save(tmp_path / f"{name}.bmp")
     source = open_source(f"folder:{tmp_path}")
-    (batch,) = sequential(source, EvalTransform((4, 4)), Reading(max_bytes=1000), range(2), batch_size=2, workers=1)
+    (batch,) = sequential(
+        source, EvalTransform((4, 4)), DecodeOptions(max_bytes=1000), range(2), batch_size=2, workers=1
+    )
     assert batch["index"].tolist() == [1]
     assert [str(bad).partition(": ")[2] for bad in batch["bad"]] == ["0.0 MB, more than data.max_image_mb 0 allows"]
 

@@ -13,7 +13,7 @@ import torch
 from mpp.data import pixel_cache
 from mpp.data.loader import stream
 from mpp.data.pixel_cache import PixelSource, cache_pixels, open_images
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import Source, Subset
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import TrainTransform
@@ -33,7 +33,7 @@ def folder(picture_folder: Callable[..., Path], encode: Callable[..., bytes]) ->
     return root
 
 
-def first(source: Source, reading: Reading, batches: int = 3) -> list[tuple[torch.Tensor, Any, Any, list[str]]]:
+def first(source: Source, reading: DecodeOptions, batches: int = 3) -> list[tuple[torch.Tensor, Any, Any, list[str]]]:
     transform = TrainTransform(DataConfig(), (8, 8), reading.channels)
     it = stream(source, transform, reading, seed=3, batch_size=8, micro_batch=8, start=0)
     try:
@@ -43,8 +43,10 @@ def first(source: Source, reading: Reading, batches: int = 3) -> list[tuple[torc
     return [(b["images"], b["index"].tolist(), b["label"].tolist(), [str(bad) for bad in b["bad"]]) for b in found]
 
 
-@pytest.mark.parametrize("reading", [Reading(3), Reading(1), Reading(3, (0.0, 100.0))], ids=["rgb", "grey", "range"])
-def test_the_stream_is_the_same_bits(folder: Path, reading: Reading) -> None:
+@pytest.mark.parametrize(
+    "reading", [DecodeOptions(3), DecodeOptions(1), DecodeOptions(3, (0.0, 100.0))], ids=["rgb", "grey", "range"]
+)
+def test_the_stream_is_the_same_bits(folder: Path, reading: DecodeOptions) -> None:
     source = open_source(f"folder:{folder}")
     kept = cache_pixels(source, reading, workers=0)
     assert (len(kept), kept.classes, kept.where(3)) == (12, ("a", "b"), source.where(3))  # pyright: ignore
@@ -60,21 +62,21 @@ def test_the_stream_is_the_same_bits(folder: Path, reading: Reading) -> None:
 
 def test_it_decodes_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(f"folder:{folder}")
-    before = cache_pixels(source, Reading(3), workers=2)
+    before = cache_pixels(source, DecodeOptions(3), workers=2)
     monkeypatch.setattr(pixel_cache, "_decode_all", lambda *_: pytest.fail("decoded again"))
-    after = cache_pixels(source, Reading(3), workers=0)
+    after = cache_pixels(source, DecodeOptions(3), workers=0)
     assert before.path == after.path
     assert "; decoded pixels (4.62 kB) in " in after.describe()
     monkeypatch.undo()
     (folder / "a" / "0.png").write_bytes((folder / "a" / "1.png").read_bytes())
-    assert cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0).path != before.path
-    assert cache_pixels(source, Reading(1), workers=0).path != before.path
+    assert cache_pixels(open_source(f"folder:{folder}"), DecodeOptions(3), workers=0).path != before.path
+    assert cache_pixels(source, DecodeOptions(1), workers=0).path != before.path
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"half a file"])
 @pytest.mark.parametrize("suffix", ["pixels", "sizes.npy"])
 def test_what_is_damaged_is_decoded_again(folder: Path, suffix: str, damage: bytes) -> None:
-    source, reading = open_source(f"folder:{folder}"), Reading(3, background=(5,))
+    source, reading = open_source(f"folder:{folder}"), DecodeOptions(3, background=(5,))
     path = cache_pixels(source, reading, workers=0).path
     whole = path.read_bytes()
     path.with_suffix(f".{suffix}").write_bytes(damage)
@@ -84,7 +86,7 @@ def test_what_is_damaged_is_decoded_again(folder: Path, suffix: str, damage: byt
 
 def test_another_version_of_a_decoder_decodes_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made() -> Path:
-        return cache_pixels(open_source(f"folder:{folder}"), Reading(3, background=(4,)), workers=0).path
+        return cache_pixels(open_source(f"folder:{folder}"), DecodeOptions(3, background=(4,)), workers=0).path
 
     before, version = made(), pixel_cache.metadata.version
     for name in ("pillow", "simplejpeg", "imagecodecs", "tifffile"):
@@ -96,12 +98,12 @@ def test_another_version_of_a_decoder_decodes_again(folder: Path, monkeypatch: p
 
 def test_pixels_of_another_reading_are_others(folder: Path) -> None:
     source = open_source(f"folder:{folder}")
-    readings = [Reading(3), Reading(3, (0.0, 100.0)), Reading(3, background=(0,)), Reading(1)]
+    readings = [DecodeOptions(3), DecodeOptions(3, (0.0, 100.0)), DecodeOptions(3, background=(0,)), DecodeOptions(1)]
     assert len({cache_pixels(source, reading, workers=0).path for reading in readings}) == 4
 
 
 def test_what_a_killed_run_left_is_taken_away(folder: Path, cache: Path) -> None:
-    source, reading = open_source(f"folder:{folder}"), Reading(3, background=(7,))
+    source, reading = open_source(f"folder:{folder}"), DecodeOptions(3, background=(7,))
     path = cache_pixels(source, reading, workers=0).path
     path.unlink()
     left = path.with_name(f".{path.name}-0123456789ab")
@@ -119,7 +121,7 @@ def test_an_array_whose_files_were_touched_makes_room_for_the_next(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made(value: int) -> Path:
-        return cache_pixels(open_source(f"folder:{folder}"), Reading(3, background=(value,)), workers=0).path
+        return cache_pixels(open_source(f"folder:{folder}"), DecodeOptions(3, background=(value,)), workers=0).path
 
     other, in_use = made(9), made(8)
     monkeypatch.setattr(pixel_cache, "use", lambda *names: None)  # as by a process that has ended since
@@ -141,22 +143,22 @@ def test_arrays_of_other_splits_and_folders_stay(folder: Path, tmp_path: Path, m
     for here in ("one", "two"):
         shutil.copytree(folder, tmp_path / here / "images")
         monkeypatch.chdir(tmp_path / here)
-        paths = [cache_pixels(opened(), Reading(), workers=0).path for opened in sources]
-        paths.append(cache_pixels(open_source("folder:images"), Reading(), workers=0).path)
+        paths = [cache_pixels(opened(), DecodeOptions(), workers=0).path for opened in sources]
+        paths.append(cache_pixels(open_source("folder:images"), DecodeOptions(), workers=0).path)
         assert all(path.exists() for path in paths)
     monkeypatch.chdir(tmp_path / "one")
     monkeypatch.setattr(pixel_cache, "_decode_all", None)  # all of them are there
     for opened in (*sources, lambda: open_source("folder:images")):
-        cache_pixels(opened(), Reading(), workers=0)
+        cache_pixels(opened(), DecodeOptions(), workers=0)
 
 
 def test_whole_arrays_go_in_blocks(folder: Path) -> None:
     (folder / "b" / "2.png").unlink()
-    kept = cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0)
+    kept = cache_pixels(open_source(f"folder:{folder}"), DecodeOptions(3), workers=0)
     block = kept.block(np.array([3, 0]))
     assert block is not None
     np.testing.assert_array_equal(block[1], kept.read(0)[0])
-    pixels = first(kept, Reading(3))[0][0]
+    pixels = first(kept, DecodeOptions(3))[0][0]
     assert pixels.shape == (8, 3, 8, 8)
 
 
@@ -165,7 +167,7 @@ def test_images_of_several_sizes_are_refused(folder: Path, encode: Callable[...,
     source = open_source(f"folder:{folder}")
     text = rf"of one size: the first is 14 x 10, {folder}/a/3.png: 15 x 10 pixels; leave data.cache at auto"
     with pytest.raises(UserError, match=text):
-        cache_pixels(source, Reading(3), workers=0)
+        cache_pixels(source, DecodeOptions(3), workers=0)
 
 
 def test_no_room_and_no_images(folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -175,19 +177,19 @@ def test_no_room_and_no_images(folder: Path, monkeypatch: pytest.MonkeyPatch, ca
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
         text = r"of the decoded pixels of folder:.* takes 5\.04 kB, .* has room for 95 bytes\): set MPP_CACHE"
         with pytest.raises(UserError, match=text):
-            cache_pixels(source, Reading(3, (0.0, 7.0)), workers=0)
+            cache_pixels(source, DecodeOptions(3, (0.0, 7.0)), workers=0)
     monkeypatch.setenv("MPP_CACHE_LIMIT", "1kB")
     with pytest.raises(UserError, match="kB, of the 1 kB that MPP_CACHE_LIMIT allows"):
-        cache_pixels(source, Reading(3, (0.0, 7.0)), workers=0)
+        cache_pixels(source, DecodeOptions(3, (0.0, 7.0)), workers=0)
     for name in NAMES:
         (folder / name).write_text("no image")
     with pytest.raises(UserError, match=r"none of the images of folder:.* could be decoded"):
-        cache_pixels(open_source(f"folder:{folder}"), Reading(3), workers=0)
+        cache_pixels(open_source(f"folder:{folder}"), DecodeOptions(3), workers=0)
 
 
 def test_configs(folder: Path) -> None:
     spec = f"folder:{folder}"
-    assert isinstance(open_images(DataConfig(spec, cache="pixels"), Reading(3), 0), PixelSource)
-    assert not isinstance(open_images(DataConfig(spec), Reading(3), 0), PixelSource)
+    assert isinstance(open_images(DataConfig(spec, cache="pixels"), DecodeOptions(3), 0), PixelSource)
+    assert not isinstance(open_images(DataConfig(spec), DecodeOptions(3), 0), PixelSource)
     with pytest.raises(UserError, match=r"data\.cache pixels does not go with weights"):
-        open_images(DataConfig(f"3 * {spec} + 1 * {spec}/a", cache="pixels"), Reading(3), 0)
+        open_images(DataConfig(f"3 * {spec} + 1 * {spec}/a", cache="pixels"), DecodeOptions(3), 0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.downstream.settings import LabelledConfig
 from mpp.errors import UserError
 
@@ -43,15 +43,15 @@ def test_remote_files_can_be_kept() -> None:
 )
 def test_settings_of_other_channels(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError) as caught:
-        DataConfig(**settings).reading(5)
+        DataConfig(**settings).decode_options(5)
     assert str(caught.value).startswith(line)
 
 
 def test_reading() -> None:
     told = DataConfig(value_range=(0.0, 1.0) * 5, background=(0,))
-    assert told.reading(5) == Reading(5, (0.0, 1.0) * 5, (0,))
-    assert DataConfig(max_image_mb=2).reading(3) == Reading(max_bytes=2_000_000)
+    assert told.decode_options(5) == DecodeOptions(5, (0.0, 1.0) * 5, (0,))
+    assert DataConfig(max_image_mb=2).decode_options(3) == DecodeOptions(max_bytes=2_000_000)
     # A run that began before there was a limit, or with another one, has read the same pixels.
-    assert Reading(5, max_bytes=1).of_pixels == {"channels": 5, "value_range": (), "background": (255,)}
-    assert Reading(max_bytes=2_000_000).flags() == ["--data.max-image-mb 2"]
-    assert DataConfig().reading(3) == Reading()
+    assert DecodeOptions(5, max_bytes=1).pixel_settings == {"channels": 5, "value_range": (), "background": (255,)}
+    assert DecodeOptions(max_bytes=2_000_000).flags() == ["--data.max-image-mb 2"]
+    assert DataConfig().decode_options(3) == DecodeOptions()

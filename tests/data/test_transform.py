@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mpp.data.decoding.decode import open_picture
-from mpp.data.draws import seeds, uniforms
-from mpp.data.settings import CROP_MODES, INTERPOLATIONS, DataConfig, Framing, Reading
+from mpp.data.decoding import open_picture
+from mpp.data.seeds import image_seeds, uniforms
+from mpp.data.settings import CROP_MODES, INTERPOLATIONS, DataConfig, DecodeOptions, Framing
 from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise, resize
 from mpp.errors import UserError
 
@@ -24,7 +24,7 @@ class Drawing:
         self.transform, self.seed, self.calls = transform, seed, itertools.count()
 
     def __call__(self, image):
-        key = seeds(self.seed, np.array([next(self.calls)]))
+        key = image_seeds(self.seed, np.array([next(self.calls)]))
         return self.transform(image, uniforms(key, self.transform.draws)[0].tolist())
 
 
@@ -190,10 +190,10 @@ def test_full_scale_takes_the_largest_central_crop():
 
 @pytest.mark.parametrize("hw", [(2000, 1500), (1999, 1501), (600, 1237)])
 def test_crops_of_large_jpegs_fit_the_blocks_that_are_scaled(hw, encode):
-    picture = open_picture(encode(noise(*hw), "JPEG"), Reading(3))
+    picture = open_picture(encode(noise(*hw), "JPEG"), DecodeOptions(3))
     exact, aligned = TrainTransform(DataConfig(), (64, 64), 3), TrainTransform(DataConfig(), (64, 64), 3)
     off = []
-    for draws in uniforms(seeds(0, np.arange(300)), exact.draws).tolist():
+    for draws in uniforms(image_seeds(0, np.arange(300)), exact.draws).tolist():
         wanted, box = exact.crop(*hw, draws), aligned.box(picture, draws)
         step = picture.step(wanted[2], wanted[3], (64, 64))
         assert step in (2, 4, 8)

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.curation.packing.images import Form, pack_image
-from mpp.data.decoding.decode import BadImage, decode
+from mpp.data.decoding import BadImage, decode
 from mpp.data.feed import feed
 from mpp.data.loader import sequential
 from mpp.data.pixel_cache import cache_pixels
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import ListSource, Source
 from mpp.data.transform import EvalTransform, TrainTransform
 from mpp.dist import World
-from tests.data.test_late import stand_in
+from tests.data.test_device_jpeg import stand_in
 from tests.data.zoo import CASES, Case
 
 PLACES = ((0.1, 0.1), (0.1, 0.9), (0.9, 0.1), (0.9, 0.9))
@@ -119,7 +119,7 @@ class Locked(ListSource):
         return super().read(index)
 
 
-def trained_on(source: Source, reading: Reading, hw: tuple[int, int], **late: Any) -> torch.Tensor:
+def trained_on(source: Source, reading: DecodeOptions, hw: tuple[int, int], **late: Any) -> torch.Tensor:
     """Both images of a source as a training gets them, whole."""
     transform = TrainTransform(DataConfig(crop_scale=(1, 1), hflip=0), hw, reading.channels)
     options: dict[str, Any] = {"seed": 0, "batch_size": 2, "micro_batch": 2, "start": 0, "workers": 0}
@@ -144,7 +144,7 @@ def trained_on(source: Source, reading: Reading, hw: tuple[int, int], **late: An
 @pytest.mark.parametrize("case", WHOLE, ids=lambda case: case.name)
 def test_all_ways_to_the_pixels_of_a_file_agree(case: Case, shrink: int) -> None:
     """One after the other, in blocks, from the cache or left out of it, decoded late, evaluated, packed."""
-    data, reading, final = case.make(), case.reading, Reading(case.reading.channels)
+    data, reading, final = case.make(), case.reading, DecodeOptions(case.reading.channels)
     hw = (max(1, case.size[0] // shrink), max(1, case.size[1] // shrink))
     plain = ListSource([data] * 2)
     pixels = decode(data, reading)

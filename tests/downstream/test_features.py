@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpp.data.loader import Batch
+from mpp.data.reader import Batch
 from mpp.data.sources.base import ListSource
 from mpp.data.transform import EvalTransform, normalise
 from mpp.downstream.features import FrozenEncoder, extract_features, pool

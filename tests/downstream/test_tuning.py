@@ -13,9 +13,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mpp.config import parse
-from mpp.data.decoding.decode import decode
+from mpp.data.decoding import decode
 from mpp.data.pixel_cache import PixelSource
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.transform import EvalTransform, normalise
 from mpp.dist import World
 from mpp.downstream.labelled import open_labelled, take_fraction
@@ -262,7 +262,7 @@ def test_predictions_are_those_of_the_average_in_evaluation_mode(source: str) ->
     assert parts.tested.training
     exported = build(result_weights(parts)).eval()
     transform = EvalTransform((32, 32))
-    images = torch.stack([transform(decode(parts.labelled.test.read(int(i))[0], Reading(3))) for i in indices])
+    images = torch.stack([transform(decode(parts.labelled.test.read(int(i))[0], DecodeOptions(3))) for i in indices])
     with torch.no_grad():
         logits = exported(normalise(images, (0.5,), (0.5,)))
     torch.testing.assert_close(torch.from_numpy(first), logits, rtol=0, atol=1e-5)

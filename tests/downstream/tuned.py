@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from mpp.cli import finetune
-from mpp.data.decoding.decode import decode
-from mpp.data.settings import Framing, Reading
+from mpp.data.decoding import decode
+from mpp.data.settings import DecodeOptions, Framing
 from mpp.data.transform import EvalTransform, normalise
 from tests import runs
 
@@ -62,7 +62,7 @@ def pixels(paths: list[str], model: Any) -> torch.Tensor:
     told = model.pretrained_cfg
     framing = Framing(*(told[key] for key in ("crop_pct", "interpolation", "crop_mode")))
     transform = EvalTransform(tuple(told["input_size"][1:]), framing)
-    images = torch.stack([transform(decode(Path(path).read_bytes(), Reading(3))) for path in paths])
+    images = torch.stack([transform(decode(Path(path).read_bytes(), DecodeOptions(3))) for path in paths])
     return normalise(images, tuple(told["mean"]), tuple(told["std"]))
 
 

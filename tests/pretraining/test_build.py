@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mpp.config import parse
-from mpp.data.loader import derive_seed
 from mpp.data.reader import Bad
+from mpp.data.seeds import derive_seed
 from mpp.dist import World
 from mpp.errors import UserError
 from mpp.objective.masking import RANDOM, Corruption

@@ -34,7 +34,7 @@ GRID = (3, 4)
 @pytest.fixture(scope="module")
 def context() -> InspectionContext:
     torch.manual_seed(0)
-    weights = encoder_weights(build_encoder(MODEL), MODEL, (0.5,), (0.5,), CONFIG.data.reading(3), "small")
+    weights = encoder_weights(build_encoder(MODEL), MODEL, (0.5,), (0.5,), CONFIG.data.decode_options(3), "small")
     pixels = torch.randint(0, 256, (12, 3, 24, 32), dtype=torch.uint8)
     images = Images(pixels, np.arange(12) % 3, ("ants", "bees", "cats"), "12 images")
     model, twin = inspect(weights, "cpu"), inspect(untrained(weights), "cpu")

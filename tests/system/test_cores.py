@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.data.loader import worker_count
+from mpp.data.workers import worker_count
 from mpp.system import cores
 
 V1 = "30 25 0:26 {root} {mount} rw,nosuid - cgroup cgroup rw,cpu,cpuacct"

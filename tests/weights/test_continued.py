@@ -86,7 +86,7 @@ def test_it_is_timm_s_model_with_the_same_weights(case: str) -> None:
     assert (config.embed_dim, config.depth, config.num_heads, config.img_size) == (48, 2, 3, (32,))
     assert all(type(block) is Block for block in encoder.vit.blocks)
     # And so is what is written of it.
-    again = encoder_weights(encoder, config, (0.5,), (0.5,), DataConfig().reading(3), "again", said)
+    again = encoder_weights(encoder, config, (0.5,), (0.5,), DataConfig().decode_options(3), "again", said)
     assert_same_tokens(encoder, tokens_of(build(again), images), images)
 
 

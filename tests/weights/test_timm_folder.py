@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.errors import UserError
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.settings import ModelConfig
@@ -164,12 +164,12 @@ def test_a_stem_that_timm_has_no_name_for(
 
 
 def test_how_files_are_read_goes_with_the_weights(tmp_path: Path) -> None:
-    reading = Reading(8, (0.0, 4095.0), (0,))
+    reading = DecodeOptions(8, (0.0, 4095.0), (0,))
     config = CASES["eight channels"]
     save_timm_folder(build(config), config, tmp_path / "stated", reading=reading)
     assert read_timm_folder(tmp_path / "stated").reading == reading
     save_timm_folder(build(config), config, tmp_path / "plain")
-    assert read_timm_folder(tmp_path / "plain").reading == Reading(8)
+    assert read_timm_folder(tmp_path / "plain").reading == DecodeOptions(8)
     assert "value_range" not in (tmp_path / "plain" / "config.json").read_text()
 
 

@@ -22,12 +22,12 @@ from torchvision.transforms import v2  # isort: skip
 
 from benchmarks.index import index
 from benchmarks.settings import DataBench
-from mpp.data.decoding.decode import BadImage, open_picture
-from mpp.data.draws import seeds, uniforms
+from mpp.data.decoding import BadImage, open_picture
+from mpp.data.device_jpeg import nvjpeg
 from mpp.data.feed import feed
-from mpp.data.late import nvjpeg
 from mpp.data.loader import stream
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.seeds import image_seeds, uniforms
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import ListSource, read_many
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import TrainTransform
@@ -36,7 +36,7 @@ from mpp.errors import UserError
 from mpp.system.process import one_thread
 from mpp.training.timing import hardware, ratios, spread, timed
 
-_READING = Reading(3)
+_READING = DecodeOptions(3)
 _SMALL = 32  # side of the images of part 4, CIFAR's
 _BATCH = 256
 
@@ -98,7 +98,7 @@ def _size(data: bytes) -> int:
 def _one_core(encoded: list[bytes], config: DataBench) -> None:
     """Each side over all images, in turns."""
     transform = TrainTransform(DataConfig(), (config.size, config.size), 3)
-    draws = uniforms(seeds(0, np.arange(len(encoded))), transform.draws).tolist()
+    draws = uniforms(image_seeds(0, np.arange(len(encoded))), transform.draws).tolist()
     theirs = v2.Compose(
         [
             v2.RandomResizedCrop(config.size, (0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
@@ -136,7 +136,7 @@ def _difference(encoded: list[bytes], config: DataBench) -> None:
     """Our crops beside crops of the same boxes by Pillow alone: its decoding, its bicubic resizing."""
     side = config.size
     transform = TrainTransform(DataConfig(hflip=0), (side, side), 3)
-    draws = uniforms(seeds(0, np.arange(len(encoded))), transform.draws).tolist()
+    draws = uniforms(image_seeds(0, np.arange(len(encoded))), transform.draws).tolist()
     off: list[float] = []
     for data, drawn in zip(encoded, draws, strict=True):
         picture = open_picture(data, _READING)

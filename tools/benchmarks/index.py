@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 
 from mpp.data.loader import stream
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.names import Ignored
 from mpp.data.sources.opening import open_source
 from mpp.data.sources.tar_index import TarIndex, index_tar, sidecar_name
@@ -90,7 +90,7 @@ def main(folder: str, what: str, reads: str = "0") -> dict[str, float]:
     transform = TrainTransform(DataConfig(), (_SIDE, _SIDE), 3)
     workers = 1 if what == "read" else 0
     batches = stream(
-        source, transform, Reading(3), seed=0, batch_size=_BATCH, micro_batch=_BATCH, start=start, workers=workers
+        source, transform, DecodeOptions(3), seed=0, batch_size=_BATCH, micro_batch=_BATCH, start=start, workers=workers
     )
     _, first = timed(lambda: next(batches))
     if what != "read":

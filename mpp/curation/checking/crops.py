@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.transform import TrainTransform
 from mpp.objective.objective import Survey, survey_targets
@@ -25,7 +25,7 @@ class Crops(NamedTuple):
 
 
 def draw_crops(
-    source: Source, config: DataConfig, reading: Reading, image_hw: tuple[int, int], target: Target, workers: int
+    source: Source, config: DataConfig, reading: DecodeOptions, image_hw: tuple[int, int], target: Target, workers: int
 ) -> Crops:
     """Surveys the first 512 crops of a run of seed 0, and times the loader.
 

@@ -10,10 +10,11 @@ from hashlib import sha1
 import numpy as np
 
 from mpp.curation.checking.values import Kind, Spread, kind_of_form
-from mpp.data.decoding.decode import BadImage, one_line, open_picture
-from mpp.data.decoding.picture import Stored
+from mpp.data.decoding import BadImage, open_picture
+from mpp.data.decoding.bad_image import one_line
+from mpp.data.decoding.to_uint8 import RawValues
 from mpp.data.reader import Bad, kind_of
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, read_many, where
 from mpp.data.statistics import ChannelStatistics, histogram
 from mpp.errors import RunError, Unreachable
@@ -45,7 +46,7 @@ class Part:
     """Spent in decoding the good images."""
 
 
-def look(source: Source, indices: Sequence[int], reading: Reading) -> Part:
+def look(source: Source, indices: Sequence[int], reading: DecodeOptions) -> Part:
     """Reads and decodes images, and keeps what there is to know of them."""
     n = len(indices)
     part = Part(
@@ -66,11 +67,11 @@ def look(source: Source, indices: Sequence[int], reading: Reading) -> Part:
     return part
 
 
-def _look(part: Part, row: int, data: bytes | np.ndarray, reading: Reading) -> None:
+def _look(part: Part, row: int, data: bytes | np.ndarray, reading: DecodeOptions) -> None:
     start = time.perf_counter()
     picture = open_picture(data, reading)
     part.forms[picture.form] += 1
-    stored = picture.stored()
+    stored = picture.raw_values()
     try:
         pixels = picture.scaled(stored)
     except BadImage as error:
@@ -90,7 +91,7 @@ def _look(part: Part, row: int, data: bytes | np.ndarray, reading: Reading) -> N
         part.flags[row] |= GREY
 
 
-def _note_values(part: Part, stored: Stored, form: str, reading: Reading) -> None:
+def _note_values(part: Part, stored: RawValues, form: str, reading: DecodeOptions) -> None:
     """Of what is not plain 8-bit, nor PPM, which says its range itself; opacity has none."""
     if kind_of_form(form) is None or form.startswith("PPM"):
         return

@@ -8,7 +8,7 @@ from mpp.curation.checking.classes import Classes
 from mpp.curation.checking.duplicates import Duplicates
 from mpp.curation.checking.scan import Tally
 from mpp.curation.checking.values import Kind, Spread, propose
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, count, where
 from mpp.data.sources.names import printable
 from mpp.data.statistics import can_divide
@@ -118,7 +118,7 @@ def duplicate_warnings(found: Duplicates) -> list[str]:
     return lines
 
 
-def value_lines(spreads: dict[Kind, Spread], reading: Reading, eight_bits: bool) -> list[str]:
+def value_lines(spreads: dict[Kind, Spread], reading: DecodeOptions, eight_bits: bool) -> list[str]:
     """What images hold that are not plain 8-bit pictures, and the range to state, where another would suit better."""
     lines = []
     for kind, spread in sorted(spreads.items()):
@@ -136,7 +136,7 @@ def value_lines(spreads: dict[Kind, Spread], reading: Reading, eight_bits: bool)
     return lines
 
 
-def statistics_line(tally: Tally, reading: Reading) -> str:
+def statistics_line(tally: Tally, reading: DecodeOptions) -> str:
     """Mean and standard deviation, and how the images were read for it, ready to paste."""
     if not tally.good.any():
         return row("pixels", "none to take statistics of")
@@ -146,7 +146,9 @@ def statistics_line(tally: Tally, reading: Reading) -> str:
     return row("pixels", " ".join([f"--data.mean {mean} --data.std {std}", *reading.flags()]))
 
 
-def facts(source: Source, tally: Tally, classes: Classes | None, found: Duplicates, reading: Reading) -> dict[str, Any]:
+def facts(
+    source: Source, tally: Tally, classes: Classes | None, found: Duplicates, reading: DecodeOptions
+) -> dict[str, Any]:
     """The figures of report.json that do not depend on the machine."""
     good = tally.good
     height, width = tally.height[good], tally.width[good]

@@ -18,7 +18,7 @@ import numpy as np
 from mpp.curation.checking.look import BLANK, GOOD, GREY, Part, look
 from mpp.curation.checking.values import Kind, Spread
 from mpp.data.reader import Bad
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.sources.descriptors import not_started
 from mpp.data.statistics import ChannelStatistics
@@ -96,7 +96,7 @@ class Tally:
 
 def scan(
     source: Source,
-    reading: Reading,
+    reading: DecodeOptions,
     indices: np.ndarray,
     workers: int,
     report_bad: Callable[[list[Bad]], None] = lambda bad: None,
@@ -129,12 +129,12 @@ def _chunks(indices: np.ndarray) -> Iterator[list[int]]:
         yield indices[begin : begin + _CHUNK].tolist()
 
 
-def _here(source: Source, reading: Reading, indices: np.ndarray) -> Iterator[Part]:
+def _here(source: Source, reading: DecodeOptions, indices: np.ndarray) -> Iterator[Part]:
     for chunk in _chunks(indices):
         yield look(source, chunk, reading)
 
 
-def _parallel(source: Source, reading: Reading, indices: np.ndarray, workers: int) -> Iterator[Part]:
+def _parallel(source: Source, reading: DecodeOptions, indices: np.ndarray, workers: int) -> Iterator[Part]:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     pool = ProcessPoolExecutor(workers, context, _start, (source, reading, os.getpid()))
     waiting: deque[Future[Part]] = deque()
@@ -171,10 +171,10 @@ def _died(processes: list[BaseProcess], workers: int) -> RunError:
     return RunError(f"a process {why_ended(code, f'take fewer --workers ({workers} now)')}")
 
 
-_job: tuple[Source, Reading] | None = None
+_job: tuple[Source, DecodeOptions] | None = None
 
 
-def _start(source: Source, reading: Reading, parent: int) -> None:
+def _start(source: Source, reading: DecodeOptions, parent: int) -> None:
     """A process that leaves Ctrl-C to its parent and does not outlive it."""
     global _job
     _job = source, reading

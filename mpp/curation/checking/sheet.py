@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
-from mpp.data.decoding.decode import BadImage, open_picture
+from mpp.data.decoding import BadImage, open_picture
 from mpp.data.reader import kind_of
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, read_many
 from mpp.data.sources.names import printable
 from mpp.data.transform import EvalTransform
@@ -62,7 +62,7 @@ def _shares(sizes: np.ndarray, count: int) -> list[int]:
 
 
 def draw_sheet(
-    source: Source, reading: Reading, image_hw: tuple[int, int], indices: Sequence[int], labels: np.ndarray | None
+    source: Source, reading: DecodeOptions, image_hw: tuple[int, int], indices: Sequence[int], labels: np.ndarray | None
 ) -> Image.Image:
     """An RGB picture of 8 x 12 tiles, fewer where there are fewer images.
 

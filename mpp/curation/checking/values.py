@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpp.data.settings import Reading, flag_numbers
+from mpp.data.settings import DecodeOptions, flag_numbers
 
 _SIDE = 128  # rows and columns of the grid of values that is kept of an image, for the percentiles
 _KEPT = 2**22  # values kept of all images, together; past that every second one goes
@@ -106,7 +106,7 @@ class Proposal(NamedTuple):
         return f"--data.value-range {flag_numbers(self.value_range)}"
 
 
-def propose(kind: Kind, spread: Spread, reading: Reading) -> Proposal | None:
+def propose(kind: Kind, spread: Spread, reading: DecodeOptions) -> Proposal | None:
     """A better range, where the one in use has values outside it or leaves most of itself unused in some channel."""
     if kind.channels != reading.channels and {kind.channels, reading.channels} != {1, 3}:
         return None
@@ -125,7 +125,7 @@ def propose(kind: Kind, spread: Spread, reading: Reading) -> Proposal | None:
     return Proposal(why, tuple(value for pair in pairs for value in _rounded(kind, *pair)))
 
 
-def _wrong(kind: Kind, spread: Spread, reading: Reading, low: np.ndarray, high: np.ndarray) -> str:
+def _wrong(kind: Kind, spread: Spread, reading: DecodeOptions, low: np.ndarray, high: np.ndarray) -> str:
     stated = list(zip(reading.value_range[::2], reading.value_range[1::2], strict=True))
     pairs = stated or _own(kind.dtype)
     if not pairs:

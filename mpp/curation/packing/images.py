@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mpp.data.decoding.decode import BadImage, open_picture
-from mpp.data.settings import Reading
+from mpp.data.decoding import BadImage, open_picture
+from mpp.data.settings import DecodeOptions
 
 _EXTENSIONS = {
     "JPEG": "jpg",
@@ -27,7 +27,7 @@ _EXTENSIONS = {
 class Form:
     """The form in which images are packed."""
 
-    reading: Reading
+    reading: DecodeOptions
     resize: int = 0
     """Shorter side that larger images are shrunk to; 0: none are."""
     encode: Literal["keep", "jpeg", "png", "webp"] = "keep"
@@ -41,14 +41,14 @@ class Form:
         return self.encode != "keep" or bool(self.resize and self.reading.value_range)
 
     @property
-    def packed_reading(self) -> Reading:
+    def packed_reading(self) -> DecodeOptions:
         """How a training has to read what is packed, to see the same pixels."""
         return self.final if self.all_anew else self.reading
 
     @property
-    def final(self) -> Reading:
+    def final(self) -> DecodeOptions:
         """Of what is encoded anew."""
-        return Reading(self.reading.channels, max_bytes=self.reading.max_bytes)
+        return DecodeOptions(self.reading.channels, max_bytes=self.reading.max_bytes)
 
 
 class Packed(NamedTuple):

@@ -13,7 +13,8 @@ import numpy as np
 from mpp.curation.packing.figures import Figures
 from mpp.curation.packing.images import Form, Packed, pack_image
 from mpp.curation.packing.tar_writer import Part, TarWriter, member_bytes
-from mpp.data.decoding.decode import BadImage, one_line
+from mpp.data.decoding import BadImage
+from mpp.data.decoding.bad_image import one_line
 from mpp.data.reader import Bad, kind_of
 from mpp.data.sources.base import Source, read_many, where
 from mpp.errors import RunError, Unreachable

@@ -14,7 +14,7 @@ import torch
 
 from mpp.cli import check_data
 from mpp.data.loader import sequential
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
@@ -129,7 +129,7 @@ def test_images_that_are_no_files_are_named_in_every_list(check: Callable[..., A
             assert [row["file"] for row in csv.DictReader(file)] == named
     assert f"{rows[0]} = {rows[2]}" in "\n".join(lines)
     files, source = BadFiles(tmp_path / "run.csv", 1.0), open_source(f"hf:{tmp_path / 'd'}")
-    batch = next(iter(sequential(source, EvalTransform((8, 8)), Reading(), range(4), batch_size=4)))
+    batch = next(iter(sequential(source, EvalTransform((8, 8)), DecodeOptions(), range(4), batch_size=4)))
     files.add(batch["bad"], 4)
     assert [row.split(",")[2] for row in (tmp_path / "run.csv").read_text().splitlines()[1:]] == [rows[1], rows[3]]
 

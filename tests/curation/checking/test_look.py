@@ -8,7 +8,7 @@ import tifffile
 
 from mpp.curation.checking.look import look
 from mpp.data.decoding import tiff
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import ListSource
 from tests.curation.checking.made import RNG
 from tests.data.zoo import CASES, Case
@@ -41,7 +41,7 @@ def test_values_are_decoded_once_and_lzw_never_by_imagecodecs(tmp_path: Path, mo
     tifffile.imwrite(tmp_path / "a.tif", values, compression="lzw", photometric="minisblack", planarconfig="contig")
     monkeypatch.setattr(tifffile.TiffPage, "asarray", never)
     monkeypatch.setattr(tiff, "_values", counted)
-    part = look(ListSource([(tmp_path / "a.tif").read_bytes()]), [0], Reading(5))
+    part = look(ListSource([(tmp_path / "a.tif").read_bytes()]), [0], DecodeOptions(5))
     assert part.bad == []
     assert len(decoded) == 1
     (found,) = part.spreads.items()
@@ -54,9 +54,9 @@ def test_opacity_has_no_range(tmp_path: Path):
     for extra in ("unassalpha", "assocalpha"):
         tifffile.imwrite(tmp_path / f"{extra}.tif", values, photometric="rgb", extrasamples=[extra])
     for data, reading, channels in (
-        ((tmp_path / "unassalpha.tif").read_bytes(), Reading(), 3),
-        ((tmp_path / "unassalpha.tif").read_bytes(), Reading(4), 4),
-        (imagecodecs.png_encode(values), Reading(), 3),
+        ((tmp_path / "unassalpha.tif").read_bytes(), DecodeOptions(), 3),
+        ((tmp_path / "unassalpha.tif").read_bytes(), DecodeOptions(4), 4),
+        (imagecodecs.png_encode(values), DecodeOptions(), 3),
     ):
         (kind,) = look(ListSource([data]), [0], reading).spreads
         assert kind == ("uint16", channels)

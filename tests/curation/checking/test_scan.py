@@ -11,7 +11,7 @@ import tifffile
 
 from mpp.curation.checking.scan import scan
 from mpp.curation.checking.values import Kind, Spread
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.errors import RunError
 from tests.curation.checking.made import RNG, noise, save
 
@@ -70,7 +70,7 @@ def test_memory_is_flat(workers: int, monkeypatch: pytest.MonkeyPatch):
 
     def kept(length: int) -> int:
         tracemalloc.start()
-        tally, _ = scan(Deep(length), Reading(1), np.arange(length), workers)
+        tally, _ = scan(Deep(length), DecodeOptions(1), np.arange(length), workers)
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         assert tally.spreads[Kind("uint16", 1)].images == length
@@ -92,7 +92,7 @@ def test_the_values_of_very_many_images_lie_in_few_arrays():
 def test_memory_grows_by_a_few_bytes_an_image():
     def peak(length: int) -> int:
         tracemalloc.start()
-        scan(Made(length), Reading(), np.arange(length), 0)
+        scan(Made(length), DecodeOptions(), np.arange(length), 0)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
@@ -112,4 +112,4 @@ def test_memory_grows_by_a_few_bytes_an_image():
 )
 def test_a_process_that_dies_or_fails_is_one_clear_error(act: Callable[[], object], said: str):
     with pytest.raises(RunError, match=f"^a process {said}"):
-        scan(Made(200, 70, act), Reading(), np.arange(200), 2)
+        scan(Made(200, 70, act), DecodeOptions(), np.arange(200), 2)

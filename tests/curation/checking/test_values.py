@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image
 
 from mpp.curation.checking.values import Kind, Spread, propose
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from tests.curation.checking.made import RNG, under
 
 
@@ -108,7 +108,7 @@ def test_values_that_are_not_finite_are_counted():
     assert spread.smallest[0] == 0
     assert spread.largest[0] == 4
     assert np.isnan(spread.largest[1])
-    assert propose(Kind("float64", 2), spread, Reading(2)) is None
+    assert propose(Kind("float64", 2), spread, DecodeOptions(2)) is None
 
 
 def test_percentiles_of_many_values_stay_near_in_bounded_memory():

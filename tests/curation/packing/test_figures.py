@@ -9,8 +9,8 @@ import pytest
 from mpp.curation.packing.figures import Figures
 from mpp.curation.packing.images import Form
 from mpp.curation.packing.tasks import Plan, pack_task
-from mpp.data.decoding.decode import decode
-from mpp.data.settings import Reading
+from mpp.data.decoding import decode
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import ListSource
 from mpp.data.sources.opening import open_source
 from tests.curation.packing.packed import each_alike, manifest, noise, pack
@@ -19,7 +19,7 @@ from tests.curation.packing.packed import each_alike, manifest, noise, pack
 def test_figures_equal_numpys(images: Path, tmp_path: Path) -> None:
     assert pack(images, tmp_path / "out", "--shard-images", "7") == 0
     source = open_source(f"folder:{images}")
-    decoded = [decode(source.read(i)[0], Reading()) for i in range(len(source))]
+    decoded = [decode(source.read(i)[0], DecodeOptions()) for i in range(len(source))]
     mean, std = each_alike(decoded)
     held = manifest(tmp_path / "out")
     np.testing.assert_allclose(held["mean"], mean, atol=1e-6)
@@ -42,7 +42,7 @@ def test_no_standard_deviation_of_nought_is_proposed(
 def test_memory_is_that_of_a_shard_whatever_the_images(tmp_path: Path, encode: Callable[..., bytes]) -> None:
     def peak(tasks: int) -> int:
         source = ListSource([encode(noise(8, 8))] * 40 * tasks, [0] * 40 * tasks)
-        plan = Plan(np.arange(len(source)), 40, 10**9, Form(Reading()))
+        plan = Plan(np.arange(len(source)), 40, 10**9, Form(DecodeOptions()))
         figures = Figures(1, 3)
         gc.collect()
         tracemalloc.start()

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mpp.config import parse
-from mpp.data.decoding.decode import decode
-from mpp.data.settings import Reading
+from mpp.data.decoding import decode
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.opening import open_source
 from mpp.pretraining.settings import PretrainConfig
 from tests.curation.packing.packed import each_alike, manifest, members, noise, pack, shards
@@ -43,7 +43,7 @@ def test_resizing_is_pillows_and_never_enlarges(tmp_path: Path, encode: Callable
     assert held["000000000.png"] == small
     expected = Image.fromarray(noise(50, 70)).resize((34, 24), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(held["000000001.png"]))), np.asarray(expected))
-    turned = Image.fromarray(decode((folder / "2.jpg").read_bytes(), Reading()))
+    turned = Image.fromarray(decode((folder / "2.jpg").read_bytes(), DecodeOptions()))
     assert turned.size == (60, 81)
     jpeg = encode(turned.resize((24, 32), Image.Resampling.BICUBIC), "JPEG", quality=92)
     assert held["000000002.jpg"] == jpeg
@@ -57,9 +57,9 @@ def test_encoding_anew(form: str, extension: str, images: Path, tmp_path: Path, 
     assert {name.partition(".")[2] for name in members(tmp_path / "out")} == {extension, "cls"}
     options = {} if form == "png" else {"quality": 80}
     for index in range(40):
-        pixels = decode(before.read(index)[0], Reading())
+        pixels = decode(before.read(index)[0], DecodeOptions())
         assert after.read(index)[0] == encode(pixels, form, **options)
-    mean, std = each_alike([decode(after.read(i)[0], Reading()) for i in range(40)])
+    mean, std = each_alike([decode(after.read(i)[0], DecodeOptions()) for i in range(40)])
     held = manifest(tmp_path / "out")
     np.testing.assert_allclose([held["mean"], held["std"]], [mean, std], atol=1e-6)
 
@@ -144,7 +144,7 @@ def test_the_command_that_it_prints_gives_the_statistics_that_it_prints(
     assert pack(tmp_path / "images", tmp_path / "out", *flags.split()) == 0
     told = shlex.split(capsys.readouterr().out.splitlines()[-1])
     config = parse(PretrainConfig, told[told.index("--data") :], "pretrain", "", {"data": "data.source"})
-    source, reading = open_source(config.data.source), config.data.reading(config.model.in_chans)
+    source, reading = open_source(config.data.source), config.data.decode_options(config.model.in_chans)
     pixels = [decode(source.read(index)[0], reading) for index in range(len(source))]
     mean, std = each_alike(pixels)
     assert (config.data.mean, config.data.std) == (tuple(mean.round(6)), tuple(std.round(6)))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mpp.data.decoding import decode as decoding
-from mpp.data.decoding.decode import open_picture
-from mpp.data.settings import Reading
+from mpp.data.decoding import formats as decoding
+from mpp.data.decoding import open_picture
+from mpp.data.settings import DecodeOptions
 
 
 def decode(data, channels, **options):
-    return decoding.decode(data, Reading(channels, **options))
+    return decoding.decode(data, DecodeOptions(channels, **options))
 
 
 def opened(data):
@@ -43,7 +43,7 @@ def test_regions_of_a_jpeg(orientation, shared, encode):
     photo = Image.open(sorted(shared("data/photos").glob("*.jpg"))[1]).convert("RGB").resize((1240, 1000))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = open_picture(encode(photo, "JPEG", quality=92, exif=exif), Reading())
+    picture = open_picture(encode(photo, "JPEG", quality=92, exif=exif), DecodeOptions())
     pixels, target = picture.pixels(), (112, 112)
     assert pixels.shape == (picture.height, picture.width, 3)
     odd = (33, 101, 700, 561)
@@ -61,6 +61,6 @@ def test_steps_are_counted_from_the_stored_edge(encode):
     exif = Image.Exif()
     for orientation, step in ((1, 8), (3, 2)):
         exif[0x0112] = orientation
-        picture = open_picture(encode(np.zeros((1002, 1000, 3), np.uint8), "JPEG", exif=exif), Reading())
+        picture = open_picture(encode(np.zeros((1002, 1000, 3), np.uint8), "JPEG", exif=exif), DecodeOptions())
         assert picture.step(1000, 1000, (32, 32)) == step
     assert picture.step(60, 1000, (32, 32)) == 1

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from mpp.data.decoding import decode as decoding
-from mpp.data.decoding.decode import BadImage, open_picture
-from mpp.data.decoding.picture import Picture, Stored, one_line
-from mpp.data.settings import Reading
+from mpp.data.decoding import BadImage, Picture, open_picture, picture
+from mpp.data.decoding import formats as decoding
+from mpp.data.decoding.bad_image import one_line
+from mpp.data.decoding.to_uint8 import RawValues
+from mpp.data.settings import DecodeOptions
 from mpp.errors import UserError
 
 RAISED = [
@@ -21,8 +22,8 @@ RAISED = [
 ]
 
 
-def raising(error: BaseException) -> Callable[..., Stored]:
-    def run(*_: object, **__: object) -> Stored:
+def raising(error: BaseException) -> Callable[..., RawValues]:
+    def run(*_: object, **__: object) -> RawValues:
         raise error
 
     return run
@@ -32,14 +33,15 @@ def raising(error: BaseException) -> Callable[..., Stored]:
 def test_whatever_a_decoder_raises_is_a_bad_image(
     error: Exception, kind: str, monkeypatch: pytest.MonkeyPatch, encode: Callable[..., bytes], quadrants: np.ndarray
 ) -> None:
-    jpeg = open_picture(encode(quadrants, "JPEG"), Reading())
+    monkeypatch.setattr(picture, "to_uint8", raising(error))
+    jpeg = open_picture(encode(quadrants, "JPEG"), DecodeOptions())
     monkeypatch.setattr(decoding, "_from_pillow", raising(error))
     monkeypatch.setattr(simplejpeg, "decode_jpeg", raising(error))
-    values = Stored(np.zeros((2, 2)))
+    values = RawValues(np.zeros((2, 2)))
     attempts = (
-        lambda: open_picture(b"GIF89a", Reading()),
-        Picture(2, 2, "odd", raising(error), lambda stored: stored.values).pixels,
-        lambda: Picture(2, 2, "odd", lambda: values, raising(error)).scaled(values),  # pyright: ignore
+        lambda: open_picture(b"GIF89a", DecodeOptions()),
+        Picture((2, 2), "odd", raising(error), DecodeOptions()).pixels,
+        lambda: Picture((2, 2), "odd", lambda: values, DecodeOptions()).scaled(values),  # pyright: ignore
         lambda: jpeg.region(0, 0, 16, 16, (8, 8)),
         jpeg.pixels,
     )
@@ -54,7 +56,7 @@ def test_whatever_a_decoder_raises_is_a_bad_image(
 def test_the_rest_goes_through(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_from_pillow", raising(error))
     with pytest.raises(type(error)) as caught:
-        open_picture(b"GIF89a", Reading())
+        open_picture(b"GIF89a", DecodeOptions())
     assert caught.value is error
 
 

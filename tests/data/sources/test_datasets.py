@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import mpp.system.torchvision_import  # noqa: F401
-from mpp.data.decoding.decode import decode
-from mpp.data.settings import Reading
+from mpp.data.decoding import decode
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.opening import open_source
 from mpp.errors import install
 from tests.data.sources.reading import refused
@@ -205,7 +205,7 @@ def test_demo_pictures_on_white(demo):
     for source in demo:
         for index in (0, len(source) // 2, len(source) - 1):
             data, label = source.read(index)
-            pixels = decode(data, Reading(3))
+            pixels = decode(data, DecodeOptions(3))
             assert pixels.shape == (72, 72, 3)
             assert pixels[0, 0].tolist() == [255, 255, 255]
             assert label == source.labels()[index]

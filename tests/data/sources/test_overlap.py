@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mpp.data.pixel_cache import cache_pixels
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources import overlap
 from mpp.data.sources.base import ListSource, Source, Subset
 from mpp.data.sources.opening import open_source
@@ -96,7 +96,7 @@ def test_in_shards_arrays_and_caches(pictures: Callable[..., Path], tmp_path: Pa
     (tmp_path / "c.tar").symlink_to(tmp_path / "a.tar")
     assert compared(f"shards:{tmp_path}/a.tar", f"shards:{tmp_path}/[bc].tar").places == 2
     assert compared(f"folder:{test}", f"shards:{tmp_path}/[ab].tar")[:4] == (3, 0, 3, 0)
-    cached = cache_pixels(open_source(f"folder:{test}"), Reading(3), 0)
+    cached = cache_pixels(open_source(f"folder:{test}"), DecodeOptions(3), 0)
     assert compared(cached, f"folder:{test}").places == 3
     assert compared(f"folder:{test}", cached).places == 3
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)

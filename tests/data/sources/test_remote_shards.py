@@ -10,7 +10,7 @@ pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 from mpp.data.loader import sequential
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources import remote_shards
 from mpp.data.sources.base import SourceError, TooLarge, read_many
 from mpp.data.sources.tar_index import write_sidecar
@@ -149,7 +149,7 @@ def test_forked_workers_read_on_their_own(server, encode, keep):
     source.read(0)  # the parent's own connection, which workers must not use
     for _ in range(2):
         transform = EvalTransform((8, 8))
-        batches = sequential(source, transform, Reading(), range(12), batch_size=3, workers=2)
+        batches = sequential(source, transform, DecodeOptions(), range(12), batch_size=3, workers=2)
         assert [int(image[0, 0, 0]) for batch in batches for image in batch["images"]] == list(range(12))
     assert len(source.read_many(range(12))) == 12
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("fsspec")
 
 from mpp.data.loader import sequential
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources import remote
 from mpp.data.sources.base import SourceAway, SourceError
 from mpp.data.sources.tar_index import write_sidecar
@@ -59,7 +59,7 @@ def test_s3(s3, tmp_path, encode):
     assert "matches no file" in refused("s3://nobucket/*.tar")
     pictures = opened("s3://bucket/deep/er/p.tar")
     pictures.read(0)
-    batches = sequential(pictures, EvalTransform((8, 8)), Reading(), range(12), batch_size=3, workers=2)
+    batches = sequential(pictures, EvalTransform((8, 8)), DecodeOptions(), range(12), batch_size=3, workers=2)
     assert [int(image[0, 0, 0]) for batch in batches for image in batch["images"]] == list(range(12))
     before = list(source.state(True))
     s3.upload_file(str(folder / "s-001.tar"), "bucket", "deep/er/s-000.tar")

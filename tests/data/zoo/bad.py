@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from tests.data.zoo.making import (
     HIGH,
     WIDE,
@@ -132,7 +132,7 @@ BAD += [
     Case("bomb.ppm", lambda: b"P6 60000 60000 255\n" + b"\0" * 99, kind="too large"),
     Case("bomb-16.ppm", lambda: b"P6 60000 60000 65535\n" + b"\0" * 99, kind="too large"),
     Case("bomb.npy", lambda: _npy_promising((60_000, 60_000)), kind="too large"),
-    Case("bomb-of-bands.npy", lambda: _npy_promising((10_000, 10_000, 9)), kind="too large", reading=Reading(9)),
+    Case("bomb-of-bands.npy", lambda: _npy_promising((10_000, 10_000, 9)), kind="too large", reading=DecodeOptions(9)),
     # What a pattern with a repetition in a repetition would try for ever.
     Case("blanks.ppm", lambda: b"P6" + b" " * 60 + b"x", kind="damaged"),
     Case("comments.ppm", lambda: b"P5" + b"#\n" * 100_000 + b"x", kind="not an image"),
@@ -148,7 +148,7 @@ BAD += [
     ),
     Case("text-bomb.png", lambda: text_png(b"zTXt", 20_000_000), kind="too large"),
     Case("profile-bomb.png", lambda: text_png(b"iCCP", 20_000_000), kind="too large"),
-    Case("three-for-four.png", lambda: encoded(picture(), "PNG"), kind="wrong channels", reading=Reading(4)),
-    Case("three-for-five.jpg", lambda: encoded(picture(), "JPEG"), kind="wrong channels", reading=Reading(5)),
+    Case("three-for-four.png", lambda: encoded(picture(), "PNG"), kind="wrong channels", reading=DecodeOptions(4)),
+    Case("three-for-five.jpg", lambda: encoded(picture(), "JPEG"), kind="wrong channels", reading=DecodeOptions(5)),
     Case("seven.npy", lambda: npy(np.zeros((9, 9, 7), np.uint8)), kind="wrong channels"),
 ]

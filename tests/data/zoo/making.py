@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 
 COLOURS = ((255, 0, 0), (0, 200, 0), (0, 0, 255), (255, 255, 255))
 GREYS = (76, 117, 29, 255)
@@ -35,7 +35,7 @@ class Case:
     """Of those colours, grey levels."""
     kind: str = ""
     """The kind of BadImage; empty where it loads."""
-    reading: Reading = Reading()
+    reading: DecodeOptions = DecodeOptions()
 
 
 def quadrants(colours: Corners = COLOURS, dtype: Any = np.uint8, height: int = HIGH, width: int = WIDE) -> np.ndarray:

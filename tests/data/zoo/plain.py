@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from tests.data.zoo.making import (
     COLOURS,
     EIGHT,
@@ -83,7 +83,7 @@ JPEG = [
         corners=COLOURS,
         within=6,
     ),
-    Case("jpeg-to-grey.jpg", lambda: encoded(picture(), "JPEG", **FINE), (32, 48), GREYS, 4, reading=Reading(1)),
+    Case("jpeg-to-grey.jpg", lambda: encoded(picture(), "JPEG", **FINE), (32, 48), GREYS, 4, reading=DecodeOptions(1)),
     Case("jpeg-and-more.jpg", lambda: encoded(picture(), "JPEG", **FINE) + b"more" * 50, corners=COLOURS, within=4),
     Case("mpo.jpg", lambda: encoded(picture(), "MPO", save_all=True, append_images=[picture("L").convert("RGB")])),
     Case("png-named.jpg", lambda: encoded(picture(), "PNG"), corners=COLOURS),
@@ -135,26 +135,26 @@ PNG = [
     Case(
         "rgba-on-black.png",
         lambda: glass("PNG"),
-        reading=Reading(background=(0,)),
+        reading=DecodeOptions(background=(0,)),
         corners=((255, 0, 0), (0,) * 3, (0,) * 3, (0, 0, 255)),
     ),
     Case(
         "rgba-on-sky.png",
         lambda: glass("PNG"),
-        reading=Reading(background=(10, 20, 30)),
+        reading=DecodeOptions(background=(10, 20, 30)),
         corners=((255, 0, 0), (5, 10, 15), (10, 20, 30), (0, 0, 255)),
     ),
     Case(
         "rgba-raw.png",
         lambda: glass("PNG"),
-        reading=Reading(4),
+        reading=DecodeOptions(4),
         corners=((255, 0, 0, 255), (0, 0, 0, 128), (9, 9, 9, 0), (0, 0, 255, 255)),
     ),
     Case("la.png", lambda: glass("PNG", "LA"), corners=((76,) * 3, (127,) * 3, (255,) * 3, (29,) * 3)),
     Case(
         "la-raw.png",
         lambda: glass("PNG", "LA"),
-        reading=Reading(2),
+        reading=DecodeOptions(2),
         corners=((76, 255), (0, 128), (9, 0), (29, 255)),
     ),
     Case(
@@ -168,7 +168,7 @@ PNG = [
         lambda: encoded(quadrants(SHADES, np.uint16), "PNG"),
         within=1,
         corners=((0,) * 3, (127,) * 3, (255,) * 3, (255,) * 3),
-        reading=Reading(value_range=(0, 43690)),
+        reading=DecodeOptions(value_range=(0, 43690)),
     ),
     Case("rgb-16.png", lambda: png16(quadrants(SUN, np.uint16)), corners=tuple((0, 255, v) for v in EIGHT), within=0),
     Case(
@@ -176,7 +176,7 @@ PNG = [
         lambda: png16(quadrants(tuple((v // 100,) * 3 for v in SHADES), np.uint16)),
         corners=EIGHT_GREYS,
         within=1,
-        reading=Reading(value_range=(0, 655.35)),
+        reading=DecodeOptions(value_range=(0, 655.35)),
     ),
     Case(
         "rgba-16.png", lambda: png16(quadrants(tuple((v, v, v, 65535) for v in SHADES), np.uint16)), corners=EIGHT_GREYS
@@ -212,7 +212,7 @@ OTHERS = [
         lambda: b"P6 48 32 4095\n" + quadrants(tuple((v // 128,) * 3 for v in SHADES), np.dtype(">u2")).tobytes(),
         corners=EIGHT_GREYS,
         within=1,
-        reading=Reading(value_range=(0, 511)),
+        reading=DecodeOptions(value_range=(0, 511)),
     ),
     Case("words.pgm", lambda: b"P2 2 2 1000\n0 333 667 1000\n", (2, 2), EIGHT_GREYS, 1),
     Case(
@@ -220,7 +220,7 @@ OTHERS = [
         lambda: npy(quadrants(((0, 50), (100, 100), (50, 150), (25, 75)), "int16")),
         within=1,
         corners=((0, 0), (255, 128), (128, 255), (64, 64)),
-        reading=Reading(2, (0, 100, 50, 150)),
+        reading=DecodeOptions(2, (0, 100, 50, 150)),
     ),
     Case("grey.npy", lambda: npy(quadrants(GREYS)), corners=LUMA, within=0),
     Case("rgb-16.npy", lambda: npy(quadrants(SUN, np.uint16)), corners=tuple((0, 255, v) for v in EIGHT), within=0),

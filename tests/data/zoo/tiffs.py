@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from tests.data.zoo.making import (
     BANDS,
     BANDS8,
@@ -82,7 +82,7 @@ TIFF = [
         lambda: tiff(quadrants(tuple((v // 100,) * 3 for v in SHADES), np.uint16), photometric="rgb"),
         corners=EIGHT_GREYS,
         within=1,
-        reading=Reading(value_range=(0, 655.35)),
+        reading=DecodeOptions(value_range=(0, 655.35)),
     ),
     Case(
         "rgba-16.tif",
@@ -108,7 +108,7 @@ TIFF = [
         lambda: tiff(quadrants((-5, 250, 300, 9000), "float32")),
         within=1,
         corners=((0,) * 3, (0,) * 3, (128,) * 3, (255,) * 3),
-        reading=Reading(value_range=(250, 350)),
+        reading=DecodeOptions(value_range=(250, 350)),
     ),
     Case(
         "gaps.tif",
@@ -122,7 +122,7 @@ TIFF = [
             lambda dtype=dtype: tiff(quadrants((0, 1000, 2000, 3000), dtype)),
             corners=EIGHT_GREYS,
             within=1,
-            reading=Reading(value_range=(0, 3000)),
+            reading=DecodeOptions(value_range=(0, 3000)),
         )
         for dtype in ("int16", "int32", "uint32")
     ),
@@ -131,14 +131,14 @@ TIFF = [
         lambda: tiff(quadrants(BANDS, "uint16"), photometric="minisblack", planarconfig="contig"),
         corners=BANDS8,
         within=1,
-        reading=Reading(5),
+        reading=DecodeOptions(5),
     ),
     Case(
         "bands-planar.tif",
         lambda: tiff(np.moveaxis(quadrants(BANDS, "uint16"), -1, 0), photometric="minisblack", planarconfig="separate"),
         corners=BANDS8,
         within=1,
-        reading=Reading(5),
+        reading=DecodeOptions(5),
     ),
     *(
         Case(
@@ -153,7 +153,7 @@ TIFF = [
             ),
             corners=BANDS8,
             within=1,
-            reading=Reading(5),
+            reading=DecodeOptions(5),
         )
         for method in ("zlib", "lzw", "zstd")
     ),
@@ -162,7 +162,7 @@ TIFF = [
         lambda: tiff(np.moveaxis(quadrants(BANDS, "uint16"), -1, 0), photometric="minisblack"),
         corners=BANDS8,
         within=1,
-        reading=Reading(5),
+        reading=DecodeOptions(5),
     ),
     Case(
         "pages.tif",
@@ -186,7 +186,7 @@ TIFF = [
         "eight-bands.tif",
         lambda: tiff(noise((20, 30, 8)), photometric="minisblack", planarconfig="contig"),
         (20, 30),
-        reading=Reading(8),
+        reading=DecodeOptions(8),
     ),
     Case(
         "corrupt-lzw.tif",
@@ -221,7 +221,7 @@ TIFF = [
         "near-infrared.tif",
         lambda: tiff(quadrants(tuple((*c, 77) for c in COLOURS)), photometric="rgb", extrasamples=["unspecified"]),
         corners=tuple((*c, 77) for c in COLOURS),
-        reading=Reading(4),
+        reading=DecodeOptions(4),
     ),
 ]
 
@@ -231,7 +231,7 @@ TIFF += [
         lambda o=options: _bands(compression="lzw", **o),
         corners=BANDS8,
         within=1,
-        reading=Reading(5),
+        reading=DecodeOptions(5),
     )
     for number, options in enumerate(
         (
@@ -252,7 +252,7 @@ TIFF += [
         "planes-jpeg.tif",
         _jpeg_planes,
         (32, 32),
-        reading=Reading(5),
+        reading=DecodeOptions(5),
     ),
 ]
 
@@ -268,7 +268,7 @@ DAMAGED_TIFF = [
         lambda: tags({**plain_tags(), 259: (4, 1, 7), 322: (4, 1, 2**20), 323: (4, 1, 32)}, b"\0" * 300),
         kind="damaged",
     ),
-    Case("jpeg-tile-bomb.tif", _lying_jpeg, kind="damaged", reading=Reading(5)),
+    Case("jpeg-tile-bomb.tif", _lying_jpeg, kind="damaged", reading=DecodeOptions(5)),
     Case(
         "bands-lzw-overwritten.tif",
         lambda: replaced(
@@ -277,7 +277,7 @@ DAMAGED_TIFF = [
             b"\xff" * 9,
         ),
         kind="damaged",
-        reading=Reading(5),
+        reading=DecodeOptions(5),
     ),
     Case("pixels-outside.tif", lambda: tags(plain_tags(start=5000), b"\0" * 300), kind="truncated"),
     Case("taller-than-held.tif", lambda: tags(plain_tags(4000, 4000), b"\0" * 300), kind="truncated"),
@@ -285,7 +285,7 @@ DAMAGED_TIFF = [
         "bands-cut.tif",
         lambda: cut(tiff(quadrants(BANDS, "uint16"), photometric="minisblack", planarconfig="contig"), 0.5),
         kind="truncated",
-        reading=Reading(5),
+        reading=DecodeOptions(5),
     ),
     Case("loop.tif", lambda: tags(plain_tags(), b"\0" * 300, following=8), (8, 8), ((0,) * 3,) * 4),
     Case(

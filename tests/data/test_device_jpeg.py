@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpp.data.augment import RandAugment
+from mpp.data.device_jpeg import DecodeJpegs, choose_decoder, nvjpeg
 from mpp.data.feed import feed
-from mpp.data.late import DecodeJpegs, choose_decoder, nvjpeg
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.randaugment import RandAugment
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import ListSource
 from mpp.data.transform import TrainTransform
 from mpp.dist import World
@@ -55,7 +55,7 @@ def batches(
     found = feed(
         source,
         TrainTransform(config, (24, 24), channels),
-        Reading(channels),
+        DecodeOptions(channels),
         device,
         seed=1,
         batch_size=14,
@@ -132,7 +132,7 @@ def test_nvjpeg(source: ListSource) -> None:
 def test_a_refused_file_costs_few_calls_and_groups_stay_small(
     source: ListSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpp.data.late._AT_ONCE", 3 * 50 * 70)
+    monkeypatch.setattr("mpp.data.device_jpeg._MOST_PIXELS", 3 * 50 * 70)
     asked: list[int] = []
 
     def decode(files: Sequence[Tensor], channels: int) -> list[Tensor]:

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from mpp.curation.checking.scan import scan
-from mpp.data import loader
+from mpp.data import workers
 from mpp.data.loader import stream
-from mpp.data.settings import Reading
+from mpp.data.settings import DecodeOptions
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform
 from mpp.errors import RunError, UserError
@@ -59,7 +59,14 @@ def test_a_worker_that_crashes_says_where(capfd):
 def test_a_worker_that_dies_ends_the_training_where_it_takes_a_batch():
     """Not where it happens to be when the signal comes, as torch has it."""
     batches = stream(
-        Failing(int, 8), EvalTransform((4, 4)), Reading(3), seed=0, batch_size=4, micro_batch=4, start=0, workers=1
+        Failing(int, 8),
+        EvalTransform((4, 4)),
+        DecodeOptions(3),
+        seed=0,
+        batch_size=4,
+        micro_batch=4,
+        start=0,
+        workers=1,
     )
     next(batches)
     (worker,) = multiprocessing.active_children()
@@ -104,13 +111,13 @@ def test_workers_that_cannot_be_started(number, said, monkeypatch):
     with pytest.raises(RunError, match=said):
         run(numbered(4), 1, workers=1)
     with pytest.raises(RunError, match=said):
-        scan(numbered(4), Reading(), np.arange(4), 2)
+        scan(numbered(4), DecodeOptions(), np.arange(4), 2)
 
 
 SCRIPT = """
     import multiprocessing, os, signal, sys, time
     import numpy as np
-    from mpp.data.settings import Reading
+    from mpp.data.settings import DecodeOptions
     from mpp.data.loader import stream
     from mpp.data.sources.base import ListSource
     from mpp.data.transform import EvalTransform
@@ -119,7 +126,7 @@ SCRIPT = """
         signal.signal(number, lambda *_: None)
     source = ListSource(list(np.zeros((9, 8, 8, 3), dtype=np.uint8)))
     transform = EvalTransform((4, 4))
-    batches = stream(source, transform, Reading(3), seed=0, batch_size=4, micro_batch=4, start=0, workers=2)
+    batches = stream(source, transform, DecodeOptions(3), seed=0, batch_size=4, micro_batch=4, start=0, workers=2)
     next(batches)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -165,7 +172,7 @@ def test_workers_start_while_another_thread_draws():
 
 
 def test_a_worker_that_dies_while_it_starts_is_one_line(monkeypatch):
-    monkeypatch.setattr(loader, "_start_worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(workers, "_start_worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(RunError, match=r"^no process can be started \(DataLoader worker .*\): take fewer workers$"):
         run(numbered(4), 1, workers=2)
 
@@ -190,7 +197,7 @@ def test_workers_ignore_the_groups_signals_and_end_with_their_parent():
 
 @pytest.mark.slow
 def test_a_worker_whose_parent_has_died_while_it_started_ends() -> None:
-    code = "from mpp.data.loader import _start_worker; _start_worker({}, 0); print('works')"
+    code = "from mpp.data.workers import _start_worker; _start_worker({}, 0); print('works')"
     for parent, said in (("__import__('os').getppid()", "works\n"), ("__import__('os').getppid() + 1", "")):
         done = subprocess.run([sys.executable, "-c", code.format(parent)], capture_output=True, text=True)
         assert (done.stdout, done.returncode) == (said, 0 if said else 1), done.stderr

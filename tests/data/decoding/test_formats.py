@@ -9,10 +9,10 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from mpp.data.decoding import decode as decoding
-from mpp.data.decoding import values as values_of
-from mpp.data.decoding.decode import BadImage, open_picture
-from mpp.data.settings import Reading
+from mpp.data.decoding import BadImage, open_picture
+from mpp.data.decoding import formats as decoding
+from mpp.data.decoding import to_uint8 as values_of
+from mpp.data.settings import DecodeOptions
 from mpp.errors import UserError
 
 CORNERS = ((2, 2), (2, -3), (-3, 2), (-3, -3))
@@ -23,7 +23,7 @@ def corners(image):
 
 
 def decode(data, channels, **options):
-    return decoding.decode(data, Reading(channels, **options))
+    return decoding.decode(data, DecodeOptions(channels, **options))
 
 
 def opened(data):
@@ -64,7 +64,7 @@ def test_containers_and_modes(container, mode, options, quadrants, encode):
 
 
 def test_a_region_of_anything_else_is_exact(quadrants, encode):
-    picture = open_picture(encode(quadrants, "PNG"), Reading())
+    picture = open_picture(encode(quadrants, "PNG"), DecodeOptions())
     assert picture.step(32, 48, (2, 2)) == 1
     np.testing.assert_array_equal(picture.region(1, 2, 20, 30, (2, 2)), quadrants[1:21, 2:32])
     np.testing.assert_array_equal(picture.pixels(), quadrants)  # may be asked again
@@ -75,10 +75,10 @@ def test_a_picture_knows_its_size_before_its_pixels(encode):
     exif[0x0112] = 6
     for container in ("JPEG", "PNG", "WEBP", "TIFF"):
         data = encode(np.zeros((64, 48, 3), np.uint8), container, exif=exif)
-        picture = open_picture(data, Reading())
+        picture = open_picture(data, DecodeOptions())
         assert (picture.height, picture.width) == (48, 64)
     whole = encode(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8), "PNG")
-    picture = open_picture(whole[:1000], Reading())
+    picture = open_picture(whole[:1000], DecodeOptions())
     with pytest.raises(BadImage, match="cut off"):
         picture.pixels()
 
@@ -95,7 +95,9 @@ def test_forms(quadrants, encode):
         "array uint8 x 3": quadrants,
         "array float32 x 1": grey.astype(np.float32),
     }
-    assert {form: open_picture(data, Reading()).form for form, data in forms.items()} == {form: form for form in forms}
+    assert {form: open_picture(data, DecodeOptions()).form for form, data in forms.items()} == {
+        form: form for form in forms
+    }
 
 
 def test_values_are_scaled_by_the_formula():
@@ -112,10 +114,10 @@ def test_values_are_scaled_by_the_formula():
 
 def test_ranges_and_backgrounds_of_another_length(quadrants, encode):
     for unfit in ((0, 255, 3), (0, 1, 0, 1), (5, 5)):
-        with pytest.raises(UserError, match=r"data.value_range is low high"):
+        with pytest.raises(UserError, match=r"data.value_range takes "):
             decode(quadrants, 3, value_range=unfit)
     glass = encode(Image.fromarray(quadrants).convert("RGBA"), "PNG")
-    with pytest.raises(UserError, match=r"data.background is one number"):
+    with pytest.raises(UserError, match=r"data.background takes one number or 3"):
         decode(glass, 3, background=(1, 2))
 
 
@@ -306,7 +308,7 @@ def test_scaling_takes_little_memory_of_its_own(monkeypatch):
         ((values * 1000).astype(np.int32), 4, {"value_range": (0, 999)}),
     ]
     whole = [decode(each, channels, **options) for each, channels, options in cases]
-    monkeypatch.setattr(values_of, "_AT_ONCE", 5000)
+    monkeypatch.setattr(values_of, "_BLOCK", 5000)
     for (each, channels, options), expected in zip(cases, whole, strict=True):
         tracemalloc.start()
         found = decode(each, channels, **options)
@@ -318,7 +320,7 @@ def test_scaling_takes_little_memory_of_its_own(monkeypatch):
     out = io.BytesIO()
     Image.fromarray(transparent).save(out, "PNG")
     by_rows = decode(out.getvalue(), 3)
-    monkeypatch.setattr(values_of, "_AT_ONCE", 2**30)
+    monkeypatch.setattr(values_of, "_BLOCK", 2**30)
     np.testing.assert_array_equal(by_rows, decode(out.getvalue(), 3))
 
 

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.data.draws import seeds, uniforms
+from mpp.data.batch_resize import crop_and_resize, is_small
 from mpp.data.loader import stream
-from mpp.data.settings import DataConfig, Reading
-from mpp.data.small import crop_and_resize, fits
+from mpp.data.seeds import image_seeds, uniforms
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import ListSource, Source, Subset
 from mpp.data.transform import TrainTransform, resize
 
 RNG = np.random.default_rng(0)
 
 
-PLAIN = Reading(3)
+PLAIN = DecodeOptions(3)
 
 
 def some(number: int, height: int, width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +60,7 @@ def test_an_image_is_the_same_in_any_block() -> None:
 def test_a_block_is_what_one_image_at_a_time_is() -> None:
     transform = TrainTransform(DataConfig(vflip=0.5), (32, 32), 3)
     images, _ = some(100, 32, 32, 3)
-    draws = uniforms(seeds(0, np.arange(100)), transform.draws)
+    draws = uniforms(image_seeds(0, np.arange(100)), transform.draws)
     block = transform.block(images, draws)
     assert block is not None
     one_by_one = torch.stack([transform(image, row) for image, row in zip(images, draws.tolist(), strict=True)])
@@ -70,8 +70,8 @@ def test_a_block_is_what_one_image_at_a_time_is() -> None:
 
 
 def test_what_is_large_or_jittered_goes_one_by_one() -> None:
-    assert fits((64, 64), (64, 64))
-    assert not fits((224, 224), (32, 32))
+    assert is_small((64, 64), (64, 64))
+    assert not is_small((224, 224), (32, 32))
     images, draws = np.zeros((2, 300, 200, 3), dtype=np.uint8), np.zeros((2, 26))
     assert TrainTransform(DataConfig(), (32, 32), 3).block(images, draws) is None
     jittered = TrainTransform(DataConfig(jitter=(0.1, 0, 0, 0)), (32, 32), 3)
@@ -82,7 +82,7 @@ def test_the_stream_takes_blocks_out_of_arrays_alone() -> None:
     images, _ = some(40, 32, 32, 3)
     transform = TrainTransform(DataConfig(), (32, 32), 3)
 
-    def first(source: Source, reading: Reading = PLAIN, micro: int = 20, workers: int = 0) -> torch.Tensor:
+    def first(source: Source, reading: DecodeOptions = PLAIN, micro: int = 20, workers: int = 0) -> torch.Tensor:
         batches = stream(
             source, transform, reading, seed=1, batch_size=20, micro_batch=micro, start=20, workers=workers
         )
@@ -99,5 +99,5 @@ def test_the_stream_takes_blocks_out_of_arrays_alone() -> None:
     one_by_one = first(ListSource(list(images), labels))
     assert (whole.int() - one_by_one.int()).abs().max() <= 2
     assert not torch.equal(whole, one_by_one)
-    stated = first(ListSource(images, labels), Reading(3, (0.0, 127.5)))
-    assert torch.equal(stated, first(ListSource(list(images), labels), Reading(3, (0.0, 127.5))))
+    stated = first(ListSource(images, labels), DecodeOptions(3, (0.0, 127.5)))
+    assert torch.equal(stated, first(ListSource(list(images), labels), DecodeOptions(3, (0.0, 127.5))))

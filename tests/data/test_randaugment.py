@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mpp.data.augment import RandAugment, _posterize
-from mpp.data.draws import uniforms
 from mpp.data.loader import stream
-from mpp.data.settings import DataConfig, Reading
+from mpp.data.randaugment import RandAugment, _posterize
+from mpp.data.seeds import uniforms
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import ListSource
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
@@ -91,7 +91,9 @@ def test_the_stream_is_the_same_for_any_number_of_workers(tmp_path: Path) -> Non
     transform = RandAugment(DataConfig(), RECIPE, (24, 32), 3, MEAN)
 
     def images(workers: int) -> torch.Tensor:
-        batches = stream(source, transform, Reading(3), seed=3, batch_size=4, micro_batch=4, start=0, workers=workers)
+        batches = stream(
+            source, transform, DecodeOptions(3), seed=3, batch_size=4, micro_batch=4, start=0, workers=workers
+        )
         try:
             return torch.cat([next(batches)["images"] for _ in range(3)])
         finally:

@@ -1,4 +1,4 @@
-"""Stronger augmentation for supervised training, by timm's parts."""
+"""timm's RandAugment for fine-tuning."""
 
 import random
 import re
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import mpp.system.torchvision_import  # noqa: F401
-from mpp.data.decoding.decode import Picture
+from mpp.data.decoding import Picture
 from mpp.data.settings import DataConfig
-from mpp.data.transform import TrainTransform
+from mpp.data.transform import TrainTransform, Transform
 from mpp.errors import UserError
 from mpp.system.process import GENERATORS
 
@@ -21,18 +21,11 @@ from timm.data.auto_augment import rand_augment_transform  # isort: skip
 _RECIPE = re.compile(r"rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01]|t(weights|3aw?)))*")
 
 
-class RandAugment:
-    """`TrainTransform`, then timm's RandAugment, as the given draws decide.
+class RandAugment(Transform):
+    """`TrainTransform`, then timm's RandAugment of a recipe such as rand-m9-mstd0.5-inc1, as the given draws decide.
 
-    Args:
-        config: of the crop and flips.
-        recipe: such as rand-m9-mstd0.5-inc1 (magnitude 9, its standard deviation 0.5, severity rises with it).
-        image_hw: height and width of the result.
-        channels: of the images; 3 alone.
-        mean: fills what is moved into the picture, 0 to 1 scale.
-
-    Raises:
-        UserError: a recipe that timm cannot read, or images of other than 3 channels.
+    Its parts: magnitude 9, its standard deviation 0.5, severity rises with it. `mean`, 0 to 1, fills what is moved in.
+    Raises UserError for a recipe that timm cannot read, and images of other than 3 channels.
     """
 
     def __init__(
@@ -40,8 +33,8 @@ class RandAugment:
     ) -> None:
         if channels != 3:
             raise UserError(f"data.randaugment needs 3 channels, the images have {channels}: leave it empty")
-        grey = tuple(round(255 * value) for value in (mean * 3 if len(mean) == 1 else mean))
-        options = {"translate_const": int(min(image_hw) * 0.45), "img_mean": grey}
+        fill = tuple(round(255 * value) for value in (mean * 3 if len(mean) == 1 else mean))
+        options = {"translate_const": int(min(image_hw) * 0.45), "img_mean": fill}
         try:
             if not _RECIPE.fullmatch(recipe):  # timm passes over sections that it does not know
                 raise ValueError(recipe)
@@ -54,17 +47,12 @@ class RandAugment:
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize
         self._crop = TrainTransform(config, image_hw, channels)
-        self.image_hw, self.draws = image_hw, self._crop.draws + 1
+        super().__init__(image_hw, self._crop.draws + 1)
 
-    def __call__(self, image: Picture | np.ndarray, draws: Sequence[float]) -> Tensor:
-        """A picture of any size to uint8 (3, h, w), by `self.draws` uniform numbers in [0, 1).
-
-        Raises:
-            BadImage: pixels that cannot be decoded.
-        """
+    def __call__(self, image: Picture | np.ndarray, draws: Sequence[float] = ()) -> Tensor:
         cropped = self._crop(image, draws[:-1])
         seed = int(draws[-1] * 2**32)
-        # timm draws from the global generators of both; ours are by (seed, epoch, index), and nobody else's change.
+        # timm draws from the global generators of both, which are put back as they were.
         with GENERATORS:
             before = random.getstate(), np.random.get_state()
             random.seed(seed)
