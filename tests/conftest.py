@@ -67,7 +67,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
 def kernels():
     """Attention kernels take the same time in every test, so that noise chooses none."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpp.model.choice.time_kernels", lambda names, *_, **__: {name: 1 / len(name) for name in names})
+        patch.setattr(
+            "mpp.model.kernel_choice.time_kernels", lambda names, *_, **__: {name: 1 / len(name) for name in names}
+        )
         yield
 
 

@@ -72,7 +72,7 @@ def compiled() -> None:
     from mpp.downstream import features, tuning
     from mpp.downstream.labelled import open_labelled
     from mpp.downstream.settings import FinetuneConfig
-    from mpp.objective.picture import reconstruct
+    from mpp.objective.reconstruction import reconstruct
     from mpp.pretraining import build, step
     from mpp.pretraining.monitor import evaluating
     from mpp.pretraining.settings import PretrainConfig

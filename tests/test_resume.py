@@ -191,11 +191,11 @@ def test_a_resumed_run_computes_attention_as_it_began(
 
     for kernel, slow in (("explicit", "sdpa"), ("sdpa", "explicit")):
         times = {kernel: 1.0, slow: 2.0}
-        monkeypatch.setattr("mpp.model.choice.time_kernels", lambda *_, times=times, **__: times)
+        monkeypatch.setattr("mpp.model.kernel_choice.time_kernels", lambda *_, times=times, **__: times)
         run(kernel, tmp_path / kernel)
         resumed = shutil.copytree(tmp_path / kernel, tmp_path / f"{kernel} resumed")
         (resumed / "checkpoints" / "step_000000010.pt").unlink()
-        monkeypatch.setattr("mpp.model.choice.time_kernels", lambda *_, **__: pytest.fail("it was timed again"))
+        monkeypatch.setattr("mpp.model.kernel_choice.time_kernels", lambda *_, **__: pytest.fail("it was timed again"))
         run(slow, resumed)
         runs.assert_same_run(resumed, tmp_path / kernel)
         assert runs.final_state(resumed)["attention"] == f"{kernel} cpu"

@@ -36,7 +36,7 @@ from mpp.downstream.fewshot import Extract
 from mpp.downstream.labelled import Labelled
 from mpp.errors import RunError, UserError
 from mpp.model.attention import Attention
-from mpp.model.choice import EVALUATION_BATCH, settle_kernel, task_of
+from mpp.model.kernel_choice import EVALUATION_BATCH, settle_kernel, task_of
 from mpp.system.process import global_draws
 from mpp.training.parallel import DTYPES, autocast
 from mpp.weights.base import Weights, build

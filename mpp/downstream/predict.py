@@ -19,7 +19,7 @@ from mpp.dist import World
 from mpp.downstream.scoring import short_name
 from mpp.downstream.settings import PredictRecipe
 from mpp.errors import RunError, UserError, command
-from mpp.model.choice import settle_kernel, task_of
+from mpp.model.kernel_choice import settle_kernel, task_of
 from mpp.system.files import write_csv
 from mpp.training.parallel import choose_device
 from mpp.weights.base import Weights, build

@@ -38,7 +38,7 @@ from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import ClassifierConfig, FinetuneConfig
 from mpp.downstream.start import start_weights
 from mpp.errors import UserError
-from mpp.model.choice import settle_kernel, task_of
+from mpp.model.kernel_choice import settle_kernel, task_of
 from mpp.system.process import global_draws
 from mpp.training.loop import Schedule, State
 from mpp.training.optim import build_ema, build_optimizer, parameter_groups

@@ -1,7 +1,7 @@
-"""Self-attention with a choice of kernel, in the place of timm's own (`attn_layer`).
+"""Self-attention by a choice of kernel, in place of timm's own (`attn_layer`).
 
 The three kernels compute the same function, softmax(q k^T / sqrt(E)) v, and agree to rounding. Legend: B batch,
-N tokens, K those of them that are asked for, H heads, E head width, D token width.
+N tokens, K queried tokens, H heads, E head width, D token width.
 """
 
 import functools
@@ -21,14 +21,14 @@ from torch.nn import functional as F
 
 HeadsFirst = Float[Tensor, "B H N E"]
 Queries = Float[Tensor, "B H K E"]
-Places = Int[Tensor, "B K"]
+Indices = Int[Tensor, "B K"]
 
-# Set by the trial run. An import within the forward pass would break torch.compile's graph in every block.
+# Set by the trial run: an import within the forward pass would break torch.compile's graph in every block.
 _memory_efficient_attention: Callable[..., Tensor] | None = None
 
 
 def xformers_obstacle(device: torch.device, dtype: torch.dtype = torch.float32, width: int = 64) -> str | None:
-    """Why xformers' memory-efficient attention cannot run for heads of this type and width, or None where it can."""
+    """Why xformers' attention cannot run for heads of this type and width; None if it can."""
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed (pip install xformers)"
     if device.type != "cuda":
@@ -44,10 +44,10 @@ def xformers_obstacle(device: torch.device, dtype: torch.dtype = torch.float32, 
 
 @functools.cache
 def _try_xformers(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
-    """Runs it once, forward and backward: which GPUs, types and widths it has kernels for changes by release."""
+    """Runs it once, forward and backward: the GPUs, types and widths it has kernels for change by release."""
     global _memory_efficient_attention
     try:
-        # Imported only when needed: it costs a second, and warns of missing CPU kernels that nobody asked for.
+        # The import costs a second and warns of missing CPU kernels.
         logging.getLogger("xformers").setLevel(logging.ERROR)
         from xformers.ops import memory_efficient_attention
 
@@ -61,8 +61,8 @@ def _try_xformers(device: torch.device, dtype: torch.dtype, width: int) -> str |
     return None
 
 
-def take(tokens: Float[Tensor, "B N D"], at: Places) -> Float[Tensor, "B K D"]:
-    """The tokens at K places of each image."""
+def take(tokens: Float[Tensor, "B N D"], at: Indices) -> Float[Tensor, "B K D"]:
+    """The tokens at K indices of each image."""
     batch, n, _ = tokens.shape
     row = at + n * torch.arange(batch, device=at.device)[:, None]
     return tokens.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, at.shape)  # x 3 faster than gather (CPU)
@@ -75,7 +75,7 @@ def attention_weights(q: Float[Tensor, "*H K E"], k: Float[Tensor, "*H N E"]) ->
 
 def _explicit(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
     batch = q.shape[:2]
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # one batched product each, of heads that are contiguous
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # one batched product each, of contiguous heads
     return torch.bmm(F.dropout(attention_weights(q, k), dropout), v).unflatten(0, batch)
 
 
@@ -86,7 +86,7 @@ def _sdpa(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
 def _xformers(q: Queries, k: HeadsFirst, v: HeadsFirst, dropout: float) -> Queries:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # xformers has tokens before heads
     if q.shape != k.shape:
-        # 3 normed queries a head have the strides by which it takes them for one tensor with keys and values.
+        # By the strides of 3 normed queries a head it would take them for one tensor with keys and values.
         q = q.contiguous()
     assert _memory_efficient_attention is not None, "xformers_obstacle comes first"
     return _memory_efficient_attention(q, k, v, p=dropout).transpose(1, 2)
@@ -100,44 +100,40 @@ class Attention(TimmAttention):
 
     backend: str = "sdpa"
 
-    def heads(self, x: Float[Tensor, "B N D"], at: Places | None = None) -> tuple[Queries, HeadsFirst, HeadsFirst]:
-        """Queries, keys and values of normalised tokens; queries only of the tokens `at` these places, where given."""
-        if at is None:
-            q, k, v = self._split(self.qkv(x), 3)
-        else:
-            sizes = [self.attn_dim, 2 * self.attn_dim]
-            q_weight, kv_weight = self.qkv.weight.split(sizes)
-            q_bias, kv_bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split(sizes)
-            (q,) = self._split(F.linear(take(x, at), q_weight, q_bias), 1)
-            k, v = self._split(F.linear(x, kv_weight, kv_bias), 2)
-        # Under autocast the norms give fp32, and xformers wants one type.
-        return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
-
-    def _split(self, joint: Float[Tensor, "B N F"], parts: int) -> tuple[HeadsFirst, ...]:
-        """Views by part and head. The backward pass of unbind(2) writes the joint gradient in its place at once."""
-        cut = joint.unflatten(-1, (parts, self.num_heads, self.head_dim))
-        return tuple(part.transpose(1, 2) for part in cut.unbind(2))
-
     def forward(
         self,
         x: Float[Tensor, "B N D"],
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-        at: Places | None = None,
+        at: Indices | None = None,
     ) -> Float[Tensor, "B K D"]:
-        """What each token, or each of those `at` these places, takes from all tokens."""
+        """Attends from all tokens, or only from those `at` these indices, to all tokens."""
         if attn_mask is not None or is_causal:
             raise NotImplementedError("masked attention is not part of the encoder")
-        q, k, v = self.heads(x, at)
+        if at is None:
+            q, k, v = self._split_heads(self.qkv(x), 3)
+        else:
+            sizes = [self.attn_dim, 2 * self.attn_dim]
+            q_weight, kv_weight = self.qkv.weight.split(sizes)
+            q_bias, kv_bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split(sizes)
+            (q,) = self._split_heads(F.linear(take(x, at), q_weight, q_bias), 1)
+            k, v = self._split_heads(F.linear(x, kv_weight, kv_bias), 2)
+        # Under autocast the norms give fp32, and xformers wants one type.
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         out = KERNELS[self.backend](q, k, v, self.attn_drop.p if self.training else 0.0)
         out = self.norm(out.transpose(1, 2).flatten(2))
         if self.gate is not None:
             out = out * self.gate(x if at is None else take(x, at)).sigmoid()
         return self.proj_drop(self.proj(out))
 
+    def _split_heads(self, joint: Float[Tensor, "B N F"], parts: int) -> tuple[HeadsFirst, ...]:
+        """Views by part and head; the backward pass of unbind(2) writes the joint gradient without a copy."""
+        cut = joint.unflatten(-1, (parts, self.num_heads, self.head_dim))
+        return tuple(part.transpose(1, 2) for part in cut.unbind(2))
+
 
 def use_kernel(model: nn.Module, backend: str) -> None:
-    """Computes attention by the kernel named xformers, sdpa or explicit from now on, wherever in `model` it is ours."""
+    """Sets the kernel (xformers, sdpa or explicit) of every `Attention` in `model`."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.backend = backend

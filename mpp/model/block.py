@@ -1,4 +1,4 @@
-"""timm's block, which can also be asked for some of its tokens only, and a row of blocks."""
+"""timm's block, which can also compute some of its tokens only, and a sequence of blocks."""
 
 import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mpp.model.attention import Places, take
+from mpp.model.attention import Indices, take
 
 
 class Block(TimmBlock):
@@ -23,12 +23,11 @@ class Block(TimmBlock):
         x: Float[Tensor, "B N D"],
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-        at: Places | None = None,
+        at: Indices | None = None,
     ) -> Float[Tensor, "B K D"]:
-        """The block's output, of all tokens or of those `at` these places, exactly what it is among all.
+        """The block's output for all tokens, or for those `at` these indices only.
 
-        All tokens are keys and values; everything else in a block knows one token only, so the rest of the output
-        costs nothing.
+        Keys and values are of all tokens; everything else in a block reads one token, so the result is the same.
         """
         if at is None:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
@@ -38,17 +37,17 @@ class Block(TimmBlock):
 
 
 def run_blocks(
-    blocks: Sequence[nn.Module], x: Float[Tensor, "B N D"], at: Places | None, checkpointing: bool
+    blocks: Sequence[nn.Module], x: Float[Tensor, "B N D"], at: Indices | None, checkpointing: bool
 ) -> Float[Tensor, "B K D"]:
-    """The tokens after one or more blocks, in order; the last computes those `at` these places only (None: all).
+    """Runs one or more blocks in order; the last computes the tokens `at` these indices only (None: all).
 
     `checkpointing` recomputes the blocks in the backward pass.
     """
 
-    def run(block: nn.Module, x: Tensor, **asked: Any) -> Tensor:
+    def run(block: nn.Module, x: Tensor, **options: Any) -> Tensor:
         if checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False, **asked)
-        return block(x, **asked)
+            return checkpoint(block, x, use_reentrant=False, **options)
+        return block(x, **options)
 
     *first, last = blocks
     for block in first:

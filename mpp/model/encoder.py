@@ -1,10 +1,11 @@
-"""The encoder: a timm VisionTransformer by its timm name, opened at one seam.
+"""The encoder, a timm VisionTransformer by its timm name, opened at one seam, and a decoder of its kind.
 
 `embed(images)` gives the patch tokens before position embeddings; `encode(tokens)` adds class token and positions and
-runs the blocks. Whatever happens in between (corruption, packing) needs to know nothing of the encoder's inside.
+runs the blocks. What happens in between (the corruption) need not know the inside of the encoder.
 This is the only file that knows timm's private names.
 """
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,15 +17,16 @@ import timm
 import torch
 from jaxtyping import Float, Int
 from timm.layers.attention import Attention as TimmAttention
+from timm.layers.drop import DropPath
 from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
 from mpp.errors import UserError
 from mpp.model.attention import Attention, attention_weights, take, use_kernel
 from mpp.model.block import Block, run_blocks
-from mpp.model.choice import choose_kernel, task_of
-from mpp.model.posembed import build_position
+from mpp.model.kernel_choice import choose_kernel, task_of
+from mpp.model.positions import build_position
 from mpp.model.settings import ModelConfig
 
 
@@ -59,41 +61,40 @@ class Encoder(nn.Module):
         self,
         tokens: Float[Tensor, "batch patches dim"],
         at: Int[Tensor, "batch k"] | None = None,
-        entering: int = 0,
-        every: bool = False,
+        mask_block: int = 0,
+        return_all: bool = False,
     ) -> Float[Tensor, "batch tokens dim"]:
         """All tokens after the last block and LayerNorm (equations 1 to 4); `num_prefix_tokens` come first.
 
-        Where only some patches are read, `at` names them, and those k tokens come back, in that order: the same
-        numbers for less, since of the others a last block of timm's plain kind computes keys and values only.
-
-        With `entering` these k tokens enter before the block of that number, position embeddings and all; the blocks
-        before it run without them. With `every` all tokens come back nevertheless, for a decoder; then `entering` may
-        be the number of blocks, and the k tokens are as they entered.
+        Args:
+            tokens: of `embed`.
+            at: patches to return, in this order; of the others a plain last block computes keys and values only.
+            mask_block: block before which the patches `at` enter, positions included; earlier blocks run without them.
+            return_all: return all tokens in spite of `at`, for a decoder. `mask_block` may then be the number of
+                blocks: the patches `at` are returned as they entered.
 
         Raises:
-            ValueError: no block is left that the k tokens would go through.
+            ValueError: a `mask_block` after which no block is left.
         """
-        x, blocks = self._enter(tokens), list(self.vit.blocks)
-        if entering > len(blocks) - (not every):
-            raise ValueError(f"entering {entering}: of {len(blocks)} blocks the last must run, but for a decoder")
-        places = None if at is None else at + self.num_prefix_tokens
-        if places is not None and entering == len(blocks):
-            return self._run_without([*blocks, self.vit.norm], x, places)
-        if places is not None and entering:
-            x = self._run_without(blocks[:entering], x, places)
+        x, blocks = self._add_positions(tokens), list(self.vit.blocks)
+        if mask_block > len(blocks) - (not return_all):
+            raise ValueError(f"mask_block {mask_block}: of {len(blocks)} blocks the last must run, but for a decoder")
+        indices = None if at is None else at + self.num_prefix_tokens
+        if indices is not None and mask_block == len(blocks):
+            return self._run_without([*blocks, self.vit.norm], x, indices)
+        if indices is not None and mask_block:
+            x = self._run_without(blocks[:mask_block], x, indices)
         checkpointing = self.vit.grad_checkpointing
-        return self.vit.norm(run_blocks(blocks[entering:], x, None if every else places, checkpointing))
+        return self.vit.norm(run_blocks(blocks[mask_block:], x, None if return_all else indices, checkpointing))
 
     def _run_without(self, blocks: Sequence[nn.Module], x: Tensor, absent: Int[Tensor, "batch k"]) -> Tensor:
-        """The tokens after these blocks, through which those that are absent do not go; each k differ."""
+        """Runs these blocks on all but the k `absent` tokens (distinct), which stay as they are."""
         batch, count, width = x.shape
         present = torch.ones(batch, count, dtype=torch.int8, device=x.device).scatter(1, absent, 0)
         # Sorted, not nonzero: of a known size, so that nothing waits for the device.
-        places = present.argsort(dim=1, descending=True, stable=True)[:, : count - absent.shape[1]]
-        alone = take(x, places)
-        alone = run_blocks(blocks, alone, None, self.vit.grad_checkpointing)
-        return x.to(alone.dtype).scatter(1, places[..., None].expand(-1, -1, width), alone)
+        indices = present.argsort(dim=1, descending=True, stable=True)[:, : count - absent.shape[1]]
+        out = run_blocks(blocks, take(x, indices), None, self.vit.grad_checkpointing)
+        return x.to(out.dtype).scatter(1, indices[..., None].expand(-1, -1, width), out)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens dim"]:
         """`encode(embed(images))`."""
@@ -104,11 +105,11 @@ class Encoder(nn.Module):
     ) -> Iterator[Float[Tensor, "batch heads tokens tokens"]]:
         """Attention weights of one block after the other, by the explicit form; rows sum to 1.
 
-        A block runs when its weights are asked for, so that they need not all be in memory: gradients are to be off
-        around the loop, not around this call.
+        A block runs when its weights are asked for, which saves memory: turn gradients off around the loop, not around
+        this call.
 
         Raises:
-            UserError: an encoder whose blocks attend in a way of their own, in this call already.
+            UserError: blocks whose attention is not timm's, before anything runs.
         """
         attentions = [getattr(block, "attn", block) for block in self.vit.blocks]
         for attention in attentions:
@@ -120,18 +121,21 @@ class Encoder(nn.Module):
         return self._attention_maps(images)
 
     def _attention_maps(self, images: Tensor) -> Iterator[Tensor]:
-        x = self._enter(self.embed(images))
-        entered: list[Tensor] = []
+        x = self._add_positions(self.embed(images))
+        inputs: list[Tensor] = []
         for block in self.vit.blocks:
-            # What enters differs by the kind of block: normalised before, or only after.
-            hook = block.attn.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+            # The input of the attention differs by the kind of block: normalised before, or only after.
+            hook = block.attn.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
             try:
                 x = block(x)
             finally:
                 hook.remove()
-            yield _weights(block.attn, entered.pop())
+            attention, tokens = block.attn, inputs.pop()
+            joint = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, attention.head_dim))
+            q, k, _ = joint.permute(2, 0, 3, 1, 4)
+            yield attention_weights(attention.q_norm(q), attention.k_norm(k))
 
-    def _enter(self, tokens: Tensor) -> Tensor:
+    def _add_positions(self, tokens: Tensor) -> Tensor:
         if self.position is not None:
             tokens = tokens + self.position().to(tokens.dtype)
         if self.vit.dynamic_img_size:
@@ -139,90 +143,73 @@ class Encoder(nn.Module):
         return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
 
 
-def _weights(attention: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N N"]:
-    """The weights that timm's attention, or ours, gives to these tokens."""
-    joint = attention.qkv(x).unflatten(-1, (3, attention.num_heads, attention.head_dim))
-    q, k, _ = joint.permute(2, 0, 3, 1, 4)
-    return attention_weights(attention.q_norm(q), attention.k_norm(k))
+class Decoder(nn.Module):
+    """New blocks of the encoder's kind and width with a LayerNorm (after MAE, He et al., 2021, section 3).
 
+    Used in pretraining only. It has no position embeddings of its own: the encoder's come with the tokens. Weights are
+    drawn as timm draws those of a ViT, from torch's global generator, on the CPU.
 
-def create_vit(config: ModelConfig, **overrides: Any) -> VisionTransformer:
-    """timm's own model for `config`, without head and with mean-pooled patch tokens; `overrides` go to timm.
+    Args:
+        encoder: a new one, whose last blocks are copied, without their stochastic depth.
+        depth: number of blocks, from 1 to the encoder's.
 
     Raises:
-        UserError: an unknown name, a model that is not a VisionTransformer, sizes that do not fit.
+        ValueError: another depth.
     """
-    if "." in config.name:
-        bare = config.name.partition(".")[0]
-        raise UserError(
-            f"model.name {config.name!r} names weights; take {bare} for new ones, or --init {config.name} to "
-            "go on from them"
-        )
-    if not timm.is_model(config.name):
-        near = difflib.get_close_matches(config.name, timm.list_models("vit_*"), 3)
-        raise UserError(f"timm {timm.__version__} has no model {config.name!r}; near it: {', '.join(near) or 'none'}")
-    if "vision_transformer" not in timm.models.model_entrypoint(config.name).__module__:
-        raise UserError(
-            f"model.name {config.name!r} is not a VisionTransformer, which masked patch prediction needs; "
-            "vit_base_patch16_224 is one, vit_base_r50_s16_224 a hybrid"
-        )
-    settings: dict[str, Any] = {
-        "img_size": config.image_hw,
-        "in_chans": config.in_chans,
-        "embed_dim": config.embed_dim,
-        "depth": config.depth,
-        "num_heads": config.num_heads,
-        "pos_embed": None if config.pos_embed == "learned" else "none",
-        "act_layer": None if config.act == "gelu" else config.act,
-        "drop_path_rate": config.drop_path,
-    }
-    if config.patch_size:
-        settings["patch_size"] = (config.patch_size[0], config.patch_size[-1])
-    settings.update(overrides)
-    # fc_norm=False keeps the last LayerNorm where it is for the class token: before the pooling.
-    vit = _call_timm(config, num_classes=0, global_pool="avg", fc_norm=False, **settings)
-    if not isinstance(vit, VisionTransformer):
-        raise UserError(
-            f"model.name {config.name!r} is a {type(vit).__name__}; masked patch prediction needs a VisionTransformer"
-        )
-    return vit
 
+    def __init__(self, encoder: Encoder, depth: int) -> None:
+        super().__init__()
+        if not 1 <= depth <= len(encoder.vit.blocks):
+            raise ValueError(f"a decoder takes 1 to {len(encoder.vit.blocks)} blocks, got {depth}")
+        device = encoder.vit.norm.weight.device
+        drawn_on = device if device.type == "meta" else "cpu"
+        self.blocks = nn.ModuleList(copy.deepcopy(block) for block in encoder.vit.blocks[-depth:]).to(drawn_on)
+        self.norm = copy.deepcopy(encoder.vit.norm).to(drawn_on)
+        for module in self.blocks.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+        self.blocks.apply(init_weights_vit_timm)
+        self.to(device)
+        self.num_prefix_tokens = encoder.num_prefix_tokens
+        self.checkpointing = encoder.vit.grad_checkpointing
 
-def _call_timm(config: ModelConfig, **settings: Any) -> nn.Module:
-    try:
-        return timm.create_model(config.name, **settings)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        told = {k: v for k, v in settings.items() if v is not None and hasattr(config, k)}
-        reason = str(error) or type(error).__name__
-        raise UserError(f"timm cannot build {config.name!r} with {told}: {reason}") from error
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], at: Int[Tensor, "batch k"]
+    ) -> Float[Tensor, "batch k dim"]:
+        """The tokens of the patches `at` these indices, from all of the encoder's (`encode(..., return_all=True)`)."""
+        return self.norm(run_blocks(list(self.blocks), tokens, at + self.num_prefix_tokens, self.checkpointing))
 
 
 def build_encoder(
-    config: ModelConfig,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Encoder:
     """The encoder that `config` describes, freshly initialised, on `device` ("meta" allocates nothing).
 
-    `dtype` is what attention will be computed in, under autocast.
-
-    The weights are drawn on the CPU from torch's global generator, so they are the same for every device.
+    The weights are drawn on the CPU from torch's global generator, so they are the same for every device. `dtype` is
+    the type that attention computes in, under autocast.
 
     Raises:
-        UserError: see `create_vit`; an image that is not a whole number of patches; a kernel that cannot run.
+        UserError: an unknown name, a model that masked patch prediction cannot train, sizes that do not fit, an
+            attention kernel that cannot run.
     """
     device = torch.device(device)
+    with torch.device("meta"):
+        timms: Any = _create_vit(config, img_size=None)
+    check_vit(timms, f"model.name {config.name!r}")
+    if hasattr(timms.patch_embed, "backbone") and config.patch_size:
+        raise UserError(f"model.patch_size does not apply to the hybrid {config.name!r}: its stem sets it")
+    check_size(timms, config.image_hw)
     layers: dict[str, Any] = {"attn_layer": Attention}
-    if all(type(block) is TimmBlock for block in _check(config).blocks):
+    if all(type(block) is TimmBlock for block in timms.blocks):
         layers["block_fn"] = Block
     with torch.device("meta" if device.type == "meta" else "cpu"):
-        vit = create_vit(config, **layers)
+        vit = _create_vit(config, **layers)
         position = build_position(config.pos_embed, vit.patch_embed.grid_size, vit.embed_dim)
-    return ready(Encoder(vit, position), config, device, dtype)
+    return put_on_device(Encoder(vit, position), config, device, dtype)
 
 
-def ready(encoder: Encoder, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Encoder:
-    """The encoder on its device, with the checkpointing and the attention kernel of `config` (see `build_encoder`)."""
+def put_on_device(encoder: Encoder, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Encoder:
+    """Moves the encoder to its device and sets the checkpointing and attention kernel of `config`."""
     encoder.vit.set_grad_checkpointing(config.grad_checkpointing)
     task = task_of(encoder.vit, 0, True, device, dtype)
     if task and device.type != "meta":
@@ -230,22 +217,68 @@ def ready(encoder: Encoder, config: ModelConfig, device: torch.device, dtype: to
     return encoder.to(device)
 
 
-def _check(config: ModelConfig) -> Any:
-    """timm's model at its own size, unallocated; refuses what would be built as something else, or not at all."""
-    with torch.device("meta"):
-        vit: Any = create_vit(config, img_size=None)
-    check_vit(vit, f"model.name {config.name!r}")
-    if hasattr(vit.patch_embed, "backbone") and config.patch_size:
-        raise UserError(f"model.patch_size does not apply to the hybrid {config.name!r}: its stem sets it")
-    check_size(vit, config.image_hw)
+def _create_vit(config: ModelConfig, **overrides: Any) -> VisionTransformer:
+    """timm's own model for `config`, without head and with mean-pooled patch tokens; `overrides` go to timm."""
+    name = config.name
+    if "." in name:
+        bare = name.partition(".")[0]
+        raise UserError(
+            f"model.name {name!r} names weights; take {bare} for new ones, or --init {name} to go on from them"
+        )
+    if not timm.is_model(name):
+        raise UserError(f"timm {timm.__version__} has no model {name!r}; near it: {similar_names(name, 'vit_*')}")
+    advice = "which masked patch prediction needs; vit_base_patch16_224 is one, vit_base_r50_s16_224 a hybrid"
+    if not is_vit(name):
+        raise UserError(f"model.name {name!r} is not a VisionTransformer, {advice}")
+    settings = model_args(config) | {
+        "img_size": config.image_hw,
+        "in_chans": config.in_chans,
+        "pos_embed": None if config.pos_embed == "learned" else "none",
+        "drop_path_rate": config.drop_path,
+    }
+    settings |= overrides
+    try:
+        # fc_norm=False keeps the last LayerNorm where it is for the class token: before the pooling.
+        vit = timm.create_model(name, num_classes=0, global_pool="avg", fc_norm=False, **settings)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        shown = {k: v for k, v in settings.items() if v is not None and hasattr(config, k)}
+        raise UserError(f"timm cannot build {name!r} with {shown}: {error or type(error).__name__}") from error
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"model.name {name!r} is a {type(vit).__name__}, not a VisionTransformer, {advice}")
     return vit
 
 
+def model_args(config: ModelConfig) -> dict[str, Any]:
+    """timm's arguments for the architecture, beside name, input size and channels, as JSON values.
+
+    A 2-D position embedding is left out: it is saved as a learned table.
+    """
+    args = {
+        "patch_size": [config.patch_size[0], config.patch_size[-1]] if config.patch_size else None,
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "pos_embed": "none" if config.pos_embed == "none" else None,
+        "act_layer": None if config.act == "gelu" else config.act,
+    }
+    return {key: value for key, value in args.items() if value is not None}
+
+
+def similar_names(name: str, pattern: str = "") -> str:
+    """Names of timm's models that are spelt like this one, or "none"."""
+    return ", ".join(difflib.get_close_matches(name, timm.list_models(pattern), 3)) or "none"
+
+
+def is_vit(name: str) -> bool:
+    """Whether timm's model of that name is a VisionTransformer, hybrids included."""
+    return "vision_transformer" in timm.models.model_entrypoint(name).__module__
+
+
 def check_vit(vit: Any, name: str) -> None:
-    """Refuses a ViT, `name` in complaints, that cannot be trained by masked patch prediction as it is.
+    """Refuses a ViT that cannot be trained by masked patch prediction as it is; error messages call it `name`.
 
     Raises:
-        UserError: blocks that attend in a way of their own; batch normalisation.
+        UserError: blocks with an attention of their own; batch normalisation.
     """
     if not all(type(getattr(block, "attn", None)) in (TimmAttention, Attention) for block in vit.blocks):
         raise UserError(f"{name} has blocks with an attention of its own; choose another ViT")
@@ -256,16 +289,16 @@ def check_vit(vit: Any, name: str) -> None:
         )
 
 
-def check_size(vit: Any, image_hw: tuple[int, int]) -> None:
+def check_size(vit: Any, image_hw: tuple[int, int], setting: str = "model.img_size") -> None:
     """Refuses a size in pixels that is not a whole number of the ViT's patches.
 
     Raises:
-        UserError: naming the sizes beside it.
+        UserError: naming the `setting` and the nearest sizes that fit.
     """
     hybrid = hasattr(vit.patch_embed, "backbone")
-    step = vit.patch_embed.feat_ratio(as_scalar=False) if hybrid else vit.patch_embed.patch_size
-    for size, patch in zip(image_hw, step, strict=True):
+    sides = vit.patch_embed.feat_ratio(as_scalar=False) if hybrid else vit.patch_embed.patch_size
+    for size, patch in zip(image_hw, sides, strict=True):
         if size % patch:
             low = size // patch * patch
             near = f"{low} or {low + patch}" if low else f"{patch}"
-            raise UserError(f"model.img_size {size} is not a multiple of the patch size {patch}; take {near}")
+            raise UserError(f"{setting} {size} is not a multiple of the patch size {patch}; take {near}")

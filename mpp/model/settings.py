@@ -1,4 +1,4 @@
-"""What the encoder can be told. Free of torch, so that `--help` is instant."""
+"""Settings of the encoder. Free of torch, so that `--help` is instant."""
 
 from dataclasses import dataclass
 from typing import Literal

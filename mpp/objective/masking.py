@@ -27,7 +27,7 @@ class Corruption(NamedTuple):
     Attributes:
         picked: (B, K) int64, the corrupted patches, ascending.
         kinds: (B, K) int64, MASK, RANDOM or UNCHANGED.
-        other: (B, K) int64, for RANDOM the patch whose embedding is taken: within the image, or within the group of
+        other: (B, K) int64, for RANDOM the patch whose embedding is taken, counted through its image, or through the
             `group` images (row-major) that it was drawn for.
         group: number of consecutive images that `other` counts through; 1 keeps replacements within the image.
     """
@@ -52,33 +52,31 @@ def num_picked(ratio: float, patches: int) -> int:
 def pick_patches(
     batch: int, grid: tuple[int, int], ratio: float, generator: Generator, style: str = "uniform"
 ) -> Int[Tensor, "B K"]:
-    """K patches of each image, ascending: uniformly without replacement, or in rectangular blocks.
+    """K patches of each image, ascending: uniformly without replacement, or in rectangular blocks ("block").
 
     Blocks have areas from 4 patches to a fifth of the grid and log-uniform aspect ratios from 0.3 to 1/0.3 (as in
     BEiT, arXiv 2106.08254, algorithm 1); they are laid until K patches are covered, and the last one is cut to fit.
     """
     patches = grid[0] * grid[1]
     k = num_picked(ratio, patches)
-    if style == "uniform":
-        order = torch.rand(batch, patches, generator=generator, device=generator.device).argsort(dim=1)
-        return order[:, :k].sort(dim=1).values
     if style == "block":
         return _pick_blocks(batch, grid, k, generator)
-    raise ValueError(f"no picking style {style!r}; there are uniform and block")
+    order = torch.rand(batch, patches, generator=generator, device=generator.device).argsort(dim=1)
+    return order[:, :k].sort(dim=1).values
 
 
 _ROUNDS, _AT_ONCE = 128, 16
-"""Blocks that an image may take on a device, and how many are in memory at once: of 14 x 14 patches 60 % need 10 in the
-mean and 24 in one image of 10,000, 90 % 35 and 86."""
+"""Blocks that an image may take on a device, and how many are in memory at once. Of 14 x 14 patches 60 % take 10 blocks
+in the mean and 24 in one image of 10,000; 90 % take 35 and 86."""
 
 
 def _pick_blocks(
     batch: int, grid: tuple[int, int], k: int, generator: Generator, rounds: int | None = None
 ) -> Int[Tensor, "B K"]:
-    """Lays one block after the other in every image: until all have K patches, or `rounds` of them.
+    """Lays one block a round in every image: on a CPU until all have K patches, else (or given `rounds`) so often.
 
-    The host looks after each round whether all are full, as long as that is for free. To wait for a device so often
-    would cost more than blocks that are too many; what may be left after the last is filled up at random.
+    Waiting for a device after each round would cost more than superfluous blocks. Patches that are still missing after
+    the last round are picked at random.
     """
     (rows, columns), device = grid, generator.device
     if rounds is None and device.type != "cpu":
@@ -94,12 +92,12 @@ def _pick_blocks(
         aspect = torch.exp((2 * draw[1] - 1) * math.log(1 / 0.3))
         height = (area * aspect).sqrt().round().clamp(1, rows)
         width = (area / aspect).sqrt().round().clamp(1, columns)
-        top, start = (draw[2] * (rows - height + 1)).floor(), (draw[3] * (columns - width + 1)).floor()
-        top, height, start, width = (x.long()[..., None] for x in (top, height, start, width))
-        down, across = (row >= top) & (row < top + height), (column >= start) & (column < start + width)
+        top, left = (draw[2] * (rows - height + 1)).floor(), (draw[3] * (columns - width + 1)).floor()
+        top, height, left, width = (x.long()[..., None] for x in (top, height, left, width))
+        in_rows, in_columns = (row >= top) & (row < top + height), (column >= left) & (column < left + width)
         number = torch.arange(begin, begin + drawn, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
-        for high, wide, of in zip(*(x.split(_AT_ONCE) for x in (down, across, number)), strict=True):
-            laid = torch.where(high[..., :, None] & wide[..., None, :], of, never)
+        for r, c, n in zip(*(x.split(_AT_ONCE) for x in (in_rows, in_columns, number)), strict=True):
+            laid = torch.where(r[..., :, None] & c[..., None, :], n, never)
             covered = torch.minimum(covered, laid.amin(dim=0))
         if rounds is None and bool(((covered < never).sum(dim=(1, 2)) >= k).all()):
             break
@@ -120,8 +118,8 @@ def draw_corruption(
     """Draws the kind of every picked patch, and for random replacements the other patch.
 
     The other patch is uniform over all patches of the image (of the `group` images for group > 1) but the patch itself
-    and those hidden behind [mask]: the pixels of a masked patch reach its own prediction on no path (but in hybrids,
-    whose convolutions see beyond a patch). Where nothing else is left, a masked one is taken, never the patch itself.
+    and those hidden behind [mask]: the pixels of a masked patch reach its own prediction on no path (except in hybrids,
+    whose convolutions see beyond a patch). If all others are masked, a masked one is taken, never the patch itself.
 
     Raises:
         ValueError: a single patch, which has no other; a batch that is not a multiple of `group`.
@@ -139,28 +137,29 @@ def draw_corruption(
     hidden = torch.zeros(batch, patches, dtype=torch.bool, device=device).scatter(1, picked, kinds == MASK)
     hidden = hidden.view(batch // group, group * patches)
     own = (picked.view(-1, group, k) + patches * torch.arange(group, device=device)[None, :, None]).flatten(1)
-    other = _other(hidden, own, uniform.view(batch // group, group * k))
+    other = _draw_other(hidden, own, uniform.view(batch // group, group * k))
     return Corruption(picked, kinds, other.view(batch, k), group)
 
 
-def _other(hidden: Bool[Tensor, "G M"], own: Int[Tensor, "G J"], uniform: Float[Tensor, "G J"]) -> Int[Tensor, "G J"]:
+def _draw_other(
+    hidden: Bool[Tensor, "G M"], own: Int[Tensor, "G J"], uniform: Float[Tensor, "G J"]
+) -> Int[Tensor, "G J"]:
     """For each own patch another of the M, uniform over those not hidden."""
     visible_first = hidden.to(torch.int8).argsort(dim=1, stable=True)
-    place = torch.empty_like(visible_first).scatter(
+    rank = torch.empty_like(visible_first).scatter(
         1, visible_first, torch.arange(hidden.shape[1], device=hidden.device).expand_as(visible_first)
     )
-    own_place = place.gather(1, own)
     count = (~hidden).sum(dim=1, keepdim=True)
     choices = count - (~hidden).gather(1, own).long()
     chosen = (uniform * choices).long().clamp(max=(choices - 1).clamp(min=0))
-    chosen = chosen + (chosen >= own_place).long()  # steps over the patch itself
+    chosen = chosen + (chosen >= rank.gather(1, own)).long()  # steps over the patch itself
     return visible_first.gather(1, chosen.clamp(max=hidden.shape[1] - 1))
 
 
 def corrupt(
     tokens: Float[Tensor, "B N D"], corruption: Corruption, mask_token: Float[Tensor, " D"]
 ) -> Float[Tensor, "B N D"]:
-    """The patch embeddings with the picked ones corrupted; `tokens` itself is left as it is."""
+    """The patch embeddings with the picked ones corrupted, as a new tensor."""
     batch, patches, _ = tokens.shape
     picked, kinds, other, group = corruption
     # Whole rows are copied once, each from where its embedding comes: x 3 faster on the CPU than gather and scatter.

@@ -3,12 +3,12 @@
 tokens = encoder.embed(pixels)                    before position embeddings
 tokens = corrupt(tokens, corruption, mask_token)  80 % [mask], 10 % another patch, 10 % unchanged
 tokens = encoder.encode(tokens, at=picked)        those of the K corrupted patches, and no others
-[or, with a decoder: decoder(encoder.encode(tokens, at=picked, every=True), picked)]
+[or, with a decoder: decoder(encoder.encode(tokens, at=picked, return_all=True), picked)]
 output = head(tokens)
 loss   = mean over all K, the unchanged ones included [+ detail * that of a second head]
 """
 
-from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -22,130 +22,105 @@ Figures = dict[str, Tensor]
 """Name -> (2,) float64: a sum and the count that it runs over; any union's mean is its sums over its counts."""
 
 
-@runtime_checkable
-class PatchEncoder(Protocol):
-    """The seam that the objective needs of an encoder."""
-
-    grid: tuple[int, int]
-    patch: tuple[int, int]
-    embed_dim: int
-
-    def embed(self, images: Tensor) -> Tensor: ...
-
-    def encode(self, tokens: Tensor, at: Tensor | None = None, entering: int = 0, every: bool = False) -> Tensor: ...
-
-
-E = TypeVar("E", bound=PatchEncoder)
-
-
-class MaskedPatchPrediction(nn.Module, Generic[E]):
+class MaskedPatchPrediction(nn.Module):
     """The encoder with what the objective adds: a [mask] embedding and a linear head.
 
     Args:
-        encoder: any with the seam.
+        encoder: a module with `embed` and `encode` (see `mpp.model.encoder.Encoder`), `grid`, `patch` and `embed_dim`.
         target: what is predicted.
-        normalise: what gives the encoder's input, float32, for raw pixels of 0 to 255, uint8.
-        mask_enters: block before which the [mask] embeddings enter the encoder; above 0 for corruptions that hide all
-            picked patches.
-        detail: weight of the loss of a second head, which predicts the patches' `details`; 0: there is none.
-        decoder: what makes the tokens that the heads read out of all of the encoder's, called with them and the places
-            of the corrupted patches; None: the heads read the encoder's own.
+        normalise: makes the encoder's input, float32, of raw pixels of 0 to 255, uint8.
+        mask_block: block before which the [mask] embeddings enter the encoder; above 0 only if all picked patches are
+            masked.
+        detail: weight of the loss of a second head, which predicts the patches' `details`; 0: no such head.
+        decoder: makes the tokens that the heads read, called with all of the encoder's tokens and the indices of the
+            corrupted patches; None: the heads read the encoder's own.
 
     Attributes:
-        frequent: (predictions,) the most frequent class (for pixels: the mean patch), which the first trivial baseline
+        frequent: (values,) the most frequent class (for pixels: the mean patch), which the first trivial baseline
             predicts everywhere; set once by `Survey.frequent`.
     """
 
-    encoder: E
-    target: Target
     frequent: Tensor
     distance: Tensor
 
     def __init__(
         self,
-        encoder: E,
+        encoder: nn.Module,
         target: Target,
         normalise: nn.Module,
-        mask_enters: int = 0,
+        mask_block: int = 0,
         detail: float = 0.0,
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder
         self.target = target
         self.normalise = normalise
-        self.mask_enters = mask_enters
+        self.mask_block = mask_block
         self.detail = detail
         self.decoder = decoder
-        self.mask_token = nn.Parameter(torch.empty(encoder.embed_dim))
-        self.head = nn.Linear(encoder.embed_dim, target.outputs)
-        outputs = target.channels * encoder.patch[0] * encoder.patch[1]
-        self.detail_head = nn.Linear(encoder.embed_dim, outputs) if detail else None
+        self.mask_token = nn.Parameter(torch.empty(self.encoder.embed_dim))
+        self.head = nn.Linear(self.encoder.embed_dim, target.outputs)
+        outputs = target.channels * self.encoder.patch[0] * self.encoder.patch[1]
+        self.detail_head = nn.Linear(self.encoder.embed_dim, outputs) if detail else None
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         for head in filter(None, (self.head, self.detail_head)):
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
-        if isinstance(target, ColourTarget):
-            self.register_buffer("frequent", torch.zeros(target.predictions, dtype=torch.int64))
-        else:
-            self.register_buffer("frequent", torch.zeros(target.outputs))
-        self.register_buffer("distance", patch_distances(encoder.grid, encoder.patch), persistent=False)
+        values = target.of(torch.zeros(1, target.channels, *target.patch, dtype=torch.uint8))[0, 0]
+        self.register_buffer("frequent", torch.zeros_like(values))
+        self.register_buffer("distance", patch_distances(self.encoder.grid, self.encoder.patch), persistent=False)
 
     def predict(
         self, pixels: Float[Tensor, "batch channels height width"], corruption: Corruption
     ) -> Float[Tensor, "batch k outputs"]:
         """The head's output at the corrupted patches of normalised images."""
-        return self.head(self._encoded(pixels, corruption))
+        return self.head(self._encode(pixels, corruption))
 
-    def _encoded(self, pixels: Tensor, corruption: Corruption) -> Float[Tensor, "batch k dim"]:
+    def _encode(self, pixels: Tensor, corruption: Corruption) -> Float[Tensor, "batch k dim"]:
         """The tokens of the corrupted patches, after the encoder and the decoder, if there is one."""
         tokens, picked = corrupt(self.encoder.embed(pixels), corruption, self.mask_token), corruption.picked
         if self.decoder is None:
-            return self.encoder.encode(tokens, at=picked, entering=self.mask_enters)
-        return self.decoder(self.encoder.encode(tokens, at=picked, entering=self.mask_enters, every=True), picked)
+            return self.encoder.encode(tokens, at=picked, mask_block=self.mask_block)
+        return self.decoder(self.encoder.encode(tokens, at=picked, mask_block=self.mask_block, return_all=True), picked)
 
     def forward(
-        self,
-        images: UInt8[Tensor, "batch channels height width"],
-        corruption: Corruption,
+        self, images: UInt8[Tensor, "batch channels height width"], corruption: Corruption
     ) -> tuple[Float[Tensor, ""], Figures]:
-        """Loss and figures of a batch.
-
-        Args:
-            images: raw pixels 0 to 255, after augmentation.
-            corruption: what is corrupted.
-        """
-        tokens = self._encoded(self.normalise(images), corruption)
+        """Loss and figures of raw pixels 0 to 255, after augmentation."""
+        tokens = self._encode(self.normalise(images), corruption)
         output = self.head(tokens)
-        target = _at(self.target.of(images), corruption.picked)
-        loss = self.target.loss(output, target)
+        values = gather_patches(self.target.of(images), corruption.picked)
+        loss = self.target.loss(output, values)
         with torch.no_grad():
-            figures = self._figures(images, corruption, output.detach(), target, loss.detach())
+            figures = self._figures(images, corruption, output.detach(), values, loss.detach())
         if self.detail_head is None:
             return loss.mean(), figures
-        missed = self.detail_head(tokens).float() - _at(details(images, self.encoder.patch), corruption.picked)
-        of_details = missed.square().mean(dim=-1)
-        figures["loss_detail"] = _sum(of_details.detach(), torch.ones_like(of_details))
-        return loss.mean() + self.detail * of_details.mean(), figures
+        true = gather_patches(details(images, self.encoder.patch), corruption.picked)
+        detail_loss = (self.detail_head(tokens).float() - true).square().mean(dim=-1)
+        figures["loss_detail"] = _sum(detail_loss.detach(), torch.ones_like(detail_loss))
+        return loss.mean() + self.detail * detail_loss.mean(), figures
 
-    def _figures(self, images: Tensor, corruption: Corruption, output: Tensor, target: Tensor, loss: Tensor) -> Figures:
-        name = self.target.score_name
-        score = self.target.score(output, target)
+    def _figures(self, images: Tensor, corruption: Corruption, output: Tensor, values: Tensor, loss: Tensor) -> Figures:
+        target, name = self.target, self.target.score_name
+        score = target.agreement(target.guess(output), values)
         ones = torch.ones_like(score)
         figures = {"loss": _sum(loss, ones), name: _sum(score, ones)}
         for number, kind in enumerate(KINDS):
             weight = (corruption.kinds == number).to(score.dtype)
             figures[f"loss_{kind}"] = _sum(loss, weight)
             figures[f"{name}_{kind}"] = _sum(score, weight)
-        figures[f"{name}_baseline_frequent"] = _sum(self.target.agreement(self.frequent[None, None], target), ones)
+        figures[f"{name}_baseline_frequent"] = _sum(target.agreement(self.frequent[None, None], values), ones)
         colours = neighbour_colours(mean_colours(images, self.encoder.patch), corruption.picked, self.distance)
-        guess = self.target.of_constant(colours)
-        figures[f"{name}_baseline_neighbours"] = _sum(self.target.agreement(guess, target), ones)
+        neighbours = target.agreement(target.of_constant(colours), values)
+        figures[f"{name}_baseline_neighbours"] = _sum(neighbours, ones)
         return figures
 
 
-def _at(values: Tensor, picked: Int[Tensor, "batch k"]) -> Tensor:
-    return values.gather(1, picked[..., None].expand(-1, -1, values.shape[-1]))
+def gather_patches(values: Tensor, picked: Int[Tensor, "batch k"]) -> Tensor:
+    """(batch, patches, ...) at the picked patches: (batch, k, ...)."""
+    index = picked.view(*picked.shape, *[1] * (values.ndim - 2))
+    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
 def _sum(values: Tensor, weight: Tensor) -> Tensor:
@@ -171,7 +146,7 @@ def neighbour_colours(
 ) -> Float[Tensor, "batch k channels"]:
     """The second trivial baseline: the mean colour of the nearest uncorrupted patches of each picked patch.
 
-    All uncorrupted patches at the smallest distance count alike. Where every patch is corrupted: mid-grey.
+    All uncorrupted patches at the smallest distance count alike. Mid-grey if every patch is corrupted.
     """
     batch, n, _ = colours.shape
     visible = torch.ones(batch, n, dtype=torch.bool, device=colours.device).scatter(1, picked, False)
@@ -186,12 +161,12 @@ def neighbour_colours(
 
 
 class Survey(NamedTuple):
-    """What the targets of a sample of images look like, before any training.
+    """Statistics of the targets of a sample of images, before any training.
 
     Attributes:
-        images: number of images looked at.
+        images: number of images.
         counts: (classes,) how often each class occurs over all patches and predictions; None for pixels.
-        frequent: what the first trivial baseline predicts (see `MaskedPatchPrediction.frequent`).
+        frequent: the guess of the first trivial baseline (see `MaskedPatchPrediction.frequent`).
     """
 
     images: int
@@ -212,14 +187,9 @@ class Survey(NamedTuple):
         return float(self.counts.max() / self.counts.sum())
 
     @property
-    def collapsed(self) -> bool:
-        """Whether almost all targets are the same, the usual sign of wrongly scaled input."""
-        return self.counts is not None and (self.largest_share > 0.9 or self.perplexity < 1.5)
-
-    @property
     def warning(self) -> str:
-        """What to say where the targets have collapsed; else empty."""
-        if not self.collapsed:
+        """A warning if almost all targets are the same, the usual sign of wrongly scaled input; else empty."""
+        if self.counts is None or (self.largest_share <= 0.9 and self.perplexity >= 1.5):
             return ""
         return (
             "almost all targets are the same class, so there is next to nothing to learn. Usually the input is wrongly "
@@ -241,8 +211,5 @@ class Survey(NamedTuple):
 def survey_targets(target: Target, images: UInt8[Tensor, "batch channels height width"]) -> Survey:
     """Histogram and most frequent value of the targets of `images`."""
     values = target.of(images)
-    if not isinstance(target, ColourTarget):
-        return Survey(len(images), None, values.mean(dim=(0, 1)))
-    flat = values.flatten(0, 1)
-    slots = torch.stack([torch.bincount(slot, minlength=target.classes) for slot in flat.unbind(1)])
-    return Survey(len(images), slots.sum(dim=0), slots.argmax(dim=1))
+    counts = values.flatten().bincount(minlength=target.classes) if isinstance(target, ColourTarget) else None
+    return Survey(len(images), counts, target.most_frequent(values))

@@ -1,4 +1,4 @@
-"""What the objective can be told. Free of torch, so that `--help` is instant."""
+"""Settings of the objective. Free of torch, so that `--help` is instant."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -32,20 +32,17 @@ class ObjectiveConfig:
     """Where the other patch of a random replacement is from; batch: the images of a micro-batch (train.micro_batch)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.detail < float("inf"):
-            raise ValueError(f"objective.detail must be at least 0, got {self.detail}")
+        for key in ("detail", "mask_enters", "decoder_depth"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise ValueError(f"objective.{key} must be at least 0, got {getattr(self, key)}")
         if not 0 < self.ratio <= 1:
             raise ValueError(f"objective.ratio must be in (0, 1], got {self.ratio}")
         if not 1 <= self.bits <= 8:
             raise ValueError(f"objective.bits must be 1 to 8, got {self.bits}")
         if any(p < 0 for p in self.split) or abs(sum(self.split) - 1) > 1e-6:
             raise ValueError(f"objective.split must be three probabilities that sum to 1, got {list(self.split)}")
-        if self.mask_enters < 0:
-            raise ValueError(f"objective.mask_enters must be at least 0, got {self.mask_enters}")
-        if self.decoder_depth < 0:
-            raise ValueError(f"objective.decoder_depth must be at least 0, got {self.decoder_depth}")
         if self.mask_enters and self.split[0] < 1:
             raise ValueError(
-                "objective.mask_enters needs objective.split 1 0 0: of patches that come later none can be swapped or "
-                f"left as it is, got {list(self.split)}"
+                "objective.mask_enters needs objective.split 1 0 0: patches that enter later cannot be swapped or left "
+                f"as they are, got {list(self.split)}"
             )

@@ -18,8 +18,7 @@ from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.fewshot import Fewshot
 from mpp.downstream.labelled import open_labelled
 from mpp.errors import UserError
-from mpp.model.decoder import Decoder
-from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.encoder import Decoder, Encoder, build_encoder
 from mpp.objective.masking import num_picked
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.settings import ObjectiveConfig
@@ -45,7 +44,7 @@ class PretrainingRun(TrainingRun):
     """The parts of a pretraining run."""
 
     config: PretrainConfig
-    model: MaskedPatchPrediction[Encoder]
+    model: MaskedPatchPrediction
     source: Source
     """The images as opened; evaluations and pictures read these."""
     fewshot: Fewshot | None
@@ -153,7 +152,7 @@ def _same_spelling(init: str) -> str:
 
 def build_model(
     config: PretrainConfig, device: torch.device | str, dtype: torch.dtype = torch.float32
-) -> MaskedPatchPrediction[Encoder]:
+) -> MaskedPatchPrediction:
     """Builds encoder, [mask] embedding, heads and decoder, drawn from the seed; on "meta" allocates nothing.
 
     Args:

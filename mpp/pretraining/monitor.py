@@ -15,10 +15,8 @@ from mpp.data.transform import EvalTransform, normalise
 from mpp.downstream.features import EVALUATION_BATCH, extract_by_all, pool
 from mpp.downstream.fewshot import evaluations
 from mpp.errors import RunError
-from mpp.model.encoder import Encoder
 from mpp.objective.objective import MaskedPatchPrediction
-from mpp.objective.picture import reconstruct, to_rgb
-from mpp.objective.sheet import TEXT_KEY, draw_sheet
+from mpp.objective.reconstruction import TEXT_KEY, draw_sheet, reconstruct, to_rgb
 from mpp.pretraining.build import PretrainingRun
 from mpp.pretraining.step import draw
 from mpp.training.loop import Every, State
@@ -116,7 +114,7 @@ class Monitor(RunMonitor):
                     self.say(f"note: {classes} classes have fewer than {shots} labelled images; all of them are used")
 
     def _extract(
-        self, model: MaskedPatchPrediction[Encoder], source: Source, indices: np.ndarray
+        self, model: MaskedPatchPrediction, source: Source, indices: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean-pooled features of all images, read by all ranks together, in order of index, and their indices."""
         run, encoder = self.run, model.encoder
@@ -150,7 +148,7 @@ class Monitor(RunMonitor):
 
 
 @contextlib.contextmanager
-def evaluating(run: PretrainingRun) -> Iterator[MaskedPatchPrediction[Encoder]]:
+def evaluating(run: PretrainingRun) -> Iterator[MaskedPatchPrediction]:
     """The model that would be exported, whole and in evaluation mode for a while; on all ranks together."""
     with whole(run.exported) as model:
         model.eval()

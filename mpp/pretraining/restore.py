@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mpp.config import from_file
 from mpp.errors import UserError
-from mpp.model.encoder import Encoder
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.pretraining.build import FIRST, build_model, weights_of
 from mpp.pretraining.settings import PretrainConfig
@@ -49,7 +48,7 @@ def first_weights(run: Path) -> Weights:
     return weights_of(config, build_model(config, "cpu").encoder, f"{run}, untrained")
 
 
-def restored(path: Path) -> tuple[PretrainConfig, MaskedPatchPrediction[Encoder]]:
+def restored(path: Path) -> tuple[PretrainConfig, MaskedPatchPrediction]:
     """The config of a pretraining run and its model at a checkpoint, on the CPU: the moving average, where it has one.
 
     Args:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 
 from mpp.objective.objective import patch_distances
-from mpp.objective.picture import to_rgb
+from mpp.objective.reconstruction import to_rgb
 from mpp.report.charts import Points, scatter_chart
 from mpp.report.inspection import (
     BATCH,

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Int64, UInt8
 
-from mpp.objective.picture import to_rgb
+from mpp.objective.reconstruction import to_rgb
 from mpp.report.charts import Points, scatter_chart
 from mpp.report.inspection import InspectionContext, enlarged, sheets_by_model
 from mpp.report.page import Block, Gallery, Picture, Section, Sheet, Text

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from mpp.data.transform import normalise
 from mpp.errors import UserError
-from mpp.model.encoder import Encoder
 from mpp.objective.masking import Corruption
 from mpp.objective.objective import MaskedPatchPrediction
-from mpp.objective.picture import picture_of_targets, reconstruct, to_rgb
-from mpp.objective.sheet import Tiles, draw_tiles, read_sheet
+from mpp.objective.reconstruction import Tiles, draw_tiles, picture_of_targets, read_sheet, reconstruct, to_rgb
 from mpp.objective.target import MOST_CLASSES, ColourTarget, Target, build_target
 from mpp.pretraining.restore import restored
 from mpp.pretraining.settings import PretrainConfig
@@ -138,13 +136,13 @@ class ColourCounts:
     @torch.inference_mode()
     def add(
         self,
-        model: MaskedPatchPrediction[Encoder],
+        model: MaskedPatchPrediction,
         images: UInt8[Tensor, "batch channels height width"],
         pixels: Float[Tensor, "batch channels height width"],
         corruption: Corruption,
     ) -> None:
         """Counts a batch of predictions; `pixels` are the images, normalised."""
-        guess = model.target.colours(model.predict(pixels, corruption))
+        guess = model.target.render(model.target.guess(model.predict(pixels, corruption)))
         predicted = self._colours.of(guess.flatten(0, 1)[:, : self.channels])[:, 0]
         every = self._colours.of(images[:, : self.channels])
         true = every.gather(1, corruption.picked[..., None].expand(-1, -1, every.shape[-1]))
@@ -176,9 +174,7 @@ class ColourCounts:
         return to_rgb(target.render(torch.arange(self.classes)[None, :, None])[0])[:, 0, 0]
 
 
-def target_section(
-    config: PretrainConfig, model: MaskedPatchPrediction[Encoder], images: Tensor, shown: int
-) -> Section:
+def target_section(config: PretrainConfig, model: MaskedPatchPrediction, images: Tensor, shown: int) -> Section:
     """The three targets of the paper, how often each colour occurs, and what is predicted for it."""
     device = next(model.parameters()).device
     counts, position = ColourCounts(model.target), 0

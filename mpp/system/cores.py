@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import re
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -54,6 +55,14 @@ def memory(process: Path = _PROCESS) -> int:
     for group in _groups(process, "memory"):
         limits += _numbers(group / "memory.max") or _numbers(group / "memory.limit_in_bytes")
     return min(limits)
+
+
+def processor() -> str:
+    """The model of the processor, as well as the system knows it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8", "replace").splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.processor() or platform.machine()
 
 
 def _numbers(path: Path) -> list[int]:

@@ -20,7 +20,7 @@ import torch
 
 from mpp import dist
 from mpp.data.sources.patterns import shown
-from mpp.system.cores import count_cores
+from mpp.system.cores import count_cores, processor
 from mpp.system.files import write_whole
 
 FILE = "environment.json"
@@ -115,14 +115,6 @@ def hardware() -> dict[str, Any]:
         "cores": count_cores(),
         "memory_gib": round(memory, 1),
     }
-
-
-def processor() -> str:
-    """The model of the processor, as well as the system knows it."""
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text("utf-8").splitlines() if names.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return model or platform.processor() or platform.machine()
 
 
 def describe_device(device: torch.device) -> str:

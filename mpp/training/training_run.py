@@ -19,7 +19,7 @@ from mpp.data.sources.base import Source
 from mpp.data.sources.fingerprint import Contents
 from mpp.data.transform import Transform
 from mpp.dist import World
-from mpp.model.choice import settle_kernel, task_of
+from mpp.model.kernel_choice import settle_kernel, task_of
 from mpp.training.loop import Schedule, State
 from mpp.training.optim import build_ema, build_optimizer, parameter_groups
 from mpp.training.parallel import DTYPES, prepare

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from mpp.data.settings import MAX_IMAGE_MB, DecodeOptions, Framing
 from mpp.errors import UserError
 from mpp.model.attention import Attention, use_kernel
-from mpp.model.choice import choose_kernel, task_of
-from mpp.model.posembed import resample_table
+from mpp.model.kernel_choice import choose_kernel, task_of
+from mpp.model.positions import resample_table
 from mpp.system.process import global_draws, without_warnings
 from mpp.weights.heads import TanhHead, classifier_names, zero_head
 from mpp.weights.hybrid import create_hybrid, use_original_stem

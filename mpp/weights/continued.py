@@ -24,7 +24,7 @@ from timm.models.vision_transformer import VisionTransformer
 from mpp.data.settings import DataConfig
 from mpp.errors import UserError
 from mpp.model.block import Block
-from mpp.model.encoder import Encoder, check_size, check_vit, ready
+from mpp.model.encoder import Encoder, check_size, check_vit, put_on_device
 from mpp.model.settings import ModelConfig
 from mpp.weights.base import Weights, create, is_vit, load, resampled
 from mpp.weights.heads import classifier_names
@@ -117,7 +117,7 @@ def build_continued(
         told = replace(told, args=args | {"block_fn": Block})
     with torch.device("meta" if device.type == "meta" else "cpu"):
         vit = create(told, drop_path=config.drop_path)
-    return ready(Encoder(vit), config, device, dtype)
+    return put_on_device(Encoder(vit), config, device, dtype)
 
 
 def load_first(encoder: Encoder, weights: Weights) -> None:

@@ -9,7 +9,7 @@ from bench import bench
 from benchmarks.attention import measure
 from benchmarks.settings import AttentionBench
 
-from mpp.model.choice import Task
+from mpp.model.kernel_choice import Task
 
 TINY = AttentionBench(sizes=("16/4", "24/4"), tokens=100, heads=2, width=8, device="cpu", precision="fp32", repeats=3)
 FLAGS = "--sizes 16/4 --tokens 100 --heads 2 --width 8 --device cpu --precision fp32 --repeats 3"

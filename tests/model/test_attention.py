@@ -1,6 +1,5 @@
 """The attention kernels against timm's attention and against the formula."""
 
-import copy
 import math
 import sys
 from types import SimpleNamespace
@@ -28,10 +27,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no output bias": {"proj_bias": False},
     "dropout, not in training": {"attn_drop": 0.9, "proj_drop": 0.9},
 }
+per_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+per_kernel = pytest.mark.parametrize("kernel", ["sdpa", "explicit"])
 
 
-def pair(backend: str, settings: dict[str, Any]) -> tuple[Attention, TimmAttention]:
-    """Our attention and timm's explicit one with the same random weights, in float64."""
+@per_variant
+@per_kernel
+@pytest.mark.parametrize("at", [None, [[5, 0, 3], [1, 2, 6]]], ids=["all", "some"])
+def test_outputs_and_gradients_equal_timms(kernel: str, settings: dict[str, Any], at: list[list[int]] | None) -> None:
     torch.manual_seed(0)
     theirs = TimmAttention(24, num_heads=3, **settings).double().eval()
     for parameter in theirs.parameters():
@@ -39,41 +42,15 @@ def pair(backend: str, settings: dict[str, Any]) -> tuple[Attention, TimmAttenti
     theirs.fused_attn = False
     ours = Attention(24, num_heads=3, **settings).double().eval()
     ours.load_state_dict(theirs.state_dict())
-    ours.backend = backend
-    return ours, theirs
-
-
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("backend", ["sdpa", "explicit"])
-def test_forward_equals_timms(backend: str, settings: dict[str, Any]) -> None:
-    ours, theirs = pair(backend, settings)
-    x = torch.randn(2, 7, 24, dtype=torch.float64)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("backend", ["sdpa", "explicit"])
-def test_backward_equals_timms(backend: str, settings: dict[str, Any]) -> None:
-    models = pair(backend, settings)
+    ours.backend = kernel
     x, towards = torch.randn(2, 2, 7, 24, dtype=torch.float64).unbind(0)
-    gradients = []
-    for model in models:
-        at = x.clone().requires_grad_()
-        (model(at) * towards).sum().backward()
-        gradients.append([at.grad, *(p.grad for p in model.parameters())])
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("backend", ["sdpa", "explicit"])
-def test_some_places_equal_timms_output_there(backend: str, settings: dict[str, Any]) -> None:
-    models = pair(backend, settings)
-    x, at = torch.randn(2, 7, 24, dtype=torch.float64), torch.tensor([[5, 0, 3], [1, 2, 6]])
-    towards, results = torch.randn(2, 3, 24, dtype=torch.float64), []
-    for model in models:
+    indices, results = torch.tensor(at if at else [list(range(7))] * 2), []
+    for model in (ours, theirs):
         tokens = x.clone().requires_grad_()
-        out = model(tokens, at=at) if isinstance(model, Attention) else model(tokens)[torch.arange(2)[:, None], at]
-        (out * towards).sum().backward()
+        some = {"at": indices} if at and model is ours else {}
+        out = model(tokens, **some)
+        out = out if some else out[torch.arange(2)[:, None], indices]
+        (out * towards[:, : out.shape[1]]).sum().backward()
         results.append([out, tokens.grad, *(p.grad for p in model.parameters())])
     torch.testing.assert_close(*results, rtol=0, atol=1e-11)
 
@@ -87,20 +64,15 @@ def softmax_rows(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     return np.array(rows)
 
 
-def test_weights_are_the_papers_formula() -> None:
-    q, k = torch.randn(2, 1, 2, 5, 4, dtype=torch.float64).unbind(0)
-    expected = [softmax_rows(q[0, head].numpy(), k[0, head].numpy()) for head in range(2)]
-    np.testing.assert_allclose(attention_weights(q, k)[0].numpy(), expected, atol=1e-14)
+@per_kernel
+def test_weights_and_output_are_the_papers_formula(kernel: str) -> None:
+    q, k, v = torch.randn(3, 1, 2, 5, 4, dtype=torch.float64).unbind(0)
+    weights = np.array([softmax_rows(q[0, head].numpy(), k[0, head].numpy()) for head in range(2)])
+    np.testing.assert_allclose(attention_weights(q, k)[0].numpy(), weights, atol=1e-14)
+    np.testing.assert_allclose(KERNELS[kernel](q, k, v, 0.0)[0].numpy(), weights @ v[0].numpy(), atol=1e-14)
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "explicit"])
-def test_a_kernel_is_the_weighted_mean_of_the_values(kernel: str) -> None:
-    q, k, v = torch.randn(3, 1, 1, 5, 4, dtype=torch.float64).unbind(0)
-    expected = softmax_rows(q[0, 0].numpy(), k[0, 0].numpy()) @ v[0, 0].numpy()
-    np.testing.assert_allclose(KERNELS[kernel](q, k, v, 0.0)[0, 0].numpy(), expected, atol=1e-14)
-
-
-@pytest.mark.parametrize("kernel", ["sdpa", "explicit"])
+@per_kernel
 def test_dropout_leaves_the_output_unbiased(kernel: str) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 1, 6, 4, dtype=torch.float64).unbind(0)
@@ -112,20 +84,19 @@ def test_dropout_leaves_the_output_unbiased(kernel: str) -> None:
 
 def test_a_mask_is_refused() -> None:
     layer, x = Attention(24, num_heads=3), torch.zeros(1, 4, 24)
-    with pytest.raises(NotImplementedError, match="masked attention"):
-        layer(x, attn_mask=torch.zeros(4, 4))
-    with pytest.raises(NotImplementedError, match="masked attention"):
-        layer(x, is_causal=True)
+    for mask in ({"attn_mask": torch.zeros(4, 4)}, {"is_causal": True}):
+        with pytest.raises(NotImplementedError, match="masked attention"):
+            layer(x, **mask)
 
 
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@per_variant
 @pytest.mark.parametrize("asked", [None, 3, 5])
 def test_xformers_gets_what_its_kernels_take(
     settings: dict[str, Any], asked: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rules of its flash kernel (ops/fmha/flash.py and common.py, 0.0.35), and sdpa in its place."""
+    """The rules of its flash kernel (ops/fmha/flash.py and common.py, 0.0.35), with sdpa in its place."""
 
-    def taken(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+    def checked(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
         assert q.dtype == k.dtype == v.dtype == torch.bfloat16
         assert (p, k.shape, v.shape, q.shape[::2], q.shape[3]) == (0.0, (2, 7, 3, 8), k.shape, k.shape[::2], 8)
         for x in (q, k, v):
@@ -135,7 +106,7 @@ def test_xformers_gets_what_its_kernels_take(
         assert q.stride(-2) != 3 * 8 or q.shape == k.shape
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
-    monkeypatch.setattr(attention, "_memory_efficient_attention", taken)
+    monkeypatch.setattr(attention, "_memory_efficient_attention", checked)
     torch.manual_seed(0)
     layer = Attention(24, num_heads=3, **settings | {"attn_head_dim": 8}).eval()
     x, results = torch.randn(2, 7, 24), []
@@ -146,33 +117,18 @@ def test_xformers_gets_what_its_kernels_take(
     torch.testing.assert_close(*results, rtol=0, atol=2e-2)
 
 
-def test_a_kernel_that_xformers_lacks_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_trial_of_xformers_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On the CPU it has no kernel, which the trial finds out by itself.
+    reason = attention._try_xformers.__wrapped__(CPU, torch.float32, 64)
+    assert reason is not None
+    assert reason.startswith("xformers failed a trial on cpu in torch.float32: ")
+
     def refuse(*_: object) -> None:
         raise NotImplementedError("No operator found\n`fa2F` is not supported because:\n    query.shape[-1] % 8 != 0\n")
 
     monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(memory_efficient_attention=refuse))
     reason = attention._try_xformers.__wrapped__(CPU, torch.bfloat16, 12)
     assert reason == "xformers failed a trial on cpu in torch.bfloat16: query.shape[-1] % 8 != 0"
-
-
-def test_the_trial_of_xformers_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    # On the CPU it has no kernel, which the trial finds out by itself.
-    attention._try_xformers.cache_clear()
-    reason = attention._try_xformers(CPU, torch.float32, 64)
-    assert reason is not None
-    assert reason.startswith("xformers failed a trial on cpu in torch.float32: ")
-
-
-def test_the_choice_of_kernel_adds_no_parameters() -> None:
-    ours, theirs = pair("sdpa", {})
-    assert set(ours.state_dict()) == set(theirs.state_dict())
-
-
-def test_a_backend_belongs_to_one_layer() -> None:
-    first = Attention(24, num_heads=3)
-    second = copy.deepcopy(first)
-    first.backend = "explicit"
-    assert (second.backend, Attention.backend) == ("sdpa", "sdpa")
 
 
 @pytest.mark.gpu

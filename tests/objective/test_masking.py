@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from mpp.data.transform import Normalise
-from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.encoder import build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.objective.masking import (
     MASK,
@@ -43,14 +43,6 @@ def within(count: float, trials: int, probability: float, sigmas: float = 5) -> 
     return abs(count - trials * probability) <= sigmas * math.sqrt(trials * probability * (1 - probability))
 
 
-@unhurried
-@given(ratios, st.integers(1, 1000))
-def test_k_is_the_nearest_whole_number_and_at_least_one(ratio: float, patches: int) -> None:
-    k = num_picked(ratio, patches)
-    assert 1 <= k <= patches
-    assert abs(k - ratio * patches) <= 0.5 or k == 1
-
-
 @pytest.mark.parametrize(
     ("ratio", "patches", "k"), [(0.5, 196, 98), (0.15, 196, 29), (0.5, 64, 32), (1.0, 9, 9), (0.01, 9, 1)]
 )
@@ -70,12 +62,7 @@ def test_exactly_k_patches_of_every_image_are_picked_ascending_and_distinct(
     assert (picked.diff(dim=1) > 0).all()
     assert picked.min() >= 0
     assert picked.max() < patches
-
-
-@unhurried
-@given(grids, ratios, seeds, styles)
-def test_equal_generators_pick_equally(grid: Grid, ratio: float, seed: int, style: str) -> None:
-    assert torch.equal(*(pick_patches(3, grid, ratio, seeded(seed), style) for _ in range(2)))
+    assert torch.equal(picked, pick_patches(3, grid, ratio, seeded(seed), style))
 
 
 @pytest.mark.parametrize("style", ["uniform", "block"])
@@ -85,17 +72,6 @@ def test_images_and_seeds_differ(style: str) -> None:
     assert not torch.equal(first[0], first[1])
 
 
-def test_an_unknown_style_is_refused() -> None:
-    with pytest.raises(ValueError, match="no picking style 'rows'; there are uniform and block"):
-        pick_patches(1, (4, 4), 0.5, seeded(0), "rows")
-
-
-def test_uniform_picking_takes_every_patch_equally_often() -> None:
-    trials = 20_000
-    counts = pick_patches(trials, (3, 4), 5 / 12, seeded(0)).flatten().bincount(minlength=12)
-    assert all(within(count, trials, 5 / 12) for count in counts.tolist()), counts
-
-
 def pair_counts(picked: Tensor, grid: Grid) -> dict[tuple[int, int], int]:
     """How often any two patches are picked together."""
     taken = torch.zeros(len(picked), grid[0] * grid[1]).scatter(1, picked, 1.0)
@@ -103,10 +79,12 @@ def pair_counts(picked: Tensor, grid: Grid) -> dict[tuple[int, int], int]:
     return {(a, b): int(together[a, b]) for a, b in itertools.combinations(range(grid[0] * grid[1]), 2)}
 
 
-def test_uniform_picking_takes_every_pair_equally_often() -> None:
+def test_uniform_picking_takes_every_patch_and_every_pair_equally_often() -> None:
     trials = 20_000
-    counts = pair_counts(pick_patches(trials, (3, 4), 5 / 12, seeded(0)), (3, 4))
-    assert all(within(count, trials, 5 * 4 / (12 * 11)) for count in counts.values()), counts
+    picked = pick_patches(trials, (3, 4), 5 / 12, seeded(0))
+    counts, pairs = picked.flatten().bincount(minlength=12), pair_counts(picked, (3, 4))
+    assert all(within(count, trials, 5 / 12) for count in counts.tolist()), counts
+    assert all(within(count, trials, 5 * 4 / (12 * 11)) for count in pairs.values()), pairs
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (5, 9)])
@@ -221,23 +199,15 @@ def test_replacements_come_equally_often_from_every_allowed_patch(group: int) ->
             assert all(within(counts[p], sum(counts), 1 / len(allowed)) for p in allowed), (pattern, counts)
 
 
-@unhurried
-@given(seeds, st.sampled_from([1, 2]))
-def test_equal_generators_corrupt_equally(seed: int, group: int) -> None:
-    picked = pick_patches(4, (3, 4), 0.5, seeded(0))
-    first, second = (draw_corruption(picked, 12, seeded(seed), group=group) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
-
-
-def test_one_patch_has_no_other() -> None:
+def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no other patch to take; set objective\.split to 0\.9 0 0\.1"):
         draw_corruption(torch.tensor([[0]]), 1, seeded(0))
     assert draw_corruption(torch.tensor([[0]]), 1, seeded(0), (0.9, 0.0, 0.1)).kinds.shape == (1, 1)
-
-
-def test_a_batch_that_is_no_multiple_of_the_group_is_refused() -> None:
     with pytest.raises(ValueError, match="batch of 3 images is not a multiple of the group of 2"):
         draw_corruption(pick_patches(3, (2, 2), 0.5, seeded(0)), 4, seeded(0), group=2)
+    for start, stop in ((1, 4), (0, 3)):
+        with pytest.raises(ValueError, match=f"rows {start}:{stop} cut through a group of 2"):
+            sample(2)[1].rows(start, stop)
 
 
 def sample(group: int, seed: int = 0, batch: int = 6) -> tuple[Tensor, Corruption, Tensor]:
@@ -247,21 +217,6 @@ def sample(group: int, seed: int = 0, batch: int = 6) -> tuple[Tensor, Corruptio
     return torch.randn(batch, 12, 5, generator=seeded(seed + 2)), drawn, torch.randn(5, generator=seeded(seed + 3))
 
 
-@pytest.mark.parametrize("group", [1, 2, 3])
-def test_rows_corrupt_as_the_whole_batch_does(group: int) -> None:
-    tokens, drawn, mask = sample(group)
-    whole = corrupt(tokens, drawn, mask)
-    for start in range(0, 6, group):
-        part = corrupt(tokens[start : start + group], drawn.rows(start, start + group), mask)
-        assert torch.equal(part, whole[start : start + group])
-
-
-@pytest.mark.parametrize(("start", "stop"), [(1, 4), (0, 3)])
-def test_rows_never_cut_through_a_group(start: int, stop: int) -> None:
-    with pytest.raises(ValueError, match=f"rows {start}:{stop} cut through a group of 2"):
-        sample(2)[1].rows(start, stop)
-
-
 def test_corrupt_by_hand() -> None:
     tokens = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
     drawn = Corruption(torch.tensor([[0, 2, 3]]), torch.tensor([[MASK, RANDOM, UNCHANGED]]), torch.tensor([[3, 1, 0]]))
@@ -269,9 +224,9 @@ def test_corrupt_by_hand() -> None:
 
 
 @pytest.mark.parametrize("group", [1, 2, 3])
-def test_corrupt_equals_a_loop(group: int) -> None:
+def test_corrupt_equals_a_loop_for_the_whole_batch_and_for_its_rows(group: int) -> None:
     tokens, drawn, mask = sample(group)
-    expected = tokens.clone()
+    expected, before = tokens.clone(), tokens.clone()
     for image, j in itertools.product(range(6), range(6)):
         at, kind, source = (int(x[image, j]) for x in drawn[:3])
         if kind == MASK:
@@ -279,27 +234,18 @@ def test_corrupt_equals_a_loop(group: int) -> None:
         elif kind == RANDOM:
             expected[image, at] = tokens[image // group * group + source // 12, source % 12]
     assert torch.equal(corrupt(tokens, drawn, mask), expected)
-
-
-def test_corrupt_leaves_its_input_as_it_is() -> None:
-    tokens, drawn, mask = sample(1)
-    before = tokens.clone()
-    corrupt(tokens, drawn, mask)
     assert torch.equal(tokens, before)
-
-
-def test_the_mask_token_gets_the_gradient_of_every_masked_patch() -> None:
-    tokens, drawn, mask = sample(1)
-    mask.requires_grad_()
-    corrupt(tokens, drawn, mask).sum().backward()
-    assert mask.grad is not None
-    assert mask.grad.tolist() == [int((drawn.kinds == MASK).sum())] * 5
+    assert corrupt(tokens.bfloat16(), drawn, mask).dtype == torch.bfloat16
+    for start in range(0, 6, group):
+        rows = corrupt(tokens[start : start + group], drawn.rows(start, start + group), mask)
+        assert torch.equal(rows, expected[start : start + group])
 
 
 @pytest.mark.parametrize("group", [1, 3])
-def test_every_patch_gets_the_gradient_of_all_places_that_show_it(group: int) -> None:
+def test_every_patch_gets_the_gradient_of_all_copies_of_it_and_mask_of_all_masked(group: int) -> None:
     tokens, drawn, mask = sample(group)
     tokens.requires_grad_()
+    mask.requires_grad_()
     towards = torch.randn(tokens.shape, generator=seeded(9))
     (corrupt(tokens, drawn, mask) * towards).sum().backward()
     expected = towards.clone()
@@ -309,13 +255,9 @@ def test_every_patch_gets_the_gradient_of_all_places_that_show_it(group: int) ->
             expected[image, at] -= towards[image, at]
         if kind == RANDOM:
             expected[image // group * group + source // 12, source % 12] += towards[image, at]
-    assert tokens.grad is not None
     torch.testing.assert_close(tokens.grad, expected, rtol=0, atol=1e-5)
-
-
-def test_tokens_keep_their_dtype_under_a_mask_token_of_another() -> None:
-    tokens, drawn, mask = sample(1)
-    assert corrupt(tokens.bfloat16(), drawn, mask).dtype == torch.bfloat16
+    masked = torch.zeros(6, 12).scatter(1, drawn.picked, (drawn.kinds == MASK).float())
+    torch.testing.assert_close(mask.grad, torch.einsum("bnd,bn->d", towards, masked), rtol=0, atol=1e-5)
 
 
 CONFIG = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)
@@ -324,7 +266,7 @@ CONFIG = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), de
 def pixel_gradients(group: int, seed: int) -> tuple[Corruption, Tensor]:
     """For each corrupted patch (image, j): how its prediction depends on the pixels of each patch (image', patch)."""
     torch.manual_seed(seed)
-    model: MaskedPatchPrediction[Encoder] = MaskedPatchPrediction(
+    model: MaskedPatchPrediction = MaskedPatchPrediction(
         build_encoder(CONFIG), ColourTarget((8, 8), 3), Normalise((0.5,), (0.5,), 3)
     ).double()
     for parameter in model.parameters():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mpp.errors import UserError
-from mpp.objective.target import ColourTarget, PixelTarget, Target, build_target, details, quantise
+from mpp.objective.target import ColourTarget, PixelTarget, Target, build_target, details
 
 SHAPES: dict[str, tuple[int, tuple[int, int], tuple[int, int]]] = {  # channels, grid, patch
     "colour": (3, (2, 3), (8, 8)),
@@ -99,8 +99,8 @@ def test_one_pixel_below_the_edge_is_below_however_large_the_patch(side: int) ->
 
 
 @pytest.mark.parametrize(("mean", "expected"), [(31.999, 0), (32.0, 1), (255.0, 7), (256.0, 7), (0.0, 0), (-0.1, 0)])
-def test_quantise_bins_by_32(mean: float, expected: int) -> None:
-    assert quantise(torch.tensor(mean), 3).item() == expected
+def test_a_constant_colour_is_binned_by_32(mean: float, expected: int) -> None:
+    assert ColourTarget((2, 2), 1).of_constant(torch.tensor([[[mean]]])).item() == expected
 
 
 def test_all_512_classes_are_reached_each_as_64r_8g_b() -> None:
@@ -170,14 +170,10 @@ def test_a_rendered_target_has_that_target(channels: int, grid: tuple[int, int],
             torch.testing.assert_close(target.of(drawn[:, p])[:, 0], classes[:, p], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 8])
-def test_rendered_pixels_are_the_images_own(channels: int) -> None:
-    images = noise(channels, (1, 1), (8, 8))
-    target = PixelTarget((8, 8), channels)
-    assert torch.equal(target.render(target.of(images))[:, 0], images)
-
-
-def test_rendered_pixels_are_clamped() -> None:
+def test_rendered_pixels_are_the_images_own_and_clamped() -> None:
+    for channels in (1, 3, 8):
+        images, target = noise(channels, (1, 1), (8, 8)), PixelTarget((8, 8), channels)
+        assert torch.equal(target.render(target.of(images))[:, 0], images)
     drawn = PixelTarget((1, 2), 1).render(torch.tensor([[[-1.5, 1.5]]]))
     assert drawn.flatten().tolist() == [0, 255]
 
@@ -189,10 +185,10 @@ def test_a_bin_is_rendered_as_its_centre(bits: int, value: int, centre: int) -> 
 
 
 @pytest.mark.parametrize("target", targets(3, (8, 8)), ids=str)
-def test_the_predicted_colours_of_a_sure_model_are_the_rendered_target(target: Target) -> None:
+def test_the_guess_of_a_sure_model_is_right(target: Target) -> None:
     truth: Any = target.of(noise(3, (2, 2), (8, 8)))
     output = truth if isinstance(target, PixelTarget) else one_hot(truth, target.classes)
-    assert torch.equal(target.colours(output), target.render(truth))
+    assert torch.equal(target.guess(output), truth)
 
 
 def one_hot(classes: Tensor, number: int) -> Tensor:
@@ -219,8 +215,7 @@ def test_accuracy_is_the_share_of_a_patchs_predictions_that_are_right(target: Co
         for row in zip(guess.tolist(), truth.tolist(), strict=True)
     ]
     output = one_hot(guess, target.classes)
-    np.testing.assert_allclose(target.score(output, truth), expected, rtol=1e-6)
-    np.testing.assert_allclose(target.agreement(guess, truth), expected, rtol=1e-6)
+    np.testing.assert_allclose(target.agreement(target.guess(output), truth), expected, rtol=1e-6)
 
 
 def test_the_pixel_loss_is_the_mean_squared_error() -> None:
@@ -228,7 +223,7 @@ def test_the_pixel_loss_is_the_mean_squared_error() -> None:
     truth = target.of(noise(3, (2, 2), (4, 8)))
     output = torch.randn(truth.shape)
     expected = ((output.double().numpy() - truth.double().numpy()) ** 2).sum(axis=-1) / (3 * 4 * 8)
-    for measure in (target.loss, target.score, target.agreement):
+    for measure in (target.loss, target.agreement):
         np.testing.assert_allclose(measure(output, truth), expected, rtol=1e-5)
 
 
@@ -239,22 +234,13 @@ def test_the_loss_of_low_precision_output_is_computed_in_fp32(target: Target) ->
     torch.testing.assert_close(target.loss(output, truth), target.loss(output.float(), truth), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("mean_colour", ColourTarget((8, 4), 3, 5)),
-        ("colour_4x4", ColourTarget((8, 4), 3, 5, 4)),
-        ("pixels", PixelTarget((8, 4), 3)),
-    ],
-)
-def test_targets_by_name(name: str, expected: Target) -> None:
-    assert build_target(name, (8, 4), 3, 5) == expected
-
-
-@pytest.mark.parametrize("patch", [(14, 14), (8, 6), (6, 8)])
-def test_patches_that_do_not_divide_into_4x4_are_refused(patch: tuple[int, int]) -> None:
-    with pytest.raises(UserError, match=f"sides divisible by 4, got {patch[0]}x{patch[1]}; take mean_colour"):
-        build_target("colour_4x4", patch, 3, 3)
+def test_targets_by_name_and_patches_that_do_not_divide_into_4x4() -> None:
+    assert build_target("mean_colour", (8, 4), 3, 5) == ColourTarget((8, 4), 3, 5)
+    assert build_target("colour_4x4", (8, 4), 3, 5) == ColourTarget((8, 4), 3, 5, 4)
+    assert build_target("pixels", (8, 4), 3, 5) == PixelTarget((8, 4), 3)
+    for patch in ((14, 14), (8, 6), (6, 8)):
+        with pytest.raises(UserError, match=f"sides divisible by 4, got {patch[0]}x{patch[1]}; take mean_colour"):
+            build_target("colour_4x4", patch, 3, 3)
 
 
 @pytest.mark.parametrize(("channels", "bits", "cells"), [(3, 3, 1), (3, 3, 4), (8, 3, 1)])

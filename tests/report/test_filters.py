@@ -11,7 +11,7 @@ from timm.layers.padding import pad_same
 from torch.nn import functional as F
 
 from mpp.model.encoder import Encoder, build_encoder
-from mpp.model.posembed import sincos2d
+from mpp.model.positions import sincos2d
 from mpp.model.settings import ModelConfig
 from mpp.report.filters import embedding_filters, position_similarity
 from mpp.weights.hybrid import create_hybrid, use_original_stem

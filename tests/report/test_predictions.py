@@ -8,16 +8,15 @@ import torch
 from torch import Generator, Tensor
 
 from mpp.data.transform import Normalise
-from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.encoder import build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.objective.objective import MaskedPatchPrediction, survey_targets
-from mpp.objective.picture import reconstruct
-from mpp.objective.sheet import draw_tiles
+from mpp.objective.reconstruction import draw_tiles, reconstruct
 from mpp.objective.target import build_target
 from mpp.report.predictions import ColourCounts
 
-Model = MaskedPatchPrediction[Encoder]
+Model = MaskedPatchPrediction
 Predict = Callable[[Tensor, Corruption], Tensor]
 
 

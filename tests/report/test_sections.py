@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from mpp.data.transform import Normalise
-from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.encoder import build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.objective.objective import MaskedPatchPrediction
-from mpp.objective.picture import picture_of_targets, reconstruct
+from mpp.objective.reconstruction import draw_tiles, picture_of_targets, reconstruct
 from mpp.objective.settings import ObjectiveConfig
-from mpp.objective.sheet import draw_tiles
 from mpp.objective.target import build_target
 from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import corruption_at
@@ -42,7 +41,7 @@ def context() -> InspectionContext:
 
 
 @pytest.fixture(scope="module")
-def objective() -> MaskedPatchPrediction[Encoder]:
+def objective() -> MaskedPatchPrediction:
     torch.manual_seed(1)
     return MaskedPatchPrediction(
         build_encoder(MODEL), build_target("mean_colour", (8, 8), 3, 3), Normalise((0.5,), (0.5,), 3)
@@ -138,7 +137,7 @@ def test_neighbours_are_images_with_their_classes(context: InspectionContext) ->
     assert first[1].caption == ("ants", "bees", "cats")[nearest % 3]
 
 
-def steps_of(objective: MaskedPatchPrediction[Encoder], images: torch.Tensor) -> list[ReconstructionStep]:
+def steps_of(objective: MaskedPatchPrediction, images: torch.Tensor) -> list[ReconstructionStep]:
     corruption = corruption_at(CONFIG, GRID, torch.device("cpu"), 0, len(images))
     pixels = images.float() / 127.5 - 1
     found = []
@@ -148,9 +147,7 @@ def steps_of(objective: MaskedPatchPrediction[Encoder], images: torch.Tensor) ->
     return found
 
 
-def test_the_slider_moves_only_what_changes(
-    context: InspectionContext, objective: MaskedPatchPrediction[Encoder]
-) -> None:
+def test_the_slider_moves_only_what_changes(context: InspectionContext, objective: MaskedPatchPrediction) -> None:
     images = context.images.pixels[:2]
     steps = steps_of(objective, images)
     (sheet,) = only(reconstruction_section(steps, CONFIG), Sheet)
@@ -166,7 +163,7 @@ def test_the_slider_moves_only_what_changes(
     assert alone.stops == ()
 
 
-def test_targets_are_counted_and_drawn(context: InspectionContext, objective: MaskedPatchPrediction[Encoder]) -> None:
+def test_targets_are_counted_and_drawn(context: InspectionContext, objective: MaskedPatchPrediction) -> None:
     nn.init.zeros_(objective.head.weight)
     nn.init.zeros_(objective.head.bias)
     images = torch.full((6, 3, 24, 32), 200, dtype=torch.uint8)  # all of class 6, 6, 6
@@ -186,7 +183,7 @@ def test_targets_are_counted_and_drawn(context: InspectionContext, objective: Ma
     np.testing.assert_array_equal(sheet.rows[0][2].image[::times, ::times], four)
 
 
-def test_patches_that_have_no_four_cells(objective: MaskedPatchPrediction[Encoder]) -> None:
+def test_patches_that_have_no_four_cells(objective: MaskedPatchPrediction) -> None:
     model = ModelConfig("vit_tiny_patch16_224", (18, 18), (6,), depth=1, embed_dim=48, num_heads=3)
     config = dataclasses.replace(CONFIG, model=model, objective=ObjectiveConfig(target="pixels"))
     pixels = MaskedPatchPrediction(

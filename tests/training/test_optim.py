@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mpp.data.transform import Normalise
-from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.encoder import build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.target import build_target
@@ -31,7 +31,7 @@ MODELS = {
 }
 
 
-def pretraining_model(config: ModelConfig) -> MaskedPatchPrediction[Encoder]:
+def pretraining_model(config: ModelConfig) -> MaskedPatchPrediction:
     encoder, normalise = build_encoder(config), Normalise((0.5,), (0.5,), 3)
     return MaskedPatchPrediction(encoder, build_target("mean_colour", encoder.patch, 3, 3), normalise)
 

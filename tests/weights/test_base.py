@@ -12,7 +12,7 @@ from torch import nn
 
 from mpp.errors import UserError
 from mpp.model.attention import Attention
-from mpp.model.posembed import resample_table
+from mpp.model.positions import resample_table
 from mpp.weights.base import Numerics, Weights, build, create, is_vit, load
 from mpp.weights.heads import TanhHead, classifier_names
 

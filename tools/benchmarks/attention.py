@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.settings import AttentionBench
 from mpp.dist import World
 from mpp.model.attention import xformers_obstacle
-from mpp.model.choice import Task, choose_kernel, forward_backward
+from mpp.model.kernel_choice import Task, choose_kernel, forward_backward
 from mpp.training.parallel import DTYPES, choose_device, choose_precision
 from mpp.training.timing import MEASURING, hardware, ratios, spread, synchronise
 

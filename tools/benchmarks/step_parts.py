@@ -42,9 +42,7 @@ _MARK = "mpp part: "
 _BACKWARD = "autograd::engine::evaluate_function: "
 
 
-def time_by_part(
-    run: Callable[[], object], model: MaskedPatchPrediction[Any], device: torch.device
-) -> dict[str, float]:
+def time_by_part(run: Callable[[], object], model: MaskedPatchPrediction, device: torch.device) -> dict[str, float]:
     """Seconds of one call of `run`, a training step of `model`, by `PARTS`; uncompiled.
 
     On the CPU they sum to the step's time. On CUDA they are the kernels' times, and the device's idle time between them
@@ -102,7 +100,7 @@ def _without_stderr() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def marked(model: MaskedPatchPrediction[Any]) -> Iterator[None]:
+def marked(model: MaskedPatchPrediction) -> Iterator[None]:
     """The parts of `model`'s training step show in a profile while this is open."""
     vit: Any = model.encoder.vit
     places: list[tuple[Any, str, str]] = [

@@ -13,7 +13,7 @@ from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, read_many
 from mpp.data.sources.names import printable
 from mpp.data.transform import EvalTransform
-from mpp.objective.picture import to_rgb
+from mpp.objective.reconstruction import to_rgb
 
 ROWS, COLUMNS = 8, 12
 TILE = 128

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mpp.curation.checking.sheet import CAPTION, MARGIN, TILE, spread_over_classes
 from mpp.data.transform import EvalTransform
-from mpp.objective.picture import to_rgb
+from mpp.objective.reconstruction import to_rgb
 from tests.curation.checking.made import noise, save, under
 
 

@@ -26,8 +26,8 @@ def resample_table(
 ) -> Float[Tensor, "1 m dim"]:
     """Position embeddings of an `old` grid of (rows, columns) for a `new` one, both rows first.
 
-    Bilinear with aligned corners, in float64: what the paper's code computes by `scipy.ndimage.zoom(order=1)`, but for
-    the sizes at which that returns a last row and column of zeros.
+    Bilinear with aligned corners, in float64: what the paper's code computes by `scipy.ndimage.zoom(order=1)`, without
+    the last row and column of zeros that it returns at some sizes.
     """
     grid = table.double().reshape(1, *old, -1).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(grid, size=new, mode="bilinear", align_corners=True)
@@ -53,7 +53,7 @@ class Learned2d(nn.Module):
 
 
 class SinCos2d(nn.Module):
-    """`sincos2d` as a module; nothing of it is learned or saved."""
+    """`sincos2d` as a module without parameters; its table is not saved."""
 
     table: Tensor
 
@@ -66,7 +66,7 @@ class SinCos2d(nn.Module):
 
 
 def build_position(kind: str, grid: tuple[int, int], dim: int) -> nn.Module | None:
-    """The 2-D-aware embedding named `kind`, or None for those that timm's encoder has itself (learned, none).
+    """The 2-D-aware embedding named `kind`; None for those that timm's encoder has itself (learned, none).
 
     Raises:
         UserError: a token width that the form cannot split.

@@ -1,4 +1,4 @@
-"""Which attention kernel is taken: by name, by its time, by its memory, and by what a run has had before."""
+"""Which attention kernel is taken: by name, by its time, by its memory, and by the run's earlier choice."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -11,39 +11,57 @@ import torch
 from torch import Tensor, nn
 
 from mpp.errors import UserError
-from mpp.model import attention, choice
+from mpp.model import attention, kernel_choice
 from mpp.model.attention import KERNELS
-from mpp.model.choice import Task, choose_kernel, settle_kernel, task_of, time_kernels
 from mpp.model.encoder import build_encoder
+from mpp.model.kernel_choice import Task, choose_kernel, settle_kernel, task_of, time_kernels
 from mpp.model.settings import ModelConfig
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 TASK = Task(8, 17, 6, 64, 12, True, CPU, torch.float32)
-UNKNOWN = replace(TASK, batch=0)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty one, in which no timing stands."""
+    """An empty one, without timings."""
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
+TIMES: dict[str, float] = {}
+
+
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Kernels take the time that is written in `times`; what was asked for comes back."""
+    """Kernels take the time in `TIMES`; the timings asked for come back."""
     asked: list[Any] = []
 
-    def pretend(names: tuple[str, ...], shape: tuple[int, ...], *_: object, training: bool) -> dict[str, float]:
-        asked.append((names, shape, training))
+    def pretend(names: list[str], shape: tuple[int, ...], *_: object, training: bool) -> dict[str, float]:
+        asked.append((list(names), shape, training))
         return {name: TIMES[name] for name in names}
 
-    monkeypatch.setattr(choice, "time_kernels", pretend)
+    monkeypatch.setattr(kernel_choice, "time_kernels", pretend)
+    TIMES.update({"sdpa": 2.0, "explicit": 1.0})
     yield asked
     TIMES.clear()
 
 
-TIMES: dict[str, float] = {}
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretends a GPU, as far as the choice of a kernel looks, with or without xformers."""
+
+    def pretend(
+        installed: bool = True,
+        available: bool = True,
+        capability: tuple[int, int] = (9, 0),
+        trial: str | None = None,
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
+        monkeypatch.setattr(attention, "_try_xformers", lambda *_: trial)
+
+    return pretend
 
 
 @pytest.mark.parametrize(
@@ -60,95 +78,59 @@ TIMES: dict[str, float] = {}
         ("explicit", CPU, True, "explicit"),
     ],
 )
-def test_the_kernel_that_a_name_means_where_no_batch_is_known(
-    name: str, device: torch.device, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_the_kernel_of_a_name_for_an_unknown_batch(
+    name: str, device: torch.device, installed: bool, expected: str, gpu: Callable[..., None]
 ) -> None:
-    a_gpu(monkeypatch, installed)
-    monkeypatch.setattr(attention, "_try_xformers", lambda *_: None)
-    assert choose_kernel(name, replace(UNKNOWN, device=device, dtype=torch.bfloat16)) == expected
-
-
-def a_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-    installed: bool = True,
-    available: bool = True,
-    capability: tuple[int, int] = (9, 0),
-) -> None:
-    """A GPU as far as the choice of a kernel looks, with or without xformers."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if installed else None)
-
-
-def test_xformers_that_fails_its_trial_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    a_gpu(monkeypatch)
-    monkeypatch.setattr(attention, "_try_xformers", lambda *_: "no kernel for heads of 12")
-    task = replace(TASK, device=CUDA, dtype=torch.bfloat16)
-    assert choose_kernel("auto", task) == "sdpa"
-    with pytest.raises(UserError, match="no kernel for heads of 12; use auto or sdpa"):
-        choose_kernel("xformers", task)
+    gpu(installed)
+    assert choose_kernel(name, replace(TASK, batch=0, device=device, dtype=torch.bfloat16)) == expected
 
 
 @pytest.mark.parametrize(
-    ("dtype", "capability", "where"),
-    [(torch.float32, (9, 0), "in torch.float32"), (torch.float16, (7, 5), "on this GPU")],
-)
-def test_xformers_is_not_taken_where_it_could_not_be_compiled(
-    dtype: torch.dtype, capability: tuple[int, int], where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a_gpu(monkeypatch, capability=capability)
-    monkeypatch.setattr(attention, "_try_xformers", lambda *_: None)
-    task = replace(TASK, device=CUDA, dtype=dtype)
-    assert choose_kernel("auto", task) == "sdpa"
-    with pytest.raises(UserError, match=f"{where} xformers only calls a kernel .* does not compile; use auto or sdpa"):
-        choose_kernel("xformers", task)
-
-
-@pytest.mark.parametrize(
-    ("device", "installed", "available", "reason"),
+    ("device", "dtype", "pretended", "reason"),
     [
-        (CPU, True, True, "no attention kernel for the device 'cpu'"),
-        (MPS, True, True, "no attention kernel for the device 'mps'"),
-        (CUDA, False, True, "pip install xformers"),
-        (CUDA, True, False, "this torch sees no CUDA device"),
+        (CPU, torch.bfloat16, {}, "no attention kernel for the device 'cpu'"),
+        (MPS, torch.bfloat16, {}, "no attention kernel for the device 'mps'"),
+        (CUDA, torch.bfloat16, {"installed": False}, "pip install xformers"),
+        (CUDA, torch.bfloat16, {"available": False}, "this torch sees no CUDA device"),
+        (CUDA, torch.float32, {}, "in torch.float32 xformers only calls a kernel"),
+        (CUDA, torch.float16, {"capability": (7, 5)}, "on this GPU xformers only calls a kernel"),
+        (CUDA, torch.bfloat16, {"trial": "no kernel for heads of 12"}, "no kernel for heads of 12"),
     ],
 )
-def test_xformers_by_name_where_it_cannot_run_says_why_and_what_to_do(
-    device: torch.device, installed: bool, available: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+def test_xformers_that_cannot_run_is_not_taken_and_by_name_says_why(
+    device: torch.device, dtype: torch.dtype, pretended: dict[str, Any], reason: str, gpu: Callable[..., None]
 ) -> None:
-    a_gpu(monkeypatch, installed, available)
+    gpu(**pretended)
+    task = replace(TASK, batch=0, device=device, dtype=dtype)
+    assert choose_kernel("auto", task) == "sdpa"
     with pytest.raises(UserError, match="use auto or sdpa") as caught:
-        choose_kernel("xformers", replace(TASK, device=device))
+        choose_kernel("xformers", task)
     assert reason in str(caught.value)
 
 
 @pytest.mark.parametrize(("other", "faster"), [(2.0, False), (1.0, False), (0.96, False), (0.94, True)])
-@pytest.mark.parametrize(("device", "names"), [(CPU, ("sdpa", "explicit")), (CUDA, ("xformers", "sdpa"))])
-def test_auto_takes_another_kernel_where_it_is_clearly_faster(
+@pytest.mark.parametrize(("device", "names"), [(CPU, ["sdpa", "explicit"]), (CUDA, ["xformers", "sdpa"])])
+def test_auto_takes_another_kernel_if_it_is_clearly_faster(
     device: torch.device,
-    names: tuple[str, str],
+    names: list[str],
     other: float,
     faster: bool,
     timed: list[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if device is CUDA:
-        monkeypatch.setattr(choice, "xformers_obstacle", lambda *_: None)
+        monkeypatch.setattr(kernel_choice, "xformers_obstacle", lambda *_: None)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     TIMES.update({names[0]: 1.0, names[1]: other})
     task = replace(TASK, device=device)
     assert [choose_kernel("auto", task) for _ in range(2)] == [names[faster]] * 2
     assert timed == [(names, (8, 17, 6, 64), True)]  # once
-    TIMES.update({names[0]: other, names[1]: 1.0})  # which a second timing would see, of other shapes or types only
-    choose_kernel("auto", task)
-    choose_kernel("auto", replace(task, training=False))
-    choose_kernel("auto", replace(task, dtype=torch.bfloat16))
-    choose_kernel("auto", replace(task, batch=9))
-    assert len(timed) == 4
+    for again in (task, replace(task, training=False), replace(task, dtype=torch.bfloat16), replace(task, batch=9)):
+        choose_kernel("auto", again)
+    assert len(timed) == 4  # only other shapes or types
 
 
 def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_the_timing(cache: Path, timed: list[Any]) -> None:
-    TIMES.update({"sdpa": 2.0, "explicit": 1.0})
     cache.mkdir()
     for text in ("[]", "{", "null"):
         (cache / "attention.json").write_text(text, encoding="utf-8")
@@ -160,12 +142,12 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_the_timing(cach
     assert len(timed) == 4
 
 
-def test_a_kernel_whose_weights_do_not_fit_is_not_taken(timed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    TIMES.update({"sdpa": 2.0, "explicit": 1.0})
+@pytest.mark.usefixtures("timed")
+def test_a_kernel_whose_weights_do_not_fit_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = 64 * 6 * 17 * 17 * 4  # of a block in fp32: batch, heads, tokens, tokens
 
     def chosen(bytes_of_memory: int, **changed: Any) -> str:
-        monkeypatch.setattr(choice, "memory", lambda: bytes_of_memory)
+        monkeypatch.setattr(kernel_choice, "memory", lambda: bytes_of_memory)
         return choose_kernel("auto", replace(TASK, **{"batch": 64, **changed}))
 
     most = 4 * 15 * weights  # 12 blocks of a quarter of the memory, and three at once in the one that computes
@@ -174,32 +156,33 @@ def test_a_kernel_whose_weights_do_not_fit_is_not_taken(timed: list[Any], monkey
     assert chosen(most - 4, tokens=18) == chosen(most - 4, blocks=24) == chosen(most - 4, batch=65) == "sdpa"
     of_evaluation = 4 * 3 * 2 * weights  # three at once, of 128 images
     assert (chosen(of_evaluation, batch=1), chosen(of_evaluation - 4, batch=1)) == ("explicit", "sdpa")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
     assert (chosen(2 * most), chosen(2 * most - 4)) == ("explicit", "sdpa")
 
 
 @pytest.mark.parametrize(
-    ("task", "sample"),
+    ("changed", "sample"),
     [
-        (TASK, (8, 17, 6, 64)),
-        (replace(TASK, batch=4096), (3003, 17, 6, 64)),
-        (replace(TASK, batch=16, tokens=197), (16, 197, 6, 64)),
-        (replace(TASK, batch=256, tokens=197), (22, 197, 6, 64)),
-        (replace(TASK, batch=256, tokens=197, training=False), (67, 197, 6, 64)),
-        (replace(TASK, tokens=1025), (1, 1025, 4, 64)),
-        (replace(TASK, tokens=4097), None),
+        ({}, (8, 17, 6, 64)),
+        ({"batch": 4096}, (3003, 17, 6, 64)),
+        ({"batch": 16, "tokens": 197}, (16, 197, 6, 64)),
+        ({"batch": 256, "tokens": 197}, (22, 197, 6, 64)),
+        ({"batch": 256, "tokens": 197, "training": False}, (67, 197, 6, 64)),
+        ({"tokens": 1025}, (1, 1025, 4, 64)),
+        ({"tokens": 4097}, None),
+        ({"batch": 256, "tokens": 4097, "device": CUDA}, (256, 4097, 6, 64)),
     ],
 )
-def test_what_is_timed_takes_at_most_about_four_billion_operations(
-    task: Task, sample: tuple[int, int, int, int] | None, timed: list[Any], monkeypatch: pytest.MonkeyPatch
+def test_a_timing_takes_at_most_about_four_billion_operations_on_a_cpu(
+    changed: dict[str, Any], sample: tuple[int, int, int, int] | None, timed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "memory", lambda: 2**40)
+    monkeypatch.setattr(kernel_choice, "memory", lambda: 2**40)
+    task = replace(TASK, **changed)
     assert task.sample == sample
-    TIMES.update({"sdpa": 2.0, "explicit": 1.0})
-    assert choose_kernel("auto", task) == ("sdpa" if sample is None else "explicit")
+    if task.device == CPU:
+        assert choose_kernel("auto", task) == ("sdpa" if sample is None else "explicit")
+        assert [shape for _, shape, _ in timed] == ([] if sample is None else [sample])
 
 
 def test_kernels_are_timed_in_turns_forward_and_backward_and_by_medians(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,20 +203,22 @@ def test_kernels_are_timed_in_turns_forward_and_backward_and_by_medians(monkeypa
         monkeypatch.setitem(KERNELS, name, kernel(name))
     ticks = iter([0.9, 0.8, 0.7, 0.6, 0.01, 0.06, 0.03, 0.04, 0.05, 0.05, 1.0, 1.0, 1.0, 1.0, 0.1, 0.2])
 
-    def clock(work: Callable[[], object], device: torch.device) -> float:
+    def clock(call: Callable[[], object], device: torch.device) -> float:
         assert device == CPU
-        work()
+        call()
         return next(ticks)
 
-    monkeypatch.setattr(choice, "_SECONDS", 10.0)
+    monkeypatch.setattr(kernel_choice, "_seconds", clock)
+    monkeypatch.setattr(kernel_choice, "_ROUNDS", 3)
+    monkeypatch.setattr(kernel_choice, "_SECONDS", 10.0)
     state = torch.get_rng_state()
     with torch.no_grad():
-        took = time_kernels(("a", "b"), (2, 5, 3, 4), CPU, torch.float32, clock, rounds=3)  # two do not count
+        took = time_kernels(("a", "b"), (2, 5, 3, 4), CPU, torch.float32)  # two rounds more, which do not count
         assert took == {"a": 0.03, "b": 0.05}
         assert done == ["a", "a back", "b", "b back"] * 5
         done.clear()
-        monkeypatch.setattr(choice, "_SECONDS", 1.0)  # is over after the first round
-        took = time_kernels(("a", "b"), (2, 5, 3, 4), CPU, torch.float32, clock, training=False)
+        monkeypatch.setattr(kernel_choice, "_SECONDS", 1.0)  # is over after the first round
+        took = time_kernels(("a", "b"), (2, 5, 3, 4), CPU, torch.float32, training=False)
     assert took == {"a": 0.1, "b": 0.2}
     assert done == ["a", "b"] * 3
     assert torch.equal(torch.get_rng_state(), state)
@@ -253,7 +238,6 @@ def test_kernels_are_timed_in_turns_forward_and_backward_and_by_medians(monkeypa
     ],
 )
 def test_a_resumed_run_goes_on_with_its_kernel(name: Any, saved: str, expected: str, timed: list[Any]) -> None:
-    TIMES.update({"sdpa": 2.0, "explicit": 1.0})
     config = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, attention=name)
     model, average = build_encoder(config), build_encoder(config)
     task = task_of(model, 4, True, CPU, torch.bfloat16)
@@ -263,25 +247,20 @@ def test_a_resumed_run_goes_on_with_its_kernel(name: Any, saved: str, expected: 
     assert bool(timed) == ((name == "auto" and saved.split()[-1:] != ["cpu"]) or saved == "xformers cpu")
 
 
-def test_a_model_without_our_attention_has_no_task() -> None:
+@pytest.mark.usefixtures("timed")
+def test_a_resumed_run_does_not_go_on_with_a_kernel_that_no_longer_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_choice, "memory", lambda: 0)
+    assert settle_kernel("auto", "explicit cpu", TASK) == "sdpa cpu"
+
+
+def test_the_task_of_other_models() -> None:
     assert task_of(nn.Linear(2, 2), 4, True, CPU, torch.float32) is None
     assert settle_kernel("auto", "", None, nn.Linear(2, 2)) == ""
-
-
-def test_blocks_that_are_computed_again_keep_their_weights_one_at_a_time() -> None:
+    # Blocks that are computed again keep their weights one at a time.
     config = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, grad_checkpointing=True)
     task = task_of(build_encoder(config), 4, True, CPU, torch.float32)
     assert task is not None
     assert task.blocks == 1
-
-
-def test_on_cuda_the_run_s_own_batch_is_timed() -> None:
-    assert replace(TASK, batch=256, tokens=4097, device=CUDA).sample == (256, 4097, 6, 64)
-
-
-def test_a_resumed_run_does_not_go_on_with_what_no_longer_fits(timed: list[Any], monkeypatch: Any) -> None:
-    monkeypatch.setattr(choice, "memory", lambda: 0)
-    assert settle_kernel("auto", "explicit cpu", TASK) == "sdpa cpu"
 
 
 @pytest.mark.gpu

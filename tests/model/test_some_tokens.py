@@ -1,6 +1,5 @@
-"""Tokens at some places only: the same numbers and gradients as among all tokens, for less."""
+"""Some tokens only, before the head or a decoder: the same numbers and gradients as among all tokens, for less."""
 
-import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -8,33 +7,27 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers.drop import DropPath
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpp.model.attention import take, use_kernel
 from mpp.model.block import Block
-from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.encoder import Decoder, Encoder, build_encoder
 from mpp.model.settings import ModelConfig
-from tests.model.test_encoder import CASES, TINY, build, pictures, scramble, small
+from tests.model.encoders import CASES, TINY, build, choose, pictures, scramble, small, tiny
 
 MORE = {
-    "one block": dataclasses.replace(TINY, depth=1),
-    "stochastic depth": dataclasses.replace(TINY, depth=3, drop_path=0.5),
-    "checkpointing": dataclasses.replace(TINY, grad_checkpointing=True, drop_path=0.5),
+    "one block": tiny(depth=1),
+    "stochastic depth": tiny(depth=3, drop_path=0.5),
+    "checkpointing": tiny(grad_checkpointing=True, drop_path=0.5),
     "checkpointing, parallel blocks": small("vit_giant_patch14_reg4_dinov2", img_size=(28,), grad_checkpointing=True),
     "qk norm": small("vit_so150m2_patch16_reg1_gap_256"),
 }
 
 
-def choose(encoder: Encoder, k: int = 5) -> Tensor:
-    """k places of each of two images, in no order."""
-    patches = encoder.grid[0] * encoder.grid[1]
-    generator = torch.Generator().manual_seed(4)
-    return torch.rand(2, patches, generator=generator).argsort(dim=1)[:, : min(k, patches)]
-
-
 def results(encoder: Encoder, images: Tensor, at: Tensor, *, among_all: bool) -> list[Tensor | None]:
-    """The tokens at these places, and the gradients of the patch tokens and of all weights."""
+    """The tokens at these patches, and the gradients of the patch tokens and of all weights."""
     encoder.zero_grad()
     tokens = encoder.embed(images).detach().requires_grad_()
     torch.manual_seed(3)  # of stochastic depth
@@ -86,9 +79,8 @@ def test_in_fp32_it_is_the_same_to_rounding(case: str) -> None:
 
 
 def test_tokens_come_back_in_the_order_asked_for_and_as_often() -> None:
-    encoder, images = build(TINY), pictures(TINY)
-    tokens = encoder.embed(images)
-    at = torch.tensor([[7, 2, 2], [0, 15, 3]])
+    encoder = build(TINY)
+    tokens, at = encoder.embed(pictures(TINY)), torch.tensor([[7, 2, 2], [0, 15, 3]])
     expected = torch.stack([encoder.encode(tokens)[b, 1 + at[b]] for b in range(2)])  # 1: the class token
     torch.testing.assert_close(encoder.encode(tokens, at=at), expected, rtol=0, atol=1e-12)
 
@@ -101,13 +93,12 @@ def test_only_timms_plain_blocks_are_replaced(case: str, expected: str) -> None:
 
 
 def test_of_the_other_tokens_the_last_block_computes_keys_and_values_only() -> None:
-    encoder = build(dataclasses.replace(TINY, attention="explicit"))  # whose products the counter knows
+    encoder = build(tiny(attention="explicit"))  # whose products the counter knows
     tokens, d, n, k = encoder.embed(pictures(TINY)), 48, 17, 4
-    at = choose(encoder, k)
     flops = []
-    for places in (None, at):
+    for at in (None, choose(encoder, k)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            encoder.encode(tokens, at=places)
+            encoder.encode(tokens, at=at)
         flops.append(counter.get_total_flops())
     of_each = 2 * (10 * d * d + 2 * n * d)  # query, projection, MLP; scores and their weighted mean
     assert flops[0] - flops[1] == 2 * (n - k) * of_each
@@ -144,42 +135,98 @@ def test_compiled_blocks_share_a_graph_and_compute_the_same() -> None:
     assert done.returncode == 2, done.stderr  # a graph of the last block, and one of all others
 
 
-ENTERING = {name: CASES[name] for name in ("plain", "registers, class without position")}
+MASKED = {
+    "plain": TINY,
+    "registers, class without position": CASES["registers, class without position"],
+    "stochastic depth": tiny(drop_path=0.5),
+    "checkpointing": tiny(grad_checkpointing=True),
+}
 
 
-@pytest.mark.parametrize("config", [*ENTERING.values(), MORE["checkpointing"]], ids=[*ENTERING, "checkpointing"])
-def test_patches_that_enter_later_are_unknown_to_the_blocks_before(config: ModelConfig) -> None:
-    """Against one image at a time, whose visible tokens are picked out by hand."""
-    config = dataclasses.replace(config, depth=3, drop_path=0.0)
-    encoder = build(config)
-    tokens, at = encoder.embed(pictures(config)), choose(encoder)
-    found = encoder.encode(tokens, at=at, entering=2)
+@pytest.mark.parametrize("case", MASKED)
+@pytest.mark.parametrize("mask_block", [0, 2, 3])
+def test_patches_that_enter_later_and_the_decoder_against_one_image_at_a_time(case: str, mask_block: int) -> None:
+    """The visible tokens are picked out by hand; with `mask_block` 3 the encoder does not know the others at all."""
+    encoder = build(ModelConfig(**{**vars(MASKED[case]), "depth": 3}))
+    decoder = Decoder(encoder, 2).to(torch.float64).train()  # in training, too, for it drops nothing
+    scramble(decoder)
+    tokens, at = torch.randn(2, encoder.grid[0] * encoder.grid[1], encoder.embed_dim).double(), choose(encoder)
+    everything = encoder.encode(tokens, at=at, mask_block=mask_block, return_all=True)
+    decoded = decoder(everything, at)
     inputs: list[Tensor] = []
     hook = encoder.vit.blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     encoder.encode(tokens)
     hook.remove()
-    for image, entered in enumerate(inputs[0]):
-        late = {encoder.num_prefix_tokens + int(place) for place in at[image]}
-        early = [place for place in range(len(entered)) if place not in late]
-        x = entered[early][None]
-        for block in encoder.vit.blocks[:2]:
-            x = block(x)
-        whole = entered.clone()[None]
-        whole[0, early] = x[0]
-        whole = encoder.vit.norm(encoder.vit.blocks[2](whole))
-        torch.testing.assert_close(found[image], whole[0, at[image] + encoder.num_prefix_tokens], rtol=0, atol=1e-11)
+    for image, x in enumerate(inputs[0]):
+        indices = at[image] + encoder.num_prefix_tokens
+        visible = [i for i in range(len(x)) if i not in indices.tolist()]
+        alone = x[visible][None]
+        for block in encoder.vit.blocks[:mask_block]:
+            alone = block(alone)
+        whole = x.clone()[None]
+        whole[0, visible] = alone[0] if mask_block < 3 else encoder.vit.norm(alone)[0]
+        for block in encoder.vit.blocks[mask_block:]:
+            whole = block(whole)
+        whole = whole if mask_block == 3 else encoder.vit.norm(whole)
+        torch.testing.assert_close(everything[image], whole[0], rtol=0, atol=1e-10)
+        if mask_block < 3:
+            some = encoder.encode(tokens, at=at, mask_block=mask_block)
+            torch.testing.assert_close(some[image], whole[0, indices], rtol=0, atol=1e-10)
+        for block in decoder.blocks:
+            whole = block(whole)
+        torch.testing.assert_close(decoded[image], decoder.norm(whole)[0, indices], rtol=0, atol=1e-10)
 
 
 def test_patches_that_enter_later_have_the_same_gradients_in_any_order() -> None:
-    config = dataclasses.replace(TINY, depth=3)
+    config = tiny(depth=3)
     encoder = build(config).train()
-    images, at = pictures(config).to(next(encoder.parameters())), choose(encoder)
+    images, at = pictures(config), choose(encoder)
     gradients = []
     for order in (torch.arange(at.shape[1]), torch.arange(at.shape[1]).flip(0)):
         encoder.zero_grad()
-        out = encoder.encode(encoder.embed(images), at=at[:, order], entering=1)
+        out = encoder.encode(encoder.embed(images), at=at[:, order], mask_block=1)
         (out * torch.linspace(-1, 1, out.shape[-1])[None, None]).square().sum().backward()
         gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 10
     for ours, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9 * max(1.0, expected.abs().max().item()))
+
+
+def test_block_numbers_and_depths_that_do_not_exist_are_refused() -> None:
+    encoder = build(tiny(depth=3))
+    tokens, at = torch.randn(2, encoder.grid[0] * encoder.grid[1], encoder.embed_dim).double(), choose(encoder)
+    for mask_block, return_all in ((3, False), (4, True)):
+        with pytest.raises(ValueError, match=f"mask_block {mask_block}: of 3 blocks the last must run"):
+            encoder.encode(tokens, at=at, mask_block=mask_block, return_all=return_all)
+    for depth in (0, 4):
+        with pytest.raises(ValueError, match=f"takes 1 to 3 blocks, got {depth}"):
+            Decoder(encoder, depth)
+
+
+def test_encoder_and_decoder_get_gradients() -> None:
+    encoder = build(tiny(depth=3, grad_checkpointing=True)).train()
+    decoder, at = Decoder(encoder, 1).double().train(), choose(encoder)
+    tokens = encoder.encode(encoder.embed(pictures(TINY)), at=at, mask_block=3, return_all=True)
+    decoder(tokens, at).square().sum().backward()
+    missing = [name for part in (encoder, decoder) for name, p in part.named_parameters() if p.grad is None]
+    assert missing == []
+
+
+def test_the_decoders_weights_are_new_and_drawn_as_timm_draws_them() -> None:
+    def drawn(seed: int) -> tuple[Encoder, Decoder]:
+        torch.manual_seed(seed)
+        encoder = build_encoder(ModelConfig("vit_tiny_patch16_224", img_size=(32,), depth=3, drop_path=0.3))
+        return encoder, Decoder(encoder, 2)
+
+    (encoder, decoder), (_, again), (_, other) = drawn(0), drawn(0), drawn(1)
+    weight = decoder.blocks[1].mlp.fc1.weight
+    assert torch.equal(weight, again.blocks[1].mlp.fc1.weight)
+    assert not torch.equal(weight, other.blocks[1].mlp.fc1.weight)
+    assert not torch.equal(weight, encoder.vit.blocks[2].mlp.fc1.weight)
+    assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert not decoder.blocks[1].mlp.fc1.bias.any()
+    parts = (decoder, encoder)
+    rates = [module.drop_prob for part in parts for module in part.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0, 0, 0, 0, 0.15, 0.15, 0.3, 0.3])
+    meta = Decoder(build_encoder(TINY, "meta"), 1)
+    assert {parameter.device.type for parameter in meta.parameters()} == {"meta"}

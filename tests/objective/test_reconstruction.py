@@ -1,0 +1,221 @@
+"""Reconstructions pixel by pixel, the sheets of them, and that a saved sheet gives its tiles back."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Generator, Tensor
+
+from mpp.data.transform import Normalise
+from mpp.model.encoder import build_encoder
+from mpp.model.settings import ModelConfig
+from mpp.objective.masking import MASK, RANDOM, Corruption, draw_corruption, pick_patches
+from mpp.objective.objective import MaskedPatchPrediction
+from mpp.objective.reconstruction import (
+    CONFIDENCE,
+    NOT_CORRUPTED,
+    OUTLINES,
+    TEXT_KEY,
+    VERSIONS,
+    WRONG_TO_RIGHT,
+    Reconstruction,
+    Sheet,
+    draw_sheet,
+    draw_tiles,
+    picture_of_targets,
+    read_sheet,
+    reconstruct,
+    to_rgb,
+)
+from mpp.objective.target import build_target
+
+ROWS, COLUMNS, HEIGHT, WIDTH = 3, 4, 8, 4  # a grid of 3x4 patches of 8x4 pixels
+FIGURES = {"accuracy": ("right or wrong", "confidence"), "mse": ("squared error",)}
+
+
+def reconstructed(name: str, channels: int, group: int = 1) -> tuple[Reconstruction, Corruption, Tensor, Tensor]:
+    """A reconstruction, its corruption, and per picked patch the predicted and true pixels."""
+    config = ModelConfig(
+        "vit_tiny_patch16_224", (24, 16), (8, 4), in_chans=channels, depth=1, embed_dim=48, num_heads=3
+    )
+    torch.manual_seed(0)
+    target = build_target(name, (HEIGHT, WIDTH), channels, 3)
+    model = MaskedPatchPrediction(build_encoder(config), target, Normalise((0.5,), (0.5,), channels))
+    torch.nn.init.normal_(model.head.weight, std=0.05)
+    images = torch.randint(0, 256, (4, channels, 24, 16), dtype=torch.uint8)
+    pixels = images.float() / 127.5 - 1
+    generator = Generator().manual_seed(0)
+    picked = pick_patches(4, (ROWS, COLUMNS), 0.5, generator)
+    drawn = draw_corruption(picked, ROWS * COLUMNS, generator, (0.4, 0.4, 0.2), group)
+    with torch.no_grad():
+        guess = target.render(target.guess(model.predict(pixels, drawn)))
+    truth = target.render(target.of(images))
+    truth = torch.stack([row[at] for row, at in zip(truth, picked, strict=True)])
+    return reconstruct(model, images, pixels, drawn), drawn, guess, truth
+
+
+def patch(image: Tensor, number: int) -> Tensor:
+    top, left = number // COLUMNS * HEIGHT, number % COLUMNS * WIDTH
+    return image[:, top : top + HEIGHT, left : left + WIDTH]
+
+
+@pytest.mark.parametrize("name", ["mean_colour", "colour_4x4", "pixels"])
+@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize("group", [1, 2])
+def test_every_patch_shows_its_corruption_and_its_prediction_and_has_its_figures(
+    name: str, channels: int, group: int
+) -> None:
+    rows, drawn, guess, truth = reconstructed(name, channels, group)
+    assert rows.kinds.dtype == torch.int8
+    assert rows.kinds.shape == rows.right.shape == rows.confidence.shape == (4, ROWS, COLUMNS)
+    assert rows.score_name == ("mse" if name == "pixels" else "accuracy")
+    for b, p in itertools.product(range(4), range(ROWS * COLUMNS)):
+        at = b, p // COLUMNS, p % COLUMNS
+        kind, right, confidence = (float(x[at]) for x in (rows.kinds, rows.right, rows.confidence))
+        own = patch(rows.original[b], p)
+        corrupted, predicted, true = own, own, own
+        if p not in drawn.picked[b]:
+            assert kind == 0
+            assert np.isnan([right, confidence]).all()
+        else:
+            j = drawn.picked[b].tolist().index(p)
+            predicted, true = guess[b, j], truth[b, j]
+            assert kind == 1 + drawn.kinds[b, j]
+            if drawn.kinds[b, j] == MASK:
+                corrupted = torch.full_like(own, 128)
+            elif drawn.kinds[b, j] == RANDOM:
+                image, source = divmod(int(drawn.other[b, j]), ROWS * COLUMNS)
+                corrupted = patch(rows.original[b // group * group + image], source)
+            if name == "pixels":
+                assert np.isnan(confidence)
+                if ((predicted > 0) & (predicted < 255)).all():  # not clamped when it was drawn
+                    error = ((predicted.float() - true.float()) / 127.5).square().mean()
+                    assert right == pytest.approx(float(error), rel=0.02, abs=1e-3)
+            else:  # three channels make one class, eight make eight
+                equal = predicted == true
+                predictions = equal.all(dim=0) if channels <= 3 else equal
+                assert right == pytest.approx(float(predictions.float().mean()))
+                assert 1 / 512 < confidence < 1
+        assert torch.equal(patch(rows.corrupted[b], p), corrupted)
+        assert torch.equal(patch(rows.predicted[b], p), predicted)
+        assert torch.equal(patch(rows.true[b], p), true)
+
+
+@pytest.mark.parametrize("name", ["mean_colour", "colour_4x4", "pixels"])
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_a_picture_of_targets_shows_every_patch_as_its_target(name: str, channels: int) -> None:
+    rows, *_ = reconstructed(name, channels)
+    shown = picture_of_targets(build_target(name, (HEIGHT, WIDTH), channels, 3), rows.original)
+    corrupted = rows.kinds.repeat_interleave(HEIGHT, 1).repeat_interleave(WIDTH, 2)[:, None] > 0
+    assert torch.equal(torch.where(corrupted, shown, 0), torch.where(corrupted, rows.true, 0))
+    assert torch.equal(picture_of_targets(build_target(name, (HEIGHT, WIDTH), channels, 3), shown), shown)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_colours_on_screen_are_the_first_three_channels_or_one_as_grey(channels: int) -> None:
+    image = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
+    expected = np.stack([image[c if channels >= 3 else 0].numpy() for c in range(3)], axis=-1)
+    np.testing.assert_array_equal(to_rgb(image), expected)
+    np.testing.assert_array_equal(to_rgb(torch.stack([image, image])), [expected] * 2)
+
+
+def made(batch: int, channels: int, image: tuple[int, int], grid: tuple[int, int], score: str) -> Reconstruction:
+    """Noise, with every fourth patch visible and the others masked, random and unchanged."""
+    generator = Generator().manual_seed(0)
+    versions = torch.randint(0, 256, (4, batch, channels, *image), generator=generator, dtype=torch.uint8)
+    kinds = (torch.arange(batch * grid[0] * grid[1]) % 4).view(batch, *grid).to(torch.int8)
+    figures = torch.rand(2, batch, *grid, generator=generator).masked_fill(kinds == 0, torch.nan)
+    if score == "mse":
+        figures[1] = torch.nan
+    return Reconstruction(*versions, kinds, *figures, score)
+
+
+def saved(sheet: Sheet, path: Path) -> Path:
+    text = PngInfo()
+    text.add_text(TEXT_KEY, sheet.layout)
+    Image.fromarray(sheet.picture).save(path, pnginfo=text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("image", "channels", "score"), [((12, 18), 3, "accuracy"), ((32, 8), 1, "mse"), ((150, 200), 8, "accuracy")]
+)
+def test_a_saved_sheet_gives_back_every_version_of_every_image(
+    tmp_path: Path, image: tuple[int, int], channels: int, score: str
+) -> None:
+    rows = made(3, channels, image, (2, 2), score)
+    read = read_sheet(saved(draw_sheet(rows), tmp_path / "a.png"))
+    assert read is not None
+    titles, tiles = read
+    assert titles == VERSIONS + FIGURES[score]
+    scale = {(12, 18): 8, (32, 8): 5, (150, 200): 1}[image]  # to 144 pixels at least
+    assert tiles.shape == (3, len(titles), image[0] * scale, image[1] * scale, 3)
+    np.testing.assert_array_equal(tiles, draw_tiles(rows).pixels)
+    for number, version in {0: rows.original, 2: rows.predicted, 3: rows.true}.items():
+        np.testing.assert_array_equal(tiles[:, number], to_rgb(version).repeat(scale, 1).repeat(scale, 2))
+
+
+def test_random_and_unchanged_patches_are_framed_and_nothing_else_is_changed() -> None:
+    rows = made(2, 3, (24, 48), (3, 4), "accuracy")  # patches of 8x12, enlarged 3 times
+    tiles = draw_tiles(rows).pixels
+    plain = to_rgb(rows.corrupted).repeat(3, 1).repeat(3, 2)
+    for b, r, c in itertools.product(range(2), range(3), range(4)):
+        area = b, slice(24 * r, 24 * r + 24), slice(36 * c, 36 * c + 36)
+        shown, expected = tiles[:, 1][area], plain[area].copy()
+        kind = int(rows.kinds[b, r, c]) - 1
+        if kind in OUTLINES:
+            inner = expected[3:-3, 3:-3].copy()
+            expected[:] = OUTLINES[kind]
+            expected[3:-3, 3:-3] = inner
+        np.testing.assert_array_equal(shown, expected)
+
+
+@pytest.mark.parametrize(
+    ("score", "title", "value", "colour"),
+    [
+        ("accuracy", "right or wrong", 0.0, WRONG_TO_RIGHT[0]),
+        ("accuracy", "right or wrong", 0.5, WRONG_TO_RIGHT[1]),
+        ("accuracy", "right or wrong", 1.0, WRONG_TO_RIGHT[2]),
+        ("accuracy", "confidence", 0.0, CONFIDENCE[0]),
+        ("accuracy", "confidence", 0.5, np.mean(CONFIDENCE, axis=0)),
+        ("accuracy", "confidence", np.nan, NOT_CORRUPTED),
+        ("mse", "squared error", 0.0, WRONG_TO_RIGHT[2]),
+        ("mse", "squared error", 0.125, WRONG_TO_RIGHT[1]),
+        ("mse", "squared error", 3.0, WRONG_TO_RIGHT[0]),
+        ("mse", "squared error", np.nan, NOT_CORRUPTED),
+    ],
+)
+def test_a_figure_has_its_colour_all_over_its_patch(
+    score: str, title: str, value: float, colour: tuple[int, int, int]
+) -> None:
+    rows = made(1, 3, (150, 200), (3, 4), score)
+    figures = rows.confidence if title == "confidence" else rows.right
+    figures[0, 1, 2] = value
+    titles, tiles = draw_tiles(rows)
+    area = tiles[0, titles.index(title), 50:100, 100:150].reshape(-1, 3)
+    np.testing.assert_allclose(area, np.broadcast_to(colour, area.shape), atol=0.5)
+
+
+def test_titles_and_legend_stay_outside_the_tiles_and_on_the_sheet() -> None:
+    """A narrow image: all words are drawn, so that some dark pixels are in every line of text and none at its ends."""
+    sheet = draw_sheet(made(1, 1, (32, 4), (2, 2), "accuracy"))
+    head, legend = sheet.picture[:22], sheet.picture[22 + 160 + 6 :]
+    assert len(legend) == 6 * 24
+    for text in (head, *np.split(legend, 6)):
+        dark = text.max(axis=-1) < 60
+        assert dark.any()
+        assert not dark[:, [0, -1]].any()
+
+
+def test_a_picture_without_a_layout_has_no_tiles_and_a_torn_one_is_an_error(tmp_path: Path) -> None:
+    sheet = draw_sheet(made(1, 3, (8, 8), (2, 2), "accuracy"))
+    Image.fromarray(sheet.picture).save(tmp_path / "old.png")
+    assert read_sheet(tmp_path / "old.png") is None
+    whole = saved(sheet, tmp_path / "whole.png").read_bytes()
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match="truncated"):
+        read_sheet(tmp_path / "torn.png")
