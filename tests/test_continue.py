@@ -25,7 +25,7 @@ from mpp.report.run_record import read_run
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.log import read_rows
 from mpp.weights.base import build
-from mpp.weights.continued import build_continued, load_first, settled
+from mpp.weights.continued import build_continued, complete_configs, load_encoder
 from mpp.weights.opening import open_weights
 from tests import runs
 
@@ -35,21 +35,21 @@ import timm  # isort: skip  (after mpp, which makes it importable beside the CPU
 def write_timm(folder: Path, name: str = "vit_tiny_patch16_224", **args: Any) -> Path:
     """Random weights of timm's model, as timm itself writes them, head and all."""
     torch.manual_seed(5)
-    told = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, **args}
-    model: Any = timm.create_model(name, num_classes=3, **told)
-    shape = {"input_size": (told.get("in_chans", 3), 32, 32), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, **args}
+    model: Any = timm.create_model(name, num_classes=3, **args)
+    shape = {"input_size": (args.get("in_chans", 3), 32, 32), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
     model.pretrained_cfg = {**model.pretrained_cfg, **shape}
-    timm.models.save_for_hf(model, str(folder), {}, model_args=told, safe_serialization=True)
+    timm.models.save_for_hf(model, str(folder), {}, model_args=args, safe_serialization=True)
     return folder
 
 
 def words(source: str, run_dir: Path, init: Path | str, *flags: str, **changed: str) -> list[str]:
     """The command line of a tiny run that goes on; settings of the model only where they are `changed`."""
-    told = runs.command(source, run_dir, *flags, init=str(init), train__precision="fp32", **changed)
+    _, *given = runs.command(source, run_dir, *flags, init=str(init), train__precision="fp32", **changed)
     kept = {f"--{name.replace('__', '.')}" for name in changed} | {"--model.drop_path"}
     out: list[str] = []
     taken = True
-    for word in told[1:]:
+    for word in given:
         if word.startswith("--"):
             taken = not word.startswith("--model.") or word in kept
         out += [word] * taken
@@ -204,8 +204,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wrong")
     write_timm(folder / "timm")
     swin = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=12, depths=(1, 1), num_heads=(1, 1), img_size=56)
-    told = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 1], "img_size": 56}
-    timm.models.save_for_hf(swin, str(folder / "swin"), {}, model_args=told, safe_serialization=True)
+    args = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 1], "img_size": 56}
+    timm.models.save_for_hf(swin, str(folder / "swin"), {}, model_args=args, safe_serialization=True)
     return folder
 
 
@@ -237,9 +237,9 @@ def test_a_hybrid_at_another_size_on_a_gpu() -> None:
     )
     state = build(weights, classes=()).state_dict()
     weights = replace(weights, state=state)
-    model, _, init_args = settled("there", weights, ModelConfig(img_size=(96,)), DataConfig())
+    model, _, init_args = complete_configs("there", weights, ModelConfig(img_size=(96,)), DataConfig())
     encoder = build_continued(model, init_args, "cuda").eval()
-    load_first(encoder, weights)
+    load_encoder(encoder, weights)
     images = torch.randn(2, 3, 96, 96)
     original: Any = build(weights, classes=(), image_hw=(96, 96)).eval()
     with torch.no_grad():

@@ -46,8 +46,7 @@ from mpp.training.parallel import DTYPES, autocast, choose_precision, prepare
 from mpp.training.run_folder import build_rate, micro_batches, once_a_machine
 from mpp.training.schedule import parse_duration
 from mpp.training.sharded import whole
-from mpp.weights.base import Weights, build
-from mpp.weights.heads import TanhHead
+from mpp.weights.base import TanhHead, Weights, build
 
 _MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
 

@@ -88,9 +88,12 @@ def reconstruct(
     def by_patch(figures: Tensor, elsewhere: float) -> Tensor:
         return figures.new_full(patches.shape[:2], elsewhere).scatter(1, picked, figures).unflatten(1, grid)
 
+    corrupted, predicted, true = map(whole, (corrupted, target.render(guess), target.render(values)))
     return Reconstruction(
         images,
-        *map(whole, (corrupted, target.render(guess), target.render(values))),
+        corrupted,
+        predicted,
+        true,
         by_patch((kinds + 1).to(torch.int8), 0.0),
         by_patch(target.agreement(guess, values), torch.nan),
         by_patch(target.confidence(output), torch.nan),

@@ -31,7 +31,7 @@ from mpp.training.run_folder import build_rate, earlier, micro_batches, once_a_m
 from mpp.training.schedule import parse_duration
 from mpp.training.training_run import TrainingRun, build_state
 from mpp.weights.base import Weights
-from mpp.weights.continued import adopted, adopted_input, build_continued, load_first, settled
+from mpp.weights.continued import build_continued, complete_configs, complete_data, complete_model, load_encoder
 from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import encoder_weights
 
@@ -84,7 +84,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
     rate = build_rate(config.schedule, config.optim.lr, total, size, len(source))
     model = build_model(config, device, DTYPES[precision])
     if first is not None:
-        load_first(model.encoder, first)
+        load_encoder(model.encoder, first)
     transform = TrainTransform(data, model.encoder.image_hw, config.model.in_chans)
     wrapped, state = build_state(config, model, world, device, precision, Contents.of(source))
     return PretrainingRun(
@@ -117,7 +117,7 @@ def _open_fewshot(config: FewshotConfig, download: bool, keep: bool) -> Fewshot:
 
 
 def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, Weights | None]:
-    """Fills the config in from the weights of its `init` (see `settled`), and opens these.
+    """Fills the config in from the weights of its `init` (see `complete_configs`), and opens these.
 
     A run that has begun holds both in its own config and checkpoints, so its weights are not read again; a dry run
     always reads them. Without `init` the config stays as it is.
@@ -135,10 +135,10 @@ def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, 
         )
     if before is not None:
         init, init_args, weights = before.init, before.init_args, None
-        model, data = adopted(config.init, config.model, before.model), adopted_input(config.data, before.data)
+        model, data = complete_model(config.init, config.model, before.model), complete_data(config.data, before.data)
     else:
         init, weights = config.init, once_a_machine(world, lambda: open_weights(config.init))
-        model, data, init_args = settled(init, weights, config.model, config.data)
+        model, data, init_args = complete_configs(init, weights, config.model, config.data)
     if config.init_args not in ((), init_args):
         raise UserError(f"init_args is filled in from --init {config.init}; leave it out")
     return replace(config, init=init, model=model, data=data, init_args=init_args), weights

@@ -1,5 +1,4 @@
-"""Weights from one form to another: whatever `open_weights` reads, or a checkpoint, to a timm folder, a Hugging Face
-folder or ONNX."""
+"""Converts weights (whatever `open_weights` reads, or a checkpoint) to a timm folder, a Hugging Face folder or ONNX."""
 
 import sys
 from dataclasses import replace
@@ -9,14 +8,14 @@ from mpp.downstream.features import check_patches
 from mpp.errors import UserError
 from mpp.pretraining.restore import weights_or_checkpoint
 from mpp.pretraining.settings import ConvertRecipe
-from mpp.weights.base import Weights, build
+from mpp.weights.base import build
 from mpp.weights.huggingface import write_hf_folder, written_classes
 from mpp.weights.onnx import write_onnx
 from mpp.weights.timm_folder import HEAD_FILE, write_timm_folder
 
 
 def convert(config: ConvertRecipe) -> int:
-    """Converts as `config` says and prints what became of it. Returns 0.
+    """Converts as `config` says and prints the result. Returns 0.
 
     Raises:
         UserError: weights that cannot be read or that the other form cannot hold; nothing is written then.
@@ -29,7 +28,11 @@ def convert(config: ConvertRecipe) -> int:
     if weights.state is None:
         raise UserError(f"--init {config.init} has no weights to convert")
     if config.img_size:
-        weights = _resized(weights, (config.img_size[0], config.img_size[-1]))
+        image_hw = (config.img_size[0], config.img_size[-1])
+        model = build(weights, image_hw=image_hw, attention="sdpa")
+        check_patches(model, image_hw, "img_size")
+        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        weights = replace(weights, state=state, image_hw=image_hw)
     notes: list[str] = []
     classes = weights.classes
     if form == "onnx":
@@ -52,11 +55,3 @@ def convert(config: ConvertRecipe) -> int:
     size = "x".join(map(str, weights.image_hw))
     print(f"{weights.name}, {size} pixels, {head} -> {out}\n{example}")
     return 0
-
-
-def _resized(weights: Weights, image_hw: tuple[int, int]) -> Weights:
-    """The same weights for another input size."""
-    model = build(weights, image_hw=image_hw, attention="sdpa")
-    check_patches(model, image_hw, "img_size")
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    return replace(weights, state=state, image_hw=image_hw)

@@ -21,6 +21,7 @@ from mpp.data.transform import EvalTransform
 from mpp.data.workers import worker_count
 from mpp.downstream.features import check_patches
 from mpp.errors import RunError, UserError, command
+from mpp.model.encoder import is_vit
 from mpp.pretraining.restore import first_weights, restored, weights_or_checkpoint
 from mpp.pretraining.settings import PretrainConfig
 from mpp.report.attention import distance_section, heads_section, rollout_section
@@ -48,7 +49,7 @@ from mpp.system.files import make_folder, one_writer
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.log import RunLog
 from mpp.training.parallel import choose_device
-from mpp.weights.base import Weights, is_vit
+from mpp.weights.base import Weights
 
 REPORT = "report.html"
 FIGURES = "figures"

@@ -31,6 +31,7 @@ from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.settings import parse_share
 from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
+from mpp.model.encoder import model_args
 from mpp.pretraining.build import build_model
 from mpp.report.settings import SCRATCH
 from mpp.report.visualize import REPORT, write_report
@@ -44,9 +45,8 @@ from mpp.study.turns import lock_of, take_turns
 from mpp.study.work import Work, encoders
 from mpp.system.files import claimed, write_whole
 from mpp.weights.base import Weights
-from mpp.weights.init_args import parse_init_args
+from mpp.weights.numerics import read_init_args
 from mpp.weights.opening import open_weights
-from mpp.weights.timm_folder import model_args
 
 _OF_CELLS = ("arms", "pretrain_seeds", "labels", "lengths", "tune_at", "seeds")
 """Settings of a study that may change, and that its fine-tuning runs depend on."""
@@ -176,7 +176,7 @@ def _fresh(one: Pretraining) -> Weights:
         build_model(config, "meta")
     except UserError as error:
         raise UserError(f"{one.arm.name}: {error}") from error
-    model, data, (args, numerics) = config.model, config.data, parse_init_args(config.init_args)
+    model, data, (args, numerics) = config.model, config.data, read_init_args(config.init_args)
     told = {"numerics": numerics, "value_range": data.value_range, "background": data.background}
     size = model.image_hw, model.in_chans, data.mean, data.std
     origin = f"the encoder of {one.arm.name}"

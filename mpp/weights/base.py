@@ -1,11 +1,10 @@
-"""A timm architecture with its weights: where every way in ends and every way out starts.
+"""A timm architecture with its weights: every way in ends in one, every way out starts from one.
 
 open_weights(spec) -> Weights          (opening.py: a run, a timm folder or name, a Hugging Face folder, a JAX .npz)
-build(weights, num_classes=10)         a module that computes what the original computes: images -> logits
-save_timm_folder(...)                  (timm_folder.py, huggingface.py, onnx.py: the ways out)
+build(weights, classes=("a", "b"))     a module that computes what the original computes: images -> logits
+write_timm_folder(weights, folder)     (timm_folder.py, huggingface.py, onnx.py: the ways out)
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 # isort: split
 import timm
 import torch
+from jaxtyping import Float
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -22,37 +22,25 @@ from torch import Tensor, nn
 from mpp.data.settings import MAX_IMAGE_MB, DecodeOptions, Framing
 from mpp.errors import UserError
 from mpp.model.attention import Attention, use_kernel
+from mpp.model.encoder import is_vit, similar_names
 from mpp.model.kernel_choice import choose_kernel, task_of
 from mpp.model.positions import resample_table
 from mpp.system.process import global_draws, without_warnings
-from mpp.weights.heads import TanhHead, classifier_names, zero_head
-from mpp.weights.hybrid import create_hybrid, use_original_stem
+from mpp.weights.numerics import Numerics, create_hybrid, use_original_stem
 
-_SHOWN = 5  # names that a complaint lists
-
-
-@dataclass(frozen=True)
-class Numerics:
-    """Where the original of the weights computes otherwise than timm's model of that name."""
-
-    norm_eps: float | None = None
-    """Epsilon of every LayerNorm of a ViT. None: timm's."""
-    original_stem: bool = False
-    """A hybrid's ResNet as the paper's JAX code has it: GroupNorm eps 1e-6, (w - mean) / (std + 1e-5)."""
-    stem_units: tuple[int, ...] | None = None
-    """Units per stage of a hybrid's ResNet that timm has no name for; () is the root convolution alone."""
+_POOLINGS = ("avg", "avgmax", "max", "token")  # that work on tokens after the last norm
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A timm architecture, its weights under timm's names, and what its input looks like."""
+    """A timm architecture, its weights under timm's names, and the input that they are for."""
 
     name: str
     """timm's name of the architecture, without a tag."""
     args: Mapping[str, Any]
     """For timm.create_model, JSON values only; not num_classes, in_chans, global_pool, img_size or drop rates."""
     state: Mapping[str, Tensor] | None
-    """Weights under timm's names, head included where `classes` is given. None: freshly initialised."""
+    """Weights under timm's names, head included if `classes` is given. None: freshly initialised."""
     image_hw: tuple[int, int]
     """Input height and width in pixels."""
     in_chans: int = 3
@@ -67,19 +55,24 @@ class Weights:
     """Width of the hidden tanh layer of the head (the paper's pre-training head, JAX's pre_logits); None: linear."""
     numerics: Numerics = field(default=Numerics())
     origin: str = ""
-    """What it was opened from."""
+    """Where it was opened from."""
     value_range: tuple[float, ...] = ()
-    """Of the files that the input is read from (see `DecodeOptions`)."""
+    """Of the image files (see `DecodeOptions`)."""
     background: tuple[int, ...] = (255,)
-    """Likewise."""
+    """Of the image files (see `DecodeOptions`)."""
     crop_pct: float = 1.0
     """Of evaluation (see `Framing`)."""
     interpolation: str = "bicubic"
-    """Likewise."""
+    """Of evaluation (see `Framing`)."""
     crop_mode: str = "center"
-    """Likewise."""
+    """Of evaluation (see `Framing`)."""
     max_image_mb: int = MAX_IMAGE_MB
-    """Of an image that is read: no property of the weights, but of those who read images for them."""
+    """Limit of the images that are read for these weights: a setting of the reader, not of the weights."""
+
+    @property
+    def label(self) -> str:
+        """The weights' name in error messages."""
+        return self.origin or self.name
 
     @property
     def reading(self) -> DecodeOptions:
@@ -91,6 +84,22 @@ class Weights:
         """How images are brought to the input size for evaluation; timm fills borders with the mean."""
         fill = tuple(round(255 * mean) for mean in self.mean) if self.crop_mode == "border" else (0,)
         return Framing(self.crop_pct, self.interpolation, self.crop_mode, fill)
+
+
+class TanhHead(nn.Module):
+    """The paper's pre-training head, an MLP with one hidden tanh layer (section 3.1); JAX's `pre_logits` and `head`."""
+
+    def __init__(self, in_features: int, representation: int, num_classes: int) -> None:
+        super().__init__()
+        self.pre_logits = nn.Linear(in_features, representation)
+        self.fc = nn.Linear(representation, num_classes)
+
+    def representation(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b r"]:
+        """The input of the last layer."""
+        return self.pre_logits(x).tanh()
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+        return self.fc(self.representation(x))
 
 
 def build(
@@ -105,56 +114,49 @@ def build(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """The timm model with the weights in it, on `device`, in training mode as every new module.
+    """The timm model with the weights in it, on `device`, in training mode like every new module.
 
-    Its `forward` gives logits (B, K) for normalised images (B, C, H, W) where there is a head, else pooled features
-    (B, D); `forward_features`, `forward_head` and `forward_intermediates` are timm's. Fresh weights come from torch's
-    global CPU generator.
+    Its `forward` gives logits (B, K) for normalised images (B, C, H, W) with a head, else pooled features (B, D);
+    `forward_features`, `forward_head` and `forward_intermediates` are timm's. Fresh weights come from torch's global
+    CPU generator.
 
     Args:
-        weights: what to build.
+        weights: to build.
         classes: of a new head, zero-initialised (appendix B.1.1); None keeps the head of the weights; () drops it.
         representation: width of the new head's hidden tanh layer; 0: the encoder's; None: a linear head.
         pool: instead of the weights' own.
         image_hw: another input size; position embeddings are resampled (section 3.2, "Fine-tuning").
         drop_path: stochastic depth rate.
         attention: kernel for ViTs: auto, xformers, sdpa, explicit; see `settle_kernel` for the fastest.
-        device: where to.
-        dtype: what attention will be computed in.
+        device: of the model.
+        dtype: type that attention will be computed in.
 
     Raises:
         UserError: names or shapes that do not fit (they are listed), a size or pooling that the model cannot have.
     """
     keep_head = classes is None and weights.classes is not None
-    names = weights.classes if classes is None else classes
     if classes is None:
-        representation = weights.representation
+        classes, representation = weights.classes or (), weights.representation
     size = image_hw or weights.image_hw
-    model = create(weights, num_classes=len(names or ()), pool=pool, image_hw=size, drop_path=drop_path)
-    if names and representation is not None:
+    model = create(weights, num_classes=len(classes), pool=pool, image_hw=size, drop_path=drop_path)
+    if classes and representation is not None:
         if not isinstance(model, VisionTransformer):
             raise UserError(f"{weights.name} is not a ViT and takes no hidden layer in its head; leave it out")
         width: int = model.num_features
-        model.set_submodule("head", TanhHead(width, representation or width, len(names)))
+        model.set_submodule("head", TanhHead(width, representation or width, len(classes)))
     if weights.state is not None:
-        state = dict(weights.state)
-        if "pos_embed" in state and isinstance(model, VisionTransformer) and model.pos_embed is not None:
-            state["pos_embed"] = resampled(state["pos_embed"], weights, model)
-        if size == weights.image_hw or isinstance(model, VisionTransformer):
-            load(model, state, weights.origin or weights.name, head=keep_head)
+        if isinstance(model, VisionTransformer):
+            load(model, resampled(weights.state, weights, model), weights.label, head=keep_head)
+        elif size == weights.image_hw:
+            load(model, weights.state, weights.label, head=keep_head)
         else:
             _load_resized(model, weights, size, head=keep_head)
-    if names and not keep_head:
-        zero_head(model)
+    if classes and not keep_head:
+        _zero_head(model)
     device = torch.device(device)
     if task := task_of(model, 0, False, device, dtype):
         use_kernel(model, choose_kernel(attention, task))
     return model.to(device)
-
-
-def is_vit(name: str) -> bool:
-    """Whether timm's model of that name is a VisionTransformer, hybrids included."""
-    return "vision_transformer" in timm.models.model_entrypoint(name).__module__
 
 
 def create(
@@ -169,58 +171,54 @@ def create(
     """The freshly initialised timm model that the weights are for, with the numerics of their original.
 
     Args:
-        weights: what for; its state is only looked at.
+        weights: whose architecture to create.
         num_classes: of a linear head; 0: none.
         pool: instead of the weights' own.
         image_hw: instead of the weights' own.
         drop_path: stochastic depth rate.
-        plain: timm's own attention and numerics, for writing out; a stem that timm has no name for stays.
+        plain: timm's own attention and constants, for writing out.
 
     Raises:
         UserError: an unknown name, arguments that timm refuses, a pooling that these weights cannot have.
     """
-    if not timm.is_model(weights.name):
-        near = difflib.get_close_matches(weights.name, timm.list_models(), 3)
-        raise UserError(f"timm {timm.__version__} has no model {weights.name!r}; near it: {', '.join(near) or 'none'}")
+    name, pool, numerics = weights.name, pool or weights.pool, weights.numerics
+    if not timm.is_model(name):
+        raise UserError(f"timm {timm.__version__} has no model {name!r}; near it: {similar_names(name)}")
     settings: dict[str, Any] = {"num_classes": num_classes, "in_chans": weights.in_chans, **weights.args}
     if drop_path:
         settings["drop_path_rate"] = drop_path
-    own_pool, pool = weights.pool, pool or weights.pool
-    if is_vit(weights.name):
+    if is_vit(name):
         settings |= {"img_size": image_hw or weights.image_hw, "global_pool": pool}
-        after_pooling = weights.state is not None and "fc_norm.weight" in weights.state
-        if after_pooling and pool != own_pool:
-            raise UserError(
-                f"{weights.origin or weights.name} has its last norm after pooling by {own_pool}; keep that"
-            )
-        if not after_pooling and pool in ("avg", "avgmax", "max", "token"):
+        norm_after_pooling = weights.state is not None and "fc_norm.weight" in weights.state
+        if norm_after_pooling and pool != weights.pool:
+            raise UserError(f"{weights.label} has its last norm after pooling by {weights.pool}; keep that")
+        if not norm_after_pooling and pool in _POOLINGS:
             settings["fc_norm"] = False  # the last norm stays where the class token needs it: before the pooling
         if not plain:
             settings["attn_layer"] = Attention
-    elif pool != own_pool:
-        raise UserError(f"{weights.name} is not a ViT: it pools by {own_pool} and cannot by {pool}")
-    elif timm.get_pretrained_cfg(weights.name).fixed_input_size:  # pyright: ignore[reportOptionalMemberAccess]
+    elif pool != weights.pool:
+        raise UserError(f"{name} is not a ViT: it pools by {weights.pool} and cannot by {pool}")
+    elif timm.get_pretrained_cfg(name).fixed_input_size:  # pyright: ignore[reportOptionalMemberAccess]
         settings["img_size"] = image_hw or weights.image_hw
-    numerics = Numerics(stem_units=weights.numerics.stem_units) if plain else weights.numerics
     try:
         if numerics.stem_units is not None:
-            model = create_hybrid(numerics.stem_units, **settings)
+            model = create_hybrid(name, numerics.stem_units, **settings)
         else:
-            model = _create(weights.name, settings)
+            model = _create_by_timm(name, settings)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        told = {k: v for k, v in settings.items() if k not in ("attn_layer", "fc_norm", "num_classes")}
+        shown = {k: v for k, v in settings.items() if k not in ("attn_layer", "fc_norm", "num_classes")}
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"timm cannot build {weights.name!r} with {told}: {reason}") from error
-    if numerics.original_stem:
+        raise UserError(f"timm cannot build {name!r} with {shown}: {reason}") from error
+    if numerics.original_stem and not plain:
         use_original_stem(model)
-    if numerics.norm_eps is not None:
+    if numerics.norm_eps is not None and not plain:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = numerics.norm_eps
     return model
 
 
-def _create(name: str, settings: dict[str, Any]) -> nn.Module:
+def _create_by_timm(name: str, settings: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **settings)
     except TypeError:
@@ -230,14 +228,14 @@ def _create(name: str, settings: dict[str, Any]) -> nn.Module:
         return timm.create_model(name, **{k: v for k, v in settings.items() if k != "attn_layer"})
 
 
-def load(model: nn.Module, state: Mapping[str, Tensor], origin: str, *, head: bool) -> None:
+def load(model: nn.Module, state: Mapping[str, Tensor], label: str, *, head: bool) -> None:
     """Copies the weights into the model; every name and shape must fit.
 
     Args:
         model: as `create` gives it.
         state: under the model's names.
-        origin: what complaints call the weights.
-        head: whether the classification head is loaded, too; else what `state` has of it is left out.
+        label: the weights' name in error messages.
+        head: whether to load the classification head, too; else it is left out of `state`.
 
     Raises:
         UserError: listing the missing and the unexpected names, and the shapes that differ.
@@ -250,15 +248,20 @@ def load(model: nn.Module, state: Mapping[str, Tensor], origin: str, *, head: bo
         for name in wanted
         if name in given and given[name].shape != wanted[name].shape
     ]
-    found = {
-        "missing": [name for name in wanted if name not in given],
-        "unexpected": [name for name in given if name not in wanted],
-        "of another shape": shapes,
-    }
-    if any(found.values()):
-        told = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in found.items() if names)
-        raise UserError(f"{origin}: the weights do not fit {type(model).__name__} ({told})")
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    if problems := list_names({"missing": missing, "unexpected": unexpected, "of another shape": shapes}):
+        raise UserError(f"{label}: the weights do not fit {type(model).__name__} ({problems})")
     model.load_state_dict(given, strict=False)
+
+
+def list_names(names: Mapping[str, list[str]], shown: int = 5) -> str:
+    """Names by their kind of problem, counted and the first of them listed; empty if there are none."""
+    return "; ".join(
+        f"{len(them)} {kind}: {', '.join(them[:shown])}{', ...' if len(them) > shown else ''}"
+        for kind, them in names.items()
+        if them
+    )
 
 
 def _load_resized(model: Any, weights: Weights, image_hw: tuple[int, int], *, head: bool) -> None:
@@ -267,14 +270,14 @@ def _load_resized(model: Any, weights: Weights, image_hw: tuple[int, int], *, he
     Raises:
         UserError: weights of another model, or of one that is for its own size alone.
     """
-    origin, state = weights.origin or weights.name, dict(weights.state or {})
+    state = weights.state or {}
     try:
-        return load(model, state, origin, head=head)
+        return load(model, state, weights.label, head=head)
     except UserError:  # tables of positions, perhaps
         pass
     with global_draws():
         own = create(weights, num_classes=model.num_classes)
-    load(own, state, origin, head=head)
+    load(own, state, weights.label, head=head)
     settings: dict[str, Any] = {"img_size": image_hw}
     if isinstance(model, SwinTransformer):  # timm would scale the windows, too
         stages: Any = model.layers
@@ -282,42 +285,55 @@ def _load_resized(model: Any, weights: Weights, image_hw: tuple[int, int], *, he
     try:
         with without_warnings(category=UserWarning):  # torch's, about how timm interpolates
             own.set_input_size(**settings)
-        return load(model, own.state_dict(), origin, head=head)
+        return load(model, own.state_dict(), weights.label, head=head)
     except (AssertionError, AttributeError, RuntimeError, TypeError, UserError, ValueError) as error:
         (height, width), (rows, columns) = weights.image_hw, image_hw
         raise UserError(
-            f"{origin} is for images of {height} x {width} pixels, and timm cannot make {weights.name} take "
+            f"{weights.label} is for images of {height} x {width} pixels, and timm cannot make {weights.name} take "
             f"{rows} x {columns}: leave out --img-size (in fine-tuning --model.img-size)"
         ) from error
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def resampled(table: Tensor, weights: Weights, model: Any) -> Tensor:
-    """The position embeddings of the weights, for the grid of the model (section 3.2, "Fine-tuning").
+def resampled(state: Mapping[str, Tensor], weights: Weights, vit: Any) -> dict[str, Tensor]:
+    """The state with its position embeddings for the grid of the model (section 3.2, "Fine-tuning").
 
     Raises:
         UserError: a table that is not for the weights' own size.
     """
-    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    old, new = _grid(model, weights.image_hw), model.patch_embed.grid_size
-    if old[0] * old[1] != table.shape[1] - prefix:
-        rows = table.shape[1] - prefix
-        raise UserError(f"{weights.origin}: {rows} position embeddings are not the {old[0]} x {old[1]} of its patches")
-    if old == new:
-        return table
-    return torch.cat([table[:, :prefix], resample_table(table[:, prefix:], old, new)], dim=1)
-
-
-def _grid(model: Any, image_hw: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches of images of that size, which need not be the model's own."""
-    embed, (rows, columns) = model.patch_embed, image_hw
+    table = state.get("pos_embed")
+    if table is None or vit.pos_embed is None:
+        return dict(state)
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    embed, (rows, columns) = vit.patch_embed, weights.image_hw
     if hasattr(embed, "backbone"):  # its padding decides, as timm finds out, too
         embed.backbone.eval()
         with torch.no_grad():
-            maps = embed.backbone(model.pos_embed.new_zeros(1, model.in_chans, *image_hw))
+            maps = embed.backbone(vit.pos_embed.new_zeros(1, vit.in_chans, rows, columns))
         embed.backbone.train()
         rows, columns = (maps[-1] if isinstance(maps, list | tuple) else maps).shape[-2:]
-    return rows // embed.patch_size[0], columns // embed.patch_size[1]
+    old, new = (rows // embed.patch_size[0], columns // embed.patch_size[1]), embed.grid_size
+    count = table.shape[1] - prefix
+    if old[0] * old[1] != count:
+        raise UserError(f"{weights.label}: {count} position embeddings are not the {old[0]} x {old[1]} of its patches")
+    if old != new:
+        table = torch.cat([table[:, :prefix], resample_table(table[:, prefix:], old, new)], dim=1)
+    return {**state, "pos_embed": table}
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """The prefixes of the classification head's parameters: `head.`, `fc.`, `head.fc.`."""
+    known: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
+    return tuple(f"{name}." for name in ((known,) if isinstance(known, str) else known))
+
+
+def _zero_head(model: Any) -> None:
+    """Zeroes the last layer of the head, so that a new head says nothing before it has learnt (appendix B.1.1)."""
+    modules = dict(model.named_modules())
+    if isinstance(modules.get("head"), TanhHead):
+        layers = [modules["head.fc"]]
+    else:  # by name: a model may have several, and its `get_classifier` gives one of them, or a norm before it
+        names = [prefix.removesuffix(".") for prefix in classifier_names(model)]
+        layers = [modules[name] for name in names if name in modules]
+    for layer in layers or [model.get_classifier()]:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)

@@ -6,21 +6,18 @@ from typing import Any
 
 from mpp.errors import UserError
 from mpp.weights.base import Weights
-from mpp.weights.timm_folder import read_json
+from mpp.weights.timm_folder import per_channel, read_json
 
 _FILE = "preprocessor_config.json"
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
-_BY_SHORTER_EDGE = ("BitImageProcessor", "CLIPImageProcessor", "CLIPFeatureExtractor", "ConvNextImageProcessor")
-_USUAL = {"mean": (0.5,), "std": (0.5,)}
-_OF_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
-_CROPPING = (*_BY_SHORTER_EDGE[:-1], "DeiTImageProcessor", "DeiTFeatureExtractor")
+_BY_SHORTER_EDGE = ("BitImageProcessor", "CLIPImageProcessor", "CLIPFeatureExtractor")
+_CROPPING = (*_BY_SHORTER_EDGE, "DeiTImageProcessor", "DeiTFeatureExtractor")  # unless the file says otherwise
 
 
 def read_preprocessor(folder: Path, image_hw: tuple[int, int], in_chans: int) -> dict[str, Any]:
-    """Mean, standard deviation and framing, for `Weights`; the usual ones where the folder says nothing.
+    """Mean, standard deviation and framing, for `Weights`, as transformers understands the file.
 
-    ViT's own processor squashes images to its size; those of others resize the shorter edge, and crop. What a file
-    leaves out is as transformers has it.
+    ViT's own processor squashes images to its size; those of others resize the shorter edge, and crop.
 
     Raises:
         TypeError, ValueError: settings of another kind.
@@ -29,64 +26,46 @@ def read_preprocessor(folder: Path, image_hw: tuple[int, int], in_chans: int) ->
     path = folder / _FILE
     if not path.exists():
         return {}
-    told = read_json(path)
-    kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "").removesuffix("Fast")
-    return _normalisation(told, kind, path, in_chans) | _framing(told, kind, image_hw)
+    config = read_json(path)
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "").removesuffix("Fast")
+    if not config.get("do_normalize", True):
+        mean, std = (0.0,), (1.0,)
+    else:
+        mean, std = (tuple(map(float, config.get(f"image_{key}") or (0.5,))) for key in ("mean", "std"))
+        if {len(mean), len(std)} - {1, in_chans}:
+            raise UserError(f"{path}: {len(mean)} means and {len(std)} deviations for {in_chans} channels")
+    return {"mean": mean, "std": std} | _framing(config, kind, image_hw)
 
 
-def _normalisation(told: dict[str, Any], kind: str, path: Path, in_chans: int) -> dict[str, tuple[float, ...]]:
-    if not told.get("do_normalize", True):
-        return {"mean": (0.0,), "std": (1.0,)}
-    # Those of colours; Bit's processor has CLIP's values, too.
-    usual = _OF_CLIP if kind in _BY_SHORTER_EDGE[:-1] and in_chans == 3 else _USUAL
-    mean, std = (tuple(float(x) for x in told.get(f"image_{name}") or usual[name]) for name in ("mean", "std"))
-    if {len(mean), len(std)} - {1, in_chans}:
-        raise UserError(f"{path}: {len(mean)} means and {len(std)} deviations for {in_chans} channels")
-    return {"mean": mean, "std": std}
-
-
-def _framing(told: dict[str, Any], kind: str, image_hw: tuple[int, int]) -> dict[str, Any]:
-    usual = 3 if kind in (*_BY_SHORTER_EDGE, *_CROPPING) else 2
-    code = usual if told.get("resample") is None else int(told["resample"])
+def _framing(config: dict[str, Any], kind: str, image_hw: tuple[int, int]) -> dict[str, Any]:
+    code = (3 if kind in _CROPPING else 2) if config.get("resample") is None else int(config["resample"])
     if not 0 <= code < len(_RESAMPLE):
         raise ValueError(f"resample {code} of {_FILE} is not one of Pillow's 0 to {len(_RESAMPLE) - 1}")
-    found: dict[str, Any] = {"interpolation": _RESAMPLE[code]}
-    size = told.get("size")
-    if not told.get("do_resize", True) or size is None:
-        return found
+    framing: dict[str, Any] = {"interpolation": _RESAMPLE[code]}
+    size = config.get("size")
+    if not config.get("do_resize", True) or size is None:
+        return framing
     if not isinstance(size, dict):
         size = {"shortest_edge": size} if kind in _BY_SHORTER_EDGE else {"height": size, "width": size}
     resized = int(size.get("shortest_edge") or size.get("height") or 0)
     if not resized:
         raise ValueError(f"size {size} of {_FILE}; expected height and width, or shortest_edge")
-    found["crop_mode"] = "center" if size.get("shortest_edge") else "squash"
-    cropped = told.get("do_center_crop")
+    framing["crop_mode"] = "center" if size.get("shortest_edge") else "squash"
+    cropped = config.get("do_center_crop")
     if kind in _CROPPING if cropped is None else cropped:
-        crop = told.get("crop_size")
-        found["crop_pct"] = _share(
-            int((crop.get("height") if isinstance(crop, dict) else crop) or image_hw[0]), resized
-        )
-    elif told.get("crop_pct") and image_hw[0] < 384:  # ConvNeXt's, which squashes larger ones
-        found["crop_pct"] = float(told["crop_pct"])
-    return found
-
-
-def _share(crop: int, size: int) -> float:
-    """`crop_pct` of a crop out of an image of that size, such that timm, which rounds down, comes to the same size."""
-    share = crop / size
-    while math.floor(crop / share) < size:
-        share = math.nextafter(share, 0)
-    return share
+        crop = config.get("crop_size")
+        crop = int((crop.get("height") if isinstance(crop, dict) else crop) or image_hw[0])
+        share = crop / resized
+        while math.floor(crop / share) < resized:  # timm, which rounds down, must come to the same size
+            share = math.nextafter(share, 0)
+        framing["crop_pct"] = share
+    return framing
 
 
 def write_preprocessor(weights: Weights) -> tuple[dict[str, Any], list[str]]:
     """The file's content, and what it cannot say, in sentences."""
     height, width = weights.image_hw
     scaled_h, scaled_w = (math.floor(side / weights.crop_pct) for side in weights.image_hw)
-    mean, std = (
-        list(values * weights.in_chans if len(values) == 1 else values) for values in (weights.mean, weights.std)
-    )
-    exact = (height, width) == (scaled_h, scaled_w)
     kind, size, crop, notes = "ViTImageProcessor", {"height": scaled_h, "width": scaled_w}, {}, []
     if weights.crop_mode == "border" or (weights.crop_mode == "center" and height != width):
         size = {"height": height, "width": width}
@@ -94,7 +73,7 @@ def write_preprocessor(weights: Weights) -> tuple[dict[str, Any], list[str]]:
             f"crop_mode {weights.crop_mode} at {height} x {width} pixels is none of Hugging Face's: {_FILE} squashes "
             "images to that size"
         )
-    elif weights.crop_mode == "center" or not exact:
+    elif weights.crop_mode == "center" or (height, width) != (scaled_h, scaled_w):
         kind = "BitImageProcessor"  # ViT's has no crop
         size = {"shortest_edge": scaled_h} if weights.crop_mode == "center" else size
         crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
@@ -107,7 +86,7 @@ def write_preprocessor(weights: Weights) -> tuple[dict[str, Any], list[str]]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
+        "image_mean": list(per_channel(weights.mean, weights.in_chans)),
+        "image_std": list(per_channel(weights.std, weights.in_chans)),
     }
     return content, notes

@@ -7,7 +7,6 @@ resnet18.a1_in1k        a timm name: its pretrained weights, from the hub or its
 random:ANY OF THESE     the same architecture, freshly initialised
 """
 
-import difflib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,8 @@ import torch
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from mpp.errors import UserError, command
-from mpp.weights.base import Weights, is_vit
+from mpp.model.encoder import is_vit, similar_names
+from mpp.weights.base import Weights
 from mpp.weights.huggingface import read_hf_folder
 from mpp.weights.jax_npz import read_jax_npz
 from mpp.weights.timm_folder import read_json, read_timm_folder, timm_framing
@@ -38,7 +38,10 @@ def open_weights(spec: str) -> Weights:
     if not spec:
         raise UserError(f"no weights were given: --init takes {_FORMS}")
     if spec.startswith("random:"):
-        return _random(spec.removeprefix("random:"), spec)
+        architecture = spec.removeprefix("random:")
+        if not Path(architecture).expanduser().exists():
+            return replace(_open_timm(architecture.removeprefix("timm:"), pretrained=False), origin=spec)
+        return replace(open_weights(architecture), representation=None, state=None, classes=None, origin=spec)
     path = Path(spec).expanduser()
     if path.is_dir():
         return replace(_open_folder(path), origin=spec)
@@ -60,8 +63,8 @@ def _open_folder(folder: Path) -> Weights:
             )
         return read_timm_folder(folder / "model")
     if not (folder / "config.json").is_file():
-        what = "is empty" if not any(folder.iterdir()) else "holds no config.json"
-        raise UserError(f"--init {folder}: the folder {what}; --init takes {_FORMS}")
+        state = "is empty" if not any(folder.iterdir()) else "holds no config.json"
+        raise UserError(f"--init {folder}: the folder {state}; --init takes {_FORMS}")
     config = read_json(folder / "config.json")
     if "architecture" in config:
         return read_timm_folder(folder)
@@ -71,53 +74,46 @@ def _open_folder(folder: Path) -> Weights:
     raise UserError(f"--init {folder}: a model of type {kind} cannot be read; of Hugging Face's models only vit can")
 
 
-def _random(spec: str, origin: str) -> Weights:
-    """The architecture of `spec` without its weights and without its head."""
-    if Path(spec).expanduser().exists():
-        weights = open_weights(spec)
-        if weights.representation:
-            weights = replace(weights, representation=None)
-        return replace(weights, state=None, classes=None, origin=origin)
-    return replace(_open_timm(spec.removeprefix("timm:"), pretrained=False), origin=origin)
-
-
 def _open_timm(name: str, pretrained: bool) -> Weights:
     bare = name.partition(".")[0]
     if not timm.is_model(bare):
-        near = difflib.get_close_matches(bare, timm.list_models(), 3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise UserError(f"--init {name}: neither a file, a folder nor a model of timm {timm.__version__}{hint}")
-    if not pretrained:
-        config: Any = timm.get_pretrained_cfg(bare)
-        return _of_timm(bare, config.to_dict(), None, name)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
-    try:
-        model: Any = timm.create_model(name, pretrained=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"--init {name}: timm has no pretrained weights for it ({reason}); take random:{bare}"
-        ) from error
-    except Exception as error:  # the hub's, requests' and urllib's errors differ by version
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"--init {name}: its pretrained weights could not be fetched ({reason}); are you online? "
-            f"random:{name} takes the architecture alone"
-        ) from error
-    return _of_timm(bare, model.pretrained_cfg, model, name)
-
-
-def _of_timm(name: str, config: dict[str, Any], model: Any, origin: str) -> Weights:
-    channels, height, width = config["input_size"]
-    pool = "avg"
-    if is_vit(name):  # its own default is nowhere written down but in the model
+            f"--init {name}: neither a file, a folder nor a model of timm {timm.__version__}; near it: "
+            f"{similar_names(bare)}"
+        )
+    model: Any = None
+    if pretrained:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its tries
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except Exception as error:  # the hub's, requests' and urllib's errors differ by version
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if isinstance(error, RuntimeError):
+                problem = f"timm has no pretrained weights for it ({reason}); take random:{bare}"
+            else:
+                problem = (
+                    f"its pretrained weights could not be fetched ({reason}); are you online? random:{name} takes "
+                )
+                problem += "the architecture alone"
+            raise UserError(f"--init {name}: {problem}") from error
+    else:
         with torch.device("meta"):
-            pool = str((model or timm.create_model(name)).global_pool)
-    state = None if model is None else {key: value.detach() for key, value in model.state_dict().items()}
-    classes = _class_names(config) if model is not None else None
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    seen = timm_framing(config, origin)
-    return Weights(name, {}, state, (height, width), channels, mean, std, pool, classes, origin=origin, **seen)
+            untrained: Any = timm.create_model(bare) if is_vit(bare) else None
+    config: dict[str, Any] = model.pretrained_cfg if pretrained else timm.get_pretrained_cfg(bare).to_dict()  # pyright: ignore
+    return Weights(
+        bare,
+        {},
+        None if model is None else {key: value.detach() for key, value in model.state_dict().items()},
+        tuple(config["input_size"][1:]),
+        config["input_size"][0],
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        # A ViT's own default is written down nowhere but in the model.
+        str((model or untrained).global_pool) if is_vit(bare) else "avg",
+        _class_names(config) if pretrained else None,
+        origin=name,
+        **timm_framing(config, name),
+    )
 
 
 def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:

@@ -14,7 +14,7 @@ from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.positions import sincos2d
 from mpp.model.settings import ModelConfig
 from mpp.report.filters import embedding_filters, position_similarity
-from mpp.weights.hybrid import create_hybrid, use_original_stem
+from mpp.weights.numerics import create_hybrid, use_original_stem
 from mpp.weights.timm_folder import timm_state
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mpp.errors import UserError
 from mpp.report.inspection import enlarged, framed, heat, inspect, lit, tiled, untrained
-from mpp.weights.base import Numerics, Weights, build
+from mpp.weights.base import Weights, build
+from mpp.weights.numerics import Numerics
 
 ARGS: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)

@@ -14,9 +14,9 @@ from mpp.errors import UserError
 from mpp.model.block import Block
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.settings import ModelConfig
-from mpp.weights.base import Numerics, Weights, build, create
-from mpp.weights.continued import build_continued, load_first, settled
-from mpp.weights.init_args import parse_init_args, write_init_args
+from mpp.weights.base import Weights, build, create
+from mpp.weights.continued import build_continued, complete_configs, load_encoder
+from mpp.weights.numerics import Numerics
 from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import encoder_weights
 
@@ -36,9 +36,9 @@ def random_weights(name: str, **args: Any) -> Weights:
 
 
 def going_on(weights: Weights, model: ModelConfig = NEW) -> tuple[Encoder, ModelConfig, tuple[str, ...]]:
-    config, _, init_args = settled("there", weights, model, DataConfig())
+    config, _, init_args = complete_configs("there", weights, model, DataConfig())
     encoder = build_continued(config, init_args) if init_args else build_encoder(config)
-    load_first(encoder, weights)
+    load_encoder(encoder, weights)
     return encoder.eval(), config, init_args
 
 
@@ -80,13 +80,13 @@ def test_it_is_timm_s_model_with_the_same_weights(case: str) -> None:
     original = timm.create_model(name, **args, **pooled, img_size=32, num_classes=5)
     original.load_state_dict(weights.state or {})
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    encoder, config, said = going_on(weights)
+    encoder, config, texts = going_on(weights)
     assert_same_tokens(encoder, tokens_of(original, images), images)
-    assert said == init_args
+    assert texts == init_args
     assert (config.embed_dim, config.depth, config.num_heads, config.img_size) == (48, 2, 3, (32,))
     assert all(type(block) is Block for block in encoder.vit.blocks)
     # And so is what is written of it.
-    again = encoder_weights(encoder, config, (0.5,), (0.5,), DataConfig().decode_options(3), "again", said)
+    again = encoder_weights(encoder, config, (0.5,), (0.5,), DataConfig().decode_options(3), "again", texts)
     assert_same_tokens(encoder, tokens_of(build(again), images), images)
 
 
@@ -113,10 +113,10 @@ def test_the_original_code_s_numbers(name: str, shared: Callable[[str], Path]) -
     weights = open_weights(str(shared(f"fixtures/{name}_params.npz")))
     io = np.load(shared(f"fixtures/{name}_io.npz"))
     images = torch.from_numpy(io["image"]).permute(0, 3, 1, 2)
-    encoder, config, said = going_on(weights)
+    encoder, config, texts = going_on(weights)
     assert config.act == "gelu_tanh"
     assert_same_tokens(encoder, tokens_of(build(weights, classes=()), images), images, atol=1e-6)
-    assert ("original_stem=true" in said) == name.startswith("hybrid")
+    assert ("original_stem=true" in texts) == name.startswith("hybrid")
     # The head of the weights on the tokens gives the logits that the original code gave.
     head: Any = build(weights).get_submodule("head")
     with torch.no_grad():
@@ -127,23 +127,19 @@ def test_the_original_code_s_numbers(name: str, shared: Callable[[str], Path]) -
 
 def test_hugging_face_s_epsilon_is_kept() -> None:
     weights = replace(random_weights("vit_tiny_patch16_224", **SMALL), numerics=Numerics(norm_eps=1e-3))
-    encoder, _, said = going_on(weights)
-    assert said == ("norm_eps=0.001",)
+    encoder, _, texts = going_on(weights)
+    assert texts == ("norm_eps=0.001",)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert_same_tokens(encoder, tokens_of(build(weights, classes=()), images), images)
 
 
-def test_data_settings_that_are_given_win() -> None:
-    weights = replace(random_weights("vit_tiny_patch16_224", **SMALL), mean=(0.1, 0.2, 0.3), value_range=(0.0, 9.0))
-    _, data, _ = settled("there", weights, ModelConfig(), DataConfig(std=(0.7,), hflip=0.25))
-    assert (data.mean, data.std, data.value_range, data.hflip) == ((0.1, 0.2, 0.3), (0.7,), (0.0, 9.0), 0.25)
-
-
-def test_settings_that_say_the_same_are_taken() -> None:
+def test_settings_that_are_given_win_and_may_repeat_those_of_the_weights() -> None:
     weights = random_weights("vit_tiny_patch16_224", patch_size=8, **SMALL)
+    weights = replace(weights, mean=(0.1, 0.2, 0.3), value_range=(0.0, 9.0))
     given = ModelConfig("vit_tiny_patch16_224", patch_size=(8, 8), depth=2, drop_path=0.1)
-    config, _, _ = settled("there", weights, given, DataConfig())
+    config, data, _ = complete_configs("there", weights, given, DataConfig(std=(0.7,), hflip=0.25))
     assert (config.patch_size, config.depth, config.drop_path) == ((8,), 2, 0.1)
+    assert (data.mean, data.std, data.value_range, data.hflip) == ((0.1, 0.2, 0.3), (0.7,), (0.0, 9.0), 0.25)
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -156,39 +152,26 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "resnet": ("resnet18", {}, "timm's 'resnet18', not a VisionTransformer"),
     "sam": ("samvit_base_patch16_224", {}, "timm cannot build 'samvit_base_patch16_224'"),
     "distilled": ("deit_tiny_distilled_patch16_224", {}, "'deit_tiny_distilled_patch16_224', not a VisionTransformer"),
+    "no weights": ("vit_tiny_patch16_224", {}, "no weights to go on from"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_refused(case: str) -> None:
-    name, told, said = WRONG[case]
+def test_weights_and_settings_that_are_refused(case: str) -> None:
+    name, settings, reason = WRONG[case]
     if name:
-        weights = replace(open_weights(f"random:timm:{name}"), state={})
+        weights = replace(open_weights(f"random:timm:{name}"), state=None if case == "no weights" else {})
     else:
         weights = random_weights("vit_tiny_patch16_224", **SMALL)
     with pytest.raises(UserError) as error:
-        settled("there", weights, ModelConfig(**told), DataConfig())
-    assert said in str(error.value)
+        complete_configs("there", weights, ModelConfig(**settings), DataConfig())
+    assert reason in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_no_weights_are_refused() -> None:
-    with pytest.raises(UserError, match="no weights to go on from"):
-        settled("random:x", open_weights("random:timm:vit_tiny_patch16_224"), ModelConfig(), DataConfig())
-
-
-def test_init_args_are_read_as_they_were_written() -> None:
-    args, numerics = {"mlp_ratio": 8 / 3, "class_token": False}, Numerics(1e-12, True, (2, 1))
-    assert parse_init_args(write_init_args(args, numerics)) == (args, numerics)
-    assert write_init_args({}, Numerics()) == ()
-    for wrong in ("mlp_ratio", "mlp_ratio=a"):
-        with pytest.raises(UserError, match=r"init_args: .* is not a name, = and a JSON value"):
-            parse_init_args([wrong])
 
 
 def test_nothing_is_allocated_on_meta() -> None:
     encoder = build_continued(ModelConfig("vit_tiny_patch16_224"), ("mlp_ratio=2.0",), "meta")
     assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
-    held = sum(parameter.numel() for parameter in encoder.parameters())
+    allocated = sum(parameter.numel() for parameter in encoder.parameters())
     plain = create(Weights("vit_tiny_patch16_224", {"mlp_ratio": 2.0}, None, (224, 224)))
-    assert held == sum(parameter.numel() for parameter in plain.parameters())
+    assert allocated == sum(parameter.numel() for parameter in plain.parameters())

@@ -3,42 +3,35 @@
 import json
 import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 from mpp.errors import UserError
-from mpp.weights.base import Numerics, Weights, build
+from mpp.weights.base import Weights, build
 from mpp.weights.huggingface import read_hf_folder, write_hf_folder
+from mpp.weights.numerics import Numerics
+from tests.weights.models import ARGS, images, vit
 
-ARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
 NAMES = ("cat", "dog", "emu", "fox", "gnu")
 ATOL = 1e-5
 
 
-def weights(
-    pool: str = "token", classes: tuple[str, ...] | None = NAMES, name: str = "vit_base_patch16_224", **args: Any
-):
-    """A small timm ViT with no weight at its initial value."""
-    torch.manual_seed(0)
-    weights = Weights(name, ARGS | args, None, (32, 32), pool=pool, classes=classes)
-    state = build(weights).state_dict()
-    state = {name: value + 0.05 * torch.randn_like(value) for name, value in state.items()}
-    return replace(weights, state=state, origin="a test")
-
-
-@pytest.fixture
-def hf(monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(scope="session")
+def hf() -> Iterator[Any]:
     """transformers, silent, and away from the network."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    transformers = pytest.importorskip("transformers")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        transformers = pytest.importorskip("transformers")
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        yield transformers
 
 
 def hf_model(hf: Any, kind: str, **settings: Any) -> Any:
@@ -53,11 +46,7 @@ def hf_model(hf: Any, kind: str, **settings: Any) -> Any:
     return model
 
 
-def images(height: int = 32, width: int = 32, channels: int = 3) -> torch.Tensor:
-    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(1))
-
-
-# In: what transformers wrote.
+# In: written by transformers.
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -99,33 +88,6 @@ def test_an_encoder_is_read(kind: str, pool: str, hf: Any, tmp_path: Path) -> No
         torch.testing.assert_close(ours(images()), pooled, rtol=0, atol=ATOL)
 
 
-def test_the_names_of_transformers_5_are_read(hf: Any, tmp_path: Path) -> None:
-    theirs = hf_model(hf, "ViTForImageClassification")
-    theirs.save_pretrained(tmp_path)
-    save_file({name: value.contiguous() for name, value in theirs.state_dict().items()}, tmp_path / "model.safetensors")
-    with torch.no_grad():
-        ours = build(read_hf_folder(tmp_path)).eval()(images())
-        torch.testing.assert_close(ours, theirs(images()).logits, rtol=0, atol=ATOL)
-
-
-def test_shards_are_read(hf: Any, tmp_path: Path) -> None:
-    theirs = hf_model(hf, "ViTForImageClassification")
-    theirs.save_pretrained(tmp_path, max_shard_size="5KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    with torch.no_grad():
-        ours = build(read_hf_folder(tmp_path)).eval()(images())
-        torch.testing.assert_close(ours, theirs(images()).logits, rtol=0, atol=ATOL)
-
-
-def test_shards_outside_the_folder_are_refused(tmp_path: Path) -> None:
-    write_hf_folder(weights(), tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    index = {"weight_map": {"classifier.weight": "../other.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="does not name files of this folder"):
-        read_hf_folder(tmp_path)
-
-
 def test_mean_and_deviation_are_read(hf: Any, tmp_path: Path) -> None:
     hf_model(hf, "ViTModel").save_pretrained(tmp_path)
     assert read_hf_folder(tmp_path).mean == (0.5,)
@@ -134,7 +96,7 @@ def test_mean_and_deviation_are_read(hf: Any, tmp_path: Path) -> None:
     assert (read.mean, read.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
-# Out: what transformers reads.
+# Out: read by transformers.
 
 
 @pytest.mark.parametrize(
@@ -144,10 +106,10 @@ def test_mean_and_deviation_are_read(hf: Any, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("eps", [None, 1e-12, 1e-2])
 def test_a_classifier_is_written(args: dict[str, Any], eps: float | None, hf: Any, tmp_path: Path) -> None:
-    source = replace(weights(**args), numerics=Numerics(norm_eps=eps))
+    source = replace(vit(classes=NAMES, **args), numerics=Numerics(norm_eps=eps))
     assert write_hf_folder(source, tmp_path / "hf") == []
-    theirs, told = hf.ViTForImageClassification.from_pretrained(tmp_path / "hf", output_loading_info=True)
-    assert not any(told.values()), told
+    theirs, info = hf.ViTForImageClassification.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values()), info
     assert theirs.config.id2label == dict(enumerate(NAMES))
     with torch.no_grad():
         expected = build(source, attention="explicit").eval()(images())
@@ -161,10 +123,10 @@ def test_a_classifier_is_written(args: dict[str, Any], eps: float | None, hf: An
     ("pool", "classes", "notes"), [("avg", None, 0), ("avg", NAMES, 1), ("token", None, 0), ("token", NAMES[:1], 0)]
 )
 def test_an_encoder_is_written(pool: str, classes: Any, notes: int, hf: Any, tmp_path: Path) -> None:
-    source = weights(pool, classes)
-    told = write_hf_folder(source, tmp_path / "hf")
-    assert len(told) == notes
-    assert all("the head of 5 classes was left out: it reads tokens pooled by 'avg'" in note for note in told)
+    source = vit(pool, classes)
+    said = write_hf_folder(source, tmp_path / "hf")
+    assert len(said) == notes
+    assert all("the head of 5 classes was left out: it reads tokens pooled by 'avg'" in note for note in said)
     theirs = hf.ViTModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
     with torch.no_grad():
         expected = build(source).eval().forward_features(images())  # pyright: ignore[reportCallIssue]
@@ -173,7 +135,9 @@ def test_an_encoder_is_written(pool: str, classes: Any, notes: int, hf: Any, tmp
 
 
 def test_flat_images_and_channels_are_written(hf: Any, tmp_path: Path) -> None:
-    source = replace(weights(patch_size=[8, 4]), state=None, image_hw=(32, 16), in_chans=2, mean=(0.1, 0.2), std=(0.3,))
+    source = replace(
+        vit(classes=NAMES, patch_size=[8, 4]), state=None, image_hw=(32, 16), in_chans=2, mean=(0.1, 0.2), std=(0.3,)
+    )
     source = replace(source, state=build(source).state_dict())
     write_hf_folder(source, tmp_path / "hf")
     theirs = hf.ViTForImageClassification.from_pretrained(tmp_path / "hf").eval()
@@ -185,8 +149,8 @@ def test_flat_images_and_channels_are_written(hf: Any, tmp_path: Path) -> None:
     assert tuple(hf.ViTImageProcessor.from_pretrained(tmp_path / "hf").image_mean) == (0.1, 0.2)
 
 
-def test_a_hidden_layer_is_left_out_and_told(tmp_path: Path) -> None:
-    source = replace(weights(), representation=16)
+def test_a_hidden_layer_is_left_out_and_noted(tmp_path: Path) -> None:
+    source = replace(vit(classes=NAMES), representation=16)
     source = replace(source, state=build(replace(source, state=None)).state_dict())
     (note,) = write_hf_folder(source, tmp_path / "hf")
     assert "the class token and has a hidden layer" in note
@@ -196,7 +160,7 @@ def test_a_hidden_layer_is_left_out_and_told(tmp_path: Path) -> None:
 def test_a_folder_with_something_in_it_stays(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="exists already and is not empty"):
-        write_hf_folder(weights(), tmp_path)
+        write_hf_folder(vit(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -206,13 +170,13 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("mpp.weights.huggingface.save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        write_hf_folder(weights(), tmp_path / "hf")
+        write_hf_folder(vit(), tmp_path / "hf")
     assert not list(tmp_path.iterdir())
 
 
 def test_fresh_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no weights to write"):
-        write_hf_folder(replace(weights(), state=None), tmp_path / "hf")
+        write_hf_folder(replace(vit(), state=None), tmp_path / "hf")
 
 
 # Folders that are damaged or of something else.
@@ -220,7 +184,7 @@ def test_fresh_weights_are_refused(tmp_path: Path) -> None:
 
 def changed(folder: Path, **settings: Any) -> Path:
     """A good folder with other settings in its config.json; None takes one out."""
-    write_hf_folder(weights(), folder)
+    write_hf_folder(vit(classes=NAMES), folder)
     config = json.loads((folder / "config.json").read_text()) | settings
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     return folder
@@ -269,7 +233,7 @@ def test_a_pickle_of_tensors_is_read(tmp_path: Path) -> None:
     folder = changed(tmp_path / "hf")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    source: Any = weights()
+    source: Any = vit(classes=NAMES)
     read: Any = read_hf_folder(folder)
     assert all(torch.equal(read.state[name], source.state[name]) for name in source.state)
 
@@ -293,6 +257,52 @@ def test_a_pickle_that_would_run_code_runs_nothing(zipped: bool, tmp_path: Path)
     assert not witness.exists()
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         read_hf_folder(tmp_path)
+
+
+# Models that their ViT cannot represent.
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no class token": ({"pool": "avg", "class_token": False}, "no class token with a position embedding"),
+    "registers": ({"reg_tokens": 2}, "without a place: reg_token"),
+    "no position for the class": ({"no_embed_class": True}, "no class token with a position embedding"),
+    "no positions": ({"pos_embed": "none"}, "missing: pos_embed"),
+    "qk-norm": ({"qk_norm": True}, r"without a place: blocks\.0\.attn\.q_norm\.weight"),
+    "layer scale": ({"init_values": 0.1}, r"without a place: blocks\.0\.ls1\.gamma"),
+    "norm before the blocks": ({"pre_norm": True}, r"without a place: norm_pre"),
+    "further norms": ({"scale_mlp_norm": True}, r"without a place: blocks\.0\.mlp\.norm"),
+    "no bias": ({"proj_bias": False}, r"missing: blocks\.0\.attn\.proj\.bias"),
+    "another activation": ({"act_layer": "quick_gelu"}, "its activation is QuickGELU"),
+    "parallel blocks": ({"name": "vit_small_patch16_18x2_224"}, r"without a place: blocks\.0\.attns"),
+    "norms after the branches": (
+        {"name": "vit_base_patch16_rpn_224", "class_token": True},
+        "compute something else than plain ones",
+    ),
+    "pooled by attention": ({"pool": "map"}, "without a place: attn_pool"),
+    "hybrid": ({"name": "vit_tiny_r_s16_p8_224", "patch_size": 1}, r"without a place: patch_embed\.backbone"),
+}
+
+
+def refused(weights: Weights, folder: Path, reason: str) -> None:
+    with pytest.raises(UserError, match=f"cannot be written as Hugging Face's ViT: .*{reason}") as caught:
+        write_hf_folder(weights, folder / "hf")
+    assert "\n" not in str(caught.value)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(("settings", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_model_that_their_vit_cannot_represent_is_refused(
+    settings: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    refused(vit(classes=None, **settings), tmp_path, reason)
+
+
+def test_a_resnet_and_a_last_norm_after_the_pooling_are_refused(tmp_path: Path) -> None:
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    refused(Weights("resnet18", {}, state, (32, 32)), tmp_path, "without a place: conv1")
+    model = timm.create_model("vit_base_patch16_224", img_size=32, global_pool="avg", num_classes=0, **ARGS)
+    weights = Weights("vit_base_patch16_224", ARGS, model.state_dict(), (32, 32))
+    refused(weights, tmp_path, "without a place: fc_norm")

@@ -10,33 +10,18 @@ import torch
 from torch import nn
 
 from mpp.errors import UserError, install
-from mpp.weights.base import Numerics, Weights, build
+from mpp.weights.base import Weights, build
 from mpp.weights.onnx import write_onnx
+from tests.weights.models import ARGS, HYBRID, filled, images
 
-ARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "mlp_ratio": 2.0}
-VIT = Weights("vit_base_patch16_224", ARGS, None, (16, 24), classes=("a", "b", "c"))
+VIT = Weights("vit_base_patch16_224", ARGS | {"depth": 1}, None, (16, 24), classes=("a", "b", "c"))
 CASES = {
     "mean-pooled vit": VIT,
     "hidden layer": replace(VIT, pool="token", representation=8),
     "headless, no class token": replace(VIT, args=ARGS | {"class_token": False}, classes=None, in_chans=2),
-    "original hybrid": Weights(
-        "vit_base_r50_s16_224",
-        ARGS | {"patch_size": 1},
-        None,
-        (29, 32),
-        classes=("a", "b"),
-        numerics=Numerics(original_stem=True, stem_units=(1, 1)),
-    ),
+    "original hybrid": replace(HYBRID, image_hw=(29, 32), classes=("a", "b")),
     "no vit": Weights("convnext_atto", {"depths": [1, 1, 1, 1]}, None, (32, 32), classes=("a", "b")),
 }
-
-
-def filled(weights: Weights) -> Weights:
-    """With no weight at its initial value."""
-    torch.manual_seed(0)
-    state = build(weights).state_dict()
-    noisy = {name: x + 0.05 * torch.randn_like(x) if x.is_floating_point() else x for name, x in state.items()}
-    return replace(weights, state=noisy, origin="a test")
 
 
 @pytest.fixture
@@ -63,31 +48,26 @@ def test_onnxruntime_gives_the_same(weights: Weights, runtime: Any, tmp_path: Pa
     assert output.name == ("logits" if weights.classes else "features")
     model = build(weights, attention="explicit").eval()
     for batch in (1, 3, 5):
-        images = torch.randn(batch, weights.in_chans, *weights.image_hw)
+        pixels = images(*weights.image_hw, weights.in_chans, batch)
         with torch.no_grad():
-            expected = model(images)
-        ours = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+            expected = model(pixels)
+        ours = torch.from_numpy(session.run(None, {"images": pixels.numpy()})[0])
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_file_that_exists_stays(tmp_path: Path) -> None:
+def test_existing_files_bad_folders_and_missing_packages_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model.onnx"
     path.write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         write_onnx(VIT, path)
     assert path.read_text() == "mine"
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write to .*file"):
-        write_onnx(VIT, tmp_path / "file" / "model.onnx")
-
-
-def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"cannot write to .*model\.onnx"):
+        write_onnx(VIT, path / "below.onnx")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=f"needs onnx and onnxscript; install with: {re.escape(install('onnx'))}$"):
-        write_onnx(VIT, tmp_path / "model.onnx")
+        write_onnx(VIT, tmp_path / "other.onnx")
 
 
 class Stubborn(nn.Module):
@@ -117,12 +97,9 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runtime")
-def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_lie_beside_the_file(runtime: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpp.weights.onnx._LIMIT", 0)
     write_onnx(filled(VIT), tmp_path / "model.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     assert session.run(None, {"images": torch.zeros(2, 3, 16, 24).numpy()})[0].shape == (2, 3)

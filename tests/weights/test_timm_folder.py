@@ -18,9 +18,11 @@ from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.system.files import whole_folder
 from mpp.weights import base
-from mpp.weights.base import Numerics, Weights
+from mpp.weights.base import Weights
+from mpp.weights.numerics import Numerics
 from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import read_timm_folder, save_timm_folder, timm_state, write_timm_folder
+from tests.weights.models import filled, images
 
 TINY = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), depth=2, embed_dim=48, num_heads=3)
 SIZE: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -82,37 +84,21 @@ def test_timm_gives_the_same_features(config: ModelConfig, tmp_path: Path) -> No
         (8, (0.5,), [0.5] * 8),
     ],
 )
-def test_the_data_config_is_as_told(
+def test_the_folder_describes_its_own_input_and_weights(
     channels: int, given: tuple[float, ...], expected: list[float], tmp_path: Path
 ) -> None:
     config = dataclasses.replace(TINY, in_chans=channels, img_size=(16, 40))
     save_timm_folder(build(config), config, tmp_path, given, tuple(2 * x for x in given))
-    told = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
-    assert told["input_size"] == [channels, 16, 40]
-    assert told["mean"] == pytest.approx(expected)
-    assert told["std"] == pytest.approx([2 * x for x in expected])
-
-
-def test_timms_data_config_gives_the_same_numbers(tmp_path: Path) -> None:
-    save_timm_folder(build(TINY), TINY, tmp_path, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    data = timm.data.resolve_model_data_config(loaded)
-    assert (data["input_size"], *data["mean"], *data["std"]) == ((3, 32, 32), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-
-
-def test_the_folder_does_not_claim_somebody_elses_weights(tmp_path: Path) -> None:
-    save_timm_folder(build(TINY), TINY, tmp_path, (0.5,), (0.5,))
-    told = json.loads((tmp_path / "config.json").read_text())
-    assert "augreg" not in json.dumps(told)
-    assert not told["pretrained_cfg"].get("license")
-    assert not told["pretrained_cfg"].get("hf_hub_id")
-
-
-@pytest.mark.parametrize("case", ["plain", "2d positions", "hybrid"])
-def test_the_file_holds_exactly_timms_names(case: str, tmp_path: Path) -> None:
-    save_timm_folder(build(CASES[case]), CASES[case], tmp_path, (0.5,), (0.5,))
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=False)
+    data = timm.data.resolve_model_data_config(loaded)
+    assert data["input_size"] == (channels, 16, 40)
+    assert (list(data["mean"]), list(data["std"])) == (expected, [2 * x for x in expected])
     assert set(load_file(tmp_path / "model.safetensors")) == set(loaded.state_dict())
+    # Nothing of the entry that timm has under the name, which is of somebody else's weights.
+    entry = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    assert "augreg" not in json.dumps(entry)
+    assert not entry.get("license")
+    assert not entry.get("hf_hub_id")
 
 
 @pytest.mark.parametrize("case", ["registers, 2d positions", "2d positions", "sincos2d positions"])
@@ -140,27 +126,30 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("units", "classes", "representation"), [((1, 1), ("a", "b"), None), ((), ("a",), 7)])
-def test_a_stem_that_timm_has_no_name_for(
-    units: tuple[int, ...], classes: tuple[str, ...], representation: int | None, tmp_path: Path
+@pytest.mark.parametrize(
+    ("units", "classes", "representation"), [((1, 1), ("a", "b"), None), ((2,), ("a",), 7), (None, ("a", "b"), 7)]
+)
+def test_a_stem_or_a_head_that_timm_has_no_name_for(
+    units: tuple[int, ...] | None, classes: tuple[str, ...], representation: int | None, tmp_path: Path
 ) -> None:
-    numerics = Numerics(norm_eps=1e-5, original_stem=True, stem_units=units)
-    args = {"patch_size": 2, "embed_dim": 24, "depth": 1, "num_heads": 3}
-    weights = Weights("vit_base_r50_s16_224", args, None, (32, 48), 2, pool="token", numerics=numerics)
-    weights = dataclasses.replace(weights, classes=classes, representation=representation, mean=(0.1, 0.2), std=(0.3,))
-    model = base.build(weights).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    notes = write_timm_folder(dataclasses.replace(weights, state=model.state_dict()), tmp_path / "out")
-    assert notes[-1] == f"timm has no hybrid with the stem units {list(units)}: only mpp reads this folder"
-    assert not any("other constants" in note for note in notes)
+    numerics = Numerics(norm_eps=1e-5, original_stem=units is not None, stem_units=units)
+    args = {"patch_size": 2 if units else 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    name = "vit_base_r50_s16_224" if units else "vit_base_patch16_224"
+    weights = Weights(name, args, None, (32, 48), 2, (0.1, 0.2), (0.3,), "token", classes, representation, numerics)
+    weights = filled(weights)
+    notes = write_timm_folder(weights, tmp_path / "out")
+    assert (representation is not None) == ("hidden tanh layer is in head.safetensors" in notes[0])
+    if units:
+        assert notes[-1] == f"timm has no hybrid with the stem units {list(units)}: only mpp reads this folder"
+    else:
+        assert "other constants than the original" in notes[-1]
     back = read_timm_folder(tmp_path / "out")
-    for name in ("name", "args", "image_hw", "in_chans", "mean", "pool", "classes", "representation", "numerics"):
-        assert getattr(back, name) == getattr(weights, name), name
+    for key in ("name", "image_hw", "in_chans", "mean", "pool", "classes", "representation", "numerics"):
+        assert getattr(back, key) == getattr(weights, key), key
     assert back.std == (0.3, 0.3)
-    images = torch.randn(2, 2, 32, 48)
+    pixels = images(32, 48, 2)
     with torch.no_grad():
-        assert torch.equal(base.build(back).eval()(images), model(images))
+        assert torch.equal(base.build(back).eval()(pixels), base.build(weights).eval()(pixels))
 
 
 def test_how_files_are_read_goes_with_the_weights(tmp_path: Path) -> None:
@@ -173,18 +162,18 @@ def test_how_files_are_read_goes_with_the_weights(tmp_path: Path) -> None:
     assert "value_range" not in (tmp_path / "plain" / "config.json").read_text()
 
 
-SEEN = {"crop_pct": 0.875, "interpolation": "bilinear", "crop_mode": "squash"}
+FRAMING = {"crop_pct": 0.875, "interpolation": "bilinear", "crop_mode": "squash"}
 
 
 def test_how_images_are_framed_goes_with_the_weights(tmp_path: Path) -> None:
     model = timm.create_model("test_vit")  # whose own entry says 0.95, bicubic, and another size to test at
-    save_for_hf(model, str(tmp_path / "theirs"), data_config=SEEN, safe_serialization=True)
+    save_for_hf(model, str(tmp_path / "theirs"), data_config=FRAMING, safe_serialization=True)
     weights = read_timm_folder(tmp_path / "theirs")
     write_timm_folder(weights, tmp_path / "ours")
     for folder in (tmp_path / "theirs", tmp_path / "ours"):
-        assert {key: getattr(read_timm_folder(folder), key) for key in SEEN} == SEEN
+        assert {key: getattr(read_timm_folder(folder), key) for key in FRAMING} == FRAMING
         data = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}", pretrained=True))
-        assert {key: data[key] for key in SEEN} == SEEN
+        assert {key: data[key] for key in FRAMING} == FRAMING
     # Nothing is left of the entry that timm has under the name.
     told = json.loads((tmp_path / "ours" / "config.json").read_text())["pretrained_cfg"]
     assert not {key for key, value in told.items() if key.startswith("test_") and value}
@@ -201,7 +190,7 @@ def test_how_images_are_framed_goes_with_the_weights(tmp_path: Path) -> None:
             read_timm_folder(tmp_path / "theirs")
 
 
-@pytest.mark.parametrize("missing", [("mean",), ("std",), ("mean", "std", *SEEN)])
+@pytest.mark.parametrize("missing", [("mean",), ("std",), ("mean", "std", *FRAMING)])
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
 def test_what_a_folder_of_timms_leaves_out_is_as_timm_has_it(
     missing: tuple[str, ...], old: bool, tmp_path: Path
@@ -218,7 +207,7 @@ def test_what_a_folder_of_timms_leaves_out_is_as_timm_has_it(
     data = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}", pretrained=True))
     assert (weights.in_chans, *weights.image_hw) == tuple(data["input_size"])
     assert (weights.mean, weights.std) == (tuple(data["mean"]), tuple(data["std"]))
-    assert {key: getattr(weights, key) for key in SEEN} == {key: data[key] for key in SEEN}
+    assert {key: getattr(weights, key) for key in FRAMING} == {key: data[key] for key in FRAMING}
     assert weights.classes == ("a", "b")
 
 
@@ -240,27 +229,22 @@ def test_what_no_folder_says_is_a_half(tmp_path: Path) -> None:
 def test_timms_names_have_timms_framing(name: str) -> None:
     weights, config = open_weights(f"random:{name}"), timm.get_pretrained_cfg(name).to_dict()
     data = timm.data.resolve_data_config(pretrained_cfg=config)
-    assert {key: getattr(weights, key) for key in SEEN} == {key: data[key] for key in SEEN}
+    assert {key: getattr(weights, key) for key in FRAMING} == {key: data[key] for key in FRAMING}
 
 
 def test_a_folder_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
     (here / "sub").mkdir(parents=True)
     monkeypatch.chdir(here / "sub")
-    for path in (".", "..", "../sub", "../..", "/", str(here)):
-        with (
-            pytest.raises(UserError, match="it is or holds the current folder; name a new one"),
-            whole_folder(Path(path)),
-        ):
-            raise AssertionError("it was begun")
-    (here / "file").touch()
     (tmp_path / "link").symlink_to(here / "linked")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (".", "..", "../sub", "../..", "/", str(here), str(tmp_path / "loop")):
+        reason = "cannot write to .*loop" if "loop" in path else "it is or holds the current folder; name a new one"
+        with pytest.raises(UserError, match=reason), whole_folder(Path(path)):
+            raise AssertionError("it was begun")
     for path in ("../new", "new/../../other", str(tmp_path / "link")):
         with whole_folder(Path(path)) as temporary:
             (temporary / "written").touch()
         assert (Path(path).resolve() / "written").exists()
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {"here/file", "here/new/written", "here/other/written", "here/linked/written"}
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(UserError, match=r"cannot write to .*loop"), whole_folder(tmp_path / "loop"):
-        raise AssertionError("it was begun")
+    assert found == {"here/new/written", "here/other/written", "here/linked/written"}

@@ -1,4 +1,4 @@
-"""Hybrids against timm's own, and the original stem against formulas and the authors' code."""
+"""Hybrids against timm's own, the original stem against formulas and the authors' code, and init_args."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,59 +10,54 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from mpp.errors import UserError
 from mpp.weights.base import build
-from mpp.weights.hybrid import OriginalStdConv2d, create_hybrid, use_original_stem
 from mpp.weights.jax_npz import read_jax_npz
+from mpp.weights.numerics import (
+    Numerics,
+    OriginalStdConv2d,
+    activation,
+    create_hybrid,
+    read_init_args,
+    use_original_stem,
+    write_init_args,
+)
 
 SMALL: dict[str, Any] = {"img_size": 64, "embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 5}
-NAMED = [
-    ((), "vit_tiny_r_s16_p8_224", 4),
-    ((2, 2, 2, 2), "vit_small_r26_s32_224", 1),
-    ((3, 4, 9), "vit_base_r50_s16_224", 1),
-]
+R50 = "vit_base_r50_s16_224"
 
 
-@pytest.mark.parametrize(("units", "name", "patch"), NAMED, ids=[name for _, name, _ in NAMED])
-def test_it_is_timms_hybrid_of_these_units(units: tuple[int, ...], name: str, patch: int) -> None:
-    theirs = timm.create_model(name, patch_size=patch, **SMALL).eval()
-    ours = create_hybrid(units, patch_size=patch, **SMALL).eval()
+@pytest.mark.parametrize(("units", "name"), [((2, 2, 2, 2), "vit_small_r26_s32_224"), ((3, 4, 9), R50)])
+def test_it_is_timms_hybrid_of_these_units(units: tuple[int, ...], name: str) -> None:
+    theirs = timm.create_model(name, **SMALL).eval()
+    ours = create_hybrid(R50, units, **SMALL).eval()
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=0)
 
 
-def test_five_stages_have_stride_64() -> None:
-    model: Any = create_hybrid((1, 1, 1, 1, 1), **(SMALL | {"img_size": 128}))
-    assert model.patch_embed.grid_size == (2, 2)
-    assert model.patch_embed.proj.in_channels == 4096
-
-
-def by_formula(x: torch.Tensor, kernel: torch.Tensor, stride: int) -> torch.Tensor:
-    """(w - mean) / (std + 1e-5), and XLA's "SAME": ceil(size / stride) outputs, the odd pad at the end."""
-    flat = kernel.flatten(1)
-    flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, correction=0, keepdim=True) + 1e-5)
-    side = kernel.shape[-1]
-    pads = []
-    for size in (x.shape[3], x.shape[2]):
-        total = max((-(-size // stride) - 1) * stride + side - size, 0)
-        pads += [total // 2, total - total // 2]
-    return F.conv2d(F.pad(x, pads), flat.reshape(kernel.shape), stride=stride)
-
-
 @pytest.mark.parametrize("scale", [1e-5, 1.0])
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (5, 5)])
 @pytest.mark.parametrize(("side", "stride"), [(7, 2), (3, 2), (3, 1), (1, 2), (1, 1)])
 def test_its_convolution_is_the_formula(side: int, stride: int, size: tuple[int, int], scale: float) -> None:
+    """(w - mean) / (std + 1e-5), and XLA's "SAME": ceil(size / stride) outputs, the odd pad at the end."""
     torch.manual_seed(0)
     conv = OriginalStdConv2d(3, 4, side, stride, bias=False)
     conv.weight.data = scale * torch.randn_like(conv.weight)
     x = torch.randn(2, 3, *size)
-    torch.testing.assert_close(conv(x), by_formula(x, conv.weight, stride), rtol=1e-5, atol=1e-5)
+    flat = conv.weight.flatten(1)
+    flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, correction=0, keepdim=True) + 1e-5)
+    pads = []
+    for length in (x.shape[3], x.shape[2]):
+        total = max((-(-length // stride) - 1) * stride + side - length, 0)
+        pads += [total // 2, total - total // 2]
+    expected = F.conv2d(F.pad(x, pads), flat.reshape(conv.weight.shape), stride=stride)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_original_stem_keeps_parameters_and_replaces_every_convolution_and_epsilon() -> None:
-    model = create_hybrid((1, 1), **SMALL)
+def test_the_original_stem_keeps_parameters_replaces_every_convolution_and_epsilon_and_trains() -> None:
+    model = create_hybrid(R50, (1, 1), **SMALL)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     use_original_stem(model)
     after = dict(model.named_parameters())
@@ -71,11 +66,6 @@ def test_the_original_stem_keeps_parameters_and_replaces_every_convolution_and_e
     stem: Any = model.patch_embed.backbone
     assert {type(m) for m in stem.modules() if isinstance(m, torch.nn.Conv2d)} == {OriginalStdConv2d}
     assert {m.eps for m in stem.modules() if isinstance(m, torch.nn.GroupNorm)} == {1e-6}
-
-
-def test_it_trains() -> None:
-    model = create_hybrid((1, 1), **SMALL)
-    use_original_stem(model)
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
@@ -96,6 +86,23 @@ def test_its_maps_are_the_authors(shared: Callable[[str], Path]) -> None:
         expected = given[f"mid/{name}"]
         # These maps are not normalised, and reach 10.
         tolerance = 1e-5 * max(1.0, float(np.abs(expected).max()))
-        np.testing.assert_allclose(
-            maps[name].permute(0, 2, 3, 1).numpy(), expected, rtol=0, atol=tolerance, err_msg=name
-        )
+        found = maps[name].permute(0, 2, 3, 1).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_init_args_are_read_as_they_were_written() -> None:
+    args, numerics = {"mlp_ratio": 8 / 3, "class_token": False}, Numerics(1e-12, True, (2, 1))
+    assert read_init_args(write_init_args(args, numerics)) == (args, numerics)
+    assert read_init_args(write_init_args({}, Numerics())) == ({}, Numerics())
+    assert write_init_args({}, Numerics()) == ()
+    for wrong in ("mlp_ratio", "mlp_ratio=a"):
+        with pytest.raises(UserError, match=r"init_args: .* is not a name, = and a JSON value"):
+            read_init_args([wrong])
+
+
+def test_activations_have_timms_names() -> None:
+    for name in ("gelu", "gelu_tanh"):
+        assert activation(timm.layers.create_act_layer(name)) == name
+    assert activation(torch.nn.GELU()) == "gelu"
+    assert activation(torch.nn.GELU("tanh")) == "gelu_tanh"
+    assert activation(torch.nn.ReLU()) is None
