@@ -84,7 +84,7 @@ SMALL: dict[str, Any] = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads
 @pytest.mark.parametrize("original", [False, True])
 def test_a_hybrid_shows_the_first_convolution_as_it_is_applied(original: bool) -> None:
     torch.manual_seed(0)
-    vit: Any = create_hybrid((1, 1), **SMALL)
+    vit: Any = create_hybrid("vit_base_r50_s16_224", (1, 1), **SMALL)
     if original:
         use_original_stem(vit)
     filters = embedding_filters(Encoder(vit.eval()), 64)
