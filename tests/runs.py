@@ -15,7 +15,7 @@ import torch
 
 from mpp.training import parallel
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
-from mpp.training.log import read_rows
+from mpp.training.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "pretrain.py"

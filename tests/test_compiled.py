@@ -79,7 +79,7 @@ def compiled() -> None:
     from mpp.training.loop import State, fit
 
     torch.set_num_threads(1)
-    features.extract_by_all.__kwdefaults__["batch_size"] = 16  # so that the last of 40 images are a batch of 8
+    features.EVALUATION_BATCH = 16  # so that the last of 40 images are a batch of 8
     cpu, plain = torch.device("cpu"), torch.nn.Module.compile
     counter = CompileCounterWithBackend("eager")
     torch.nn.Module.compile = lambda self: plain(self, backend=counter, fullgraph=True)

@@ -23,7 +23,7 @@ from mpp.pretraining.settings import PretrainConfig
 from mpp.report.provenance import making_section
 from mpp.report.run_record import read_run
 from mpp.training.checkpoint import Checkpoints
-from mpp.training.log import read_rows
+from mpp.training.rows import read_rows
 from mpp.weights.base import build
 from mpp.weights.continued import build_continued, complete_configs, load_encoder
 from mpp.weights.opening import open_weights

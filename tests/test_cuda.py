@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from mpp.cli import pretrain
 from mpp.model.attention import xformers_obstacle
-from mpp.training.loop import NonFinite, Schedule, State, fit
+from mpp.training.loop import NonFinite, State, fit
 from mpp.training.optim import build_optimizer, parameter_groups
 from mpp.training.parallel import DTYPES
+from mpp.training.schedule import Schedule
 from mpp.training.settings import OptimConfig
 from tests import runs
 

@@ -13,11 +13,12 @@ from benchmarks.settings import DataBench
 from mpp.cli import _ALIASES, shard
 from mpp.config import parse
 from mpp.curation.settings import CacheRecipe, CheckRecipe, ShardRecipe
+from mpp.data.settings import DataConfig
 from mpp.data.sources.names import IMAGE_EXTENSIONS, is_hidden
 from mpp.data.sources.opening import open_source
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training.bad_files import HEAD
-from mpp.training.waiting import advice
+from mpp.training.data_stalls import advice
 from tests.data.zoo import CASES
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +125,7 @@ def test_the_kinds_of_bad_files() -> None:
 def test_what_a_run_says_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["tools/pretrain.py"])
-    assert f"note: {advice(0.13, 'folder:/my/images', 'auto', False, 1, 2)}" in IN_ONE_LINE
+    assert f"note: {advice(0.13, DataConfig(source='folder:/my/images'), 1, 2)}" in IN_ONE_LINE
 
 
 def test_the_python_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,7 @@ from mpp.config import parse
 from mpp.data.settings import DecodeOptions
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
-from mpp.downstream import tuning
-from mpp.downstream.features import extract_by_all
+from mpp.downstream import features, tuning
 from mpp.downstream.labelled import open_labelled
 from mpp.downstream.settings import FinetuneConfig
 from mpp.pretraining.build import build
@@ -106,14 +105,15 @@ def test_fine_tuning_does_not_wait(changed: dict[str, str], source: str, tmp_pat
 
 
 def test_a_row_of_figures_waits_once(source: str) -> None:
-    assert pretrain(source, rows=True) == {"mpp/training/log.py:read: copy to cpu, blocking": 3}
+    assert pretrain(source, rows=True) == {"mpp/training/meter.py:read: copy to cpu, blocking": 3}
 
 
-def test_reading_features_does_not_wait_before_the_last(source: str) -> None:
+def test_reading_features_does_not_wait_before_the_last(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "EVALUATION_BATCH", 8)
     labelled = open_labelled(source)
-    told = (labelled.train, labelled.train_indices, EvalTransform((32, 32)), DecodeOptions(3), pretended.CUDA)
+    given = (labelled.train, labelled.train_indices, EvalTransform((32, 32)), DecodeOptions(3), pretended.CUDA)
     with pretended.cuda() as waits, pytest.raises(RuntimeError, match="numpy"):  # of which nothing pretended has any
-        extract_by_all(lambda images: images.float().mean(dim=(2, 3)), *told, workers=0, batch_size=8)
+        features.extract_by_all(lambda images: images.float().mean(dim=(2, 3)), *given, workers=0)
     assert len(waits.copied) > 4
     assert not waits.seen
 

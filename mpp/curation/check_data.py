@@ -36,7 +36,7 @@ from mpp.data.workers import worker_count
 from mpp.errors import RunError
 from mpp.objective.target import build_target
 from mpp.system.files import make_folder, one_writer, write_csv, write_whole
-from mpp.training.bad_files import FEW_READ, HEAD, by_kind
+from mpp.training.bad_files import HEAD, MIN_IMAGES, by_kind
 
 _FILES = ("contact_sheet.png", "bad_files.csv", "duplicates.csv", "report.json")
 _NEWS = 30.0  # seconds between two words on how far it is
@@ -159,7 +159,7 @@ def _progress(total: int) -> Callable[[int], None]:
 
 def _allowed(config: CheckRecipe, total: int) -> float:
     """How many of all the images may be bad, as a run has it, whose first epoch meets every one."""
-    return config.data_config.max_bad_share * max(total, FEW_READ)
+    return config.data_config.max_bad_share * max(total, MIN_IMAGES)
 
 
 def _against(tally: Tally, total: int, reading: DecodeOptions, config: CheckRecipe) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from mpp.data.sources.base import Source
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.shots import DEFAULT_L2, L2, FewshotResult, draw_shots, score
-from mpp.training.schedule import parse_duration
+from mpp.training.duration import parse_duration
 
 Extract = Callable[[Source, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(source, indices (n,)) -> features (m, d), their indices in the source (m,): m < n where images do not decode."""

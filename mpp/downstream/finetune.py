@@ -44,9 +44,10 @@ from mpp.errors import RunError
 from mpp.system.files import drop_aside, set_aside, write_csv, write_whole
 from mpp.training.bad_files import BadFiles
 from mpp.training.checkpoint import Checkpoints
+from mpp.training.data_stalls import data_notes
 from mpp.training.log import RunLog, Terminal
 from mpp.training.loggers import check_installed
-from mpp.training.loop import Every, NonFinite, State
+from mpp.training.loop import Every, NonFinite, State, read_figures
 from mpp.training.optim import average_warning
 from mpp.training.parallel import share_statistics
 from mpp.training.provenance import record_start
@@ -60,11 +61,9 @@ from mpp.training.run_folder import (
     once_a_machine,
     processes,
     resume,
-    steps,
     train,
 )
 from mpp.training.saving import Saving
-from mpp.training.waiting import data_notes
 from mpp.weights.timm_folder import write_timm_folder
 
 _DIVERGED = "diverged.txt"
@@ -234,12 +233,9 @@ class _Tuner:
     def say(self, text: str) -> None:
         self.terminal.say(text)
 
-    def flush(self) -> None:
-        self.log.flush()
-
     def _steps(self, group: str, name: str) -> int:
         duration = getattr(getattr(self.config, group), name)
-        return steps(duration, f"{group}.{name}", self.parts.schedule, len(self.parts.train_source))
+        return self.parts.schedule.steps(duration, f"{group}.{name}")
 
     def _train(self, resumed: int) -> int:
         parts = self.parts
@@ -247,7 +243,7 @@ class _Tuner:
         name = "bad_files.csv" if self.main else f"bad_files.rank{parts.world.rank}.csv"
         read = parts.state.images_seen // parts.world.size
         bad_files = BadFiles(self.folder / name, self.config.data.max_bad_share, read)
-        save = Saving(parts.schedule, self.checkpoints, self, resumed or None)
+        save = Saving(parts.schedule, self.checkpoints, self.log.flush, resumed or None)
         if not self.choosing:
             if self.main and (before := set_aside(self.folder / MODEL)):  # as in pretraining
                 self.say(f"the model of the run's earlier end is {before}, until there is a new one")
@@ -279,21 +275,19 @@ class _Tuner:
             each_step.append(lambda state: share_statistics(state.model, state.ema))
         batches, step = training_batches(parts, bad_files.add), training_step(parts)
         try:
-            return train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, self, each_step)
+            return train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, self.say, each_step)
         except NonFinite as error:
             if self.choosing:
                 raise
             advice = "try a lower --optim.lr, a longer --schedule.warmup or --train.precision fp32"
             latest = self.checkpoints.latest()
-            raise error.advised(f"{advice} (with --resume force); the last good checkpoint is {latest}") from error
+            text = f"{error}; {advice} (with --resume force); the last good checkpoint is {latest}"
+            raise RunError(text) from error
 
     def _row(self, state: State) -> None:
         schedule = self.parts.schedule
         step = schedule.step(state.images_seen)
-        figures = state.meter.read()
-        figures["epoch"] = state.images_seen / len(self.parts.train_source)
-        figures["lr"] = schedule.rate(step - 1)
-        figures |= state.clock.read(state.images_seen, schedule.total_steps * schedule.batch_size)
+        figures = read_figures(state, schedule)
         self.log.row(step, state.images_seen, figures)
         self.terminal.row(step, figures, "accuracy")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mpp.data.settings import MAX_IMAGE_MB, DataConfig, check_max_image_mb
-from mpp.training.schedule import parse_duration
+from mpp.training.duration import parse_duration
 from mpp.training.settings import CheckpointConfig, LogTo, OptimConfig, ScheduleConfig, TrainConfig, check_log_to
 
 Pool = Literal["mean", "token", "mean+token"]

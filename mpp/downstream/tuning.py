@@ -40,11 +40,11 @@ from mpp.downstream.start import start_weights
 from mpp.errors import UserError
 from mpp.model.kernel_choice import settle_kernel, task_of
 from mpp.system.process import global_draws
-from mpp.training.loop import Schedule, State
+from mpp.training.loop import State
 from mpp.training.optim import build_ema, build_optimizer, parameter_groups
 from mpp.training.parallel import DTYPES, autocast, choose_precision, prepare
-from mpp.training.run_folder import build_rate, micro_batches, once_a_machine
-from mpp.training.schedule import parse_duration
+from mpp.training.run_folder import once_a_machine
+from mpp.training.schedule import Schedule, build_schedule
 from mpp.training.sharded import whole
 from mpp.weights.base import TanhHead, Weights, build
 
@@ -127,11 +127,10 @@ def build_tuning(
     Raises:
         UserError: settings that do not fit each other, the machine, the weights or the labels.
     """
-    size, indices = config.train.batch_size, labelled.train_indices
-    micro, accumulate = micro_batches(size, config.train.micro_batch, world)
+    indices = labelled.train_indices
+    clip_norm = config.optim.clip_norm
+    schedule = build_schedule(config.train, config.schedule, lr, clip_norm, len(indices), world.size)
     precision = choose_precision(config.train.precision, device)
-    total = parse_duration(config.train.length, "train.length").steps(size, len(indices))
-    rate = build_rate(config.schedule, lr, total, size, len(indices))
     weights = weights or once_a_machine(world, lambda: start_weights(config))
     first = "new" if weights.state is None else weights_hash(weights.state)[:12]
     dist.agree(lambda: {"precision": precision, "weights": first})
@@ -157,7 +156,7 @@ def build_tuning(
             what = f"model.grad_checkpointing: timm's {type(model).__name__} cannot"
             raise UserError(f"{what}; take a smaller train.micro_batch") from error
     if config.loss.mixup or config.loss.cutmix:
-        _check_pairs(micro, size // world.size)
+        _check_pairs(schedule.micro_batch, config.train.batch_size // world.size)
     train, ema = config.train, build_ema(model, config.optim.ema_decay)
     loss = ClassifierLoss(model, weights, config.loss.smoothing).to(device)
     wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema, loss)
@@ -176,7 +175,7 @@ def build_tuning(
     decode = choose_decoder(config.data.decode, device, transform)
     return Tuning(
         config, world, device, precision, labelled, Subset(labelled.train, indices), weights, image_hw, model, wrapped,
-        state, Schedule(total, size, accumulate, rate, config.optim.clip_norm), transform, micro, workers, decode,
+        state, schedule, transform, schedule.micro_batch, workers, decode,
     )  # fmt: skip
 
 

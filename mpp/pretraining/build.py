@@ -25,10 +25,9 @@ from mpp.objective.settings import ObjectiveConfig
 from mpp.objective.target import build_target
 from mpp.pretraining.settings import FewshotConfig, PretrainConfig
 from mpp.system.process import global_draws
-from mpp.training.loop import Schedule
 from mpp.training.parallel import DTYPES, choose_precision
-from mpp.training.run_folder import build_rate, earlier, micro_batches, once_a_machine
-from mpp.training.schedule import parse_duration
+from mpp.training.run_folder import earlier, once_a_machine
+from mpp.training.schedule import build_schedule
 from mpp.training.training_run import TrainingRun, build_state
 from mpp.weights.base import Weights
 from mpp.weights.continued import build_continued, complete_configs, complete_data, complete_model, load_encoder
@@ -59,8 +58,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
         UserError: settings that do not fit each other, the machine or the source.
     """
     config, first = resolve_init(config, world)
-    data, size = config.data, config.train.batch_size
-    micro, accumulate = micro_batches(size, config.train.micro_batch, world)
+    data = config.data
     precision = choose_precision(config.train.precision, device)
     computing = device.type == "cpu" and "://" not in data.source  # remote images are waited for, not computed
     workers = worker_count(data.workers, world.local_size, computing)
@@ -80,8 +78,9 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
         return found
 
     dist.agree(facts)
-    total = parse_duration(config.train.length, "train.length").steps(size, len(source))
-    rate = build_rate(config.schedule, config.optim.lr, total, size, len(source))
+    schedule = build_schedule(
+        config.train, config.schedule, config.optim.lr, config.optim.clip_norm, len(source), world.size
+    )
     model = build_model(config, device, DTYPES[precision])
     if first is not None:
         load_encoder(model.encoder, first)
@@ -98,8 +97,8 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
         model=model,
         wrapped=wrapped,
         state=state,
-        schedule=Schedule(total, size, accumulate, rate, config.optim.clip_norm),
-        micro_batch=micro,
+        schedule=schedule,
+        micro_batch=schedule.micro_batch,
         workers=workers,
         decode=choose_decoder(data.decode, device, transform),
         source=source,

@@ -30,6 +30,7 @@ from mpp.pretraining.step import survey_source, training_step
 from mpp.pretraining.summary import dry_run_report, summary
 from mpp.system.files import drop_aside, set_aside
 from mpp.training.checkpoint import Checkpoints
+from mpp.training.data_stalls import data_notes
 from mpp.training.loggers import check_installed
 from mpp.training.loop import Every, NonFinite, State, fit
 from mpp.training.optim import average_warning
@@ -37,7 +38,6 @@ from mpp.training.provenance import record_start
 from mpp.training.run_folder import MODEL, claiming, explained, processes, resume, train
 from mpp.training.saving import Saving
 from mpp.training.sharded import whole
-from mpp.training.waiting import data_notes
 from mpp.weights.timm_folder import write_timm_folder
 
 
@@ -86,7 +86,7 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
     run.train_source = run.decoded(run.source, monitor.say)
     if run.world.main and (before := set_aside(run.folder / MODEL)):  # else it would pass for the model of this run
         monitor.say(f"the model of the run's earlier end is {before}, until there is a new one")
-    save = Saving(run.schedule, checkpoints, monitor, resumed or None)
+    save = Saving(run.schedule, checkpoints, monitor.log.flush, resumed or None)
     if resumed:
         _record(run, resumed)
         monitor.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
@@ -102,7 +102,7 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
     every: list[Every] = [*monitor.every(), (run.steps("checkpoint.every"), save)]
     batches, step = run.batches(monitor.bad_files.add), training_step(run)
     try:
-        status = train(run.state, run.wrapped, batches, step, run.schedule, every, save, monitor, [monitor.advance])
+        status = train(run.state, run.wrapped, batches, step, run.schedule, every, save, monitor.say, [monitor.advance])
     except NonFinite as error:
         raise RunError(diagnose(run, error, checkpoints, monitor)) from error
     return status or _finish(run, monitor)

@@ -7,7 +7,7 @@ from mpp.data.settings import DataConfig
 from mpp.downstream.settings import check_size
 from mpp.model.settings import ModelConfig
 from mpp.objective.settings import ObjectiveConfig
-from mpp.training.schedule import parse_duration
+from mpp.training.duration import parse_duration
 from mpp.training.settings import CheckpointConfig, LogConfig, OptimConfig, ScheduleConfig, TrainConfig
 
 

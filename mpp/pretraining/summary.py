@@ -10,8 +10,7 @@ import torch
 
 from mpp.pretraining.build import PretrainingRun
 from mpp.pretraining.monitor import Monitor
-from mpp.training.log import read_rows
-from mpp.training.rows import last_part, training_spans
+from mpp.training.rows import last_part, read_rows, training_spans
 
 
 def summary(folder: Path, score: str, notes: Sequence[str] = (), init: str = "") -> str:

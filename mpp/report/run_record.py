@@ -10,8 +10,8 @@ from mpp.downstream.finetune_result import Result, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
 from mpp.pretraining.settings import PretrainConfig
-from mpp.training.log import read_rows
 from mpp.training.provenance import read_starts
+from mpp.training.rows import read_rows
 
 Row = dict[str, Any]
 

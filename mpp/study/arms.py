@@ -23,8 +23,8 @@ from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import endless_step
 from mpp.study.settings import Arm, StudyConfig
 from mpp.system.files import write_whole
+from mpp.training.duration import parse_duration
 from mpp.training.parallel import choose_device
-from mpp.training.schedule import parse_duration
 from mpp.training.timing import MEASURING, ratios, synchronise, timed
 
 EQUAL_TIME = "equal_time.json"

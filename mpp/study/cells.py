@@ -10,7 +10,7 @@ from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.report.settings import LONGER, PRETRAINED, SCRATCH, folder_name
 from mpp.study.arms import Pretraining
 from mpp.study.settings import StudyConfig
-from mpp.training.schedule import parse_duration
+from mpp.training.duration import parse_duration
 
 Place = tuple[str, int | None]
 """A side, and the seed of its pretraining; None where nothing was pretrained, or somewhere else."""

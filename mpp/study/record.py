@@ -26,9 +26,8 @@ from mpp.study.cells import Cell, Place
 from mpp.study.frozen import Figures
 from mpp.study.settings import StudyConfig
 from mpp.system.files import write_whole
-from mpp.training.log import read_rows
 from mpp.training.provenance import read_starts
-from mpp.training.rows import last_part, training_spans
+from mpp.training.rows import last_part, read_rows, training_spans
 
 FILE = "study.json"
 _SCHEMA = 1

@@ -1,33 +1,17 @@
-"""Files that could not be decoded: counted by reason, named in the run's folder, and too many of them end the run."""
+"""Files that could not be decoded: counted by kind, named in the run's folder, and too many of them end the run."""
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
+from mpp.data.reader import Bad
 from mpp.errors import RunError
 from mpp.system.files import write_csv
 
 HEAD = ("index", "kind", "file", "reason")
-FEW_READ = 1000
-"""Below this many images, the share of bad files is taken of this many."""
-
-
-class BadFile(Protocol):
-    """An image that could not be used; `mpp.data.reader.Bad` is one."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def where(self) -> str: ...
-
-    @property
-    def reason(self) -> str: ...
+MIN_IMAGES = 1000
+"""Below this many images read, the share of bad files is taken of this many."""
 
 
 class BadFiles:
@@ -52,52 +36,52 @@ class BadFiles:
         elif path is not None:
             path.unlink(missing_ok=True)
 
-    def add(self, bad: Sequence[BadFile], images: int) -> None:
-        """Notes the bad files met while reading `images` images.
+    def add(self, bad: Sequence[Bad], images: int) -> None:
+        """Add the bad files met while reading `images` images.
 
         Raises:
             RunError: past the allowed share.
         """
         self._read += images
-        fresh = {file.index: file for file in bad if file.index not in self._kinds}
-        self._kinds |= {index: file.kind for index, file in fresh.items()}
-        if fresh and self._path is not None:
-            rows = [(file.index, file.kind, file.where, file.reason) for file in fresh.values()]
+        new = {file.index: file for file in bad if file.index not in self._kinds}
+        self._kinds |= {index: file.kind for index, file in new.items()}
+        if new and self._path is not None:
+            rows = [(file.index, file.kind, file.where, file.reason) for file in new.values()]
             head = [] if self._path.exists() else [HEAD]
             with self._path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as out:
                 csv.writer(out, lineterminator="\n").writerows([*head, *rows])
-        limit = self._max_share * max(self._read, FEW_READ)
-        if fresh and len(self._kinds) > limit:
-            last = list(fresh.values())[-1]
-            where = f"; all are in {self._path}: mend them, or raise {self._setting}" if self._path else ""
+        if new and len(self._kinds) > self._max_share * max(self._read, MIN_IMAGES):
+            last = list(new.values())[-1]
+            listed = f"; all are in {self._path}: mend them, or raise {self._setting}" if self._path else ""
             raise RunError(
-                f"{len(self._kinds):,} of the first {self._read:,} images cannot be used ({by_kind(self.kinds())}), "
-                f"more than {self._setting} allows; the last is image {last.index}: {last}{where}"
+                f"{len(self._kinds):,} of the first {self._read:,} images cannot be used "
+                f"({by_kind(self._kinds.values())}), more than {self._setting} allows; the last is image {last.index}: "
+                f"{last}{listed}"
             )
 
     def kinds(self) -> Counter[str]:
-        """How many of each kind."""
+        """Count the files of each kind."""
         return Counter(self._kinds.values())
 
     def __len__(self) -> int:
         return len(self._kinds)
 
 
-def by_kind(kinds: Counter[str]) -> str:
-    """`12 truncated, 1 empty`, the most frequent first."""
-    return ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
+def by_kind(kinds: Iterable[str]) -> str:
+    """Return `12 truncated, 1 empty`, the most frequent first."""
+    return ", ".join(f"{number:,} {kind}" for kind, number in Counter(kinds).most_common())
 
 
-def told(folder: Path) -> str:
-    """One line on what all ranks of a run met; empty where there was nothing."""
+def summary_of(folder: Path) -> str:
+    """Return one line on the bad files of all ranks of a run; empty where there were none."""
     paths = sorted(folder.glob("bad_files*.csv"))
-    met = {row[0]: row[1] for path in paths for row in _rows(path)}
-    if not met:
+    kinds = {row[0]: row[1] for path in paths for row in _rows(path)}
+    if not kinds:
         return ""
-    return f"{len(met):,} images could not be used ({by_kind(Counter(met.values()))}): {', '.join(map(str, paths))}"
+    return f"{len(kinds):,} images could not be used ({by_kind(kinds.values())}): {', '.join(map(str, paths))}"
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """The rows of a bad_files.csv; a last one that a crash cut short is left out."""
+    """Read a bad_files.csv without its head, and without a last row that a crash cut short."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [row for row in csv.reader(file) if len(row) == len(HEAD) and row[0].isdigit()]

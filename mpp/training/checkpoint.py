@@ -20,9 +20,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from mpp import dist
 from mpp.errors import RunError, UserError
 from mpp.system.failure import lost_another
-from mpp.training.nested import map_tensors
 from mpp.training.shard_files import origin, read_shards, write_shards
-from mpp.training.sharded import Like, share
+from mpp.training.tensor_tree import Like, map_tensors, share
 
 FORMAT = "mpp checkpoint 1"
 _NAME = re.compile(r"step_(\d{9})(\.pt)?")
@@ -44,81 +43,75 @@ class Checkpoints:
         self.keep_every = keep_every
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending."""
+        """Return the steps that have a checkpoint, ascending."""
         named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*"))
         return sorted({int(match[1]) for match, path in named if match and (match[2] or path.is_dir())})
 
     def path(self, step: int, sharded: bool | None = None) -> Path:
-        """Where the checkpoint of `step` is, or will be, if it is sharded or not."""
+        """Return where the checkpoint of `step` is, or will be, if it is sharded or not."""
         folder = self.folder / f"step_{step:09d}"
         return folder if sharded or (sharded is None and folder.is_dir()) else folder.with_suffix(".pt")
 
     def latest(self) -> Path | None:
-        """The newest checkpoint, or None."""
+        """Return the newest checkpoint, or None."""
         steps = self.steps()
         return self.path(steps[-1]) if steps else None
 
     def save(self, step: int, state: Mapping[str, Any], group: torch_dist.ProcessGroup | None = None) -> Path:
-        """Writes the checkpoint of `step` and removes those that are no longer kept.
+        """Write the checkpoint of `step` and remove those that are no longer kept.
 
         Of a sharded state all ranks of `group` write together; any other is for one rank to write.
 
         Raises:
             RunError: where it cannot be written (a full disk, say); the earlier ones are untouched.
         """
-        path = self.path(step, sharded=group is not None)
+        path, main = self.path(step, sharded=group is not None), dist.rank_and_size()[0] == 0
         temporary = self.folder / f"step_{step:09d}.tmp"
         content: dict[str, Any] = {"format": FORMAT, "step": step, "state": dict(state)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not dist.rank_and_size()[0]:
-                with contextlib.suppress(FileNotFoundError):
-                    _remove(temporary)  # of a run that was killed while writing
+            if main:
+                _remove(temporary)  # of a run that was killed while writing
             if group is None:
                 _write(temporary, content)
             else:
                 rest = write_shards(temporary, content, group)
-                if dist.rank_and_size()[0]:
+                if not main:
                     return path
                 _write(temporary / _PLAIN, rest)
                 _sync_folder(temporary)
-            if path.is_dir():  # the untrained state, saved once more by a run that started anew from it
-                _exchange(path, temporary)
-            else:
-                os.replace(temporary, path)
+            _replace(temporary, path)
             _sync_folder(self.folder)
         except (OSError, RuntimeError, CheckpointException) as error:
             if isinstance(error, Exception) and lost_another(error):
                 raise
-            if not dist.rank_and_size()[0]:
+            if main:
                 with contextlib.suppress(OSError):
                     _remove(temporary)
             cause, latest = origin(error), self.latest()
             reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0]
-            where = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
+            last_good = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
             raise RunError(
-                f"cannot write the checkpoint {path}: {reason}; {where}; make room and run the same command again"
+                f"cannot write the checkpoint {path}: {reason}; {last_good}; make room and run the same command again"
             ) from error
         self._clean(step)
         return path
 
     def _clean(self, newest: int) -> None:
-        for step in self.steps()[: -self.keep_last]:
-            if step != newest and not (self.keep_every and step % self.keep_every == 0):
-                self._retire(self.path(step))
-        for stale in self.folder.glob("step_*.tmp"):  # of a run that was killed while writing
-            with contextlib.suppress(OSError):
+        """Remove the checkpoints that are no longer kept; what cannot be removed is left to the next save."""
+        with contextlib.suppress(OSError):
+            for step in self.steps()[: -self.keep_last]:
+                if step != newest and not (self.keep_every and step % self.keep_every == 0):
+                    path = self.path(step)
+                    if path.is_dir():  # whose removal takes a while, in which it must not pass for a checkpoint
+                        path = path.rename(path.with_suffix(".old.tmp"))
+                    _remove(path)
+            for stale in self.folder.glob("step_*.tmp"):  # of a run that was killed while writing
                 _remove(stale)
-
-    def _retire(self, path: Path) -> None:
-        with contextlib.suppress(OSError):  # what stays is removed at the next save
-            if path.is_dir():  # whose removal takes a while, in which it must not pass for a checkpoint
-                path = path.rename(path.with_suffix(".old.tmp"))
-            _remove(path)
 
 
 def load_checkpoint(path: Path, like: Like | None = None) -> dict[str, Any]:
-    """The state saved in `path`, on the CPU, but for the tensors that are to be `like` those of a sharded run.
+    """Load the state saved in `path` on the CPU, but for the tensors that are to be `like` those of a sharded run.
 
     Tensors are the file's own bytes, mapped: what is not looked at is not read, and ranks on one machine share them.
     Copy what is to stay; the file may be replaced or removed meanwhile, but never written to.
@@ -127,17 +120,13 @@ def load_checkpoint(path: Path, like: Like | None = None) -> dict[str, Any]:
         UserError: a file or folder that is truncated, foreign or of another format.
     """
     advice = "delete it to go on from an earlier one, or choose another run_dir"
-    file = path / _PLAIN if path.is_dir() else path
     try:
-        content = _read(file)
+        content = _read(path / _PLAIN if path.is_dir() else path)
         if isinstance(content, dict) and "sharded" in content:
-            read_shards(path, content, lambda place: like(place[1:]) if like else None)
+            read_shards(path, content, lambda key: like(key[1:]) if like else None)
         elif like is not None and isinstance(content, dict):
-            content["state"] = map_tensors(content["state"], lambda place, value: share(value, like(place)))
-    except (
-        Exception,
-        CheckpointException,
-    ) as error:  # torch raises half a dozen kinds, depending on where the bytes end
+            content["state"] = map_tensors(content["state"], lambda key, value: share(value, like(key)))
+    except (Exception, CheckpointException) as error:  # torch raises many kinds, depending on where the bytes end
         raise UserError(f"cannot read the checkpoint {path}: it is truncated or not a checkpoint; {advice}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or "state" not in content:
         raise UserError(f"{path} is not a checkpoint of mpp ({FORMAT}); {advice}")
@@ -160,16 +149,18 @@ def _write(path: Path, content: Any) -> None:
         os.fsync(file.fileno())
 
 
-def _exchange(folder: Path, new: Path) -> None:
-    """The earlier one goes with what else is stale, once the new one has its name."""
-    old = folder.with_suffix(".old.tmp")
-    if old.exists():
-        _remove(old)
-    folder.rename(old)
+def _replace(new: Path, path: Path) -> None:
+    """Give `new` its name; an earlier folder of that name (a run that started anew) is removed with what is stale."""
+    if not path.is_dir():
+        os.replace(new, path)
+        return
+    old = path.with_suffix(".old.tmp")
+    _remove(old)
+    path.rename(old)
     try:
-        new.rename(folder)
+        new.rename(path)
     except BaseException:
-        old.rename(folder)
+        old.rename(path)
         raise
 
 
@@ -177,7 +168,7 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

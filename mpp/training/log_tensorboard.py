@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from mpp.system.files import write_whole
-from mpp.training.loggers import Setting, Told
+from mpp.training.loggers import EarlierRows, Logger, Setting
 
 _WORTH = "What it is worth"
 # Category, title and what the tags of a chart begin with.
@@ -30,25 +30,24 @@ _SPREAD = "fewshot_spread/"
 _SPRITE, _THUMBNAIL = 8192, 64  # most pixels a side: of the projector's sheet of thumbnails, and of one in it
 
 
-class TensorBoard:
+class TensorBoard(Logger):
     """The event files of one run, which TensorBoard finds below `--logdir run_dir`."""
 
-    def __init__(self, folder: Path, resume_step: int, kept: Told) -> None:
+    def __init__(self, folder: Path, resume_step: int, kept: EarlierRows) -> None:
         """`kept`: what an earlier start wrote up to `resume_step`; what it wrote after that is hidden."""
         self._folder = folder / "tensorboard"
         self._tags = {name for _, figures in kept for name in _with_margins(figures)}
         self._writer = SummaryWriter(str(self._folder), purge_step=resume_step + 1 if resume_step else 0)
 
     def settings(self, settings: Sequence[Setting]) -> None:
-        """Those that make the run what it is, as hparams; TensorBoard sets the last figures of the run beside them.
+        """Write those that make the run what it is, as hparams, beside which TensorBoard sets the last figures.
 
         No experiment and no end of the session are written: of several runs TensorBoard would take the first one's
         list of columns for all, and of one run the first end, though it goes on.
         """
         shown = [setting for setting in settings if not setting.free and setting.value != ""]
         values = {name: str(value) if isinstance(value, bool) else value for name, value, _ in shown}  # True is not 1.0
-        session_start = hparams(values, {})[1]
-        self._writer._get_file_writer().add_summary(session_start)
+        self._writer._get_file_writer().add_summary(hparams(values, {})[1])
 
     def scalars(self, step: int, figures: Mapping[str, float]) -> None:
         figures = _with_margins(figures)
@@ -64,7 +63,7 @@ class TensorBoard:
     def features(
         self, name: str, features: np.ndarray, labels: Sequence[str] | None, thumbnails: np.ndarray | None
     ) -> None:
-        """Writes what the projector reads; an earlier embedding of that name is replaced."""
+        """Write what the projector reads; an earlier embedding of that name is replaced."""
         # Not add_embedding: it forgets those of an earlier start, and writes a number at a time as text.
         folder, path = self._folder / name, self._folder / "projector_config.pbtxt"
         folder.mkdir(exist_ok=True)
@@ -79,8 +78,7 @@ class TensorBoard:
         data = features.astype(np.float32).tobytes()
         write_whole(folder / "features.bytes", lambda file: file.write(data))
         if labels is not None:
-            lines = (" ".join(label.split()) or "-" for label in labels)
-            table = "".join(f"{line}\n" for line in lines).encode()
+            table = "".join(f"{' '.join(label.split()) or '-'}\n" for label in labels).encode()
             write_whole(folder / "labels.tsv", lambda file: file.write(table))
             entry.metadata_path = f"{name}/labels.tsv"
         if thumbnails is not None:
@@ -94,12 +92,12 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self, failed: bool) -> None:
-        with contextlib.suppress(OSError):  # of a full disk enough has been said
+        with contextlib.suppress(OSError):  # a full disk has been reported before
             self._writer.close()
 
 
 def _with_margins(figures: Mapping[str, float]) -> dict[str, float]:
-    """With the few-shot accuracies one standard deviation below and above the mean, as a margin chart needs them."""
+    """Add to the few-shot accuracies the mean minus and plus one standard deviation, for a margin chart."""
     margins: dict[str, float] = {}
     for name, spread in figures.items():
         shots = name.removeprefix(_SPREAD).removesuffix("_std")
@@ -110,30 +108,29 @@ def _with_margins(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def charts(tags: Iterable[str]) -> dict[str, dict[str, list[object]]]:
-    """The layout of TensorBoard's custom scalars for a run that has these tags, as `add_custom_scalars` takes it."""
+    """Return the layout of TensorBoard's custom scalars for a run with these tags, for `add_custom_scalars`."""
     found = sorted(tags)
     layout: dict[str, dict[str, list[object]]] = {category: {} for category, _, _ in _CHARTS}
     for category, title, start in _CHARTS:
-        lines = [name for name in found if name.startswith(start)]
-        if lines:
+        if lines := [name for name in found if name.startswith(start)]:
             layout[category][title] = ["Multiline", lines]
     lows = [name.removeprefix(_SPREAD).removesuffix("shot_low") for name in found if name.endswith("shot_low")]
     for shots in sorted(lows, key=int):
-        around = [f"fewshot/{shots}shot", f"{_SPREAD}{shots}shot_low", f"{_SPREAD}{shots}shot_high"]
         title = f"few-shot accuracy, {shots} image{'s' * (shots != '1')} a class, ± standard deviation"
-        layout[_WORTH][title] = ["Margin", around]
-    return {category: held for category, held in layout.items() if held}
+        band = [f"fewshot/{shots}shot", f"{_SPREAD}{shots}shot_low", f"{_SPREAD}{shots}shot_high"]
+        layout[_WORTH][title] = ["Margin", band]
+    return {category: found for category, found in layout.items() if found}
 
 
 def sprite(thumbnails: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The thumbnails (M, H, W, 3) in a square of places, row by row, as the projector wants them; the size of one."""
+    """Lay out thumbnails (M, H, W, 3) row by row in a square, as the projector wants them; also the size of one."""
     number, height, width = thumbnails.shape[:3]
-    places = math.ceil(math.sqrt(number))
-    scale = min(1.0, min(_THUMBNAIL, _SPRITE // places) / max(height, width))
+    side = math.ceil(math.sqrt(number))
+    scale = min(1.0, min(_THUMBNAIL, _SPRITE // side) / max(height, width))
     height, width = max(1, round(scale * height)), max(1, round(scale * width))
-    sheet = np.zeros((places * height, places * width, 3), np.uint8)
-    for at, thumbnail in enumerate(thumbnails):
-        top, left = at // places * height, at % places * width
-        small = Image.fromarray(thumbnail).resize((width, height), Image.Resampling.BOX)
-        sheet[top : top + height, left : left + width] = np.asarray(small)
+    sheet = np.zeros((side * height, side * width, 3), np.uint8)
+    for index, thumbnail in enumerate(thumbnails):
+        top, left = index // side * height, index % side * width
+        resized = Image.fromarray(thumbnail).resize((width, height), Image.Resampling.BOX)
+        sheet[top : top + height, left : left + width] = np.asarray(resized)
     return sheet, (height, width)

@@ -16,22 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from mpp import dist
 from mpp.data.sources.fingerprint import Contents
 from mpp.errors import RunError, Unreachable
 from mpp.system.process import GENERATORS, handle
-from mpp.training.log import Clock, Meter
+from mpp.training.meter import Clock, Meter
+from mpp.training.optim import MovingAverage
 from mpp.training.parallel import gradient_sync
-from mpp.training.schedule import is_due
-from mpp.training.sharded import Like, clip_gradients, is_sharded, like_these
+from mpp.training.schedule import Schedule, is_due
+from mpp.training.sharded import clip_gradients, is_sharded
 
 EXIT_REQUEUE = 75
-"""Exit status of a run that was asked to stop, and saved itself: EX_TEMPFAIL, "try again"."""
-
-_HOPELESS = 2.0**-20
-"""A loss scale at which gradients that overflow in fp16 are not those of a loss that is worth going on with."""
+"""Exit status of a run that was asked to stop and saved itself: EX_TEMPFAIL, "try again"."""
+_MIN_SCALE = 2.0**-20  # of the loss: where fp16 gradients overflow even at this scale, the run is lost
 
 Step = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 """step(model, batch) -> loss (a scalar) and figures (each a sum and a count)."""
@@ -39,34 +37,32 @@ Step = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 
 @dataclass
 class State:
-    """All that a run is, beside its config: what is saved and restored."""
+    """All that a run is, beside its config: what is saved and restored.
+
+    Attributes:
+        contents: of what it trains on, for a resume to compare.
+        attention: kernel and device of attention, as `settle_kernel` gives it; a resume goes on with it.
+    """
 
     model: nn.Module
     optimizer: Optimizer
-    ema: AveragedModel | None = None
+    ema: MovingAverage | None = None
     scaler: GradScaler | None = None
     meter: Meter = field(default_factory=Meter)
     clock: Clock = field(default_factory=Clock)
     images_seen: int = 0
     contents: Contents | None = None
-    """Of what it trains on; saved for a resume to compare."""
     attention: str = ""
-    """What attention is computed by and on, as `settle_kernel` gives it; a resume goes on with it."""
 
     @property
     def sharded(self) -> bool:
         """Whether each rank has its share of the tensors only."""
         return is_sharded(self.model)
 
-    @property
-    def like(self) -> Like | None:
-        """How a state must be sharded to be loaded here, if at all."""
-        return like_these(self.model, self.optimizer, self.ema) if self.sharded else None
-
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only; times are not part of it. To be called on all ranks together.
+        """Return tensors and plain values, without times; for all ranks to call together.
 
-        The tensors are those of the run itself, and of a sharded one this rank's shards.
+        The tensors are those of the run itself, of a sharded one this rank's shards.
         """
         return {
             "model": self.model.state_dict(),
@@ -80,7 +76,7 @@ class State:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave, as copies: it may be a file that is mapped.
+        """Restore what `state_dict` gave, as copies: it may be a mapped file.
 
         Raises:
             KeyError, ValueError, RuntimeError: a state of another model or optimiser.
@@ -107,29 +103,6 @@ class State:
         self.attention = state.get("attention", "sdpa cpu") or ""
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The course of a run in steps.
-
-    Attributes:
-        total_steps: updates in all.
-        batch_size: images per update over all devices.
-        accumulate: micro-batches per update and device.
-        rate: learning rate of the update after `step` finished ones.
-        clip_norm: largest global gradient norm; 0: unclipped.
-    """
-
-    total_steps: int
-    batch_size: int
-    accumulate: int
-    rate: Callable[[int], float]
-    clip_norm: float = 0.0
-
-    def step(self, images_seen: int) -> int:
-        """The number of finished updates."""
-        return images_seen // self.batch_size
-
-
 class Interrupted(Exception):
     """The run was asked to stop and has saved itself."""
 
@@ -140,12 +113,6 @@ class NonFinite(RunError):
     def __init__(self, step: int, what: str = "the loss is not finite") -> None:
         super().__init__(f"{what} at step {step}")
         self.step = step
-
-    def advised(self, advice: str) -> "NonFinite":
-        """The same error with what to try."""
-        other = NonFinite(self.step)
-        other.args = (f"{self}; {advice}",)
-        return other
 
 
 Every = tuple[int, Callable[[State], None]]
@@ -163,20 +130,19 @@ def fit(
     save: Callable[[State], object] = lambda state: None,
     each_step: Sequence[Callable[[State], None]] = (),
 ) -> None:
-    """Trains from `state.images_seen` to the end of the schedule.
+    """Train from `state.images_seen` to the end of the schedule.
 
     Args:
         state: restored or fresh; changed in place.
         model: what `step` calls: `state.model` itself, compiled or wrapped for data parallelism.
         batches: this rank's micro-batches, from `state.images_seen` on.
         step: loss and figures of one micro-batch.
-        schedule: the course of the run.
         every: called in this order after each step that is due, and was finite.
         stop_requested: asked after each step; if any rank says yes, the state is saved and `Interrupted` raised, of
             several ranks after the next step where steps are short (see `dist.Poll`).
         save: saves the state.
-        each_step: called after each step, before those of `every`. On CUDA it may yet turn out not to have been finite,
-            so that they must neither save nor show the state.
+        each_step: called after each step, before those of `every`. On CUDA the step may still turn out not to have
+            been finite, so these must neither save nor show the state.
 
     Raises:
         Interrupted: after a requested stop.
@@ -219,7 +185,7 @@ def update(
     guard: "FiniteGuard",
     number: int,
 ) -> None:
-    """One optimiser update from `schedule.accumulate` micro-batches."""
+    """Make one optimiser update from `schedule.accumulate` micro-batches."""
     state.optimizer.zero_grad(set_to_none=True)
     losses: list[Tensor] = []
     counted: list[Mapping[str, Tensor]] = []
@@ -255,11 +221,20 @@ def update(
         state.ema.update_parameters(state.model)
 
 
+def read_figures(state: State, schedule: Schedule) -> dict[str, float]:
+    """Return mean figures since the last reading, epoch, learning rate and times; for all ranks to call together."""
+    seen = state.images_seen
+    figures = state.meter.read()
+    figures["epoch"] = seen / schedule.epoch_images
+    figures["lr"] = schedule.rate(schedule.step(seen) - 1)
+    return figures | state.clock.read(seen, schedule.total_steps * schedule.batch_size)
+
+
 class FiniteGuard:
     """Stops the run at a value that is not finite, before the update that it would spoil.
 
-    On CUDA a fused optimiser skips that update on the device, and the host hears of it one step later, so that
-    nobody waits for the device.
+    On CUDA a fused optimiser skips that update on the device, and the host learns of it one step later, so that nobody
+    waits for the device.
     """
 
     def __init__(self, state: State) -> None:
@@ -268,7 +243,7 @@ class FiniteGuard:
         self._pending: tuple[Tensor, torch.cuda.Event, int] | None = None
 
     def check(self, value: Tensor, number: int) -> None:
-        """Looks at the loss or gradient norm of update `number`.
+        """Check the loss or gradient norm of update `number`.
 
         Raises:
             NonFinite: of this update, or on CUDA of the one before.
@@ -282,23 +257,23 @@ class FiniteGuard:
             self._optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
             self._optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.settle()
-        event = torch.cuda.Event(blocking=True)  # who waits for it sleeps, and leaves the core to loader workers
+        event = torch.cuda.Event(blocking=True)  # the thread that waits for it sleeps, and leaves the core to workers
         copy = finite.to("cpu", non_blocking=True)
         event.record()
         self._pending = (copy, event, number)
 
     def judge(self, number: int) -> None:
-        """Waits for the device, and says whether the state after update `number` may be saved and shown.
+        """Wait for the device until the state after update `number` may be saved and shown.
 
         Raises:
             NonFinite: of this update; or a loss scale so low that no gradient is going to be finite.
         """
         self.settle()
-        if self._scaler is not None and self._scaler.get_scale() < _HOPELESS:
+        if self._scaler is not None and self._scaler.get_scale() < _MIN_SCALE:
             raise NonFinite(number, f"gradients overflow even at a loss scale of {self._scaler.get_scale():.0e}")
 
     def settle(self) -> None:
-        """Waits for the verdict on the last update looked at."""
+        """Wait for the verdict on the update checked last."""
         if self._pending is not None:
             finite, event, number = self._pending
             self._pending = None

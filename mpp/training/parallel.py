@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from mpp import dist
 from mpp.dist import World
 from mpp.errors import ConfigError, UserError
+from mpp.training.optim import MovingAverage
 from mpp.training.sharded import shard
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_device(name: str, world: World, setting: str = "train.device") -> torch.device:
-    """The device that `name` means; auto takes CUDA (one device per local rank), else the CPU.
+    """Return the device that `name` means; auto takes CUDA (one device per local rank), else the CPU.
 
     Raises:
         UserError: a device that is not there.
@@ -49,7 +50,7 @@ def choose_device(name: str, world: World, setting: str = "train.device") -> tor
 
 
 def refuse_shared(device: torch.device, setting: str = "train.device") -> None:
-    """Refuses a GPU that another rank has too; for all ranks together.
+    """Refuse a GPU that another rank has too; for all ranks together.
 
     Raises:
         ConfigError: on all ranks.
@@ -65,7 +66,7 @@ def refuse_shared(device: torch.device, setting: str = "train.device") -> None:
 
 
 def choose_precision(name: str, device: torch.device, setting: str = "train.precision") -> str:
-    """bf16, fp16 or fp32 for `name` on `device`; auto takes bf16 where the hardware computes it.
+    """Return bf16, fp16 or fp32 for `name` on `device`; auto takes bf16 where the hardware computes it.
 
     Raises:
         UserError: fp16 elsewhere than on CUDA.
@@ -82,15 +83,13 @@ def choose_precision(name: str, device: torch.device, setting: str = "train.prec
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs in `precision`, with weights in fp32."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
+    """Return the context in which a forward pass runs in `precision`, with weights in fp32."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, DTYPES[precision])
 
 
 @functools.cache
 def compile_obstacle(device: torch.device) -> str | None:
-    """Why torch.compile does not work on this GPU, and what to do; None where it works, which is tried.
+    """Return why torch.compile does not work on this GPU, and what to do; None where it works, which is tried.
 
     Before the first kernel Triton builds a module for Python from C.
     """
@@ -101,25 +100,17 @@ def compile_obstacle(device: torch.device) -> str | None:
     if not Path(headers, "Python.h").is_file():
         return f"there is no Python.h in {headers}: install Python's headers (python3-dev, python3-devel)"
     try:
-        torch.compile(_plus_one)(torch.zeros(8, device=device))
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as error:  # of torch, Triton, the compiler, the file system
         reason = error.__cause__ or getattr(error, "inner_exception", None) or error
-        told = str(reason).strip().partition("\n")[0] or type(reason).__name__
-        return f"a first trial failed ({told}): see what it needs, {_ITS_PLACES}"
+        first_line = str(reason).strip().partition("\n")[0] or type(reason).__name__
+        needs = "a CUDA driver, a GPU that Triton supports and room in TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR"
+        return f"a first trial failed ({first_line}): see what it needs, such as {needs}"
     return None
 
 
-_ITS_PLACES = (
-    "such as a CUDA driver, a GPU that Triton supports and room in TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR"
-)
-
-
-def _plus_one(x: Tensor) -> Tensor:
-    return x + 1
-
-
 @functools.cache
-def _say_uncompiled(obstacle: str) -> None:
+def _warn_uncompiled(obstacle: str) -> None:
     print(f"WARNING: not compiled, and slower: torch.compile does not work here, for {obstacle}", file=sys.stderr)
 
 
@@ -130,19 +121,19 @@ def prepare(
     compile_mode: str,
     parallel: str = "ddp",
     precision: str = "fp32",
-    ema: AveragedModel | None = None,
+    ema: MovingAverage | None = None,
     around: nn.Module | None = None,
 ) -> nn.Module:
-    """The module that the training step calls: compiled if asked for, and averaged over ranks by DDP.
+    """Return the module that the training step calls: `model`, or a module `around` it that computes more of the step.
 
-    It is `model` itself, or a module `around` it that computes more of the step.
-
-    By fsdp, several ranks share out the weights of `model` and `ema` instead, in place, so the optimiser must be built
-    after. auto compiles on CUDA; where that cannot work, it says so once and leaves the module as it is.
+    It is compiled if asked for, and averaged over ranks by DDP. By fsdp, several ranks share out the weights of `model`
+    and `ema` instead, in place, so the optimiser must be built after. auto compiles on CUDA; where that cannot work, it
+    warns once and leaves the module as it is.
 
     Raises:
         UserError: fsdp in fp16; compilation on CUDA where it cannot work.
     """
+    called = around or model
     compiled = compile_mode == "on" or (compile_mode == "auto" and device.type == "cuda")
     obstacle = compile_obstacle(device) if compiled and device.type == "cuda" else None
     if obstacle and compile_mode == "on":
@@ -150,7 +141,7 @@ def prepare(
     if obstacle:
         compiled = False
         if world.local_rank == 0:
-            _say_uncompiled(obstacle)
+            _warn_uncompiled(obstacle)
     if world.size > 1 and parallel == "fsdp":
         if precision == "fp16":
             raise UserError(
@@ -159,41 +150,37 @@ def prepare(
         shard(model, device, world.size, precision, compiled)
         if ema is not None:
             shard(ema.module, device, world.size, precision)
-        return around or model
-    called = around or model
+        return called
     if compiled:
         called.compile()
-    if world.size > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        # Only batch normalisation changes buffers (`share_statistics`); torch 2.13 renamed the switch.
-        known = inspect.signature(DistributedDataParallel).parameters
-        switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        options: dict[str, Any] = {switch: False}
-        return DistributedDataParallel(called, device_ids=ids, gradient_as_bucket_view=True, **options)
-    return called
+    if world.size == 1:
+        return called
+    ids = [device.index] if device.type == "cuda" else None
+    # Only batch normalisation changes buffers (`share_statistics`); torch 2.13 renamed the switch.
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {switch: False}
+    return DistributedDataParallel(called, device_ids=ids, gradient_as_bucket_view=True, **options)
 
 
-def share_statistics(model: nn.Module, *copies: nn.Module | None) -> None:
-    """Averages the running statistics of batch normalisation over all ranks, and copies them into `copies`.
+def share_statistics(model: nn.Module, ema: MovingAverage | None) -> None:
+    """Average the running statistics of batch normalisation over all ranks, and copy them into the moving average.
 
     Training never reads them, so ranks may see different batches; whoever tests or saves must see the same statistics.
     """
-    held = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    parts = [part for module in held for part in (module.running_mean, module.running_var) if part is not None]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    parts = [part for layer in layers for part in (layer.running_mean, layer.running_var) if part is not None]
     if not parts:
         return
     mean = dist.sum_over_ranks(torch.cat([part.flatten() for part in parts])) / dist.rank_and_size()[1]
     for part, value in zip(parts, mean.split([part.numel() for part in parts]), strict=True):
         part.copy_(value.view_as(part))
-    for copy in copies:
-        if copy is not None:
-            own = copy.module if isinstance(copy, AveragedModel) else copy
-            for buffer, value in zip(own.buffers(), model.buffers(), strict=True):
-                buffer.copy_(value)
+    for buffer, value in zip(ema.module.buffers(), model.buffers(), strict=True) if ema is not None else ():
+        buffer.copy_(value)
 
 
 def gradient_sync(model: nn.Module, on: bool) -> AbstractContextManager[None]:
-    """The context of a backward pass whose gradients DDP averages over ranks at once, or not yet.
+    """Return the context of a backward pass whose gradients DDP averages over ranks at once, or not yet.
 
     FSDP always does: else every device would keep whole gradients until the last pass of an update, 4 bytes a
     parameter, where its share of them is all that it needs.

@@ -25,11 +25,11 @@ from mpp.system.files import write_whole
 
 FILE = "environment.json"
 _PACKAGES = ("mpp", "torch", "torchvision", "timm", "numpy", "xformers")
-_PATIENCE = 10  # seconds for git, which may have a slow disk to read
+_GIT_SECONDS = 10  # for git, which may have a slow disk to read
 
 
 def record_start(folder: Path, step: int, device: torch.device, facts: Mapping[str, Any]) -> None:
-    """Adds a start of the run to environment.json in its folder. To be called on all ranks; rank 0 alone writes.
+    """Add a start of the run to environment.json in its folder. For all ranks to call; rank 0 alone writes.
 
     Args:
         folder: of the run.
@@ -44,13 +44,21 @@ def record_start(folder: Path, step: int, device: torch.device, facts: Mapping[s
     devices = dist.gather(describe_device(device))
     if dist.rank_and_size()[0]:
         return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "command": shlex.join(shown(word) for word in sys.argv),
         "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware() | {"hosts": len(set(hosts)), "devices": devices},
+        "versions": _versions(),
+        "hardware": {
+            "system": platform.platform(),
+            "processor": processor(),
+            "cores": count_cores(),
+            "memory_gib": round(memory, 1),
+            "hosts": len(set(hosts)),
+            "devices": devices,
+        },
         **facts,
     }
     text = json.dumps([*read_starts(folder), entry], indent=2) + "\n"
@@ -58,7 +66,7 @@ def record_start(folder: Path, step: int, device: torch.device, facts: Mapping[s
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """The starts of a run, in order; none of an older version's, or where the file is damaged."""
+    """Return the starts of a run, in order; none of an older version's, or where the file is damaged."""
     try:
         starts = json.loads((folder / FILE).read_text("utf-8"))
     except (OSError, ValueError):
@@ -68,57 +76,42 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 
 
 def commit() -> str:
-    """Git commit of the checkout that this package is run from, with "-dirty" where files of it were changed.
+    """Return the git commit of the checkout that this package is run from, with "-dirty" where files were changed.
 
     Empty where there is no git, or the package was installed and is no part of a repository.
     """
-    folder = Path(__file__).parents[1]
     # A hook's variables would name another repository; and nothing is to be written into this one.
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     env["GIT_OPTIONAL_LOCKS"] = "0"
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], env=env, capture_output=True, text=True, timeout=_PATIENCE, check=True
-        )
-        return done.stdout.strip()
-
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    options: Any = {"env": env, "capture_output": True, "text": True, "timeout": _GIT_SECONDS, "check": True}
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # site-packages may lie within somebody's repository
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        # site-packages may lie within somebody's repository
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], **options)
+        described = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], **options)
     except (OSError, subprocess.SubprocessError):
         return ""
+    return described.stdout.strip()
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of what a run computes with; without importing anything."""
-    found = {"python": platform.python_version()}
+def _versions() -> dict[str, str]:
+    """Look up the versions of Python and of what a run computes with, without importing anything."""
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
+        versions["cuda"] = torch.version.cuda
     driver = Path("/sys/module/nvidia/version")
     if driver.exists():
-        found["nvidia driver"] = driver.read_text("utf-8").strip()
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """System, processor, cores that this process may use, memory in GiB."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "system": platform.platform(),
-        "processor": processor(),
-        "cores": count_cores(),
-        "memory_gib": round(memory, 1),
-    }
+        versions["nvidia driver"] = driver.read_text("utf-8").strip()
+    return versions
 
 
 def describe_device(device: torch.device) -> str:
-    """`cpu`, or a GPU's name with its memory: `NVIDIA H200 (139.8 GiB)`."""
+    """Return `cpu`, or a GPU's name with its memory: `NVIDIA H200 (139.8 GiB)`."""
     if device.type != "cuda":
         return device.type
     properties = torch.cuda.get_device_properties(device)

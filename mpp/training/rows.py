@@ -1,17 +1,51 @@
-"""What the rows of a metrics.jsonl come to: the figures of the last part of a run, and the time that it took."""
+"""metrics.jsonl, the figures of a run: one row of JSON for each interval of steps, and what the rows add up to."""
 
+import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-Row = Mapping[str, Any]
+from mpp.system.files import write_whole
+
+Row = dict[str, Any]
+FILE = "metrics.jsonl"
+_BEGINNING = '{"step": '  # of each row
 
 
-def last_part(rows: Sequence[Row], score: str) -> tuple[dict[str, float], int]:
-    """Means of the scores over the last rows, as many as make a twentieth of the run, and their steps.
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of a metrics.jsonl; of a line cut short by a crash or a full disk, what is whole after the cut."""
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+    rows = (_parse(line) or _parse(line[max(0, line.rfind(_BEGINNING)) :]) for line in lines)
+    return [row for row in rows if row is not None]
+
+
+def _parse(line: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def drop_rows(path: Path, last_step: int) -> tuple[list[Row], list[Row]]:
+    """Remove the rows after `last_step` (0: all) from a metrics.jsonl; returns those that stay and those removed."""
+    kept: list[Row] = []
+    dropped: list[Row] = []
+    for row in read_rows(path):
+        (kept if last_step and row["step"] <= last_step else dropped).append(row)
+    text = "".join(json.dumps(row) + "\n" for row in kept).encode()
+    # Rows must never be older than the checkpoint that they lead to, though the power fails.
+    write_whole(path, lambda file: (file.write(text), file.flush(), os.fsync(file.fileno())))
+    return kept, dropped
+
+
+def last_part(rows: Sequence[Mapping[str, Any]], score: str) -> tuple[dict[str, float], int]:
+    """Average the scores over the last rows, as many as make a twentieth of the run; returns means and their steps.
 
     Args:
-        rows: of a run, in order, each with `step`, which counts as many times as it has steps.
+        rows: of a run, in order; each counts as many times as it has steps.
         score: what the names of the figures begin with, such as "accuracy". A figure that is not finite is left out.
     """
     total: dict[str, float] = {}
@@ -29,8 +63,8 @@ def last_part(rows: Sequence[Row], score: str) -> tuple[dict[str, float], int]:
     return {name: value / weights[name] for name, value in total.items() if weights[name]}, span
 
 
-def training_spans(rows: Iterable[Row]) -> Iterator[tuple[Row, float]]:
-    """Each row that tells its speed, and the seconds of training since the last, without evaluations and saves."""
+def training_spans(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """Yield each row with a speed, and the seconds of training since the last, without evaluations and saves."""
     images = 0
     for row in rows:
         speed = row.get("time/images_per_second")

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,22 +14,27 @@ from torch import nn
 
 from mpp import dist
 from mpp.config import by_name, differences, from_file, to_dict, to_yaml
+from mpp.data.sources.fingerprint import Contents
 from mpp.dist import World
 from mpp.errors import ConfigError, RunError, TryLater, Unreachable, UserError
 from mpp.system.files import LOCK, one_writer, write_whole
 from mpp.system.process import memory_reused
-from mpp.training.changes import check_contents, schedule_change
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
-from mpp.training.loop import EXIT_REQUEUE, Every, Interrupted, Schedule, State, Step, StopSignal, fit
+from mpp.training.duration import parse_duration
+from mpp.training.loop import EXIT_REQUEUE, Every, Interrupted, State, Step, StopSignal, fit
 from mpp.training.parallel import choose_device, refuse_shared
-from mpp.training.saving import Journal, Saving
-from mpp.training.schedule import learning_rate, parse_duration
-from mpp.training.settings import ScheduleConfig, TrainConfig
+from mpp.training.saving import Saving
+from mpp.training.schedule import Schedule
+from mpp.training.settings import TrainConfig
+from mpp.training.tensor_tree import like_these
 
 MODEL = "model"
-"""The folder, in a run's own, of what it came to."""
-_UNANSWERED = 3
-"""Starts in a row that end without an answer at the same place, of which the last is not to be queued again."""
+"""The folder, in a run's own, of the trained model."""
+_MAX_UNANSWERED = 3  # starts in a row that end without an answer at the same image; after them it is not queued again
+_PER_MACHINE = ("run_dir", "out", "device", "workers", "download", "keep")  # last parts of names of settings
+_BY_FORCE = ", or go on with the changed one by --resume force"
+_SHAPES = ("name", "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+_FIXED = ("train.batch_size:", *(f"model.{name}:" for name in _SHAPES))  # else checkpoints would not fit
 
 
 class RunConfig(Protocol):
@@ -43,47 +48,52 @@ class RunConfig(Protocol):
     def train(self) -> TrainConfig: ...
 
 
-Claim = Callable[[], None]
-"""Makes sure that the run folder is this run's alone; for all ranks to call, before the first file is written there."""
-
-_OWN = ("run_dir", "out", "device", "workers", "download", "keep")
-"""Last parts of the names of settings that may well be other ones on another machine."""
-
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
+Claim = Callable[[], None]
+"""Makes sure that the run folder is this run's alone; for all ranks to call, before the first file is written there."""
 
 
 @contextlib.contextmanager
 def processes(config: Any, setting: str = "train.device") -> Iterator[tuple[World, torch.device]]:
-    """This process among all and the device that `setting` names, in one process group for as long as they are used.
+    """Give this process among all and the device that `setting` names, in one process group while they are used.
 
     Raises:
         UserError: a device that is not there, or of another rank; ranks with different settings or run folders.
     """
     world = dist.world_from_environment()
-    chosen = choose_device(attrgetter(setting)(config), world, setting)
-    dist.start(world, chosen)
-    refuse_shared(chosen, setting)
-    dist.agree(lambda: _common(config))
-    with memory_reused() if chosen.type == "cpu" else contextlib.nullcontext():
-        yield world, chosen
-    dist.stop()  # not after an error: the others would hear of it before this rank has said why
+    device = choose_device(attrgetter(setting)(config), world, setting)
+    dist.start(world, device)
+    refuse_shared(device, setting)
+
+    def facts() -> dict[str, str]:
+        settings = {name: v for name, v in by_name(config).items() if name.rpartition(".")[2] not in _PER_MACHINE}
+        same = {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}
+        if folder := getattr(config, "run_dir", ""):
+            latest = Checkpoints(Path(folder) / "checkpoints").latest()
+            same["newest checkpoint in run_dir"] = latest.name if latest else "none"
+        return same
+
+    dist.agree(facts)
+    with memory_reused() if device.type == "cpu" else contextlib.nullcontext():
+        yield world, device
+    dist.stop()  # not after an error: the others would learn of it before this rank has said why
 
 
-def _common(config: Any) -> dict[str, str]:
-    """What all ranks must be started with."""
-    settings = {name: value for name, value in by_name(config).items() if name.rpartition(".")[2] not in _OWN}
-    facts = {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}
-    folder = getattr(config, "run_dir", "")
-    if folder:
-        latest = Checkpoints(Path(folder) / "checkpoints").latest()
-        facts["newest checkpoint in run_dir"] = latest.name if latest else "none"
-    return facts
+def once_a_machine(world: World, opened: Callable[[], T]) -> T:
+    """Call `opened` on each machine in one process first, so that downloads and indices are made once."""
+    if world.local_rank:
+        dist.barrier(patient=True)
+    try:
+        return opened()
+    finally:
+        if not world.local_rank:
+            dist.barrier(patient=True)
 
 
 @contextlib.contextmanager
 def claiming(config: RunConfig, world: World) -> Iterator[Claim]:
-    """Within it, once its function was called, no other process or thread writes to the run folder.
+    """Give a function; within the context, once it was called, no other process or thread writes to the run folder.
 
     A folder that has had a run is claimed at once. Any other is made only when the function is called, so that bad
     input leaves nothing behind. Rank 0 claims for all.
@@ -92,23 +102,22 @@ def claiming(config: RunConfig, world: World) -> Iterator[Claim]:
         UserError: on entering and by the function: another one writes there, or it cannot be written; by the function
             alone: a folder of something else.
     """
-    folder, done = Path(config.run_dir), False
+    folder, claimed = Path(config.run_dir), False
     with contextlib.ExitStack() as stack:
 
         def enter() -> None:
-            nonlocal done
-            refused, done = "", True
+            nonlocal claimed
+            refusal, claimed = "", True
             if world.main:
                 try:
                     stack.enter_context(one_writer(folder, "--run-dir"))
                 except ConfigError as error:
-                    refused = str(error)
-            refused = dist.gather(refused)[0]
-            if refused:
-                raise ConfigError(refused)
+                    refusal = str(error)
+            if refusal := dist.gather(refusal)[0]:
+                raise ConfigError(refusal)
 
         def claim() -> None:
-            if not done:
+            if not claimed:
                 earlier(config)  # refuses a folder of something else
                 enter()
 
@@ -119,16 +128,17 @@ def claiming(config: RunConfig, world: World) -> Iterator[Claim]:
 
 @contextlib.contextmanager
 def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
-    """Turns what the machine lacks, memory, disk or an answer from where images lie, into one line: what to do.
+    """Turn what the machine lacks (memory, disk, an answer from where images are stored) into one line with advice.
 
     Raises:
         RunError: out of memory, no room to write, or no answer for several starts in a row.
         TryLater: no answer, and a run that the same command goes on with.
     """
+    newest = Checkpoints(Path(config.run_dir) / "checkpoints").latest
     try:
         yield
     except Unreachable as error:
-        _tell_unanswered(config, error)
+        _count_unanswered(config, error, newest())
         raise
     except torch.OutOfMemoryError as error:
         raise RunError(
@@ -138,15 +148,14 @@ def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        latest = Checkpoints(Path(config.run_dir) / "checkpoints").latest()
         raise RunError(
-            f"cannot write to {config.run_dir}: {error.strerror}; the last good checkpoint is {latest}; make room and "
-            "run the same command again"
+            f"cannot write to {config.run_dir}: {error.strerror}; the last good checkpoint is {newest()}; make room "
+            "and run the same command again"
         ) from error
 
 
-def _tell_unanswered(config: RunConfig, error: Unreachable) -> None:
-    """Says how a run goes on whose images could not be had, and counts in its folder how often it ended so in vain.
+def _count_unanswered(config: RunConfig, error: Unreachable, latest: Path | None) -> None:
+    """Say how a run goes on whose images could not be fetched, and count in its folder how often it ended so in vain.
 
     Raises:
         RunError: too often in a row, for a queue would start it for ever; or one of several processes.
@@ -158,72 +167,23 @@ def _tell_unanswered(config: RunConfig, error: Unreachable) -> None:
     saved = sorted(str(path.relative_to(folder)) for path in folder.rglob("checkpoints/step_*"))
     if isinstance(error, UserError) and not saved:  # it has never answered, so it may be misspelt
         return
-    latest = Checkpoints(folder / "checkpoints").latest()
-    on = f"the same command goes on from {latest}" if latest else "run the same command again"
+    resume = f"the same command goes on from {latest}" if latest else "run the same command again"
     if dist.rank_and_size()[1] > 1:  # torchrun ends with 1, whatever we say
-        raise RunError(f"{error}; once it answers, {on}") from error
+        raise RunError(f"{error}; once it answers, {resume}") from error
     path = folder / "unanswered.json"
     try:
         before = json.loads(path.read_bytes())
         times = before["times"] + 1 if before["saved"] == saved else 1
     except (OSError, ValueError, KeyError, TypeError):
         times = 1
-    if times >= _UNANSWERED:
+    if times >= _MAX_UNANSWERED:
         path.unlink(missing_ok=True)  # whoever starts it again has looked into it
-        raise RunError(f"{error}; {times} starts in a row ended so at the same image; once it answers, {on}") from error
+        row = f"{times} starts in a row ended so at the same image"
+        raise RunError(f"{error}; {row}; once it answers, {resume}") from error
     text = json.dumps({"times": times, "saved": saved, "error": str(error)}, indent=1)
     with contextlib.suppress(OSError):
         write_whole(path, lambda file: file.write(text.encode()))
-    raise TryLater(f"{error}; once it answers, {on}") from error
-
-
-def micro_batches(batch_size: int, most: int, world: World) -> tuple[int, int]:
-    """Images per device in one forward pass, and how many such passes make an update.
-
-    Raises:
-        UserError: a batch that the processes cannot share equally.
-    """
-    if batch_size % world.size:
-        raise UserError(f"train.batch_size {batch_size} is not a multiple of the {world.size} processes")
-    share = batch_size // world.size
-    micro = max(n for n in range(1, min(most, share) + 1) if share % n == 0)
-    return micro, share // micro
-
-
-def once_a_machine(world: World, opened: Callable[[], T]) -> T:
-    """Calls `opened` on each machine in one process first, so that downloads and indices are made once."""
-    if world.local_rank:
-        dist.barrier(patient=True)
-    try:
-        return opened()
-    finally:
-        if not world.local_rank:
-            dist.barrier(patient=True)
-
-
-def build_rate(
-    plan: ScheduleConfig, base: float, total_steps: int, batch_size: int, epoch_images: int
-) -> Callable[[int], float]:
-    """The learning rate of each step (see `learning_rate`) from the durations in `plan`.
-
-    Raises:
-        UserError: a warm-up and cooldown that leave nothing between them.
-    """
-    names = ("warmup", "cooldown", "timescale")
-    parts = [parse_duration(getattr(plan, name), f"schedule.{name}") for name in names]
-    try:
-        return learning_rate(
-            plan.kind, base, total_steps, *(part.steps(batch_size, epoch_images, total_steps) for part in parts)
-        )
-    except ValueError as error:
-        raise UserError(f"schedule: {error}") from error
-
-
-def steps(duration: str, name: str, schedule: Schedule, epoch_images: int) -> int:
-    """A duration of the config in steps of the run; 0 for an empty one."""
-    if not duration:
-        return 0
-    return parse_duration(duration, name).steps(schedule.batch_size, epoch_images, schedule.total_steps)
+    raise TryLater(f"{error}; once it answers, {resume}") from error
 
 
 def resume(
@@ -234,7 +194,7 @@ def resume(
     main: bool,
     check: Callable[[], None] = lambda: None,
 ) -> int:
-    """Loads the newest checkpoint of the run, if any, and returns its step; saves the config.
+    """Load the newest checkpoint of the run, if any, and return its step; save the config.
 
     `check` is called before anything is written, and may refuse, too.
 
@@ -242,12 +202,12 @@ def resume(
         UserError: a run folder of another config or other images, or a checkpoint that does not fit.
     """
     folder = Path(config.run_dir)
-    latest = checkpoints.latest()
-    before = earlier(config)
+    latest, before = checkpoints.latest(), earlier(config)
     saved: dict[str, Any] = {}
     if latest and before:
         check_config(before, config)
-        saved = load_checkpoint(latest, state.like)
+        like = like_these(state.model, state.optimizer, state.ema) if state.sharded else None
+        saved = load_checkpoint(latest, like)
     changed = check_contents(state.contents, saved.get("contents"), folder, config.resume == "force")
     if saved:
         try:
@@ -259,7 +219,7 @@ def resume(
         raise UserError(f"the processes see different checkpoints in {folder}; it must be a shared folder")
     if changed and main and before:
         print(f"note: the images have changed ({'; '.join(changed)})", file=sys.stderr)
-        print(f"note: {schedule_change(before.train, saved['contents'], state, schedule)}", file=sys.stderr)
+        print(f"note: {_schedule_change(before.train, saved['contents'], state, schedule)}", file=sys.stderr)
     check()
     if main:
         try:
@@ -270,7 +230,7 @@ def resume(
 
 
 def earlier(config: C) -> C | None:
-    """The config of the run that config.run_dir holds; None where it has no checkpoint, and so nothing to go on with.
+    """Return the config of the run in config.run_dir; None where it has no checkpoint, and so nothing to go on with.
 
     Raises:
         UserError: a folder of something else, or checkpoints without their config.
@@ -291,14 +251,8 @@ def earlier(config: C) -> C | None:
     return before if started else None
 
 
-_BY_FORCE = ", or go on with the changed one by --resume force"
-_SHAPES = ("name", "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
-_FIXED = ("train.batch_size:", *(f"model.{name}:" for name in _SHAPES))
-"""What no force can change within a run: checkpoints would not fit."""
-
-
 def check_config(old: RunConfig, new: RunConfig) -> None:
-    """Refuses to go on with a changed config, but by force.
+    """Refuse to go on with a changed config unless --resume force is set.
 
     Raises:
         UserError: naming the changed settings.
@@ -316,6 +270,39 @@ def check_config(old: RunConfig, new: RunConfig) -> None:
         )
 
 
+def check_contents(now: Contents | None, saved: Mapping[str, Any] | None, run: Path, force: bool) -> list[str]:
+    """Refuse to go on with other images than those noted in a checkpoint, unless forced; return what has changed.
+
+    Checkpoints of older versions note none. For all ranks to call together.
+
+    Raises:
+        UserError: naming what has changed.
+    """
+    here = now.changes(Contents.from_dict(saved)) if now and saved else []
+    changed = next((each for each in dist.gather(here) if each), [])
+    if changed and not force:
+        raise UserError(
+            f"the images have changed since the last checkpoint of {run} ({'; '.join(changed)}): put back what there "
+            "was, choose another --run-dir, or go on with what there is now by --resume force"
+        )
+    return changed
+
+
+def _schedule_change(before: TrainConfig, saved: Mapping[str, Any], state: State, schedule: Schedule) -> str:
+    """Say what other images mean for the schedule of a run whose config was `before` and whose images were `saved`."""
+    images, size = Contents.from_dict(saved).images, schedule.batch_size
+    now = state.contents.images if state.contents else images
+    if images == now:
+        return "the schedule stays as it is; from here on the run sees the images that there are now"
+    old = parse_duration(before.length, "train.length").steps(before.batch_size, images)
+    new, step = schedule.total_steps, schedule.step(state.images_seen)
+    length = f"the run stays {new:,} steps long"
+    if old != new:
+        length = f"the run is {new:,} steps long instead of {old:,}, and its learning rate goes by that"
+    epochs = f"an epoch is {now / size:,.1f} steps instead of {images / size:,.1f}"
+    return f"{epochs}; {length}: step {step:,} is {step / new:.0%} of it (it was {step / old:.0%})"
+
+
 def train(
     state: State,
     model: nn.Module,
@@ -324,17 +311,17 @@ def train(
     schedule: Schedule,
     every: Sequence[Every],
     save: Saving,
-    journal: Journal,
+    say: Callable[[str], None],
     each_step: Sequence[Callable[[State], None]] = (),
 ) -> int:
-    """Trains to the end, or until a signal asks to stop. Returns the exit status: 0, 75 or, after Ctrl-C, 130.
+    """Train to the end, or until a signal asks to stop. Returns the exit status: 0, 75 or, after Ctrl-C, 130.
 
     Raises:
         NonFinite: a loss or gradient that is not finite.
         RunError: a state that could not be saved.
         Unreachable: what the images are read from gives no answer; of one process alone, the state is saved.
     """
-    signals, checkpoints = StopSignal(), save.checkpoints
+    signals = StopSignal()
     try:
         with save:
             # What could not be written ends the run as a signal does: by another save, which raises that.
@@ -342,7 +329,7 @@ def train(
     except Interrupted:
         dist.barrier(patient=True)  # torchrun ends all ranks soon after the first has left, while one may be writing
         by = signals.received.name if signals.received else "a signal to another process"
-        journal.say(f"stopped by {by}; saved as {checkpoints.latest()}; the same command again goes on")
+        say(f"stopped by {by}; saved as {save.checkpoints.latest()}; the same command again goes on")
         return signals.status or EXIT_REQUEUE
     finally:
         batches.close()

@@ -1,10 +1,8 @@
 """What a person sees of any training run: rows of figures, lines on the terminal, bad files."""
 
-from typing import Any
-
 from mpp.training.bad_files import BadFiles
 from mpp.training.log import RunLog, Terminal
-from mpp.training.loop import State
+from mpp.training.loop import State, read_figures
 from mpp.training.training_run import TrainingRun
 
 
@@ -35,9 +33,6 @@ class RunMonitor:
     def say(self, text: str) -> None:
         self.terminal.say(text)
 
-    def flush(self) -> None:
-        self.log.flush()
-
     def close(self) -> None:
         self.terminal.close()
         self.log.close()
@@ -49,11 +44,8 @@ class RunMonitor:
     def row(self, state: State) -> None:
         """Writes and prints the figures since the last row."""
         run, step = self.run, self.step(state)
-        figures: dict[str, Any] = state.meter.read()
-        figures["epoch"] = state.images_seen / len(run.train_source)
-        figures["lr"] = run.schedule.rate(step - 1)
+        figures = read_figures(state, run.schedule)
         if len(self.bad_files):
             figures["time/bad_files"] = len(self.bad_files)
-        figures |= state.clock.read(state.images_seen, run.schedule.total_steps * run.schedule.batch_size)
         self.log.row(step, state.images_seen, figures)
         self.terminal.row(step, figures, self.score)

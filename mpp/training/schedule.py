@@ -1,80 +1,85 @@
-"""Durations and learning rates: pure functions of the step, free of torch.
-
-A user writes durations as steps, epochs, images or percent; the loop sees steps only.
-"""
+"""The course of a run in steps, and its learning rate: pure functions of the step, free of torch."""
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_UNITS = {
-    "step": "steps",
-    "steps": "steps",
-    "epoch": "epochs",
-    "epochs": "epochs",
-    "image": "images",
-    "images": "images",
-    "%": "percent",
-    "percent": "percent",
-}
-_SCALE = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
-_PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*([kMB]?)\s*(%|[a-z]+)\s*", re.ASCII)
+from mpp.errors import UserError
+from mpp.training.duration import parse_duration
+from mpp.training.settings import ScheduleConfig, TrainConfig
 
 
 @dataclass(frozen=True)
-class Duration:
-    """A length of training in the unit that the user wrote: steps, epochs, images or percent."""
+class Schedule:
+    """The course of a run in steps.
 
-    value: float
-    unit: str
+    Attributes:
+        total_steps: updates in all.
+        batch_size: images per update over all devices.
+        accumulate: micro-batches per update and device.
+        rate: learning rate of the update after `step` finished ones.
+        clip_norm: largest global gradient norm; 0: unclipped.
+        micro_batch: images per device in one forward pass.
+        epoch_images: images in an epoch.
+    """
 
-    def steps(self, batch_size: int, epoch_images: int, total_steps: int | None = None) -> int:
-        """The nearest number of whole steps, at least 1 for a duration above 0.
+    total_steps: int
+    batch_size: int
+    accumulate: int
+    rate: Callable[[int], float]
+    clip_norm: float = 0.0
+    micro_batch: int = 1
+    epoch_images: int = 1
 
-        Args:
-            batch_size: images per step over all devices.
-            epoch_images: images in an epoch.
-            total_steps: length of the run, which percentages refer to.
-        """
-        if self.unit == "percent":
-            if total_steps is None:
-                raise ValueError("a percentage needs the length of the run")
-            exact = self.value / 100 * total_steps
-        else:
-            per_step = {"steps": 1.0, "epochs": batch_size / epoch_images, "images": float(batch_size)}
-            exact = self.value / per_step[self.unit]
-        return max(round(exact), 1) if self.value > 0 else 0
+    def step(self, images_seen: int) -> int:
+        """Return the number of finished updates."""
+        return images_seen // self.batch_size
+
+    def steps(self, duration: str, name: str) -> int:
+        """Convert a duration of the config to steps; an empty one to 0."""
+        if not duration:
+            return 0
+        return parse_duration(duration, name).steps(self.batch_size, self.epoch_images, self.total_steps)
 
 
-def parse_duration(text: str, name: str = "duration") -> Duration:
-    """Reads "1000 steps", "90 epochs", "1.28M images" or "5%".
+def build_schedule(
+    train: TrainConfig, plan: ScheduleConfig, lr: float, clip_norm: float, epoch_images: int, world_size: int
+) -> Schedule:
+    """Build the schedule of a run with epochs of `epoch_images` and base learning rate `lr`.
 
     Raises:
-        ValueError: with the field's `name`, the text and the accepted forms.
+        UserError: a batch that the processes cannot share equally; a warm-up and cooldown longer than the run.
     """
-    match = _PATTERN.fullmatch(text)
-    unit = _UNITS.get(match[3]) if match else None
-    if match is None or unit is None:
-        raise ValueError(f"{name} needs a number and a unit (1000 steps, 90 epochs, 1.28M images, 5%), got {text!r}")
-    return Duration(float(match[1].replace("_", "")) * _SCALE[match[2]], unit)
+    size = train.batch_size
+    if size % world_size:
+        raise UserError(f"train.batch_size {size} is not a multiple of the {world_size} processes")
+    share = size // world_size
+    micro = max(n for n in range(1, min(train.micro_batch, share) + 1) if share % n == 0)
+    total = parse_duration(train.length, "train.length").steps(size, epoch_images)
+    names = ("warmup", "cooldown", "timescale")
+    parts = [parse_duration(getattr(plan, name), f"schedule.{name}") for name in names]
+    try:
+        rate = learning_rate(plan.kind, lr, total, *(part.steps(size, epoch_images, total) for part in parts))
+    except ValueError as error:
+        raise UserError(f"schedule: {error}") from error
+    return Schedule(total, size, share // micro, rate, clip_norm, micro, epoch_images)
 
 
 def is_due(step: int, period: int, total_steps: int) -> bool:
-    """Whether something done every `period` steps is due after `step` steps: at multiples and at the very end."""
+    """Return whether something done every `period` steps is due after `step`: at multiples and at the very end."""
     return step == total_steps or (period > 0 and step > 0 and step % period == 0)
 
 
 def learning_rate(
     kind: str, base: float, total_steps: int, warmup: int = 0, cooldown: int = 0, timescale: int = 10_000
 ) -> Callable[[int], float]:
-    """Learning rate of the update that follows `step` finished steps, for step = 0, ..., total_steps.
+    """Return the learning rate of the update that follows `step` finished steps, for step = 0, ..., total_steps.
 
     cosine and linear decay from the end of the warm-up to 0 at `total_steps`, as in the paper's code
     (vision_transformer, `create_learning_rate_schedule`); rsqrt and the cooldown are big_vision's.
 
     Raises:
-        ValueError: where warm-up and cooldown leave nothing between them.
+        ValueError: warm-up and cooldown longer than the run.
     """
     if warmup + cooldown > total_steps:
         raise ValueError(
@@ -83,16 +88,13 @@ def learning_rate(
 
     def rate(step: int) -> float:
         progress = min(max((step - warmup) / max(total_steps - warmup, 1), 0.0), 1.0)
+        relative = 1.0
         if kind == "cosine":
             relative = 0.5 * (1 + math.cos(math.pi * progress))
         elif kind == "linear":
             relative = 1 - progress
         elif kind == "rsqrt":
             relative = 1 / math.sqrt(1 + max(step - warmup, 0) / timescale)
-        elif kind == "constant":
-            relative = 1.0
-        else:
-            raise ValueError(f"no schedule {kind!r}; there are cosine, linear, constant and rsqrt")
         if warmup:
             relative *= min(step / warmup, 1.0)
         if cooldown:

@@ -7,7 +7,7 @@ Fields marked free may change between a run and its resumption.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpp.training.schedule import parse_duration
+from mpp.training.duration import parse_duration
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
 from torch.distributed.tensor import DTensor
 
 from mpp.system.process import without_warnings
-from mpp.training.nested import Place, map_tensors
-from mpp.training.sharded import Like
+from mpp.training.tensor_tree import Key, Like, map_tensors
 
-_OF_METADATA = {
+_ALLOWED = {
     (kind.__module__, kind.__name__): kind
     for kind in (
         *(metadata.Metadata, metadata.MetadataIndex, metadata.TensorStorageMetadata, metadata.ChunkStorageMetadata),
@@ -36,25 +35,25 @@ _OF_METADATA = {
 
 
 def write_shards(folder: Path, content: Any, group: torch_dist.ProcessGroup) -> Any:
-    """Writes the sharded tensors of `content`, which are on the CPU, to a new `folder`; all of `group` together.
+    """Write the sharded tensors of `content`, which are on the CPU, to a new `folder`; all of `group` together.
 
     Returns:
-        The rest of `content`, and under "sharded" where the tensors belong.
+        The rest of `content`, and under "sharded" the keys of the tensors.
 
     Raises:
         CheckpointException: on every rank, where one cannot write.
     """
     shards: dict[str, Any] = {}
-    places: dict[str, Place] = {}
+    keys: dict[str, Key] = {}
 
-    def aside(place: Place, value: Tensor) -> Tensor | None:
+    def take(key: Key, value: Tensor) -> Tensor | None:
         if not isinstance(value, DTensor):
             return value
-        name = "/".join(map(str, place))
-        shards[name], places[name] = value, place
+        name = "/".join(map(str, key))
+        shards[name], keys[name] = value, key
         return None
 
-    rest = map_tensors(content, aside) | {"sharded": places}
+    rest = map_tensors(content, take) | {"sharded": keys}
     torch_dist.barrier(group)  # rank 0 has made room for it
     planner = DefaultSavePlanner(flatten_state_dict=False)
     state_dict_saver.save(shards, storage_writer=_Writer(folder), planner=planner, process_group=group)
@@ -62,7 +61,7 @@ def write_shards(folder: Path, content: Any, group: torch_dist.ProcessGroup) -> 
 
 
 def read_shards(folder: Path, rest: Any, like: Like) -> None:
-    """Completes in place what `write_shards` returned; each rank reads for itself what it needs.
+    """Complete in place what `write_shards` returned; each rank reads for itself what it needs.
 
     Tensors come whole and on the CPU, but for those that are to be `like` sharded ones.
 
@@ -70,25 +69,22 @@ def read_shards(folder: Path, rest: Any, like: Like) -> None:
         Exception: of many kinds, for a folder that is truncated or foreign.
     """
     reader = _Reader(folder)
-    known = reader.read_metadata().state_dict_metadata
+    stored = reader.read_metadata().state_dict_metadata
     tensors: dict[str, Any] = {}
-    for name, place in rest.pop("sharded").items():
-        told: Any = known[name]
-        template, dtype = like(place), told.properties.dtype
-        if template is None or template.shape != told.size:
-            tensors[name] = torch.empty(told.size, dtype=dtype)
+    for name, key in rest.pop("sharded").items():
+        entry: Any = stored[name]
+        template, dtype = like(key), entry.properties.dtype
+        if template is None or template.shape != entry.size:
+            tensors[name] = torch.empty(entry.size, dtype=dtype)
         else:
             tensors[name] = torch.empty_like(template, dtype=dtype)
-        _put(rest, place, tensors[name])
+        *above, last = key
+        parent = rest
+        for part in above:
+            parent = parent[part]
+        parent[last] = tensors[name]
     with without_warnings("torch.distributed is disabled"):  # each for itself, as is meant
         state_dict_loader.load(tensors, storage_reader=reader, planner=_Planner(flatten_state_dict=False), no_dist=True)
-
-
-def _put(state: Any, place: Place, value: Tensor) -> None:
-    *above, last = place
-    for key in above:
-        state = state[key]
-    state[last] = value
 
 
 class _Writer(filesystem.FileSystemWriter):
@@ -108,7 +104,7 @@ class _Writer(filesystem.FileSystemWriter):
 
 
 def origin(error: BaseException) -> BaseException:
-    """The system's own error in the middle of what torch made of it, or what torch said first."""
+    """Return the system's own error inside what torch made of it, or what torch said first."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     while not (isinstance(error, OSError) and error.strerror) and error.__context__ is not None:
@@ -116,18 +112,9 @@ def origin(error: BaseException) -> BaseException:
     return error
 
 
-def _memory_format(kind: Any, name: Any) -> Any:
-    """Stands for getattr, by which Python 3.11.0 to 3.11.3 pickle the members of an enumeration: of this one alone."""
-    if kind is not metadata._MEM_FORMAT_ENCODING or name not in kind.__members__:
-        raise pickle.UnpicklingError(f"{name} of {kind} does not belong in a checkpoint")
-    return kind[name]
-
-
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) == ("builtins", "getattr"):
-            return _memory_format
-        found = _OF_METADATA.get((module_name, global_name))
+        found = _ALLOWED.get((module_name, global_name))
         if found is None and module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             found = getattr(torch, global_name)
         if found is None:

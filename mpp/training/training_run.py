@@ -20,10 +20,11 @@ from mpp.data.sources.fingerprint import Contents
 from mpp.data.transform import Transform
 from mpp.dist import World
 from mpp.model.kernel_choice import settle_kernel, task_of
-from mpp.training.loop import Schedule, State
+from mpp.training.loop import State
 from mpp.training.optim import build_ema, build_optimizer, parameter_groups
 from mpp.training.parallel import DTYPES, prepare
-from mpp.training.run_folder import once_a_machine, steps
+from mpp.training.run_folder import once_a_machine
+from mpp.training.schedule import Schedule
 
 
 @dataclass
@@ -61,7 +62,7 @@ class TrainingRun:
 
     def steps(self, setting: str) -> int:
         """A duration of the config, such as "log.every", in steps; 0 for an empty one."""
-        return steps(attrgetter(setting)(self.config), setting, self.schedule, len(self.train_source))
+        return self.schedule.steps(attrgetter(setting)(self.config), setting)
 
     def settle_attention(self) -> None:
         """Chooses the attention kernel of a new run; a resumed one keeps its own."""

@@ -181,7 +181,7 @@ def test_a_dry_run_s_monitor_writes_nothing(source: str, tmp_path: Path, monkeyp
     monitor = Monitor(built(source, log__pictures="50%"), dry=True)
     monitor.initial()
     monitor.log.row(0, 0, {"event": "test"})
-    monitor.flush()
+    monitor.log.flush()
     monitor.close()
     assert list(tmp_path.iterdir()) == []
     assert monitor.evaluation_seconds > 0

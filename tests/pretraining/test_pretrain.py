@@ -18,8 +18,9 @@ from mpp.downstream.features import pool
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training.checkpoint import Checkpoints
-from mpp.training.log import read_rows
-from mpp.training.loop import Schedule, fit
+from mpp.training.loop import fit
+from mpp.training.rows import read_rows
+from mpp.training.schedule import Schedule
 from tests import runs
 
 import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mpp.training.checkpoint import Checkpoints
-from mpp.training.loop import Schedule, State, fit
+from mpp.training.loop import State, fit
 from mpp.training.optim import build_ema, build_optimizer, parameter_groups
 from mpp.training.saving import Saving
+from mpp.training.schedule import Schedule
 from mpp.training.settings import OptimConfig
 from mpp.training.sharded import shard
 
@@ -73,13 +74,8 @@ def train(state: State, until: int = 6) -> State:
     return state
 
 
-class Silent:
-    def say(self, text: str) -> None: ...
-    def flush(self) -> None: ...
-
-
 def save(state: State, folder: Path) -> Path:
-    with Saving(SCHEDULE, Checkpoints(folder), Silent(), None) as saving:
+    with Saving(SCHEDULE, Checkpoints(folder), lambda: None, None) as saving:
         saving(state)
     latest = saving.checkpoints.latest()
     assert latest is not None

@@ -7,7 +7,7 @@ import pytest
 
 from mpp.data.reader import Bad
 from mpp.errors import RunError
-from mpp.training.bad_files import HEAD, BadFiles, told
+from mpp.training.bad_files import HEAD, BadFiles, summary_of
 
 
 def bad(*indices: int, kind: str = "truncated") -> list[Bad]:
@@ -93,8 +93,8 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
 
 
 def test_what_all_ranks_met_is_told_once(tmp_path: Path) -> None:
-    assert told(tmp_path) == ""
+    assert summary_of(tmp_path) == ""
     BadFiles(tmp_path / "bad_files.csv", 1.0).add(bad(1, 2), 16)
     BadFiles(tmp_path / "bad_files.rank1.csv", 1.0).add([*bad(2), *bad(7, kind="empty")], 16)
     files = f"{tmp_path / 'bad_files.csv'}, {tmp_path / 'bad_files.rank1.csv'}"
-    assert told(tmp_path) == f"3 images could not be used (2 truncated, 1 empty): {files}"
+    assert summary_of(tmp_path) == f"3 images could not be used (2 truncated, 1 empty): {files}"

@@ -11,7 +11,8 @@ from torch.amp.grad_scaler import GradScaler
 
 from mpp.errors import Unreachable
 from mpp.training import loop
-from mpp.training.loop import FiniteGuard, NonFinite, Schedule, State, fit
+from mpp.training.loop import FiniteGuard, NonFinite, State, fit
+from mpp.training.schedule import Schedule
 from tests.training.test_loop import BATCH, TOTAL, Batch, batches, examples, fresh, rate, step, through_a_file
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from mpp.training.loop import Interrupted, Schedule, State, StopSignal, fit
+from mpp.training.loop import Interrupted, State, StopSignal, fit
 from mpp.training.optim import build_ema, build_optimizer, parameter_groups
+from mpp.training.schedule import Schedule
 from mpp.training.settings import OptimConfig
 
 TOTAL, BATCH = 8, 12

@@ -17,9 +17,9 @@ from mpp.model.encoder import build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.target import build_target
-from mpp.training.loop import Schedule, State, fit
+from mpp.training.loop import State, fit
 from mpp.training.optim import average_warning, build_ema, build_optimizer, parameter_groups
-from mpp.training.schedule import learning_rate
+from mpp.training.schedule import Schedule, learning_rate
 from mpp.training.settings import OptimConfig
 
 SIZE: dict[str, Any] = {"img_size": (28,), "depth": 2, "embed_dim": 48, "num_heads": 3}

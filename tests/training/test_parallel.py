@@ -189,7 +189,7 @@ def test_where_triton_cannot_build_auto_goes_without(
     calls: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: calls.append(self))
     parallel.compile_obstacle.cache_clear()
-    parallel._say_uncompiled.cache_clear()
+    parallel._warn_uncompiled.cache_clear()
     try:
         for _ in range(2):
             prepare(nn.Linear(2, 2), CUDA, World(), "auto")
@@ -204,7 +204,7 @@ def test_where_triton_cannot_build_auto_goes_without(
             prepare(nn.Linear(2, 2), CUDA, World(), "on")
     finally:
         parallel.compile_obstacle.cache_clear()
-        parallel._say_uncompiled.cache_clear()
+        parallel._warn_uncompiled.cache_clear()
 
 
 @pytest.fixture

@@ -16,21 +16,19 @@ from mpp.data.sources.base import SourceAway
 from mpp.data.sources.fingerprint import Contents
 from mpp.dist import World
 from mpp.errors import RunError, TryLater, Unreachable, UserError
-from mpp.training.changes import check_contents
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
-from mpp.training.loop import EXIT_REQUEUE, Schedule, State
+from mpp.training.loop import EXIT_REQUEUE, State
 from mpp.training.run_folder import (
-    build_rate,
     check_config,
+    check_contents,
     earlier,
     explained,
-    micro_batches,
     once_a_machine,
     resume,
-    steps,
 )
 from mpp.training.saving import Saving
-from mpp.training.settings import ScheduleConfig, TrainConfig
+from mpp.training.schedule import Schedule
+from mpp.training.settings import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -50,16 +48,6 @@ class DryRun(Config):
     dry_run: bool = True
 
 
-class Silent:
-    def __init__(self) -> None:
-        self.flushed = 0
-
-    def say(self, text: str) -> None: ...
-
-    def flush(self) -> None:
-        self.flushed += 1
-
-
 SCHEDULE = Schedule(10, 4, 1, lambda step: 0.1)
 
 
@@ -76,10 +64,8 @@ def saved(folder: Path) -> tuple[Config, Checkpoints, State]:
     with torch.no_grad():
         state.model.get_parameter("weight").fill_(3.0)
     state.images_seen = 8
-    journal = Silent()
-    with Saving(SCHEDULE, checkpoints, journal, None) as save:
+    with Saving(SCHEDULE, checkpoints, lambda: None, None) as save:
         save(state)
-    assert journal.flushed == 1
     return config, checkpoints, state
 
 
@@ -97,7 +83,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(dist, "rank_and_size", lambda: (1, 2))
     config, checkpoints = Config(str(tmp_path / "run")), Checkpoints(tmp_path / "run" / "checkpoints")
     assert resume(config, fresh(), SCHEDULE, checkpoints, False) == 0
-    with Saving(SCHEDULE, checkpoints, Silent(), None) as save:
+    with Saving(SCHEDULE, checkpoints, lambda: None, None) as save:
         save(fresh())
     assert not (tmp_path / "run").exists()
 
@@ -129,7 +115,7 @@ def test_changed_images_are_refused_but_by_force(tmp_path: Path, capsys: pytest.
     assert grown(config, checkpoints, 8, 10) == 0
     state = fresh()
     state.images_seen, state.contents = 8, Contents(8, "0")
-    with Saving(SCHEDULE, checkpoints, Silent(), None) as save:
+    with Saving(SCHEDULE, checkpoints, lambda: None, None) as save:
         save(state)
     assert grown(config, checkpoints, 8, 10) == 2
     written = (tmp_path / "config.yaml").stat().st_mtime_ns
@@ -258,7 +244,7 @@ def test_new_images_begin_the_row_anew(tmp_path: Path) -> None:
     for images in (12, 16, 20, 24):
         assert [unanswered(config).exit_code for _ in range(2)] == [EXIT_REQUEUE] * 2
         state.images_seen = images
-        with Saving(SCHEDULE, checkpoints, Silent(), None) as save:
+        with Saving(SCHEDULE, checkpoints, lambda: None, None) as save:
             save(state)
     (tmp_path / "unanswered.json").write_text("torn {")
     assert [unanswered(config).exit_code for _ in range(3)] == [EXIT_REQUEUE, EXIT_REQUEUE, 1]
@@ -301,37 +287,5 @@ def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path) -> None
         raise FileNotFoundError(errno.ENOENT, "No such file")
 
 
-@pytest.mark.parametrize(
-    ("batch", "most", "size", "expected"),
-    [(16, 256, 1, (16, 1)), (16, 5, 1, (4, 4)), (16, 4, 2, (4, 2)), (15, 4, 1, (3, 5)), (7, 1, 1, (1, 7))],
-)
-def test_micro_batches(batch: int, most: int, size: int, expected: tuple[int, int]) -> None:
-    assert micro_batches(batch, most, World(size=size)) == expected
-
-
-def test_a_batch_that_cannot_be_shared() -> None:
-    with pytest.raises(UserError, match=r"train\.batch_size 15 is not a multiple of the 2 processes"):
-        micro_batches(15, 4, World(size=2))
-
-
 def test_once_a_machine_gives_what_was_opened() -> None:
     assert once_a_machine(World(), lambda: 3) == 3
-
-
-def test_durations_in_steps() -> None:
-    # 10 steps of 4 images; an epoch of 10 images
-    assert [steps(text, "x", SCHEDULE, 10) for text in ("", "3 steps", "2 epochs", "50%", "8 images")] == [
-        0,
-        3,
-        5,
-        5,
-        2,
-    ]
-
-
-def test_the_rate_of_the_plan() -> None:
-    rate = build_rate(ScheduleConfig(warmup="2 steps"), 0.1, 10, 4, 10)
-    assert [rate(0), rate(1)] == pytest.approx([0.05, 0.1], abs=0.051)
-    assert rate(9) < rate(5) < rate(2)
-    with pytest.raises(UserError, match=r"schedule: .*warm-up"):
-        build_rate(ScheduleConfig(warmup="11 steps"), 0.1, 10, 4, 10)

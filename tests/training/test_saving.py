@@ -14,8 +14,9 @@ from torch import nn
 from mpp.errors import RunError
 from mpp.training import checkpoint
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
-from mpp.training.loop import Interrupted, NonFinite, Schedule, State
+from mpp.training.loop import Interrupted, NonFinite, State
 from mpp.training.saving import HostCopy, Saving
+from mpp.training.schedule import Schedule
 from tests import runs
 from tests.training import small_net
 
@@ -30,8 +31,6 @@ class Rows:
         self.checkpoints = checkpoints
         self.before: list[list[int]] = []
 
-    def say(self, text: str) -> None: ...
-
     def flush(self) -> None:
         self.before.append(self.checkpoints.steps())
 
@@ -40,7 +39,7 @@ def run(folder: Path, resumed: int | None = None, device: str = "cpu") -> tuple[
     checkpoints = Checkpoints(folder, keep_last=9)
     model = nn.Linear(3, 2, device=device)
     rows = Rows(checkpoints)
-    return State(model, torch.optim.Adam(model.parameters())), Saving(SCHEDULE, checkpoints, rows, resumed), rows
+    return State(model, torch.optim.Adam(model.parameters())), Saving(SCHEDULE, checkpoints, rows.flush, resumed), rows
 
 
 def change(state: State, value: float) -> None:

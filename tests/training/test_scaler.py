@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from mpp.training.loop import NonFinite, Schedule, State, fit
+from mpp.training.loop import NonFinite, State, fit
 from mpp.training.optim import build_ema, build_optimizer, parameter_groups
+from mpp.training.schedule import Schedule
 from mpp.training.settings import OptimConfig
 from mpp.training.sharded import clip_gradients
 from tests.training.test_loop import (

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpp.training.schedule import Duration, is_due, learning_rate, parse_duration
+from mpp.errors import UserError
+from mpp.training.duration import Duration, parse_duration
+from mpp.training.schedule import Schedule, build_schedule, is_due, learning_rate
+from mpp.training.settings import ScheduleConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,25 @@ def test_a_warmup_and_cooldown_longer_than_the_run_are_refused(warmup: int, cool
         learning_rate("cosine", 0.1, 10, warmup, cooldown)
 
 
-def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(ValueError, match="no schedule 'step'; there are cosine, linear, constant and rsqrt"):
-        learning_rate("step", 0.1, 10)(0)
+def built(train: dict[str, Any], plan: dict[str, Any], ranks: int = 1) -> Schedule:
+    return build_schedule(TrainConfig(**{"length": "10 steps", **train}), ScheduleConfig(**plan), 0.1, 0.5, 10, ranks)
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "ranks", "expected"),
+    [(16, 256, 1, (16, 1)), (16, 5, 1, (4, 4)), (16, 4, 2, (4, 2)), (15, 4, 1, (3, 5)), (7, 1, 1, (1, 7))],
+)
+def test_micro_batches_divide_the_batch_of_a_rank(batch: int, most: int, ranks: int, expected: tuple[int, int]) -> None:
+    schedule = built({"batch_size": batch, "micro_batch": most}, {}, ranks)
+    assert (schedule.micro_batch, schedule.accumulate) == expected
+
+
+def test_the_schedule_of_a_config() -> None:
+    schedule = built({"batch_size": 4}, {"warmup": "2 steps"})  # an epoch of 10 images
+    assert (schedule.total_steps, schedule.clip_norm, schedule.step(8)) == (10, 0.5, 2)
+    assert [schedule.steps(text, "x") for text in ("", "3 steps", "2 epochs", "50%", "8 images")] == [0, 3, 5, 5, 2]
+    assert [schedule.rate(step) for step in (0, 1, 2, 10)] == pytest.approx([0, 0.05, 0.1, 0])
+    with pytest.raises(UserError, match=r"schedule: warm-up"):
+        built({}, {"warmup": "11 steps"})
+    with pytest.raises(UserError, match=r"train\.batch_size 15 is not a multiple of the 2 processes"):
+        built({"batch_size": 15}, {}, 2)

@@ -19,6 +19,7 @@ from mpp.training.optim import build_optimizer, parameter_groups
 from mpp.training.parallel import gradient_sync, prepare
 from mpp.training.settings import OptimConfig
 from mpp.training.sharded import shard, whole
+from mpp.training.tensor_tree import like_these
 from tests.training.small_net import CPU, SCHEDULE, Net, batches, build, gathered, save, train
 
 
@@ -132,6 +133,6 @@ def test_on_cuda_a_gradient_that_is_not_finite_changes_no_shard(optimiser: str, 
             fit(state, model, spoilt(), on_cuda, SCHEDULE)
         with whole(model) as found:
             assert all(value.isfinite().all() for value in found.parameters())
-        state.load_state_dict(load_checkpoint(path, state.like))
+        state.load_state_dict(load_checkpoint(path, like_these(model, state.optimizer, None)))
     finally:
         dist.stop()

@@ -13,7 +13,7 @@ from benchmarks.cost.run import ATTAINED, BACKWARD, USABLE, Machine, Step, Stora
 from benchmarks.cost.shape import Shape, shape_of
 from benchmarks.settings import PlanBench
 from mpp.errors import UserError, command
-from mpp.training.schedule import Duration, parse_duration
+from mpp.training.duration import Duration, parse_duration
 
 SCALE = tuple(2**n for n in range(10))
 """Numbers of devices in the last table."""

@@ -16,15 +16,11 @@ from mpp.model.settings import ModelConfig
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training.checkpoint import Checkpoints
-from mpp.training.loop import Schedule, State
+from mpp.training.loop import State
 from mpp.training.parallel import choose_device
 from mpp.training.saving import Saving
+from mpp.training.schedule import Schedule
 from mpp.training.timing import hardware, spread, synchronise, timed
-
-
-class _Silent:
-    def say(self, text: str) -> None: ...
-    def flush(self) -> None: ...
 
 
 def saving(config: SavingBench) -> int:
@@ -73,7 +69,7 @@ def _measure(
     stops: list[float] = []
     behind: list[float] = []
     at_once: list[float] = []
-    with Saving(schedule, beside, _Silent(), None) as save:
+    with Saving(schedule, beside, lambda: None, None) as save:
         for step in range(1, 2 + repeats):
             state.images_seen = step
             synchronise(device)

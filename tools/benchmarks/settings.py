@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from mpp.pretraining.settings import PretrainConfig
-from mpp.training.schedule import parse_duration
+from mpp.training.duration import parse_duration
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,9 @@ from mpp.dist import World
 from mpp.errors import ConfigError, RunError, UserError
 from mpp.pretraining.settings import FewshotConfig, PretrainConfig
 from mpp.study.settings import StudyConfig
-from mpp.training.log import read_rows
 from mpp.training.parallel import choose_device, choose_precision
 from mpp.training.provenance import read_starts
-from mpp.training.rows import training_spans
+from mpp.training.rows import read_rows, training_spans
 from mpp.training.settings import LogConfig
 from mpp.training.timing import hardware, ratios, spread, timed
 
