@@ -65,8 +65,8 @@ def test_a_run_over_the_zoo(
     zoo: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, expected = zoo
-    told = {"data__max_bad": "100%", "fewshot__data": "", "train__length": "2 epochs", "data__workers": "2"}
-    assert pretrain(runs.command(f"folder:{root}", tmp_path / "run", **told)[1:]) == 0
+    settings = {"data__max_bad": "100%", "fewshot__data": "", "train__length": "2 epochs", "data__workers": "2"}
+    assert pretrain(runs.command(f"folder:{root}", tmp_path / "run", **settings)[1:]) == 0
     out, err = capsys.readouterr()
     assert bad_files(tmp_path / "run") == {path: kind for path, kind in expected.items() if kind}
     assert f"source: {len(expected)} images in 2 classes; " in err
@@ -77,8 +77,8 @@ def test_a_run_over_the_zoo(
 def test_max_bad_stops_a_run_over_the_zoo(
     zoo: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = {"data__max_bad": "1%", "fewshot__data": "", "train__length": "2 epochs"}
-    assert pretrain(runs.command(f"folder:{zoo[0]}", tmp_path / "run", **told)[1:]) == 1
+    settings = {"data__max_bad": "1%", "fewshot__data": "", "train__length": "2 epochs"}
+    assert pretrain(runs.command(f"folder:{zoo[0]}", tmp_path / "run", **settings)[1:]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(r"pretrain: error: \d\d of the first \d+ images cannot be used \(", last)
     assert "more than data.max_bad allows; the last is image" in last
@@ -88,12 +88,12 @@ def test_max_bad_stops_a_run_over_the_zoo(
 @pytest.mark.slow
 def test_bad_files_keep_a_resumed_run_exact(zoo: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     spec = f"folder:{zoo[0]}"
-    told = {"data__max_bad": "100%", "fewshot__data": "", "train__length": "30 steps"}
-    assert pretrain(runs.command(spec, tmp_path / "whole", **told)[1:]) == 0
-    process = runs.start(runs.command(spec, tmp_path / "cut", data__workers="2", **told))
+    settings = {"data__max_bad": "100%", "fewshot__data": "", "train__length": "30 steps"}
+    assert pretrain(runs.command(spec, tmp_path / "whole", **settings)[1:]) == 0
+    process = runs.start(runs.command(spec, tmp_path / "cut", data__workers="2", **settings))
     runs.wait_for_checkpoint(process, tmp_path / "cut", 14)
     runs.kill(process)
-    assert pretrain(runs.command(spec, tmp_path / "cut", **told)[1:]) == 0
+    assert pretrain(runs.command(spec, tmp_path / "cut", **settings)[1:]) == 0
     runs.assert_same_run(tmp_path / "cut", tmp_path / "whole")
     assert bad_files(tmp_path / "cut") == bad_files(tmp_path / "whole")
 
@@ -113,8 +113,8 @@ def test_many_channels_from_files_to_the_classifier(container: str, tmp_path: Pa
         else:
             tifffile.imwrite(folder / f"{number}.tif", np.moveaxis(bands, 2, 0), photometric="minisblack")
     spec, run_dir = f"folder:{tmp_path / 'images'}", tmp_path / "run"
-    told = {"model__in_chans": "5", "fewshot__seeds": "0", "train__length": "20 steps"}
-    words = runs.command(spec, run_dir, **told)[1:]
+    settings = {"model__in_chans": "5", "fewshot__seeds": "0", "train__length": "20 steps"}
+    words = runs.command(spec, run_dir, **settings)[1:]
     assert pretrain([*words, "--data.value-range", "0", "4095"]) == 0
     weights = open_weights(str(run_dir))
     assert weights.reading == DecodeOptions(5, (0.0, 4095.0))
@@ -136,26 +136,26 @@ def test_a_server_that_gives_no_answer_ends_a_run_saved(
     with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
         for number in range(40):
             tar.add(pictures / f"{number}.png", f"{number:03d}.png")
-    told = {"fewshot__data": "", "train__length": "20 steps", "optim__ema_decay": "0"}
+    settings = {"fewshot__data": "", "train__length": "20 steps", "optim__ema_decay": "0"}
     with FileServer(tmp_path / "shards") as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         secret = f"shards:{server.url.replace('//', '//user:SECRET@')}/0.tar?X-Amz-Signature="
-        assert pretrain(runs.command(f"{secret}ONE", tmp_path / "whole", **told)[1:]) == 0
+        assert pretrain(runs.command(f"{secret}ONE", tmp_path / "whole", **settings)[1:]) == 0
         # The survey of a fresh run reads 512 images, a step 16.
         asked = len(server.asked)
         server.failing = lambda number: 503 if number > asked + 512 + 5 * 16 else False
-        assert pretrain(runs.command(f"{secret}TWO", tmp_path / "run", **told)[1:]) == EXIT_REQUEUE
+        assert pretrain(runs.command(f"{secret}TWO", tmp_path / "run", **settings)[1:]) == EXIT_REQUEUE
         out, err = capfd.readouterr()
         assert "HTTP status 503" in err.splitlines()[-1]
         assert "once it answers, the same command goes on" in err.splitlines()[-1]
         assert "step_000000000.pt" not in err.splitlines()[-1]
         assert not (tmp_path / "run" / "bad_files.csv").exists()
         server.failing = lambda number: 503  # it is away when the run is started again, too
-        again = runs.command(f"{secret}TWO", tmp_path / "run", **told)[1:]
+        again = runs.command(f"{secret}TWO", tmp_path / "run", **settings)[1:]
         assert [pretrain(again), pretrain(again)] == [EXIT_REQUEUE, 1]
         assert "3 starts in a row ended so" in capfd.readouterr().err.splitlines()[-1]
         server.failing = lambda number: False
-        assert pretrain(runs.command(f"{secret}THREE", tmp_path / "run", **told)[1:]) == 0
+        assert pretrain(runs.command(f"{secret}THREE", tmp_path / "run", **settings)[1:]) == 0
         server.shutdown()
     runs.assert_same_run(tmp_path / "run", tmp_path / "whole")
     said = "".join((out, err, *capfd.readouterr(), (tmp_path / "run" / "config.yaml").read_text()))

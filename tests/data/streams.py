@@ -1,5 +1,6 @@
 """Streams of images for the tests of the loader."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -17,14 +18,11 @@ def numbered(length, side=12, bad=()):
     return ListSource(images, [i % 3 for i in range(length)])
 
 
-def run(source, batches, transform=None, **options):
+def run(source, batches, transform=None, options=DecodeOptions(3), **settings):  # noqa: B008
     """The first batches of a stream, closed after."""
-    settings = {"seed": 7, "batch_size": 8, "micro_batch": 4, "start": 0, **options}
-    it = stream(source, transform or EvalTransform((4, 4)), DecodeOptions(3), **settings)
-    try:
+    settings = {"seed": 7, "batch_size": 8, "micro_batch": 4, "start": 0, **settings}
+    with contextlib.closing(stream(source, transform or EvalTransform((4, 4)), options, **settings)) as it:
         return list(itertools.islice(it, batches))
-    finally:
-        it.close()
 
 
 def joined(batches, key):
@@ -52,7 +50,7 @@ class Failing(ListSource):
 
 
 def raising(error):
-    def act(*_):
+    def act(*_, **__):
         raise error
 
     return act

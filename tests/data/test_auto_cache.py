@@ -1,7 +1,6 @@
 """data.cache auto: the bits of a training that reads the files, from pixels that were decoded once where that pays."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,23 @@ from PIL import Image
 from mpp import cli
 from mpp.data import auto_cache, pixel_cache
 from mpp.data.auto_cache import keep_decoded
-from mpp.data.loader import stream
 from mpp.data.pixel_cache import PixelSource
 from mpp.data.randaugment import RandAugment
 from mpp.data.settings import DataConfig, DecodeOptions
-from mpp.data.sources.base import ListSource, Source, Subset
+from mpp.data.sources.base import ListSource, Subset
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source
-from mpp.data.transform import TrainTransform, Transform
+from mpp.data.transform import TrainTransform
 from mpp.errors import Unreachable
-from mpp.pretraining import recipe as pretrain
 from tests import runs
+from tests.data.streams import assert_same, raising, run
 
-READING, DATA, SIDE = DecodeOptions(3), DataConfig(), 16
+DATA, SIDE = DataConfig(), 16
 PLAIN = TrainTransform(DATA, (SIDE, SIDE), 3)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
+def folder(tmp_path, encode) -> Path:
     """Noise of several sizes: PNG, JPEGs of which two are scaled at most crops to 16 pixels, one cut short."""
     rng, root = np.random.default_rng(0), tmp_path / "images"
     root.mkdir()
@@ -42,19 +40,14 @@ def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
     return root
 
 
-def kept(source: Source, transform: Transform = PLAIN, **changed: Any) -> tuple[Source, str]:
+def cached(source, transform=PLAIN, **changed) -> tuple[Any, str]:
     lines = [""]
-    told = {"images": 1000, "workers": 0, "say": lines.append}
-    return keep_decoded(DATA, source, transform, READING, **{**told, **changed}), lines[-1]
+    settings = {"images": 1000, "workers": 0, "say": lines.append, **changed}
+    return keep_decoded(DATA, source, transform, DecodeOptions(3), **settings), lines[-1]
 
 
-def first(source: Source, transform: Transform = PLAIN) -> list[Any]:
-    it = stream(source, transform, READING, seed=3, batch_size=8, micro_batch=8, start=0)
-    batches = [next(it) for _ in range(5)]
-    it.close()
-    return [
-        (batch["images"].tolist(), batch["index"].tolist(), batch["label"].tolist(), batch["bad"]) for batch in batches
-    ]
+def assert_same_stream(first, second, transform=PLAIN):
+    assert_same(run(first, 10, transform), run(second, 10, transform))
 
 
 @pytest.mark.parametrize(
@@ -68,155 +61,134 @@ def first(source: Source, transform: Transform = PLAIN) -> list[Any]:
     ids=["plain", "whole", "colours", "randaugment"],
 )
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_stream_is_the_same_bits(folder: Path, transform: Transform, workers: int) -> None:
+def test_the_stream_is_the_same_bits(folder, transform, workers):
     source = open_source(f"folder:{folder}")
-    found, note = kept(source, transform, workers=workers)
+    found, note = cached(source, transform, workers=workers)
     assert isinstance(found, PixelSource)
     assert [found.decoded(index) for index in range(10)] == [*6 * [True], False, False, False, True]
     assert note.startswith("images are decoded once: ")
     assert str(found.path) in note
     assert note.endswith("; not 3 of them, JPEGs that are scaled to their crop while they are decoded, or damaged")
-    assert first(found, transform) == first(source, transform)
     part = np.array([5, 8, 2, 6])
-    assert first(Subset(found, part), transform) == first(Subset(source, part), transform)
+    assert_same_stream(found, source, transform)
+    assert_same_stream(Subset(found, part), Subset(source, part), transform)
 
 
-def test_a_part_is_decoded_alone(folder: Path) -> None:
+def test_a_part_is_decoded_alone(folder):
     source, decoding = open_source(f"folder:{folder}"), list[str]()
     part = Subset(source, np.array([5, 8, 2, 6]))
-    found, _ = kept(part, images=8, say=decoding.append)
-    assert isinstance(found, PixelSource)
+    found, _ = cached(part, images=8, say=decoding.append)
     assert decoding[0].startswith("decoding 4 images, once for all that is to be read: ")
     assert [found.decoded(index) for index in range(4)] == [True, False, True, False]
-    assert first(found) == first(part)
-    whole, _ = kept(source)
-    again, _ = kept(Subset(source, np.array([5, 8, 2, 7])))
-    assert len({one.path for one in (found, whole, again)}) == 3  # pyright: ignore
+    assert_same_stream(found, part)
+    others = [cached(source)[0], cached(Subset(source, np.array([5, 8, 2, 7])))[0]]
+    assert len({one.path for one in (found, *others)}) == 3
 
 
 @pytest.mark.parametrize("order", [(64, 8), (8, 64)])
-def test_another_size_of_crop_has_pixels_of_its_own(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, int]
-) -> None:
+def test_another_size_of_crop_has_pixels_of_its_own(folder, monkeypatch, order):
     source = open_source(f"folder:{folder}")
     transforms = [TrainTransform(DATA, (side, side), 3) for side in order]
     for transform in transforms:
-        kept(source, transform)
-    late, _ = kept(source, transforms[0], device_jpegs=True)
-    assert [late.decoded(index) for index in (2, 3, 6)] == [True, False, False]  # pyright: ignore
+        cached(source, transform)
+    on_device, _ = cached(source, transforms[0], device_jpegs=True)
+    assert [on_device.decoded(index) for index in (2, 3, 6)] == [True, False, False]
     monkeypatch.setattr(pixel_cache, "_decode_all", None)  # they are there, and are taken for the shortest run, too
     monkeypatch.setattr(auto_cache, "_SAMPLE", None)
     for side, transform in zip(order, transforms, strict=True):
-        found, _ = kept(source, transform, images=0, make=False)
-        assert found.decoded(6) == (side == 64)  # pyright: ignore
-        assert first(found, transform) == first(source, transform)
+        found, _ = cached(source, transform, images=0, make=False)
+        assert found.decoded(6) == (side == 64)
+        assert_same_stream(found, source, transform)
 
 
-def weighted(folder: Path) -> Source:
-    part = open_source(f"folder:{folder}")
+def weighted(folder):
+    part = open_source(folder)
     return MixtureSource("two", [part, part], [1, 2])
 
 
-def remote(folder: Path) -> Source:
-    source = open_source(f"folder:{folder}")
+def remote(folder):
+    source = open_source(folder)
     source.name = "shards:s3://bucket/a.tar"
     return source
 
 
-WHY: dict[str, tuple[Callable[[Path], Source], dict[str, Any], str]] = {
-    "short": (
-        lambda f: open_source(f"folder:{f}"),
-        {"images": 19},
-        "19 images of 10 are to be read, fewer than two passes",
-    ),
-    "dry": (lambda f: open_source(f"folder:{f}"), {"make": False}, "a dry run keeps no pixels"),
-    "late": (lambda f: open_source(f"folder:{f}"), {"device_jpegs": True}, "JPEGs decoded on the device"),
-    "weighted": (weighted, {}, "the sources are weighted"),
-    "remote": (remote, {}, "they are remote (--data.keep true keeps the files)"),
-    "none decodes": (lambda _: ListSource([b"", b"x"]), {}, "none of some decodes"),
-}
-
-
-@pytest.mark.parametrize("why", WHY)
-def test_why_not(why: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    opened, changed, said = WHY[why]
+@pytest.mark.parametrize(
+    ("opened", "changed", "reason"),
+    [
+        (open_source, {"images": 19}, "19 images of 10 are to be read, fewer than two passes"),
+        (open_source, {"make": False}, "a dry run keeps no pixels"),
+        (open_source, {"device_jpegs": True}, "JPEGs decoded on the device"),
+        (weighted, {}, "the sources are weighted"),
+        (remote, {}, "they are remote (--data.keep true keeps the files)"),
+        (lambda _: ListSource([b"", b"x"]), {}, "none of some decodes"),
+    ],
+    ids=["short", "dry", "device", "weighted", "remote", "bad"],
+)
+def test_why_not(opened, changed, reason, folder, monkeypatch, cache):
     monkeypatch.setattr(pixel_cache, "_decode_all", None)
-    if why == "late":
+    if "device_jpegs" in changed:
         for name in ("0.png", "1.png", "2.png"):
             (folder / name).unlink()
-    source = opened(folder)
-    before = set(cache.rglob("*"))
-    found, note = kept(source, **changed)
+    source, before = opened(f"folder:{folder}"), set(cache.rglob("*"))
+    found, note = cached(source, **changed)
     assert found is source
-    assert note == f"images are decoded each time they are read: {said}"
+    assert note == f"images are decoded each time they are read: {reason}"
     assert set(cache.rglob("*")) == before
 
 
-def test_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_too_large(folder, monkeypatch, tmp_path):
     source = open_source(f"folder:{folder}")
     monkeypatch.setattr(auto_cache, "memory", lambda: 4 * 30_000)
-    assert kept(source)[1].endswith("kB, more than a quarter of the memory")
+    assert cached(source)[1].endswith("kB, more than a quarter of the memory")
     monkeypatch.setattr(auto_cache, "_SAMPLE", 1)  # only the first, which is small
-    assert kept(source)[1].endswith("decoded they take more than 30 kB")  # and nothing is left of the attempt
+    assert cached(source)[1].endswith("decoded they take more than 30 kB")  # and nothing is left of the attempt
     monkeypatch.undo()
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4 * 20_000))
-        assert "kB, more than a quarter of what is free in " in kept(source)[1]
+        assert "kB, more than a quarter of what is free in " in cached(source)[1]
     monkeypatch.setenv("MPP_CACHE_LIMIT", "1kB")
-    assert "that MPP_CACHE_LIMIT allows" in kept(source)[1]
+    assert "that MPP_CACHE_LIMIT allows" in cached(source)[1]
     monkeypatch.delenv("MPP_CACHE_LIMIT")
     monkeypatch.setenv("MPP_CACHE", str(folder / "0.png" / "cache"))
-    assert kept(source)[1].endswith("0.png/cache (Not a directory)")
+    assert cached(source)[1].endswith("0.png/cache (Not a directory)")
 
 
-def test_what_needs_no_decoding_and_what_is_not_auto(folder: Path) -> None:
+def test_what_needs_no_decoding_and_what_is_not_auto(folder, monkeypatch):
     array = ListSource(np.zeros((9, 8, 8, 3), dtype=np.uint8))
-    assert kept(array) == (array, "")
+    assert cached(array) == (array, "")
     source = open_source(f"folder:{folder}")
+    settings = {"images": 1000, "workers": 0, "say": pytest.fail}
     for how in ("none", "pixels"):
-        config = DataConfig(cache=how)
-        found = keep_decoded(config, source, PLAIN, READING, images=1000, workers=0, say=pytest.fail)
-        assert found is source
-
-
-def test_a_store_that_gives_no_answer_is_no_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_source(f"folder:{folder}")
-
-    def away(_: int) -> None:
-        raise Unreachable("away")
-
-    monkeypatch.setattr(source, "read", away)
+        assert keep_decoded(DataConfig(cache=how), source, PLAIN, DecodeOptions(3), **settings) is source
+    monkeypatch.setattr(source, "read", raising(Unreachable("away")))
     with pytest.raises(Unreachable):
-        kept(source)
+        cached(source)
 
 
-def trained(source: str, folder: Path, cache: str) -> Path:
-    words = runs.command(source, folder, data__cache=cache, fewshot__data="", train__length="12 steps")
-    assert cli.pretrain(words[1:]) == 0
-    return folder
-
-
-def test_a_run_ends_in_the_same_bits_and_may_go_on_with_or_without(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_ends_in_the_same_bits_and_may_go_on_with_or_without(folder, tmp_path, capsys, monkeypatch):
     for number in range(12, 40):
         image = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(image).save(folder / f"{number}.jpg")
-    source = f"folder:{folder}"
-    cached, plain, changed = (tmp_path / "runs" / name for name in ("cached", "plain", "changed"))
-    trained(source, cached, "auto")
+    first, plain, changed = (tmp_path / "runs" / name for name in ("cached", "plain", "changed"))
+
+    def trained(run_dir: Path, cache: str, length: str = "12 steps") -> int:
+        words = runs.command(f"folder:{folder}", run_dir, data__cache=cache, fewshot__data="", train__length=length)
+        return cli.pretrain(words[1:])
+
+    assert trained(first, "auto") == 0
     said = capsys.readouterr().err
     assert said.index("decoding 38 images, once for all") < said.index("images are decoded once: ")
-    trained(source, plain, "none")
+    assert trained(plain, "none") == 0
     assert "decoded once" not in capsys.readouterr().err
-    runs.assert_same_run(cached, plain)
+    runs.assert_same_run(first, plain)
     shutil.copytree(plain, changed)
     for path in (changed / "checkpoints").glob("step_000000012*"):
         path.unlink()
-    trained(source, changed, "auto")
+    assert trained(changed, "auto") == 0
     runs.assert_same_run(changed, plain)
-    monkeypatch.setattr(pretrain, "read_decoded", None)  # not for a run that is finished, or refused
-    trained(source, changed, "auto")
-    words = runs.command(source, changed, data__cache="auto", fewshot__data="", train__length="13 steps")
-    assert cli.pretrain(words[1:]) == 2
+    # Not for a run that is finished, or refused.
+    assert "decoded once" in capsys.readouterr().err
+    assert trained(changed, "auto") == 0
+    assert trained(changed, "auto", "13 steps") == 2
+    assert "decoded once" not in capsys.readouterr().err

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from mpp.data.batch_resize import crop_and_resize, is_small
-from mpp.data.loader import stream
 from mpp.data.seeds import image_seeds, uniforms
 from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import ListSource, Source, Subset
 from mpp.data.transform import TrainTransform, resize
+from tests.data.streams import joined, run
 
 RNG = np.random.default_rng(0)
 
@@ -40,18 +40,13 @@ def test_crops_equal_torchs(hw: tuple[int, int], channels: int, target: tuple[in
         assert difference.float().mean() < 0.1
 
 
-def test_flips() -> None:
-    images, boxes = some(50, 16, 12, 3)
-    no, yes = np.zeros(50, dtype=bool), np.ones(50, dtype=bool)
-    plain = crop_and_resize(images, boxes, no, no, (12, 12))
-    assert torch.equal(crop_and_resize(images, boxes, yes, no, (12, 12)), plain.flip(3))
-    assert torch.equal(crop_and_resize(images, boxes, no, yes, (12, 12)), plain.flip(2))
-
-
-def test_an_image_is_the_same_in_any_block() -> None:
+def test_an_image_is_the_same_in_any_block_but_flipped() -> None:
     images, boxes = some(64, 32, 32, 3)
     flip = RNG.random(64) < 0.5
     together = crop_and_resize(images, boxes, flip, ~flip, (32, 32))
+    plain = crop_and_resize(images, boxes, flip & False, flip & False, (32, 32))
+    assert torch.equal(together[flip], plain[flip].flip(3))
+    assert torch.equal(together[~flip], plain[~flip].flip(2))
     for part in (slice(0, 1), slice(1, 8), slice(8, 64)):
         alone = crop_and_resize(images[part], boxes[part], flip[part], ~flip[part], (32, 32))
         assert torch.equal(alone, together[part])
@@ -82,14 +77,9 @@ def test_the_stream_takes_blocks_out_of_arrays_alone() -> None:
     images, _ = some(40, 32, 32, 3)
     transform = TrainTransform(DataConfig(), (32, 32), 3)
 
-    def first(source: Source, reading: DecodeOptions = PLAIN, micro: int = 20, workers: int = 0) -> torch.Tensor:
-        batches = stream(
-            source, transform, reading, seed=1, batch_size=20, micro_batch=micro, start=20, workers=workers
-        )
-        try:
-            return torch.cat([next(batches)["images"] for _ in range(40 // micro)])
-        finally:
-            batches.close()
+    def first(source: Source, options: DecodeOptions = PLAIN, micro: int = 20, workers: int = 0) -> torch.Tensor:
+        settings = {"seed": 1, "batch_size": 20, "micro_batch": micro, "start": 20, "workers": workers}
+        return joined(run(source, 40 // micro, transform, options, **settings), "images")
 
     labels = np.arange(40)
     whole = first(ListSource(images, labels))

@@ -1,6 +1,8 @@
 """Decoding on the device, by a stand-in for nvJPEG on the CPU, and by itself where there is CUDA."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpp.data.device_jpeg import DecodeJpegs, choose_decoder, nvjpeg
+from mpp.data.device_jpeg import choose_decoder, nvjpeg
 from mpp.data.feed import feed
 from mpp.data.randaugment import RandAugment
 from mpp.data.settings import DataConfig, DecodeOptions
@@ -17,6 +19,7 @@ from mpp.data.sources.base import ListSource
 from mpp.data.transform import TrainTransform
 from mpp.dist import World
 from mpp.errors import UserError
+from tests.data.streams import raising
 
 CPU = torch.device("cpu")
 
@@ -47,31 +50,21 @@ def source(encode: Callable[..., bytes]) -> ListSource:
     return ListSource(images, list(range(14)))
 
 
-def batches(
-    source: ListSource, decode: DecodeJpegs | None, device: torch.device = CPU, workers: int = 0, channels: int = 3
-) -> tuple[Tensor, list[int], list[tuple[int, str]]]:
+def batches(source, decode, device=CPU, workers=0, channels=3) -> tuple[Tensor, list[int], list[tuple[int, str]]]:
+    """Images, labels, and index and kind of bad ones of four micro-batches."""
     heard: list[tuple[int, str]] = []
     config = DataConfig(vflip=0.5, jitter=(0.2, 0.2, 0.2, 0.1) if channels == 3 else (0.2, 0.2, 0, 0))
-    found = feed(
-        source,
-        TrainTransform(config, (24, 24), channels),
-        DecodeOptions(channels),
-        device,
-        seed=1,
-        batch_size=14,
-        micro_batch=7,
-        start=0,
-        world=World(),
-        workers=workers,
-        decode=decode,
-        report_bad=lambda bad, _: heard.extend((one.index, one.kind) for one in bad),
-    )
-    try:
+    settings: Any = {"seed": 1, "batch_size": 14, "micro_batch": 7, "start": 0, "world": World(), "workers": workers}
+    settings |= {"report_bad": lambda bad, _: heard.extend((one.index, one.kind) for one in bad), "decode": decode}
+    transform = TrainTransform(config, (24, 24), channels)
+    with contextlib.closing(feed(source, transform, DecodeOptions(channels), device, **settings)) as found:
         both = [next(found) for _ in range(4)]
-    finally:
-        found.close()
     images = torch.cat([batch["images"].cpu() for batch in both])
     return images, torch.cat([batch["labels"].cpu() for batch in both]).tolist(), heard
+
+
+def difference(images: Tensor, others: Tensor) -> Tensor:
+    return (images.int() - others.int()).abs().float()
 
 
 @pytest.mark.parametrize(("workers", "channels"), [(0, 3), (2, 3), (0, 1)])
@@ -83,12 +76,12 @@ def test_it_is_the_batch_of_the_workers(source: ListSource, workers: int, channe
     assert {index for index, _ in bad} == {10, 11, 12}
     assert {9, 10, 11, 12} & set(labels) == {9}
     # One resizes in whole numbers, the other in floating point.
-    difference = (late.int() - usual.int()).abs()
-    assert difference.float().mean() < 0.6
-    assert difference.max() <= 12
+    assert difference(late, usual).mean() < 0.6
+    assert difference(late, usual).max() <= 12
 
 
-def test_the_decoder_gets_whole_jpegs_alone_and_many_at_once(source: ListSource) -> None:
+@pytest.mark.parametrize("most", [4, 3])
+def test_the_decoder_gets_whole_jpegs_alone_in_groups(source: ListSource, monkeypatch, most: int) -> None:
     asked: list[int] = []
 
     def decode(files: Sequence[Tensor], channels: int) -> list[Tensor]:
@@ -97,16 +90,18 @@ def test_the_decoder_gets_whole_jpegs_alone_and_many_at_once(source: ListSource)
         asked.append(len(files))
         return stand_in(files, channels)
 
-    batches(source, decode)
-    assert max(asked) >= 4
+    if most == 3:
+        monkeypatch.setattr("mpp.data.device_jpeg._MOST_PIXELS", 3 * 50 * 70)
+    late, labels, _ = batches(source, decode)
+    assert max(asked) == 3 if most == 3 else max(asked) >= 4
+    usual, their_labels, _ = batches(source, None)
+    assert labels == their_labels
+    assert difference(late, usual).mean() < 0.6
 
 
 def test_an_out_of_memory_error_is_no_bad_file(source: ListSource) -> None:
-    def decode(files: Sequence[Tensor], channels: int) -> list[Tensor]:
-        raise RuntimeError("Error while decoding JPEG images: CUDA out of memory")
-
     with pytest.raises(torch.OutOfMemoryError):
-        batches(source, decode)
+        batches(source, raising(RuntimeError("Error while decoding JPEG images: CUDA out of memory")))
 
 
 def test_what_it_does_not_go_with() -> None:
@@ -126,34 +121,13 @@ def test_nvjpeg(source: ListSource) -> None:
     late, labels, bad = batches(source, nvjpeg(device), device)
     usual, their_labels, their_bad = batches(source, None)
     assert (labels, sorted(bad)) == (their_labels, sorted(their_bad))
-    assert (late.int() - usual.int()).abs().float().mean() < 2
-
-
-def test_a_refused_file_costs_few_calls_and_groups_stay_small(
-    source: ListSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mpp.data.device_jpeg._MOST_PIXELS", 3 * 50 * 70)
-    asked: list[int] = []
-
-    def decode(files: Sequence[Tensor], channels: int) -> list[Tensor]:
-        asked.append(len(files))
-        return stand_in(files, channels)
-
-    late, labels, _ = batches(source, decode)
-    assert max(asked) == 3
-    usual, their_labels, _ = batches(source, None)
-    assert labels == their_labels
-    assert (late.int() - usual.int()).abs().float().mean() < 0.6
+    assert difference(late, usual).mean() < 2
 
 
 def test_jpegs_that_store_red_green_and_blue_stay_with_the_workers(encode: Callable[..., bytes]) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     rgb = ListSource([encode(image, "JPEG", keep_rgb=True, quality=95)] * 14)
-
-    def decode(files: Sequence[Tensor], channels: int) -> list[Tensor]:
-        raise AssertionError("decoded on the device")
-
-    assert batches(rgb, decode)[2] == []
+    assert batches(rgb, raising(AssertionError("decoded on the device")))[2] == []
 
 
 def test_very_large_photographs_are_resized_all_the_same(encode: Callable[..., bytes]) -> None:
@@ -163,4 +137,4 @@ def test_very_large_photographs_are_resized_all_the_same(encode: Callable[..., b
     usual, _, _ = batches(large, None)
     assert bad == []
     # The workers snap the boxes to blocks of 8 pixels, which moves these coarse colours a little.
-    assert (late.int() - usual.int()).abs().float().mean() < 6
+    assert difference(late, usual).mean() < 6

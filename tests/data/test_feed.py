@@ -1,29 +1,37 @@
 """Micro-batches with their place in the run."""
 
+import contextlib
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from mpp.data.feed import DeviceBatch, feed
-from mpp.data.loader import stream
 from mpp.data.reader import Bad
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import ListSource
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
 from tests import pretended
+from tests.data.streams import run
 
 CPU = torch.device("cpu")
 SOURCE = ListSource(np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8), np.arange(10))
 
 
-def some(number: int, start: int, world: World, micro: int) -> list[DeviceBatch]:
-    told = {"seed": 1, "batch_size": 8, "micro_batch": micro, "start": start, "world": world, "workers": 0}
-    batches = feed(SOURCE, EvalTransform((4, 4)), DecodeOptions(3), CPU, **told)
-    try:
+def some(number: int, start: int, world: World, micro: int, source=SOURCE, **changed: Any) -> list[DeviceBatch]:
+    settings = {
+        "seed": 1,
+        "batch_size": 8,
+        "micro_batch": micro,
+        "start": start,
+        "world": world,
+        "workers": 0,
+        **changed,
+    }
+    with contextlib.closing(feed(source, EvalTransform((4, 4)), DecodeOptions(3), CPU, **settings)) as batches:
         return [next(batches) for _ in range(number)]
-    finally:
-        batches.close()
 
 
 def test_places_of_one_process() -> None:
@@ -46,16 +54,15 @@ def test_ranks_share_what_one_process_reads(micro: int) -> None:
 
 
 def test_it_is_the_stream() -> None:
-    batches = stream(SOURCE, EvalTransform((4, 4)), DecodeOptions(3), seed=1, batch_size=8, micro_batch=8, start=8)
-    assert torch.equal(next(batches)["images"], some(1, 8, World(), 8)[0]["images"])
-    batches.close()
+    (batch,) = run(SOURCE, 1, EvalTransform((4, 4)), seed=1, micro_batch=8, start=8)
+    assert torch.equal(batch["images"], some(1, 8, World(), 8)[0]["images"])
 
 
 def test_on_cuda_a_stream_of_its_own_copies_what_the_training_then_uses() -> None:
     with pretended.cuda() as waits:
         training = pretended.Stream.current
-        told = {"seed": 1, "batch_size": 8, "micro_batch": 4, "start": 0, "world": World(), "workers": 0}
-        batches = feed(SOURCE, EvalTransform((4, 4)), DecodeOptions(3), pretended.CUDA, **told)
+        settings = {"seed": 1, "batch_size": 8, "micro_batch": 4, "start": 0, "world": World(), "workers": 0}
+        batches = feed(SOURCE, EvalTransform((4, 4)), DecodeOptions(3), pretended.CUDA, **settings)
         for number in (1, 2):
             batch = next(batches)
             assert batch["images"].device == batch["labels"].device == pretended.CUDA
@@ -69,26 +76,10 @@ def test_on_cuda_a_stream_of_its_own_copies_what_the_training_then_uses() -> Non
 
 
 def test_bad_files_are_reported_with_the_images_read() -> None:
-    images = [np.full((4, 4, 3), value, np.uint8) for value in range(4)]
-    source = ListSource([*images, b"no image"], [0, 1, 2, 3, 4])
+    source = ListSource([*(np.full((4, 4, 3), value, np.uint8) for value in range(4)), b"no image"], [0, 1, 2, 3, 4])
     heard: list[tuple[list[Bad], int]] = []
-    batches = feed(
-        source,
-        EvalTransform((4, 4)),
-        DecodeOptions(3),
-        CPU,
-        seed=0,
-        batch_size=5,
-        micro_batch=5,
-        start=0,
-        world=World(),
-        workers=0,
-        report_bad=lambda bad, number: heard.append((bad, number)),
-    )
-    labels = next(batches)["labels"]
-    batches.close()
+    (batch,) = some(1, 0, World(), 5, source, batch_size=5, report_bad=lambda bad, number: heard.append((bad, number)))
     ((bad, number),) = heard
     assert number == 5
-    assert {one.index for one in bad} == {4}
-    assert bad[0].kind == "not an image"
-    assert 4 not in labels
+    assert {(one.index, one.kind) for one in bad} == {(4, "not an image")}
+    assert 4 not in batch["labels"]

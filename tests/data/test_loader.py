@@ -19,6 +19,8 @@ from mpp.data.workers import worker_count
 from mpp.errors import ConfigError, RunError
 from tests.data.streams import Failing, assert_same, joined, numbered, raising, run
 
+SMALL = EvalTransform((4, 4))
+
 
 @pytest.fixture(scope="module")
 def pictures():
@@ -27,10 +29,15 @@ def pictures():
     return ListSource(list(generator.integers(0, 256, (13, 230, 260, 3), dtype=np.uint8)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def augment():
-    config = DataConfig(jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2)
-    return TrainTransform(config, (224, 224), 3)
+    return TrainTransform(DataConfig(jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2), (224, 224), 3)
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, augment):
+    """The first six batches of the stream, read by this process."""
+    return run(pictures, 6, augment)
 
 
 def test_each_epoch_holds_each_index_once_in_its_permutation():
@@ -43,6 +50,8 @@ def test_each_epoch_holds_each_index_once_in_its_permutation():
     assert not np.array_equal(index[:22], index[22:])
     assert torch.equal(joined(batches, "images")[:, 0, 0, 0], joined(batches, "index").to(torch.uint8))
     assert torch.equal(joined(batches, "label"), joined(batches, "index") % 3)
+    few = joined(run(numbered(3), 4, batch_size=16, micro_batch=8), "index").numpy()  # a source smaller than a batch
+    np.testing.assert_array_equal(few, np.concatenate([permutation(7, epoch, 3) for epoch in range(11)])[:32])
 
 
 def test_shapes_and_types():
@@ -55,40 +64,28 @@ def test_shapes_and_types():
     assert run(unlabelled, 1)[0]["label"].tolist() == [-1] * 4
 
 
-def test_a_source_smaller_than_a_batch():
-    batches = run(numbered(3), 4, batch_size=16, micro_batch=8)
-    index = joined(batches, "index").numpy()
-    expected = np.concatenate([permutation(7, epoch, 3) for epoch in range(11)])[:32]
-    np.testing.assert_array_equal(index, expected)
-
-
-def test_workers_and_threads_change_nothing(pictures, augment):
+def test_workers_threads_and_micro_batches_change_nothing(pictures, augment, whole):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        alone = run(pictures, 4, augment)
+        assert_same(run(pictures, 2, augment), whole[:2])
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(threads)
-    assert_same(alone, run(pictures, 4, augment, workers=2))
-
-
-def test_more_workers_than_cores_do_not_warn():
-    source = numbered(9)
-    assert_same(run(source, 6), run(source, 6, workers=8))
+    assert_same(whole, run(pictures, 6, augment, workers=2))
+    assert torch.equal(joined(whole[:2], "images"), joined(run(pictures, 4, augment, micro_batch=2), "images"))
+    assert_same(run(numbered(9), 6), run(numbered(9), 6, workers=8))  # more than cores, without a warning
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumption(pictures, augment, workers):
-    whole = run(pictures, 6, augment)
+def test_resumption(pictures, augment, whole, workers):
     assert_same(whole[4:], run(pictures, 2, augment, start=16, workers=workers))
 
 
 def test_ranks_share_each_batch():
     source = numbered(11)
     whole = run(source, 4, batch_size=12, micro_batch=6)
-    first = run(source, 4, batch_size=12, micro_batch=3, rank=0, world=2)
-    second = run(source, 4, batch_size=12, micro_batch=3, rank=1, world=2)
+    first, second = (run(source, 4, batch_size=12, micro_batch=3, rank=rank, world=2) for rank in range(2))
     for half, (a, b) in enumerate(zip(whole[::2], whole[1::2], strict=True)):
         for mine, theirs in ((first, a), (second, b)):
             part = mine[2 * half : 2 * half + 2]
@@ -96,12 +93,7 @@ def test_ranks_share_each_batch():
             assert torch.equal(joined(part, "images"), theirs["images"])
 
 
-def test_micro_batches_change_nothing(pictures, augment):
-    large, small = run(pictures, 1, augment, micro_batch=8), run(pictures, 4, augment, micro_batch=2)
-    assert torch.equal(large[0]["images"], joined(small, "images"))
-
-
-def test_a_mixture_is_drawn_by_its_weights():
+def test_a_mixture_is_drawn_by_its_weights(augment):
     parts = [ListSource(list(np.full((n, 8, 8, 3), n, dtype=np.uint8))) for n in (4, 12)]
     weighted = MixtureSource("mixed", parts, (3, 1))
     whole = run(weighted, 16, micro_batch=8)  # 128 images: eight epochs of 16, 12 of each from the small part
@@ -115,27 +107,19 @@ def test_a_mixture_is_drawn_by_its_weights():
     halves = [run(weighted, 8, rank=rank, world=2) for rank in range(2)]
     together = torch.stack([joined(half, "index").view(-1, 4) for half in halves], dim=1)
     assert together.flatten().tolist() == index[:64].tolist()
-
-
-def test_an_image_that_comes_twice_in_an_epoch_is_cropped_anew(augment):
-    noise = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)
-    mixed = MixtureSource("mixed", [ListSource(list(noise)), ListSource(list(noise))], (1, 1))
-    images = joined(run(mixed, 1, augment, micro_batch=8), "images")
+    # An image that comes twice in an epoch is cropped anew.
+    noise = ListSource(list(np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)))
+    images = joined(run(MixtureSource("mixed", [noise, noise], (1, 1)), 1, augment, micro_batch=8), "images")
     assert len(torch.unique(images.flatten(1).sum(1))) == 8
 
 
-def test_draws_differ_by_epoch_and_seed(pictures, augment):
+def test_draws_differ_by_epoch_and_seed_and_leave_global_generators_alone(pictures, augment):
+    torch.manual_seed(3)
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
     one = Subset(pictures, [0])
     images = joined(run(one, 2, augment), "images")
     assert len(torch.unique(images.flatten(1).sum(1))) == 8
-    assert not torch.equal(images, joined(run(one, 2, augment, seed=8), "images"))
-
-
-def test_global_generators_are_left_alone(pictures, augment):
-    torch.manual_seed(3)
-    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
-    run(pictures, 2, augment)
-    run(pictures, 2, augment, workers=2)
+    assert not torch.equal(images, joined(run(one, 2, augment, seed=8, workers=2), "images"))
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(np.random.get_state()[1], numpys)
 
@@ -157,16 +141,13 @@ def test_bad_images_are_replaced_and_named():
 
 
 def test_unreadable_files_are_bad_too(picture_folder):
-    from mpp.data.sources.opening import open_source
-
     folder = picture_folder("0.png", "1.png", "2.png")
     source = open_source(f"folder:{folder}")
     (folder / "1.png").unlink()
-    bad = [entry for batch in run(source, 2) for entry in batch["bad"]]
-    assert bad
-    assert all((one.index, one.kind, one.where) == (1, "missing", str(folder / "1.png")) for one in bad)
+    bad = {entry for batch in run(source, 2) for entry in batch["bad"]}
+    assert {(one.index, one.kind, one.where) for one in bad} == {(1, "missing", str(folder / "1.png"))}
     (folder / "1.png").write_bytes(b"")
-    bad = [entry for batch in run(source, 2) for entry in batch["bad"]]
+    bad = {entry for batch in run(source, 2) for entry in batch["bad"]}
     assert {(one.kind, str(one)) for one in bad} == {("empty", f"{folder / '1.png'}: empty file")}
 
 
@@ -194,22 +175,16 @@ def test_sizes_that_do_not_divide(sizes):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sequential(workers):
-    source = numbered(20, bad=(3, 9))
-    transform = EvalTransform((4, 4))
-    wanted = [9, 2, 3, 11, 0, 9, 19]
-    batches = list(sequential(source, transform, DecodeOptions(3), wanted, batch_size=3, workers=workers))
+    source, settings = numbered(20, bad=(3, 9)), {"batch_size": 3, "workers": workers}
+    batches = list(sequential(source, SMALL, DecodeOptions(3), [9, 2, 3, 11, 0, 9, 19], **settings))
     assert [batch["index"].tolist() for batch in batches] == [[2], [11, 0], [19]]
     assert [[bad.index for bad in batch["bad"]] for batch in batches] == [[9, 3], [9], []]
     assert [batch["label"].tolist() for batch in batches] == [[2], [2, 0], [1]]
     assert batches[1]["images"][:, 0, 0, 0].tolist() == [11, 0]
-
-
-def test_sequential_of_bad_images_and_of_nothing():
-    transform = EvalTransform((4, 6))
-    (batch,) = sequential(numbered(4, bad=(1,)), transform, DecodeOptions(3), [1], batch_size=2)
+    (batch,) = sequential(source, EvalTransform((4, 6)), DecodeOptions(3), [3], **settings)  # bad images alone
     assert batch["images"].shape == (0, 3, 4, 6)
     assert batch["index"].shape == (0,)
-    assert list(sequential(numbered(4), transform, DecodeOptions(3), [], batch_size=2, workers=2)) == []
+    assert list(sequential(source, SMALL, DecodeOptions(3), [], **settings)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -238,10 +213,8 @@ def test_an_image_that_memory_does_not_hold_is_its_own_fault(workers):
 def test_a_limit_in_bytes_reaches_what_the_workers_read(tmp_path):
     for name, side in (("a", 40), ("b", 8)):
         Image.fromarray(np.zeros((side, side, 3), dtype=np.uint8)).save(tmp_path / f"{name}.bmp")
-    source = open_source(f"folder:{tmp_path}")
-    (batch,) = sequential(
-        source, EvalTransform((4, 4)), DecodeOptions(max_bytes=1000), range(2), batch_size=2, workers=1
-    )
+    options, source = DecodeOptions(max_bytes=1000), open_source(f"folder:{tmp_path}")
+    (batch,) = sequential(source, SMALL, options, range(2), batch_size=2, workers=1)
     assert batch["index"].tolist() == [1]
     assert [str(bad).partition(": ")[2] for bad in batch["bad"]] == ["0.0 MB, more than data.max_image_mb 0 allows"]
 
@@ -250,8 +223,6 @@ def test_worker_count(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert [worker_count(-1, ranks) for ranks in (1, 2, 4, 8, 16)] == [8, 4, 2, 0, 0]
     assert [worker_count(-1, ranks, computing=True) for ranks in (1, 2, 4, 8)] == [8, 4, 0, 0]
-    assert worker_count(0, 1) == 0
-    assert worker_count(3, 8) == 3
-    assert worker_count(256, 1) == 256
+    assert [worker_count(*given) for given in ((0, 1), (3, 8), (256, 1))] == [0, 3, 256]
     with pytest.raises(ConfigError, match=r"^1,000 workers are too many for 8 cores: take up to 256$"):
         worker_count(1000, 1)

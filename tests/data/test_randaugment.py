@@ -1,20 +1,19 @@
 """RandAugment draws from the sample's seed alone, and never fails on an image."""
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mpp.data.loader import stream
 from mpp.data.randaugment import RandAugment, _posterize
 from mpp.data.seeds import uniforms
-from mpp.data.settings import DataConfig, DecodeOptions
+from mpp.data.settings import DataConfig
 from mpp.data.sources.base import ListSource
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
+from tests.data.streams import assert_same, run
 
 RECIPE = "rand-m9-mstd0.5-inc1"
 MEAN = (0.5, 0.5, 0.5)
@@ -81,22 +80,11 @@ def test_it_needs_colours() -> None:
 @pytest.mark.parametrize("mean", [(0.5,), (0.1, 0.5, 0.9)])
 def test_what_is_moved_in_has_the_mean_s_colour(mean: tuple[float, ...]) -> None:
     transform = RandAugment(DataConfig(crop_scale=(1, 1), hflip=0), "rand-m9-n1-p1", (32, 32), 3, mean)
-    for operation in transform._augment.ops:
-        grey = tuple(round(255 * value) for value in (mean * 3 if len(mean) == 1 else mean))
-        assert operation.kwargs["fillcolor"] == grey
+    fill = tuple(round(255 * value) for value in (mean * 3 if len(mean) == 1 else mean))
+    assert all(operation.kwargs["fillcolor"] == fill for operation in transform._augment.ops)
 
 
-def test_the_stream_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+def test_the_stream_is_the_same_for_any_number_of_workers() -> None:
     source = ListSource([PIXELS, PIXELS[::-1].copy(), PIXELS[:, ::-1].copy()], [0, 1, 0])
     transform = RandAugment(DataConfig(), RECIPE, (24, 32), 3, MEAN)
-
-    def images(workers: int) -> torch.Tensor:
-        batches = stream(
-            source, transform, DecodeOptions(3), seed=3, batch_size=4, micro_batch=4, start=0, workers=workers
-        )
-        try:
-            return torch.cat([next(batches)["images"] for _ in range(3)])
-        finally:
-            batches.close()
-
-    assert torch.equal(images(0), images(2))
+    assert_same(run(source, 6, transform), run(source, 6, transform, workers=2))

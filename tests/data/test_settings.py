@@ -1,4 +1,4 @@
-"""What the data can be told, and what is refused in one line."""
+"""Settings of the data, and what is refused in one line."""
 
 import re
 from typing import Any
@@ -48,8 +48,8 @@ def test_settings_of_other_channels(settings: dict[str, Any], line: str) -> None
 
 
 def test_reading() -> None:
-    told = DataConfig(value_range=(0.0, 1.0) * 5, background=(0,))
-    assert told.decode_options(5) == DecodeOptions(5, (0.0, 1.0) * 5, (0,))
+    data = DataConfig(value_range=(0.0, 1.0) * 5, background=(0,))
+    assert data.decode_options(5) == DecodeOptions(5, (0.0, 1.0) * 5, (0,))
     assert DataConfig(max_image_mb=2).decode_options(3) == DecodeOptions(max_bytes=2_000_000)
     # A run that began before there was a limit, or with another one, has read the same pixels.
     assert DecodeOptions(5, max_bytes=1).pixel_settings == {"channels": 5, "value_range": (), "background": (255,)}

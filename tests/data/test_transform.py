@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mpp.errors import UserError
 import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
 from torchvision.transforms import v2  # isort: skip
 
-PLAIN = {"crop_scale": (1.0, 1.0), "hflip": 0.0}
+WHOLE = DataConfig(crop_scale=(1.0, 1.0), hflip=0.0)
 
 
 class Drawing:
@@ -26,6 +27,11 @@ class Drawing:
     def __call__(self, image):
         key = image_seeds(self.seed, np.array([next(self.calls)]))
         return self.transform(image, uniforms(key, self.transform.draws)[0].tolist())
+
+
+def plain(hw, channels=3, **options):
+    """Whole images, with other draws at each call."""
+    return Drawing(TrainTransform(replace(WHOLE, **options), hw, channels))
 
 
 def noise(height, width, channels=3, seed=0):
@@ -74,11 +80,6 @@ def test_resize_equals_pillow(size, channels):
     assert_equal_but_for_rounding(out, by_pillow(image, size))
 
 
-def test_resize_to_the_same_size_changes_nothing():
-    image = noise(30, 40)
-    np.testing.assert_array_equal(resize(image, (30, 40)).numpy(), image.transpose(2, 0, 1))
-
-
 @pytest.mark.parametrize(("hw", "target"), [((180, 240), (64, 64)), ((240, 180), (64, 64)), ((300, 200), (32, 96))])
 def test_evaluation_equals_pillow(hw, target):
     image = noise(*hw)
@@ -123,16 +124,16 @@ def test_borders_of_any_number_of_channels():
             Framing(**wrong)
 
 
-def test_evaluation_draws_nothing_and_keeps_what_fits():
+def test_what_fits_stays_as_it_is_and_nothing_is_drawn():
     image, before = noise(32, 32), torch.get_rng_state()
-    out = EvalTransform((32, 32))(image)
+    for out in (resize(image, (32, 32)), EvalTransform((32, 32))(image), plain((32, 32))(image)):
+        np.testing.assert_array_equal(out.numpy(), image.transpose(2, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
-    np.testing.assert_array_equal(out.numpy(), image.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (1, 5000), (5000, 1), (3, 2000), (2, 2)])
 @pytest.mark.parametrize("channels", [1, 2, 3, 8])
-@pytest.mark.parametrize("config", [DataConfig(), DataConfig(**PLAIN)], ids=["random", "plain"])
+@pytest.mark.parametrize("config", [DataConfig(), WHOLE], ids=["random", "plain"])
 def test_any_shape(hw, channels, config):
     image = np.full((*hw, channels), 9, dtype=np.uint8)
     for transform in (Drawing(TrainTransform(config, (48, 32), channels)), Drawing(EvalTransform((48, 32)))):
@@ -142,7 +143,7 @@ def test_any_shape(hw, channels, config):
         assert out.unique().tolist() == [9]
 
 
-def test_crops_stay_within_scale_and_ratio():
+def test_crops_stay_within_scale_and_ratio_and_reach_every_border():
     low, high, narrow, wide = 0.2, 0.6, 0.75, 4 / 3
     config = DataConfig(crop_scale=(low, high), crop_ratio=(narrow, wide), hflip=0)
     rows, columns = crops(Drawing(TrainTransform(config, (240, 240), 3)), ramp(), 300).T
@@ -151,6 +152,10 @@ def test_crops_stay_within_scale_and_ratio():
     assert high - 0.05 < share.max() < high + 0.03
     assert narrow * 0.95 < ratio.min() < narrow * 1.1
     assert wide * 0.9 < ratio.max() < wide * 1.05
+    transform = Drawing(TrainTransform(DataConfig(crop_scale=(0.5, 0.9), hflip=0), (64, 64), 3))
+    out = torch.stack([transform(ramp(200, 200))[:2].flatten(1) for _ in range(200)])
+    assert out.amin(2).amin(0).tolist() <= [3, 3]
+    assert out.amax(2).amax(0).tolist() >= [196, 196]
 
 
 def test_crops_are_distributed_as_torchvisions():
@@ -169,23 +174,9 @@ def test_ratio_is_relative_to_the_target():
     np.testing.assert_allclose(columns / rows, 2, rtol=0.06)
 
 
-def test_crops_reach_every_border():
-    transform = Drawing(TrainTransform(DataConfig(crop_scale=(0.5, 0.9), hflip=0), (64, 64), 3))
-    out = torch.stack([transform(ramp(200, 200))[:2].flatten(1) for _ in range(200)])
-    assert out.amin(2).amin(0).tolist() <= [3, 3]
-    assert out.amax(2).amax(0).tolist() >= [196, 196]
-
-
 def test_full_scale_takes_the_largest_central_crop():
-    config = DataConfig(**PLAIN)
     image = noise(100, 160)
-    assert_equal_but_for_rounding(
-        Drawing(TrainTransform(config, (50, 50), 3))(image), by_pillow(image[:, 30:130], (50, 50))
-    )
-    square = noise(50, 50)
-    np.testing.assert_array_equal(
-        Drawing(TrainTransform(config, (50, 50), 3))(square).numpy(), square.transpose(2, 0, 1)
-    )
+    assert_equal_but_for_rounding(plain((50, 50))(image), by_pillow(image[:, 30:130], (50, 50)))
 
 
 @pytest.mark.parametrize("hw", [(2000, 1500), (1999, 1501), (600, 1237)])
@@ -211,41 +202,34 @@ def test_crops_of_large_jpegs_fit_the_blocks_that_are_scaled(hw, encode):
 def test_flips(key, axis):
     image = noise(16, 16)
     upright = torch.from_numpy(image).permute(2, 0, 1)
-    always = Drawing(TrainTransform(DataConfig(**{**PLAIN, key: 1.0}), (16, 16), 3))
-    assert torch.equal(always(image), upright.flip(axis))
-    sometimes = Drawing(TrainTransform(DataConfig(**{**PLAIN, key: 0.25}), (16, 16), 3))
-    flipped = np.mean([not torch.equal(sometimes(image), upright) for _ in range(400)])
-    assert 0.18 < flipped < 0.32
+    assert torch.equal(plain((16, 16), **{key: 1.0})(image), upright.flip(axis))
+    sometimes = plain((16, 16), **{key: 0.25})
+    assert 0.18 < np.mean([not torch.equal(sometimes(image), upright) for _ in range(400)]) < 0.32
 
 
 def test_grayscale():
     image = noise(16, 16)
-    out = Drawing(TrainTransform(DataConfig(**PLAIN, grayscale=1.0), (16, 16), 3))(image)
+    out = plain((16, 16), grayscale=1.0)(image)
     luma = np.asarray(Image.fromarray(image).convert("L")).astype(int)
     assert torch.equal(out[0], out[1])
     assert torch.equal(out[0], out[2])
     assert np.abs(out[0].numpy() - luma).max() <= 1
-    half = Drawing(TrainTransform(DataConfig(**PLAIN, grayscale=0.5), (16, 16), 3))
+    half = plain((16, 16), grayscale=0.5)
     assert 0.4 < np.mean([torch.equal(*half(image)[:2]) for _ in range(300)]) < 0.6
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_brightness_scales_by_a_uniform_factor(channels):
-    transform = Drawing(TrainTransform(DataConfig(**PLAIN, jitter=(0.4, 0, 0, 0)), (4, 4), channels))
-    values = np.array([transform(np.full((4, 4, channels), 100, dtype=np.uint8)).float().mean() for _ in range(300)])
+def test_brightness_scales_and_contrast_stretches_around_the_mean(channels):
+    brighter = plain((4, 4), channels, jitter=(0.4, 0, 0, 0))
+    values = np.array([brighter(np.full((4, 4, channels), 100, dtype=np.uint8)).float().mean() for _ in range(300)])
     assert 59 <= values.min() < 65
     assert 135 < values.max() <= 140
     assert values.mean() == pytest.approx(100, abs=4)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_contrast_stretches_around_the_mean(channels):
     image = np.full((4, 4, channels), 80, dtype=np.uint8)
     image[:2] = 120
-    transform = Drawing(TrainTransform(DataConfig(**PLAIN, jitter=(0, 0.5, 0, 0)), (4, 4), channels))
-    spans = []
+    stretch, spans = plain((4, 4), channels, jitter=(0, 0.5, 0, 0)), []
     for _ in range(200):
-        out = transform(image).float()
+        out = stretch(image).float()
         assert float(out.mean()) == pytest.approx(100, abs=1)
         spans.append(float(out.max() - out.min()))
     assert 19 <= min(spans) < 24
@@ -255,7 +239,7 @@ def test_contrast_stretches_around_the_mean(channels):
 def test_saturation_and_hue_keep_what_they_should():
     image = noise(16, 16)
     for jitter in ((0, 0, 0.5, 0), (0, 0, 0, 0.3)):
-        transform = Drawing(TrainTransform(DataConfig(**PLAIN, jitter=jitter), (16, 16), 3))
+        transform = plain((16, 16), jitter=jitter)
         grey = transform(image[..., :1].repeat(3, 2)).numpy().astype(int)
         assert np.abs(grey - image[..., 0]).max() <= 1
         assert not torch.equal(transform(image), transform(image))

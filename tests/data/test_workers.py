@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from mpp.curation.checking.scan import scan
-from mpp.data import workers
-from mpp.data.loader import stream
+from mpp.data import shared_memory, workers
+from mpp.data.loader import sequential, stream
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform
@@ -58,16 +58,8 @@ def test_a_worker_that_crashes_says_where(capfd):
 
 def test_a_worker_that_dies_ends_the_training_where_it_takes_a_batch():
     """Not where it happens to be when the signal comes, as torch has it."""
-    batches = stream(
-        Failing(int, 8),
-        EvalTransform((4, 4)),
-        DecodeOptions(3),
-        seed=0,
-        batch_size=4,
-        micro_batch=4,
-        start=0,
-        workers=1,
-    )
+    settings = {"seed": 0, "batch_size": 4, "micro_batch": 4, "start": 0, "workers": 1}
+    batches = stream(Failing(int, 8), EvalTransform((4, 4)), DecodeOptions(3), **settings)
     next(batches)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
@@ -149,7 +141,7 @@ def exists(pid):
 
 
 def test_workers_start_while_another_thread_draws():
-    """Forked while that thread is within torch's generator, a worker, which seeds its own, would wait without end."""
+    """Forked while that thread is within torch's generator, a worker, which seeds its own, would hang."""
     done = threading.Event()
 
     def draw() -> None:
@@ -175,6 +167,29 @@ def test_a_worker_that_dies_while_it_starts_is_one_line(monkeypatch):
     monkeypatch.setattr(workers, "_start_worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(RunError, match=r"^no process can be started \(DataLoader worker .*\): take fewer workers$"):
         run(numbered(4), 1, workers=2)
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch, capfd):
+    monkeypatch.setattr(shared_memory._ByPipe, "__reduce__", raising(OSError(errno.EMFILE, "Too many open files")))
+    with pytest.raises(RunError, match="a loader process ended with exit status 1, for the reason above"):
+        run(numbered(8), 1, workers=1)
+    assert "a batch cannot be sent: OSError: [Errno 24] Too many open files" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("room", [0, 10**9])
+def test_batches_travel_with_and_without_shared_memory(room, monkeypatch, capfd):
+    monkeypatch.setattr(shared_memory, "free_bytes", lambda: room)
+    monkeypatch.setattr(shared_memory, "_noted", False)
+    transform, source = EvalTransform((96, 96)), numbered(20, bad=(3,))
+    settings = {"transform": transform, "batch_size": 16, "micro_batch": 16}
+    batches = run(source, 4, workers=2, **settings)
+    assert_same(batches, run(source, 4, workers=0, **settings))
+    assert [batch["images"].is_shared() for batch in batches] == [room > 0] * 4
+    assert not batches[0]["index"].is_shared()  # an open file less
+    assert capfd.readouterr().err.count("--shm-size") == (room == 0)
+    (batch,) = sequential(source, transform, DecodeOptions(3), range(16), batch_size=16, workers=1)
+    assert batch["images"].is_shared() == (room > 0)
+    assert batch["index"].tolist() == [number for number in range(16) if number != 3]
 
 
 @pytest.mark.slow

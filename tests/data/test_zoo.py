@@ -1,3 +1,4 @@
+import contextlib
 import io
 import resource
 import time
@@ -119,23 +120,14 @@ class Locked(ListSource):
         return super().read(index)
 
 
-def trained_on(source: Source, reading: DecodeOptions, hw: tuple[int, int], **late: Any) -> torch.Tensor:
+def trained_on(source: Source, reading: DecodeOptions, hw: tuple[int, int], decode: Any = None) -> torch.Tensor:
     """Both images of a source as a training gets them, whole."""
     transform = TrainTransform(DataConfig(crop_scale=(1, 1), hflip=0), hw, reading.channels)
-    options: dict[str, Any] = {"seed": 0, "batch_size": 2, "micro_batch": 2, "start": 0, "workers": 0}
+    settings: Any = {"seed": 0, "batch_size": 2, "micro_batch": 2, "start": 0, "workers": 0, "world": World()}
     bad: list[Any] = []
-    batches = feed(
-        source,
-        transform,
-        reading,
-        torch.device("cpu"),
-        world=World(),
-        report_bad=lambda found, _: bad.extend(found),
-        **options,
-        **late,
-    )
-    images = next(batches)["images"]
-    batches.close()
+    settings |= {"decode": decode, "report_bad": lambda found, _: bad.extend(found)}
+    with contextlib.closing(feed(source, transform, reading, torch.device("cpu"), **settings)) as batches:
+        images = next(batches)["images"]
     assert not bad
     return images
 

@@ -1,51 +1,43 @@
 """That nothing but a BadImage, or a UserError for settings, comes out of decoding."""
 
 import pickle
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import simplejpeg
 
-from mpp.data.decoding import BadImage, Picture, open_picture, picture
-from mpp.data.decoding import formats as decoding
+from mpp.data.decoding import BadImage, Picture, formats, open_picture, picture
 from mpp.data.decoding.bad_image import one_line
 from mpp.data.decoding.to_uint8 import RawValues
 from mpp.data.settings import DecodeOptions
 from mpp.errors import UserError
+from tests.data.streams import raising
 
-RAISED = [
-    (MemoryError(), "too large"),
-    (RecursionError("too deep"), "damaged"),
-    (EOFError("no more"), "truncated"),
-    (TypeError("an integer is required"), "damaged"),
-]
+PLAIN = DecodeOptions()
 
 
-def raising(error: BaseException) -> Callable[..., RawValues]:
-    def run(*_: object, **__: object) -> RawValues:
-        raise error
-
-    return run
-
-
-@pytest.mark.parametrize(("error", "kind"), RAISED)
-def test_whatever_a_decoder_raises_is_a_bad_image(
-    error: Exception, kind: str, monkeypatch: pytest.MonkeyPatch, encode: Callable[..., bytes], quadrants: np.ndarray
-) -> None:
-    monkeypatch.setattr(picture, "to_uint8", raising(error))
-    jpeg = open_picture(encode(quadrants, "JPEG"), DecodeOptions())
-    monkeypatch.setattr(decoding, "_from_pillow", raising(error))
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "too large"),
+        (RecursionError("too deep"), "damaged"),
+        (EOFError("no more"), "truncated"),
+        (TypeError("an integer is required"), "damaged"),
+    ],
+)
+def test_whatever_a_decoder_raises_is_a_bad_image(error, kind, monkeypatch, encode, quadrants):
+    jpeg = open_picture(encode(quadrants, "JPEG"), PLAIN)
+    monkeypatch.setattr(formats, "_from_pillow", raising(error))
     monkeypatch.setattr(simplejpeg, "decode_jpeg", raising(error))
+    monkeypatch.setattr(picture, "to_uint8", raising(error))
     values = RawValues(np.zeros((2, 2)))
-    attempts = (
-        lambda: open_picture(b"GIF89a", DecodeOptions()),
-        Picture((2, 2), "odd", raising(error), DecodeOptions()).pixels,
-        lambda: Picture((2, 2), "odd", lambda: values, DecodeOptions()).scaled(values),  # pyright: ignore
+    for attempt in (
+        lambda: open_picture(b"GIF89a", PLAIN),
+        Picture((2, 2), "odd", raising(error), PLAIN).raw_values,
+        lambda: Picture((2, 2), "odd", lambda: values, PLAIN).scaled(values),
         lambda: jpeg.region(0, 0, 16, 16, (8, 8)),
         jpeg.pixels,
-    )
-    for attempt in attempts:
+    ):
         with pytest.raises(BadImage) as caught:
             attempt()
         assert caught.value.kind == kind
@@ -53,18 +45,15 @@ def test_whatever_a_decoder_raises_is_a_bad_image(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("a setting"), BadImage("a reason", "empty")])
-def test_the_rest_goes_through(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_from_pillow", raising(error))
+def test_the_rest_goes_through(error, monkeypatch):
+    monkeypatch.setattr(formats, "_from_pillow", raising(error))
     with pytest.raises(type(error)) as caught:
-        open_picture(b"GIF89a", DecodeOptions())
+        open_picture(b"GIF89a", PLAIN)
     assert caught.value is error
 
 
-def test_reasons_are_one_line_that_a_terminal_shows() -> None:
+def test_reasons_are_one_line_and_kinds_travel_between_processes():
     assert one_line(ValueError("a\n\t b \x1b[31m \udcff é")) == r"a b \x1b[31m \xff é"
     assert one_line(ValueError()) == "ValueError"
-
-
-def test_a_bad_image_keeps_its_kind_between_processes() -> None:
     error = pickle.loads(pickle.dumps(BadImage("a reason", "truncated")))
     assert (str(error), error.kind) == ("a reason", "truncated")
