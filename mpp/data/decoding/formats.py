@@ -91,16 +91,16 @@ class _ArrayPicture(Picture):
 
 
 def _from_array(values: np.ndarray, options: DecodeOptions, container: str) -> Picture:
+    if values.dtype == np.uint8 and values.shape[2:] == (options.channels,) and values.size and not options.value_range:
+        check_size(values.shape[1], values.shape[0], options)
+        return _ArrayPicture(values, f"{container} uint8 x {options.channels}", options)
     if values.dtype.kind not in "buif" or values.ndim not in (2, 3) or 0 in values.shape:
         reason = f"the array is {values.dtype} {values.shape}; expected numbers of shape (H, W) or (H, W, C)"
         raise BadImage(reason, "not an image")
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     height, width, channels = values.shape if values.ndim == 3 else (*values.shape, 1)
     check_size(width, height, options, channels * values.dtype.itemsize)
-    form = f"{container} {values.dtype} x {channels}"
-    if values.dtype == np.uint8 and values.shape[2:] == (options.channels,) and not options.value_range:
-        return _ArrayPicture(values, form, options)
-    return Picture((height, width), form, lambda: RawValues(values), options)
+    return Picture((height, width), f"{container} {values.dtype} x {channels}", lambda: RawValues(values), options)
 
 
 def _from_npy(data: bytes, options: DecodeOptions) -> Picture:
