@@ -103,7 +103,7 @@ def compiled() -> None:
             words = runs.finetune_command(source, Path("nowhere"), init=init, **changed)[1:]
             config = parse(FinetuneConfig, words, "finetune", "", {})
             run = tuning.build_tuning(config, open_labelled(source), 0.05, World(), cpu)
-            batches = tuning.training_batches(run, lambda bad, images: None)
+            batches = run.batches()
             train_step = tuning.training_step(run)
             look = lambda state: tuning.predict(run, run.labelled.test, run.labelled.test_indices)  # noqa: E731
         losses: list[float] = []

@@ -100,7 +100,7 @@ def test_fine_tuning_does_not_wait(changed: dict[str, str], source: str, tmp_pat
     labelled = open_labelled(source)
     with pretended.cuda() as waits:
         run = tuning.build_tuning(config, labelled, 0.1, World(), pretended.CUDA)
-        batches = tuning.training_batches(run, lambda bad, images: None)
+        batches = run.batches()
         assert waits_after_the_first_step(run, tuning.training_step(run), batches, waits) == {}
 
 

@@ -47,10 +47,8 @@ def pool(
 ) -> Float[Tensor, "b d"]:
     """Pools all tokens of an image, the `num_prefix_tokens` before the patches included, to one vector.
 
-    mean averages the patch tokens: masked patch prediction never trains the [class] token, which token takes.
-
-    Raises:
-        ValueError: how="token" where there is none.
+    mean averages the patch tokens; token takes the [class] token, which masked patch prediction never trains, and
+    raises ValueError where there is none.
     """
     if how == "mean":
         return tokens[:, num_prefix_tokens:].mean(dim=1)
@@ -60,11 +58,7 @@ def pool(
 
 
 def check_patches(model: nn.Module, image_hw: tuple[int, int], setting: str) -> None:
-    """Refuses an input size of which a ViT would not see the last rows or columns.
-
-    Raises:
-        UserError: naming `setting` and the sizes beside it.
-    """
+    """Raises UserError for an input size of which a ViT would not see the last rows or columns; `setting` names it."""
     embed = getattr(model, "patch_embed", None)
     if not isinstance(embed, PatchEmbed):  # the stem of a hybrid pads
         return
@@ -114,10 +108,7 @@ def extract_by_all(
 ) -> tuple[Float32[np.ndarray, "m d"], Int64[np.ndarray, " m"]]:
     """Extracts features of these images by all ranks together; every rank gets them and their indices, ascending.
 
-    Images that cannot be decoded are left out.
-
-    Raises:
-        RunError: where that leaves none.
+    Images that cannot be decoded are left out; raises RunError where that leaves none.
     """
     rank, size = dist.rank_and_size()
     mine, cuda = indices[rank::size], device.type == "cuda"
@@ -236,13 +227,7 @@ class FrozenEncoder:
         return self.model.forward_intermediates(pixels, indices=below, **options), None
 
     def extract(self, how: str, layer: int = -1) -> Extract:
-        """Gives the function that reads features of one of `pools` and one of `layers`, counted from the end as there.
-
-        Raises:
-            ValueError: another one.
-        """
-        if how not in self.pools or layer not in self.layers:
-            raise ValueError(f"features are {self.pools} of layers {self.layers}, got {how} of {layer}")
+        """Gives the function that reads features of one of `pools` and one of `layers`."""
 
         def extract(source: Source, indices: Int64[np.ndarray, " n"]) -> Features:
             features, kept = self._by_layer(source, indices)[layer]

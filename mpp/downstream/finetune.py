@@ -11,6 +11,7 @@ images and judged there; the best then trains on everything, and only that one m
 """
 
 import contextlib
+import functools
 import shutil
 import sys
 import time
@@ -30,24 +31,13 @@ from mpp.downstream.plots import plot_confusion
 from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.scoring import Scores, score
 from mpp.downstream.settings import FinetuneConfig, parse_share
-from mpp.downstream.tuning import (
-    Tuning,
-    build_tuning,
-    predict,
-    read_decoded,
-    result_weights,
-    settle_attention,
-    training_batches,
-    training_step,
-)
+from mpp.downstream.tuning import FinetuningRun, build_tuning, predict, result_weights, training_step
 from mpp.errors import RunError
 from mpp.system.files import drop_aside, set_aside, write_csv, write_whole
-from mpp.training.bad_files import BadFiles
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.data_stalls import data_notes
-from mpp.training.log import RunLog, Terminal
 from mpp.training.loggers import check_installed
-from mpp.training.loop import Every, NonFinite, State, read_figures
+from mpp.training.loop import Every, NonFinite, State
 from mpp.training.optim import average_warning
 from mpp.training.parallel import share_statistics
 from mpp.training.provenance import record_start
@@ -63,6 +53,7 @@ from mpp.training.run_folder import (
     resume,
     train,
 )
+from mpp.training.run_monitor import RunMonitor
 from mpp.training.saving import Saving
 from mpp.weights.timm_folder import write_timm_folder
 
@@ -97,9 +88,13 @@ def run(config: FinetuneConfig, compare: bool = True) -> int:
             pretrained_on = notes_on_pretraining(config.init, labelled.test, labelled.test_indices)
             labelled = replace(labelled, source_notes=(*labelled.source_notes, *pretrained_on))
         if len(config.optim.lr) == 1:
-            return _Tuner(config, labelled, world, device).run(claim)
-        status, lr = _sweep(config, labelled, world, device, claim)
-        return status or _Tuner(_with_lr(config, lr), labelled, world, device).run(claim)
+            lr = config.optim.lr[0]
+        else:
+            status, lr = _sweep(config, labelled, world, device, claim)
+            if status:
+                return status
+        tuning = build_tuning(_with_lr(config, lr), labelled, lr, world, device)
+        return _finetune(tuning, Inputs.of(tuning.weights, labelled), claim)
 
 
 def _with_lr(config: FinetuneConfig, lr: float) -> FinetuneConfig:
@@ -150,192 +145,179 @@ def _try(
 ) -> tuple[int, Result | None]:
     """Trains one learning rate of a sweep, once; exit status and result, None for one that diverged."""
     folder, lr = Path(config.run_dir), config.optim.lr[0]
-    tuner = _Tuner(config, split, world, device, choosing=True)
+    run = build_tuning(config, split, lr, world, device)
+    inputs = Inputs.of(run.weights, split)
     claim()  # before the files of another process are read
-    result = finished(config, tuner.inputs)
+    result = finished(config, inputs)
     marker, text = folder / _DIVERGED, to_yaml(config)
     if result is not None or (marker.is_file() and marker.read_text("utf-8") == text):
         return 0, result
     if world.main:
         print(f"sweep: optim.lr {lr:g}", file=sys.stderr)
     try:
-        return tuner.run(claim), read_result(folder)
+        return _finetune(run, inputs, claim, choosing=True), read_result(folder)
     except (NonFinite, Diverged) as error:
         if world.main:
             print(f"sweep: optim.lr {lr:g} diverged: {error}", file=sys.stderr)
-            write_whole(marker, lambda file: file.write(text.encode()))
+            write_whole(marker, text)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         dist.barrier()
         return 0, None
 
 
-class _Tuner:
-    """One run with one learning rate: trains, tests and writes; only rank 0 writes."""
+def _finetune(run: FinetuningRun, inputs: Inputs, claim: Claim, choosing: bool = False) -> int:
+    """Trains from where the folder stands to the end, tests and writes; the exit status.
 
-    def __init__(
-        self, config: FinetuneConfig, labelled: Labelled, world: World, device: torch.device, choosing: bool = False
-    ) -> None:
-        """`choosing`: a run of a sweep, which leaves nothing but its result."""
-        self.parts: Tuning = build_tuning(config, labelled, config.optim.lr[0], world, device)
-        self.inputs = Inputs.of(self.parts.weights, labelled)
-        self.config, self.folder, self.main, self.choosing = config, Path(config.run_dir), world.main, choosing
-        self.checkpoints = Checkpoints(
-            self.folder / "checkpoints", config.checkpoint.keep_last, self._steps("checkpoint", "keep_every")
-        )
-
-    def run(self, claim: Claim) -> int:
-        """Trains from where the folder stands to the end; the exit status."""
-        parts, total = self.parts, self.parts.schedule.total_steps
-        if self.main and not self.choosing:
-            print(to_yaml(self.config), file=sys.stderr, end="")
-            self._print_images()
-            if average := average_warning(self.config.optim.ema_decay, total):
-                print(f"WARNING: {average}", file=sys.stderr)
-        claim()
-        resumed = resume(self.config, parts.state, parts.schedule, self.checkpoints, self.main, self._check_inputs)
-        settle_attention(parts)
-        if self.main:
-            write_record(self.folder / INPUTS, self.inputs)
-        self.terminal = Terminal(total, resumed, on=self.main)
-        self.log = RunLog(self.folder if self.main else None, resumed, self.config.log.to, self.config)
-        try:
-            if resumed >= total:
-                self.say(f"{self.folder} is finished ({resumed} steps)")
-            else:
-                status = self._train(resumed)
-                if status:
-                    return status
-            self._finish()
-        finally:
-            self.terminal.close()
-            self.log.close()
-        return 0
-
-    def _print_images(self) -> None:
-        labelled, share = self.parts.labelled, self.config.data.labels
-        part = "" if parse_share(share) == 1 else f" ({share} of each class, drawn by data.labels_seed)"
-        trained, tested = len(labelled.train_indices), len(labelled.test_indices)
-        images = f"{trained:,} training images{part} and {tested:,} test images in {len(labelled.classes)} classes"
-        print("\n".join([f"labels: {images}", *(f"note: {note}" for note in labelled.notes)]), file=sys.stderr)
-
-    def _check_inputs(self) -> None:
-        """Refuses to resume with other images or weights, except by force; deletes the results of an earlier config."""
-        before = earlier(self.config)
-        forced = self.config.resume == "force"
-        if before is not None and not forced:
-            self.inputs.check(self.folder)
-        changed = before is None or differences(FinetuneConfig, to_dict(before), to_dict(self.config))
-        if self.main and changed and (before is None or forced):
-            with contextlib.suppress(OSError):  # `resume` reports a folder that cannot be written
-                for name in (RESULT, _DIVERGED):
-                    (self.folder / name).unlink()
-
-    def say(self, text: str) -> None:
-        self.terminal.say(text)
-
-    def _steps(self, group: str, name: str) -> int:
-        duration = getattr(getattr(self.config, group), name)
-        return self.parts.schedule.steps(duration, f"{group}.{name}")
-
-    def _train(self, resumed: int) -> int:
-        parts = self.parts
-        read_decoded(parts, self.say)
-        name = "bad_files.csv" if self.main else f"bad_files.rank{parts.world.rank}.csv"
-        read = parts.state.images_seen // parts.world.size
-        bad_files = BadFiles(self.folder / name, self.config.data.max_bad_share, read)
-        save = Saving(parts.schedule, self.checkpoints, self.log.flush, resumed or None)
-        if not self.choosing:
-            if self.main and (before := set_aside(self.folder / MODEL)):  # as in pretraining
-                self.say(f"the model of the run's earlier end is {before}, until there is a new one")
-            labelled = parts.labelled
-            data = {
-                "source": labelled.train.describe(),
-                "images": len(labelled.train_indices),
-                "classes": len(labelled.classes),
-                "test": labelled.test.describe(),
-                "test_images": len(labelled.test_indices),
-                "notes": list(labelled.notes),
-            }
-            facts = {"precision": parts.precision, "attention": parts.state.attention}
-            facts |= {"seed": self.config.train.seed, "data": data}
-            record_start(self.folder, resumed, next(parts.model.parameters()).device, facts)
-        if resumed:
-            self.say(f"resumed from {self.checkpoints.latest()} at step {resumed} of {parts.schedule.total_steps}")
+    `choosing`: a run of a sweep, which leaves nothing but its result.
+    """
+    config, total = run.config, run.schedule.total_steps
+    if run.world.main and not choosing:
+        print(to_yaml(config), file=sys.stderr, end="")
+        print(_describe_images(run), file=sys.stderr)
+        if average := average_warning(config.optim.ema_decay, total):
+            print(f"WARNING: {average}", file=sys.stderr)
+    claim()
+    checkpoints = Checkpoints(
+        run.folder / "checkpoints", config.checkpoint.keep_last, run.steps("checkpoint.keep_every")
+    )
+    check = functools.partial(_check_inputs, run, inputs)
+    resumed = resume(config, run.state, run.schedule, checkpoints, run.world.main, check)
+    run.settle_attention()
+    if run.world.main:
+        write_record(run.folder / INPUTS, inputs)
+    with contextlib.closing(_Monitor(run, choosing)) as monitor:
+        if resumed >= total:
+            monitor.say(f"{run.folder} is finished ({resumed} steps)")
         else:
-            save(parts.state)
-            save.wait()  # as in pretraining
-        each_step = [lambda state: self.terminal.advance(parts.schedule.step(state.images_seen))]
-        every: list[Every] = [
-            (self._steps("log", "every"), self._row),
-            (self._steps("checkpoint", "every"), save),
-        ]
-        if self.config.log.evaluate:
-            every.insert(1, (self._steps("log", "evaluate"), self._evaluate))
-        if parts.world.size > 1:
-            each_step.append(lambda state: share_statistics(state.model, state.ema))
-        batches, step = training_batches(parts, bad_files.add), training_step(parts)
-        try:
-            return train(parts.state, parts.wrapped, batches, step, parts.schedule, every, save, self.say, each_step)
-        except NonFinite as error:
-            if self.choosing:
-                raise
-            advice = "try a lower --optim.lr, a longer --schedule.warmup or --train.precision fp32"
-            latest = self.checkpoints.latest()
-            text = f"{error}; {advice} (with --resume force); the last good checkpoint is {latest}"
-            raise RunError(text) from error
+            status = _train(run, checkpoints, monitor, resumed)
+            if status:
+                return status
+        _finish(run, monitor)
+    return 0
 
-    def _row(self, state: State) -> None:
-        schedule = self.parts.schedule
-        step = schedule.step(state.images_seen)
-        figures = read_figures(state, schedule)
-        self.log.row(step, state.images_seen, figures)
-        self.terminal.row(step, figures, "accuracy")
 
-    def _evaluate(self, state: State) -> None:
+def _describe_images(run: FinetuningRun) -> str:
+    labelled, share = run.labelled, run.config.data.labels
+    part = "" if parse_share(share) == 1 else f" ({share} of each class, drawn by data.labels_seed)"
+    trained, tested = len(labelled.train_indices), len(labelled.test_indices)
+    images = f"{trained:,} training images{part} and {tested:,} test images in {len(labelled.classes)} classes"
+    return "\n".join([f"labels: {images}", *(f"note: {note}" for note in labelled.notes)])
+
+
+def _check_inputs(run: FinetuningRun, inputs: Inputs) -> None:
+    """Refuses to resume with other images or weights, except by force; deletes the results of an earlier config."""
+    before = earlier(run.config)
+    forced = run.config.resume == "force"
+    if before is not None and not forced:
+        inputs.check(run.folder)
+    changed = before is None or differences(FinetuneConfig, to_dict(before), to_dict(run.config))
+    if run.world.main and changed and (before is None or forced):
+        with contextlib.suppress(OSError):  # `resume` reports a folder that cannot be written
+            for name in (RESULT, _DIVERGED):
+                (run.folder / name).unlink()
+
+
+class _Monitor(RunMonitor):
+    """Follows a fine-tuning run, and evaluates it."""
+
+    run: FinetuningRun
+
+    def __init__(self, run: FinetuningRun, choosing: bool) -> None:
+        super().__init__(run, "accuracy")
+        self.choosing = choosing
+
+    def evaluate(self, state: State) -> None:
+        """Writes and prints the accuracy on the test images."""
         began = time.perf_counter()
-        scores = self._scores()
-        step = self.parts.schedule.step(state.images_seen)
+        scores, step = self.scores(), self.step(state)
         figures = {"test/top1": scores.top1} | ({} if scores.top5 is None else {"test/top5": scores.top5})
         self.log.row(step, state.images_seen, figures)
         split = "held-out" if self.choosing else "test"
         self.say(f"step {step}  {split} accuracy: {scores.top1:.1%} of {len(scores.labels):,} images")
         state.clock.paused(time.perf_counter() - began)
 
-    def _scores(self) -> Scores:
-        labelled = self.parts.labelled
-        logits, kept = predict(self.parts, labelled.test, labelled.test_indices)
+    def scores(self) -> Scores:
+        """Predicts every test image.
+
+        Raises:
+            Diverged: logits that are not finite.
+        """
+        labelled = self.run.labelled
+        logits, decoded = predict(self.run, labelled.test, labelled.test_indices)
         if not np.isfinite(logits).all():
             raise Diverged("the classifier's logits are not finite: it has diverged; try a lower --optim.lr")
-        return score(logits, labelled.test_labels[kept], kept, labelled.classes, labelled.foreign)
+        return score(logits, labelled.test_labels[decoded], decoded, labelled.classes, labelled.foreign)
 
-    def _finish(self) -> None:
-        parts, labelled = self.parts, self.parts.labelled
-        scores = self._scores()
-        weights = None if self.choosing else result_weights(parts)
-        if self.main:
-            result = Result(
-                scores.top1,
-                scores.top5,
-                scores.balanced,
-                scores.interval,
-                test_images=len(scores.labels),
-                train_images=len(labelled.train_indices),
-                num_classes=len(labelled.classes),
-                lr=self.config.optim.lr[0],
-                steps=parts.schedule.total_steps,
-                init=self.config.init,
-            )
-            if weights is None:  # of a sweep of many, whose checkpoints would fill the disk
-                write_record(self.folder / RESULT, result)
-                shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-            else:
-                notes = write_timm_folder(weights, self.folder / MODEL)
-                drop_aside(self.folder / MODEL)
-                scores.write(self.folder, labelled.test, labelled.train_labels)
-                names = (*labelled.classes, *labelled.foreign)
-                plot_confusion(self.folder / "confusion.png", scores.confusion, names)
-                write_record(self.folder / RESULT, result)
-                self.terminal.close()
-                notes += data_notes(self.folder, self.config.data, parts.workers, cores_for(parts.world.local_size))
-                print(summary(self.folder, labelled, scores, result, notes), flush=True)
-        dist.barrier()
+
+def _train(run: FinetuningRun, checkpoints: Checkpoints, monitor: _Monitor, resumed: int) -> int:
+    run.read_decoded(monitor.say)
+    save = Saving(run.schedule, checkpoints, monitor.log.flush, resumed or None)
+    if not monitor.choosing:
+        if run.world.main and (before := set_aside(run.folder / MODEL)):  # as in pretraining
+            monitor.say(f"the model of the run's earlier end is {before}, until there is a new one")
+        labelled = run.labelled
+        data = {
+            "source": labelled.train.describe(),
+            "images": len(labelled.train_indices),
+            "classes": len(labelled.classes),
+            "test": labelled.test.describe(),
+            "test_images": len(labelled.test_indices),
+            "notes": list(labelled.notes),
+        }
+        facts = {"precision": run.precision, "attention": run.state.attention}
+        facts |= {"seed": run.config.train.seed, "data": data}
+        record_start(run.folder, resumed, next(run.model.parameters()).device, facts)
+    if resumed:
+        monitor.say(f"resumed from {checkpoints.latest()} at step {resumed} of {run.schedule.total_steps}")
+    else:
+        save(run.state)
+        save.wait()  # as in pretraining
+    every: list[Every] = [(run.steps("log.every"), monitor.row)]
+    if run.config.log.evaluate:
+        every.append((run.steps("log.evaluate"), monitor.evaluate))
+    every.append((run.steps("checkpoint.every"), save))
+    each_step = [monitor.advance]
+    if run.world.size > 1:
+        each_step.append(lambda state: share_statistics(state.model, state.ema))
+    batches, step = run.batches(monitor.bad_files.add), training_step(run)
+    try:
+        return train(run.state, run.wrapped, batches, step, run.schedule, every, save, monitor.say, each_step)
+    except NonFinite as error:
+        if monitor.choosing:
+            raise
+        advice = "try a lower --optim.lr, a longer --schedule.warmup or --train.precision fp32"
+        latest = checkpoints.latest()
+        text = f"{error}; {advice} (with --resume force); the last good checkpoint is {latest}"
+        raise RunError(text) from error
+
+
+def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
+    labelled, folder = run.labelled, run.folder
+    scores = monitor.scores()
+    weights = None if monitor.choosing else result_weights(run)
+    if run.world.main:
+        result = Result(
+            scores.top1,
+            scores.top5,
+            scores.balanced,
+            scores.interval,
+            test_images=len(scores.labels),
+            train_images=len(labelled.train_indices),
+            num_classes=len(labelled.classes),
+            lr=run.config.optim.lr[0],
+            steps=run.schedule.total_steps,
+            init=run.config.init,
+        )
+        if weights is None:  # of a sweep of many, whose checkpoints would fill the disk
+            write_record(folder / RESULT, result)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        else:
+            notes = write_timm_folder(weights, folder / MODEL)
+            drop_aside(folder / MODEL)
+            scores.write(folder, labelled.test, labelled.train_labels)
+            plot_confusion(folder / "confusion.png", scores.confusion, (*labelled.classes, *labelled.foreign))
+            write_record(folder / RESULT, result)
+            monitor.terminal.close()
+            notes += data_notes(folder, run.config.data, run.workers, cores_for(run.world.local_size))
+            print(summary(folder, labelled, scores, result, notes), flush=True)
+    dist.barrier()

@@ -44,11 +44,7 @@ class Inputs:
         return cls(digest, train, train if same else fingerprint(labelled.test, times=False))
 
     def check(self, folder: Path) -> None:
-        """Refuses a folder whose run worked on others.
-
-        Raises:
-            UserError: naming what has changed.
-        """
+        """Raises UserError for a folder whose run worked on others, naming what has changed."""
         path = folder / INPUTS
         if not path.is_file():
             return
@@ -83,16 +79,11 @@ class Result:
 
 def write_record(path: Path, record: Inputs | Result) -> None:
     """Writes result.json or inputs.json, whole or not at all."""
-    text = json.dumps(asdict(record), indent=2) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read_result(run_dir: Path) -> Result | None:
-    """Reads the result of a run; None where it has not finished.
-
-    Raises:
-        UserError: a result.json that is damaged.
-    """
+    """Reads the result of a run; None where it has not finished. Raises UserError for a damaged result.json."""
     path = run_dir / RESULT
     if not path.is_file():
         return None

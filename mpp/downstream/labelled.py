@@ -155,10 +155,7 @@ def label(train: Source, test: Source | None = None) -> Labelled:
 def take_fraction(labelled: Labelled, share: str | float, seed: int) -> Labelled:
     """Keeps a share of each class's training images, at least one of each class that has any.
 
-    With the same seed a smaller fraction is part of a larger one: each class is permuted once.
-
-    Raises:
-        ValueError: a share that `parse_share` refuses.
+    With the same seed a smaller fraction is part of a larger one. Raises ValueError as `parse_share`.
     """
     rng, labels = np.random.default_rng([seed, _FRACTION]), labelled.train_labels
     drawn = _draw(labels, len(labelled.classes), parse_share(str(share)), rng, leave=0)
@@ -169,11 +166,7 @@ def hold_out(labelled: Labelled, share: float, seed: int) -> Labelled:
     """Puts a share (between 0 and 1) of each class's training images in place of the test images, to choose settings.
 
     The real test images are in no split of the result. A class of one image stays in training; one of more keeps at
-    least one there and gives at least one.
-
-    Raises:
-        SourceError: no class has two training images.
-        ValueError: a share that is not between 0 and 1.
+    least one there and gives at least one. Raises SourceError where no class has two training images.
     """
     if not 0 < share < 1:
         raise ValueError(f"the share held out must be between 0 and 1, got {share}")

@@ -37,15 +37,8 @@ ByShots = Mapping[int, Estimate]
 def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
     """Draws accuracy against the number of shots, one line per model, with bars of the mean's 95 % interval.
 
-    Args:
-        path: file to write; its ending tells the format, such as .png or .svg.
-        results: name of the model, for the legend -> its accuracies. What was measured once has no bar.
-
-    Raises:
-        ValueError: no results.
+    The ending of `path` tells the format, such as .png or .svg. What was measured once has no bar.
     """
-    if not results:
-        raise ValueError("plot_shots needs one result or more, got none")
     figure, axes = _new()
     ticks = sorted({k for result in results.values() for k in result})
     for i, (name, result) in enumerate(results.items()):
@@ -73,17 +66,9 @@ def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
 def plot_layers(path: Path, results: Mapping[Readout, ByShots]) -> None:
     """Draws accuracy by layer, numbered from 0: a panel per number of shots, a colour per encoder, a line per pooling.
 
-    The bands are the standard deviation. What was measured once has no band.
-
-    Args:
-        path: as in `plot_shots`.
-        results: of any encoders, layers and poolings, with the same shots.
-
-    Raises:
-        ValueError: no results, or readouts without the depth of their encoder.
+    The bands are the standard deviation. What was measured once has no band. All results have the same shots, and all
+    readouts the depth of their encoder.
     """
-    if not results or any(of.depth < 1 for of in results):
-        raise ValueError("plot_layers needs one result or more, each with the depth of its encoder")
     from matplotlib.lines import Line2D
 
     inits, pools = (list(dict.fromkeys(names)) for names in zip(*((of.init, of.pool) for of in results), strict=True))
@@ -127,17 +112,10 @@ def plot_layers(path: Path, results: Mapping[Readout, ByShots]) -> None:
 def plot_bars(path: Path, groups: Mapping[str, Mapping[str, Estimate]], ylabel: str) -> None:
     """Draws groups of bars with their standard deviation, such as 1 %, 100 % of the labels, scratch and pretrained.
 
-    Args:
-        path: as in `plot_shots`.
-        groups: group -> series -> accuracy, 0 to 1, drawn in percent; one that was measured once has no error bar. A
-            series has one colour in all groups, and a gap where it is missing.
-
-    Raises:
-        ValueError: no groups.
+    `groups` are group -> series -> accuracy, 0 to 1, drawn in percent; one that was measured once has no error bar. A
+    series has one colour in all groups, and a gap where it is missing.
     """
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
-    if not series:
-        raise ValueError("plot_bars needs one group with one bar or more, got none")
     figure, axes = _new()
     width = 0.8 / len(series)
     estimates = [of for group in groups.values() for of in group.values()]
@@ -171,16 +149,8 @@ def plot_confusion(path: Path, matrix: Int[np.ndarray, "C K"], names: Sequence[s
     pattern can be read: small shares are drawn darker than in proportion, and from 250 on a cell shows the largest
     share of several classes.
 
-    Args:
-        path: as in `plot_shots`.
-        matrix: counts, not negative. A row without images stays white.
-        names: of the classes, at least as many as the longer side: row i and column i are of `names[i]`.
-
-    Raises:
-        ValueError: no matrix of counts, or too few names.
+    Row i and column i are of `names[i]`. A row without images stays white.
     """
-    if matrix.ndim != 2 or not matrix.size or matrix.min() < 0 or len(names) < max(matrix.shape):
-        raise ValueError(f"confusion needs counts (true, predicted) and their names, got {matrix.shape}, {len(names)}")
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
 

@@ -102,11 +102,7 @@ def _paths(image: str) -> list[str]:
 
 
 def _writable(out: str) -> Path:
-    """The path of the CSV file, in a folder that is there and can be written to.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Makes the folder of the CSV file and gives its path; raises UserError where it cannot be written."""
     path = Path(out).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

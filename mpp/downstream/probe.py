@@ -87,10 +87,8 @@ def sweep_knn(
 ) -> ProbeResult:
     """Classifies by nearest neighbours with the k that does best on a held-out tenth, the smallest of equals.
 
-    Values of k beyond the training images that are left are not tried; where none remains, all images vote.
-
-    Raises:
-        ValueError: as `knn_votes` and `sweep_linear`.
+    Values of k beyond the training images that are left are not tried; where none remains, all images vote. Raises
+    ValueError as `sweep_linear`.
     """
     _check(train, test, num_classes)
     wanted = sorted(set(ks))
@@ -120,10 +118,7 @@ def knn_votes(
     """Sums exp((similarity - 1) / temperature) over the k nearest for each k, block by block of test images.
 
     Of equally near images the first in `train_features` are taken. The 1 changes no prediction; it keeps the sums
-    finite at any temperature. -inf: no neighbour is of the class.
-
-    Raises:
-        ValueError: k outside 1 to n, or as `check_classes`.
+    finite at any temperature. -inf: no neighbour is of the class. Raises ValueError for a k outside 1 to n.
     """
     check_classes(train_features, train_labels, num_classes)
     check_features(test_features, width=train_features.shape[1])

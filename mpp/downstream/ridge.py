@@ -42,11 +42,7 @@ class Ridge:
     right: Float64[np.ndarray, "r K"]
 
     def logits(self, features: Float[np.ndarray, "m d"], l2: Sequence[float]) -> Iterator[Float64[np.ndarray, "m K"]]:
-        """Predicts around -1 (not this class) to 1 (this class), for one l2 after the other.
-
-        Raises:
-            ValueError: an l2 that is not positive, or features that `fit` would refuse.
-        """
+        """Predicts around -1 (not this class) to 1 (this class), for one l2 after the other, each above 0."""
         strengths = np.asarray(l2, dtype=np.float64)
         if not (np.isfinite(strengths) & (strengths > 0)).all():
             raise ValueError(f"l2 must be positive and finite, got {list(l2)}")
@@ -57,11 +53,7 @@ class Ridge:
     def accuracy(
         self, features: Float[np.ndarray, "m d"], labels: Int[np.ndarray, " m"], l2: Sequence[float]
     ) -> Float64[np.ndarray, " L"]:
-        """Gives the share of the test images, 0 to 1, whose largest logit is their class, for each l2.
-
-        Raises:
-            ValueError: no test images, or as `logits`.
-        """
+        """Gives the share of the test images (1 or more) whose largest logit is their class, for each l2."""
         if len(features) != len(labels) or not len(features):
             raise ValueError(f"accuracy needs as many features as labels, got {len(features)} and {len(labels)}")
         right = np.zeros(len(l2))
@@ -75,12 +67,8 @@ class Ridge:
 def fit(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_classes: int) -> Ridge:
     """Solves the least squares of `num_classes` one-against-rest targets for every l2 at once.
 
-    Args:
-        features: any float type, finite; n from 1.
-        labels: 0 to num_classes - 1. A class without images is always predicted as -1.
-
-    Raises:
-        ValueError: shapes that do not fit, labels out of range, features that are NaN or infinite.
+    Features are of any float type. A class without images is always predicted as -1. Raises ValueError as
+    `check_labelled`.
     """
     check_labelled(features, labels, num_classes)
     mean = features.mean(axis=0, dtype=np.float64)

@@ -24,7 +24,7 @@ def parse_share(text: str, name: str = "a share") -> float:
 
 
 def check_different(values: Sequence[object], setting: str, what: str, valid: bool = True) -> None:
-    """Raises ValueError where a value stands twice, or unless `valid`."""
+    """Raises ValueError if a value stands twice, or unless `valid`."""
     if not valid or len(set(values)) < len(values):
         raise ValueError(f"{setting} takes different {what}, got {' '.join(map(str, values)) or 'none'}")
 
@@ -163,8 +163,8 @@ class FinetuneOptimConfig:
     def __post_init__(self) -> None:
         if not self.lr or any(not 0 < lr < float("inf") for lr in self.lr) or len(set(self.lr)) < len(self.lr):
             raise ValueError(f"optim.lr takes different positive numbers, got {list(self.lr)}")
-        shared = ("betas", "eps", "momentum", "weight_decay", "clip_norm", "ema_decay")
-        OptimConfig(**{key: getattr(self, key) for key in shared})  # checks them
+        common = ("betas", "eps", "momentum", "weight_decay", "clip_norm", "ema_decay")
+        OptimConfig(**{key: getattr(self, key) for key in common})  # checks them
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay must be above 0 and at most 1, got {self.layer_decay}")
 
@@ -252,10 +252,9 @@ class _FrozenRecipe:
     download: bool = False
     """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
     pool: tuple[Pool, ...] = ("mean", "token")
-    """Mean of the patch tokens, class token, or both side by side, each in turn, of which held-out training images
-    choose one; encoders without a class token have the mean alone. Linear fits standardise every feature, so neither
-    half of mean+token outweighs the other, but the same l2 regularises twice the features half as much (compare with l2
-    cv); in the cosine of knn the half with the longer vectors counts more."""
+    """Mean of the patch tokens, class token of encoders that have one, or both side by side, each in turn. Linear fits
+    standardise every feature, so neither half of mean+token outweighs the other, but the same l2 regularises twice the
+    features half as much; in the cosine of knn the half with the longer vectors counts more."""
     encoder: FrozenConfig = FrozenConfig()
 
     def __post_init__(self) -> None:
@@ -268,12 +267,10 @@ class FewshotRecipe(_FrozenRecipe):
     """Few-shot linear regression on frozen features: accuracy by shots for each encoder, layer and pooling."""
 
     out: str = ""
-    """Folder for fewshot.csv and fewshot.png, with several layers for layers.png, too. Empty: the table is printed,
-    nothing is written."""
+    """Folder for fewshot.csv, fewshot.png and, with several layers, layers.png. Empty: nothing is written."""
     layers: tuple[int | Literal["all"], ...] = (-1,)
-    """Layers that are read, each in turn, or the word all: of ViTs blocks, of others stages; 0 is the first, -1 the
-    last, which is read after its norm. Of several layers or poolings each draw chooses one, too, by cross-validation on
-    its shots."""
+    """Layers to read in turn, or all: blocks of ViTs, stages of others; 0 is the first, -1 the last, after its norm. Of
+    several layers or poolings each draw also chooses one, by cross-validation on its shots."""
     shots: tuple[int, ...] = (1, 5, 10, 25)
     """Labelled images per class."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -291,10 +288,10 @@ class FewshotRecipe(_FrozenRecipe):
         check_different(self.seeds, "seeds", "numbers of at least 0", valid=min(self.seeds, default=-1) >= 0)
         _check_at_least(0, self, "max_test")
         try:
-            positive = self.l2 == "cv" or 0 < float(self.l2) < float("inf")
+            valid = self.l2 == "cv" or 0 < float(self.l2) < float("inf")
         except ValueError:
-            positive = False
-        if not positive:
+            valid = False
+        if not valid:
             raise ValueError(f"l2 takes a positive number or cv, got {self.l2!r}")
 
 
@@ -309,8 +306,7 @@ class ProbeRecipe(_FrozenRecipe):
     labels_seed: int = 0
     """Which images those are."""
     layer: int = -1
-    """Whose output is read: of ViTs a block, of others a stage; 0 is the first, -1 the last, which is read after its
-    norm."""
+    """Layer to read: a block of ViTs, a stage of others; 0 is the first, -1 the last, after its norm."""
     l2: tuple[float, ...] = ()
     """linear: strengths to choose from on a held-out part of the training images. Empty: a grid."""
     k: tuple[int, ...] = (10, 20, 100, 200)

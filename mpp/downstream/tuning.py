@@ -4,7 +4,7 @@ Every random draw derives from the seed and from what is drawn for, as in pretra
 augmentation, (seed, images seen, slot) for mixup and stochastic depth.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,20 +16,17 @@ import torch
 from jaxtyping import Float32, Int64
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F
 
 from mpp import dist
-from mpp.data.auto_cache import keep_decoded
-from mpp.data.device_jpeg import DecodeJpegs, choose_decoder
-from mpp.data.feed import DeviceBatch, feed
+from mpp.data.device_jpeg import choose_decoder
+from mpp.data.feed import DeviceBatch
 from mpp.data.pixel_cache import cache_pixels
 from mpp.data.randaugment import RandAugment
-from mpp.data.reader import Bad
 from mpp.data.seeds import derive_seed
 from mpp.data.sources.base import Source, Subset
 from mpp.data.sources.fingerprint import Contents
-from mpp.data.transform import EvalTransform, Normalise, TrainTransform, Transform, normalise
+from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise
 from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.feature_cache import weights_hash
@@ -38,14 +35,12 @@ from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import ClassifierConfig, FinetuneConfig
 from mpp.downstream.start import start_weights
 from mpp.errors import UserError
-from mpp.model.kernel_choice import settle_kernel, task_of
 from mpp.system.process import global_draws
-from mpp.training.loop import State
-from mpp.training.optim import build_ema, build_optimizer, parameter_groups
-from mpp.training.parallel import DTYPES, autocast, choose_precision, prepare
+from mpp.training.parallel import DTYPES, autocast, choose_precision
 from mpp.training.run_folder import once_a_machine
-from mpp.training.schedule import Schedule, build_schedule
+from mpp.training.schedule import build_schedule
 from mpp.training.sharded import whole
+from mpp.training.training_run import TrainingRun, build_state
 from mpp.weights.base import TanhHead, Weights, build
 
 _MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
@@ -84,32 +79,23 @@ class ClassifierLoss(nn.Module):
 
 
 @dataclass
-class Tuning:
-    """All the parts of one fine-tuning run."""
+class FinetuningRun(TrainingRun):
+    """The parts of a fine-tuning run."""
 
     config: FinetuneConfig
-    world: World
-    device: torch.device
-    precision: str
     labelled: Labelled
-    train_source: Source
     weights: Weights
     """What the run started from, with the normalisation that it trains with."""
     image_hw: tuple[int, int]
     """Input size in pixels."""
-    model: nn.Module
-    wrapped: nn.Module
-    state: State
-    schedule: Schedule
-    transform: Transform
-    micro_batch: int
-    workers: int
-    decode: DecodeJpegs | None
 
-    @property
-    def tested(self) -> nn.Module:
-        """The model that is tested and exported: the moving average, if there is one."""
-        return self.state.ema.module if self.state.ema is not None else self.model
+    def read_decoded(self, say: Callable[[str], None]) -> None:
+        """Trains on decoded pixels from the cache where that pays; only images that are trained on are decoded."""
+        labelled = self.labelled
+        if len(self.train_source) == len(labelled.train):  # decoded for other trainings on all of them, too
+            self.train_source = Subset(self.decoded(labelled.train, say), labelled.train_indices)
+        else:
+            self.train_source = self.decoded(self.train_source, say)
 
 
 def build_tuning(
@@ -119,7 +105,7 @@ def build_tuning(
     world: World,
     device: torch.device,
     weights: Weights | None = None,
-) -> Tuning:
+) -> FinetuningRun:
     """Builds classifier, optimiser and schedule for one learning rate; writes nothing.
 
     `weights` instead of those that config.init will name check beforehand whether all fits.
@@ -157,26 +143,32 @@ def build_tuning(
             raise UserError(f"{what}; take a smaller train.micro_batch") from error
     if config.loss.mixup or config.loss.cutmix:
         _check_pairs(schedule.micro_batch, config.train.batch_size // world.size)
-    train, ema = config.train, build_ema(model, config.optim.ema_decay)
     loss = ClassifierLoss(model, weights, config.loss.smoothing).to(device)
-    wrapped = prepare(model, device, world, train.compile, train.parallel, precision, ema, loss)
-    state = State(
-        model,
-        build_optimizer(parameter_groups(model, config.optim.weight_decay, config.optim.layer_decay), config.optim),
-        ema,
-        GradScaler(device.type) if precision == "fp16" else None,
-        contents=contents,
-    )
+    wrapped, state = build_state(config, model, world, device, precision, contents, loss)
     transform = (
         RandAugment(config.data, config.data.randaugment, image_hw, weights.in_chans, weights.mean)
         if config.data.randaugment
         else TrainTransform(config.data, image_hw, weights.in_chans)
     )
-    decode = choose_decoder(config.data.decode, device, transform)
-    return Tuning(
-        config, world, device, precision, labelled, Subset(labelled.train, indices), weights, image_hw, model, wrapped,
-        state, schedule, transform, schedule.micro_batch, workers, decode,
-    )  # fmt: skip
+    return FinetuningRun(
+        config=config,
+        world=world,
+        device=device,
+        precision=precision,
+        train_source=Subset(labelled.train, indices),
+        reading=weights.reading,
+        transform=transform,
+        model=model,
+        wrapped=wrapped,
+        state=state,
+        schedule=schedule,
+        micro_batch=schedule.micro_batch,
+        workers=workers,
+        decode=choose_decoder(config.data.decode, device, transform),
+        labelled=labelled,
+        weights=weights,
+        image_hw=image_hw,
+    )
 
 
 def _check_pairs(micro: int, share: int) -> None:
@@ -217,58 +209,12 @@ def _classifier(
     )
 
 
-def settle_attention(parts: Tuning) -> None:
-    """Chooses the attention kernel of a new run; a resumed one goes on with its own."""
-    state = parts.state
-    task = task_of(parts.model, parts.micro_batch, True, parts.device, DTYPES[parts.precision])
-    state.attention = settle_kernel(parts.config.model.attention, state.attention, task, parts.model, state.ema)
-
-
-def read_decoded(parts: Tuning, say: Callable[[str], None]) -> None:
-    """Reads decoded pixels from the cache where that pays; only the images that are trained on are decoded."""
-    images, schedule = parts.labelled.train, parts.schedule
-    alike = len(parts.train_source) == len(images)  # then decoded for other trainings on all of them, too
-    source = once_a_machine(
-        parts.world,
-        lambda: keep_decoded(
-            parts.config.data,
-            images if alike else parts.train_source,
-            parts.transform,
-            parts.weights.reading,
-            images=schedule.total_steps * schedule.batch_size - parts.state.images_seen,
-            workers=parts.workers,
-            device_jpegs=parts.decode is not None,
-            make=not parts.world.local_rank,
-            say=say,
-        ),
-    )
-    parts.train_source = Subset(source, parts.labelled.train_indices) if alike else source
-
-
-def training_batches(parts: Tuning, report_bad: Callable[[list[Bad], int], None]) -> Generator[DeviceBatch]:
-    """This rank's endless labelled micro-batches from `state.images_seen` on (see `feed`)."""
-    return feed(
-        parts.train_source,
-        parts.transform,
-        parts.weights.reading,
-        parts.device,
-        seed=parts.config.train.seed,
-        batch_size=parts.schedule.batch_size,
-        micro_batch=parts.micro_batch,
-        start=parts.state.images_seen,
-        world=parts.world,
-        workers=parts.workers,
-        decode=parts.decode,
-        report_bad=report_bad,
-    )
-
-
-def training_step(parts: Tuning) -> Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]:
+def training_step(run: FinetuningRun) -> Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]:
     """Makes the step of `fit`: cross-entropy of a micro-batch, mixed and smoothed as the config says."""
-    seed, loss, weights = parts.config.train.seed, parts.config.loss, parts.weights
+    seed, loss, weights = run.config.train.seed, run.config.loss, run.weights
     mix = None
     if loss.mixup or loss.cutmix:
-        classes = len(parts.labelled.classes)
+        classes = len(run.labelled.classes)
         mix = Mixup(loss.mixup, loss.cutmix, label_smoothing=loss.smoothing, num_classes=classes)
 
     def step(model: nn.Module, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -278,46 +224,44 @@ def training_step(parts: Tuning) -> Callable[[nn.Module, Any], tuple[Tensor, dic
             np.random.seed(derive_seed(seed, _MIX, *position) % 2**32)  # timm draws from the global one
             images, target = mix(normalise(images, weights.mean, weights.std), target)
         torch.manual_seed(derive_seed(seed, _DROPOUT, *position))
-        with autocast(parts.precision, parts.device):
+        with autocast(run.precision, run.device):
             return model(images, target)
 
     return step
 
 
 def predict(
-    parts: Tuning, source: Source, indices: Int64[np.ndarray, " n"]
+    run: FinetuningRun, source: Source, indices: Int64[np.ndarray, " n"]
 ) -> tuple[Float32[np.ndarray, "m k"], Int64[np.ndarray, " m"]]:
     """Gives logits of the tested model for these images, by all ranks, and the indices of those that decode."""
-    weights, transform = parts.weights, EvalTransform(parts.image_hw, parts.weights.framing)
-    with whole(parts.tested) as model:
+    weights, transform = run.weights, EvalTransform(run.image_hw, run.weights.framing)
+    with whole(run.exported) as model:
 
         def encode(images: Tensor) -> Tensor:
-            with autocast(parts.precision, parts.device):
+            with autocast(run.precision, run.device):
                 return model(normalise(images, weights.mean, weights.std)).float()
 
         model.eval()
         try:
-            return extract_by_all(
-                encode, source, indices, transform, weights.reading, parts.device, workers=parts.workers
-            )
+            return extract_by_all(encode, source, indices, transform, weights.reading, run.device, workers=run.workers)
         finally:
             model.train()
 
 
-def result_weights(parts: Tuning) -> Weights:
+def result_weights(run: FinetuningRun) -> Weights:
     """Gives the tested model as weights with head and class names, for export, to rank 0; all ranks must call it."""
-    state, pool = None, parts.config.model.pool
-    with whole(parts.tested) as model:
-        if parts.world.main:
+    state, pool = None, run.config.model.pool
+    with whole(run.exported) as model:
+        if run.world.main:
             state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    head = getattr(parts.tested, "head", None)
+    head = getattr(run.exported, "head", None)
     representation = head.pre_logits.out_features if isinstance(head, TanhHead) else None
     return replace(
-        parts.weights,
+        run.weights,
         state=state,
-        image_hw=parts.image_hw,
-        pool=parts.weights.pool if pool == "auto" else pool,
-        classes=parts.labelled.classes,
+        image_hw=run.image_hw,
+        pool=run.weights.pool if pool == "auto" else pool,
+        classes=run.labelled.classes,
         representation=representation,
-        origin=str(parts.config.run_dir),
+        origin=str(run.config.run_dir),
     )

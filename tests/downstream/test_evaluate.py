@@ -199,57 +199,30 @@ def test_bad_images_are_left_out_and_said(tmp_path: Path, capsys: pytest.Capture
 
 
 TOOLS = {"fewshot": fewshot, "probe": probe}
-WRONG: list[tuple[str, list[str], str]] = [
-    ("no init", ["--data", "DATA"], "no encoder: give --init"),
-    ("no data", ["--init", SIDES[0]], "no labelled images: give --data"),
-    (
-        "missing init",
-        ["--init", SIDES[0], "TMP/nowhere", "--data", "DATA"],
-        "--init TMP/nowhere: there is no such file",
-    ),
-    ("empty init", ["--init", "TMP/empty", "--data", "DATA"], "--init TMP/empty: the folder is empty"),
-    ("missing data", ["--init", SIDES[0], "--data", "folder:TMP/nowhere"], "there is no folder TMP/nowhere"),
-    ("empty data", ["--init", SIDES[0], "--data", "folder:TMP/empty"], "no image in TMP/empty"),
-    ("no labels", ["--init", SIDES[0], "--data", "array:TMP/plain.npy"], "array:TMP/plain.npy has no labels"),
-    ("the same twice", ["--init", SIDES[0], SIDES[0], "--data", "DATA"], "init takes different encoders"),
-    (
-        "no class token",
-        ["--init", *SIDES, "--data", "DATA", "--pool", "token"],
-        "--pool token: random:test_resnet has no class token; add mean",
-    ),
-    (
-        "no such layer",
-        ["--init", *SIDES, "--data", "DATA", "LAYER", "5"],
-        "layer 5: random:test_resnet has layers 0 to 4, or -5 to -1",
-    ),
-    (
-        "a size that cuts",
-        ["--init", SIDES[0], "--data", "DATA", "--img-size", "33"],
-        "encoder.img_size 33 is not a mult",
-    ),
-    (
-        "a folder that is a file",
-        ["--init", SIDES[1], "--data", "DATA", "--out", "TMP/plain.npy"],
-        "to --out TMP/plain.npy",
-    ),
-    (
-        "a folder below a file",
-        ["--init", SIDES[1], "--data", "DATA", "--out", "TMP/plain.npy/x"],
-        "cannot write to --out",
-    ),
-    (
-        "fp16 on a CPU",
-        ["--init", SIDES[1], "--data", "DATA", "--encoder.precision", "fp16"],
-        "encoder.precision fp16 needs",
-    ),
-]
+ONE, TWO, DATA = f"--init {SIDES[1]}", f"--init {' '.join(SIDES)}", "--data DATA"
+WRONG: dict[str, tuple[str, str]] = {
+    "no init": (DATA, "no encoder: give --init"),
+    "no data": (ONE, "no labelled images: give --data"),
+    "missing init": (f"{ONE} TMP/nowhere {DATA}", "--init TMP/nowhere: there is no such file"),
+    "empty init": (f"--init TMP/empty {DATA}", "--init TMP/empty: the folder is empty"),
+    "missing data": (f"{ONE} --data folder:TMP/nowhere", "there is no folder TMP/nowhere"),
+    "empty data": (f"{ONE} --data folder:TMP/empty", "no image in TMP/empty"),
+    "no labels": (f"{ONE} --data array:TMP/plain.npy", "array:TMP/plain.npy has no labels"),
+    "the same twice": (f"{ONE} {SIDES[1]} {DATA}", "init takes different encoders"),
+    "no class token": (f"{TWO} {DATA} --pool token", "--pool token: random:test_resnet has no class token; add mean"),
+    "no such layer": (f"{TWO} {DATA} LAYER 5", "layer 5: random:test_resnet has layers 0 to 4, or -5 to -1"),
+    "a size that cuts": (f"{TWO} {DATA} --img-size 33", "encoder.img_size 33 is not a mult"),
+    "a folder that is a file": (f"{ONE} {DATA} --out TMP/plain.npy", "to --out TMP/plain.npy"),
+    "a folder below a file": (f"{ONE} {DATA} --out TMP/plain.npy/x", "cannot write to --out"),
+    "fp16 on a CPU": (f"{ONE} {DATA} --encoder.precision fp16", "encoder.precision fp16 needs"),
+}
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-@pytest.mark.parametrize(("words", "said"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+@pytest.mark.parametrize(("flags", "said"), WRONG.values(), ids=WRONG)
 def test_wrong_input_is_one_line_and_nothing_is_written(
     tool: str,
-    words: list[str],
+    flags: str,
     said: str,
     source: str,
     tmp_path: Path,
@@ -260,13 +233,13 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
     np.save(tmp_path / "plain.npy", np.zeros((8, 32, 32, 3), np.uint8))
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    common = [word for word in COMMON if "--img-size" not in words or word not in ("--img-size", "32")]
-    if "--encoder.precision" in words:
-        common = common[:-2]
-    layer = "--layers" if tool == "fewshot" else "--layer"
-    words = [word.replace("TMP", str(tmp_path)).replace("DATA", source).replace("LAYER", layer) for word in words]
-    out = [] if "--out" in words else ["--out", str(tmp_path / "out")]
-    assert TOOLS[tool]([*words, *common, *out]) == 2
+    for name, value in {"DATA": source, "LAYER": "--layers" if tool == "fewshot" else "--layer"}.items():
+        flags = flags.replace(name, value)
+    words = [word.replace("TMP", str(tmp_path)) for word in flags.split()]
+    plain = [["--encoder.device", "cpu"], ["--encoder.workers", "0"], ["--img-size", "32"]]
+    plain += [["--encoder.precision", "fp32"], ["--out", str(tmp_path / "out")]]
+    words += [word for flag in plain if flag[0] not in words for word in flag]
+    assert TOOLS[tool](words) == 2
     told = capsys.readouterr()
     assert told.out == ""
     (line,) = told.err.splitlines()

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from mpp.config import parse
 from mpp.downstream.finetune_result import Inputs, Result, finished, read_result
 from mpp.downstream.settings import FinetuneConfig
+from mpp.errors import UserError
 from mpp.system.files import LOCK
 from mpp.training.checkpoint import Checkpoints
 from mpp.weights.base import build
@@ -170,35 +172,23 @@ def test_a_changed_config_is_refused_with_the_difference(
 
 
 def test_whether_a_run_has_finished(done: Done, tmp_path: Path) -> None:
-    from mpp.cli import _FINETUNE
-    from mpp.config import parse
-
     def config(run_dir: Path, *flags: str, **changed: str) -> FinetuneConfig:
         words = runs.finetune_command(done.source, run_dir, *flags, **changed)[1:]
-        return parse(FinetuneConfig, words, "finetune", "", _FINETUNE)
+        return parse(FinetuneConfig, words, "finetune", "", {})
 
     inputs = Inputs(**json.loads((done.run_dir / "inputs.json").read_text()))
     assert finished(config(tmp_path / "none"), inputs) is None
     assert isinstance(finished(config(done.run_dir), inputs), Result)
     assert isinstance(finished(config(done.run_dir, optim__lr="0.01,0.05"), inputs), Result)
-    with pytest.raises(ValueError, match=r"optim\.lr: \[0\.05\] -> \[0\.01\]"):
-        _raise_as_value(lambda: finished(config(done.run_dir, optim__lr="0.01"), inputs))
+    with pytest.raises(UserError, match=r"optim\.lr: \[0\.05\] -> \[0\.01\]"):
+        finished(config(done.run_dir, optim__lr="0.01"), inputs)
     assert finished(config(done.run_dir, "--resume", "force", optim__lr="0.01"), inputs) is None
-    with pytest.raises(ValueError, match="the weights it started from and its test images have changed"):
-        _raise_as_value(lambda: finished(config(done.run_dir), replace(inputs, weights="other", test="other")))
+    with pytest.raises(UserError, match="the weights it started from and its test images have changed"):
+        finished(config(done.run_dir), replace(inputs, weights="other", test="other"))
     copy = shutil.copytree(done.run_dir, tmp_path / "copy")
     (copy / "result.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"result\.json: it is no result of a fine-tuning run; delete it"):
-        _raise_as_value(lambda: finished(config(copy), inputs))
-
-
-def _raise_as_value(call: Any) -> None:
-    from mpp.errors import UserError
-
-    try:
-        call()
-    except UserError as error:
-        raise ValueError(str(error)) from error
+    with pytest.raises(UserError, match=r"result\.json: it is no result of a fine-tuning run; delete it"):
+        finished(config(copy), inputs)
 
 
 FEW = {"train__length": "2 steps", "optim__ema_decay": "0"}

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from mpp.downstream import plots
@@ -178,38 +177,6 @@ def test_names_that_are_no_text_are_drawn_in_one_line(tmp_path: Path, drawn: lis
     assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == [r"\xff\n", r"a\nb"]
     assert [text.get_text() for text in drawn[1].axes[0].get_legend().get_texts()] == [r"\xff\n"]
     assert [label.get_text() for label in drawn[2].axes[0].get_xticklabels()] == [r"a\nb"]
-
-
-def test_an_earlier_picture_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.png"
-    plot_confusion(path, matrix(2, 2), ["a", "b"])
-    before = path.read_bytes()
-
-    def torn(figure: Figure, file: Any, **options: Any) -> None:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Figure, "savefig", torn)
-    with pytest.raises(KeyboardInterrupt):
-        plot_confusion(path, matrix(3, 3), ["a", "b", "c"])
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
-    for attempt in (
-        lambda: plot_shots(tmp_path / "x.png", {}),
-        lambda: plot_layers(tmp_path / "x.png", {}),
-        lambda: plot_layers(tmp_path / "x.png", {Readout("depth is not told"): result(0.1)}),
-        lambda: plot_bars(tmp_path / "x.png", {}, "%"),
-        lambda: plot_bars(tmp_path / "x.png", {"1 %": {}}, "%"),
-        lambda: plot_confusion(tmp_path / "x.png", matrix(3, 4), ["a", "b", "c"]),
-        lambda: plot_confusion(tmp_path / "x.png", -matrix(2, 2), ["a", "b"]),
-        lambda: plot_confusion(tmp_path / "x.png", np.zeros((0, 0), dtype=int), []),
-    ):
-        with pytest.raises(ValueError, match=r"^[^\n]+$"):
-            attempt()
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

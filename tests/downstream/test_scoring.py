@@ -69,21 +69,6 @@ def test_equals_go_to_the_lower_class_and_large_logits_stay_finite() -> None:
     np.testing.assert_allclose(scores.probability, [[0.5, 0.5, 0.0], [1 / 3] * 3])
 
 
-def test_what_cannot_be_scored() -> None:
-    labels = np.array([0, 1])
-    for bad in (np.nan, np.inf, -np.inf):
-        with pytest.raises(ValueError, match="logits of 1 images are NaN or infinite"):
-            score(np.array([[0.0, bad], [0.0, 1.0]]), labels, labels, ("a", "b"))
-    for logits in (np.zeros((0, 2)), np.zeros((2, 3)), np.zeros(2)):
-        with pytest.raises(ValueError, match="logits of some images for 2 classes"):
-            score(logits, labels, labels, ("a", "b"))
-    with pytest.raises(ValueError, match=r"2 images have labels \(3,\)"):
-        score(np.zeros((2, 2)), np.zeros(3, int), labels, ("a", "b"))
-    for wrong in (-1, 3):
-        with pytest.raises(ValueError, match="labels must be 0 to 2"):
-            score(np.zeros((2, 2)), np.array([0, wrong]), labels, ("a", "b"), ("c",))
-
-
 def by_hand() -> Scores:
     """Four classes, the last foreign, the third without test images."""
     labels, best = np.array([0, 0, 0, 0, 1, 1, 3]), [0, 0, 0, 1, 0, 0, 2]
@@ -151,14 +136,3 @@ def test_precision_and_accuracy_against_scikit_learn(tmp_path: Path) -> None:
     assert np.mean([int(row["correct"]) for row in images]) == pytest.approx(scores.top1)
     assert [int(row["index"]) for row in images] == (np.arange(400) * 3).tolist()
     assert [row["path"] for row in images] == [f"image {3 * i} of list" for i in range(400)]
-
-
-def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = ListSource(np.zeros((7, 1, 1), np.uint8))
-    by_hand().write(tmp_path, source, np.arange(4))
-    before = (tmp_path / "predictions.csv").read_bytes()
-    monkeypatch.setattr("mpp.downstream.scoring.where", lambda source, index: 1 / (3 - index))
-    with pytest.raises(ZeroDivisionError):
-        by_hand().write(tmp_path, source, np.arange(4))
-    assert (tmp_path / "predictions.csv").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.csv", "predictions.csv"]

@@ -22,12 +22,10 @@ from mpp.downstream.labelled import open_labelled, take_fraction
 from mpp.downstream.settings import FinetuneConfig, LossConfig
 from mpp.downstream.start import start_weights
 from mpp.downstream.tuning import (
-    Tuning,
+    FinetuningRun,
     build_tuning,
     predict,
-    read_decoded,
     result_weights,
-    training_batches,
     training_step,
 )
 from mpp.errors import UserError
@@ -45,19 +43,19 @@ def config(source: str, init: str = "none", **changed: str) -> FinetuneConfig:
     return parse(FinetuneConfig, words, "finetune", "", {})
 
 
-def tuning(source: str, init: str = "none", **changed: str) -> Tuning:
+def tuning(source: str, init: str = "none", **changed: str) -> FinetuningRun:
     told = config(source, init, **changed)
     return build_tuning(told, open_labelled(source), told.optim.lr[0], World(), CPU)
 
 
-def first_batch(parts: Tuning) -> Any:
-    batches = training_batches(parts, lambda bad, images: None)
+def first_batch(parts: FinetuningRun) -> Any:
+    batches = parts.batches()
     batch = next(batches)
     batches.close()
     return batch
 
 
-def filled(parts: Tuning) -> None:
+def filled(parts: FinetuningRun) -> None:
     """A head that says something."""
     torch.manual_seed(1)
     torch.nn.init.normal_(parts.model.get_parameter("head.weight"))
@@ -87,7 +85,7 @@ def test_only_images_that_are_trained_on_are_decoded_and_only_where_they_are_rea
             CPU,
         )
         parts.state.images_seen = seen
-        read_decoded(parts, lines.append)
+        parts.read_decoded(lines.append)
         assert len(parts.train_source) == decoded
         source = parts.train_source
         assert (isinstance(source, PixelSource) or isinstance(getattr(source, "source", None), PixelSource)) == (
@@ -259,7 +257,7 @@ def test_predictions_are_those_of_the_average_in_evaluation_mode(source: str) ->
     assert (first == again).all()
     assert kept.tolist() == indices.tolist()
     assert np.abs(first).max() > 0  # the model itself says nothing yet
-    assert parts.tested.training
+    assert parts.exported.training
     exported = build(result_weights(parts)).eval()
     transform = EvalTransform((32, 32))
     images = torch.stack([transform(decode(parts.labelled.test.read(int(i))[0], DecodeOptions(3))) for i in indices])
