@@ -61,9 +61,9 @@ def make(runs: Mapping[str, Path], out: Path) -> None:
 def _about(page: Page, run: Path) -> str:
     start = read_starts(run)[-1]
     packages = {name: value for name, value in versions(start).items() if name in _PACKAGES}
-    told = code(start) | machine(start) | packages
+    environment = code(start) | machine(start) | packages
     figures = [f"{name} {value}" for name, value in page.headline.items() if name != "training time"]
-    made = ", ".join(f"{name} {value}" for name, value in told.items())
+    made = ", ".join(f"{name} {value}" for name, value in environment.items())
     return f"{page.lead} Its figures: {', '.join(figures)}. Made by {made}."
 
 

@@ -5,11 +5,11 @@ Only one layer's weights are in memory at a time, of as many images as fit.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from mpp.objective.objective import patch_distances
@@ -17,6 +17,7 @@ from mpp.objective.reconstruction import to_rgb
 from mpp.report.charts import Points, scatter_chart
 from mpp.report.inspection import (
     BATCH,
+    ImageBatch,
     Inspected,
     InspectionContext,
     enlarged,
@@ -34,37 +35,25 @@ _FEWEST = 128  # images that the paper averages over
 _HEADS_OF = 4  # images whose heads are drawn one by one
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionStatistics:
+class AttentionStatistics(NamedTuple):
     """Means over many images, of every layer (first to last) and head.
 
     Attributes:
         distance: mean attention distance in pixels of the input (appendix D.7).
-        entropy: of the attention weights in nats, from 0 for one token to `largest_entropy` for all alike.
+        entropy: of the attention weights in nats, from 0 for one token to ln(tokens) for all alike.
         uniform_distance: the distance in pixels of a head to which all patches count alike, to compare with.
-        images: their number.
         tokens: of an image, class and register tokens included.
     """
 
     distance: Float64[np.ndarray, "layers heads"]
     entropy: Float64[np.ndarray, "layers heads"]
     uniform_distance: float
-    images: int
     tokens: int
-
-    @property
-    def largest_entropy(self) -> float:
-        """ln(tokens), in nats."""
-        return math.log(self.tokens)
 
 
 @torch.inference_mode()
-def attention_statistics(inspected: Inspected, images: UInt8[Tensor, "m channels height width"]) -> AttentionStatistics:
-    """Measures how far and how concentrated each head attends (figure 7, right, and appendix D.7).
-
-    Args:
-        inspected: the encoder.
-        images: of its size, one or more.
+def attention_statistics(inspected: Inspected, images: ImageBatch) -> AttentionStatistics:
+    """Measures how far and how concentrated each head attends, over one image or more (figure 7, right; D.7).
 
     Raises:
         UserError: an encoder whose attention weights are not available (see `Encoder.attention_maps`).
@@ -80,7 +69,7 @@ def attention_statistics(inspected: Inspected, images: UInt8[Tensor, "m channels
         total = total + torch.stack(layers).double().sum(dim=2).cpu().numpy()
     distance, spread = (total / len(images)).swapaxes(0, 1)
     uniform = float(apart.double().mean())
-    return AttentionStatistics(distance, spread, uniform, len(images), len(apart) + prefix)
+    return AttentionStatistics(distance, spread, uniform, len(apart) + prefix)
 
 
 def mean_distance(
@@ -88,9 +77,7 @@ def mean_distance(
 ) -> Float[Tensor, "batch heads"]:
     """Distance from a patch to those that it attends to, averaged by the attention weights, then over patches (D.7).
 
-    Args:
-        weights: from patches to patches, 0 to 1; rows are made to sum to 1, for other tokens take a share.
-        distance: between the centres of any two patches, in pixels.
+    The weights, 0 to 1, are from patches to patches; rows are made to sum to 1, since other tokens take a share.
     """
     total = weights.sum(dim=-1).clamp(min=torch.finfo(weights.dtype).tiny)
     return ((weights * distance).sum(dim=-1) / total).mean(dim=-1)
@@ -102,9 +89,7 @@ def entropy(weights: Float[Tensor, "batch heads queries tokens"]) -> Float[Tenso
 
 
 @torch.inference_mode()
-def attention_rollout(
-    inspected: Inspected, images: UInt8[Tensor, "batch channels height width"]
-) -> Float32[np.ndarray, "batch rows columns"]:
+def attention_rollout(inspected: Inspected, images: ImageBatch) -> Float32[np.ndarray, "batch rows columns"]:
     """The share of each patch in each image's representation, by `rollout` (figure 6); each map sums to 1.
 
     Raises:
@@ -121,13 +106,10 @@ def attention_rollout(
 
 
 def rollout(maps: Iterable[Float[Tensor, "batch heads tokens tokens"]]) -> Float[Tensor, "batch tokens tokens"]:
-    """The share of input tokens in each output token: attention multiplied through the layers; rows sum to 1.
+    """The share of input tokens in each output token, by the weights of each layer, one or more; rows sum to 1.
 
     Of a layer the weights are averaged over heads, and half is the residual connection: A = 0.5 mean(weights) + 0.5 I.
     The result is A_L ... A_2 A_1 (appendix D.8; Abnar and Zuidema, 2020, section 3).
-
-    Args:
-        maps: weights of each layer, one or more, the first one first.
     """
     mixed = None
     for weights in maps:
@@ -140,7 +122,7 @@ def rollout(maps: Iterable[Float[Tensor, "batch heads tokens tokens"]]) -> Float
 
 @torch.inference_mode()
 def patch_attention(
-    inspected: Inspected, images: UInt8[Tensor, "batch channels height width"], patch: tuple[int, int]
+    inspected: Inspected, images: ImageBatch, patch: tuple[int, int]
 ) -> Float32[np.ndarray, "layers batch heads rows columns"]:
     """Attention weights from one patch (row and column, from 0) to all patches, in every layer and head.
 
@@ -171,54 +153,43 @@ def distance_section(context: InspectionContext) -> Section:
     images = context.images.pixels[: max(_FEWEST, len(context.images.pixels) // 4)]
     measured = [(name, attention_statistics(model, images)) for name, model in context.models]
     name, own = measured[0]
-    depth = np.repeat(np.arange(1, len(own.distance) + 1), own.distance.shape[1])
-
-    def points(measure: str) -> list[Points]:
-        return [
+    depth = np.repeat(np.arange(1.0, len(own.distance) + 1), own.distance.shape[1])
+    first, last, largest = own.distance[0], own.distance[-1], math.log(own.tokens)
+    words = {
+        "distance": (
+            f"Mean attention distance of the {name} model: {first.min():.1f} to {first.max():.1f} pixels in the first "
+            f"layer, {last.min():.1f} to {last.max():.1f} in the last.",
+            "mean attention distance (pixels)",
+            f"Attention distance; if all patches counted alike it would be {own.uniform_distance:.1f} pixels.",
+        ),
+        "entropy": (
+            f"Entropy of attention of the {name} model: {own.entropy.min():.2f} to {own.entropy.max():.2f} nats; "
+            f"the largest possible is {largest:.2f}.",
+            "entropy of attention (nats)",
+            f"Entropy; if all {own.tokens} tokens counted alike it would be {largest:.2f} nats.",
+        ),
+    }
+    charts = []
+    for measure, (alt, axis, caption) in words.items():
+        points = [
             Points(label, depth, getattr(of, measure).ravel(), colour=number, faint=number > 0)
             for number, (label, of) in enumerate(measured)
         ]
-
-    first, last = own.distance[0], own.distance[-1]
-    charts = (
-        scatter_chart(
-            "attention_distance",
-            f"Mean attention distance of the {name} model: {first.min():.1f} to {first.max():.1f} pixels in the first "
-            f"layer, {last.min():.1f} to {last.max():.1f} in the last.",
-            points("distance"),
-            x="layer",
-            y="mean attention distance (pixels)",
-            caption=f"Attention distance; if all patches counted alike it would be {own.uniform_distance:.1f} pixels.",
-        ),
-        scatter_chart(
-            "attention_entropy",
-            f"Entropy of attention of the {name} model: {own.entropy.min():.2f} to {own.entropy.max():.2f} nats; "
-            f"the largest possible is {own.largest_entropy:.2f}.",
-            points("entropy"),
-            x="layer",
-            y="entropy of attention (nats)",
-            caption=f"Entropy; if all {own.tokens} tokens counted alike it would be {own.largest_entropy:.2f} nats.",
-        ),
-    )
+        charts.append(scatter_chart(f"attention_{measure}", alt, points, x="layer", y=axis, caption=caption))
     reading = (
-        f"Each dot is one head, averaged over {own.images} images: low dots look next to the patch, high ones across "
+        f"Each dot is one head, averaged over {len(images)} images: low dots look next to the patch, high ones across "
         "the whole image, and a trained model usually has both kinds in its first layers and mostly far-reaching heads "
         "in its last."
     )
     paper = "section 4.5, figure 7 (right), appendix D.7"
-    return Section("attention-distance", "Attention distance", reading, (Gallery(charts),), paper)
+    return Section("attention-distance", "Attention distance", reading, (Gallery(tuple(charts)),), paper)
 
 
 def rollout_section(context: InspectionContext) -> Section:
     """Attention rollout over images."""
     images = [enlarged(image) for image in to_rgb(context.drawn)]
-    models = [
-        (
-            name,
-            [lit(image, share) for image, share in zip(images, attention_rollout(model, context.drawn), strict=True)],
-        )
-        for name, model in context.models
-    ]
+    shares = [(name, attention_rollout(model, context.drawn)) for name, model in context.models]
+    models = [(name, [lit(*pair) for pair in zip(images, of, strict=True)]) for name, of in shares]
     whose = "class token" if context.model.pool == "token" else "mean of the patch tokens"
     reading = (
         f"The brighter a part of the image is left, the more of it, through all layers, is in the {whose}: "

@@ -45,8 +45,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     """The shortest names that differ: paths below the folder that contains all runs."""
     paths = [folder.absolute() for folder in folders]
     below = os.path.commonpath([path.parent for path in paths])
-    short = [str(path.relative_to(below)) for path in paths]
-    return short if len(set(short)) == len(short) else [f"{name} ({at})" for at, name in enumerate(short, 1)]
+    return [str(path.relative_to(below)) for path in paths]
 
 
 def _sections(kind: str, runs: Runs, several_kinds: bool) -> list[Section]:

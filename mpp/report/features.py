@@ -1,7 +1,7 @@
 """Sections about features: patches by their principal components, images on a plane, and nearest neighbours."""
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int, Int64, UInt8
+from jaxtyping import Float, Float64, Int, Int64, UInt8
 
 from mpp.objective.reconstruction import to_rgb
 from mpp.report.charts import Points, scatter_chart
@@ -14,25 +14,33 @@ _QUERIES, _NEIGHBOURS = 6, 6
 _NAMED = 6  # classes with a colour of their own: one is left for the others
 
 
-def principal_components(
+def principal_axes(
     features: Float[np.ndarray, "m dim"], number: int
-) -> tuple[Float64[np.ndarray, "m number"], Float64[np.ndarray, " number"]]:
-    """Coordinates in the first principal components, and their shares of the variance; zeros where there are fewer.
+) -> tuple[Float64[np.ndarray, "number dim"], Float64[np.ndarray, " number"]]:
+    """The directions of largest variance, of length 1, and their shares of it; zeros where nothing more differs.
 
-    The sign of a component means nothing: its loading of largest magnitude is made positive.
+    The sign of a direction means nothing: its value of largest magnitude is made positive.
     """
     centred = features.astype(np.float64)
     size = np.abs(centred).max()
     centred -= centred.mean(axis=0)
     # Of dim x dim numbers, however many rows there are; the largest come last.
     variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
-    variances, directions = variances[::-1][:number].clip(0), directions[:, ::-1][:, :number]
-    signs = np.sign(np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0))
+    variances, directions = variances[::-1][:number].clip(0), directions.T[::-1][:number]
     real = np.sqrt(variances) > _ROUNDING * size
-    points, share = np.zeros((len(centred), number)), np.zeros(number)
-    points[:, : len(real)] = centred @ (directions * signs * real)
+    signs = np.sign(np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1))
+    axes, share = np.zeros((number, features.shape[1])), np.zeros(number)
+    axes[: len(real)] = directions * signs * real[:, None]
     share[: len(real)][real] = variances[real] / centred.var(axis=0).sum()
-    return points, share
+    return axes, share
+
+
+def principal_components(
+    features: Float[np.ndarray, "m dim"], number: int
+) -> tuple[Float64[np.ndarray, "m number"], Float64[np.ndarray, " number"]]:
+    """Coordinates along `principal_axes`, and the shares of the variance."""
+    axes, share = principal_axes(features, number)
+    return (features - features.mean(axis=0, dtype=np.float64)) @ axes.T, share
 
 
 def patch_colours(
@@ -53,8 +61,8 @@ def patch_colours(
 
 def neighbours(
     features: Float[np.ndarray, "m dim"], queries: Int[np.ndarray, " q"], number: int
-) -> tuple[Int64[np.ndarray, "q number"], Float32[np.ndarray, "q number"]]:
-    """The rows most similar to the query rows by cosine, nearest first, and their similarity; never the query itself.
+) -> Int64[np.ndarray, "q number"]:
+    """The rows most similar to the query rows by cosine, nearest first, but for the query itself.
 
     Features are not centred, as usual in nearest-neighbour evaluations (DINO, arXiv 2104.14294). A feature of zeros
     has similarity 0 with all. Of equal similarities the lower row comes first; of fewer rows all are given.
@@ -63,8 +71,7 @@ def neighbours(
     unit /= np.linalg.norm(unit, axis=1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
     cosine = unit[queries] @ unit.T
     np.put_along_axis(cosine, queries[:, None], -np.inf, axis=1)
-    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, : min(number, len(features) - 1)]
-    return nearest.astype(np.int64), np.take_along_axis(cosine, nearest, axis=1).astype(np.float32)
+    return np.argsort(-cosine, axis=1, kind="stable")[:, : min(number, len(features) - 1)]
 
 
 def effective_rank(features: Float[np.ndarray, "m dim"]) -> float:
@@ -146,7 +153,7 @@ def _groups(
 def _nearest(context: InspectionContext, classes: tuple[str, ...] | None) -> Sheet:
     images, labels = to_rgb(context.labelled.pixels), context.labelled.labels
     queries = np.arange(min(_QUERIES, len(images)))
-    found = [(name, neighbours(features, queries, _NEIGHBOURS)[0]) for name, features in context.features]
+    found = [(name, neighbours(features, queries, _NEIGHBOURS)) for name, features in context.features]
 
     def tile(name: str, index: int) -> Picture:
         label = classes[labels[index]] if classes and labels[index] >= 0 else ""

@@ -1,16 +1,14 @@
 """Sections about the weights alone: embedding filters and position embeddings (section 4.5, figure 7)."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Float64
-from torch import Tensor
+from torch import nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from mpp.model.encoder import Encoder
+from mpp.report.features import principal_axes
 from mpp.report.inspection import InspectionContext, heat, tiled
 from mpp.report.page import Gallery, Picture, Section, Text
 
@@ -35,36 +33,18 @@ def embedding_filters(encoder: Encoder, number: int = 28) -> Filters:
 
     A component's sign means nothing: its value of largest magnitude is made positive. A narrow embedding or a small
     patch has fewer than `number`. Hybrids embed feature maps, not pixels; of those the filters of the first convolution
-    are returned, as they are applied.
+    are returned, without the scaling of each that some apply.
     """
     embed: Any = encoder.vit.patch_embed
     if hasattr(embed, "backbone"):
-        image = next(embed.backbone.parameters()).new_zeros(1, encoder.in_chans, 64, 64)  # of any size
-        with _FirstKernel() as first, torch.no_grad():
-            embed.backbone(image)
-        assert first.kernel is not None, "a ResNet starts with a convolution"
-        kernels = first.kernel.detach().cpu().float()[:number]
-        return Filters(kernels.permute(0, 2, 3, 1).numpy().copy(), np.empty(0))
-    weight = embed.proj.weight.detach().cpu().double()
-    filters = weight.flatten(1) - weight.flatten(1).mean(dim=0)
-    _, scale, directions = torch.linalg.svd(filters, full_matrices=False)
+        first = next(module for module in embed.backbone.modules() if isinstance(module, nn.Conv2d))
+        kernels = first.weight.detach().cpu().float()[:number]
+        return Filters(kernels.permute(0, 2, 3, 1).numpy(), np.empty(0))
+    weight = embed.proj.weight.detach().cpu().double().numpy()
+    filters = weight.reshape(len(weight), -1)
     count = min(number, len(filters) - 1, filters.shape[1])  # D filters about their mean span D - 1 dimensions
-    components = directions[:count]
-    components = components * components.gather(1, components.abs().argmax(dim=1, keepdim=True)).sign()
-    share = scale.square() / scale.square().sum().clamp(min=torch.finfo(torch.float64).tiny)
-    kernels = components.unflatten(1, weight.shape[1:]).permute(0, 2, 3, 1)
-    return Filters(kernels.float().numpy(), share[:count].numpy())
-
-
-class _FirstKernel(TorchFunctionMode):
-    """Records the kernel of the first convolution; a standardised one computes it from its weights."""
-
-    kernel: Tensor | None = None
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is F.conv2d and self.kernel is None:
-            self.kernel = args[1]
-        return func(*args, **(kwargs or {}))
+    axes, share = principal_axes(filters, count)
+    return Filters(axes.reshape(count, *weight.shape[1:]).transpose(0, 2, 3, 1).astype(np.float32), share)
 
 
 def position_similarity(encoder: Encoder) -> Float32[np.ndarray, "rows columns rows columns"] | None:

@@ -37,7 +37,9 @@ def render(page: Page) -> str:
     Raises:
         ValueError: two pictures of the same name.
     """
-    names = Counter(picture.name for section in page.sections for block in section.blocks for picture in _all(block))
+    names = Counter(
+        picture.name for section in page.sections for block in section.blocks for picture in all_pictures(block)
+    )
     if doubles := [name for name, number in names.items() if number > 1]:
         raise ValueError(f"the page has two pictures of the name {doubles[0]!r}: give each its own")
     script, style = (files("mpp.report").joinpath(name).read_text("utf-8") for name in ("page.js", "page.css"))
@@ -79,7 +81,7 @@ def pictures_of(page: Page) -> Iterator[tuple[str, str | np.ndarray]]:
     """
     sheets = Counter[str]()
     for section, block in ((each, block) for each in page.sections for block in each.blocks):
-        pictures = [*_all(block)]
+        pictures = [*all_pictures(block)]
         if isinstance(block, Sheet):
             pictures = [_stops(cell)[-1] for cell in chain(*block.rows) if cell]
         for picture in pictures:
@@ -94,7 +96,7 @@ def pictures_of(page: Page) -> Iterator[tuple[str, str | np.ndarray]]:
             yield f"{name}_{sheets[name]}.png" if sheets[name] > 1 else f"{name}.png", _draw_sheet(block)
 
 
-def _all(block: Block) -> Iterator[Picture]:
+def all_pictures(block: Block) -> Iterator[Picture]:
     """All pictures of a block, with those behind a slider."""
     if isinstance(block, Picture):
         yield block
@@ -181,7 +183,7 @@ def _draw_sheet(sheet: Sheet) -> np.ndarray:
             tiles[-1].append(image.resize((side, max(1, round(side * image.height / image.width))), way))
     heights = [max((tile.height for tile in row if tile), default=side) for row in tiles]
     left = _GAP + (round(max(map(font.getlength, sheet.titles))) + _GAP if sheet.titles else 0)
-    heads = [textwrap.fill(title, max(1, int(side / (0.6 * _LETTERS)))) for title in sheet.columns]
+    heads = [textwrap.fill(title, max(1, int(side / (0.55 * _LETTERS)))) for title in sheet.columns]
     top = _GAP + round(1.3 * _LETTERS) * max(head.count("\n") + 1 for head in heads)
     size = (left + len(sheet.columns) * (side + _GAP), top + sum(heights) + _GAP * len(heights))
     drawn = Image.new("RGB", size, "white")

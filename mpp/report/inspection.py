@@ -35,7 +35,9 @@ from mpp.weights.base import Weights, build
 BATCH = 32
 """Images that go through a model together."""
 
+ImageBatch = UInt8[Tensor, "batch channels height width"]
 RGB = UInt8[np.ndarray, "height width 3"]
+Tiles = UInt8[np.ndarray, "n height width 3"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,20 +56,18 @@ class Inspected:
     pool: Literal["mean", "token"]
     device: torch.device
 
-    def pixels(
-        self, images: UInt8[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels height width"]:
+    def pixels(self, images: ImageBatch) -> Float[Tensor, "batch channels height width"]:
         """Moves images to the encoder's device and normalises them."""
         return normalise(images.to(self.device), self.weights.mean, self.weights.std)
 
     @torch.inference_mode()
-    def tokens(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+    def tokens(self, images: ImageBatch) -> Float[Tensor, "batch patches dim"]:
         """Patch tokens after the last norm, rows first; a norm that comes after the pooling is applied to each."""
         tokens = self.encoder(self.pixels(images))[:, self.encoder.num_prefix_tokens :]
         return self.encoder.vit.fc_norm(tokens)
 
     @torch.inference_mode()
-    def features(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
+    def features(self, images: ImageBatch) -> Float[Tensor, "batch dim"]:
         """One row an image, pooled by `pool` and normalised where the model does so."""
         tokens = self.encoder(self.pixels(images))
         patches = tokens[:, self.encoder.num_prefix_tokens :]
@@ -77,14 +77,11 @@ class Inspected:
 def inspect(
     weights: Weights, device: torch.device | str, image_hw: tuple[int, int] | None = None, seed: int = 0
 ) -> Inspected:
-    """Builds the encoder of these weights without its head.
+    """Builds the encoder of these weights without its head; weights without state are initialised by the seed.
 
-    Args:
-        weights: of a ViT; where they have no state, the encoder is freshly initialised.
-        device: where to.
-        image_hw: another input size; position embeddings are resampled. Where the patches do not tile the size (27 of
-            14 pixels on 384), the encoder is made for the size that they do tile, with the same number of patches.
-        seed: of fresh weights. torch's global generator is left as it is.
+    `image_hw` is another input size, for which position embeddings are resampled. Where the patches do not tile the
+    size (27 of 14 pixels on 384), the encoder is made for the size that they do tile, with as many patches. torch's
+    global generator is left as it is.
 
     Raises:
         UserError: a model that is not a VisionTransformer; what `build` refuses.
@@ -105,9 +102,8 @@ def inspect(
     if not hasattr(embed, "backbone"):  # the stem of a hybrid pads
         tiled = embed.grid_size[0] * embed.patch_size[0], embed.grid_size[1] * embed.patch_size[1]
         vit = vit if tiled == tuple(embed.img_size) else built(tiled)
-    return Inspected(
-        Encoder(vit).eval(), weights, "token" if vit.global_pool == "token" else "mean", torch.device(device)
-    )
+    pool: Literal["mean", "token"] = "token" if vit.global_pool == "token" else "mean"
+    return Inspected(Encoder(vit).eval(), weights, pool, torch.device(device))
 
 
 def untrained(weights: Weights) -> Weights:
@@ -116,19 +112,14 @@ def untrained(weights: Weights) -> Weights:
 
 
 class Images(NamedTuple):
-    """Images of a source, in the size that a model takes.
+    """Images of a source, in the size that a model takes; their labels, -1 where there is none."""
 
-    Attributes:
-        pixels: (M, C, H, W) uint8.
-        labels: (M,) int64, -1 where there is none.
-        classes: names by label; None: unlabelled.
-        source: one line about the source.
-    """
-
-    pixels: UInt8[Tensor, "m channels height width"]
+    pixels: ImageBatch
     labels: Int64[np.ndarray, " m"]
     classes: tuple[str, ...] | None
+    """Names by label; None: unlabelled."""
     source: str
+    """One line about the source."""
 
 
 def draw_images(
@@ -226,9 +217,7 @@ def heat(values: Float[np.ndarray, "..."], low: float) -> UInt8[np.ndarray, "...
     return (255 * colours[..., :3]).round().astype(np.uint8)
 
 
-def tiled(
-    tiles: UInt8[np.ndarray, "n height width 3"], columns: int, gap: int = 1
-) -> UInt8[np.ndarray, "rows columns 4"]:
+def tiled(tiles: Tiles, columns: int, gap: int = 1) -> UInt8[np.ndarray, "rows columns 4"]:
     """Tiles in rows of `columns`, with transparent gaps between them."""
     n, height, width, _ = tiles.shape
     sheet = np.zeros((math.ceil(n / columns), height + gap, columns, width + gap, 4), dtype=np.uint8)
@@ -237,9 +226,7 @@ def tiled(
     return sheet.reshape(sheet.shape[0] * (height + gap), -1, 4)[:-gap, :-gap]
 
 
-def enlarged(
-    picture: UInt8[np.ndarray, "height width channels"], smallest: int = 112
-) -> UInt8[np.ndarray, "h w channels"]:
+def enlarged(picture: RGB, smallest: int = 112) -> UInt8[np.ndarray, "larger_height larger_width 3"]:
     """A small picture enlarged by a whole number, so that what is drawn over it is visible."""
     times = -(-smallest // max(picture.shape[:2]))
     return picture.repeat(times, axis=0).repeat(times, axis=1)

@@ -22,7 +22,7 @@ from mpp.pretraining.restore import restored
 from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import corruption_at
 from mpp.report.charts import bar_chart
-from mpp.report.inspection import BATCH, enlarged, two_sheets
+from mpp.report.inspection import BATCH, ImageBatch, enlarged, two_sheets
 from mpp.report.page import Gallery, Picture, Section, Sheet, Table
 from mpp.training.checkpoint import Checkpoints
 
@@ -57,9 +57,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
     return [checkpoints.path(step) for step in _thinned(checkpoints.steps())]
 
 
-def reconstructed_steps(
-    paths: Sequence[Path], images: UInt8[Tensor, "b c h w"], device: torch.device
-) -> list[ReconstructionStep]:
+def reconstructed_steps(paths: Sequence[Path], images: ImageBatch, device: torch.device) -> list[ReconstructionStep]:
     """Reconstructions of these images by each checkpoint."""
     found = []
     images = images.to(device)
@@ -137,7 +135,7 @@ class ColourCounts:
     def add(
         self,
         model: MaskedPatchPrediction,
-        images: UInt8[Tensor, "batch channels height width"],
+        images: ImageBatch,
         pixels: Float[Tensor, "batch channels height width"],
         corruption: Corruption,
     ) -> None:
@@ -186,7 +184,9 @@ def target_section(config: PretrainConfig, model: MaskedPatchPrediction, images:
     colours, true, right = counts.colours, counts.true, counts.right
     what = "cells of patches" if isinstance(model.target, ColourTarget) and model.target.cells > 1 else "patches"
     total = true.sum()
-    ranked = np.argsort(-true, kind="stable")[: (true > 0).sum()]  # the most frequent first
+    _, guesses, met = counts.pairs
+    # The most frequent first, of equal ones those that are predicted more often.
+    ranked = np.lexsort((-np.bincount(guesses, met, counts.classes), -true))[: (true > 0).sum()]
     most = ranked[:_BARS]
     histogram = bar_chart(
         "target_histogram",

@@ -1,13 +1,11 @@
-"""What a study came to: every accuracy, gain and interval that its tables, pages and docs tell, from its study.json.
+"""Accuracies, gains and intervals of a study, from its study.json, for its tables, pages and docs.
 
-Free of torch. Accuracies are shares, 0 to 1. What varies, and what a gain is paired by:
+Free of torch. Accuracies are shares, 0 to 1. Gains are paired:
 
-    fine-tuning   a seed draws the labelled images, their order and new weights, the same for all sides; each run starts
-                  from one of its arm's pretrainings. Paired by the seed; the interval is over the pretrainings, or of
-                  one pretraining over the seeds.
-    few-shot      every encoder is read with the same draws of the shots. Paired by the draw and, of two arms, by the
-                  seed of the pretraining; the interval is over both. The untrained encoder is one: how others would
-                  differ from it is in no interval.
+    fine-tuning   by the seed, which draws the labelled images, their order and new weights, the same for all sides. The
+                  interval is over the pretrainings, or of one pretraining over the seeds.
+    few-shot      by the draw of the shots and, of two arms, by the seed of the pretraining; the interval is over both.
+                  The untrained encoder is one: how others would differ from it is in no interval.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +35,7 @@ class StudyResults:
 
     @property
     def labelled_images(self) -> Mapping[str, int]:
-        """How many images a share of the labels is; of those that some run has had."""
+        """Number of images at each share of the labels that some run has had."""
         return {run["labels"]: run["train_images"] for run in self.content["finetuning"]}
 
     @property
@@ -49,13 +47,13 @@ class StudyResults:
 
     @property
     def sides(self) -> list[str]:
-        """All that was fine-tuned: without pretraining first."""
+        """Sides that were fine-tuned, those without pretraining first."""
         tuned = {run["side"] for run in self.content["finetuning"]}
         return [side for side in (SCRATCH, LONGER, *self.arms) if side in tuned]
 
     @property
     def encoders(self) -> list[str]:
-        """All that was read frozen, the untrained one first."""
+        """Encoders with few-shot results, the untrained one first."""
         read = {run["side"] for run in self.content["fewshot"]}
         return [side for side in (RANDOM, *self.arms) if side in read]
 
@@ -66,27 +64,27 @@ class StudyResults:
 
     @property
     def readings(self) -> list[Reading]:
-        """In what ways few-shot read the encoders, layer by layer, the last layer last."""
+        """Layers and poolings of the few-shot results, the last layer last."""
         found = dict.fromkeys((run["layer"], run["pool"]) for run in self.content["fewshot"])
         return sorted(found, key=lambda reading: reading[0])
 
     @property
     def reading(self) -> Reading:
-        """The one that stands for the encoders: the mean of the patches at the last layer, where they were so read.
+        """The reading that stands for an encoder: the mean of the patches at the last layer, where that was measured.
 
-        It is fixed beforehand. To take the best of several by the test images would favour whoever has more of them.
+        It is fixed beforehand. To choose the best by the test images would favour an encoder with more readings.
         """
         last = max((layer for layer, _ in self.readings), default=-1)
         pools = [pool for layer, pool in self.readings if layer == last]
         return last, "mean" if "mean" in pools or not pools else pools[0]
 
     def of_pretraining(self, arm: str, seed: int | None) -> "StudyResults":
-        """What the study has of one pretraining, and of the sides without any."""
+        """The results of one pretraining, and of the sides without any."""
 
-        def kept(run: Mapping[str, Any]) -> bool:
+        def chosen(run: Mapping[str, Any]) -> bool:
             return run["side"] in (SCRATCH, LONGER, RANDOM) or (run["side"], run["pretrain_seed"]) == (arm, seed)
 
-        parts = {key: [run for run in self.content[key] if kept(run)] for key in ("finetuning", "fewshot")}
+        parts = {key: list(filter(chosen, self.content[key])) for key in ("finetuning", "fewshot")}
         return StudyResults({**self.content, **parts, "pretraining": []})
 
     def tuned(self, side: str, labels: str) -> Estimate | None:
@@ -94,24 +92,24 @@ class StudyResults:
         groups: dict[int | None, list[float]] = {}
         for run in self._tuned(side, labels).values():
             groups.setdefault(run["pretrain_seed"], []).append(run["top1"])
-        return _of_runs(groups, [side]) if groups else None
+        return _of_runs(groups, [side])
 
     def gain(self, side: str, labels: str, over: str = SCRATCH) -> Estimate | None:
         """Of a side over another after fine-tuning; None where no seed has both."""
         return self.mean_gain([(side, over)], labels)
 
     def mean_gain(self, pairs: Sequence[Pair], labels: str) -> Estimate | None:
-        """The mean over pairs of sides of what the first gains, for each seed that all of them have."""
+        """The mean gain over pairs of sides, of the first over the second, for each seed that all of them have."""
         runs = {side: self._tuned(side, labels) for pair in pairs for side in pair}
         groups: dict[tuple[int | None, ...], list[float]] = {}
         for seed in sorted(set.intersection(*map(set, runs.values()))):
             starts = tuple(of[seed]["pretrain_seed"] for of in runs.values())
             gained = fmean(runs[side][seed]["top1"] - runs[other][seed]["top1"] for side, other in pairs)
             groups.setdefault(starts, []).append(gained)
-        return _of_runs(groups, list(runs)) if groups else None
+        return _of_runs(groups, list(runs))
 
     def gains(self, side: str, labels: str) -> dict[int, float]:
-        """What a side gains over scratch, by the seed of the fine-tuning."""
+        """Gain of a side over scratch, by the seed of the fine-tuning."""
         here, there = self._tuned(side, labels), self._tuned(SCRATCH, labels)
         return {seed: run["top1"] - there[seed]["top1"] for seed, run in here.items() if seed in there}
 
@@ -125,7 +123,7 @@ class StudyResults:
         return self.mean_fewshot_gain([(side, over)], shots)
 
     def mean_fewshot_gain(self, pairs: Sequence[Pair], shots: int) -> Estimate | None:
-        """The mean over pairs of encoders of what the first gains, for each pretraining that all of them have."""
+        """The mean gain over pairs of encoders, for each pretraining that all of them have."""
         rows = {side: self._drawn(side, shots) for pair in pairs for side in pair}
         pretrained = [set(of) for of in rows.values() if None not in of]
         seeds = set.intersection(*pretrained) if pretrained else {None}
@@ -141,7 +139,7 @@ class StudyResults:
     def fewshot_chosen(self, side: str, shots: int) -> Estimate | None:
         """Few-shot accuracy where each draw chooses layer and pooling by cross-validation on its shots.
 
-        None where the study did not note what was held out (older ones), or read the encoder in one way only.
+        None where an older study did not record the held-out accuracies, or has only one reading.
         """
         runs = [run for run in self.content["fewshot"] if (run["side"], run["shots"]) == (side, shots)]
         order = sorted(runs, key=lambda run: (-run["layer"], run["pool"] != self.reading[1]))
@@ -178,8 +176,8 @@ class StudyResults:
         return fmean(ranks.values()) if ranks else None
 
     def held_out(self, side: str) -> float | None:
-        """Accuracy on held-out training images of the learning rate that a side chose, the mean over the shares of the
-        labels at which it chose one; None where there was nothing to choose."""
+        """Held-out accuracy of the learning rate that a side chose, the mean over the shares of the labels at which it
+        chose one; None where it had one learning rate."""
         best = [
             max(accuracy for accuracy in run["sweep"].values() if accuracy is not None)
             for run in self.content["finetuning"]

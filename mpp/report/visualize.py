@@ -91,9 +91,10 @@ def write_report(run_dir: str, device: str) -> None:
     path = Path(run_dir) / REPORT
     try:
         with one_writer(path.parent, "the run folder"):
-            page = build_page(VisualizeRecipe(init=run_dir, report=True, device=device))
+            run = read_run(path.parent)
+            page = build_page(VisualizeRecipe(init=run_dir, report=True, device=device), run)
             write_page(page, path)
-            _log_pictures(page, path.parent)
+            _log_pictures(page, run)
     except Exception as error:  # the run has ended well, whatever becomes of its page
         reason = " ".join(str(error).split()) or type(error).__name__
         retry = f"{command('visualize')} --init {shlex.quote(run_dir)} --report tries again"
@@ -102,10 +103,10 @@ def write_report(run_dir: str, device: str) -> None:
         print(f"page         {path}", flush=True)
 
 
-def _log_pictures(page: Page, folder: Path) -> None:
+def _log_pictures(page: Page, run: RunRecord) -> None:
     """Sends the page's pictures of pixels to the loggers, under the last step; its charts are there as scalars."""
-    config, step = read_run(folder).config, Checkpoints(folder / "checkpoints").steps()[-1]
-    log = RunLog(folder, step, config.log.to, config)
+    step = Checkpoints(run.folder / "checkpoints").steps()[-1]
+    log = RunLog(run.folder, step, run.config.log.to, run.config)
     try:
         for name, pixels in pictures_of(page):
             if not isinstance(pixels, str):
@@ -124,8 +125,8 @@ def _run_folder(init: str) -> Path | None:
     return folder if (folder / "config.yaml").is_file() else None
 
 
-def build_page(recipe: VisualizeRecipe) -> Page:
-    """Builds the page that `recipe` asks for; writes nothing.
+def build_page(recipe: VisualizeRecipe, run: RunRecord | None = None) -> Page:
+    """Builds the page that `recipe` asks for; writes nothing. `run` is the one that it names, if already read.
 
     Where a run's own images cannot be opened, or its model cannot be inspected, the page has no pictures of the model,
     and says why.
@@ -146,7 +147,7 @@ def build_page(recipe: VisualizeRecipe) -> Page:
     path = Path(recipe.init).expanduser()
     if not path.exists():
         raise UserError(f"--init {recipe.init}: there is no such checkpoint")
-    run = read_run(folder)
+    run = run or read_run(folder)
     checkpoint = Checkpoints(folder / "checkpoints").latest() if path == folder else path
     try:
         shown, lead = _model_sections(recipe, run, checkpoint, device)

@@ -15,7 +15,8 @@ from mpp.downstream.settings import FinetuneConfig, FinetuneOptimConfig, Labelle
 from mpp.objective.settings import ObjectiveConfig
 from mpp.pretraining.settings import PretrainConfig
 from mpp.report.charts import Line
-from mpp.report.page import Gallery, Picture, Section, Table, Text
+from mpp.report.html import all_pictures
+from mpp.report.page import Picture, Section, Table, Text
 from mpp.report.run_record import read_run
 from mpp.report.visualize import run_sections
 from mpp.system.files import write_csv
@@ -39,16 +40,10 @@ START = {
 def trained(step: int, masked: float, score: str = "accuracy", **figures: Any) -> dict[str, Any]:
     """A row of a pretraining whose batches have 100 images and take a second."""
     kinds = {f"{score}_{kind}": masked for kind in ("masked", "random", "unchanged")}
-    told = {
-        "step": step,
-        "images": 100 * step,
-        "loss": 6 - 10 * masked,
-        "loss_masked": 6.5 - 10 * masked,
-        score: masked,
-    }
+    losses = {"loss": 6 - 10 * masked, "loss_masked": 6.5 - 10 * masked, score: masked}
     trivial = {f"{score}_baseline_neighbours": 0.296, f"{score}_baseline_frequent": 0.2}
     times = {"lr": 1e-3, "time/images_per_second": 100.0, "time/data_wait": 0.25}
-    return {**told, **kinds, **trivial, **times, **figures}
+    return {"step": step, "images": 100 * step, **losses, **kinds, **trivial, **times, **figures}
 
 
 def fewshot(step: int, one: float, five: float) -> dict[str, Any]:
@@ -147,12 +142,11 @@ def texts(sections: Iterable[Section], name: str) -> list[str]:
 def pictures(sections: Iterable[Section]) -> dict[str, Picture]:
     """All pictures by name."""
     blocks = [block for section in sections for block in section.blocks]
-    groups = [block.pictures if isinstance(block, Gallery) else (block,) for block in blocks]
-    return {picture.name: picture for group in groups for picture in group if isinstance(picture, Picture)}
+    return {picture.name: picture for block in blocks for picture in all_pictures(block)}
 
 
-def undrawn(name: str, alt: str, lines: Sequence[Line], **told: Any) -> Picture:
-    """In the place of `line_chart`, which takes a while: its own tests look at what it draws."""
+def undrawn(name: str, alt: str, lines: Sequence[Line], **options: Any) -> Picture:
+    """Stands for `line_chart`, which takes a while and has tests of its own."""
     assert lines
     assert all(len(line.x) == len(line.y) for line in lines)
-    return Picture(name, alt, "<svg xmlns='http://www.w3.org/2000/svg'/>", told["caption"])
+    return Picture(name, alt, "<svg xmlns='http://www.w3.org/2000/svg'/>", options["caption"])

@@ -80,7 +80,6 @@ def test_names_are_as_short_as_tells_runs_apart() -> None:
     assert short_names([Path("/r/x/a"), Path("/r/y/a")]) == ["x/a", "y/a"]
     assert short_names([Path("/r/x/a")]) == ["a"]
     assert short_names([Path("/r/a"), Path("/r/a/b")]) == ["a", "a/b"]
-    assert short_names([Path("/r/a"), Path("/r/a")]) == ["a (1)", "a (2)"]
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_study_of_a_run(own: bool, tmp_path: Path) -> None:
     study.mkdir(exist_ok=True)
     (study / "config.yaml").write_text(to_yaml(StudyConfig(init="" if own else str(run))))
     arm, mine = ("4x4", 1) if own else ("pretrained", None)  # 7 is another pretraining of the arm
-    told = {
+    content = {
         "pretraining": [{"arm": "other", "seed": 0}, {"arm": "4x4", "seed": 1}] if own else [],
         "finetuning": [
             {"side": side, "labels": "10%", "seed": seed, "pretrain_seed": start, "top1": top1 + 0.1 * seed}
@@ -81,7 +81,7 @@ def test_the_study_of_a_run(own: bool, tmp_path: Path) -> None:
             )
         ],
     }  # fmt: skip
-    (study / "study.json").write_text(json.dumps(told))
+    (study / "study.json").write_text(json.dumps(content))
     table, few = tables(sections(run), "downstream")
     assert table.head == ("labels", "from scratch", arm, "gain in points")
     assert table.rows == (("10%", "45.0 ± 7.1 %", "50.0 ± 7.1 %", "+5.0 ± 0.0"),)
@@ -98,7 +98,7 @@ def test_the_study_of_a_run(own: bool, tmp_path: Path) -> None:
         (f"{arm} (mean)", "51.0 ± 1.4 %"),
     )
     assert few.rows == rows
-    (study / "study.json").write_text(json.dumps({**told, "pretraining": []}))
+    (study / "study.json").write_text(json.dumps({**content, "pretraining": []}))
     (study / "config.yaml").write_text(to_yaml(StudyConfig(init="" if own else str(tmp_path / "another"))))
     assert downstream_section(run) is None
 

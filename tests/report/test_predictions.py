@@ -122,15 +122,15 @@ def test_pixels_are_counted_by_the_mean_colour_of_a_patch(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("channels", "bits", "cells", "counted", "kept"),
+    ("channels", "bits", "cells", "counted", "bits_counted"),
     [(8, 3, "mean_colour", 3, 3), (8, 3, "colour_4x4", 3, 3), (3, 5, "mean_colour", 3, 4), (2, 7, "mean_colour", 1, 7)],
 )
 def test_predictions_by_channel_are_joined_to_colours(
-    channels: int, bits: int, cells: str, counted: int, kept: int, monkeypatch: pytest.MonkeyPatch
+    channels: int, bits: int, cells: str, counted: int, bits_counted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = made(cells, channels, bits)
     counts = ColourCounts(model.target)
-    assert (counts.channels, counts.bits) == (counted, kept)
+    assert (counts.channels, counts.bits) == (counted, bits_counted)
     images, pixels, drawn = noise(4, channels)
     target = model.target
     truth = target.of(images).gather(1, drawn.picked[..., None].expand(-1, -1, target.of(images).shape[-1]))
@@ -139,8 +139,8 @@ def test_predictions_by_channel_are_joined_to_colours(
     counts.add(model, images, pixels, drawn)
     assert 0 < counts.right.sum() < counts.true.sum()
     for found, classes in ((counts.true, truth), (predicted(counts), guess)):
-        bins = classes.unflatten(-1, (-1, channels))[..., :counted].flatten(0, -2) >> bits - kept
-        joined = np.ravel_multi_index(tuple(bins.T.numpy()), (2**kept,) * counted)
+        bins = classes.unflatten(-1, (-1, channels))[..., :counted].flatten(0, -2) >> bits - bits_counted
+        joined = np.ravel_multi_index(tuple(bins.T.numpy()), (2**bits_counted,) * counted)
         np.testing.assert_array_equal(found, np.bincount(joined, minlength=counts.classes))
 
 

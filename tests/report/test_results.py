@@ -30,7 +30,7 @@ def test_its_charts_are_drawn(tmp_path: Path) -> None:
     assert all(isinstance(chart, str) and ">images seen<" in chart for chart in charts)
 
 
-def test_a_pretraining_tells_what_it_measured(tmp_path: Path) -> None:
+def test_a_pretraining_shows_its_measurements(tmp_path: Path) -> None:
     found = sections(pretrained(tmp_path / "run"))
     assert [section.name for section in found] == ["curves", "few-shot", "data", "how-it-was-made"]
     drawn = pictures(found)
@@ -162,12 +162,12 @@ def test_a_fine_tuning_tells_of_its_test(tmp_path: Path) -> None:
     write_csv(folder / "sweep.csv", [head, (0.01, 0.5, 40, 1), (0.1, "diverged", "", 0)])
     found = sections(folder)
     assert [section.name for section in found] == ["fine-tuning", "curves", "data", "how-it-was-made"]
-    told = named(found, "fine-tuning")
-    assert told["top-1"] == ("60.00 %",)
-    assert told["95 % interval over test images"] == ("55.0 % to 65.0 %",)
-    assert told["started from"] == ("runs/first",)
-    assert told["always the most frequent class"] == (f"{100 * 31 / sum(range(20, 32)):.2f} %",)
-    assert "top-5" not in told
+    measures = named(found, "fine-tuning")
+    assert measures["top-1"] == ("60.00 %",)
+    assert measures["95 % interval over test images"] == ("55.0 % to 65.0 %",)
+    assert measures["started from"] == ("runs/first",)
+    assert measures["always the most frequent class"] == (f"{100 * 31 / sum(range(20, 32)):.2f} %",)
+    assert "top-5" not in measures
     _, worst, best, sweep = tables(found, "fine-tuning")
     assert [row[0] for row in worst.rows] == ["c0", "c1", "c2", "c3", "c4"]
     assert worst.rows[1] == ("c1", "21", "4.8 %", "c2")
@@ -185,7 +185,7 @@ def test_a_fine_tuning_that_has_not_ended(tmp_path: Path) -> None:
     folder = tuned(tmp_path / "ft", "none", ended=False)
     assert [section.name for section in sections(folder)] == ["curves", "data", "how-it-was-made"]
     assert headline(read_run(folder))["training accuracy"] == "70.0 %"
-    (folder / "result.json").write_text("{")  # damaged: the rest is told
+    (folder / "result.json").write_text("{")  # damaged: the rest is shown
     assert sections(folder)[0].name == "curves"
 
 

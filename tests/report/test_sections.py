@@ -19,7 +19,7 @@ from mpp.pretraining.step import corruption_at
 from mpp.report.attention import attention_statistics, distance_section, heads_section, rollout_section
 from mpp.report.features import image_section, patch_section
 from mpp.report.filters import filter_section, position_section
-from mpp.report.html import render
+from mpp.report.html import all_pictures, render
 from mpp.report.inspection import Images, InspectionContext, inspect, untrained
 from mpp.report.page import Block, Gallery, Page, Picture, Section, Sheet, Table
 from mpp.report.predictions import ReconstructionStep, reconstruction_section, target_section
@@ -49,17 +49,7 @@ def objective() -> MaskedPatchPrediction:
 
 
 def pictures(blocks: tuple[Block, ...]) -> list[Picture]:
-    """All pictures, in order."""
-    found: list[Picture] = []
-    for block in blocks:
-        if isinstance(block, Picture):
-            found.append(block)
-        elif isinstance(block, Gallery):
-            found += pictures(block.pictures)
-        elif isinstance(block, Sheet):
-            cells = (cell for row in block.rows for cell in row)
-            found += pictures(tuple(p for cell in cells for p in (cell if isinstance(cell, tuple) else (cell,)) if p))
-    return found
+    return [picture for block in blocks for picture in all_pictures(block)]
 
 
 def only(section: Section, kind: type) -> list:
@@ -67,15 +57,8 @@ def only(section: Section, kind: type) -> list:
     return [block for block in nested if isinstance(block, kind)]
 
 
-SECTIONS = (
-    filter_section,
-    position_section,
-    distance_section,
-    rollout_section,
-    heads_section,
-    patch_section,
-    image_section,
-)
+SECTIONS = (filter_section, position_section, distance_section, rollout_section, heads_section)
+SECTIONS = (*SECTIONS, patch_section, image_section)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda f: f.__name__)

@@ -17,8 +17,8 @@ def tuned(side: str, seed: int, top1: float, start: int | None = None, **more: A
 
 
 def read(side: str, seed: int | None, accuracy: list[float], layer: int = -1, **more: Any) -> dict[str, Any]:
-    place = {"side": side, "pretrain_seed": seed, "layer": layer, "pool": "mean", "shots": 5, "rank": 1.0}
-    return place | {"accuracy": accuracy} | more
+    run = {"side": side, "pretrain_seed": seed, "layer": layer, "pool": "mean", "shots": 5, "rank": 1.0}
+    return run | {"accuracy": accuracy} | more
 
 
 def study(finetuning: list[dict[str, Any]] = (), fewshot: list[dict[str, Any]] = ()) -> StudyResults:  # pyright: ignore

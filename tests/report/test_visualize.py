@@ -14,41 +14,26 @@ from mpp.cli import visualize
 from tests import runs
 from tests.browser import open_browser, visit
 
-STEPS = (
-    "--train.length",
-    "12 steps",
-    "--log.report",
-    "true",
-    "--log.pictures",
-    "6 steps",
-    "--checkpoint.every",
-    "6 steps",
-)
-SECTIONS = (
-    "curves",
-    "few-shot",
-    "reconstructions",
-    "targets",
-    "filters",
-    "positions",
-    "attention-distance",
-    "rollout",
-    "heads",
-    "patch-features",
-    "image-features",
-    "data",
-    "how-it-was-made",
-)
+STEPS = ["--train.length", "12 steps", "--log.report", "true", "--log.pictures", "6 steps"]
+STEPS += ["--checkpoint.every", "6 steps"]
+OF_MODEL = ["filters", "positions", "attention-distance", "rollout", "heads", "patch-features", "image-features"]
+SECTIONS = ["curves", "few-shot", "reconstructions", "targets", *OF_MODEL, "data", "how-it-was-made"]
 
 
-def anchors(page: Path) -> list[str]:
+def anchors(page: str) -> list[str]:
     """The sections of a page, in order."""
-    return re.findall(r'<section[^>]* id="([\w-]+)"', page.read_text())
+    return re.findall(r'<section[^>]* id="([\w-]+)"', page)
 
 
-def refused(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
-    """What the tool says on one line when it refuses."""
-    assert visualize(words) == code
+def report(init: Path, *words: str) -> str:
+    """The page that the tool writes alone, by default into the run folder `init`."""
+    assert visualize(["--init", str(init), "--report", "--device", "cpu", *words]) == 0
+    return (Path(words[words.index("--out") + 1] if "--out" in words else init) / "report.html").read_text()
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line that the tool prints when it refuses."""
+    assert visualize(words) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -66,7 +51,7 @@ def run(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_run_ends_with_its_page(run: Path) -> None:
     page = (run / "report.html").read_text()
-    assert anchors(run / "report.html") == list(SECTIONS)
+    assert anchors(page) == SECTIONS
     assert page.count("step 6") >= 1  # a stop of the slider
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     events = EventAccumulator(str(run / "tensorboard"), {"images": 0})
@@ -128,29 +113,27 @@ def test_a_run_that_still_trains(run: Path, tmp_path: Path, capsys: pytest.Captu
     (folder / "checkpoints" / "step_000000012.pt").unlink()
     rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(row for row in rows if json.loads(row)["step"] <= 6) + '{"step": 7, ')
-    assert visualize(["--init", str(folder), "--report", "--device", "cpu"]) == 0
+    page = report(folder)
     assert "has not ended" in capsys.readouterr().err
     assert not (folder / "figures").exists()
-    assert set(anchors(folder / "report.html")) >= {"curves", "reconstructions", "filters", "how-it-was-made"}
+    assert set(anchors(page)) >= {"curves", "reconstructions", "filters", "how-it-was-made"}
 
 
 @pytest.mark.slow
 def test_other_images_go_through_the_checkpoints(run: Path, tmp_path: Path) -> None:
     other = runs.write_images(tmp_path / "other", 20)
-    words = ["--init", str(run), "--data", other, "--out", str(tmp_path / "out"), "--report", "--device", "cpu"]
-    assert visualize(words) == 0
-    page = (tmp_path / "out" / "report.html").read_text()
+    words = ["--data", other, "--out", str(tmp_path / "out")]
+    page = report(run, *words)
     assert "20 images" in page
     assert "step 12" in page
-    assert visualize(["--init", str(run / "checkpoints" / "step_000000006.pt"), *words[2:]]) == 0
+    assert "20 images" in report(run / "checkpoints" / "step_000000006.pt", *words)
 
 
 @pytest.mark.slow
 def test_one_checkpoint_of_many(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     step = run / "checkpoints" / "step_000000006.pt"
     assert "is no run folder; give --out" in refused(["--init", str(step)], capsys)
-    assert visualize(["--init", str(step), "--out", str(tmp_path), "--report", "--device", "cpu"]) == 0
-    page = (tmp_path / "report.html").read_text()
+    page = report(step, "--out", str(tmp_path))
     assert "<h1>first, step_000000006</h1>" in page
     assert "predicted at step" not in page  # no slider to other steps
     assert "no such checkpoint" in refused(["--init", f"{step}x", "--out", str(tmp_path)], capsys)
@@ -159,13 +142,13 @@ def test_one_checkpoint_of_many(run: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.slow
 def test_what_is_asked_for_wrongly_leaves_the_page_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "report.html").read_bytes()
-    for words, told in (
+    for words, message in (
         (("--patch", "99", "0"), "there are 4 rows and 4 columns"),
         (("--device", "cuda:9"), "CUDA devices"),
         (("--results", "/nowhere"), "--results /nowhere: there is no such folder"),
         (("--img-size", "33"), "img_size"),
     ):
-        assert told in refused(["--init", str(run), "--report", *words], capsys)
+        assert message in refused(["--init", str(run), "--report", *words], capsys)
     assert (run / "report.html").read_bytes() == before
 
 
@@ -175,8 +158,7 @@ def test_a_picture_cut_short_is_passed_over(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, folder)
     sheet = folder / "pictures" / "reconstruction_000000006.png"
     sheet.write_bytes(sheet.read_bytes()[:-3000])
-    assert visualize(["--init", str(folder), "--report", "--device", "cpu"]) == 0
-    page = (folder / "report.html").read_text()
+    page = report(folder)
     assert "predicted at step 12" in page
     assert "predicted at step 6" not in page
 
@@ -193,17 +175,10 @@ def test_a_run_that_goes_on_has_no_model_until_it_ends(run: Path, source: str, t
 
 @pytest.mark.slow
 def test_any_weights(run: Path, source: str, tmp_path: Path) -> None:
-    words = ["--init", f"random:{run}", "--data", source, "--out", str(tmp_path / "random"), "--device", "cpu"]
-    assert visualize(words) == 0
-    assert anchors(tmp_path / "random" / "report.html") == [
-        name
-        for name in SECTIONS
-        if name in ("filters", "positions", "heads", "rollout") or "-" in name
-        if name not in ("few-shot", "how-it-was-made")
-    ]
-    words = ["--init", f"{run / 'model'}", "--data", source, "--img-size", "48", "--out", str(tmp_path / "timm")]
-    assert visualize([*words, "--device", "cpu", "--report"]) == 0
-    assert "6 x 6 patches" in (tmp_path / "timm" / "report.html").read_text()
+    words = ["--data", source, "--out", str(tmp_path)]
+    assert visualize(["--init", f"random:{run}", *words, "--device", "cpu"]) == 0
+    assert anchors((tmp_path / "report.html").read_text()) == OF_MODEL
+    assert "6 x 6 patches" in report(run / "model", *words, "--img-size", "48")
 
 
 @pytest.mark.slow
@@ -213,12 +188,11 @@ def test_a_fine_tuned_run_and_its_comparison(run: Path, source: str, tmp_path: P
         runs.finetune_command(source, tuned, *STEPS[:4], "--checkpoint.every", "6 steps", init=str(run))
     )
     assert f"page         {tuned / 'report.html'}" in out
-    found = anchors(tuned / "report.html")
-    assert found[0] == "fine-tuning"
-    assert "reconstructions" not in found
-    assert "fine-tuned" in (tuned / "report.html").read_text()
-    assert visualize(["--init", str(run), "--report", "--device", "cpu"]) == 0
-    assert "downstream" in anchors(run / "report.html")  # which now has what lies beside it
+    page = (tuned / "report.html").read_text()
+    assert anchors(page)[0] == "fine-tuning"
+    assert "reconstructions" not in anchors(page)
+    assert "fine-tuned" in page
+    assert "downstream" in anchors(report(run))  # the fine-tuning beside it
     assert visualize(["--runs", str(run), str(tuned), "--out", str(tmp_path / "both")]) == 0
     page = (tmp_path / "both" / "report.html").read_text()
     assert "1 pretraining run and 1 fine-tuning run: first, tuned." in page
@@ -240,15 +214,14 @@ def test_a_run_without_its_images_tells_its_figures(
     shutil.copytree(run, folder)
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(re.sub(r"source: array:.*", "source: array:/nowhere/images.npz", config))
-    assert visualize(["--init", str(folder), "--report", "--device", "cpu"]) == 0
+    found = anchors(report(folder))
     assert "/nowhere/images.npz" in capsys.readouterr().err
-    found = anchors(folder / "report.html")
     assert "curves" in found
     assert "filters" not in found
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "nothing to look at: give --init"),
         (["--init", "a", "--runs", "b"], "both --init and --runs"),
@@ -261,8 +234,8 @@ def test_a_run_without_its_images_tells_its_figures(
         (["--init", "a", "--patch", "3"], "patch takes a row and a column"),
     ],
 )
-def test_what_is_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert told in refused([*words], capsys)
+def test_what_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert message in refused([*words], capsys)
 
 
 def test_weights_and_runs_that_cannot_be_looked_at(
