@@ -279,6 +279,7 @@ def _svg(figure: "Figure") -> str:
     text = re.sub(r"^.*?(?=<svg)|<!--.*?-->|<style.*?</style>", "", file.getvalue().decode(), flags=re.DOTALL)
     text = text.replace("<svg ", '<svg style="stroke-linejoin: round; stroke-linecap: butt" ', 1).replace('pt"', '"', 2)
     text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
-    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.4g}", text)  # a tenth of a pixel
+    # Attributes, not texts, to a tenth of a pixel.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.4g}", tag[0]), text)
     text = re.sub(r"\s*\n\s*", " ", text)
     return re.sub("|".join(_ROLES), lambda role: _ROLES[role[0]], text)

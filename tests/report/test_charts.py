@@ -78,13 +78,15 @@ def test_nan_leaves_a_gap_and_a_lone_point_a_dot() -> None:
         ((1, 0.1), {"percent_y": True}, {"0 %", "20 %", "40 %"}),
         ((1, -1), {}, {"\u22122"}),
         ((1, 4e-5), {}, {"0.0002"}),
+        ((1, 5e-5), {"y_from": 3.61}, {"3.6101", "3.6102"}),
         ((1e4, 1), {"log_x": True, "markers": True}, {"10k", "20k", "50k"}),
     ],
 )
 def test_ticks_are_short(scale: tuple[float, float], options: dict[str, Any], expected: set[str]) -> None:
-    found = texts(chart(Line("", scale[0] * (X + ("log_x" in options)), scale[1] * X), **options))
+    y = options.pop("y_from", 0) + scale[1] * X
+    found = texts(chart(Line("", scale[0] * (X + ("log_x" in options)), y), **options))
     assert expected <= set(found)
-    if "percent_y" in options:
+    if options.get("percent_y"):
         assert not any("\u2212" in text for text in found)  # no percent below zero
     layers = texts(chart(Line("", X, X * 0), x="layer"))
     assert all(re.fullmatch(r"\d|layer|loss", text) for text in layers[:7])  # whole numbers where all x are
