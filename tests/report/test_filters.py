@@ -56,9 +56,8 @@ def test_filters_that_are_all_the_same_explain_nothing() -> None:
 
 
 def test_a_hybrid_shows_its_first_convolution() -> None:
-    vit: Any = create_hybrid(
-        "vit_base_r50_s16_224", (1, 1), img_size=32, embed_dim=24, depth=1, num_heads=3, num_classes=0
-    )
+    small = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 0}
+    vit: Any = create_hybrid("vit_base_r50_s16_224", (1, 1), **small)
     kernels, share = embedding_filters(Encoder(vit.eval()))
     assert kernels.shape == (28, 7, 7, 3)
     assert len(share) == 0
