@@ -264,7 +264,7 @@ def test_the_paper_s_fine_tuning_says_what_appendix_b_1_1_says() -> None:
 def test_a_study_s_two_recipes_can_be_built(path: Path, unread) -> None:
     config = from_file(StudyConfig, path)
     unread(50_000)
-    arms = config.told_arms()
+    arms = config.parsed_arms()
     for arm in arms:
         build_model(arm.pretrain, "meta")
     first = arms[0].pretrain

@@ -1,13 +1,12 @@
-"""What a study reads from frozen encoders: few-shot accuracy by layer and pooling, effective rank, linear probe.
+"""Reads frozen encoders: few-shot accuracy by layer and pooling, effective rank, linear probe.
 
-weights -> FrozenEncoder -> features (cached) -> figures -> frozen/SIDE/seed_N.json, so that no figure is made twice
+weights -> features (cached) -> figures -> frozen/SIDE/seed_N.json, so that no figure is computed twice
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,12 @@ from mpp.dist import World
 from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Fewshot
 from mpp.downstream.finetune_result import Inputs
-from mpp.downstream.labelled import Labelled
 from mpp.downstream.probe import sweep_linear
 from mpp.downstream.start import with_input_settings
 from mpp.errors import RunError
 from mpp.report.features import effective_rank
-from mpp.report.settings import folder_name
-from mpp.study.settings import StudyConfig
+from mpp.study.plan import Plan, StartPoint
+from mpp.study.settings import StudyConfig, folder_name
 from mpp.system.files import write_whole
 from mpp.training.parallel import choose_device, choose_precision
 from mpp.weights.base import Weights
@@ -36,116 +34,8 @@ Figures = dict[str, Any]
 """{"fewshot": one entry a layer, pooling and number of shots, "probe": top-1 or None}."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """An encoder of the study, to be read frozen."""
-
-    config: StudyConfig
-    side: str
-    pretrain_seed: int | None
-    init: str
-    inputs: Inputs
-    labelled: Labelled
-
-    def kept(self) -> Figures | None:
-        """What its file says, if that is of the same weights, images and settings."""
-        return _figures(self._path, self._told())
-
-    def figures(self) -> Figures:
-        """Reads the encoder, and keeps what that says.
-
-        Raises:
-            RunError: images or features that cannot be used.
-        """
-        try:
-            figures = {"fewshot": self._fewshot(), "probe": self._probe() if self.config.probe else None}
-        except ValueError as error:
-            raise RunError(f"the frozen encoder of {self.side}: {error}") from error
-        text = json.dumps({"of": self._told(), "figures": figures}, indent=1) + "\n"
-        write_whole(self._path, lambda file: file.write(text.encode()))
-        return figures
-
-    @property
-    def _path(self) -> Path:
-        return reading_path(self.config, self.side, self.pretrain_seed)
-
-    def _told(self) -> dict[str, Any]:
-        """All that the figures depend on, as JSON has it."""
-        return asdict(self.inputs) | _settings(self.config)
-
-    def _frozen(self, layers: tuple[int | Literal["all"], ...]) -> FrozenEncoder:
-        """The encoder, read at these layers."""
-        train = self.config.finetune.train
-        device = choose_device(train.device, World(), "finetune.train.device")
-        return FrozenEncoder(
-            encoder(self.init, self.config),
-            layers=layers,
-            device=device,
-            precision=choose_precision(train.precision, device, "finetune.train.precision"),
-            workers=worker_count(self.config.finetune.data.workers, 1),
-            cache=True,
-        )
-
-    def _fewshot(self) -> list[dict[str, Any]]:
-        config = self.config
-        draws = tuple(range(config.draws))
-        task = Fewshot.of(self.labelled, config.shots, draws, "cv" if config.l2 == "cv" else float(config.l2))
-        frozen = self._frozen(config.layers)
-        found = []
-        for layer in frozen.layers:
-            for pool in (pool for pool in config.pool if pool in frozen.pools):
-                extract = frozen.extract(pool, layer)
-                result = task.run(extract, choosing=True)
-                features, _ = extract(self.labelled.test, task.test_indices)
-                some = np.unique(np.linspace(0, len(features) - 1, _RANKED).astype(np.int64))
-                rank = effective_rank(features[some])
-                place = {"side": self.side, "pretrain_seed": self.pretrain_seed, "layer": layer, "pool": pool}
-                for column, shots in enumerate(result.shots):
-                    held = [] if result.held_out is None else result.held_out[:, column].tolist()
-                    measured = {
-                        "accuracy": result.accuracy[:, column].tolist(),
-                        "held_out": [None if np.isnan(share) else share for share in held],
-                        "rank": rank,
-                    }
-                    found.append({**place, "depth": frozen.depth, "shots": shots, **measured})
-        return found
-
-    def _probe(self) -> float:
-        """Top-1 on the test images of a linear classifier on the mean of the patches, trained on all labels."""
-        extract = self._frozen((-1,)).extract("mean")
-        return sweep_linear(*read_splits(extract, self.labelled), len(self.labelled.classes)).top1
-
-
-def earlier(config: StudyConfig, side: str, pretrain_seed: int | None) -> Figures | None:
-    """What was read of an encoder with these settings, if it was; whether its weights and images are still the same
-    is not asked, which would open them."""
-    return _figures(reading_path(config, side, pretrain_seed), _settings(config))
-
-
-def _figures(path: Path, of: Mapping[str, Any]) -> Figures | None:
-    """What a file says, if it says that it is of this."""
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-        return kept["figures"] if kept["of"] == {**kept["of"], **of} else None
-    except (OSError, ValueError, TypeError, KeyError):  # whatever is wrong with it, it can be made again
-        return None
-
-
-def reading_path(config: StudyConfig, side: str, pretrain_seed: int | None) -> Path:
-    """The file of an encoder's figures."""
-    seed = "weights" if pretrain_seed is None else f"seed_{pretrain_seed}"
-    return Path(config.run_dir) / "frozen" / folder_name(side) / f"{seed}.json"
-
-
-def _settings(config: StudyConfig) -> dict[str, Any]:
-    """Of the study, all that figures depend on."""
-    told, train = to_dict(config), config.finetune.train
-    settings = {key: told[key] for key in ("shots", "draws", "l2", "layers", "pool", "probe")}
-    return {**settings, "device": train.device, "precision": train.precision}
-
-
-def encoder(init: str, config: StudyConfig) -> Weights:
-    """The weights that `init` names, with the input that fine-tuning gives them.
+def open_encoder(init: str, config: StudyConfig) -> Weights:
+    """Opens the weights that `init` names, with the input that fine-tuning gives them.
 
     Raises:
         UserError: as `open_weights` and `with_input_settings`.
@@ -160,3 +50,95 @@ def check_layers(config: StudyConfig, weights: Weights) -> None:
         UserError: naming the layer and those that there are.
     """
     FrozenEncoder(weights, layers=config.layers, device=torch.device("cpu"))
+
+
+def read_frozen(plan: Plan, start: StartPoint, inputs: Inputs) -> Figures:
+    """Reads an encoder, and saves its figures.
+
+    Raises:
+        RunError: images or features that cannot be used.
+    """
+    config, (side, seed) = plan.config, plan.encoders[start]
+    train = config.finetune.train
+    device = choose_device(train.device, World(), "finetune.train.device")
+    frozen = FrozenEncoder(
+        open_encoder(plan.inits[start], config),
+        layers=(*config.layers, *((-1,) if config.probe else ())),
+        device=device,
+        precision=choose_precision(train.precision, device, "finetune.train.precision"),
+        workers=worker_count(config.finetune.data.workers, 1),
+        cache=True,
+    )
+    try:
+        figures = {
+            "fewshot": _fewshot(plan, frozen, side, seed),
+            "probe": _probe(plan, frozen) if config.probe else None,
+        }
+    except ValueError as error:
+        raise RunError(f"the frozen encoder of {side}: {error}") from error
+    text = json.dumps({"of": asdict(inputs) | _settings(config), "figures": figures}, indent=1) + "\n"
+    write_whole(figures_path(config, side, seed), lambda file: file.write(text.encode()))
+    return figures
+
+
+def _fewshot(plan: Plan, frozen: FrozenEncoder, side: str, pretrain_seed: int | None) -> list[dict[str, Any]]:
+    config = plan.config
+    l2 = "cv" if config.l2 == "cv" else float(config.l2)
+    fewshot = Fewshot.of(plan.labelled, config.shots, tuple(range(config.draws)), l2)
+    asked = {layer if layer == "all" or layer < 0 else layer - frozen.depth for layer in config.layers}
+    found = []
+    for layer in (layer for layer in frozen.layers if layer in asked or "all" in asked):
+        for pool in (pool for pool in config.pool if pool in frozen.pools):
+            extract = frozen.extract(pool, layer)
+            result = fewshot.run(extract, choosing=True)
+            features, _ = extract(plan.labelled.test, fewshot.test_indices)
+            some = np.unique(np.linspace(0, len(features) - 1, _RANKED).astype(np.int64))
+            rank = effective_rank(features[some])
+            for column, shots in enumerate(result.shots):
+                held_out = [] if result.held_out is None else result.held_out[:, column].tolist()
+                found.append(
+                    {
+                        "side": side,
+                        "pretrain_seed": pretrain_seed,
+                        "layer": layer,
+                        "pool": pool,
+                        "depth": frozen.depth,
+                        "shots": shots,
+                        "accuracy": result.accuracy[:, column].tolist(),
+                        "held_out": [None if np.isnan(share) else share for share in held_out],
+                        "rank": rank,
+                    }
+                )
+    return found
+
+
+def _probe(plan: Plan, frozen: FrozenEncoder) -> float:
+    """Top-1 on the test images of a linear classifier on the mean of the patches, trained on all labels."""
+    features = read_splits(frozen.extract("mean", -1), plan.labelled)
+    return sweep_linear(*features, len(plan.labelled.classes)).top1
+
+
+def saved_figures(config: StudyConfig, side: str, pretrain_seed: int | None, inputs: Inputs | None) -> Figures | None:
+    """The figures that were saved of an encoder, if they are of these settings and inputs.
+
+    Without `inputs`, whether weights and images are still the same is not asked, which would open them.
+    """
+    of = _settings(config) | ({} if inputs is None else asdict(inputs))
+    try:
+        saved = json.loads(figures_path(config, side, pretrain_seed).read_text("utf-8"))
+        return saved["figures"] if saved["of"] == {**saved["of"], **of} else None
+    except (OSError, ValueError, TypeError, KeyError):  # whatever is wrong with it, it can be made again
+        return None
+
+
+def figures_path(config: StudyConfig, side: str, pretrain_seed: int | None) -> Path:
+    """The file of an encoder's figures."""
+    seed = "weights" if pretrain_seed is None else f"seed_{pretrain_seed}"
+    return Path(config.run_dir) / "frozen" / folder_name(side) / f"{seed}.json"
+
+
+def _settings(config: StudyConfig) -> dict[str, Any]:
+    """The settings that figures depend on, as JSON has them."""
+    values, train = to_dict(config), config.finetune.train
+    settings = {key: values[key] for key in ("shots", "draws", "l2", "layers", "pool", "probe")}
+    return {**settings, "device": train.device, "precision": train.precision}

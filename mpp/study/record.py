@@ -1,30 +1,28 @@
 """study.json, the data of a study: every run with its settings, figures and time, and what made them.
 
-What pages and tables tell of a study they take from this file alone. It is written anew after every run, and names no
-folder of the machine that it was made on.
+Pages and tables of a study read this file alone. It is written anew after every run, and names no folder of the machine
+that it was made on.
 """
 
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpp.config import to_dict
-from mpp.downstream.finetune_result import Result
-from mpp.downstream.labelled import Labelled
+from mpp.downstream.finetune_result import Result, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import without_credentials
 from mpp.pretraining.build import build_model
 from mpp.report.run_record import read_csv
-from mpp.study.arms import Lengths, Pretraining
-from mpp.study.cells import Cell, Place
-from mpp.study.frozen import Figures
-from mpp.study.settings import StudyConfig
+from mpp.study.equal_time import Lengths
+from mpp.study.frozen import Figures, saved_figures
+from mpp.study.plan import FinetuneRun, Plan, Pretraining, StartPoint, changed_settings
 from mpp.system.files import write_whole
 from mpp.training.provenance import read_starts
 from mpp.training.rows import last_part, read_rows, training_spans
@@ -42,41 +40,37 @@ _ALTERNATIVES = re.compile(r"\{[^{}]*/[^{}]*\}")  # braces with folders in them
 
 
 class Record:
-    """What a study came to so far."""
+    """The results of a study so far, by whichever process they were made.
 
-    def __init__(
-        self,
-        config: StudyConfig,
-        labelled: Labelled,
-        runs: Sequence[Pretraining],
-        cells: Sequence[Cell],
-        encoders: Sequence[Place],
-        seen: Mapping[str, int] | None = None,
-    ) -> None:
-        """Of what the study will have, in this order, in whichever order it is added.
+    Args:
+        plan: of the study.
+        test_images_seen: by arm, how many test images its pretraining sees, where it sees any.
+        lengths: of equal time.
+    """
 
-        `seen`: by arm, how many test images its pretraining saw, where it saw any.
-        """
-        self._path = Path(config.run_dir) / FILE
+    def __init__(self, plan: Plan, test_images_seen: Mapping[str, int] | None = None, lengths: Lengths | None = None):
+        self._plan = plan
+        self._path = Path(plan.config.run_dir) / FILE
         self._seconds: dict[Path, float] = {}
-        self._starts: dict[Path | Cell, list[dict[str, Any]]] = {}
-        self._pretraining: dict[Path, dict[str, Any]] = {run.folder: {} for run in runs}
-        self._finetuning: dict[Cell, dict[str, Any]] = {cell: {} for cell in cells}
-        self._frozen: dict[Place, Figures] = {place: {} for place in encoders}
+        self._starts: dict[Path | FinetuneRun, list[dict[str, Any]]] = {}
+        self._pretraining: dict[Path, dict[str, Any]] = {}
+        self._finetuning: dict[FinetuneRun, dict[str, Any]] = {}
+        self._frozen: dict[StartPoint, Figures] = {}
+        labelled = plan.labelled
+        data: dict[str, Any] = {
+            "train_images": len(labelled.train_indices),
+            "test_images": len(labelled.test_indices),
+            "classes": len(labelled.classes),
+        }
         self.document: dict[str, Any] = {
             "schema": _SCHEMA,
             "name": self._path.absolute().parent.name,
             "finished": False,
-            "config": without_folders(without_credentials(to_dict(config))),
+            "config": without_folders(without_credentials(to_dict(plan.config))),
             "environment": None,
             "environments": [],
-            "data": {
-                "train_images": len(labelled.train_indices),
-                "test_images": len(labelled.test_indices),
-                "classes": len(labelled.classes),
-            }
-            | ({"test_images_seen": dict(seen)} if seen else {}),
-            "equal_time": None,
+            "data": data | ({"test_images_seen": dict(test_images_seen)} if test_images_seen else {}),
+            "equal_time": {"arms": without_folders(lengths)} if lengths else None,
             "pretraining": [],
             "finetuning": [],
             "fewshot": [],
@@ -84,75 +78,22 @@ class Record:
             "device_seconds": 0.0,
         }
 
-    def set_equal_time(self, lengths: Lengths) -> None:
-        self.document["equal_time"] = {"arms": without_folders(lengths)} if lengths else None
-
-    def add_pretraining(self, run: Pretraining) -> None:
-        """Adds a run that has ended."""
-        told, rows = run.settled, read_rows(run.folder / "metrics.jsonl")
-        trained = [row for row in rows if "loss" in row]
-        score = "mse" if told.objective.target == "pixels" else "accuracy"
-        curve = [[row["images"], row[f"{score}_masked"]] for row in trained if f"{score}_masked" in row]
-        some = np.unique(np.linspace(0, len(curve) - 1, min(_CURVE, len(curve))).round().astype(int))
-        last = trained[-1] if trained else {}
-        final, _ = last_part(trained, "")
-        entry = {
-            "arm": run.arm.name,
-            "flags": without_folders(without_credentials(run.arm.flags)),
-            "seed": run.seed,
-            "images": last.get("images", 0),
-            "steps": last.get("step", 0),
-            "batch_size": told.train.batch_size,
-            "parameters": sum(weight.numel() for weight in build_model(told, "meta").encoder.parameters()),
-            "lr": told.optim.lr,
-            "seconds": self._time(run.folder),
-            "final": {name: final[name] for name in final if "/" not in name and name not in _NOT_OF_OBJECTIVE},
-            "curve": [curve[i] for i in some],
-        }
-        self._pretraining[run.folder] = entry
-        self._starts[run.folder] = read_starts(run.folder)
-
-    def add_cell(self, cell: Cell, config: FinetuneConfig, result: Result) -> None:
-        """Adds a fine-tuning run that has ended, and the sweep before it."""
-        folder = Path(config.run_dir)
-        rates = {f"{float(row['lr']):g}": row["held_out_top1"] for row in read_csv(folder / "sweep.csv")}
-        sweep = {rate: None if told == "diverged" else float(told) for rate, told in rates.items()}
-        for tried in folder.glob("sweep/*/"):
-            self._time(tried)
-        entry = {
-            "side": cell.side,
-            "labels": cell.labels,
-            "seed": cell.seed,
-            "pretrain_seed": cell.pretrain_seed,
-            "length": cell.length,
-            "images": result.steps * config.train.batch_size,
-            "steps": result.steps,
-            "lr": result.lr,
-            "sweep": sweep or None,
-            "train_images": result.train_images,
-            "top1": result.top1,
-            "top5": result.top5,
-            "balanced": result.balanced,
-            "seconds": self._time(folder),
-        }
-        self._finetuning[cell] = entry
-        self._starts[cell] = read_starts(folder)
-
-    def add_frozen(self, side: str, pretrain_seed: int | None, figures: Figures) -> None:
-        """Adds what an encoder came to frozen."""
-        self._frozen[side, pretrain_seed] = figures
-
     def write(self, finished: bool = False) -> bool:
-        """Writes study.json, whole or not at all; whether that changes anything."""
-        frozen = [(place, figures) for place, figures in self._frozen.items() if figures]
-        starts = [self._starts[run] for run in (*self._pretraining, *self._finetuning) if self._starts.get(run)]
+        """Reads what has ended since the last time, and writes study.json; returns whether that changes anything."""
+        self._read()
+        plan = self._plan
+        # All in the plan's order, in whichever they were made.
+        pretraining = [run.folder for run in plan.pretrainings if run.folder in self._pretraining]
+        finetuning = [run for run in plan.finetunings if run in self._finetuning]
+        frozen = [(name, self._frozen[name]) for name in plan.encoders.values() if name in self._frozen]
+        starts = [self._starts[run] for run in (*pretraining, *finetuning) if self._starts[run]]
         self.document |= {
             "finished": finished,
-            # The study is made by what made its first run.
+            # That of the first run.
             "environment": _made_by(starts[0][-1], "time") if starts else None,
             "environments": _environments(starts),
-            "pretraining": [entry for entry in self._pretraining.values() if entry],
-            "finetuning": [entry for entry in self._finetuning.values() if entry],
+            "pretraining": [self._pretraining[run] for run in pretraining],
+            "finetuning": [self._finetuning[run] for run in finetuning],
             "fewshot": [entry for _, figures in frozen for entry in figures["fewshot"]],
             "probes": [
                 {"side": side, "pretrain_seed": seed, "top1": figures["probe"]}
@@ -166,8 +107,71 @@ class Record:
         write_whole(self._path, lambda file: file.write(text.encode()))
         return True
 
-    def _time(self, folder: Path) -> float:
-        """Seconds that a run trained, which the total has from now on."""
+    def _read(self) -> None:
+        """Reads each run once, when it has ended."""
+        for run in self._plan.pretrainings:
+            if run.folder not in self._pretraining and run.finished:
+                self._pretraining[run.folder] = self._pretraining_entry(run)
+                self._starts[run.folder] = read_starts(run.folder)
+        for run in self._plan.finetunings:
+            config = self._plan.finetune_config(run)
+            result = None if run in self._finetuning else read_result(Path(config.run_dir))
+            if result is not None and not changed_settings(config):
+                self._finetuning[run] = self._finetuning_entry(run, config, result)
+                self._starts[run] = read_starts(Path(config.run_dir))
+        for name in self._plan.encoders.values():
+            figures = None if name in self._frozen else saved_figures(self._plan.config, *name, None)
+            if figures is not None:
+                self._frozen[name] = figures
+
+    def _pretraining_entry(self, run: Pretraining) -> dict[str, Any]:
+        config, rows = run.resolved, read_rows(run.folder / "metrics.jsonl")
+        trained = [row for row in rows if "loss" in row]
+        score = "mse" if config.objective.target == "pixels" else "accuracy"
+        curve = [[row["images"], row[f"{score}_masked"]] for row in trained if f"{score}_masked" in row]
+        some = np.unique(np.linspace(0, len(curve) - 1, min(_CURVE, len(curve))).round().astype(int))
+        last = trained[-1] if trained else {}
+        final, _ = last_part(trained, "")
+        return {
+            "arm": run.arm.name,
+            "flags": without_folders(without_credentials(run.arm.flags)),
+            "seed": run.seed,
+            "images": last.get("images", 0),
+            "steps": last.get("step", 0),
+            "batch_size": config.train.batch_size,
+            "parameters": sum(weight.numel() for weight in build_model(config, "meta").encoder.parameters()),
+            "lr": config.optim.lr,
+            "seconds": self._training_seconds(run.folder),
+            "final": {name: final[name] for name in final if "/" not in name and name not in _NOT_OF_OBJECTIVE},
+            "curve": [curve[i] for i in some],
+        }
+
+    def _finetuning_entry(self, run: FinetuneRun, config: FinetuneConfig, result: Result) -> dict[str, Any]:
+        """The run, and the sweep before it."""
+        folder = Path(config.run_dir)
+        rates = {f"{float(row['lr']):g}": row["held_out_top1"] for row in read_csv(folder / "sweep.csv")}
+        sweep = {rate: None if top1 == "diverged" else float(top1) for rate, top1 in rates.items()}
+        for tried in folder.glob("sweep/*/"):
+            self._training_seconds(tried)
+        return {
+            "side": run.side,
+            "labels": run.labels,
+            "seed": run.seed,
+            "pretrain_seed": run.pretrain_seed,
+            "length": run.length,
+            "images": result.steps * config.train.batch_size,
+            "steps": result.steps,
+            "lr": result.lr,
+            "sweep": sweep or None,
+            "train_images": result.train_images,
+            "top1": result.top1,
+            "top5": result.top5,
+            "balanced": result.balanced,
+            "seconds": self._training_seconds(folder),
+        }
+
+    def _training_seconds(self, folder: Path) -> float:
+        """Seconds that a run trained, which the study's total includes from now on."""
         seconds = round(sum(taken for _, taken in training_spans(read_rows(folder / "metrics.jsonl"))), 3)
         self._seconds[folder] = seconds
         return seconds
@@ -177,8 +181,8 @@ def _made_by(start: Mapping[str, Any], *more: str) -> dict[str, Any]:
     return {name: start[name] for name in (*more, *_MADE_BY) if name in start}
 
 
-def _environments(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """What made the runs, each once, and how many it started; one that was resumed elsewhere counts for both."""
+def _environments(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Each environment once, with the number of runs it started; a run that was resumed elsewhere counts for both."""
     texts = [text for starts in runs for text in dict.fromkeys(json.dumps(_made_by(start)) for start in starts)]
     return [{**json.loads(text), "runs": number} for text, number in Counter(texts).items()]
 
@@ -186,11 +190,11 @@ def _environments(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str,
 def without_folders(value: Any) -> Any:
     """Plain values in which a path is its last name: "cifar10:/data/x" -> "cifar10:x".
 
-    One from the root or the home, or that leads up from where it was told; of braces that hold folders a * is left.
+    Of a path from the root or the home, or one that leads upward; braces that hold folders become a *.
     """
     if isinstance(value, str):
         value = _ALTERNATIVES.sub("*", _UPWARD.sub("/", _LOCAL.sub("", value)))
         return _FOLDERS.sub("", value)
     if isinstance(value, Mapping):
-        return {key: without_folders(held) for key, held in value.items()}
-    return [without_folders(held) for held in value] if isinstance(value, list) else value
+        return {key: without_folders(inner) for key, inner in value.items()}
+    return [without_folders(inner) for inner in value] if isinstance(value, list) else value

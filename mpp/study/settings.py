@@ -1,8 +1,9 @@
-"""What a study can be told: which pretrainings to compare, and how. Free of torch: `--help` is instant."""
+"""Settings of a study. Free of torch: `--help` is instant."""
 
 import re
 import shlex
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Literal
 
 from mpp.config import overridden
@@ -18,13 +19,12 @@ class Arm:
 
     name: str
     flags: str
-    """What sets it apart from `pretrain:`, as on the command line."""
+    """Its settings on top of the study's `pretrain`, as on the command line."""
     pretrain: PretrainConfig
     """The study's, with these flags."""
 
     @property
     def folder(self) -> str:
-        """The name of its folder."""
         return folder_name(self.name)
 
 
@@ -86,72 +86,68 @@ class StudyConfig:
                 raise ValueError(f"{key} takes different values, at least one, got {list(values)}")
             if key != "labels" and min(values) < 0:
                 raise ValueError(f"{key} takes numbers of at least 0, got {list(values)}")
-        shares = [parse_share(share, "labels") for share in self.labels]
-        if len(set(shares)) < len(shares):  # 1% and 0.01 say the same
+        shares = {parse_share(share, "labels") for share in self.labels}
+        if len(shares) < len(self.labels):  # 1% and 0.01 say the same
             raise ValueError(f"labels takes different shares, got {list(self.labels)}")
         if self.lengths and len(self.lengths) != len(self.labels):
             raise ValueError(f"lengths takes one length for each of the {len(self.labels)} labels, or none")
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1, got {self.draws}")
-        for key, shares in (("longer", self.longer), ("tune_at", (self.tune_at,) if self.tune_at else ())):
-            for share in shares:
-                if share not in self.labels or shares.count(share) > 1:
+        for key, some in (("longer", self.longer), ("tune_at", (self.tune_at,) if self.tune_at else ())):
+            for share in some:
+                if share not in self.labels or some.count(share) > 1:
                     raise ValueError(f"{key} takes shares that labels has, {', '.join(self.labels)}, got {share!r}")
-        told = {key: getattr(self, key) for key in ("shots", "l2", "layers", "pool")}
-        FewshotRecipe(**told)  # checks them
-        self._check_what_it_sets()
+        FewshotRecipe(shots=self.shots, l2=self.l2, layers=self.layers, pool=self.pool)  # checks them
+        self._check_recipes()
         self._check_arms()
 
-    def _check_what_it_sets(self) -> None:
+    def _check_recipes(self) -> None:
         """Refuses settings of the two recipes that the study sets itself."""
-        tuned, default = self.finetune, FinetuneConfig()
-        instead = {
-            "finetune.init": (tuned.init, default.init, "init"),
-            "finetune.run_dir": (tuned.run_dir, default.run_dir, "run_dir"),
-            "finetune.data.source": (tuned.data.source, default.data.source, "data"),
-            "finetune.data.test": (tuned.data.test, default.data.test, "test"),
-            "finetune.data.labels": (tuned.data.labels, default.data.labels, "labels"),
-            "finetune.data.labels_seed": (tuned.data.labels_seed, default.data.labels_seed, "seeds"),
-            "finetune.train.seed": (tuned.train.seed, default.train.seed, "seeds"),
-            "pretrain.run_dir": (self.pretrain.run_dir, "", "run_dir"),
-            "pretrain.dry_run": (self.pretrain.dry_run, False, "the pretraining tool for it"),
-            "pretrain.train.seed": (self.pretrain.train.seed, PretrainConfig().train.seed, "pretrain_seeds"),
-        }
-        for name, (value, usual, other) in instead.items():
-            if value != usual:
+        default, set_by = StudyConfig.__dataclass_fields__, {
+            "finetune.init": "init",
+            "finetune.run_dir": "run_dir",
+            "finetune.data.source": "data",
+            "finetune.data.test": "test",
+            "finetune.data.labels": "labels",
+            "finetune.data.labels_seed": "seeds",
+            "finetune.train.seed": "seeds",
+            "pretrain.run_dir": "run_dir",
+            "pretrain.dry_run": "the pretraining tool for it",
+            "pretrain.train.seed": "pretrain_seeds",
+        }  # fmt: skip
+        for name, other in set_by.items():
+            recipe, _, setting = name.partition(".")
+            value = attrgetter(name)(self)
+            if value != attrgetter(setting)(default[recipe].default):
                 raise ValueError(f"{name} is set by the study; use {other}, got {value!r}")
-        replace(tuned.data, source=self.data, test=self.test)  # which checks them together
-        if self.lengths and tuned.train.length != default.train.length:
+        tuned = self.finetune
+        replace(tuned.data, source=self.data, test=self.test)  # checks them together
+        if self.lengths and tuned.train.length != FinetuneConfig().train.length:
             raise ValueError("lengths and finetune.train.length say the same; give one of them")
 
     def _check_arms(self) -> None:
-        """Refuses arms that cannot be told apart, or that say what is the study's to say."""
-        told, usual = self.told_arms(), self.pretrain
+        """Refuses arms whose names or folders clash, or that set what is the same for all."""
         if self.init and (self.arms or self.longer or self.equal_time or len(self.pretrain_seeds) > 1):
             raise ValueError(
                 "init names weights to take instead of pretraining; leave out arms, pretrain_seeds, longer, equal_time"
             )
         taken = {folder_name(name): name for name in (SCRATCH, LONGER, RANDOM)}
-        for arm in told:
+        for arm in self.parsed_arms():
             if not arm.folder or arm.folder in taken:
                 other = f"; its folder would be that of {taken[arm.folder]!r}" if arm.folder else ""
                 raise ValueError(f"arms: {arm.name!r} is no name for an arm{other}; choose another")
             taken[arm.folder] = arm.name
-            replace(arm.pretrain.data, source=arm.pretrain.data.source or self.data)  # which checks them together
-            for name, value, same in (
-                ("run_dir", arm.pretrain.run_dir, usual.run_dir),
-                ("resume", arm.pretrain.resume, usual.resume),
-                ("dry_run", arm.pretrain.dry_run, usual.dry_run),
-                ("train.seed", arm.pretrain.train.seed, usual.train.seed),
-            ):
-                if value != same:
+            replace(arm.pretrain.data, source=arm.pretrain.data.source or self.data)  # checks them together
+            for name in ("run_dir", "resume", "dry_run", "train.seed"):
+                value = attrgetter(name)(arm.pretrain)
+                if value != attrgetter(name)(self.pretrain):
                     raise ValueError(f"arms: {arm.name}: {name} is the same for all arms, got {value!r}")
 
-    def told_arms(self) -> tuple[Arm, ...]:
-        """The pretrainings, the first one first.
+    def parsed_arms(self) -> tuple[Arm, ...]:
+        """The pretrainings to compare; the first is the default.
 
         Raises:
-            ValueError: flags that are none.
+            ConfigError: wrong flags.
         """
         arms: list[Arm] = []
         for text in self.arms or (PRETRAINED,):

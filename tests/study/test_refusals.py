@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mpp.cli import study
-from tests.study_commands import TAKEN, command
+from tests.study.commands import TAKEN, command
 
 
 @pytest.mark.parametrize(

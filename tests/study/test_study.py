@@ -16,7 +16,7 @@ from mpp.report.wording import points
 from mpp.weights.base import Weights, build
 from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
-from tests.study_commands import ARMS, TAKEN, command
+from tests.study.commands import ARMS, TAKEN, command
 
 
 @pytest.fixture(autouse=True, scope="module")

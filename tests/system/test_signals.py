@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mpp import cli
-from mpp.study import turns
+from mpp.study import scheduler
 from mpp.system.process import handle
 from tests import runs
-from tests.study_commands import command as study_command
+from tests.study.commands import command as study_command
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -70,6 +70,10 @@ def test_tools_work_in_any_thread(
     assert in_a_thread(lambda: getattr(cli, Path(tool).stem)(rest)) == 0, capfd.readouterr().err
 
 
-def test_one_that_waits_for_a_part_of_a_study_does_so_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "_PATIENCE", 0)
-    assert in_a_thread(turns._pause) == 0
+def test_one_that_waits_for_a_task_of_a_study_does_so_in_any_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_WAIT_SECONDS", 0)
+    ready = iter([False, True])
+    task = scheduler.Task(tmp_path / "a", lambda: 0, lambda: next(ready))
+    assert in_a_thread(lambda: scheduler.run_tasks([task])) == 0

@@ -1,4 +1,4 @@
-"""Arms, their lengths and the fine-tuning runs that a study has, without training anything."""
+"""The pretrainings of a study, their lengths, and its fine-tuning runs, without training anything."""
 
 import json
 from dataclasses import replace
@@ -15,11 +15,10 @@ from mpp.downstream.labelled import label
 from mpp.errors import ConfigError, UserError
 from mpp.model.settings import ModelConfig
 from mpp.pretraining.settings import PretrainConfig
-from mpp.report.settings import LONGER
-from mpp.study import arms as timing
-from mpp.study.arms import EQUAL_TIME, equal_lengths, images_of, pretrainings, step_time_ratios
-from mpp.study.cells import Cell, cell_config, cells, starting_points, tuned_for
-from mpp.study.settings import StudyConfig
+from mpp.study import equal_time
+from mpp.study.equal_time import EQUAL_TIME, equal_lengths, step_time_ratios
+from mpp.study.plan import FinetuneRun, Plan, finetune_runs, images_of, pretrainings
+from mpp.study.settings import LONGER, StudyConfig
 from mpp.training.settings import TrainConfig
 from mpp.weights.base import Weights, build
 from mpp.weights.timm_folder import write_timm_folder
@@ -31,15 +30,20 @@ TINY = PretrainConfig(
 )
 
 
-def study(**told: Any) -> StudyConfig:
+def study(**settings: Any) -> StudyConfig:
     usual = {"run_dir": "runs/s", "data": "demo", "pretrain": TINY, "arms": ("a", "b: --train.batch_size 32")}
-    return StudyConfig(**{**usual, **told})
+    return StudyConfig(**{**usual, **settings})
 
 
 def labelled(images: int):
     """Labelled images that are one pixel each."""
     pixels, labels = np.zeros((images, 1, 1, 3), np.uint8), np.arange(images) % 4
     return label(ListSource(pixels, labels), ListSource(pixels[:4], labels[:4]))
+
+
+def planned(config: StudyConfig, images: int = 160) -> Plan:
+    of = labelled(images)
+    return Plan(config, of, pretrainings(config, {}), finetune_runs(config, of, 1600))
 
 
 def test_flags_go_on_top_of_a_config() -> None:
@@ -52,18 +56,15 @@ def test_flags_go_on_top_of_a_config() -> None:
 
 def test_every_arm_is_pretrained_with_every_seed() -> None:
     runs = pretrainings(study(pretrain_seeds=(0, 3)), {"a": {"images": 7}, "b": {"images": 640}})
-    assert [(run.arm.name, run.seed, run.config.run_dir) for run in runs] == [
+    assert [(run.arm.name, run.config.train.seed, run.config.run_dir) for run in runs] == [
         (arm, seed, f"runs/s/pretrain/{arm}/seed_{seed}") for seed in (0, 3) for arm in "ab"
     ]
     # The first arm keeps its own length; that of the others is of equal time.
     assert [run.config.train.length for run in runs] == ["100 steps", "640 images"] * 2
     assert [run.config.train.batch_size for run in runs] == [16, 32] * 2
-    assert [run.config.train.seed for run in runs] == [0, 0, 3, 3]
     assert all(run.config.data.source == "demo" for run in runs)
     assert images_of(runs[0].config) == 1600
-
-
-def test_an_arm_with_a_length_of_its_own_keeps_it_beside_those_of_equal_time() -> None:
+    # An arm with a length of its own keeps that, too.
     config = study(arms=("a: --train.length '50 steps'", "b", "c: --train.length '900 images'"))
     runs = pretrainings(config, {name: {"images": 640} for name in "abc"})
     assert [run.config.train.length for run in runs] == ["50 steps", "640 images", "900 images"]
@@ -71,48 +72,54 @@ def test_an_arm_with_a_length_of_its_own_keeps_it_beside_those_of_equal_time() -
 
 def test_sides_of_a_setting_stand_together_and_take_the_pretrainings_in_turn() -> None:
     config = study(labels=("50%", "100%"), lengths=("2 epochs", "3 steps"), longer=("50%",), pretrain_seeds=(5, 6))
-    found = cells(config, labelled(160), 1600)
-    # Half of 160 images twice, in batches of 512, is one step at least.
-    longer = f"{512 + 1600} images"
-    of_half = [
-        [Cell("scratch", "50%", "2 epochs", seed, None), Cell(LONGER, "50%", longer, seed, None)]
-        + [Cell(arm, "50%", "2 epochs", seed, start) for arm in "ab"]
-        for seed, start in ((0, 5), (1, 6), (2, 5))
-    ]
-    of_all = [
-        [Cell("scratch", "100%", "3 steps", seed, None), *(Cell(arm, "100%", "3 steps", seed, start) for arm in "ab")]
-        for seed, start in ((0, 5), (1, 6), (2, 5))
-    ]
     assert config.finetune.train.batch_size == 512
-    assert found == [cell for group in of_half + of_all for cell in group]
+    expected = []
+    for labels, length in (("50%", "2 epochs"), ("100%", "3 steps")):
+        for seed, start in ((0, 5), (1, 6), (2, 5)):
+            expected.append(FinetuneRun("scratch", labels, length, seed, None))
+            if labels == "50%":  # half of 160 images twice, in batches of 512, is one step at least
+                expected.append(FinetuneRun(LONGER, labels, f"{512 + 1600} images", seed, None))
+            expected += [FinetuneRun(arm, labels, length, seed, start) for arm in "ab"]
+    assert planned(config).finetunings == expected
 
 
 def test_the_share_that_chooses_the_rates_comes_first() -> None:
-    config = study(labels=("50%", "100%"), longer=("50%",), tune_at="100%")
-    found = cells(config, labelled(160), 1600)
-    assert [(cell.side, cell.labels, cell.seed) for cell in found[:4]] == [
+    plan = planned(study(labels=("50%", "100%"), longer=("50%",), tune_at="100%"))
+    assert [(run.side, run.labels, run.seed) for run in plan.finetunings[:4]] == [
         *((side, "100%", 0) for side in ("scratch", "a", "b")),
         ("scratch", "50%", 0),
     ]
-    assert {tuned_for(config, cell) for cell in found} == {(side, "100%") for side in ("scratch", "a", "b")}
-    assert len({tuned_for(replace(config, tune_at=""), cell) for cell in found}) == 3 * 2  # longer takes scratch's
+    assert {plan.rate_group(run) for run in plan.finetunings} == {(side, "100%") for side in ("scratch", "a", "b")}
+    each = replace(plan, config=replace(plan.config, tune_at=""))
+    assert len({each.rate_group(run) for run in plan.finetunings}) == 3 * 2  # longer takes scratch's
 
 
 def test_scratch_is_the_first_arm_s_encoder_and_has_no_layer_decay() -> None:
     config = study()
-    config = replace(
-        config, finetune=overridden(config.finetune, ["--optim.lr", "1", "2", "--optim.layer-decay", "0.7"])
-    )
-    inits = starting_points(config, pretrainings(config, {}))
-    scratch = cell_config(config, Cell("scratch", "10%", "9 steps", 2, None), inits)
-    assert (scratch.init, scratch.run_dir) == (
-        "random:runs/s/pretrain/a/seed_0",
-        "runs/s/finetune/scratch/labels_10/seed_2",
-    )
+    tuning = overridden(config.finetune, ["--optim.lr", "1", "2", "--optim.layer-decay", "0.7"])
+    plan = planned(replace(config, finetune=tuning))
+    scratch = plan.finetune_config(FinetuneRun("scratch", "10%", "9 steps", 2, None))
+    assert scratch.init == "random:runs/s/pretrain/a/seed_0"
+    assert scratch.run_dir == "runs/s/finetune/scratch/labels_10/seed_2"
     assert (scratch.optim.lr, scratch.optim.layer_decay) == ((1.0, 2.0), 1.0)
-    tuned = cell_config(config, Cell("b", "10%", "9 steps", 2, 0), inits, 2.0)
+    tuned = plan.finetune_config(FinetuneRun("b", "10%", "9 steps", 2, 0), 2.0)
     assert (tuned.init, tuned.optim.lr, tuned.optim.layer_decay) == ("runs/s/pretrain/b/seed_0", (2.0,), 0.7)
     assert (tuned.train.seed, tuned.data.labels_seed, tuned.data.labels, tuned.train.length) == (2, 2, "10%", "9 steps")
+
+
+def test_folders_name_shares_in_percent() -> None:
+    plan = planned(study())
+    names = {"1%": "1", "10%": "10", "0.1": "10", "100%": "100", "0.07": "7", "0.5%": "0.5", "1": "100"}
+    for share, name in names.items():
+        config = plan.finetune_config(FinetuneRun("a", share, "9 steps", 0, 0))
+        assert Path(config.run_dir).parent.name == f"labels_{name}"
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_download_reaches_both_recipes(download: bool) -> None:
+    plan = planned(study(download=download))
+    tuned = plan.finetune_config(FinetuneRun("a", "10%", "9 steps", 0, 0))
+    assert {run.config.data.download for run in plan.pretrainings} == {tuned.data.download} == {download}
 
 
 def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,15 +129,15 @@ def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append(len(configs))
         return [0.5, 3.0][: len(configs) - 1]
 
-    monkeypatch.setattr(timing, "step_time_ratios", measured)
-    arms = study(arms=("a", "b: --train.batch_size 32", "c")).told_arms()
+    monkeypatch.setattr(equal_time, "step_time_ratios", measured)
+    arms = study(arms=("a", "b: --train.batch_size 32", "c")).parsed_arms()
     found = equal_lengths(tmp_path, arms[:2], 1600)
     assert found == {
         "a": {"ratio": 1.0, "images": 1600, "flags": ""},
         "b": {"ratio": 0.5, "images": 3200, "flags": "--train.batch_size 32"},
     }
     assert json.loads((tmp_path / EQUAL_TIME).read_text()) == {"arms": found}
-    monkeypatch.setattr(timing, "step_time_ratios", lambda configs: [3.0])
+    monkeypatch.setattr(equal_time, "step_time_ratios", lambda configs: [3.0])
     later = equal_lengths(tmp_path, arms, 1600)  # an arm more: it alone is measured beside the first
     assert later == {**found, "c": {"ratio": 3.0, "images": 528, "flags": ""}}  # 533 images in whole steps of 16
     assert equal_lengths(tmp_path, arms, 1600) == later
@@ -138,21 +145,26 @@ def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="another first arm"):
         equal_lengths(tmp_path, arms[1:], 1600)
     with pytest.raises(UserError, match="of other flags"):
-        equal_lengths(tmp_path, study(arms=("a: --train.seed 0", "c")).told_arms(), 1600)
-    # Of other flags, another arm is another step.
-    again = equal_lengths(tmp_path, study(arms=("a", "b: --objective.bits 4", "c")).told_arms(), 1600)
+        equal_lengths(tmp_path, study(arms=("a: --train.seed 0", "c")).parsed_arms(), 1600)
+    # An arm with other flags makes another step.
+    again = equal_lengths(tmp_path, study(arms=("a", "b: --objective.bits 4", "c")).parsed_arms(), 1600)
     assert again == {**later, "b": {"ratio": 3.0, "images": 528, "flags": "--objective.bits 4"}}
 
 
-def test_equal_lengths_of_an_older_version_tell_no_flags(tmp_path: Path) -> None:
+def test_equal_lengths_of_an_older_version_lack_the_flags(tmp_path: Path) -> None:
     known = {"a": {"ratio": 1.0, "images": 1600}, "b": {"ratio": 0.5, "images": 3200}}
     (tmp_path / EQUAL_TIME).write_text(json.dumps({"arms": known}))
-    assert equal_lengths(tmp_path, study().told_arms(), 1600) == known
+    assert equal_lengths(tmp_path, study().parsed_arms(), 1600) == known
 
 
-def test_equal_time_of_weights_that_are_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "_ROUNDS", 1)
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equal_time, "_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(equal_time, "_ROUNDS", 3)
+
+
+@pytest.mark.usefixtures("short")
+def test_equal_time_of_weights_that_are_gone_on_from(tmp_path: Path) -> None:
     size = {"patch_size": [8, 8], "embed_dim": 48, "num_heads": 3, "depth": 1}
     weights = Weights("vit_tiny_patch16_224", size, None, (32, 32))
     write_timm_folder(replace(weights, state=build(weights).state_dict()), tmp_path)
@@ -160,32 +172,9 @@ def test_equal_time_of_weights_that_are_gone_on_from(tmp_path: Path, monkeypatch
     assert len(step_time_ratios([config, config])) == 1
 
 
-def test_shares_are_told_in_percent_in_folders() -> None:
-    config = study()
-    inits = starting_points(config, pretrainings(config, {}))
-    folders = {
-        told: Path(cell_config(config, Cell("a", told, "9 steps", 0, 0), inits).run_dir).parent.name
-        for told in ("1%", "10%", "0.1", "100%", "0.07", "0.5%", "1")
-    }
-    assert folders == {
-        "1%": "labels_1", "10%": "labels_10", "0.1": "labels_10", "100%": "labels_100", "0.07": "labels_7",
-        "0.5%": "labels_0.5", "1": "labels_100",
-    }  # fmt: skip
-
-
-def test_what_may_be_fetched_is_told_to_both_recipes() -> None:
-    for download in (False, True):
-        config = study(download=download)
-        runs = pretrainings(config, {})
-        tuned = cell_config(config, Cell("a", "10%", "9 steps", 0, 0), starting_points(config, runs))
-        assert {run.config.data.download for run in runs} == {tuned.data.download} == {download}
-
-
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
-def test_a_deeper_encoder_takes_longer(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "_ROUNDS", 3)
+def test_a_deeper_encoder_takes_longer(device: str) -> None:
     shallow = replace(TINY, train=replace(TINY.train, device=device, compile="off"))
-    deep = replace(shallow, model=replace(TINY.model, depth=24))
-    same, more = step_time_ratios([shallow, shallow, deep])
+    same, more = step_time_ratios([shallow, shallow, replace(shallow, model=replace(TINY.model, depth=24))])
     assert more > 1.5 * same

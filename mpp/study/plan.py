@@ -1,0 +1,179 @@
+"""The runs of a study, before anything is trained: its pretrainings, its fine-tuning runs, and the config of each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mpp.config import differences, from_file, to_dict
+from mpp.data.sources.opening import open_source
+from mpp.dist import World
+from mpp.downstream.labelled import Labelled, take_fraction
+from mpp.downstream.settings import FinetuneConfig, parse_share
+from mpp.pretraining.build import resolve_init
+from mpp.pretraining.settings import PretrainConfig
+from mpp.study.settings import LONGER, PRETRAINED, RANDOM, SCRATCH, Arm, StudyConfig, folder_name
+from mpp.training.duration import parse_duration
+
+StartPoint = tuple[str, int | None]
+"""A side, and the seed of its pretraining; None without a pretraining of this study."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """One pretraining run: an arm with a seed."""
+
+    arm: Arm
+    seed: int
+    config: PretrainConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run_dir)
+
+    @property
+    def resolved(self) -> PretrainConfig:
+        """The config, filled in from the weights of its init."""
+        return resolve_init(self.config, World())[0]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended with this config; without opening its images or building its model."""
+        path = self.folder / "config.yaml"
+        if not path.is_file() or not (self.folder / "model" / "config.json").is_file():
+            return False
+        return not differences(PretrainConfig, to_dict(from_file(PretrainConfig, path)), to_dict(self.resolved))
+
+
+def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) -> list[Pretraining]:
+    """All pretrainings, every arm with the first seed, then with the next; none where weights are given instead.
+
+    Args:
+        lengths: by arm, the "images" of equal time; an arm with a length of its own keeps that.
+    """
+    if config.init:
+        return []
+    found: list[Pretraining] = []
+    for seed in config.pretrain_seeds:
+        for number, arm in enumerate(config.parsed_arms()):
+            base = arm.pretrain
+            timed = number and arm.name in lengths and base.train.length == config.pretrain.train.length
+            length = f"{lengths[arm.name]['images']} images" if timed else base.train.length
+            folder = Path(config.run_dir) / "pretrain" / arm.folder / f"seed_{seed}"
+            download = config.download or base.data.download
+            data = replace(base.data, source=base.data.source or config.data, download=download)
+            train = replace(base.train, length=length, seed=seed)
+            found.append(Pretraining(arm, seed, replace(base, run_dir=str(folder), data=data, train=train)))
+    return found
+
+
+def images_of(config: PretrainConfig) -> int:
+    """How many images a pretraining sees, in whole steps."""
+    length, size, data = parse_duration(config.train.length, "train.length"), config.train.batch_size, config.data
+    epoch = len(open_source(data.source, download=data.download, keep=data.keep)) if length.unit == "epochs" else size
+    return size * length.steps(size, epoch)
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """One fine-tuning run of the study."""
+
+    side: str
+    labels: str
+    length: str
+    seed: int
+    pretrain_seed: int | None
+
+    @property
+    def start(self) -> StartPoint:
+        return self.side, self.pretrain_seed
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.side in (SCRATCH, LONGER)
+
+    def __str__(self) -> str:
+        return f"{self.side}, {self.labels} of the labels, seed {self.seed}"
+
+
+def finetune_runs(config: StudyConfig, labelled: Labelled, pretrained: int) -> list[FinetuneRun]:
+    """All sides of a setting next to each other, so that a study that is stopped early can compare them.
+
+    Runs that choose a learning rate for all shares come first. `pretrained`: images that the first arm sees.
+    """
+    lengths = config.lengths or (config.finetune.train.length,) * len(config.labels)
+    arms = (PRETRAINED,) if config.init else tuple(arm.name for arm in config.parsed_arms())
+    found: list[FinetuneRun] = []
+    for labels, length in zip(config.labels, lengths, strict=True):
+        for number, seed in enumerate(config.seeds):
+            found.append(FinetuneRun(SCRATCH, labels, length, seed, None))
+            if labels in config.longer:
+                taken, size = take_fraction(labelled, labels, config.seeds[0]), config.finetune.train.batch_size
+                tuned = size * parse_duration(length, "lengths").steps(size, len(taken.train_indices))
+                found.append(FinetuneRun(LONGER, labels, f"{tuned + pretrained} images", seed, None))
+            start = None if config.init else config.pretrain_seeds[number % len(config.pretrain_seeds)]
+            found += [FinetuneRun(arm, labels, length, seed, start) for arm in arms]
+    return sorted(found, key=lambda run: (run.labels, run.seed) != (config.tune_at, config.seeds[0]))
+
+
+def changed_settings(config: FinetuneConfig) -> list[str]:
+    """Settings by which the run in config's folder differs, if there is one: "train.length: ... -> ...".
+
+    Where several learning rates are to be tried, it may have any of them.
+
+    Raises:
+        UserError: a config.yaml that cannot be read.
+    """
+    path = Path(config.run_dir) / "config.yaml"
+    if not path.is_file():
+        return []
+    before = from_file(FinetuneConfig, path)
+    changed = differences(FinetuneConfig, to_dict(before), to_dict(config))
+    chosen = set(before.optim.lr) <= set(config.optim.lr)
+    return [line for line in changed if not (chosen and line.startswith("optim.lr:"))]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a study."""
+
+    config: StudyConfig
+    labelled: Labelled
+    pretrainings: list[Pretraining]
+    finetunings: list[FinetuneRun]
+
+    @cached_property
+    def inits(self) -> dict[StartPoint, str]:
+        """The init of each side, as the tools take it; from scratch is the encoder of the first pretraining, new."""
+        found: dict[StartPoint, str] = {(run.arm.name, run.seed): run.config.run_dir for run in self.pretrainings}
+        if self.config.init:
+            found = {(PRETRAINED, None): self.config.init}
+        scratch = f"random:{next(iter(found.values()))}"
+        return {(SCRATCH, None): scratch, (LONGER, None): scratch} | found
+
+    @cached_property
+    def encoders(self) -> dict[StartPoint, StartPoint]:
+        """Start points whose encoders are read frozen, with their names there; longer scratch is scratch again."""
+        sides = (start for start in self.inits if start[0] != LONGER)
+        return {(side, seed): (RANDOM if side == SCRATCH else side, seed) for side, seed in sides}
+
+    def rate_group(self, run: FinetuneRun) -> tuple[str, str]:
+        """Runs of a group share a learning rate, which the first of them chooses; longer scratch takes scratch's."""
+        return SCRATCH if run.from_scratch else run.side, self.config.tune_at or run.labels
+
+    def finetune_config(self, run: FinetuneRun, lr: float | None = None) -> FinetuneConfig:
+        """The config of one run; without `lr` it has the learning rates to choose from."""
+        config, base = self.config, self.config.finetune
+        share = f"labels_{100 * parse_share(run.labels):.10g}"  # in percent; rounded, for 100 * 0.07 is not quite 7
+        data = replace(base.data, source=config.data, test=config.test, labels=run.labels, labels_seed=run.seed)
+        rates = base.optim.lr if lr is None else (lr,)
+        return replace(
+            base,
+            init=self.inits[run.start],
+            run_dir=str(Path(config.run_dir) / "finetune" / folder_name(run.side) / share / f"seed_{run.seed}"),
+            data=replace(data, download=config.download or base.data.download),
+            train=replace(base.train, length=run.length, seed=run.seed),
+            # New lower layers hold nothing that a lower rate would protect.
+            optim=replace(base.optim, lr=rates, layer_decay=1.0 if run.from_scratch else base.optim.layer_decay),
+        )
