@@ -7,7 +7,7 @@ import torch
 from bench import bench
 from benchmarks.gpu import _photographs, step_lines, table
 from benchmarks.settings import GpuBench
-from benchmarks.step_goals import OURS, StepRow
+from benchmarks.step import OURS, StepRow
 from PIL import Image
 
 ROW = StepRow(

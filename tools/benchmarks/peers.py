@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,15 +33,6 @@ def vit_pytorch(setting: Setting) -> Side:
     return plain_side(setting, model, loss)
 
 
-def vit_pytorch_default(setting: Setting) -> Side:
-    """As its README has it: fp32, Adam at torch's defaults, no clipping, not compiled."""
-    setting = replace(setting, precision="fp32", compile="off")
-    model, loss = _vit_pytorch(setting)
-    optimizer = Adam(model.parameters(), lr=3e-4)
-    run = plain_step(loss, setting, model, optimizer, 0.0)
-    return Side(setting, model, optimizer, run, default=True)
-
-
 def transformers(setting: Setting) -> Side:
     """`ViTForMaskedImageModeling`, like ours."""
     model, loss = _transformers(setting)
@@ -49,13 +40,20 @@ def transformers(setting: Setting) -> Side:
     return plain_side(setting, model, loss)
 
 
+def vit_pytorch_default(setting: Setting) -> Side:
+    """As its README has it: fp32, Adam at torch's defaults, no clipping, not compiled."""
+    setting = replace(setting, precision="fp32", compile="off")
+    model, loss = _vit_pytorch(setting)
+    optimizer = Adam(model.parameters(), lr=3e-4)
+    return Side(setting, model, optimizer, plain_step(loss, setting, model, optimizer, 0.0))
+
+
 def transformers_default(setting: Setting) -> Side:
     """As its `Trainer` has it: fp32, fused AdamW, gradients clipped to norm 1, not compiled."""
     setting = replace(setting, precision="fp32", compile="off")
     model, loss = _transformers(setting)
     optimizer = AdamW(model.parameters(), lr=5e-5, fused=True)
-    run = plain_step(loss, setting, model, optimizer, 1.0)
-    return Side(setting, model, optimizer, run, default=True)
+    return Side(setting, model, optimizer, plain_step(loss, setting, model, optimizer, 1.0))
 
 
 PEERS: dict[str, MakeSide] = {
@@ -79,7 +77,7 @@ def _vit_pytorch(setting: Setting) -> tuple[Any, Callable[[], Tensor]]:
     if version != VIT_PYTORCH:
         raise Missing(f"the MPP of vit-pytorch {version} may crash: pip install vit-pytorch=={VIT_PYTORCH}")
     package, module = (importlib.import_module(name) for name in ("vit_pytorch", "vit_pytorch.mpp"))
-    sizes = _Sizes(setting)
+    sizes = _Sizes.of(setting)
     vit = package.ViT(
         image_size=sizes.image,
         patch_size=sizes.patch,
@@ -114,7 +112,7 @@ def _transformers(setting: Setting) -> tuple[Any, Callable[[], Tensor]]:
     if importlib.util.find_spec("transformers") is None:
         raise Missing(f"transformers is not installed: {install('bench')}")
     package: Any = importlib.import_module("transformers")
-    sizes = _Sizes(setting)
+    sizes = _Sizes.of(setting)
     config = package.ViTConfig(
         hidden_size=sizes.dim,
         num_hidden_layers=sizes.depth,
@@ -131,15 +129,21 @@ def _transformers(setting: Setting) -> tuple[Any, Callable[[], Tensor]]:
     return model, lambda: model(pixels, bool_masked_pos=masked).loss
 
 
-class _Sizes:
-    """Those of timm's model, in the words that the others know."""
+class _Sizes(NamedTuple):
+    """Those of timm's model."""
 
-    def __init__(self, setting: Setting) -> None:
+    image: int
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    mlp: int
+
+    @classmethod
+    def of(cls, setting: Setting) -> "_Sizes":
         with torch.device("meta"):
             vit: Any = timm_model(setting.model)
-        block = vit.blocks[0]
-        (self.image, width), (self.patch, across) = setting.model.image_hw, vit.patch_embed.patch_size
-        if (self.image, self.patch) != (width, across):
+        block, (height, width), (patch, across) = vit.blocks[0], setting.model.image_hw, vit.patch_embed.patch_size
+        if (height, patch) != (width, across):
             raise UserError("the other libraries take square images and patches: leave them out with --peers off")
-        self.dim, self.depth, self.heads = vit.embed_dim, len(vit.blocks), block.attn.num_heads
-        self.mlp = block.mlp.fc1.out_features
+        return cls(height, patch, vit.embed_dim, len(vit.blocks), block.attn.num_heads, block.mlp.fc1.out_features)

@@ -1,11 +1,18 @@
-"""What each measurement can be told. Free of torch, so that `--help` is instant."""
+"""Settings of the measurements. Free of torch: `--help` is instant."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training.duration import parse_duration
+
+
+def _at_least(config: object, **least: int) -> None:
+    """Refuses settings below their least value."""
+    for key, value in least.items():
+        if getattr(config, key) < value:
+            raise ValueError(f"{key} must be at least {value}, got {getattr(config, key)}")
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,7 @@ class FewshotBench:
     """Times that each side is measured, in turns."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            least = 2 if field.name == "classes" else 1
-            if getattr(self, field.name) < least:
-                raise ValueError(f"{field.name} must be at least {least}, got {getattr(self, field.name)}")
+        _at_least(self, classes=2, shots=1, dim=1, num_l2=1, num_test=1, repeats=1)
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,7 @@ class DataBench:
     """Images that a loader worker reads from it while its memory is watched."""
 
     def __post_init__(self) -> None:
-        for key, least in (("images", 1), ("size", 8), ("repeats", 1), ("workers", 1), ("entries", 0), ("reads", 0)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} must be at least {least}, got {getattr(self, key)}")
+        _at_least(self, images=1, size=8, repeats=1, workers=1, entries=0, reads=0)
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,7 @@ class StepBench:
     """Source whose wait for data is measured in a short run; empty leaves that out."""
 
     def __post_init__(self) -> None:
-        for key, least in (("batch", 0), ("repeats", 1)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} must be at least {least}, got {getattr(self, key)}")
-
-
-LEAST_STEPS = 20
-"""Of a training that is measured: a row of its log each, of which the first quarter does not count."""
+        _at_least(self, batch=0, repeats=1)
 
 
 @dataclass(frozen=True)
@@ -118,9 +114,7 @@ class TrainingBench:
     def __post_init__(self) -> None:
         if not self.recipes:
             raise ValueError("recipes takes at least one, such as pretrain/demo.yaml")
-        for key, least in (("steps", LEAST_STEPS), ("repeats", 1)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} must be at least {least}, got {getattr(self, key)}")
+        _at_least(self, steps=20, repeats=1)  # 20: a row of the log each, of which the first quarter does not count
 
 
 @dataclass(frozen=True)
@@ -143,9 +137,7 @@ class AttentionBench:
     """Times that each kernel is measured, in turns."""
 
     def __post_init__(self) -> None:
-        for key in ("tokens", "heads", "width", "repeats"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        _at_least(self, tokens=1, heads=1, width=1, repeats=1)
         for size in self.sizes:
             sides = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", size, re.ASCII)
             if not sides or int(sides[1]) % int(sides[2]):
@@ -196,13 +188,8 @@ class PlanBench(PretrainConfig):
         self.num_images  # noqa: B018  (raises)
         if not self.device:
             raise ValueError("device must be a name, such as h200")
-        for key in ("devices", "per_node"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("images_per_core", "image_kib", "disk"):
-            if not 0 < getattr(self, key) < float("inf"):
-                raise ValueError(f"{key} must be above 0, got {getattr(self, key)}")
-        for key in ("epochs", "network"):
+        _at_least(self, devices=1, per_node=1)
+        for key in ("images_per_core", "image_kib", "disk", "epochs", "network"):
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{key} must be above 0, got {value}")
@@ -237,13 +224,12 @@ class SavingBench:
     """Times that each side is measured, in turns."""
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+        _at_least(self, repeats=1)
 
 
 @dataclass(frozen=True)
 class GpuBench:
-    """Every measurement that needs a CUDA device, briefly, as one table beside its goals."""
+    """Every measurement that needs a CUDA device, briefly, as one table."""
 
     models: tuple[str, ...] = ("vit_base_patch16_224", "vit_large_patch16_224")
     """timm names; other libraries are measured at the first alone."""
@@ -255,6 +241,4 @@ class GpuBench:
     """Loader processes."""
 
     def __post_init__(self) -> None:
-        for key in ("batch", "repeats", "workers"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        _at_least(self, batch=1, repeats=1, workers=1)

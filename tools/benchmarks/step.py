@@ -15,14 +15,13 @@ import gc
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from benchmarks.peers import PEERS, MakeSide, Missing
 from benchmarks.settings import StepBench
-from benchmarks.step_goals import OURS, SUPERVISED, StepRow, verdicts
 from benchmarks.step_parts import peak_bytes, time_by_part
 from benchmarks.step_sides import MatrixProduct, Setting, Side, data_wait, flops_per_image, ours, supervised
 from mpp.dist import World
@@ -32,57 +31,89 @@ from mpp.system.process import memory_reused
 from mpp.training.parallel import DTYPES, choose_device, choose_precision
 from mpp.training.timing import MEASURING, hardware, ratios, spread, synchronise, timed
 
+OURS, SUPERVISED = "mpp", "timm, supervised"
 _ON_CPU = ("vit_small_patch16_224",)
 _ON_CUDA = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
 _SAMPLE_SECONDS = 0.5
 _WARM_UP = 2
 
 
-def step(config: StepBench) -> int:
-    """Measures and prints a table for each model, and how it stands with the goals; returns the exit code.
+@dataclass(frozen=True)
+class StepRow:
+    """One side of one model; what was not measured is empty or 0."""
 
-    Raises:
-        UserError: a model, size, precision or device that is not there.
-        RunError: not even one image fits.
-    """
-    device = choose_device(config.device, World(), "device")
+    model: str
+    """timm name."""
+    side: str
+    """`OURS`, `SUPERVISED`, or one of `peers.PEERS`."""
+    left_out: str = ""
+    """Why nothing was measured."""
+    batch: int = 0
+    asked: int = 0
+    """Images per step that were asked for; where these are more than `batch`, they did not fit."""
+    precision: str = ""
+    compiled: bool = False
+    images_per_second: tuple[float, ...] = ()
+    """One a round, as all tuples of numbers here."""
+    faster: tuple[float, ...] = ()
+    """Our images per second over this side's."""
+    flops: float = 0.0
+    """Per image, forward and backward (see `flops_per_image`); 0 for the other libraries."""
+    ceiling: tuple[float, ...] = ()
+    """FLOP/s of the matrix product in the same precision."""
+    state_bytes: int = 0
+    """Weights and what the optimiser keeps."""
+    step_bytes: int = 0
+    """Peak of one step above that: gradients, activations, workspace."""
+    parts: tuple[tuple[str, float], ...] = ()
+    """Seconds of one uncompiled step by part; of ours alone."""
+    uncompiled_seconds: float = 0.0
+    """Of such a step without the profiler; of ours alone."""
+    waited: float | None = None
+    """Share of the time that a short run waited for its data; of ours alone."""
+    note: str = ""
+    """Why that was not measured."""
+
+    @property
+    def shares(self) -> list[float]:
+        """Of the ceiling."""
+        if not self.flops:
+            return []
+        return [rate * self.flops / most for rate, most in zip(self.images_per_second, self.ceiling, strict=True)]
+
+
+def step(config: StepBench) -> int:
+    """Measures and prints a table for each model; returns the exit code. Raises as `measure`."""
     print(hardware())
-    rows: list[StepRow] = []
-    for name in _models(config, device):
-        of_model = _of_model(config, name, device)
-        _print(of_model, config.repeats)
-        rows += of_model
-    print("Goals:")
-    for verdict in verdicts(rows, device):
-        print(f"  {verdict}")
+    for name in _models(config):
+        _print(measure(replace(config, models=(name,))), config.repeats)
     return 0
+
+
+def _models(config: StepBench) -> Sequence[str]:
+    device = choose_device(config.device, World(), "device")
+    return config.models or (_ON_CUDA if device.type == "cuda" else _ON_CPU)
 
 
 def measure(config: StepBench) -> list[StepRow]:
     """All sides of all models, as `step` prints them.
 
     Raises:
-        UserError, RunError: as `step`.
+        UserError: a model, size, precision or device that is not there.
+        RunError: not even one image fits.
     """
-    device = choose_device(config.device, World(), "device")
-    return [row for name in _models(config, device) for row in _of_model(config, name, device)]
-
-
-def _models(config: StepBench, device: torch.device) -> Sequence[str]:
-    return config.models or (_ON_CUDA if device.type == "cuda" else _ON_CPU)
-
-
-def _of_model(config: StepBench, name: str, device: torch.device) -> list[StepRow]:
-    try:
-        # A side whose batch was halved must not go on with code for any batch, which training never runs.
-        # As in training; whatever else is measured beside it has the same.
-        memory = memory_reused() if device.type == "cpu" else nullcontext()
-        with MEASURING, memory, torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-            return _measure(config, name, device)
-    except torch.OutOfMemoryError as error:  # each side fits, but not beside the weights and moments of all others
-        raise RunError(
-            f"out of memory on {device} with all sides of {name}: a smaller --batch, or --peers off"
-        ) from error
+    device, rows = choose_device(config.device, World(), "device"), []
+    for name in _models(config):
+        memory = memory_reused() if device.type == "cpu" else nullcontext()  # as in training
+        try:
+            # A side whose batch was halved must not go on with code for any batch, which training never runs.
+            with MEASURING, memory, torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+                rows += _measure(config, name, device)
+        except torch.OutOfMemoryError as error:  # each side fits, but not beside the weights and moments of all others
+            raise RunError(
+                f"out of memory on {device} with all sides of {name}: a smaller --batch, or --peers off"
+            ) from error
+    return rows
 
 
 def _measure(config: StepBench, name: str, device: torch.device) -> list[StepRow]:
@@ -93,9 +124,7 @@ def _measure(config: StepBench, name: str, device: torch.device) -> list[StepRow
     setting = Setting(model, batch, device, precision, config.compile)
     torch.compiler.reset()  # what was compiled for the model before holds its memory
     gc.collect()
-    makers: dict[str, MakeSide] = {OURS: ours, SUPERVISED: supervised}
-    if config.peers == "on":
-        makers |= PEERS
+    makers: dict[str, MakeSide] = {OURS: ours, SUPERVISED: supervised} | (PEERS if config.peers == "on" else {})
     sides: dict[str, Side] = {}
     rows: dict[str, StepRow] = {}
     for title, make in makers.items():
@@ -103,11 +132,10 @@ def _measure(config: StepBench, name: str, device: torch.device) -> list[StepRow
             sides[title] = _fitting(make, setting)
         except Missing as error:
             rows[title] = StepRow(name, title, left_out=str(error))
-    product = MatrixProduct(device, DTYPES[precision])
-    times, ceiling = _rounds(sides, product, config.repeats)
-    ours_flops, supervised_flops = flops_per_image(model)
-    flops = dict.fromkeys(makers, 0.0) | {OURS: ours_flops, SUPERVISED: supervised_flops}
+    times, ceiling = _rounds(sides, MatrixProduct(device, DTYPES[precision]), config.repeats)
+    flops = dict(zip((OURS, SUPERVISED), flops_per_image(model), strict=True))
     for title, side in sides.items():
+        side.optimizer.zero_grad(set_to_none=True)
         rows[title] = StepRow(
             name,
             title,
@@ -115,13 +143,12 @@ def _measure(config: StepBench, name: str, device: torch.device) -> list[StepRow
             asked=batch,
             precision=side.setting.precision,
             compiled=side.compiled,
-            default=side.default,
             images_per_second=tuple(1 / each for each in times[title]),
             faster=tuple(ratios(times[title], times[OURS])),
-            flops=flops[title],
+            flops=flops.get(title, 0.0),
             ceiling=tuple(ceiling),
             state_bytes=side.state_bytes,
-            step_bytes=_step_bytes(side),
+            step_bytes=peak_bytes(side.run, side.setting.device),
         )
     rows[OURS] = _with_parts(rows[OURS], sides[OURS], config.data)
     return [rows[title] for title in makers]
@@ -137,12 +164,10 @@ def _fitting(make: MakeSide, setting: Setting) -> Side:
         side = None
         try:
             side = make(setting)
-            for _ in range(_WARM_UP):
-                side.run()
-            synchronise(setting.device)
+            _seconds(side, _WARM_UP)
             return side
         except torch.OutOfMemoryError:
-            pass  # what the error holds of the step is free only outside of this clause
+            pass  # the error keeps the step's memory until the end of this clause
         del side
         gc.collect()
         torch.cuda.empty_cache()
@@ -157,11 +182,9 @@ def _rounds(sides: dict[str, Side], product: MatrixProduct, repeats: int) -> tup
     ceiling: list[float] = []
     steps = {title: max(1, math.ceil(_SAMPLE_SECONDS / _seconds(side, 1))) for title, side in sides.items()}
     for turn in range(repeats):
-        order = [*sides, ""] if turn % 2 else ["", *reversed(sides)]
-        for title in order:
+        for title in [*sides, ""] if turn % 2 else ["", *reversed(sides)]:
             if title:
-                side = sides[title]
-                times[title].append(_seconds(side, steps[title]) / side.setting.batch)
+                times[title].append(_seconds(sides[title], steps[title]) / sides[title].setting.batch)
             else:
                 ceiling.append(product())
     return times, ceiling
@@ -178,27 +201,21 @@ def _seconds(side: Side, steps: int) -> float:
     return timed(run)[1] / steps
 
 
-def _step_bytes(side: Side) -> int:
-    side.optimizer.zero_grad(set_to_none=True)
-    return peak_bytes(side.run, side.setting.device)
-
-
 def _with_parts(row: StepRow, side: Side, data: str) -> StepRow:
-    """The row with what is told of ours alone."""
-    assert side.parts is not None
-    device = side.setting.device
+    """The row with what is measured of ours alone."""
+    assert side.pretraining is not None
     try:
         with torch.compiler.set_stance("force_eager"):
             side.run()
             uncompiled = float(np.median([_seconds(side, 1) for _ in range(3)]))
-        parts = time_by_part(side.run, side.parts.model, device)
+        parts = time_by_part(side.run, side.pretraining.model, side.setting.device)
         row = replace(row, parts=tuple(parts.items()), uncompiled_seconds=uncompiled)
     except torch.OutOfMemoryError:  # a compiled step may take less
         pass
     if not data:
         return replace(row, note="not measured: name images by --data")
     try:
-        return replace(row, waited=data_wait(side.parts, data))
+        return replace(row, waited=data_wait(side.pretraining, data))
     except UserError as error:
         return replace(row, note=f"not measured: {error}")
 
@@ -212,9 +229,11 @@ def _print(rows: Sequence[StepRow], repeats: int) -> None:
             print(f"{row.side:30} left out: {row.left_out}")
             continue
         share = spread(row.shares, "") if row.shares else ""
+        differs = [_how(row)] * (_how(row) != _how(mine)) + [_batch(row)] * (row.batch != mine.batch)
+        apart = f"  ({', '.join(differs)})" if differs else ""
         print(
             f"{row.side:30} {spread(row.images_per_second, ''):>26} {spread(row.faster, ' x'):>26} {share:>24} "
-            f"{row.state_bytes / 2**20:8,.0f} {row.step_bytes / 2**20:8,.0f}{_apart(row, mine)}"
+            f"{row.state_bytes / 2**20:8,.0f} {row.step_bytes / 2**20:8,.0f}{apart}"
         )
     print(f"{'matrix product, ' + mine.precision:30} {spread([c / 1e12 for c in mine.ceiling], ''):>26} TFLOP/s")
     print("State: MiB of weights and optimiser; step: MiB that one step takes above that, at its peak.")
@@ -223,7 +242,17 @@ def _print(rows: Sequence[StepRow], repeats: int) -> None:
         f"FLOPs per image, forward and backward, as really done: {flops[0]:.2f} G in ours, {flops[1]:.2f} G in the "
         "supervised step.\n"
     )
-    _print_parts(mine)
+    if not mine.parts:
+        print("Our step by part: not measured, an uncompiled step of this batch does not fit\n")
+        return
+    total = sum(seconds for _, seconds in mine.parts)
+    print("Our step by part, one uncompiled step:")
+    for part, seconds in mine.parts:
+        print(f"  {part:36} {seconds * 1e3:10,.1f} ms {seconds / total:8.1%}")
+    share = total / mine.uncompiled_seconds
+    print(f"  {'sum; share of an unprofiled step':36} {total * 1e3:10,.1f} ms {share:8.1%}")
+    waited = mine.note if mine.waited is None else f"{mine.waited:.1%} of the time of a short run"
+    print(f"  {'waiting for data':36} {waited}\n")
 
 
 def _how(row: StepRow) -> str:
@@ -232,22 +261,3 @@ def _how(row: StepRow) -> str:
 
 def _batch(row: StepRow) -> str:
     return f"batch {row.batch}" + f", as {row.asked} does not fit" * (row.batch < row.asked)
-
-
-def _apart(row: StepRow, mine: StepRow) -> str:
-    """How a side was measured, where that is not how ours was."""
-    told = [_how(row)] * (_how(row) != _how(mine)) + [_batch(row)] * (row.batch != mine.batch)
-    return f"  ({', '.join(told)})" if told else ""
-
-
-def _print_parts(row: StepRow) -> None:
-    total, whole = sum(seconds for _, seconds in row.parts), row.uncompiled_seconds
-    if not row.parts:
-        print("Our step by part: not measured, an uncompiled step of this batch does not fit\n")
-        return
-    print("Our step by part, one uncompiled step:")
-    for part, seconds in row.parts:
-        print(f"  {part:36} {seconds * 1e3:10,.1f} ms {seconds / total:8.1%}")
-    print(f"  {'sum; share of an unprofiled step':36} {total * 1e3:10,.1f} ms {total / whole:8.1%}")
-    told = row.note if row.waited is None else f"{row.waited:.1%} of the time of a short run"
-    print(f"  {'waiting for data':36} {told}\n")

@@ -52,9 +52,7 @@ class Side:
     model: nn.Module
     optimizer: Optimizer
     run: Callable[[], object]
-    default: bool = False
-    """Whether this is another library at its own defaults."""
-    parts: PretrainingRun | None = None
+    pretraining: PretrainingRun | None = None
     """Of ours alone."""
 
     @property
@@ -89,8 +87,8 @@ def random_images(setting: Setting) -> Tensor:
 
 def ours(setting: Setting) -> Side:
     """The product's own parts, step and update; only the batch is always the same one."""
-    parts, run = endless_step(pretrain_config(setting), setting.device)
-    return Side(setting, parts.model, parts.state.optimizer, run, parts=parts)
+    pretraining, run = endless_step(pretrain_config(setting), setting.device)
+    return Side(setting, pretraining.model, pretraining.state.optimizer, run, pretraining)
 
 
 def supervised(setting: Setting) -> Side:
@@ -138,20 +136,20 @@ def plain_step(
     return run
 
 
-def data_wait(parts: PretrainingRun, data: str) -> float:
+def data_wait(run: PretrainingRun, data: str) -> float:
     """Share of the time that a short run waits for its data, once it has its first batches.
 
     Raises:
         UserError: a source that does not open.
     """
-    source = open_images(replace(parts.config.data, source=data), parts.reading, parts.workers)
-    fed = replace(parts, source=source, train_source=source)
-    schedule = replace(parts.schedule, total_steps=parts.schedule.step(parts.state.images_seen) + 2 * WAIT_STEPS)
+    source = open_images(replace(run.config.data, source=data), run.reading, run.workers)
+    fed = replace(run, source=source, train_source=source)
+    schedule = replace(run.schedule, total_steps=run.schedule.step(run.state.images_seen) + 2 * WAIT_STEPS)
     seen: list[dict[str, float]] = []
     batches = fed.batches()
     try:
         look = lambda state: seen.append(state.clock.read(state.images_seen, 0))  # noqa: E731
-        fit(parts.state, parts.wrapped, batches, training_step(fed), schedule, each_step=[look])
+        fit(run.state, run.wrapped, batches, training_step(fed), schedule, each_step=[look])
     finally:
         batches.close()
     seconds = [1 / each["time/images_per_second"] for each in seen[-WAIT_STEPS:]]
