@@ -1,5 +1,5 @@
 """How docs/results.md is made from the data files of studies: one module a concern, `page` on top.
 
-study.json -> data (copy, read) -> figures (means, paired gains), wording (names)
+study.json -> data (copy, read) -> figures (means, paired gains, names)
            -> tables, charts, goals, making -> page (templates)
 """

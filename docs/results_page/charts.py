@@ -11,8 +11,8 @@ from mpp.report.page import Page, Picture, Section
 from mpp.report.settings import RANDOM, folder_name
 from mpp.report.wording import percent, points
 from results_page.data import Study
+from results_page.figures import side_name
 from results_page.tables import series
-from results_page.wording import told
 
 
 def pictures(study: Study) -> list[Picture]:
@@ -40,9 +40,9 @@ def _benefit(study: Study) -> list[Picture]:
     if len(images) < 2:
         return []
     sides = {side: {label: study.tuned(side, label) for label in images} for side in study.sides}
-    lines = [_line(told(side), {images[label]: of for label, of in by.items()}) for side, by in sides.items()]
+    lines = [_line(side_name(side), {images[label]: of for label, of in by.items()}) for side, by in sides.items()]
     words = [
-        f"{told(side)} " + ", ".join(f"{percent(of.mean)} at {label}" for label, of in by.items() if of)
+        f"{side_name(side)} " + ", ".join(f"{percent(of.mean)} at {label}" for label, of in by.items() if of)
         for side, by in sides.items()
     ]
     alt = f"Test accuracy after fine-tuning, {study.name}: {'; '.join(words)}."

@@ -1,8 +1,23 @@
-"""What sentences of the page may ask of a study, by its name in the template: figures as text."""
+"""Figures and names of a study as text, for the sentences of the template and for tables and charts."""
 
-from mpp.report.settings import RANDOM, SCRATCH
+import re
+
+from mpp.report.settings import LONGER, RANDOM, SCRATCH
 from mpp.report.wording import NONE, accuracy_text, gain_text
 from results_page.data import Study
+
+_SIDES = {SCRATCH: "from scratch", LONGER: "from scratch, longer", RANDOM: "random initialisation"}
+_MARKUP = re.compile(r"([\\`*_~\[\]<>&])")  # tables escape the stroke
+
+
+def side_name(side: str) -> str:
+    """A side in words."""
+    return _SIDES.get(side, side)
+
+
+def side_markdown(side: str) -> str:
+    r"""A side in words within Markdown: "[mask] late" -> "\[mask\] late", which is no link."""
+    return _MARKUP.sub(r"\\\1", side_name(side))
 
 
 def accuracy(study: Study, side: str, labels: str) -> str:

@@ -7,7 +7,7 @@ from statistics import fmean
 from mpp.downstream.estimates import Estimate
 from mpp.report.wording import NONE, gain_text, points
 from results_page.data import Study
-from results_page.wording import shown
+from results_page.figures import side_markdown
 
 FINETUNING = {"100%": 0.04, "10%": 0.08, "1%": 0.10}
 """Gain over training from scratch by share of the labels."""
@@ -47,7 +47,7 @@ def chosen(study: Study) -> str | None:
     return max(held_out, key=lambda arm: held_out[arm]) if held_out.keys() == set(study.arms) else None
 
 
-def told_arms(study: Study) -> list[str]:
+def headline_arms(study: Study) -> list[str]:
     """The arms that the headline and the goals tell of: the chosen one, or all."""
     arm = chosen(study)
     return study.arms if arm is None else [arm]
@@ -60,7 +60,7 @@ Column = tuple[Study, str | None]
 def columns(studies: Sequence[Study]) -> list[Column]:
     """Of the table of goals: those that can answer one, of several seeds."""
     able = [study for study in studies if study.kind in ("benefit", "best") and len(study.config["seeds"]) > 1]
-    return [(study, arm) for study in able for arm in (told_arms(study) if study.kind == "benefit" else [None])]
+    return [(study, arm) for study in able for arm in (headline_arms(study) if study.kind == "benefit" else [None])]
 
 
 def goal_rows(columns: Sequence[Column]) -> list[list[str]]:
@@ -166,11 +166,11 @@ def _better(study: Study, arm: str | None, gain: float, time: float) -> str:
     quick = [each for each in against_default(study, SCARCE) if each.time <= time + _SLACK]
     if not quick:
         return NONE
-    told = [
-        f"{shown(each.arm)} {points(each.gain) if each.times is None else f'{each.times:.2f} times'} "
+    verdicts = [
+        f"{side_markdown(each.arm)} {points(each.gain) if each.times is None else f'{each.times:.2f} times'} "
         f"(in {each.time:.0%} of the time): "
         f"{_verdict(study, each.gain > 0 if each.times is None else each.times >= gain)}"
         for each in quick
     ]
     nothing = f"the default gains nothing ({points(quick[0].usual)}); " if quick[0].times is None else ""
-    return nothing + "; ".join(told)
+    return nothing + "; ".join(verdicts)

@@ -1,4 +1,4 @@
-"""How a study was made: images, hardware, versions, commits, seeds, time, config, command, arms and rates tried."""
+"""How a study was made: images, hardware, versions, commits, seeds, time, config, command, arms, learning rates."""
 
 import re
 from collections import Counter
@@ -9,8 +9,8 @@ from typing import Any
 from mpp.report.provenance import code, machine, versions
 from mpp.report.wording import NONE, duration, percent
 from results_page.data import Study
+from results_page.figures import side_markdown
 from results_page.tables import own_score, table
-from results_page.wording import shown
 
 _PACKAGES = ("python", "torch", "cuda", "timm")
 
@@ -63,21 +63,21 @@ def _environments(study: Study) -> list[dict[str, Any]]:
 def _distinct(starts: Sequence[Mapping[str, Any]], texts: Sequence[str], before: str = "") -> str:
     """What environments say, once for all; where they differ, each with its runs: "commit a (12 runs), b (3 runs)"."""
     runs = Counter[str]()
-    for start, text in zip(starts, texts, strict=True):
-        runs[text] += start.get("runs", 1)
+    for start, each in zip(starts, texts, strict=True):
+        runs[each] += start.get("runs", 1)
     if len(runs) == 1:
-        told = texts[0]
+        text = texts[0]
     else:
-        told = ", ".join(f"{text} ({n} run{'s' * (n > 1)})" for text, n in runs.items() if text)
-    return before + told if told else ""
+        text = ", ".join(f"{each} ({n} run{'s' * (n > 1)})" for each, n in runs.items() if each)
+    return before + text if text else ""
 
 
 def _device(start: dict[str, Any]) -> str:
-    told = machine(start)
-    on = told.get("devices", "")
-    return (
-        f"{told.get('cores')} cores of {told.get('processor')}, {told.get('memory')} of memory" if on == "cpu" else on
-    )
+    made_on = machine(start)
+    devices = made_on.get("devices", "")
+    if devices != "cpu":
+        return devices
+    return f"{made_on.get('cores')} cores of {made_on.get('processor')}, {made_on.get('memory')} of memory"
 
 
 def time(study: Study) -> str:
@@ -104,7 +104,7 @@ def arms_table(study: Study) -> str:
             one = runs[0]
             seconds = duration(fmean(run["seconds"] for run in runs))
             cells = [
-                shown(arm),
+                side_markdown(arm),
                 f"`{one['flags']}`" if one["flags"] else "none",
                 f"{one['images']:,}",
                 f"{one['steps']:,}",
@@ -123,7 +123,10 @@ def rates_table(study: Study) -> str:
     for side in study.sides:
         runs = [tried.get((side, labels)) for labels in study.labels]
         rows.append(
-            [shown(side), *(", ".join(_rate(run, *one) for one in _sweep(run)) if run else NONE for run in runs)]
+            [
+                side_markdown(side),
+                *(", ".join(_rate(run, *one) for one in _sweep(run)) if run else NONE for run in runs),
+            ]
         )
     return table(["learning rate: held-out accuracy", *study.labels], rows) if tried else ""
 

@@ -3,7 +3,6 @@
 import html
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from mpp.report.settings import LONGER
 from mpp.report.wording import NONE
 from results_page import charts, figures, goals, making, tables
 from results_page.data import KINDS, Study
-from results_page.wording import shown
+from results_page.figures import side_markdown
 
 TEMPLATES = Path(__file__).parents[1]
 START, END = "<!-- results -->", "<!-- /results -->"
 """Marks in README.md, between which the headline stands."""
 _WIDTH = 420  # pixels of a chart on the page: two fit beside each other
 
-_ASKED: tuple[Callable[..., Any], ...] = (
+_FUNCTIONS: tuple[Callable[..., Any], ...] = (
     figures.accuracy,
     figures.gain,
     figures.fewshot,
@@ -114,21 +113,16 @@ def _template(name: str, studies: Mapping[str, Study], **more: Any) -> str:
         autoescape=False,  # Markdown; alt texts are escaped where they are made
     )
     by_kind = {kind: [name for name, study in studies.items() if study.kind == kind] for kind in KINDS}
-    names = {ask.__name__: _by_name(ask, studies) for ask in _ASKED}
+    functions = {function.__name__: _by_name(function, studies) for function in _FUNCTIONS}
     layered = [name for name, study in studies.items() if study.compares_readings]
-    told = {"studies": studies, "kind": by_kind, "layered": layered, "LONGER": LONGER, "goals": _goals(studies)}
-    text = environment.get_template(name).render(**names, **told, **more)
+    values = {"studies": studies, "kind": by_kind, "layered": layered, "LONGER": LONGER, "goals": _goals(studies)}
+    text = environment.get_template(name).render(**functions, **values, **more)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _by_name(ask: Callable[..., Any], studies: Mapping[str, Study]) -> Callable[..., Any]:
+def _by_name(function: Callable[..., Any], studies: Mapping[str, Study]) -> Callable[..., Any]:
     """A function of a study as one of a study's name."""
-
-    @wraps(ask)
-    def asked(name: str, *words: Any, **options: Any) -> Any:
-        return ask(studies[name], *words, **options)
-
-    return asked
+    return lambda name, *args, **options: function(studies[name], *args, **options)
 
 
 def _goals(studies: Mapping[str, Study]) -> str:
@@ -137,7 +131,9 @@ def _goals(studies: Mapping[str, Study]) -> str:
     rows = goals.goal_rows(columns)
     if not columns:
         return tables.table(["goal", "reached"], [[*row, "not measured"] for row in rows])
-    named = {at: f", {shown(arm)}" if arm and len(study.arms) > 1 else "" for at, (study, arm) in enumerate(columns)}
+    named = {
+        at: f", {side_markdown(arm)}" if arm and len(study.arms) > 1 else "" for at, (study, arm) in enumerate(columns)
+    }
     heads = [f"`{study.name}`{named[at]}" for at, (study, _) in enumerate(columns)]
     return tables.table(["goal", *heads], [[goal, *_measured(cells)] for goal, *cells in rows])
 

@@ -7,9 +7,8 @@ from mpp.downstream.estimates import Estimate, estimate
 from mpp.report.settings import LONGER, RANDOM, SCRATCH
 from mpp.report.wording import NONE, accuracy_text, figure, gain_text
 from results_page.data import Study
-from results_page.figures import rank_text
-from results_page.goals import against_default, step_time, told_arms
-from results_page.wording import shown
+from results_page.figures import rank_text, side_markdown
+from results_page.goals import against_default, headline_arms, step_time
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -24,18 +23,18 @@ def finetuning_table(study: Study) -> str:
     over = [SCRATCH, LONGER] if LONGER in study.sides else [SCRATCH]
     one = len(study.arms) == 1
     compared = [(arm, other) for arm in study.arms for other in over]
-    names = [f"gain over {other}" if one else f"{shown(arm)}: gain over {other}" for arm, other in compared]
+    names = [f"gain over {other}" if one else f"{side_markdown(arm)}: gain over {other}" for arm, other in compared]
     rows = []
     for labels in study.labels:
         sides = [accuracy_text(study.tuned(side, labels)) for side in study.sides]
         differences = [gain_text(study.gain(arm, labels, other)) for arm, other in compared]
         rows.append([labels, *sides, *differences])
-    return table(["labels", *map(shown, study.sides), *names], rows)
+    return table(["labels", *map(side_markdown, study.sides), *names], rows)
 
 
 def headline_table(study: Study) -> str:
     """The few figures that matter most: fine-tuning and few-shot of every side, and what the chosen arm gains."""
-    arms, sides = told_arms(study), study.sides
+    arms, sides = headline_arms(study), study.sides
     rows = []
     for labels in study.labels:
         cells = [accuracy_text(study.tuned(side, labels)) for side in sides]
@@ -47,12 +46,12 @@ def headline_table(study: Study) -> str:
     gains = (gain_text(study.fewshot_gain(arm, shots)) for arm in arms)
     rows.append([named, *(cells[side] for side in sides), *gains])
     one = len(study.arms) == 1
-    return table(["", *map(shown, sides), *_of_arms(arms, "gain over scratch", one)], rows)
+    return table(["", *map(side_markdown, sides), *_of_arms(arms, "gain over scratch", one)], rows)
 
 
 def _of_arms(arms: Iterable[str], what: str, one: bool) -> list[str]:
     """Heads of columns, or of rows, of a single arm without its name."""
-    return [what if one else f"{shown(arm)}: {what}" for arm in arms]
+    return [what if one else f"{side_markdown(arm)}: {what}" for arm in arms]
 
 
 def recipe_table(study: Study) -> str:
@@ -67,7 +66,7 @@ def recipe_table(study: Study) -> str:
             first = runs[0]
             rates = ", ".join(f"{rate:g}" for rate in sorted({run["lr"] for run in runs}))
             given = [f"{before[0]['images']:,}" if before else NONE, f"{first['images']:,}", f"{first['steps']:,}"]
-            rows.append([labels, shown(side), f"{first['train_images']:,}", *given, rates])
+            rows.append([labels, side_markdown(side), f"{first['train_images']:,}", *given, rates])
     head = ["labels", "side", "labelled images", "images of pretraining", "of fine-tuning", "steps", "learning rate"]
     return table(head, rows)
 
@@ -78,12 +77,12 @@ def fewshot_table(study: Study) -> str:
     last, usual = study.reading
     pools = [pool for layer, pool in study.readings if layer == last]
     named = [
-        (f"{shown(side)}, {pool}", [study.fewshot(side, shots, (last, pool)) for shots in study.counts])
+        (f"{side_markdown(side)}, {pool}", [study.fewshot(side, shots, (last, pool)) for shots in study.counts])
         for pool in pools
         for side in study.encoders
     ]
     named += [
-        (f"{shown(side)}, chosen on the shots", [study.fewshot_chosen(side, shots) for shots in study.counts])
+        (f"{side_markdown(side)}, chosen on the shots", [study.fewshot_chosen(side, shots) for shots in study.counts])
         for side in study.encoders
     ]
     rows = [[name, *map(accuracy_text, by)] for name, by in named if any(by)]
@@ -99,7 +98,7 @@ def probe_table(study: Study) -> str:
     rows = []
     for side in (RANDOM, *study.arms):
         gained = NONE if side == RANDOM else gain_text(study.probe_gain(side))
-        rows.append([shown(side), accuracy_text(study.probe(side)), gained, rank_text(study.rank(side, at))])
+        rows.append([side_markdown(side), accuracy_text(study.probe(side)), gained, rank_text(study.rank(side, at))])
     return table(["encoder", "linear probe", "gain", "effective rank"], rows)
 
 
@@ -109,7 +108,7 @@ def ablation_table(study: Study) -> str:
     rows = []
     for arm in study.arms:
         flags = _flags_text(study, arm)
-        cells = [f"**{shown(arm)}**" if arm == default else shown(arm), f"`{flags}`" if flags else ""]
+        cells = [f"**{side_markdown(arm)}**" if arm == default else side_markdown(arm), f"`{flags}`" if flags else ""]
         pairs = [(study.fewshot(arm, shots), study.fewshot_gain(arm, shots, over=default))]
         pairs += [(study.probe(arm), study.probe_gain(arm, over=default))] if probed else []
         pairs += [(study.tuned(arm, labels), study.gain(arm, labels, over=default)) for labels in study.labels]
@@ -148,8 +147,8 @@ def effects_table(study: Study) -> str:
 
 def _flags(study: Study, arm: str) -> frozenset[str]:
     """By which its pretraining differs from the study's, "--name value" each."""
-    told = _flags_text(study, arm)
-    return frozenset(re.split(r"\s+(?=--)", told)) if told else frozenset()
+    text = _flags_text(study, arm)
+    return frozenset(re.split(r"\s+(?=--)", text)) if text else frozenset()
 
 
 def _flags_text(study: Study, arm: str) -> str:
@@ -186,7 +185,7 @@ def length_table(study: Study) -> str:
     for seen, arm in (each for of in series(study).values() for each in of):
         shares = [gain_text(study.gain(arm, labels)) for labels in study.labels]
         frozen = gain_text(study.fewshot_gain(arm, study.shots))
-        rows.append([f"{seen:,}", shown(arm), *own_score(study, arm), frozen, *shares])
+        rows.append([f"{seen:,}", side_markdown(arm), *own_score(study, arm), frozen, *shares])
     head = ["images of pretraining", "arm", "masked", "trivial", f"{study.shots} shots, frozen"]
     return table([*head, *(f"{labels} of the labels" for labels in study.labels)], rows)
 
@@ -208,7 +207,10 @@ def best_table(study: Study) -> str:
     rows = []
     for arm in study.arms:
         runs = study.pretrainings(arm)
-        cells = [f"**{shown(arm)}**" if arm == default else shown(arm), f"{runs[0]['images']:,}" if runs else NONE]
+        cells = [
+            f"**{side_markdown(arm)}**" if arm == default else side_markdown(arm),
+            f"{runs[0]['images']:,}" if runs else NONE,
+        ]
         cells += [f"{step_time(study, arm):.2f}" if runs else NONE]
         cells += [accuracy_text(study.probe(arm))] * probed
         cells.append(gain_text(study.fewshot_gain(arm, study.shots)))
@@ -228,5 +230,5 @@ def layers_table(study: Study) -> str:
     for side in (RANDOM, *study.arms):
         for layer in dict.fromkeys(layer for layer, _ in study.readings):
             cells = [accuracy_text(study.fewshot(side, study.shots, (layer, pool))) for pool in pools]
-            rows.append([shown(side), str(layer), *cells, rank_text(study.rank(side, (layer, "mean")))])
+            rows.append([side_markdown(side), str(layer), *cells, rank_text(study.rank(side, (layer, "mean")))])
     return table(["encoder", "layer", *pools, "effective rank"], rows)

@@ -157,19 +157,25 @@ def test_the_saved_config_is_the_one_that_ran(finished: Finished) -> None:
     assert saved == config_of(finished.words)
 
 
-def test_the_model_loads_in_timm_and_gives_the_averaged_encoder_s_features(finished: Finished) -> None:
-    vit = timm.create_model(f"local-dir:{finished.run_dir / 'model'}", pretrained=True).eval()
-    model = build_model(config_of(finished.words), "cpu").eval()
-    state = runs.final_state(finished.run_dir)
+def check_exported(words: list[str], run_dir: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Checks that model/ gives the averaged encoder's features in timm; returns the average and how far the newest
+    weights' features are from it."""
+    vit = timm.create_model(f"local-dir:{run_dir / 'model'}", pretrained=True).eval()
+    model, state = build_model(config_of(words), "cpu").eval(), runs.final_state(run_dir)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ema = {name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"}
+    features = []
     with torch.no_grad():
-        ema = {name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"}
-        model.load_state_dict(ema)
-        averaged = pool(model.encoder(images), model.encoder.num_prefix_tokens, "mean")
-        model.load_state_dict(state["model"])
-        newest = pool(model.encoder(images), model.encoder.num_prefix_tokens, "mean")
-        torch.testing.assert_close(vit(images), averaged, rtol=0, atol=1e-6)
-    assert (averaged - newest).abs().max() > 1e-3
+        for weights in (ema, state["model"]):
+            model.load_state_dict(weights)
+            features.append(pool(model.encoder(images), model.encoder.num_prefix_tokens, "mean"))
+        torch.testing.assert_close(vit(images), features[0], rtol=0, atol=1e-6)
+    return ema, (features[0] - features[1]).abs().max()
+
+
+def test_the_model_loads_in_timm_and_gives_the_averaged_encoder_s_features(finished: Finished) -> None:
+    _, difference = check_exported(finished.words, finished.run_dir)
+    assert difference > 1e-3
     described = json.loads((finished.run_dir / "model" / "config.json").read_text())
     assert described["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
 
@@ -178,18 +184,8 @@ def test_a_decoder_is_in_the_checkpoints_and_not_in_the_model(source: str, tmp_p
     never = {"objective__mask_enters": "2", "objective__split": "1,0,0", "objective__decoder_depth": "1"}
     words = runs.command(source, tmp_path / "run", train__length="4 steps", fewshot__data="", **never)
     runs.finish(words)
-    vit = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).eval()
-    model = build_model(config_of(words), "cpu").eval()
-    averaged = {
-        name.removeprefix("module."): value for name, value in runs.final_state(tmp_path / "run")["ema"].items()
-    }
-    del averaged["n_averaged"]
-    assert any(name.startswith("decoder.blocks.0.") for name in averaged)
-    model.load_state_dict(averaged)
-    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = pool(model.encoder(images), model.encoder.num_prefix_tokens, "mean")
-        torch.testing.assert_close(vit(images), expected, rtol=0, atol=1e-6)
+    ema, _ = check_exported(words, tmp_path / "run")
+    assert any(name.startswith("decoder.blocks.0.") for name in ema)
 
 
 def check_refused(err: str, *said: str) -> None:
