@@ -133,7 +133,7 @@ def _measure(config: StepBench, name: str, device: torch.device) -> list[StepRow
         except Missing as error:
             rows[title] = StepRow(name, title, left_out=str(error))
     times, ceiling = _rounds(sides, MatrixProduct(device, DTYPES[precision]), config.repeats)
-    flops = dict(zip((OURS, SUPERVISED), flops_per_image(model), strict=True))
+    flops: dict[str, float] = dict(zip((OURS, SUPERVISED), flops_per_image(model), strict=True))
     for title, side in sides.items():
         side.optimizer.zero_grad(set_to_none=True)
         rows[title] = StepRow(
