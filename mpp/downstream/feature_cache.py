@@ -91,7 +91,7 @@ def _load(path: Path, key: str) -> Features | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever is wrong with it, it can be made again
-        _say(f"note: the kept features {path} cannot be used ({_reason(error)}); they are computed again")
+        _say(f"note: the cached features {path} cannot be used ({_reason(error)}); they are computed again")
         return None
     return features, indices
 

@@ -118,9 +118,9 @@ def extract_by_all(
     parts = [part for part in dist.gather(extract_features(encode, batches, device)) if len(part[1])]
     if not parts:
         raise RunError(f"none of the {len(indices)} images of {source.name} that are needed could be decoded")
-    features, kept = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = np.argsort(kept)
-    return features[order], kept[order]
+    features, decoded = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = np.argsort(decoded)
+    return features[order], decoded[order]
 
 
 class FrozenEncoder:
@@ -230,11 +230,11 @@ class FrozenEncoder:
         """Gives the function that reads features of one of `pools` and one of `layers`."""
 
         def extract(source: Source, indices: Int64[np.ndarray, " n"]) -> Features:
-            features, kept = self._by_layer(source, indices)[layer]
+            features, decoded = self._by_layer(source, indices)[layer]
             if how == "mean+token" or not self._has_token:
-                return features, kept
+                return features, decoded
             half = features.shape[1] // 2
-            return (features[:, :half] if how == "mean" else features[:, half:]), kept
+            return (features[:, :half] if how == "mean" else features[:, half:]), decoded
 
         return extract
 
@@ -261,14 +261,14 @@ class FrozenEncoder:
     def _pass(self, source: Source, indices: np.ndarray) -> dict[int, Features]:
         """Features by layer, all from one pass over the images."""
         transform, reading = EvalTransform(self.image_hw, self.weights.framing), self.weights.reading
-        features, kept = extract_by_all(
+        features, decoded = extract_by_all(
             self.encode, source, indices, transform, reading, self.device, workers=self.workers
         )
         # The stages of a network differ in width, and a rank may have had no image of its own to learn them from.
         blank = torch.zeros(1, self.weights.in_chans, *self.image_hw, dtype=torch.uint8, device=self.device)
         ends = np.cumsum([row.shape[1] for row in self._rows(blank)]) if len(self.layers) > 1 else []
         parts = np.split(features, ends[:-1], axis=1)
-        return {layer: (part, kept) for layer, part in zip(self.layers, parts, strict=True)}
+        return {layer: (part, decoded) for layer, part in zip(self.layers, parts, strict=True)}
 
     def _key(self, source: Source, indices: np.ndarray) -> dict[str, Any]:
         """All that features depend on but the layer."""
@@ -296,6 +296,6 @@ def read_splits(
     extract: Extract, labelled: Labelled
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Extracts the features (n, d) and labels (n,) of the training images, and of the test images."""
-    train, train_kept = extract(labelled.train, labelled.train_indices)
-    test, test_kept = extract(labelled.test, labelled.test_indices)
-    return (train, labelled.train_labels[train_kept]), (test, labelled.test_labels[test_kept])
+    train, train_decoded = extract(labelled.train, labelled.train_indices)
+    test, test_decoded = extract(labelled.test, labelled.test_indices)
+    return (train, labelled.train_labels[train_decoded]), (test, labelled.test_labels[test_decoded])

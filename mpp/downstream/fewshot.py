@@ -75,22 +75,22 @@ class Fewshot:
             ValueError: no image left to learn from or to test, features that are NaN or infinite.
         """
         images = self.labelled
-        train_features, train_kept = extract(images.train, self.train_indices)
-        test_features, test_kept = extract(images.test, self.test_indices)
+        train_features, train_decoded = extract(images.train, self.train_indices)
+        test_features, test_decoded = extract(images.test, self.test_indices)
         row = np.full(len(images.train_labels), -1)
-        row[train_kept] = np.arange(len(train_kept))
+        row[train_decoded] = np.arange(len(train_decoded))
         draws = [[row[picked][row[picked] >= 0] for picked in of_seed] for of_seed in self.draws]
-        if not len(test_kept) or any(not len(rows) for of_seed in draws for rows in of_seed):
+        if not len(test_decoded) or any(not len(rows) for of_seed in draws for rows in of_seed):
             raise ValueError("few-shot evaluation has no image left: none of those needed could be decoded")
-        train = train_features, images.train_labels[train_kept]
-        test = test_features, images.test_labels[test_kept]
+        train = train_features, images.train_labels[train_decoded]
+        test = test_features, images.test_labels[test_decoded]
         classes = len(images.classes)
         result = score(self.shots, draws, train, test, classes, self.l2, choosing)
         sizes = np.bincount(images.train_labels[images.train_indices], minlength=classes)
         return replace(
             result,
             short_classes={k: int(np.count_nonzero(sizes < k)) for k in self.shots},
-            dropped=self.num_images - len(train_kept) - len(test_kept),
+            dropped=self.num_images - len(train_decoded) - len(test_decoded),
         )
 
 

@@ -99,7 +99,7 @@ def test_damaged_files_are_made_again(folder: Path, capsys: pytest.CaptureFixtur
         calls = encoder.calls
         fresh = cached_features(KEY, encoder)
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"note: the kept features {path} cannot be used (")
+        assert line.startswith(f"note: the cached features {path} cannot be used (")
         assert line.endswith("); they are computed again")
         assert same(cached_features(KEY, encoder), fresh)
         assert encoder.calls == calls + 1
