@@ -68,8 +68,8 @@ def _predictions(
     # A few images are read sooner than loader processes start.
     workers = worker_count(-1, 1) if len(paths) > 2 * _BATCH else 0
     batches = sequential(source, transform, weights.reading, range(len(paths)), batch_size=_BATCH, workers=workers)
-    names: tuple[str, ...] = weights.classes or ()
-    decoded = 0
+    names, decoded = weights.classes, 0
+    assert names is not None
     for batch in batches:
         for bad in batch["bad"]:
             print(f"cannot be decoded: {bad}", file=sys.stderr)
