@@ -143,3 +143,12 @@ def test_the_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8"))
     assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_the_files_that_contributors_are_shown_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = re.findall(
+        r"`((?:mpp|tests|tools|docs|configs|model|objective|data|training|weights|pretraining|report)/[\w./]*)`", text
+    )
+    assert len(named) > 20
+    assert not [name for name in named if not ((ROOT / name).exists() or (ROOT / "mpp" / name).exists())]
