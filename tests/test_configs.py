@@ -13,7 +13,7 @@ import torch
 import mpp.pretraining.build
 from mpp.cli import _ALIASES
 from mpp.config import from_file, parse
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 from mpp.dist import World
 from mpp.downstream.labelled import label
 from mpp.downstream.settings import FinetuneConfig

@@ -29,7 +29,7 @@ from mpp.curation.settings import CheckRecipe
 from mpp.data.decoding import BadImage
 from mpp.data.reader import Bad
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import Source, SourceError, warnings_of
+from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.names import printable
 from mpp.data.sources.opening import Splits, open_splits
 from mpp.data.workers import worker_count
@@ -85,7 +85,7 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     lines += [_test_line(splits[1][1])] if test is not None else [row("test split", no_test)] if no_test else []
     rates = _rates(tally, seconds, workers, crops)
     lines += [*_crop_lines(crops), *_rate_lines(rates), *_write(out, config, source, tally, found, reading)]
-    warnings = [*warnings_of(source), *(classes.warnings() if classes else []), *report.duplicate_warnings(found)]
+    warnings = [*source.warnings, *(classes.warnings() if classes else []), *report.duplicate_warnings(found)]
     if crops and crops.survey.warning:
         warnings.append(crops.survey.warning)
     lines += [f"WARNING: {warning}" for warning in warnings]

@@ -26,8 +26,7 @@ from mpp.curation.packing.tasks import Plan, pack_task
 from mpp.curation.settings import ShardRecipe
 from mpp.data.seeds import permutation
 from mpp.data.settings import MAX_IMAGE_MB, flag_numbers
-from mpp.data.sources.base import Source, count, warnings_of
-from mpp.data.sources.fingerprint import fingerprint
+from mpp.data.sources.base import Source, count
 from mpp.data.sources.names import printable
 from mpp.data.sources.opening import open_source
 from mpp.data.sources.patterns import literal, shown
@@ -53,12 +52,12 @@ def shard(config: ShardRecipe) -> int:
     settings = {key: value for key, value in to_dict(config).items() if key not in _NO_PART_OF_THE_RESULT}
     if config.max_image_mb == MAX_IMAGE_MB:  # so that what was packed before there was such a setting can go on
         del settings["max_image_mb"]
-    identity = {"source": printable(shown(config.data)), "fingerprint": fingerprint(source), "settings": settings}
+    identity = {"source": printable(shown(config.data)), "fingerprint": source.fingerprint(), "settings": settings}
     folder = PackingFolder(Path(config.out).expanduser(), identity)
     if folder.manifest is not None:
         return _tell_complete(config, folder)
     print(f"source: {source.describe()}", file=sys.stderr)
-    for warning in warnings_of(source):
+    for warning in source.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
     order = permutation(config.seed, 0, len(source)) if config.shuffle else np.arange(len(source))
     plan = Plan(order, config.shard_images, config.shard_mb * 10**6, _form(config))
@@ -94,7 +93,7 @@ def _tell_complete(config: ShardRecipe, folder: PackingFolder) -> int:
 
 
 def _check_source(source: Source) -> None:
-    if getattr(source, "weights", None) is not None:
+    if source.weights is not None:
         raise UserError(f"{source.name} has weights, which shards have not: leave them out, and give them in training")
     names = source.classes or ()
     for name in names:

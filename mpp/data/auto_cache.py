@@ -76,7 +76,7 @@ def keep_decoded(
 def _cached(reader: WholeReader, images: int, workers: int, make: bool, say: Callable[[str], None]) -> PixelSource:
     """From the cache, or decoded now. Raises _Unfit."""
     source = reader.source
-    if getattr(source, "weights", None):
+    if source.weights:
         raise _Unfit("the sources are weighted")
     if "://" in source.name:
         raise _Unfit("they are remote (--data.keep true keeps the files)")

@@ -27,8 +27,7 @@ from mpp.data.loader import in_order
 from mpp.data.reader import Batch, Reader, attempt_each
 from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.shared_memory import empty_pixels
-from mpp.data.sources.base import Source, Subset, check_index, size_of, warnings_of, where
-from mpp.data.sources.fingerprint import fingerprint
+from mpp.data.sources.base import Placement, Source, Subset
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform
 from mpp.errors import Unreachable, UserError
@@ -40,7 +39,7 @@ _DECODERS = ("pillow", "simplejpeg", "imagecodecs", "tifffile")  # of another ve
 _BATCH, _BATCH_BYTES = 256, 2**24  # most images and bytes decoded at a time
 
 
-class PixelSource:
+class PixelSource(Source):
     """A source whose images are decoded already; what is not is read from `source` each time.
 
     `path` has uint8, the pixels of one image after the other, and `sizes`, int32 (n, 2), their height and width, or
@@ -48,17 +47,11 @@ class PixelSource:
     """
 
     def __init__(self, source: Source, path: Path, sizes: np.ndarray, channels: int, blocks: bool = True) -> None:
-        self.source, self.path, self.name, self.classes = source, path, source.name, source.classes
-        self.warnings = warnings_of(source)
+        super().__init__(source.name, source.labels(), source.classes)
+        self.source, self.path, self.warnings = source, path, source.warnings
         self.sizes, self.channels = sizes, channels
-        self._labels = source.labels()
         self._ends = _ends(sizes, channels)
         self._in_blocks = blocks and bool((sizes[:, 0] > 0).all() and (sizes == sizes[:1]).all())
-
-    @property
-    def original(self) -> Source:
-        """Where the pixels came from."""
-        return self.source
 
     @property
     def nbytes(self) -> int:
@@ -71,26 +64,24 @@ class PixelSource:
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry every pixel to each spawned worker.
-        return {name: value for name, value in self.__dict__.items() if name != "_pixels"}
+        return {name: value for name, value in vars(self).items() if name != "_pixels"}
 
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def where(self, index: int) -> str:
-        """The file or member that the pixels are of."""
-        return where(self.source, index)
+    def location(self, index: int) -> str:
+        return self.source.location(index)
 
-    def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
-        """uint8 (h, w, C), a view of the file, and the label; of what did not decode, what the source gives."""
-        if not self.decoded(check_index(index, len(self))):
-            return self.source.read(index)
-        label = None if self._labels is None or self._labels[index] < 0 else int(self._labels[index])
+    def image(self, index: int) -> bytes | np.ndarray:
+        """uint8 (h, w, C), a view of the file; of an image that did not decode, as the source gives it."""
+        if not self.decoded(index):
+            return self.source.image(index)
         (height, width), end = self.sizes[index].tolist(), int(self._ends[index])
-        return self._pixels[end - height * width * self.channels : end].reshape(height, width, self.channels), label
+        return self._pixels[end - height * width * self.channels : end].reshape(height, width, self.channels)
 
     def size(self, index: int) -> int:
-        """Of what did not decode, as `size_of` the source."""
-        return 0 if self.decoded(index) else size_of(self.source, index)
+        """Bytes of an image that did not decode."""
+        return 0 if self.decoded(index) else self.source.size(index)
 
     def decoded(self, index: int) -> bool:
         """Whether the pixels are in the cache."""
@@ -100,9 +91,12 @@ class PixelSource:
         """uint8 (B, h, w, C), where all images are decoded and have one size, and `blocks`."""
         return self._pixels.reshape(len(self), *self.sizes[0], self.channels)[indices] if self._in_blocks else None
 
-    def labels(self) -> np.ndarray | None:
-        """int64 (len,), or None."""
-        return self._labels
+    def placement(self, indices: np.ndarray) -> Placement:
+        return self.source.placement(indices)
+
+    def fingerprint(self, *, times: bool = True, most: int | None = None, labelled: bool = True) -> str:
+        """That of the source: the pixels are its images in another form."""
+        return self.source.fingerprint(times=times, most=most, labelled=labelled)
 
     def describe(self) -> str:
         """One line: as the source's, and where the pixels are."""
@@ -152,7 +146,8 @@ class WholeReader(Reader):
             if self.only_hw not in (None, (picture.height, picture.width)):
                 raise UserError(
                     f"data.cache pixels takes images of one size: the first is {self.only_hw[1]} x {self.only_hw[0]}, "
-                    f"{where(self.source, index)}: {picture.width} x {picture.height} pixels; leave data.cache at auto"
+                    f"{self.source.location(index)}: {picture.width} x {picture.height} pixels; "
+                    "leave data.cache at auto"
                 )
             return picture.region(0, 0, picture.height, picture.width, self.crop_hw) if self.keeps(picture) else None
 
@@ -178,7 +173,7 @@ def cache_pixels(source: Source, options: DecodeOptions, workers: int) -> PixelS
 
     Raises UserError for weighted mixtures, images of several sizes, none that decodes, or no room for them.
     """
-    if getattr(source, "weights", None):
+    if source.weights:
         raise UserError(f"data.cache pixels does not go with weights, as in {source.name}; leave one of them out")
     reader = WholeReader(source, options)
 
@@ -207,7 +202,7 @@ def cached(
     """
     source, options = reader.source, reader.options
     decoders = {name: metadata.version(name) for name in _DECODERS}
-    depends_on = [_FORMAT, fingerprint(source), asdict(options), TRANSFORM_VERSION, decoders, *reader.how]
+    depends_on = [_FORMAT, source.fingerprint(), asdict(options), TRANSFORM_VERSION, decoders, *reader.how]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     path, sizes_path = cache_folder() / f"{key}.pixels", cache_folder() / f"{key}.sizes.npy"
 
@@ -239,7 +234,7 @@ def _ends(sizes: np.ndarray, channels: int) -> np.ndarray:
 def _placement(reader: WholeReader) -> str:
     """Which images these are, whatever is in them, and how they are read: JSON."""
     source, part = reader.source, list[int]()
-    first = where(source, 0) if len(source) else ""
+    first = source.location(0) if len(source) else ""
     if isinstance(source, Subset):
         part, source = [len(source), zlib.crc32(source.indices.tobytes())], source.source
     folder = str(Path(getattr(source, "root", "")).absolute())  # it may be named from elsewhere

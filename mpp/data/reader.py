@@ -15,7 +15,7 @@ from mpp.data.decoding.jpeg import JpegPicture
 from mpp.data.seeds import image_seeds, uniforms
 from mpp.data.settings import DecodeOptions
 from mpp.data.shared_memory import empty_pixels
-from mpp.data.sources.base import Source, TooLarge, block, decoded, read_many, where
+from mpp.data.sources.base import Source, TooLarge
 from mpp.data.sources.files import NotAFile, Outside
 from mpp.data.sources.names import printable
 from mpp.data.transform import Transform
@@ -96,12 +96,12 @@ def attempt_each(
     source: Source, indices: Sequence[int], most_bytes: float, make: Callable[[int, bytes | np.ndarray, int], T]
 ) -> Iterator[tuple[int, T | Bad]]:
     """Reads images in order and yields each index with its `attempt`."""
-    for index, found in zip(indices, read_many(source, indices, most_bytes), strict=True):
+    for index, found in zip(indices, source.read_many(indices, most_bytes), strict=True):
         yield index, attempt(source, index, found, make)
 
 
 def _noted(source: Source, index: int, error: BadImage | OSError) -> Bad:
-    named, reason = where(source, index), one_line(error)
+    named, reason = source.location(index), one_line(error)
     if isinstance(error, OSError) and error.strerror:
         link = isinstance(error, FileNotFoundError) and Path(named).is_symlink()
         reason = "a link that leads nowhere" if link else error.strerror
@@ -127,7 +127,7 @@ class Reader:
 
     def options_of(self, index: int) -> DecodeOptions:
         """How what the source gives of an image becomes pixels: as it is, where it is pixels already."""
-        return self._final if decoded(self.source, index) else self.options
+        return self._final if self.source.decoded(index) else self.options
 
     def transformed(
         self, index: int, data: bytes | np.ndarray, label: int, draws: Sequence[float] = ()
@@ -194,7 +194,7 @@ class TrainReader(Reader):
         in vain."""
         if self.options_of(0).value_range:  # the array's values are not its pixels yet
             return False
-        first = block(self.source, np.zeros(1, dtype=np.int64))
+        first = self.source.block(np.zeros(1, dtype=np.int64))
         if first is None or first.shape[3] != self.options.channels:
             return False
         return self.transform.block(first, np.zeros((1, self.transform.draws))) is not None
@@ -208,7 +208,7 @@ class TrainReader(Reader):
         images = empty_pixels(len(keys), self.options.channels, *self.transform.image_hw)
         labels, bad = [-1] * len(keys), list[Bad]()
         undecoded, files = list[UndecodedJpeg](), list[bytes]()
-        for slot, found in enumerate(read_many(self.source, index, self.options.max_bytes)):
+        for slot, found in enumerate(self.source.read_many(index, self.options.max_bytes)):
             picture = self._undecoded(index[slot], found) if self.device_jpegs else None
             if picture is not None and not isinstance(found, OSError):
                 size, pixels = len(picture.data), picture.height * picture.width
@@ -229,7 +229,7 @@ class TrainReader(Reader):
         return batch
 
     def _together(self, indices: np.ndarray, draws: np.ndarray) -> Batch | None:
-        found = block(self.source, indices)
+        found = self.source.block(indices)
         images = None if found is None else self.transform.block(found, draws)
         if images is None:
             return None
@@ -261,7 +261,7 @@ class TrainReader(Reader):
             bad.append(result)
             other = image_seeds(_REPLACEMENT, self.seed, epoch, index, number)
             shown = int(other[0] % np.uint64(len(self.source)))
-            (found,) = read_many(self.source, [shown], self.options.max_bytes)
+            (found,) = self.source.read_many([shown], self.options.max_bytes)
         raise TooManyBad(
             f"{_ATTEMPTS} images in a row could not be decoded; check {printable(self.source.name)} with "
             f"{command('check_data')}. The last: {bad[-1]}",

@@ -29,7 +29,6 @@ from mpp.data.loader import sequential
 from mpp.data.reader import Batch
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
-from mpp.data.sources.fingerprint import fingerprint
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform, Transform, normalise
 from mpp.downstream.feature_cache import Features, cached_features, weights_hash
 from mpp.downstream.fewshot import Extract
@@ -285,7 +284,7 @@ class FrozenEncoder:
                 asdict(weights.reading),
                 asdict(weights.framing),
             ],
-            "data": fingerprint(source),
+            "data": source.fingerprint(),
             "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),
             "pixels": [TRANSFORM_VERSION, PIL.__version__],
             "arithmetic": [self.precision, self.device.type, kernels, torch.__version__, timm.__version__],

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from mpp.config import differences, from_file, to_dict
-from mpp.data.sources.fingerprint import fingerprint
 from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.scoring import Scores
@@ -39,9 +38,9 @@ class Inputs:
         text = json.dumps([*settings, asdict(weights.numerics)], sort_keys=True, default=str)
         state = "fresh" if weights.state is None else weights_hash(weights.state)
         digest = hashlib.sha256(f"{text} {state}".encode()).hexdigest()
-        train = fingerprint(labelled.train, times=False)
+        train = labelled.train.fingerprint(times=False)
         same = labelled.test is labelled.train
-        return cls(digest, train, train if same else fingerprint(labelled.test, times=False))
+        return cls(digest, train, train if same else labelled.test.fingerprint(times=False))
 
     def check(self, folder: Path) -> None:
         """Raises UserError for a folder whose run worked on others, naming what has changed."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
-from mpp.data.sources.base import Source, SourceError, checked_labels, count, warnings_of
-from mpp.data.sources.fingerprint import listing
+from mpp.data.sources.base import Source, SourceError, count
+from mpp.data.sources.in_memory import checked_labels
 from mpp.data.sources.names import printable
 from mpp.data.sources.opening import open_splits
 from mpp.data.sources.overlap import same_places
@@ -52,7 +52,7 @@ class Labelled:
     def facts(self) -> dict[str, str]:
         """What must be the same for all ranks that read these images, by name (see `dist.agree`)."""
         labels = hashlib.sha256(self.train_labels.tobytes() + self.test_labels.tobytes()).hexdigest()[:12]
-        listed = {"training images": listing(self.train), "test images": listing(self.test)}
+        listed = {"training images": self.train.listing(), "test images": self.test.listing()}
         return {**listed, "labels with fingerprint": labels}
 
     @property
@@ -105,7 +105,7 @@ def open_labelled(data: str, test: str = "", download: bool = False, keep: bool 
             "name no test source to hold out a fifth of it, or one of other images"
         )
     train = splits["train"]
-    if getattr(train, "weights", None):
+    if train.weights:
         raise SourceError(f"{data}: weights say how often images are drawn, which is for pretraining; leave them out")
     if test and test != data:
         others = open_splits(test, download, train.classes or (), keep)
@@ -243,7 +243,7 @@ def _keys(names: tuple[str, ...]) -> list[tuple[str, int]]:
 def _warnings(source: Source, labels: np.ndarray) -> list[str]:
     number = int((labels < 0).sum())
     unlabelled = [f"{count(number, 'image')} of {source.name} without a label left out"] if number else []
-    return [*warnings_of(source), *unlabelled]
+    return [*source.warnings, *unlabelled]
 
 
 def _lacking(number: int, kind: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
-from mpp.data.sources.base import Source, count, where
+from mpp.data.sources.base import Source, count
 from mpp.data.sources.names import printable
 from mpp.downstream.estimates import wilson
 from mpp.system.files import write_csv
@@ -124,7 +124,7 @@ class Scores:
             right = int(self.top[row, 0] == self.labels[row])
             # Names may hold any separator, so the five of them are a JSON list.
             five = json.dumps(top, ensure_ascii=False)
-            yield index, where(source, index), label, top[0], right, f"{self.probability[row, 0]:.6f}", five
+            yield index, source.location(index), label, top[0], right, f"{self.probability[row, 0]:.6f}", five
 
     def _confused(self) -> list[tuple[int, int]]:
         """Gives, for each class, the wrong class it is most often taken for, and how often; 0 times where never."""

@@ -25,7 +25,7 @@ from mpp.data.pixel_cache import cache_pixels
 from mpp.data.randaugment import RandAugment
 from mpp.data.seeds import derive_seed
 from mpp.data.sources.base import Source, Subset
-from mpp.data.sources.fingerprint import Contents
+from mpp.data.sources.contents import Contents
 from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise
 from mpp.data.workers import worker_count
 from mpp.dist import World

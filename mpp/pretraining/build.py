@@ -10,7 +10,7 @@ from mpp import dist
 from mpp.data.device_jpeg import choose_decoder
 from mpp.data.pixel_cache import open_images
 from mpp.data.sources.base import Source, SourceError
-from mpp.data.sources.fingerprint import Contents, listing
+from mpp.data.sources.contents import Contents
 from mpp.data.transform import Normalise, TrainTransform
 from mpp.data.workers import worker_count
 from mpp.dist import World
@@ -71,10 +71,10 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
 
     def facts() -> dict[str, str]:
         """What must be the same for all ranks."""
-        found = {"images": listing(source), "precision": precision, "weights to go on from": init_hash[:12]}
+        found = {"images": source.listing(), "precision": precision, "weights to go on from": init_hash[:12]}
         if fewshot is not None:
             images = fewshot.labelled
-            found |= {"few-shot images": listing(images.train), "few-shot test images": listing(images.test)}
+            found |= {"few-shot images": images.train.listing(), "few-shot test images": images.test.listing()}
         return found
 
     dist.agree(facts)

@@ -17,7 +17,6 @@ import torch
 
 from mpp import dist
 from mpp.config import to_yaml
-from mpp.data.sources.base import warnings_of
 from mpp.data.workers import cores_for
 from mpp.dist import World
 from mpp.errors import RunError
@@ -73,7 +72,7 @@ def _build(config: PretrainConfig, world: World, device: torch.device) -> Pretra
         print(to_yaml(run.config), file=sys.stderr, end="")
         print(f"source: {run.source.describe()}", file=sys.stderr)
         average = average_warning(run.config.optim.ema_decay, run.schedule.total_steps)
-        for warning in (*warnings_of(run.source), *([average] if average else [])):
+        for warning in (*run.source.warnings, *([average] if average else [])):
             print(f"WARNING: {warning}", file=sys.stderr)
     return run
 

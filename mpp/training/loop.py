@@ -18,7 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from mpp import dist
-from mpp.data.sources.fingerprint import Contents
+from mpp.data.sources.contents import Contents
 from mpp.errors import RunError, Unreachable
 from mpp.system.process import GENERATORS, handle
 from mpp.training.meter import Clock, Meter

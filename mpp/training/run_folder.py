@@ -14,7 +14,7 @@ from torch import nn
 
 from mpp import dist
 from mpp.config import by_name, differences, from_file, to_dict, to_yaml
-from mpp.data.sources.fingerprint import Contents
+from mpp.data.sources.contents import Contents
 from mpp.dist import World
 from mpp.errors import ConfigError, RunError, TryLater, Unreachable, UserError
 from mpp.system.files import LOCK, one_writer, write_whole

@@ -16,7 +16,7 @@ from mpp.data.feed import DeviceBatch, feed
 from mpp.data.reader import Bad
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
-from mpp.data.sources.fingerprint import Contents
+from mpp.data.sources.contents import Contents
 from mpp.data.transform import Transform
 from mpp.dist import World
 from mpp.model.kernel_choice import settle_kernel, task_of

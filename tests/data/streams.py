@@ -8,7 +8,7 @@ import torch
 
 from mpp.data.loader import stream
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import EvalTransform
 
 

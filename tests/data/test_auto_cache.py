@@ -15,7 +15,8 @@ from mpp.data.auto_cache import keep_decoded
 from mpp.data.pixel_cache import PixelSource
 from mpp.data.randaugment import RandAugment
 from mpp.data.settings import DataConfig, DecodeOptions
-from mpp.data.sources.base import ListSource, Subset
+from mpp.data.sources.base import Subset
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import TrainTransform

@@ -7,7 +7,8 @@ import torch
 from mpp.data.batch_resize import crop_and_resize, is_small
 from mpp.data.seeds import image_seeds, uniforms
 from mpp.data.settings import DataConfig, DecodeOptions
-from mpp.data.sources.base import ListSource, Source, Subset
+from mpp.data.sources.base import Source, Subset
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import TrainTransform, resize
 from tests.data.streams import joined, run
 

@@ -15,7 +15,7 @@ from mpp.data.device_jpeg import choose_decoder, nvjpeg
 from mpp.data.feed import feed
 from mpp.data.randaugment import RandAugment
 from mpp.data.settings import DataConfig, DecodeOptions
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import TrainTransform
 from mpp.dist import World
 from mpp.errors import UserError

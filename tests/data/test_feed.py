@@ -10,7 +10,7 @@ import torch
 from mpp.data.feed import DeviceBatch, feed
 from mpp.data.reader import Bad
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import EvalTransform
 from mpp.dist import World
 from tests import pretended

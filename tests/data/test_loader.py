@@ -11,7 +11,8 @@ from mpp.data.decoding import BadImage
 from mpp.data.loader import sequential
 from mpp.data.seeds import permutation
 from mpp.data.settings import DataConfig, DecodeOptions
-from mpp.data.sources.base import ListSource, Subset
+from mpp.data.sources.base import Subset
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform, TrainTransform

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from mpp.data.randaugment import RandAugment, _posterize
 from mpp.data.seeds import uniforms
 from mpp.data.settings import DataConfig
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
 from tests.data.streams import assert_same, run

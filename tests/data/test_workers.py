@@ -26,7 +26,7 @@ from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform
 from mpp.errors import RunError, UserError
 from mpp.system.process import GENERATORS
-from tests.data.sources.tar_shards import write_tar
+from tests.data.sources.reading import write_tar
 from tests.data.streams import Failing, assert_same, numbered, raising, run
 
 
@@ -111,7 +111,7 @@ SCRIPT = """
     import numpy as np
     from mpp.data.settings import DecodeOptions
     from mpp.data.loader import stream
-    from mpp.data.sources.base import ListSource
+    from mpp.data.sources.in_memory import ListSource
     from mpp.data.transform import EvalTransform
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -18,7 +18,8 @@ from mpp.data.feed import feed
 from mpp.data.loader import sequential
 from mpp.data.pixel_cache import cache_pixels
 from mpp.data.settings import DataConfig, DecodeOptions
-from mpp.data.sources.base import ListSource, Source
+from mpp.data.sources.base import Source
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import EvalTransform, TrainTransform
 from mpp.dist import World
 from tests.data.test_device_jpeg import stand_in

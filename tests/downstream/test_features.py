@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mpp.data.reader import Batch
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import EvalTransform, normalise
 from mpp.downstream.features import FrozenEncoder, extract_features, pool
 from mpp.errors import UserError

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mpp.data.sources.base import ListSource, Source
+from mpp.data.sources.base import Source
+from mpp.data.sources.in_memory import ListSource
 from mpp.downstream import ridge
 from mpp.downstream.fewshot import Fewshot, evaluations
 from mpp.downstream.labelled import label

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mpp.data.sources.base import ListSource, SourceError
+from mpp.data.sources.base import SourceError
+from mpp.data.sources.in_memory import ListSource
 from mpp.downstream.labelled import Labelled, hold_out, label, open_labelled, parse_share, take_fraction
 
 LABELS = st.lists(st.integers(-1, 5), max_size=60).map(lambda values: np.array(values, dtype=np.int64))

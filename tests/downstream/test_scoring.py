@@ -13,8 +13,8 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_score, top_k_accuracy_score
 
-from mpp.data.sources.base import ListSource
 from mpp.data.sources.files import FileSource
+from mpp.data.sources.in_memory import ListSource
 from mpp.downstream.scoring import Scores, score
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mpp.config import overridden
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 from mpp.downstream.labelled import label
 from mpp.errors import ConfigError, UserError
 from mpp.model.settings import ModelConfig

@@ -13,7 +13,7 @@ from torch import nn
 from mpp import dist
 from mpp.config import to_yaml
 from mpp.data.sources.base import SourceAway
-from mpp.data.sources.fingerprint import Contents
+from mpp.data.sources.contents import Contents
 from mpp.dist import World
 from mpp.errors import RunError, TryLater, Unreachable, UserError
 from mpp.training.checkpoint import Checkpoints, load_checkpoint

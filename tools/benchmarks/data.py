@@ -28,7 +28,7 @@ from mpp.data.feed import feed
 from mpp.data.loader import stream
 from mpp.data.seeds import image_seeds, uniforms
 from mpp.data.settings import DataConfig, DecodeOptions
-from mpp.data.sources.base import ListSource, read_many
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import TrainTransform
 from mpp.dist import World
@@ -72,7 +72,7 @@ def encoded_images(config: DataBench) -> list[bytes]:
     source = open_source(config.data)
     found: list[bytes] = []
     for number in range(len(source)):
-        (held,) = read_many(source, [number], _READING.max_bytes)
+        (held,) = source.read_many([number], _READING.max_bytes)
         if isinstance(held, OSError):
             continue
         data = held[0]

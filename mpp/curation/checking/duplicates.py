@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mpp.curation.checking.scan import Tally
-from mpp.data.sources.base import Source, where
+from mpp.data.sources.base import Source
 from mpp.data.sources.names import printable
 
 HEAD = ("group", "split", "index", "class", "bytes", "file")
@@ -70,7 +70,7 @@ class Duplicates:
             index, label = int(self._index[row]), int(self._label[row])
             name = source.classes[label] if source.classes and 0 <= label < len(source.classes) else ""
             split = ("train", "test")[int(self._split[row])] if len(self.splits) > 1 else ""
-            file = where(source, index)
+            file = source.location(index)
             yield group, split, index, name, f"{int(self._content[row]):016x}", file
 
     def rows(self) -> Iterator[tuple[int | str, ...]]:

@@ -15,7 +15,7 @@ from mpp.data.decoding.bad_image import one_line
 from mpp.data.decoding.to_uint8 import RawValues
 from mpp.data.reader import Bad, kind_of
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import Source, read_many, where
+from mpp.data.sources.base import Source
 from mpp.data.statistics import ChannelStatistics, histogram
 from mpp.errors import RunError, Unreachable
 
@@ -53,7 +53,7 @@ def look(source: Source, indices: Sequence[int], reading: DecodeOptions) -> Part
         *(np.zeros(n, dtype=dtype) for dtype in (np.int32, np.int32, np.uint64, np.uint64, np.uint8)),
         colours=ChannelStatistics(reading.channels),
     )
-    for row, (index, found) in enumerate(zip(indices, read_many(source, indices, reading.max_bytes), strict=True)):
+    for row, (index, found) in enumerate(zip(indices, source.read_many(indices, reading.max_bytes), strict=True)):
         if isinstance(found, Unreachable):
             raise RunError(f"{found}; once it answers, run the same command again")
         try:
@@ -61,7 +61,7 @@ def look(source: Source, indices: Sequence[int], reading: DecodeOptions) -> Part
                 raise found
             _look(part, row, found[0], reading)
         except (BadImage, OSError, MemoryError) as error:
-            part.bad.append(Bad(index, kind_of(error), where(source, index), one_line(error)))
+            part.bad.append(Bad(index, kind_of(error), source.location(index), one_line(error)))
             if (held := _HELD.match(str(error))) and kind_of(error) == "wrong channels":
                 part.channels[int(held[1])] += 1
     return part

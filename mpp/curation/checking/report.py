@@ -9,7 +9,7 @@ from mpp.curation.checking.duplicates import Duplicates
 from mpp.curation.checking.scan import Tally
 from mpp.curation.checking.values import Kind, Spread, propose
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import Source, count, where
+from mpp.data.sources.base import Source, count
 from mpp.data.sources.names import printable
 from mpp.data.statistics import can_divide
 
@@ -208,4 +208,4 @@ def _finite(values: np.ndarray) -> list[float | None]:
 
 
 def _name(source: Source, index: int) -> str:
-    return printable(where(source, index))
+    return printable(source.location(index))

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mpp.data.decoding import BadImage, open_picture
 from mpp.data.reader import kind_of
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import Source, read_many
+from mpp.data.sources.base import Source
 from mpp.data.sources.names import printable
 from mpp.data.transform import EvalTransform
 from mpp.objective.reconstruction import to_rgb
@@ -84,7 +84,7 @@ def draw_sheet(
     for number, index in enumerate(indices):
         x, y = MARGIN + number % columns * cell_w, MARGIN + number // columns * cell_h
         try:
-            (found,) = read_many(source, [index], reading.max_bytes)
+            (found,) = source.read_many([index], reading.max_bytes)
             if isinstance(found, OSError):
                 raise found
             tile = Image.fromarray(to_rgb(transform(open_picture(found[0], reading))))

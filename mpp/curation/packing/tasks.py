@@ -16,7 +16,7 @@ from mpp.curation.packing.tar_writer import Part, TarWriter, member_bytes
 from mpp.data.decoding import BadImage
 from mpp.data.decoding.bad_image import one_line
 from mpp.data.reader import Bad, kind_of
-from mpp.data.sources.base import Source, read_many, where
+from mpp.data.sources.base import Source
 from mpp.errors import RunError, Unreachable
 
 _AT_ONCE = 16  # images read at the same time, where they lie far away
@@ -91,7 +91,7 @@ def pack_task(source: Source, plan: Plan, task: int, folder: Path, count: Callab
     try:
         for start in range(first, last, _AT_ONCE):
             indices = plan.order[start : min(start + _AT_ONCE, last)].tolist()
-            images = read_many(source, indices, plan.form.reading.max_bytes)
+            images = source.read_many(indices, plan.form.reading.max_bytes)
             for key, (index, found) in enumerate(zip(indices, images, strict=True), start):
                 if isinstance(found, Unreachable):
                     raise RunError(f"{found}; once it answers, run the same command again")
@@ -100,7 +100,7 @@ def pack_task(source: Source, plan: Plan, task: int, folder: Path, count: Callab
                         raise found
                     packed, label = pack_image(found[0], plan.form), found[1]
                 except (BadImage, OSError, MemoryError) as error:
-                    record.bad.append(Bad(index, kind_of(error), where(source, index), one_line(error)))
+                    record.bad.append(Bad(index, kind_of(error), source.location(index), one_line(error)))
                     continue
                 label = None if label is None or label < 0 else int(label)
                 shards.add(f"{key:09d}", packed, label)

@@ -1,8 +1,11 @@
-"""What a source of images is, and the two simplest: lists in memory, and some images of another source."""
+"""The interface of a source of images, and some images of another source."""
 
+import hashlib
+import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -11,7 +14,12 @@ from mpp.data.sources.names import printable
 from mpp.errors import Unreachable, UserError
 
 Split = Literal["train", "test"]
-_MOST_NUMBERED = 100_000  # ImageNet-21k has 21,841 classes, the largest sets of faces some 90,000
+Sample = tuple[bytes | np.ndarray, int | None]
+"""Encoded bytes or an array (H, W) or (H, W, C) of a real dtype, and the label or None."""
+
+UNKNOWN = -1
+"""In a `Placement`: of an image in memory, or gone."""
+_QUICK = 1000  # images whose sizes a quick fingerprint asks for
 
 
 class SourceError(UserError, ValueError):
@@ -29,44 +37,228 @@ class TooLarge(OSError):
     """An image that is not read, for it has more bytes than are allowed or than there is memory for."""
 
 
-def past_limit(size: int, most: float) -> str:
-    """What is wrong with an image of so many bytes."""
-    return f"{size / 1e6:,.1f} MB, more than data.max_image_mb {most / 1e6:,.0f} allows"
+class Placement(NamedTuple):
+    """Where images lie, known without reading them."""
+
+    place: np.ndarray
+    """int64: equal where it is the same file, member or row; UNKNOWN."""
+    size: np.ndarray
+    """int64, bytes; UNKNOWN."""
+    local: np.ndarray
+    """bool: reading it asks no server."""
 
 
-@runtime_checkable
-class Source(Protocol):
-    """A map from index to image.
+class Source(ABC):
+    """A map from index to image. A new kind of source defines `__len__` and `image`; all else has a default.
 
-    A source may also have `where(index)`, what names an image in lists; `size(index) -> int`, the bytes that an image
-    takes there, known without reading it; `read_many(indices)` and `block(indices)`, where many at once are faster;
-    `decoded(index)`, where some of its arrays are final pixels (all as the functions of those names); `original`, the
-    source whose images it gives in another form; and `warnings`, lines on what looks like a mistake.
+    Args:
+        name: the string it was opened with.
+        labels: whole numbers (len,), -1 where an image has none; None: unlabelled.
+        classes: class names by label; None: unlabelled.
+        note: what `describe` adds.
     """
 
-    name: str
-    """The string it was opened with."""
-    classes: tuple[str, ...] | None
-    """Class names by label; None: unlabelled."""
+    warnings: tuple[str, ...] = ()
+    """What looks like a mistake, a line each."""
+    weights: tuple[float, ...] | None = None
+    """Of a mixture, how often images of its parts are drawn."""
+    reads_together = False
+    """Whether `_read_together` is faster than one image after the other."""
+    _kind = ""
+    """The name of the class in fingerprints, where it once had another."""
 
+    def __init__(
+        self, name: str, labels: np.ndarray | None = None, classes: tuple[str, ...] | None = None, note: str = ""
+    ) -> None:
+        self.name, self.classes, self.note, self._labels = name, classes, note, labels
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
-        """Encoded bytes or an array (H, W) or (H, W, C) of a real dtype, and the label or None.
+    @abstractmethod
+    def image(self, index: int) -> bytes | np.ndarray:
+        """Encoded bytes or an array (H, W) or (H, W, C) of a real dtype; OSError where it cannot be read."""
+
+    def label(self, index: int) -> int | None:
+        """The label of an image."""
+        label = -1 if self._labels is None else int(self._labels[index])
+        return None if label < 0 else label
+
+    def labels(self) -> np.ndarray | None:
+        """int64 (len,), -1 where an image has none, without reading images; None: unlabelled."""
+        return None if self._labels is None else self._labels.astype(np.int64, copy=False)
+
+    def describe(self) -> str:
+        """One line: count, classes, what was ignored."""
+        return summary(len(self), self.classes, self.note)
+
+    def location(self, index: int) -> str:
+        """Names an image in lists and messages: its file as the system takes it (see `printable`), or its place."""
+        return f"image {check_index(index, len(self))} of {self.name}"
+
+    def size(self, index: int) -> int:
+        """Bytes that an image takes where it lies, known without reading it; 0 where that is unknown."""
+        return 0
+
+    def decoded(self, index: int) -> bool:
+        """Whether `read` gives the final pixels of an image, already scaled to their range."""
+        return False
+
+    def block(self, indices: np.ndarray) -> np.ndarray | None:
+        """Several images at once, uint8 (B, H, W, C), where the source holds all of them in one array."""
+        return None
+
+    def read(self, index: int) -> Sample:
+        """An image and its label.
 
         Raises:
             OSError: the image cannot be read.
             IndexError: index outside [0, len).
         """
-        ...
+        return self.image(check_index(index, len(self))), self.label(index)
 
-    def labels(self) -> np.ndarray | None:
-        """int64 (len,), -1 where an image has none, without reading images; None: unlabelled."""
-        ...
+    def read_many(self, indices: Sequence[int], most: float = math.inf) -> Iterator[Sample | OSError]:
+        """Several images and labels in the order of `indices`, or why they cannot be read.
+
+        Images of more than `most` bytes are not read, and those read together have no more in all.
+        """
+        waiting, total = list[int](), 0
+        for index in indices:
+            size = self.size(index) if most < math.inf else 0  # of a file, one more question to its disk
+            if size > most or total + size > most:
+                yield from self._read_group(waiting)
+                waiting, total = [], 0
+            if size > most:
+                yield TooLarge(past_limit(size, most))
+            elif self.reads_together:
+                waiting.append(index)
+                total += size
+            else:
+                yield self._read_or_error(index)
+        yield from self._read_group(waiting)
+
+    def _read_together(self, indices: Sequence[int]) -> list[Sample | OSError]:
+        """As `read_many`, at the same time; for sources that set `reads_together`."""
+        raise NotImplementedError
+
+    def _read_group(self, indices: Sequence[int]) -> Sequence[Sample | OSError]:
+        try:
+            return self._read_together(indices) if indices else []
+        except MemoryError:
+            return [self._read_or_error(index) for index in indices]
+
+    def _read_or_error(self, index: int) -> Sample | OSError:
+        try:
+            return self.read(index)
+        except OSError as error:
+            if (limit := no_more_files(error)) is not None:
+                raise limit from error
+            return error
+        except MemoryError:
+            return TooLarge("takes more memory than there is")
+
+    def placement(self, indices: np.ndarray) -> Placement:
+        """Where these images lie, without reading them."""
+        unknown = np.full(len(indices), UNKNOWN, dtype=np.int64)
+        return Placement(unknown, unknown, np.ones(len(indices), dtype=bool))
+
+    def fingerprint(self, *, times: bool = True, most: int | None = None, labelled: bool = True) -> str:
+        """64 hexadecimal digits that change with any image, label or class name.
+
+        Files, shards and arrays on disk are not read: paths, sizes and times of modification stand for their contents.
+
+        Args:
+            times: whether paths and times count; without, only names and sizes do, so that a copy has the same.
+            most: how many single images are asked for their size, or read; None: all.
+            labelled: whether labels and class names count.
+        """
+        labels, classes = (self.labels(), self.classes) if labelled else (None, None)
+        digest = hashlib.sha256(b"mpp fingerprint 1")
+        numbers = b"" if labels is None else np.ascontiguousarray(labels, dtype="<i8").tobytes()
+        parts = self._fingerprint_parts(times, most, labelled)
+        for part in (self._kind or type(self).__name__, str(len(self)), json.dumps(classes), numbers, *parts):
+            data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+            # With its length before it, so that no two sequences of parts are the same bytes.
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()
+
+    def quick_fingerprint(self, labelled: bool = True) -> str:
+        """As `fingerprint` without times, in a moment even for millions of files: of sizes, those of 1,000 images."""
+        return self.fingerprint(times=False, most=_QUICK, labelled=labelled)
+
+    def listing(self) -> str:
+        """How many images, of how many classes, and a quick fingerprint of them."""
+        return f"{summary(len(self), self.classes)} with fingerprint {self.quick_fingerprint()[:12]}"
+
+    def _fingerprint_parts(self, times: bool, most: int | None, labelled: bool) -> Iterator[str | bytes]:
+        """What tells these images from others: by default the images, as `read` gives them."""
+        for index in spread(np.arange(len(self)), most):
+            try:
+                image, label = self.read(index)
+            except OSError:
+                yield "unreadable"
+                continue
+            if isinstance(image, np.ndarray):
+                yield from (f"{image.dtype.str} {image.shape}", np.ascontiguousarray(image).tobytes())
+            else:
+                yield from ("bytes", image)
+            yield str(label if labelled else None)
+
+
+class Subset(Source):
+    """Some images of another source, in the order of `indices`; the classes stay those of the whole.
+
+    Raises:
+        IndexError: an index outside [0, len(source)).
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
+        labels = source.labels()
+        self.source, self.warnings = source, source.warnings
+        self.indices = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < len(source):
+            raise IndexError(f"{source.name}: indices must be in [0, {len(source)})")
+        super().__init__(source.name, None if labels is None else labels[self.indices], source.classes)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _inner(self, index: int) -> int:
+        return int(self.indices[check_index(index, len(self))])
+
+    def image(self, index: int) -> bytes | np.ndarray:
+        return self.source.image(self._inner(index))
+
+    def location(self, index: int) -> str:
+        return self.source.location(self._inner(index))
+
+    def size(self, index: int) -> int:
+        return self.source.size(self._inner(index))
+
+    def decoded(self, index: int) -> bool:
+        return self.source.decoded(self._inner(index))
+
+    def read_many(self, indices: Sequence[int], most: float = math.inf) -> Iterator[Sample | OSError]:
+        return self.source.read_many([self._inner(index) for index in indices], most)
+
+    def block(self, indices: np.ndarray) -> np.ndarray | None:
+        return self.source.block(self.indices[indices])
+
+    def placement(self, indices: np.ndarray) -> Placement:
+        return self.source.placement(self.indices[indices])
+
+    def _fingerprint_parts(self, times: bool, most: int | None, labelled: bool) -> Iterator[str | bytes]:
+        yield self.source.fingerprint(times=times, most=most, labelled=labelled)
+        yield np.ascontiguousarray(self.indices, dtype="<i8").tobytes()
 
     def describe(self) -> str:
-        """One line: count, classes, what was ignored."""
-        ...
+        return f"{len(self):,} of {self.source.describe()}"
+
+
+def past_limit(size: int, most: float) -> str:
+    """What is wrong with an image of so many bytes."""
+    return f"{size / 1e6:,.1f} MB, more than data.max_image_mb {most / 1e6:,.0f} allows"
 
 
 def count(number: int, noun: str) -> str:
@@ -77,17 +269,8 @@ def count(number: int, noun: str) -> str:
 
 def summary(images: int, classes: tuple[str, ...] | None, note: str = "") -> str:
     """The line that `describe` gives: `12,345 images in 10 classes; note`."""
-    held = (
-        f"{count(images, 'image')}, unlabelled"
-        if classes is None
-        else (f"{count(images, 'image')} in {count(len(classes), 'class')}")
-    )
-    return f"{held}; {note}" if note else held
-
-
-def warnings_of(source: Source) -> tuple[str, ...]:
-    """What looks like a mistake in a source, a line each."""
-    return tuple(getattr(source, "warnings", ()))
+    kind = ", unlabelled" if classes is None else f" in {count(len(classes), 'class')}"
+    return count(images, "image") + kind + (f"; {note}" if note else "")
 
 
 def check_index(index: int, length: int) -> int:
@@ -97,231 +280,8 @@ def check_index(index: int, length: int) -> int:
     return index
 
 
-class ListSource:
-    """Images held in memory.
-
-    Args:
-        images: encoded bytes or arrays (H, W) or (H, W, C) of a real dtype; one array (N, H, W, C) will do.
-        labels: one an image, -1 for none; None: unlabelled.
-        classes: class names; None: numbers, where there are labels.
-        name: what the source is called.
-        note: what `describe` adds.
-        split: of the source, where it has several.
-
-    Raises:
-        SourceError: labels that are not one whole number an image, or name no class.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[bytes | np.ndarray] | np.ndarray,
-        labels: Sequence[int] | np.ndarray | None = None,
-        classes: tuple[str, ...] | None = None,
-        name: str = "list",
-        note: str = "",
-        split: str = "",
-    ) -> None:
-        self.name, self.note, self._images = name, note, images
-        self._whole = f"the {split} split of {name}" if split else name
-        self._labels, self.classes = (
-            (None, None) if labels is None else checked_labels(name, labels, len(images), classes)
-        )
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def where(self, index: int) -> str:
-        """Which image of the source it is."""
-        return f"image {check_index(index, len(self))} of {self._whole}"
-
-    def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
-        """The image and its label."""
-        image = self._images[check_index(index, len(self))]
-        label = -1 if self._labels is None else int(self._labels[index])
-        return image, None if label < 0 else label
-
-    def block(self, indices: np.ndarray) -> np.ndarray | None:
-        """Images (B, H, W, C) where they are one array."""
-        return self._images[indices] if isinstance(self._images, np.ndarray) else None
-
-    def labels(self) -> np.ndarray | None:
-        """int64 (len,), or None."""
-        return self._labels
-
-    def describe(self) -> str:
-        """One line: count and classes."""
-        return summary(len(self), self.classes, self.note)
-
-
-class Subset:
-    """Some images of another source, in the order of `indices`; the classes stay those of the whole.
-
-    Raises:
-        IndexError: an index outside [0, len(source)).
-    """
-
-    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
-        self.source, self.name, self.classes = source, source.name, source.classes
-        self.warnings = warnings_of(source)
-        self.indices = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if len(self.indices) and not 0 <= self.indices.min() <= self.indices.max() < len(source):
-            raise IndexError(f"{source.name}: indices must be in [0, {len(source)})")
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def where(self, index: int) -> str:
-        """What the whole source calls the image."""
-        inner = int(self.indices[check_index(index, len(self))])
-        return where(self.source, inner)
-
-    def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
-        """The image and its label."""
-        return self.source.read(int(self.indices[check_index(index, len(self))]))
-
-    def size(self, index: int) -> int:
-        """As `size_of` the whole source."""
-        return size_of(self.source, int(self.indices[check_index(index, len(self))]))
-
-    def read_many(self, indices: Sequence[int]) -> list[tuple[bytes | np.ndarray, int | None] | OSError]:
-        """Several images and labels, or why they cannot be read."""
-        return [*read_many(self.source, [int(self.indices[check_index(index, len(self))]) for index in indices])]
-
-    def block(self, indices: np.ndarray) -> np.ndarray | None:
-        """Images (B, H, W, C) where the whole source holds them in an array."""
-        return block(self.source, self.indices[indices])
-
-    def decoded(self, index: int) -> bool:
-        """As `decoded` of the whole source."""
-        return decoded(self.source, int(self.indices[check_index(index, len(self))]))
-
-    def labels(self) -> np.ndarray | None:
-        """int64 (len,), or None."""
-        labels = self.source.labels()
-        return None if labels is None else labels[self.indices]
-
-    def describe(self) -> str:
-        """One line: how many of how many."""
-        return f"{len(self):,} of {self.source.describe()}"
-
-
-def read_many(
-    source: Source, indices: Sequence[int], most: float = math.inf
-) -> Iterator[tuple[bytes | np.ndarray, int | None] | OSError]:
-    """Several images and labels in the order of `indices`, or why they cannot be read: at once, if the source can.
-
-    Images of more than `most` bytes are not read, and those read at once have no more together.
-    """
-    at_once = getattr(source, "read_many", None)
-    waiting, total = list[int](), 0
-    for index in indices:
-        size = size_of(source, index) if most < math.inf else 0  # of a file, one more question to its disk
-        if size > most or total + size > most:
-            yield from _read_at_once(source, waiting)
-            waiting, total = [], 0
-        if size > most:
-            yield TooLarge(past_limit(size, most))
-        elif at_once is None:
-            yield _read_one(source, index)
-        else:
-            waiting.append(index)
-            total += size
-    yield from _read_at_once(source, waiting)
-
-
-def _read_at_once(source: Any, indices: list[int]) -> Sequence[tuple[bytes | np.ndarray, int | None] | OSError]:
-    if not indices:
-        return []
-    try:
-        return source.read_many(indices)
-    except MemoryError:
-        return [_read_one(source, index) for index in indices]
-
-
-def _read_one(source: Source, index: int) -> tuple[bytes | np.ndarray, int | None] | OSError:
-    try:
-        return source.read(index)
-    except OSError as error:
-        if (limit := no_more_files(error)) is not None:
-            raise limit from error
-        return error
-    except MemoryError:
-        return TooLarge("takes more memory than there is")
-
-
-def block(source: Source, indices: np.ndarray) -> np.ndarray | None:
-    """The pixels of several images at once, uint8 (B, H, W, C), where the source holds all of them in an array."""
-    whole = getattr(source, "block", None)
-    found = whole(indices) if whole else None
-    return found if found is not None and found.dtype == np.uint8 and found.ndim == 4 else None
-
-
-def decoded(source: Source, index: int) -> bool:
-    """Whether what `read` gives of an image is its final pixels, already scaled to their range."""
-    of_image = getattr(source, "decoded", None)
-    return of_image is not None and of_image(index)
-
-
-def size_of(source: Source, index: int) -> int:
-    """Bytes that an image takes where it lies, known without reading it; 0 where the source does not say."""
-    size = getattr(source, "size", None)
-    return size(index) if size else 0
-
-
-def where(source: Source, index: int) -> str:
-    """What names an image in lists and messages: the path of its file as the system takes it, which `printable` brings
-    into one line; of one that is no file of its own, which one it is of which file, or of the source."""
-    of_image = getattr(source, "where", None)
-    return of_image(index) if of_image else f"image {index} of {source.name}"
-
-
-def checked_labels(
-    name: str, labels: Sequence[int] | np.ndarray, images: int, classes: tuple[str, ...] | None = None
-) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """int64 labels, -1 for none, and the classes that they number, or twice None where no image has a label.
-
-    Args:
-        name: of the source, for messages.
-        labels: one an image.
-        images: how many there are.
-        classes: class names; None: `numbered_classes`.
-
-    Raises:
-        SourceError: labels that are not one whole number from -1 an image, or number no class.
-    """
-    given = np.asarray(labels)
-    if given.shape != (images,) or (given.dtype.kind not in "iu" and images):
-        what = f"the labels are {given.dtype} {given.shape}"
-        raise SourceError(f"{name}: {what}; expected {images} whole numbers from 0, -1 where an image has none")
-    least, largest = (int(given.min()), int(given.max())) if images else (-1, -1)
-    if least < -1:
-        raise SourceError(f"{name}: there is a label {least}; labels count classes from 0, -1 where an image has none")
-    if largest < 0:
-        return None, None
-    classes = numbered_classes(name, largest, images) if classes is None else classes
-    if largest >= len(classes):
-        raise SourceError(f"{name}: there is a label {largest}, but {count(len(classes), 'class')}; check the labels")
-    return given.astype(np.int64), classes
-
-
-def numbered_classes(name: str, largest: int, images: int) -> tuple[str, ...]:
-    """Class names "0" to `largest` for labels that came without any.
-
-    Raises:
-        SourceError: more classes than `most_numbered`.
-    """
-    if largest >= most_numbered(images):
-        raise SourceError(
-            f"{name}: the label {largest} would mean {largest + 1:,} classes, of {count(images, 'image')}: "
-            "check the labels, and number classes from 0 or name them"
-        )
-    return tuple(map(str, range(largest + 1)))
-
-
-def most_numbered(images: int) -> int:
-    """How many classes bare numbers may count.
-
-    Some images of a large set keep its numbers, so that most of the classes may be missing; a number beyond every such
-    set is a damaged label, or an identifier of something else.
-    """
-    return max(_MOST_NUMBERED, images)
+def spread(indices: np.ndarray, most: int | None) -> list[int]:
+    """At most so many of these indices, evenly spread; None: all."""
+    if most is not None and len(indices) > most:
+        indices = indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
+    return indices.tolist()

@@ -1,15 +1,16 @@
 """File names: which are images, in folders and in tar files alike, and how they are shown."""
 
 import os
+import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm", "npy")
 """File name endings that count as images; lower case."""
+LABEL_COLUMNS = ("label", "labels", "class", "target", "classname", "finelabel")
+"""Columns of labels, as `folded` gives their names; the likeliest first."""
 
-
-_MANY_IGNORED = 100  # pictures
 _UNREAD_EXTENSIONS = (
     *("heic", "heif", "avif", "jp2", "jxl", "dcm", "svg", "psd", "exr"),
     *("dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2"),  # raw
@@ -17,6 +18,7 @@ _UNREAD_EXTENSIONS = (
 _SYSTEM = frozenset(
     ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 )
+_MANY_IGNORED = 100  # pictures
 
 
 def is_hidden(name: str) -> bool:
@@ -31,18 +33,22 @@ def is_image(name: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file name ends as that of a picture does, be it of a form that is read or not."""
+    """Whether a file name ends as that of a picture does, be it of a format that is read or not."""
     return is_image(name) or name.rpartition(".")[2].lower() in _UNREAD_EXTENSIONS
+
+
+def folded(column: str) -> str:
+    """The name of a column without its case, spaces and dashes: `Image_Path` is `imagepath`."""
+    return re.sub(r"[\s_-]", "", column.lower())
 
 
 def printable(text: str) -> str:
     """The text in one line that a terminal shows as it is: line breaks and undecodable bytes become \\n and \\xff."""
     if text.isprintable():
         return text
+    # The wide space of Japanese names counts as unprintable.
     return "".join(
-        # The wide space of Japanese names counts as unprintable.
-        letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else _escaped(letter)
-        for letter in text
+        each if each.isprintable() or unicodedata.category(each) == "Zs" else _escaped(each) for each in text
     )
 
 
@@ -58,11 +64,10 @@ def home_expanded(path: str) -> Path:
 
 @dataclass
 class Ignored:
-    """Files or members that are passed over, and one of them."""
+    """Files or members that are passed over: how many, how many of them end as pictures do, and an example."""
 
     number: int = 0
     pictures: int = 0
-    """How many of them end as pictures do."""
     example: str = ""
 
     def add(self, name: str, picture: bool) -> None:
@@ -72,8 +77,7 @@ class Ignored:
     def merge(self, other: "Ignored") -> None:
         """Adds those of another part; the example is a picture if there is one, and the first by name, in any order."""
         if other.example:
-            ranked = [(not of.pictures, of.example) for of in (self, other) if of.example]
-            self.example = min(ranked)[1]
+            self.example = min((not of.pictures, of.example) for of in (self, other) if of.example)[1]
         self.number += other.number
         self.pictures += other.pictures
 

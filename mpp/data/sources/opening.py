@@ -1,19 +1,20 @@
-"""What there is to read: one string opens a folder, shards, an array, a list, a Hugging Face dataset, CIFAR, the demo.
+"""Opens sources by their strings: folders, shards, arrays, lists, Hugging Face datasets, CIFAR, the demo, mixtures.
 
-source = open_source("folder:/data/images")
-data, label = source.read(0)
+splits = open_splits("folder:/data/images")
+source = splits["train"]
+image, label = source.read(0)
 mixed = open_source("3 * folder:/data/images + 1 * shards:/data/more/*.tar")
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 from mpp.data.sources.array import ArraySource
 from mpp.data.sources.base import Source, SourceError, Split
-from mpp.data.sources.datasets import open_cifar, open_demo
-from mpp.data.sources.folder import Folder
-from mpp.data.sources.hub import open_hub
-from mpp.data.sources.hub_dataset import OpenedDataset
+from mpp.data.sources.cifar import open_cifar
+from mpp.data.sources.demo import open_demo
+from mpp.data.sources.folder import open_folder
+from mpp.data.sources.hf_dataset import HfDataset
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.names import home_expanded
 from mpp.data.sources.patterns import shown
@@ -21,37 +22,36 @@ from mpp.data.sources.shards import open_shards
 from mpp.data.sources.specs import parse, parts_of
 from mpp.data.sources.table import read_table
 
+_BOTH: tuple[Split, ...] = ("train", "test")
+
 
 class Splits(Mapping[Split, Source]):
     """The splits of a source: `train`, all there is where it has no others, and `test`, where it holds images out.
 
-    Each is opened, or refused, when it is asked for, and once. What they share (a list, a listing) is read once.
+    Each is opened, or refused, when it is asked for, and once.
+
+    Args:
+        openers: what opens each split.
     """
 
-    def __init__(self, opener: Callable[[Split], Source], has_test: bool) -> None:
-        self._opener = opener
-        self._splits: tuple[Split, ...] = ("train", "test") if has_test else ("train",)
-        self._opened: dict[Split, Source] = {}
+    def __init__(self, openers: Mapping[Split, Callable[[], Source]]) -> None:
+        self._openers: dict[Split, Callable[[], Source]] = {split: cache(opener) for split, opener in openers.items()}
 
     def __getitem__(self, split: Split) -> Source:
-        if split not in self._splits:
-            raise KeyError(split)
-        if split not in self._opened:
-            self._opened[split] = self._opener(split)
-        return self._opened[split]
+        return self._openers[split]()
 
-    def __contains__(self, split: object) -> bool:
-        return split in self._splits
+    def __contains__(self, split: object) -> bool:  # Mapping's would open it
+        return split in self._openers
 
     def __iter__(self) -> Iterator[Split]:
-        return iter(self._splits)
+        return iter(self._openers)
 
     def __len__(self) -> int:
-        return len(self._splits)
+        return len(self._openers)
 
 
 def open_splits(spec: str, download: bool = False, expected: Sequence[str] = (), keep: bool = False) -> Splits:
-    """Both splits of a source by its string.
+    """The splits of a source by its string.
 
     cifar10, cifar100 and demo hold images out; a folder does where it holds train/ and test/ or val/ and no other
     images, a CSV by its column split, a dataset by the names of its splits, a mixture where all of its parts do.
@@ -61,7 +61,7 @@ def open_splits(spec: str, download: bool = False, expected: Sequence[str] = (),
             cifar100:DIR or demo; or several joined by " + ", all or none of them with a weight in front, "3 * ". A name
             that holds " + " is quoted, folder:"/a + b".
         download: fetch cifar10 or cifar100 where DIR lacks it.
-        expected: classes that a folder may hold a single one of (see `Folder`).
+        expected: classes that a folder may hold a single one of (see `open_folder`).
         keep: keep in the cache what is fetched of remote shards.
 
     Raises:
@@ -69,42 +69,40 @@ def open_splits(spec: str, download: bool = False, expected: Sequence[str] = (),
             nothing readable.
     """
     weights, parts = parts_of(spec)
-    if len(parts) > 1:
-        opened = [open_splits(part, download, expected, keep) for part in parts]
+    if len(parts) == 1:
+        return Splits(_openers(spec, download, expected, keep))
+    opened = [open_splits(part, download, expected, keep) for part in parts]
 
-        def mixed(split: Split) -> Source:
-            of = [part[split] for part in opened]
-            return MixtureSource(shown(spec), of, weights if split == "train" else None)  # test images are not drawn
+    def mixed(split: Split) -> Source:
+        # Test images are not drawn.
+        return MixtureSource(shown(spec), [part[split] for part in opened], weights if split == "train" else None)
 
-        return Splits(mixed, all("test" in part for part in opened))
-    return Splits(*_opener(spec, download, expected, keep))
+    return Splits({split: partial(mixed, split) for split in opened[0] if all(split in part for part in opened)})
 
 
-def _opener(spec: str, download: bool, expected: Sequence[str], keep: bool) -> tuple[Callable[[Split], Source], bool]:
-    """What opens a split of a single source, and whether there is a test split."""
+def _openers(spec: str, download: bool, expected: Sequence[str], keep: bool) -> Mapping[Split, Callable[[], Source]]:
+    """What opens each split of a single source. A new kind of source goes here."""
     kind, argument = parse(spec)
+    path = home_expanded(argument)
     if kind == "demo":
-        return open_demo, True
+        return {split: partial(open_demo, split) for split in _BOTH}
     if kind in ("cifar10", "cifar100"):
-        return lambda split: open_cifar(kind, home_expanded(argument), split, download), True
+        return {split: partial(open_cifar, kind, path, split, download) for split in _BOTH}
     if kind == "shards":
-        return lambda split: open_shards(spec, argument, keep), False
+        return {"train": lambda: open_shards(spec, argument, keep)}
     if kind == "array":
-        return lambda split: ArraySource(spec, home_expanded(argument)), False
+        return {"train": lambda: ArraySource(spec, path)}
     if kind == "csv":
-        table = read_table(spec, home_expanded(argument))
-        return table.open, bool(table.splits)
+        table = read_table(spec, path)
+        return {split: partial(table.open, split) for split in table.splits}
     if kind == "hf":
-        dataset = OpenedDataset(spec, argument)
-        return partial(open_hub, dataset), bool(dataset.names())
-    folder = Folder(spec, home_expanded(argument), expected)
-    return folder.open, bool(folder.splits)
+        dataset = HfDataset(spec, argument)
+        return {split: partial(dataset.open, split) for split in dataset.splits}
+    return open_folder(spec, path, expected)
 
 
 def open_source(spec: str, split: Split = "train", download: bool = False, keep: bool = False) -> Source:
-    """One split of a source by its string; `open_splits` gives both, and says whether there is a `test`.
-
-    The other arguments, and what is refused, are those of `open_splits`.
+    """One split of a source by its string, as `open_splits`.
 
     Raises:
         SourceError: as `open_splits`, or no such split.

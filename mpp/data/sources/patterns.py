@@ -1,4 +1,4 @@
-"""What names of shards stand for: several patterns in one string, braces, globs, and which are URLs.
+"""Names of shards: several patterns in one string, quotes, braces, globs, and which are URLs.
 
 /a/*.tar s3://b/x-{000..123}.tar  ->  /a/*.tar, s3://b/x-000.tar, ...  ->  the files there are
 """
@@ -26,7 +26,7 @@ def is_url(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """The text in one line, with no user names, passwords and signed queries in its URLs: what may be printed."""
+    """The text in one line, without user names, passwords and signed queries in its URLs."""
     return printable(without_credentials(text))
 
 
@@ -36,7 +36,7 @@ def quoted(text: str) -> str:
 
 
 def unquoted(text: str) -> str:
-    """What stands in the quotes around a text."""
+    """The text without the quotes around it."""
     return text[1:-1] if text.startswith("'") else re.sub(r"\\(.)", r"\1", text[1:-1], flags=re.DOTALL)
 
 
@@ -48,14 +48,11 @@ def literal(path: str) -> str:
 def split_patterns(text: str) -> list[str]:
     r"""The patterns in one string, separated by white space; a name that holds some is quoted or escaped, `my\ data`.
 
-    White space within braces does not separate. A string that names local shards as it stands is one pattern, so that
-    a name with spaces needs no escape where it is alone.
+    White space within braces does not separate. A string that names local shards as it stands is one pattern.
     """
-    if "://" not in text and any(character.isspace() for character in text.strip()):
-        if home_expanded(text).is_file():
-            return [text]
-        if all(local_files(alternative) for alternative in expand_braces(text)):
-            return [text]
+    several = any(character.isspace() for character in text.strip()) and "://" not in text
+    if several and (home_expanded(text).is_file() or all(local_files(one) for one in expand_braces(text))):
+        return [text]
     return [
         unquoted(found) if re.fullmatch(QUOTED, found, re.DOTALL) else re.sub(r"\\(\s)", r"\1", found)
         for found in _PATTERN.findall(text)
@@ -68,13 +65,11 @@ def expand_braces(pattern: str) -> Iterator[str]:
     if not found:
         yield pattern
         return
-    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    if bounds:
-        width, first, last = len(bounds[1]), int(bounds[1]), int(bounds[2])
-        numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-        choices: Iterator[str] = (f"{number:0{width}d}" for number in numbers)
-    else:
-        choices = iter(found[1].split(","))
+    choices = found[1].split(",")
+    if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
+        first, last = int(bounds[1]), int(bounds[2])
+        step = 1 if first <= last else -1
+        choices = [f"{number:0{len(bounds[1])}d}" for number in range(first, last + step, step)]
     for choice in choices:
         yield from expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
 
@@ -90,13 +85,15 @@ def local_files(alternative: str, folders: bool = False) -> list[str]:
 
 
 def local_shards(spec: str, pattern: str) -> list[Path]:
-    """The files that a local pattern stands for, unsorted. Every alternative in braces must exist.
+    """The files that a local pattern stands for, unsorted.
 
     Raises:
-        SourceError: an alternative that matches no file.
+        SourceError: an alternative in braces that matches no file.
     """
-    files: list[str] = [pattern] if Path(pattern).is_file() else []
-    for alternative in () if files else expand_braces(pattern):
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    files = list[str]()
+    for alternative in expand_braces(pattern):
         matches = local_files(alternative)
         if not matches:
             folder = home_expanded(alternative).is_dir()

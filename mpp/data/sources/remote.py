@@ -1,39 +1,42 @@
 """Files behind URLs, by ranges of bytes: s3://, gs://, http(s)://, hf://, through fsspec.
 
-Every request has a time limit and is made again when it fails for a reason that may pass (see answers.py), so that a
-cut connection neither hangs nor ends a run. Many ranges are fetched at the same time, for each waits mostly for the
-network.
+Every request has a time limit and is made again when it fails for a reason that may pass (see remote_errors.py), so
+that a cut connection neither hangs nor ends a run. Many ranges are fetched at the same time, for each waits mostly for
+the network.
 
 fsspec's file systems do not survive a fork. They are made where they are first needed, in each process its own.
 """
 
-import asyncio
+import contextlib
+import io
 import logging
 import os
 import re
+import time
 import urllib.parse
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mpp.data.sources.answers import RangeNotSupported, http_status, is_away, kind_of_failure, may_pass, reason
 from mpp.data.sources.base import SourceAway, SourceError, TooLarge
 from mpp.data.sources.patterns import expand_braces, shown
+from mpp.data.sources.remote_errors import RangeNotSupported, http_status, is_away, kind_of_failure, may_pass, reason
 from mpp.errors import Unreachable, install, split_query
 
 TIMEOUT = 30.0
-"""Seconds that one request may take, beside those that its bytes need."""
+"""Seconds for which a request may wait for more of its answer."""
 _ATTEMPTS = 6
 _FIRST_PAUSE = 0.25  # seconds before the second attempt; doubles from one to the next
 _AT_ONCE = 64
-_SLOWEST = 2**17  # bytes a second, below which a transfer counts as standing still
-_LISTING = 20  # times the limit of a request, for a listing of which each request has none of its own
+_PIECE = 4 * 2**20  # bytes a request while a whole file is read
 
 _SAME_PROTOCOL = (("http", "https"), ("s3", "s3a"), ("gs", "gcs"), ("hf",))
 
 _made: dict[tuple[int, str, float], Any] = {}  # never emptied: a child must not close what its parent still uses
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -70,89 +73,32 @@ def _file_system(url: str, timeout: float) -> Any:
     """fsspec's, for a URL, in this process. ImportError where its package is missing."""
     protocol = url.partition("://")[0].lower()
     key = (os.getpid(), protocol, timeout)
-    if key not in _made:
-        import fsspec
-        from fsspec.config import conf
+    if key in _made:
+        return _made[key]
+    import fsspec
+    from fsspec.config import conf
 
-        options: dict[str, Any] = {}
-        if protocol in ("http", "https"):
-            import aiohttp
+    options: dict[str, Any] = {}
+    if protocol in ("http", "https", "gs"):
+        import aiohttp
 
-            limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
-            options["client_kwargs"] = {"timeout": limits, "trust_env": True}
-        elif protocol == "s3":
-            limits = {"connect_timeout": timeout, "read_timeout": timeout}
-            # s3fs and this file ask again; three that do so would multiply.
-            again = {"total_max_attempts": 1}
-            options["config_kwargs"] = {**limits, "max_pool_connections": _AT_ONCE, "retries": again}
-        elif protocol == "gs":
-            import aiohttp
-
-            options["requests_timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+        if protocol == "gs":
+            options["requests_timeout"] = limits
             logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # or it prints tracebacks of its retries
-        # What the user set in fsspec's own configuration, such as headers or an addressing style, counts for more.
-        names = next(same for same in _SAME_PROTOCOL if protocol in same)
-        told = {name: value for among in names for name, value in conf.get(among, {}).items()}
-        for name, ours in options.items():
-            options[name] = {**ours, **told.get(name, {})} if isinstance(ours, dict) else told.get(name, ours)
-        plain = {"encoded": True} if protocol in ("http", "https") else {}
-        _made[key] = fsspec.filesystem(protocol, skip_instance_cache=True, **plain, **options)
+        else:
+            options = {"client_kwargs": {"timeout": limits, "trust_env": True}, "encoded": True}
+    elif protocol == "s3":
+        # s3fs and this file ask again; three that do so would multiply.
+        limits = {"connect_timeout": timeout, "read_timeout": timeout, "retries": {"total_max_attempts": 1}}
+        options["config_kwargs"] = {**limits, "max_pool_connections": _AT_ONCE}
+    # What the user set in fsspec's own configuration, such as headers or an addressing style, counts for more.
+    for name in next(same for same in _SAME_PROTOCOL if protocol in same):
+        for option, value in conf.get(name, {}).items():
+            if option in options:
+                options[option] = {**options[option], **value} if isinstance(options[option], dict) else value
+    _made[key] = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
     return _made[key]
-
-
-def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-    """The result of a coroutine, run on the thread that fsspec keeps for it."""
-    from fsspec.asyn import get_loop
-
-    return asyncio.run_coroutine_threadsafe(work(), get_loop()).result()
-
-
-async def _persist(ask: Callable[[], Coroutine[Any, Any, _T]], url: str, limit: float | None, attempts: int = 0) -> _T:
-    """Asks until there is an answer, a reason that stays, or no attempt left.
-
-    Args:
-        ask: the request.
-        url: for messages.
-        limit: seconds that one attempt may take.
-        attempts: by default _ATTEMPTS.
-
-    Raises:
-        OSError: one line that names the URL and the reason.
-    """
-    pause = _FIRST_PAUSE
-    attempts = attempts or _ATTEMPTS
-    for attempt in range(1, attempts + 1):
-        try:
-            return await asyncio.wait_for(ask(), limit)
-        except MemoryError as error:
-            raise TooLarge(f"{shown(url)}: takes more memory than there is") from error
-        except Exception as error:  # each file system has errors of its own
-            if attempt == attempts or not may_pass(error):
-                raise _failure(error)(f"{shown(url)}: {reason(error, limit)}") from error
-        await asyncio.sleep(pause)
-        pause *= 2
-    raise AssertionError("unreachable")
-
-
-def _failure(error: Exception) -> type[OSError]:
-    return kind_of_failure(error) or (Unreachable if is_away(error) else OSError)
-
-
-async def _range(system: Any, url: str, start: int, size: int, timeout: float) -> bytes:
-    if not size:
-        return b""
-
-    async def ask() -> bytes:
-        if system.async_impl:
-            return await system._cat_file(_path(system, url), start=start, end=start + size)
-        # Without its cache the file would fetch some megabytes beyond the end.
-        return await asyncio.to_thread(system.cat_file, _path(system, url), start, start + size, cache_type="none")
-
-    data = await _persist(ask, url, timeout + size / _SLOWEST)
-    if len(data) != size:
-        what = f"ends {size - len(data)} bytes early; it changed since indexing"
-        raise OSError(f"{shown(url)}: {what if len(data) < size else 'the server sends more than it is asked for'}")
-    return data
 
 
 def _path(system: Any, url: str) -> str:
@@ -162,38 +108,68 @@ def _path(system: Any, url: str) -> str:
     return system._strip_protocol(url)
 
 
+def _answer(ask: Callable[[], _T], url: str, timeout: float) -> _T:
+    """Asks until there is an answer, a reason that stays, or no attempt left.
+
+    Raises:
+        OSError: one line that names the URL and the reason.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return ask()
+        except MemoryError as error:
+            raise TooLarge(f"{shown(url)}: takes more memory than there is") from error
+        except Exception as error:  # each file system has errors of its own
+            if attempt == _ATTEMPTS - 1 or not may_pass(error):
+                kind = kind_of_failure(error) or (Unreachable if is_away(error) else OSError)
+                raise kind(f"{shown(url)}: {reason(error, timeout)}") from error
+        time.sleep(_FIRST_PAUSE * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _at_once(work: Callable[[_T], _R], many: Sequence[_T]) -> list[_R]:
+    if len(many) < 2:
+        return [work(one) for one in many]
+    with ThreadPoolExecutor(min(_AT_ONCE, len(many))) as pool:
+        return list(pool.map(work, many))
+
+
 def fetch_ranges(ranges: Sequence[tuple[str, int, int]], timeout: float = TIMEOUT) -> list[bytes | OSError]:
     """Several ranges of bytes, at the same time.
 
     Args:
         ranges: URL, first byte, number of bytes.
-        timeout: seconds that one request may take.
+        timeout: seconds for which each may wait for more of its answer.
 
     Returns:
         One a range: its bytes, or why there are none, with URL and byte.
     """
-    if not ranges:
-        return []
-    try:  # not in the loop: logging in may take long
-        systems = {url: _file_system(url, timeout) for url, _, _ in ranges}
-    except Exception as error:  # of a worker's own login
-        failed, why = _failure(error), reason(error, timeout)
-        return [failed(f"{shown(url)}, byte {start}: {why}") for url, start, _ in ranges]
 
-    async def all_of_them() -> list[bytes | OSError]:
-        gate = asyncio.Semaphore(_AT_ONCE)
+    def fetch(wanted: tuple[str, int, int]) -> bytes | OSError:
+        url, start, size = wanted
+        try:
+            return _range(url, start, size, timeout) if size else b""
+        except OSError as error:
+            return type(error)(f"{shown(url)}, byte {start}: {str(error).removeprefix(f'{shown(url)}: ')}")
 
-        async def one(url: str, start: int, size: int) -> bytes | OSError:
-            async with gate:
-                try:
-                    return await _range(systems[url], url, start, size, timeout)
-                except OSError as error:
-                    why = str(error).removeprefix(f"{shown(url)}: ")
-                    return type(error)(f"{shown(url)}, byte {start}: {why}")
+    for protocol_url in {url.partition("://")[0]: url for url, _, _ in ranges}.values():
+        with contextlib.suppress(Exception):  # made once, before the threads, which say why it cannot be
+            _file_system(protocol_url, timeout)
+    return _at_once(fetch, ranges)
 
-        return await asyncio.gather(*(one(*wanted) for wanted in ranges))
 
-    return _run(all_of_them)
+def _range(url: str, start: int, size: int, timeout: float) -> bytes:
+    def ask() -> bytes:
+        system = _file_system(url, timeout)
+        # With its cache, the file of one that is not asynchronous would fetch some megabytes beyond the end.
+        options = {} if system.async_impl else {"cache_type": "none"}
+        return system.cat_file(_path(system, url), start=start, end=start + size, **options)
+
+    data = _answer(ask, url, timeout)
+    if len(data) != size:
+        what = f"ends {size - len(data)} bytes early; it changed since indexing"
+        raise OSError(f"{shown(url)}: {what if len(data) < size else 'the server sends more than it is asked for'}")
+    return data
 
 
 def fetch_small(url: str, timeout: float = TIMEOUT) -> bytes | None:
@@ -204,17 +180,10 @@ def fetch_small(url: str, timeout: float = TIMEOUT) -> bytes | None:
         OSError: it could not be fetched.
     """
     system = _file_system(url, timeout)
-
     # Else s3fs asks for the size first, to fetch a large file in pieces.
     options = {"max_concurrency": 1} if url.lower().startswith("s3:") else {}
-
-    async def ask() -> bytes:
-        if system.async_impl:
-            return await system._cat_file(_path(system, url), **options)
-        return await asyncio.to_thread(system.cat_file, _path(system, url))
-
     try:
-        return _run(lambda: _persist(ask, url, timeout))
+        return _answer(lambda: system.cat_file(_path(system, url), **options), url, timeout)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -239,29 +208,13 @@ def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[Remot
         kind = SourceAway if is_away(error) else SourceError
         raise kind(f"{name}: {reason(error, timeout)}; check the credentials") from error
     over_http = pattern.lower().startswith("http")
-    urls = list(expand_braces(pattern))
     if over_http and "*" in pattern.partition("?")[0]:
         hint = "write the URLs, with braces such as x-{000..123}.tar"
         raise SourceError(f"{name}: {shown(pattern)}: over http nothing lists files, so * finds none; {hint}")
-
-    async def all_of_them() -> list[list[RemoteFile]]:
-        gate = asyncio.Semaphore(_AT_ONCE)
-
-        async def one(url: str) -> list[RemoteFile]:
-            async with gate:
-                if over_http:
-                    return await _persist(lambda: _probe(url, timeout), url, timeout)
-                if not _is_glob(url):
-                    return await _persist(lambda: _list(url, timeout), url, timeout)
-                # Of any number of pages. Those of the asynchronous ones have limits of their own; all ask again for
-                # each of them.
-                limit = None if _file_system(url, timeout).async_impl else _LISTING * timeout
-                return await _persist(lambda: _list(url, timeout), url, limit, attempts=2)
-
-        return await asyncio.gather(*(one(url) for url in urls))
-
+    look = _probe if over_http else _list
     try:
-        found = _run(all_of_them)
+        urls = list(expand_braces(pattern))
+        found = _at_once(lambda url: _answer(lambda: look(url, timeout), url, timeout), urls)
     except FileNotFoundError as error:
         raise SourceError(
             f"{name}: {str(error).replace(': is not there', '')} matches no file; check the URL"
@@ -272,41 +225,40 @@ def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[Remot
     return [file for files in found for file in files]
 
 
-async def _probe(url: str, timeout: float) -> list[RemoteFile]:
+def _probe(url: str, timeout: float) -> list[RemoteFile]:
     """Asks for the first byte: the answer tells the size, also where HEAD is not allowed, as on signed URLs."""
+    from fsspec.asyn import sync
+
     system = _file_system(url, timeout)
-    session = await system.set_session()
-    address = system.encode_url(_path(system, url))
-    async with session.get(address, headers={"Range": "bytes=0-0"}) as answer:
-        if answer.status == 404:
-            raise FileNotFoundError(url)
-        answer.raise_for_status()
-        size = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("Content-Range", ""))
-        if answer.status != 206 or not size:
-            answer.close()  # or the whole shard would come
-            raise RangeNotSupported("the server sends whole files only; download the shards, or use one with ranges")
-        return [RemoteFile(url, int(size[1]), answer.headers.get("ETag") or answer.headers.get("Last-Modified", ""))]
+
+    async def probe() -> list[RemoteFile]:
+        session = await system.set_session()
+        async with session.get(system.encode_url(_path(system, url)), headers={"Range": "bytes=0-0"}) as answer:
+            if answer.status == 404:
+                raise FileNotFoundError(url)
+            answer.raise_for_status()
+            size = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("Content-Range", ""))
+            if answer.status != 206 or not size:
+                answer.close()  # or the whole shard would come
+                raise RangeNotSupported(
+                    "the server sends whole files only; download the shards, or use one with ranges"
+                )
+            tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
+            return [RemoteFile(url, int(size[1]), tag)]
+
+    found: Any = sync(system.loop, probe)
+    return found
 
 
-def _is_glob(url: str) -> bool:
-    return any(character in url for character in "*?[")
-
-
-async def _list(url: str, timeout: float) -> list[RemoteFile]:
+def _list(url: str, timeout: float) -> list[RemoteFile]:
     """The files that a URL or a glob stands for, on a file system with listings."""
     system = _file_system(url, timeout)
-    path = _path(system, url)
-    listing = _is_glob(url)
-    if listing and system.async_impl:
-        held = await system._glob(path, detail=True)
-    elif listing:
-        held = await asyncio.to_thread(system.glob, path, detail=True)
-    else:
-        held = {path: await (system._info(path) if system.async_impl else asyncio.to_thread(system.info, path))}
+    path, listing = _path(system, url), any(character in url for character in "*?[")
+    found = system.glob(path, detail=True) if listing else {path: system.info(path)}
     protocol = url.partition("://")[0]
     files = [
         RemoteFile(f"{protocol}://{name}" if listing else url, int(info["size"]), _tag(info))
-        for name, info in sorted(held.items())
+        for name, info in sorted(found.items())
         if info.get("type") == "file" and not name.endswith(".index")
     ]
     if not files:
@@ -315,6 +267,38 @@ async def _list(url: str, timeout: float) -> list[RemoteFile]:
 
 
 def _tag(info: dict[str, Any]) -> str:
-    """What a listing tells of a file's state, by the names of s3, gs and hf."""
+    """A file's state, by the names that s3, gs and hf have for it in their listings."""
     known = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "mtime", "last_modified", "updated", "created")
     return next((str(info[name]) for name in known if info.get(name)), "")
+
+
+def open_stream(file: RemoteFile, timeout: float = TIMEOUT) -> io.BufferedReader:
+    """A remote file as a readable, seekable one."""
+    return io.BufferedReader(_RangeReader(file, timeout), _PIECE)
+
+
+class _RangeReader(io.RawIOBase):
+    """Reads a remote file; each read is a request."""
+
+    def __init__(self, file: RemoteFile, timeout: float) -> None:
+        super().__init__()
+        self._file, self._timeout, self._position = file, timeout, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        size = max(0, min(len(buffer), self._file.size - self._position))
+        (data,) = fetch_ranges([(self._file.url, self._position, size)], self._timeout)
+        if isinstance(data, OSError):
+            raise data
+        buffer[:size] = data
+        self._position += size
+        return size

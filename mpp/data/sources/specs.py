@@ -53,22 +53,23 @@ def parts_of(spec: str) -> tuple[list[float] | None, list[str]]:
     name = shown(spec)
     if not all(texts):
         raise SourceError(f"{name!r}: a source is missing beside a +; write e.g. folder:/a + folder:/b")
-    _check_whole(spec)
+    kind, _, argument = spec.partition(":")
+    if kind in _EXAMPLES and "\0" not in argument and "://" not in argument and local_files(argument, folders=True):
+        raise SourceError(f"{spec!r}: + joins two sources; a name that holds one is quoted, {spec_of(kind, argument)}")
     found = [_weighted(text) for text in texts]
     weighted = [match for match in found if match]
     if not weighted:
         return None, texts
     if len(weighted) < len(texts):
-        bare = next(text for text, match in zip(texts, found, strict=True) if not match)
+        bare = texts[found.index(None)]
         raise SourceError(f"{name!r}: {shown(bare)} has no weight; give every source one, or none")
-    return [_weight(name, match[1]) for match in weighted], [match[2] for match in weighted]
-
-
-def _check_whole(spec: str) -> None:
-    """That " + " joins sources, and is no part of a name that is there."""
-    kind, _, argument = spec.partition(":")
-    if kind in _EXAMPLES and "\0" not in argument and "://" not in argument and local_files(argument, folders=True):
-        raise SourceError(f"{spec!r}: + joins two sources; a name that holds one is quoted, {spec_of(kind, argument)}")
+    weights = list[float]()
+    for match in weighted:
+        try:
+            weights.append(float(match[1]))
+        except ValueError:
+            raise SourceError(f"{name!r}: the weight {match[1]!r} is no number; write e.g. 3 * folder:DIR") from None
+    return weights, [match[2] for match in weighted]
 
 
 def _weighted(text: str) -> re.Match[str] | None:
@@ -77,13 +78,6 @@ def _weighted(text: str) -> re.Match[str] | None:
     if found is None or found[2].partition(":")[0] in _EXAMPLES or text[found.end(1)].isspace():
         return found
     return None if text.lower().endswith(_ENDINGS["shards"]) else found
-
-
-def _weight(spec: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise SourceError(f"{spec!r}: the weight {text!r} is no number; write e.g. 3 * folder:DIR") from None
 
 
 def parse(spec: str) -> tuple[str, str]:
@@ -97,39 +91,43 @@ def parse(spec: str) -> tuple[str, str]:
     if weighted := _weighted(spec):
         raise SourceError(f"{shown(spec)!r}: a weight is for one of several sources; write {shown(weighted[2])}")
     kind, _, argument = spec.partition(":")
+    if kind not in _EXAMPLES:
+        raise _unknown(spec, kind, argument)
     found = _ARGUMENT.fullmatch(argument) if kind != "shards" else None
     if found and (kind == "hf" or not found[2]):
         argument = unquoted(found[1]) + (found[2] or "")
-    if kind == "demo" and not argument:
-        return kind, ""
     if kind == "demo":
-        raise SourceError(f"{shown(spec)!r}: demo takes no argument; write demo")
-    if kind in _EXAMPLES and not argument:
+        if argument:
+            raise SourceError(f"{shown(spec)!r}: demo takes no argument; write demo")
+    elif not argument:
         raise SourceError(f"{spec!r} does not say where; write {_EXAMPLES[kind]}")
-    if kind in _EXAMPLES and kind != "shards" and is_url(argument):
+    elif kind != "shards" and is_url(argument):
         raise SourceError(f"{shown(spec)}: only shards are read over the network, shards:URL; copy it to a local disk")
-    if kind in _EXAMPLES:
-        return kind, argument
+    return kind, argument
+
+
+def _unknown(spec: str, kind: str, argument: str) -> SourceError:
+    """The error for a string that begins with no kind of source: says which was probably meant."""
     known = f"a source is one of {', '.join(_EXAMPLES.values())}"
+    lacks = f"{shown(spec)!r} lacks the kind of source: did you mean"
     if is_url(spec):
-        raise SourceError(f"{shown(spec)!r} lacks the kind of source: did you mean shards:{shown(spec)}?")
+        return SourceError(f"{lacks} shards:{shown(spec)}?")
     if not spec:
-        raise SourceError(f"no source of images was given (data.source, or --data for short); {known}")
+        return SourceError(f"no source of images was given (data.source, or --data for short); {known}")
     path = home_expanded(spec)
     if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
         suffix = "".join(path.suffixes[-2:]).lower()
-        fitting = next((kind for kind, endings in _ENDINGS.items() if suffix.endswith(endings)), "")
-        if path.is_dir() or fitting:
-            kind = "folder" if path.is_dir() else fitting
-            raise SourceError(f"{spec!r} lacks the kind of source: did you mean {spec_of(kind, spec)}?")
+        meant = next((kind for kind, endings in _ENDINGS.items() if suffix.endswith(endings)), "")
+        if path.is_dir() or meant:
+            return SourceError(f"{lacks} {spec_of('folder' if path.is_dir() else meant, spec)}?")
         parent = spec_of("folder", str(path.parent))
-        raise SourceError(f"{spec!r} is a single file: did you mean the folder that it lies in, {parent}?")
+        return SourceError(f"{spec!r} is a single file: did you mean the folder that it lies in, {parent}?")
     if ":" not in spec and spec.lower().endswith(_ENDINGS["shards"]):  # a glob
-        raise SourceError(f"{spec!r} lacks the kind of source: did you mean {spec_of('shards', spec)}?")
+        return SourceError(f"{lacks} {spec_of('shards', spec)}?")
     near = difflib.get_close_matches(kind.lower(), _EXAMPLES, n=1, cutoff=0.5)
     rest = f":{shown(argument)}" if argument and near[:1] != ["demo"] else ""
     hint = f"did you mean {near[0]}{rest}? " if near else ""
-    raise SourceError(f"{shown(spec)!r}: there is no kind of source called {shown(kind)!r}; {hint}{known}")
+    return SourceError(f"{shown(spec)!r}: there is no kind of source called {shown(kind)!r}; {hint}{known}")
 
 
 def check_outside_images(setting: str, folder: str, specs: Iterable[str]) -> None:
@@ -140,7 +138,7 @@ def check_outside_images(setting: str, folder: str, specs: Iterable[str]) -> Non
     Args:
         setting: that names `folder`.
         folder: to be written to, there or not; empty for none.
-        specs: of sources; what does not open is left to those that open it.
+        specs: of sources; opening them says what is wrong with one.
 
     Raises:
         ConfigError: `folder` is one of images, or lies in one, and is not hidden there.

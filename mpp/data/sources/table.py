@@ -1,4 +1,4 @@
-"""Images listed in a CSV or TSV file: path, label and split, read row by row.
+"""Images listed in a CSV or TSV file: path, label and split, row by row.
 
 cats/1.jpg,cat          path,label,split
 dogs/7.jpg,dog    or    cats/1.jpg,cat,train
@@ -6,48 +6,36 @@ dogs/7.jpg,dog    or    cats/1.jpg,cat,train
 
 import csv
 import os
-import re
 import time
 from array import array
-from collections import defaultdict
-from collections.abc import Generator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from mpp.data.sources.base import SourceError, Split, numbered_classes
+from mpp.data.sources.base import SourceError, Split
 from mpp.data.sources.files import FileSource, PathTable
-from mpp.data.sources.names import is_image, printable
+from mpp.data.sources.in_memory import numbered_classes
+from mpp.data.sources.names import LABEL_COLUMNS, folded, is_image, printable
 from mpp.data.sources.specs import spec_of
 
-# As `_folded` gives them, the likeliest first.
-_PATH = (
-    "path",
-    "filepath",
-    "imagepath",
-    "imgpath",
-    "file",
-    "filename",
-    "imagefile",
-    "imagename",
-    "imgname",
-    "image",
-    "img",
-)
-_LABEL = ("label", "class", "target", "classname")
-_SPLITS = ("train", "val", "test")
+_PATH_COLUMNS = (
+    *("path", "filepath", "imagepath", "imgpath", "file", "filename"),
+    *("imagefile", "imagename", "imgname", "image", "img"),
+)  # as `folded` gives them, the likeliest first
+_SPLITS = ("", "train", "val", "test")
 _MARKS = ",;|\t"
-_TRIED = 100
-_PIECE = 65_536  # paths that are strings at a time
+_TRIED = 100  # paths, of which one must be there
 _MOST_CLASSES = 1_000_000
 _MOST_DIGITS = 18  # of a label
+_SETTLED = 2e9  # ns; a file that was written since may be written again without looking any different
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Where a row holds what; -1: nowhere."""
+class _Columns(NamedTuple):
+    """Where a row has its path, label and split (-1: nowhere), how many cells, and whether the first is a header."""
 
     path: int
     label: int
@@ -56,38 +44,13 @@ class _Columns:
     header: bool
 
 
-def _folded(name: str) -> str:
-    """A column's name without its case, spaces and dashes: `Image_Path` is `imagepath`."""
-    return re.sub(r"[\s_-]", "", name.lower())
-
-
-class _Rows:
-    """Path and label of each row of a split."""
-
-    def __init__(self) -> None:
-        self.paths = PathTable()
-        self.numbers: dict[str, int] = {}  # of the labels, as they come
-        self.labels = array("i")
-        self._piece: list[str] = []
-
-    def add(self, path: str, label: str) -> None:
-        self.labels.append(self.numbers.setdefault(label, len(self.numbers)) if label else -1)
-        self._piece.append(path)
-        if len(self._piece) == _PIECE:
-            self.end()
-
-    def end(self) -> None:
-        self.paths.extend(self._piece)
-        self._piece.clear()
-
-
 class Table:
     """The rows of one file, read once for all of its splits.
 
     Columns are path and, where there is one, label. A header names them: path, file, image and the like (img_path,
     File Name); label, class or target; split, of train, val and test. Other columns are passed over. Labels are names,
     sorted into classes, or whole numbers from 0; where a row has none, or -1, it is -1. Paths are absolute or start
-    from the file's folder; files that are missing are met when they are read.
+    from the file's folder; reading an image says where a file is missing.
 
     Raises:
         SourceError: missing, not such a file, without rows, columns of which none can be the paths, or more labels than
@@ -97,31 +60,42 @@ class Table:
     def __init__(self, spec: str, path: Path) -> None:
         self.spec, self.path = spec, path
         self.delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        self.columns = self._find_columns()
-        self.by_split = self._read(self.columns.split >= 0)
-        held_out = "test" if "test" in self.by_split else "val"
-        self.splits = {"train": "train", "test": held_out} if {"train", held_out} <= self.by_split.keys() else {}
-        if self.splits:
-            self.by_split = {name: self.by_split[name] for name in self.splits.values()}
-        elif len(self.by_split) > 1:
-            self.by_split = self._read(False)  # not split after all: in the order of the lines
-        if not self.by_split:
+        self.paths, self._numbers, self._splits = PathTable(), array("i"), bytearray()
+        self._names: dict[str, int] = {}  # of the labels, numbered as they come
+        rows = self._rows()
+        first = next(rows, (0, []))
+        if not first[1]:
+            raise SourceError(f"{spec}: {path} is empty; expected rows of path,label")
+        columns = self._find_columns(first[1])
+        for line, row in rows if columns.header else chain([first], rows):
+            self._add(line, row, columns)
+        if not len(self.paths):
             raise SourceError(f"{spec}: {path} has a header and no rows; write one for each image")
+        found = {_SPLITS[number] for number in set(self._splits)}
+        test = "test" if "test" in found else "val"
+        self.splits: dict[Split, str] = {"train": "train", "test": test} if {"train", test} <= found else {"train": ""}
 
-    def _read(self, apart: bool) -> dict[str, _Rows]:
-        """The rows of each split, or of all in one."""
-        found: defaultdict[str, _Rows] = defaultdict(_Rows)
-        for path, label, split in self._entries():
-            rows = found[split if apart else ""]
-            rows.add(path, label)
-            if len(rows.numbers) > _MOST_CLASSES:
-                raise SourceError(
-                    f"{self.spec}: more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}; "
-                    "leave out the column, or name classes in it"
-                )
-        for rows in found.values():
-            rows.end()
-        return dict(found)
+    def _add(self, line: int, row: list[str], columns: _Columns) -> None:
+        def fail(what: str) -> SourceError:
+            return SourceError(f"{self.spec}: {self.path}, line {line}, {what}")
+
+        if len(row) != columns.width:
+            raise fail(f"has {len(row)} cells, the first row {columns.width}; mend the row")
+        path = row[columns.path]
+        if not path or "\0" in path:
+            raise fail(f"has the path {path!r}; write the path of an image")
+        split = row[columns.split].strip().lower() if columns.split >= 0 else ""
+        if columns.split >= 0 and split not in _SPLITS[1:]:
+            raise fail(f"has the split {split!r}; write train, val or test")
+        label = row[columns.label].strip() if columns.label >= 0 else ""
+        self.paths.append(path)
+        self._splits.append(_SPLITS.index(split))
+        self._numbers.append(-1 if label in ("", "-1") else self._names.setdefault(label, len(self._names)))
+        if len(self._names) > _MOST_CLASSES:
+            raise SourceError(
+                f"{self.spec}: more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}; "
+                "leave out the column, or name classes in it"
+            )
 
     def open(self, split: Split = "train") -> FileSource:
         """The images of a split; of all rows, where the file is not split.
@@ -129,24 +103,30 @@ class Table:
         Raises:
             SourceError: a label that is no class, or none of the first 100 images is there.
         """
-        name = self.splits.get(split, next(iter(self.by_split)))
-        rows = self.by_split[name]
-        self._check_exists([rows.paths[index] for index in range(min(_TRIED, len(rows.paths)))])
-        notes = [f"the rows of split {name} alone"] if self.splits else []
-        labelled = self._labels(rows)
-        if labelled is None:
-            return FileSource(self.spec, self.path.parent, rows.paths, note="; ".join(notes))
-        labels, classes = labelled
-        if missing := int((labels < 0).sum()):
+        name = self.splits[split]
+        rows = self._rows_of(name)
+        paths = PathTable(self.paths[row] for row in rows.tolist()) if name else self.paths
+        self._check_exists([paths[index] for index in range(min(_TRIED, len(paths)))])
+        notes = [f"the rows of split {name} alone"] if name else []
+        labels, classes = self._labels(rows, split)
+        if labels is not None and (missing := int((labels < 0).sum())):
             notes.append(f"{missing:,} without a label")
-        return FileSource(self.spec, self.path.parent, rows.paths, labels, classes, "; ".join(notes))
+        return FileSource(self.spec, self.path.parent, paths, labels, classes, "; ".join(notes))
 
-    def _labels(self, rows: _Rows) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    def _rows_of(self, name: str) -> np.ndarray:
+        splits = np.frombuffer(self._splits, dtype=np.uint8)
+        return np.flatnonzero(splits == _SPLITS.index(name)) if name else np.arange(len(splits))
+
+    def _labels(self, rows: np.ndarray, split: Split) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
         """int64 (n,), -1 for none, and the classes: the train split's, then those that the other alone has."""
-        own = set(rows.numbers)
-        known = set(self.by_split["train"].numbers) if self.splits and rows is not self.by_split["train"] else set()
+        numbers, names = np.frombuffer(self._numbers, dtype=np.intc), list(self._names)
+
+        def used(among: np.ndarray) -> set[str]:
+            return {names[number] for number in np.unique(numbers[among]).tolist() if number >= 0}
+
+        own, known = used(rows), used(self._rows_of("train")) if split == "test" else set[str]()
         if not own:
-            return None
+            return None, None
         if all(name.isascii() and name.isdigit() for name in own | known):
             bare = {name: name.lstrip("0") or "0" for name in own | known}
             largest = max(bare.values(), key=lambda name: (len(name), name))
@@ -154,25 +134,24 @@ class Table:
                 raise SourceError(
                     f"{self.spec}: the label {largest[:40]} would mean as many classes; write names or count from 0"
                 )
-            images = sum(len(each.paths) for each in self.by_split.values())
+            images = sum(len(self._rows_of(name)) for name in self.splits.values())
             classes = numbered_classes(self.spec, int(largest), images)
-            numbers = {name: int(bare[name]) for name in own}
+            label_of = {name: int(number) for name, number in bare.items()}
         else:
             classes = (*sorted(known), *sorted(own - known))
-            numbers = {name: label for label, name in enumerate(classes)}
-        table = np.array([*(numbers[name] for name in rows.numbers), -1], dtype=np.int64)
-        return table[np.frombuffer(rows.labels, dtype=np.intc)], classes
+            label_of = {name: label for label, name in enumerate(classes)}
+        return np.array([*(label_of.get(name, -1) for name in names), -1], dtype=np.int64)[numbers[rows]], classes
 
-    def _rows(self) -> Generator[tuple[int, list[str]]]:
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Rows with the number of their (last) line; empty lines are passed over."""
-        number = 0
+        line = 0
         try:
             with self.path.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.reader(file, delimiter=self.delimiter, strict=True)
                 for row in reader:
-                    number = reader.line_num
+                    line = reader.line_num
                     if row:
-                        yield number, row
+                        yield line, row
         except FileNotFoundError:
             raise SourceError(f"{self.spec}: there is no file {self.path}; check the path") from None
         except IsADirectoryError:
@@ -182,73 +161,48 @@ class Table:
             raise SourceError(f"{self.spec}: cannot read {self.path} ({error.strerror}); check it") from error
         except UnicodeDecodeError as error:
             raise SourceError(
-                f"{self.spec}: {self.path} is not UTF-8 after line {number} ({error.reason}); save it as UTF-8"
+                f"{self.spec}: {self.path} is not UTF-8 after line {line} ({error.reason}); save it as UTF-8"
             ) from error
         except csv.Error as error:
-            raise SourceError(f"{self.spec}: {self.path}, after line {number}: {error}; mend the row") from error
+            raise SourceError(f"{self.spec}: {self.path}, after line {line}: {error}; mend the row") from error
 
-    def _find_columns(self) -> _Columns:
-        with closing(self._rows()) as rows:
-            _, first = next(rows, (0, []))
-        if not first:
-            raise SourceError(f"{self.spec}: {self.path} is empty; expected rows of path,label")
-        names = [_folded(cell) for cell in first]
-        path = next((names.index(name) for name in _PATH if name in names), -1)
-        if path < 0 or os.path.lexists(self._full(first[path])):
+    def _find_columns(self, first: list[str]) -> _Columns:
+        def there(cell: str) -> bool:
+            return os.path.lexists(self._full(cell))
+
+        def place(known: tuple[str, ...]) -> int:
+            return next((names.index(name) for name in known if name in names), -1)
+
+        names = [folded(cell) for cell in first]
+        path, label, split = place(_PATH_COLUMNS), place(LABEL_COLUMNS), place(("split",))
+        if path < 0 or there(first[path]):
             if len(first) > 2:
                 raise SourceError(
                     f"{self.spec}: {self.path} has {len(first)} columns and no header; begin it with e.g. path,label"
                 )
-            nothing = not any(is_image(cell) or os.path.lexists(self._full(cell)) for cell in first)
-            if path < 0 and nothing and not any(mark in cell for cell in first for mark in _MARKS):
-                held = printable(", ".join(first))
-                raise SourceError(f"{self.spec}: {self.path} has the columns {held}; call that of the images path")
+            may_be_images = any(is_image(cell) or there(cell) or any(mark in cell for mark in _MARKS) for cell in first)
+            if path < 0 and not may_be_images:
+                columns = printable(", ".join(first))
+                raise SourceError(f"{self.spec}: {self.path} has the columns {columns}; call that of the images path")
             return _Columns(0, 1 if len(first) == 2 else -1, -1, len(first), False)
-        label = next((names.index(name) for name in _LABEL if name in names), -1)
-        split = names.index("split") if "split" in names else -1
         for column in (path, label, split):
             if column >= 0 and names.count(names[column]) > 1:
                 raise SourceError(f"{self.spec}: {self.path} has two columns {names[column]!r}; rename one")
         return _Columns(path, label, split, len(first), True)
 
     def _full(self, path: str) -> str:
-        return os.path.join(self.path.parent, path)  # noqa: PTH118 - 10 million of them
-
-    def _fail(self, line: int, what: str) -> SourceError:
-        return SourceError(f"{self.spec}: {self.path}, line {line}, {what}")
-
-    def _entries(self) -> Generator[tuple[str, str, str]]:
-        """Path, label and split of each image; "" for what a row lacks."""
-        columns, rows = self.columns, self._rows()
-        with closing(rows):
-            if columns.header:
-                next(rows)
-            for line, row in rows:
-                if len(row) != columns.width:
-                    raise self._fail(line, f"has {len(row)} cells, the first row {columns.width}; mend the row")
-                path = row[columns.path]
-                if not path or "\0" in path:
-                    raise self._fail(line, f"has the path {path!r}; write the path of an image")
-                split = "" if columns.split < 0 else row[columns.split].strip().lower()
-                if columns.split >= 0 and split not in _SPLITS:
-                    raise self._fail(line, f"has the split {split!r}; write train, val or test")
-                label = "" if columns.label < 0 else row[columns.label].strip()
-                yield path, "" if label == "-1" else label, split
+        return os.path.join(self.path.parent, path)  # noqa: PTH118 - as in files.py
 
     def _check_exists(self, paths: list[str]) -> None:
-        """That not all of these are missing: a few missing files are bad files, all of them a wrong folder."""
-        if not any(os.path.lexists(self._full(path)) for path in paths):
-            shown = printable(self._full(paths[0]))
-            many = f"none of the first {len(paths)} images is there, such as {shown}"
-            what = many if len(paths) > 1 else f"the first image is not there: {shown}"
-            marks = [mark for mark in _MARKS if mark != self.delimiter and all(mark in path for path in paths)]
-            hint = f"; is {marks[0]!r} between its columns? Write {self.delimiter!r}" if marks else ""
-            raise SourceError(f"{self.spec}: {what}; paths start from the file's folder{hint}")
-
-
-_kept: dict[tuple[object, ...], Table] = {}
-_MOST_KEPT = 2  # images to train on, and to test with
-_SETTLED = 2e9  # ns; a file that was written since may be written again without looking any different
+        """Refuses a table whose first images are all missing: a few are bad files, all of them a wrong folder."""
+        if any(os.path.lexists(self._full(path)) for path in paths):
+            return
+        first = printable(self._full(paths[0]))
+        many = f"none of the first {len(paths)} images is there, such as {first}"
+        what = many if len(paths) > 1 else f"the first image is not there: {first}"
+        marks = [mark for mark in _MARKS if mark != self.delimiter and all(mark in path for path in paths)]
+        hint = f"; is {marks[0]!r} between its columns? Write {self.delimiter!r}" if marks else ""
+        raise SourceError(f"{self.spec}: {what}; paths start from the file's folder{hint}")
 
 
 def read_table(spec: str, path: Path) -> Table:
@@ -263,12 +217,11 @@ def read_table(spec: str, path: Path) -> Table:
         info = path.stat()
     except OSError:
         return Table(spec, path)  # which says why
-    key = (spec, path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-    if key not in _kept:
-        table = Table(spec, path)
-        if time.time_ns() - info.st_mtime_ns < _SETTLED:
-            return table
-        while len(_kept) >= _MOST_KEPT:
-            del _kept[next(iter(_kept))]
-        _kept[key] = table
-    return _kept[key]
+    if time.time_ns() - info.st_mtime_ns < _SETTLED:
+        return Table(spec, path)
+    return _cached_table(spec, path, (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns))
+
+
+@lru_cache(maxsize=2)  # images to train on, and to test with
+def _cached_table(spec: str, path: Path, state: tuple[int, ...]) -> Table:
+    return Table(spec, path)

@@ -1,15 +1,15 @@
-"""Where the images of a tar file lie: an index that is made once and kept, in the cache or beside the tar.
+"""The index of a tar file: where each image lies in it; made once, and stored in the cache or beside the tar.
 
 WebDataset naming: a sample's key is its members' path up to the first dot of the base name; an image member gives the
-picture, `.cls` (ASCII digits) or `.json` ({"label": 3}) the label. Where what follows the first dot is no known ending,
-as in `cam.0001.jpg`, the key goes up to the last dot, so that no picture is lost: `a.left.jpg` and `a.right.jpg` are
-two images, whose label may be `a.cls` or their own. Only beside `a.jpg` is `a.mask.png` a field of the same sample, and
+picture, `.cls` (ASCII digits) or `.json` ({"label": 3}) the label. Where no known ending follows the first dot, as in
+`cam.0001.jpg`, the key goes up to the last dot, so that no picture is lost: `a.left.jpg` and `a.right.jpg` are two
+images, whose label may be `a.cls` or their own. Only beside `a.jpg` is `a.mask.png` a field of the same sample, and
 ignored. `a.jpg.json` is the label of `a.jpg`. Names are never paths of this machine: `/a/b.jpg` and `../b.jpg` are
 as good as others.
 
-The kept form is one block of bytes, little-endian: a header of 48 bytes (_HEADER: magic with the format's number, CRC32
-of the rest, then images, ignored members, pictures among these, and the tar's size), the three columns one after the
-other, and the name of an ignored member.
+The stored form is one block of bytes, little-endian: a header of 48 bytes (_HEADER: magic with the format's number,
+CRC32 of the rest, then images, ignored members, pictures among these, and the tar's size), the three columns one after
+the other, and the name of an ignored member.
 """
 
 import json
@@ -29,7 +29,7 @@ from mpp.data.sources.names import IMAGE_EXTENSIONS, Ignored, is_hidden, is_imag
 from mpp.system.files import write_whole
 
 INDEX_FORMAT = 3
-"""A new number makes the old indices be made again."""
+"""Of the stored form; a new number makes the old indices be made again."""
 BLOCK = 512
 """Members of a tar start at multiples of this."""
 MAX_LABEL = 2**24
@@ -40,7 +40,7 @@ _LABELS = ("cls", "json")
 _HEADER = struct.Struct("<8sQQQQQ")
 _MAGIC = b"mpp idx%d" % INDEX_FORMAT
 _BEFORE = b"mpp idx2"
-"""Read, too, where it passed nothing over, as of every shard of ours: reading all of them anew may take a day."""
+"""Read, too, where no member was ignored, as of every shard of ours: making all indices again may take a day."""
 _MAX_SIZE = 2**32 - 1
 _MAX_BESIDE = 2**20  # bytes of a .cls, a .json or a long name
 _LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -52,24 +52,21 @@ class BrokenTar(Exception):
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The images of one tar, in the order in which they lie in it.
-
-    Args:
-        blocks: uint32 (n,), where each image starts, in blocks of 512 bytes.
-        sizes: uint32 (n,), in bytes.
-        labels: int32 (n,), -1 where there is none, UNREADABLE where it cannot be read.
-        ignored: members that are neither images nor labels, hidden, no plain files, or a second image of a key.
-        tar_size: of the whole file, in bytes.
-    """
+    """The images of one tar, in the order in which they lie in it."""
 
     blocks: np.ndarray
+    """uint32 (n,), where each image starts, in blocks of 512 bytes."""
     sizes: np.ndarray
+    """uint32 (n,), in bytes."""
     labels: np.ndarray
+    """int32 (n,), -1 where there is none, UNREADABLE where it cannot be read."""
     ignored: Ignored
+    """Members that are neither images nor labels, hidden, no plain files, or a second image of a key."""
     tar_size: int
+    """Of the whole file, in bytes."""
 
     def to_bytes(self) -> bytes:
-        """The kept form."""
+        """The stored form."""
         columns = (self.blocks.astype("<u4"), self.sizes.astype("<u4"), self.labels.astype("<i4"))
         example = self.ignored.example.encode("utf-8", "surrogateescape")
         rest = b"".join([*(column.tobytes() for column in columns), example])
@@ -78,7 +75,7 @@ class TarIndex:
 
     @staticmethod
     def from_bytes(data: bytes, tar_size: int) -> "TarIndex | None":
-        """Back from the kept form; None where it is damaged, of another format or tar, or says what cannot be.
+        """Back from the stored form; None where it is damaged, of another format or tar, or says what cannot be.
 
         An index that lies beside somebody's shard is no more to be trusted than the shard.
         """
@@ -90,10 +87,8 @@ class TarIndex:
         end = _HEADER.size + 12 * number
         if size != tar_size or not end <= len(data) <= end + _MAX_BESIDE or zlib.crc32(data[16:]) != checksum:
             return None
-        starts = [_HEADER.size + 4 * number * column for column in range(3)]
-        dtypes = ("<u4", "<u4", "<i4")
-        columns = [np.frombuffer(data, dtype, number, start) for dtype, start in zip(dtypes, starts, strict=True)]
-        blocks, sizes, labels = columns
+        blocks, sizes = np.frombuffer(data, "<u4", 2 * number, _HEADER.size).reshape(2, number)
+        labels = np.frombuffer(data, "<i4", number, end - 4 * number)
         if number and (
             int((blocks.astype(np.int64) * BLOCK + sizes).max()) > size
             or not UNREADABLE <= int(labels.min()) <= int(labels.max()) < MAX_LABEL
@@ -110,10 +105,7 @@ def sidecar_name(shard: str) -> str:
 
 
 def write_sidecar(shard: Path) -> Path:
-    """Indexes a .tar and writes `<shard>.index` beside it, which saves every later run from indexing it.
-
-    Returns:
-        The path of the index.
+    """Indexes a .tar and writes `<shard>.index` beside it, for every later run; gives the path of the index.
 
     Raises:
         SourceError: not a complete tar file.
@@ -139,7 +131,7 @@ def index_tar(shard: Path) -> TarIndex:
 
 
 def load_index(path: Path, tar_size: int) -> TarIndex | None:
-    """The kept index; None where it is missing, unreadable, damaged or of another file."""
+    """A stored index; None where it is missing, unreadable, damaged or of another file."""
     try:
         return TarIndex.from_bytes(read_file(str(path)), tar_size)
     except OSError:
@@ -194,8 +186,8 @@ def _index(tar: tarfile.TarFile, tar_size: int) -> TarIndex:
             images[key] = (short, member.offset_data // BLOCK, member.size)
             endings[key] = extension
         elif extension in _LABELS:
-            held = tar.extractfile(member) if member.size <= _MAX_BESIDE else None
-            label = _label(extension, held.read()) if held else UNREADABLE
+            file = tar.extractfile(member) if member.size <= _MAX_BESIDE else None
+            label = _label(extension, file.read()) if file else UNREADABLE
             known = labels.get(key, -1)
             if label >= 0 and (extension == "cls" or known < 0):
                 labels[key] = label
@@ -206,16 +198,17 @@ def _index(tar: tarfile.TarFile, tar_size: int) -> TarIndex:
     for key in [key for key, (short, _, _) in images.items() if key != short and short in images]:
         del images[key]
         ignored.add(f"{key}.{endings[key]}", True)
-    rows = [(block, size) for _, block, size in images.values()]
-    places = np.array(rows, dtype=np.uint32).reshape(-1, 2)
-    known = [_first_label([key, f"{key}.{endings[key]}", short], labels) for key, (short, _, _) in images.items()]
-    order = np.argsort(places[:, 0])
-    found = np.array(known, dtype=np.int32)[order]
-    return TarIndex(places[order, 0], places[order, 1], found, ignored, tar_size)
+    rows = list[tuple[int, int, int]]()
+    for key, (short, block, size) in images.items():
+        known = [labels[name] for name in (key, f"{key}.{endings[key]}", short) if name in labels]
+        # The first that can be read.
+        rows.append((block, size, next((label for label in known if label >= 0), min(known, default=-1))))
+    blocks, sizes, found = np.array(sorted(rows), dtype=np.int64).reshape(-1, 3).T
+    return TarIndex(blocks.astype(np.uint32), sizes.astype(np.uint32), found.astype(np.int32), ignored, tar_size)
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
-    """Of a member, the path up to the first dot of the base name, the key, and the ending in lower case."""
+    """The path of a member up to the first dot of the base name, the key, and the ending in lower case."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     folder = "/" * name.startswith("/") + "".join(f"{part}/" for part in parts[:-1])
     base = parts[-1] if parts else ""
@@ -226,22 +219,15 @@ def _split_name(name: str) -> tuple[str, str, str]:
     return folder + short, folder + key, extension.lower()
 
 
-def _first_label(names: list[str], labels: dict[str, int]) -> int:
-    """The label of the first name that has one; else UNREADABLE where one of them could not be read."""
-    held = [labels[name] for name in names if name in labels]
-    return next((label for label in held if label >= 0), min(held, default=-1))
-
-
 def _label(extension: str, data: bytes) -> int:
     """The label in a .cls or .json member, -1 for a .json that has none and where it says so, or UNREADABLE."""
     try:
         if extension == "json":
-            held = json.loads(data)
+            content = json.loads(data)
+            label = content.get("label") if isinstance(content, dict) else None
+            label = -1 if label is None else label
         else:
-            held = int(data) if re.fullmatch(rb"\s*-?[0-9]+\s*", data) else None  # int takes other digits, too
+            label = int(data) if re.fullmatch(rb"\s*-?[0-9]+\s*", data) else None  # int takes other digits, too
     except (ValueError, RecursionError):
         return UNREADABLE
-    if extension == "json":
-        held = held.get("label", -1) if isinstance(held, dict) else -1
-        held = -1 if held is None else held
-    return held if type(held) is int and -1 <= held < MAX_LABEL else UNREADABLE
+    return label if type(label) is int and -1 <= label < MAX_LABEL else UNREADABLE

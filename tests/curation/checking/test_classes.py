@@ -1,5 +1,5 @@
 from mpp.curation.checking.classes import Classes
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 
 
 def test_classes_like_splits_and_one_huge_class():

@@ -9,7 +9,7 @@ import tifffile
 from mpp.curation.checking.look import look
 from mpp.data.decoding import tiff
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 from tests.curation.checking.made import RNG
 from tests.data.zoo import CASES, Case
 

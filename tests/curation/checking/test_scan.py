@@ -12,6 +12,7 @@ import tifffile
 from mpp.curation.checking.scan import scan
 from mpp.curation.checking.values import Kind, Spread
 from mpp.data.settings import DecodeOptions
+from mpp.data.sources.base import Source
 from mpp.errors import RunError
 from tests.curation.checking.made import RNG, noise, save
 
@@ -33,34 +34,27 @@ def test_any_number_of_workers_says_the_same(check: Callable[..., Any], tmp_path
     assert found[0] == found[1]
 
 
-class Made:
+class Made(Source):
     """Images made as they are read: no memory of their own."""
 
-    name, classes = "made", None
-
     def __init__(self, length: int, deadly: int = -1, act: Callable[[], object] = lambda: None) -> None:
+        super().__init__("made")
         self.length, self.deadly, self.act = length, deadly, act
 
     def __len__(self) -> int:
         return self.length
 
-    def read(self, index: int) -> tuple[np.ndarray, None]:
+    def image(self, index: int) -> np.ndarray:
         if index == self.deadly:
             self.act()
-        return np.full((2, 2, 3), index % 251, dtype=np.uint8) + np.arange(12, dtype=np.uint8).reshape(2, 2, 3), None
-
-    def labels(self) -> None:
-        return None
-
-    def describe(self) -> str:
-        return "made"
+        return np.full((2, 2, 3), index % 251, dtype=np.uint8) + np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 
 
 class Deep(Made):
     """16 bits each, and as many values as are kept of an image at most."""
 
-    def read(self, index: int) -> tuple[np.ndarray, None]:
-        return np.full((128, 128), index % 4096, dtype=np.uint16), None
+    def image(self, index: int) -> np.ndarray:
+        return np.full((128, 128), index % 4096, dtype=np.uint16)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

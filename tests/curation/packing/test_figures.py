@@ -11,7 +11,7 @@ from mpp.curation.packing.images import Form
 from mpp.curation.packing.tasks import Plan, pack_task
 from mpp.data.decoding import decode
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import ListSource
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.sources.opening import open_source
 from tests.curation.packing.packed import each_alike, manifest, noise, pack
 

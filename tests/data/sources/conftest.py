@@ -1,4 +1,4 @@
-"""What the tests of sources share: a server of files, and datasets of Hugging Face."""
+"""Fixtures for the tests of sources: a server of files, a cache, pictures, datasets of Hugging Face."""
 
 import threading
 
@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from tests.data.sources.file_server import FileServer
-from tests.data.sources.parquet import write_parquet
+
+
+@pytest.fixture
+def images():
+    """uint8 (5, 6, 7, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -53,24 +58,37 @@ def made(pictures):
     def make(start=0, stop=20, **columns):
         numbers = range(stop - 1, start - 1, -1)
         features = {"id": datasets.Value("int64"), "image": datasets.Image()}
-        held = {"id": list(numbers), "image": [{"bytes": pictures[n], "path": f"{n}.png"} for n in numbers]}
+        values = {"id": list(numbers), "image": [{"bytes": pictures[n], "path": f"{n}.png"} for n in numbers]}
         if not columns:
             features["label"] = datasets.ClassLabel(names=["ant", "bee", "cat"])
-            held["label"] = [n % 3 for n in numbers]
-        for name, (feature, values) in columns.items():
-            features[name], held[name] = feature, [values[n] for n in numbers]
-        return datasets.Dataset.from_dict(held, features=datasets.Features(features))
+            values["label"] = [n % 3 for n in numbers]
+        for name, (feature, column) in columns.items():
+            features[name], values[name] = feature, [column[n] for n in numbers]
+        return datasets.Dataset.from_dict(values, features=datasets.Features(features))
 
     return make
 
 
+@pytest.fixture
+def write_parquet():
+    """`write_parquet(folder, train=...)`: a folder with one Parquet file of each dataset, by the name of its split."""
+
+    def write(folder, **parts):
+        folder.mkdir(exist_ok=True)
+        for name, part in parts.items():
+            part.to_parquet(str(folder / f"{name}-00000-of-00001.parquet"))
+        return folder
+
+    return write
+
+
 @pytest.fixture(params=["saved", "parquet"])
-def split_in_two(request, made, tmp_path):
+def split_in_two(request, made, write_parquet, tmp_path):
     """The source string of a dataset with twelve images to train and eight to test."""
     datasets = pytest.importorskip("datasets")
-    folder = tmp_path / "held"
+    parts = {"train": made(0, 12), "test": made(12, 20)}
     if request.param == "saved":
-        datasets.DatasetDict(train=made(0, 12), test=made(12, 20)).save_to_disk(str(folder))
+        datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "two"))
     else:
-        write_parquet(folder, train=made(0, 12), test=made(12, 20))
-    return f"hf:{folder}"
+        write_parquet(tmp_path / "two", **parts)
+    return f"hf:{tmp_path / 'two'}"

@@ -1,33 +1,24 @@
 import os
-import pickle
 
 import numpy as np
 import pytest
 
 from mpp.data.sources.array import DTYPES
-from mpp.data.sources.base import SourceError, block
+from mpp.data.sources.base import SourceError
 from mpp.data.sources.opening import open_source
 from tests.data.sources.reading import refused
 
 
-@pytest.fixture
-def images():
-    return np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
-
-
-def test_array(tmp_path, images):
-    np.save(tmp_path / "a.npy", images)
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_come_as_they_are(dtype, order, tmp_path):
+    values = np.random.default_rng(0).normal(1000, 300, (4, 5, 6, 2)).astype(np.dtype(dtype).newbyteorder(order))
+    np.save(tmp_path / "a.npy", values)
     source = open_source(f"array:{tmp_path / 'a.npy'}")
-    assert len(source) == 5
-    np.testing.assert_array_equal(source.read(3)[0], images[3])
-    assert source.read(3)[1] is None
-    assert source.labels() is None
-    assert source.describe() == "5 images, unlabelled"
-    copy = pickle.dumps(source)
-    assert len(copy) < images.nbytes
-    np.testing.assert_array_equal(pickle.loads(copy).read(4)[0], images[4])
-    np.save(tmp_path / "grey.npy", images[..., 0])
-    assert open_source(f"array:{tmp_path / 'grey.npy'}").read(0)[0].shape == (6, 7)
+    image, label = source.read(2)
+    assert (len(source), image.dtype, label, source.labels()) == (4, np.dtype(dtype), None, None)
+    np.testing.assert_array_equal(image, values[2])
+    assert source.describe() == "4 images, unlabelled" + ("" if dtype == "uint8" else f"; {dtype}")
 
 
 @pytest.mark.parametrize(("key", "label_key"), [("images", "labels"), ("x", "y"), ("anything", "labels")])
@@ -38,41 +29,41 @@ def test_npz_with_labels(key, label_key, tmp_path, images):
     assert source.labels().dtype == np.int64
     assert source.classes == ("0", "1", "2")
     assert source.read(0)[1] == 2
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).read(1)[0], images[1])
 
 
-def test_array_errors(tmp_path, images):
-    def saved(array):
-        np.save(tmp_path / "bad.npy", array, allow_pickle=True)
-        return refused(f"array:{tmp_path / 'bad.npy'}")
+@pytest.mark.parametrize(
+    ("save", "text"),
+    [
+        (lambda images: images.astype(np.complex64), "the array is complex64; images are one of uint8, uint16"),
+        (lambda images: images.astype(np.int64), "the array is int64; images are one of"),
+        (lambda images: images > 0, "the array is bool; images are one of"),
+        (lambda images: images[:, :, 0, 0], "the array has the shape (5, 6); expected images x height x width (x chan"),
+        (lambda images: images[:0], "the array has the shape (0, 6, 7, 3)"),
+        (lambda images: np.zeros((2, 3, 20, 20), dtype=np.uint8), "looks like NCHW"),
+        (lambda images: np.array([{}, "pickled"], dtype=object), "not a readable .npy or .npz"),
+    ],
+)
+def test_arrays_that_are_no_images(save, text, tmp_path, images):
+    np.save(tmp_path / "bad.npy", save(images), allow_pickle=True)
+    assert text in refused(f"array:{tmp_path / 'bad.npy'}")
 
-    assert "the array is complex64; images are one of uint8, uint16" in saved(images.astype(np.complex64))
-    assert "the array is int64; images are one of" in saved(images.astype(np.int64))
-    assert "the array is bool; images are one of" in saved(images > 0)
-    assert "the array has the shape (5, 6); expected images x height x width (x channels)" in saved(images[:, :, 0, 0])
-    assert "the array has the shape (0, 6, 7, 3)" in saved(images[:0])
-    assert "looks like NCHW" in saved(np.zeros((2, 3, 20, 20), dtype=np.uint8))
-    assert "not a readable .npy or .npz" in saved(np.array([{}, "pickled"], dtype=object))
-    (tmp_path / "text.npy").write_text("x")
-    text = refused(f"array:{tmp_path / 'text.npy'}")
-    assert "not a readable .npy or .npz" in text
-    assert "allow_pickle" not in text
-    (tmp_path / "zero.npy").touch()
-    assert "not a readable .npy or .npz" in refused(f"array:{tmp_path / 'zero.npy'}")
-    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
-    assert "not a readable .npy or .npz" in refused(f"array:{tmp_path / 'cut.npz'}")
+
+def test_files_that_are_no_arrays(tmp_path, images):
+    for name, data in {"text.npy": b"x", "zero.npy": b"", "cut.npz": b"PK\x03\x04 and no more"}.items():
+        (tmp_path / name).write_bytes(data)
+        text = refused(f"array:{tmp_path / name}")
+        assert "not a readable .npy or .npz" in text
+        assert "allow_pickle" not in text
     assert "there is no file" in refused(f"array:{tmp_path / 'none.npy'}")
     assert f"did you mean folder:{tmp_path}?" in refused(f"array:{tmp_path}")
     np.savez(tmp_path / "two.npz", a=images, b=images)
     assert "holds ['a', 'b']; name the array of images 'images'" in refused(f"array:{tmp_path / 'two.npz'}")
-    for labels in (np.zeros(4, int), np.zeros(5), np.full(5, np.nan), np.array(["a"] * 5), np.zeros((5, 1), int)):
+    for labels in (np.zeros(4, int), np.full(5, np.nan), np.array(["a"] * 5), np.zeros((5, 1), int)):
         np.savez(tmp_path / "labels.npz", images=images, labels=labels)
         assert "expected 5 whole numbers from 0" in refused(f"array:{tmp_path / 'labels.npz'}")
-    for label, dtype in ((-2, np.int64), (100_000, np.int64), (2**40, np.int64), (2**63 + 7, np.uint64)):
+    for label, dtype in ((100_000, np.int64), (2**40, np.int64), (2**63 + 7, np.uint64)):
         np.savez(tmp_path / "label.npz", images=images, labels=np.array([0, 1, label, 0, 0], dtype=dtype))
-        assert f"the label {label} would mean" in (text := refused(f"array:{tmp_path / 'label.npz'}")) or (
-            "there is a label -2; labels count classes from 0" in text
-        )
+        assert f"the label {label} would mean" in refused(f"array:{tmp_path / 'label.npz'}")
 
 
 def test_labels_of_a_few_images_of_a_large_set(tmp_path, images):
@@ -84,41 +75,24 @@ def test_labels_of_a_few_images_of_a_large_set(tmp_path, images):
     assert open_source(f"array:{tmp_path / 'none.npz'}").describe() == "5 images, unlabelled"
 
 
-@pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_values_come_as_they_are(dtype, order, tmp_path):
-    values = np.random.default_rng(0).normal(1000, 300, (4, 5, 6, 2)).astype(np.dtype(dtype).newbyteorder(order))
-    np.save(tmp_path / "a.npy", values)
-    source = open_source(f"array:{tmp_path / 'a.npy'}")
-    read = source.read(2)[0]
-    assert read.dtype == np.dtype(dtype)
-    np.testing.assert_array_equal(read, values[2])
-    assert source.describe() == "4 images, unlabelled" + ("" if dtype == "uint8" else f"; {dtype}")
-
-
 @pytest.mark.parametrize("file", ["a.npy", "a.npz"])
 def test_many_at_once(file, tmp_path, images):
-    for held in (images, images[..., 0]):
-        (np.save if file == "a.npy" else np.savez)(tmp_path / file, held)
-        source = pickle.loads(pickle.dumps(open_source(f"array:{tmp_path / file}")))
-        found = block(source, np.array([4, 0, 4]))
+    for array in (images, images[..., 0]):
+        (np.save if file == "a.npy" else np.savez)(tmp_path / file, array)
+        source = open_source(f"array:{tmp_path / file}")
+        found = source.block(np.array([4, 0, 4]))
         assert type(found) is np.ndarray
-        assert found.shape == (3, 6, 7, held[0].size // 42)
+        assert found.shape == (3, 6, 7, array[0].size // 42)
         for one, index in zip(found, (4, 0, 4), strict=True):
-            np.testing.assert_array_equal(one.reshape(held[0].shape), source.read(index)[0])
-
-
-def test_what_is_not_read_at_once(tmp_path):
-    for held in (np.zeros((2, 4, 4, 3), dtype=np.uint16), np.zeros((2, 256, 256, 3), dtype=np.uint8)):
-        np.save(tmp_path / "a.npy", held)
-        assert block(open_source(f"array:{tmp_path / 'a.npy'}"), np.array([0])) is None
+            np.testing.assert_array_equal(one.reshape(array[0].shape), source.read(index)[0])
+    for array in (np.zeros((2, 4, 4, 3), dtype=np.uint16), np.zeros((2, 256, 256, 3), dtype=np.uint8)):
+        np.save(tmp_path / "large.npy", array)  # slower, or no pixels yet
+        assert open_source(f"array:{tmp_path / 'large.npy'}").block(np.array([0])) is None
 
 
 def test_an_npz_that_memory_cannot_hold_is_not_unpacked(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((40, 50, 50, 3), dtype=np.uint8))
     assert len(open_source(f"array:{tmp_path / 'a.npz'}")) == 40
     monkeypatch.setattr(os, "sysconf", lambda name: 1000 if name == "SC_PHYS_PAGES" else 100)
-    with pytest.raises(
-        SourceError, match=r"0\.0 GB unpacked, more than the 0\.0 of this machine's memory; save .* \.npy"
-    ):
+    with pytest.raises(SourceError, match=r"0\.0 GB unpacked, more than .* of this machine's memory; save .* \.npy"):
         open_source(f"array:{tmp_path / 'a.npz'}")

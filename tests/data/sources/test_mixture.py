@@ -1,4 +1,3 @@
-import pickle
 import time
 from collections import Counter
 
@@ -6,22 +5,25 @@ import numpy as np
 import pytest
 
 import mpp.data.sources.mixture
-from mpp.data.sources.base import ListSource, SourceError, block
+from mpp.data.sources.base import Source, SourceError
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source, open_splits
-from tests.data.sources.reading import refused
+from tests.data.sources.reading import read_many, refused
 
 
-class Sized:
+class Sized(Source):
     """Images that nobody reads."""
 
-    classes = None
+    def __init__(self, size):
+        super().__init__("sized")
+        self._size = size
 
-    def __init__(self, size: int, name: str = "sized") -> None:
-        self.size, self.name = size, name
+    def __len__(self):
+        return self._size
 
-    def __len__(self) -> int:
-        return self.size
+    def image(self, index):
+        raise NotImplementedError
 
 
 @pytest.fixture
@@ -39,23 +41,22 @@ def test_parts_one_after_the_other(two):
     assert source.classes == ("ant", "bee", "cat")
     assert source.labels().tolist() == [0, 1, 1, 1, 2]
     assert source.labels().dtype == np.int64
-    places = [(one, 0), (one, 1), (one, 2), (other, 0), (other, 1)]
-    for index, (part, inner) in enumerate(places):
-        assert source.where(index) == part.where(inner)
+    for index, (part, inner) in enumerate([(one, 0), (one, 1), (one, 2), (other, 0), (other, 1)]):
+        assert source.location(index) == part.location(inner)
         assert source.read(index) == (part.read(inner)[0], source.labels()[index])
     assert source.describe() == f"5 images in 3 classes; {two[0]}: 3 images; {two[1]}: 2 images"
-    assert pickle.loads(pickle.dumps(source)).read(4) == source.read(4)
     for index in (-1, 5):
-        with pytest.raises(IndexError):
-            source.read(index)
-        with pytest.raises(IndexError):
-            source.where(index)
+        for call in (source.read, source.location, source.size):
+            with pytest.raises(IndexError):
+                call(index)
 
 
-def test_many_at_once(two, tmp_path):
+@pytest.mark.parametrize("together", [False, True])
+def test_many_at_once(together, two, tmp_path):
     source = open_source(" + ".join(two))
+    source.reads_together = together  # as of one with remote shards
     (tmp_path / "one" / "bee" / "3.png").unlink()
-    found = source.read_many([4, 2, 0, 4])
+    found = read_many(source, [4, 2, 0, 4])
     assert isinstance(found[1], FileNotFoundError)
     assert [found[0], found[2], found[3]] == [source.read(4), source.read(0), source.read(4)]
 
@@ -68,7 +69,7 @@ def test_without_labels_or_with_some():
     assert (mixed.classes, mixed.labels()) == (None, None)
     assert [mixed.read(i) for i in range(3)] == [(b"a", None), (b"b", None), (b"c", None)]
     assert mixed.describe().endswith("; labels left aside, for bare has none")
-    assert mixed.where(2) == "image 0 of bare"
+    assert mixed.location(2) == "image 0 of bare"
     assert "left aside" not in MixtureSource("m", [bare, bare]).describe()
 
 
@@ -101,23 +102,22 @@ def test_draws_use_every_pass_once(weights, together, monkeypatch):
     sizes, epochs = [7, 20, 3], 40
     source = MixtureSource("m", [Sized(size) for size in sizes], weights)
     starts = [0, 7, 27, 30]
-    seen = Counter()
+    drawn = Counter()
     for epoch in range(epochs):
         passes, indices = source.draw(5, epoch)
         assert passes.shape == indices.shape == (30,)
         assert passes.dtype == indices.dtype == np.int64
-        held = np.histogram(indices, bins=starts)[0]
-        assert held.tolist() == source.quotas.tolist()
-        seen.update(zip(passes.tolist(), indices.tolist(), strict=True))
-    assert max(seen.values()) == 1
+        assert np.histogram(indices, bins=starts)[0].tolist() == source.quotas.tolist()
+        drawn.update(zip(passes.tolist(), indices.tolist(), strict=True))
+    assert max(drawn.values()) == 1
     for part, quota in enumerate(source.quotas.tolist()):
-        times = Counter(index for _, index in seen if starts[part] <= index < starts[part + 1])
+        times = Counter(index for _, index in drawn if starts[part] <= index < starts[part + 1])
         counts = [times[index] for index in range(starts[part], starts[part + 1])]
         assert sum(counts) == quota * epochs
         assert max(counts) - min(counts) <= 1
         # Pass k is complete before pass k + 1 begins.
         whole = quota * epochs // sizes[part]
-        complete = Counter(turn for turn, index in seen if starts[part] <= index < starts[part + 1])
+        complete = Counter(turn for turn, index in drawn if starts[part] <= index < starts[part + 1])
         assert all(complete[turn] == sizes[part] for turn in range(whole))
 
 
@@ -130,62 +130,37 @@ def test_draws_depend_on_seed_and_epoch_alone():
     assert len({tuple(order) for order in orders.values()}) == len(orders)
     # The parts are shuffled together, not one behind the other.
     assert abs(np.flatnonzero(np.array(orders[0, 0]) >= 70).mean() - 49.5) < 12
+    # The draws of an older release, so that its runs go on in the same bits.
+    assert orders[0, 0][:8] == [71, 80, 93, 18, 59, 96, 85, 62]
 
 
 @pytest.mark.slow
-def test_late_epochs_of_ten_million_images_are_cheap():
-    source = MixtureSource("m", [Sized(9_000_000), Sized(999_990), Sized(10)], (1, 2, 3))
-    began = time.perf_counter()
+@pytest.mark.parametrize("sizes", [(9_000_000, 999_990, 10), (2_000_000, 1, 10)])
+def test_late_epochs_and_small_parts_are_cheap(sizes):
+    source = MixtureSource("m", [Sized(size) for size in sizes], (1, 2, 3))
+    began = time.process_time()
     source.draw(0, 5000)
-    assert time.perf_counter() - began < 30
+    assert time.process_time() - began < 3e-6 * sum(sizes)
 
 
 def test_splits(picture_folder):
     folder = picture_folder("a/train/x/1.png", "a/train/y/2.png", "a/test/y/3.png", "b/train/x/4.png", "b/val/z/5.png")
     both = f"folder:{folder / 'a'} + folder:{folder / 'b'}"
-    assert "test" in open_splits(both)
-    train, test = open_source(both), open_source(both, "test")
-    assert [len(train), len(test)] == [3, 2]
+    assert [len(split) for split in open_splits(both).values()] == [3, 2]
     assert "test" not in open_splits(f"{both} + folder:{folder / 'a' / 'train'}")
-    weighted = f"9 * folder:{folder / 'a'} + 9 * folder:{folder / 'b'}"
-    assert "test" in open_splits(weighted)
-    assert open_source(weighted, "test").weights is None  # held-out images are not drawn
+    weighted = open_splits(f"9 * folder:{folder / 'a'} + 9 * folder:{folder / 'b'}")
+    assert weighted["test"].weights is None  # held-out images are not drawn
 
 
 def test_errors(two):
     one, other = two
     assert "has no weight; give every source one, or none" in refused(f"3 * {one} + {other}")
     assert "the weight 'x' is no number; write e.g. 3 * folder:DIR" in refused(f"x * {one} + 1 * {other}")
-    for weight, shown in (("0", "0"), ("-1", "-1"), ("nan", "nan"), ("inf", "inf")):
-        assert f"the weight {shown} is not positive" in refused(f"{weight} * {one} + 1 * {other}")
+    for weight in ("0", "-1", "nan", "inf"):
+        assert f"the weight {weight} is not positive" in refused(f"{weight} * {one} + 1 * {other}")
     assert f"a weight is for one of several sources; write {one}" in refused(f"3 * {one}")
     assert "a source is missing beside a +" in refused(f"{one} +  + {other}")
     assert "there is no kind of source called 'flder'" in refused(f"{one} + flder:x")
     assert f"no image of {other} would ever be drawn, with an epoch of 5" in refused(f"100 * {one} + 1 * {other}")
     with pytest.raises(SourceError, match="1 weights for 2 sources"):
         MixtureSource("m", [Sized(1), Sized(1)], [1])
-
-
-def test_blocks_of_parts_of_one_size():
-    def part(number, *shape):
-        return ListSource(np.random.default_rng(number).integers(0, 256, (number, *shape), dtype=np.uint8))
-
-    source = MixtureSource("m", [part(3, 4, 5, 3), part(2, 4, 5, 3), part(4, 4, 5, 3)], (1, 1, 2))
-    indices = np.array([8, 0, 4, 3, 3, 2, 5])
-    found = block(pickle.loads(pickle.dumps(source)), indices)
-    np.testing.assert_array_equal(found, np.stack([source.read(int(index))[0] for index in indices]))
-    assert block(MixtureSource("m", [part(3, 4, 5, 3), part(2, 5, 4, 3)]), np.array([0])) is None
-    assert block(MixtureSource("m", [part(3, 4, 5, 3), ListSource([b"encoded"])]), np.array([0])) is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 10])
-def test_a_small_part_costs_as_little_as_a_large_one(size):
-    source = MixtureSource("m", [Sized(2_000_000), Sized(size)], (1, 1))
-    began = time.process_time()
-    passes, indices = source.draw(0, 7)
-    assert time.process_time() - began < 3  # one generator a pass took 8
-    small = indices >= 2_000_000
-    seen = np.unique(passes[small] * size + indices[small] - 2_000_000)
-    assert len(seen) == small.sum() == source.quotas[1]
-    assert seen.min() // size == 7 * int(source.quotas[1]) // size  # epoch 7 begins where 6 stopped

@@ -3,9 +3,6 @@
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,21 +10,22 @@ import pytest
 from mpp.data.pixel_cache import cache_pixels
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources import overlap
-from mpp.data.sources.base import ListSource, Source, Subset
+from mpp.data.sources.base import Subset
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.sources.opening import open_source
 from mpp.data.sources.overlap import Shared, same_places, shared
 
 
-def compared(test: Source | str, there: Source | str, indices: Any = None) -> Shared:
+def compared(test, there, indices=None):
     test, there = (open_source(of) if isinstance(of, str) else of for of in (test, there))
     return shared(test, np.arange(len(test)) if indices is None else np.asarray(indices), there)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, encode: Callable[..., bytes]) -> Callable[..., Path]:
+def pictures(tmp_path, encode):
     """`pictures("a", 1, 2)`: a folder with two pictures, those of a number always the same; all of one size."""
 
-    def make(name: str, *numbers: int) -> Path:
+    def make(name, *numbers):
         folder = tmp_path / name
         folder.mkdir(parents=True, exist_ok=True)
         for number in numbers:
@@ -38,9 +36,7 @@ def pictures(tmp_path: Path, encode: Callable[..., bytes]) -> Callable[..., Path
     return make
 
 
-def test_a_folder_by_any_name_is_itself(
-    pictures: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_by_any_name_is_itself(pictures, tmp_path, monkeypatch):
     folder = pictures("here/test", 1, 2, 3)
     pictures("here/other", 4, 5)
     (tmp_path / "link").symlink_to(folder)
@@ -50,16 +46,16 @@ def test_a_folder_by_any_name_is_itself(
     listed = tmp_path / "list.csv"
     listed.write_text("path\n" + "".join(f"here/other/../test/{n}.bmp\n" for n in (3, 1, 2)))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(overlap, "_digest", lambda data: pytest.fail("read"))
     test = f"folder:{folder}"
-    names = [folder, f"{folder}/", "here/test", "./here//other/../test", tmp_path / "link", "link/", "of links"]
-    for other in [*(f"folder:{name}" for name in names), f"csv:{listed}", "folder:link + folder:here/other"]:
-        found = compared(test, other)
-        assert found[:4] == (3, 3, 0, 0), other
-        assert found.all_of_them
-        assert other.startswith(("csv", "folder:link +")) or same_places(open_source(test), open_source(other))
-    assert compared(test, f"folder:{folder}").example == str(folder / "1.bmp")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(overlap, "_digest", lambda data: pytest.fail("read"))
+        names = [folder, f"{folder}/", "here/test", "./here//other/../test", tmp_path / "link", "link/", "of links"]
+        for other in [*(f"folder:{name}" for name in names), f"csv:{listed}", "folder:link + folder:here/other"]:
+            found = compared(test, other)
+            assert found[:4] == (3, 3, 0, 0), other
+            assert found.all_of_them
+            assert other.startswith(("csv", "folder:link +")) or same_places(open_source(test), open_source(other))
+        assert compared(test, f"folder:{folder}").example == str(folder / "1.bmp")
     assert compared(test, f"folder:{tmp_path}/here/other") == Shared(3, 0, 0, 0, "")
     assert compared(test, f"folder:{tmp_path}/here").places == 3  # all that lies below
     assert not same_places(open_source(test), open_source(f"folder:{tmp_path}/here"))
@@ -69,7 +65,7 @@ def test_a_folder_by_any_name_is_itself(
     assert compared(part, f"folder:{tmp_path}/here/other", [0, 3]).found == 0
 
 
-def test_copies_are_found_by_their_bytes(pictures: Callable[..., Path], tmp_path: Path) -> None:
+def test_copies_are_found_by_their_bytes(pictures, tmp_path):
     test, train = pictures("test", 1, 2, 3, 4), pictures("train", 5, 6, 7)
     shutil.copy(test / "2.bmp", train / "another name.bmp")
     (train / "7.bmp").write_bytes((test / "3.bmp").read_bytes()[:-1] + b"?")  # of the same size
@@ -87,7 +83,7 @@ def test_copies_are_found_by_their_bytes(pictures: Callable[..., Path], tmp_path
     assert "2 of the 4 test images are in x, 1 as the same files and 1 byte for byte, such as" in line
 
 
-def test_in_shards_arrays_and_caches(pictures: Callable[..., Path], tmp_path: Path) -> None:
+def test_in_shards_arrays_datasets_and_caches(pictures, tmp_path):
     test = pictures("test", 1, 2, 3)
     for name, numbers in (("a", (1, 2)), ("b", (3, 4))):
         with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
@@ -107,11 +103,7 @@ def test_in_shards_arrays_and_caches(pictures: Callable[..., Path], tmp_path: Pa
     assert compared(f"array:{tmp_path}/a.npy", f"array:{tmp_path}/b.npy")[:3] == (5, 0, 2)
     assert compared(ListSource(images[:3]), f"array:{tmp_path}/b.npy")[:3] == (3, 0, 1)
     assert compared(ListSource(images.view(np.int8)), ListSource(images)).found == 0
-
-
-def test_rows_of_a_dataset(pictures: Callable[..., Path], tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    test = pictures("test", 1, 2, 3)
     rows = [{"bytes": (test / f"{n}.bmp").read_bytes(), "path": None} for n in (1, 2)]
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": rows}, features=features).save_to_disk(tmp_path / "saved")
@@ -120,12 +112,12 @@ def test_rows_of_a_dataset(pictures: Callable[..., Path], tmp_path: Path) -> Non
     assert compared(f"folder:{test}", f"hf:{tmp_path}/saved")[:4] == (3, 0, 2, 0)
 
 
-def test_only_so_much_is_read(pictures: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_much_is_read(pictures, monkeypatch):
     test, train = pictures("test", *range(8)), pictures("train", *range(100, 110))
     for number in range(8):
         shutil.copy(test / f"{number}.bmp", train)
     size = (test / "0.bmp").stat().st_size
-    read: list[int] = []
+    read = []
     monkeypatch.setattr(overlap, "_digest", lambda data: read.append(len(data)) or data)
     monkeypatch.setattr(overlap, "MOST_IMAGES", 21)  # all 18 there, and 3
     found = compared(f"folder:{test}", f"folder:{train}")
@@ -138,20 +130,18 @@ def test_only_so_much_is_read(pictures: Callable[..., Path], monkeypatch: pytest
     assert compared(f"folder:{test}", f"folder:{train}")[2:4] == (0, 8)
 
 
-def test_remote_shards_are_not_read(
-    pictures: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_remote_shards_are_not_read(pictures, tmp_path, monkeypatch):
     test = pictures("test", 1, 2)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(test / "1.bmp", "1.bmp")
-    far: Any = open_source(f"shards:{tmp_path}/a.tar")
+    far = open_source(f"shards:{tmp_path}/a.tar")
     far.tars = [None]
     monkeypatch.setattr(overlap, "_digest", lambda data: pytest.fail("read"))
     assert compared(f"folder:{test}", far)[:4] == (2, 0, 0, 2)
     assert compared(far, f"folder:{test}")[:4] == (1, 0, 0, 1)
 
 
-def test_what_cannot_be_read_is_passed_over(pictures: Callable[..., Path]) -> None:
+def test_an_image_that_cannot_be_read_is_passed_over(pictures):
     test, train = pictures("test", 1, 2), pictures("train", 1, 2)
     opened = open_source(f"folder:{test}")
     (test / "1.bmp").unlink()

@@ -1,4 +1,4 @@
-"""Answers of a store, against real servers on this machine: failures, secrets, and what is not there."""
+"""Answers of a store, against real servers on this machine: failures, secrets, missing files."""
 
 import os
 import time
@@ -9,20 +9,27 @@ pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 from mpp.data.sources import remote
-from mpp.data.sources.base import SourceAway, SourceError, TooLarge, read_many
+from mpp.data.sources.base import SourceAway, SourceError, TooLarge
 from mpp.errors import Unreachable
-from tests.data.sources.reading import all_read
-from tests.data.sources.tar_shards import opened, refused, write_shards, write_tar
+from tests.data.sources.reading import (
+    all_read,
+    opened,
+    read_many,
+    refused_shards,
+    states,
+    write_shards,
+    write_tar,
+)
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def test_failures_that_pass_are_met_by_asking_again(server):
+def test_failures_that_pass_are_asked_again(server):
     write_shards(server.folder)
     expected = all_read(opened(f"{server.folder}/*.tar"))
     server.failing = lambda number: number % 3 == 1
     source = opened(f"{server.url}/s-{{000..002}}.tar")
-    assert source.read_many(range(12)) == expected
+    assert read_many(source, range(12)) == expected
 
 
 def test_failures_that_stay_become_errors_of_their_images(server):
@@ -30,7 +37,7 @@ def test_failures_that_stay_become_errors_of_their_images(server):
     source = opened(f"{server.url}/s-{{000..002}}.tar")
     (server.folder / "s-001.tar").unlink()
     os.truncate(server.folder / "s-002.tar", 512)
-    results = source.read_many(range(12))
+    results = read_many(source, range(12))
     assert [isinstance(result, OSError) for result in results] == [False] * 4 + [True] * 8
     assert str(results[4]) == f"{server.url}/s-001.tar, byte 512: is not there"
     with pytest.raises(OSError, match=r"s-002\.tar, byte 512: "):
@@ -53,10 +60,10 @@ def test_a_server_that_hangs_is_given_up(server, monkeypatch):
     assert source.read(0) == (b"image 0000", 0)
 
 
-def test_a_server_without_ranges_is_refused(server):
+def test_a_server_without_ranges_is_refused_shards(server):
     write_shards(server.folder, 1)
     server.ranges = False
-    assert "the server sends whole files only" in refused(f"{server.url}/s-000.tar")
+    assert "the server sends whole files only" in refused_shards(f"{server.url}/s-000.tar")
 
 
 @pytest.mark.usefixtures("any_name")
@@ -66,24 +73,24 @@ def test_names_that_an_address_cannot_hold(server):
         assert all_read(opened(f"{server.url}/{name}")) == [(b"a", None)]
 
 
-def test_what_is_not_there(server):
+def test_missing_or_broken_shards(server):
     write_shards(server.folder, 1)
-    assert f"{server.url}/s-001.tar matches no file" in refused(f"{server.url}/s-{{000..001}}.tar")
-    assert "over http nothing lists files" in refused(f"{server.url}/*.tar")
-    assert "is no address of a kind that is known" in refused("ftp://host/a.tar")
+    assert f"{server.url}/s-001.tar matches no file" in refused_shards(f"{server.url}/s-{{000..001}}.tar")
+    assert "over http nothing lists files" in refused_shards(f"{server.url}/*.tar")
+    assert "is no address of a kind that is known" in refused_shards("ftp://host/a.tar")
     (server.folder / "text.tar").write_text("not a tar file, " * 100)
-    assert f"{server.url}/text.tar is not a complete tar file" in refused(f"{server.url}/text.tar")
+    assert f"{server.url}/text.tar is not a complete tar file" in refused_shards(f"{server.url}/text.tar")
     whole = (server.folder / "s-000.tar").read_bytes()
     (server.folder / "cut.tar").write_bytes(whole[:515])
-    assert "cut.tar is not a complete tar file" in refused(f"{server.url}/cut.tar")
+    assert "cut.tar is not a complete tar file" in refused_shards(f"{server.url}/cut.tar")
     header = bytearray(whole)
     header[124:136] = b"\xff" * 12  # a size of -1
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(b" " * 8) + sum(header[156:512]))
     (server.folder / "negative.tar").write_bytes(header)
-    assert "negative.tar is not a complete tar file (" in refused(f"{server.url}/negative.tar")
+    assert "negative.tar is not a complete tar file (" in refused_shards(f"{server.url}/negative.tar")
 
 
-def test_nothing_that_is_secret_is_shown(server):
+def test_no_secret_is_shown(server):
     write_shards(server.folder, 1)
     server.password = "Basic dXNlcjpzZWNyZXQ="  # user:secret
     address = server.url.replace("http://", "http://user:secret@")
@@ -96,9 +103,16 @@ def test_nothing_that_is_secret_is_shown(server):
     with pytest.raises(OSError, match="500") as failed:
         source.read(0)
     server.failing = lambda number: False
-    texts = [str(caught.value), str(failed.value), source.name, source.where(0), source.describe(), *source.state(True)]
-    texts += [refused(f"{address}/{name}?sig=secret") for name in ("none.tar", "*.tar")]
-    texts += [refused(f"{server.url}/s-000.tar?sig=secret")]
+    texts = [
+        str(caught.value),
+        str(failed.value),
+        source.name,
+        source.location(0),
+        source.describe(),
+        *states(source, True),
+    ]
+    texts += [refused_shards(f"{address}/{name}?sig=secret") for name in ("none.tar", "*.tar")]
+    texts += [refused_shards(f"{server.url}/s-000.tar?sig=secret")]
     assert not [text for text in texts if "secret" in text]
 
 
@@ -131,47 +145,27 @@ def test_a_store_that_is_away_may_open_later(server):
     assert not isinstance(caught.value, Unreachable)
 
 
-def test_a_large_range_may_take_longer(server):
-    """Each request has its 30 seconds, here 0.2, and those that its bytes need, here 2 MiB: 16."""
-    write_tar(server.folder / "large.tar", [("a.jpg", bytes(2**21))])
-    source = opened(f"{server.url}/large.tar")
-    server.latency = 0.5
-    system = remote._file_system(server.url, 30.0)  # without the limit on each answer of the socket's own
-    remote._made[os.getpid(), "http", 0.2] = system
-    source.timeout = 0.2
-    assert len(source.read(0)[0]) == 2**21
-
-
-def test_what_the_user_configured_in_fsspec_counts(server, monkeypatch):
+def test_the_settings_of_fsspec_count(server, monkeypatch):
     config = pytest.importorskip("fsspec.config")
     write_shards(server.folder, 1)
     server.password = "Bearer token"
-    assert "HTTP status 401" in refused(f"{server.url}/s-000.tar")
+    assert "HTTP status 401" in refused_shards(f"{server.url}/s-000.tar")
     headers = {"client_kwargs": {"headers": {"Authorization": "Bearer token"}}}
     monkeypatch.setitem(config.conf, "http", headers)
     monkeypatch.setattr(remote, "_made", {})
     assert opened(f"{server.url}/s-000.tar").read(0) == (b"image 0000", 0)
 
 
-def test_the_order_of_objects_does_not_depend_on_their_signatures(server):
-    for number in range(3):
-        write_tar(server.folder / f"{number}", [("a.jpg", b"%d" % number)])
-    server.naming = lambda path: "/" + path.partition("id=")[2].partition("&")[0]
-    for signs in ("012", "210", "120"):
-        source = opened(" ".join(f"{server.url}/get?Expires={sign}&id={i}" for i, sign in enumerate(signs)))
-        assert [data for data, _ in source.read_many(range(3))] == [b"0", b"1", b"2"]
-
-
 def test_a_range_that_memory_does_not_hold_is_not_asked_for_again(server, monkeypatch):
     write_tar(server.folder / "s.tar", [("a.jpg", b"small")])
     source, asked = opened(f"{server.url}/s.tar"), []
 
-    async def greedy(*_, **__):
+    def greedy(*_, **__):
         asked.append(1)
         raise MemoryError
 
-    monkeypatch.setattr(remote._file_system(server.url, source.timeout), "_cat_file", greedy)
-    (found,) = read_many(source, [0])
+    monkeypatch.setattr(remote._file_system(server.url, source.timeout), "cat_file", greedy)
+    (found,) = source.read_many([0])
     assert isinstance(found, TooLarge)
     assert str(found).endswith("takes more memory than there is")
     assert len(asked) == 1

@@ -11,12 +11,20 @@ pytest.importorskip("aiohttp")
 
 from mpp.data.loader import sequential
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources import remote_shards
-from mpp.data.sources.base import SourceError, TooLarge, read_many
+from mpp.data.sources import remote, shards
+from mpp.data.sources.base import SourceError, TooLarge
 from mpp.data.sources.tar_index import write_sidecar
 from mpp.data.transform import EvalTransform
-from tests.data.sources.reading import all_read
-from tests.data.sources.tar_shards import opened, refused, write_pictures, write_shards, write_tar
+from tests.data.sources.reading import (
+    all_read,
+    opened,
+    read_many,
+    refused_shards,
+    states,
+    write_pictures,
+    write_shards,
+    write_tar,
+)
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -27,13 +35,13 @@ def test_remote_equals_local(server):
     source = opened(f"{server.url}/s-{{000..002}}.tar")
     assert all_read(source) == all_read(local)
     indices = [11, 0, 5, 5, 7]
-    assert source.read_many(indices) == [local.read(index) for index in indices]
+    assert read_many(source, indices) == [local.read(index) for index in indices]
     assert source.labels().tolist() == local.labels().tolist()
     assert (source.classes, source.describe()) == (local.classes, local.describe())
-    assert source.where(5) == f"{server.url}/s-001.tar, byte 2560"
+    assert source.location(5) == f"{server.url}/s-001.tar, byte 2560"
     with pytest.raises(IndexError):
-        source.read_many([0, 12])
-    assert not hasattr(local, "read_many")
+        read_many(source, [0, 12])
+    assert (source.reads_together, local.reads_together) == (True, False)
 
 
 def test_the_index_is_made_once(server):
@@ -64,9 +72,9 @@ def test_mixed_local_and_remote(server, tmp_path):
     (tmp_path / "here").mkdir()
     write_tar(tmp_path / "here" / "a.tar", [("a.jpg", b"local"), ("a.cls", b"1")])
     source = opened(f"{server.url}/s-000.tar {tmp_path}/here/*.tar")
-    assert [data for data, _ in source.read_many([4, 0])] == [b"image 0003", b"local"]
+    assert [data for data, _ in read_many(source, [4, 0])] == [b"image 0003", b"local"]
     os.truncate(tmp_path / "here" / "a.tar", 512)
-    lost, found = source.read_many([0, 1])
+    lost, found = read_many(source, [0, 1])
     assert isinstance(lost, OSError)
     assert found == (b"image 0000", 0)
 
@@ -78,7 +86,7 @@ def test_class_names_lie_beside_remote_shards(server, tmp_path):
     (tmp_path / "here").mkdir()
     write_shards(tmp_path / "here", 1)
     (tmp_path / "here" / "classes.txt").write_text("bee\nant\ncat\n")
-    assert "name different classes" in refused(f"{server.url}/s-000.tar {tmp_path}/here/*.tar")
+    assert "name different classes" in refused_shards(f"{server.url}/s-000.tar {tmp_path}/here/*.tar")
 
 
 def signed_shards(server, allowed):
@@ -119,12 +127,12 @@ def test_state_tells_one_shard_from_another(server, tmp_path):
     write_shards(server.folder, 2)
     pattern = f"{server.url}/s-{{000..001}}.tar"
     before = opened(pattern)
-    assert list(before.state(True)) == list(opened(pattern).state(True))
-    assert list(before.state(False)) == ["s-000.tar 10240", "s-001.tar 10240"]
+    assert states(before, True) == states(opened(pattern), True)
+    assert states(before, False) == ["s-000.tar 10240", "s-001.tar 10240"]
     write_tar(server.folder / "s-001.tar", [("new.jpg", b"new"), ("new.cls", b"0")])
-    first, second = opened(pattern).state(True)
-    assert first == next(before.state(True))
-    assert second not in before.state(True)
+    first, second = states(opened(pattern), True)
+    assert first == states(before, True)[0]
+    assert second not in states(before, True)
 
 
 def test_gzipped_remote_shards_are_unpacked_into_the_cache(server):
@@ -137,9 +145,9 @@ def test_gzipped_remote_shards_are_unpacked_into_the_cache(server):
     source = opened(f"{server.url}/s-000.tar.gz")
     assert all_read(source) == expected
     assert [wanted for path, wanted in server.asked if path.endswith(".gz")] == ["bytes=0-0"]
-    assert source.where(0) == f"{server.url}/s-000.tar.gz, byte 512"
+    assert source.location(0) == f"{server.url}/s-000.tar.gz, byte 512"
     (server.folder / "cut.tar.gz").write_bytes(packed[:-20])
-    assert "not a complete gzip file" in refused(f"{server.url}/cut.tar.gz")
+    assert "not a complete gzip file" in refused_shards(f"{server.url}/cut.tar.gz")
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -151,7 +159,7 @@ def test_forked_workers_read_on_their_own(server, encode, keep):
         transform = EvalTransform((8, 8))
         batches = sequential(source, transform, DecodeOptions(), range(12), batch_size=3, workers=2)
         assert [int(image[0, 0, 0]) for batch in batches for image in batch["images"]] == list(range(12))
-    assert len(source.read_many(range(12))) == 12
+    assert len(read_many(source, range(12))) == 12
 
 
 def test_a_copy_by_pickle_reads(server):
@@ -164,11 +172,9 @@ def test_a_copy_by_pickle_reads(server):
 def test_members_of_too_many_bytes_are_not_fetched(server, monkeypatch):
     write_tar(server.folder / "s.tar", [("a.jpg", b"small"), ("b.jpg", bytes(1000)), ("c.jpg", b"small")])
     source = opened(f"{server.url}/s.tar")
-    fetch, fetched = remote_shards.fetch_ranges, []
-    monkeypatch.setattr(
-        remote_shards, "fetch_ranges", lambda ranges, timeout: fetched.extend(ranges) or fetch(ranges, timeout)
-    )
-    first, second, third = read_many(source, range(3), most=100)
+    fetched = []
+    monkeypatch.setattr(shards, "fetch_ranges", lambda ranges, _: fetched.extend(ranges) or remote.fetch_ranges(ranges))
+    first, second, third = source.read_many(range(3), most=100)
     assert (first[0], third[0]) == (b"small", b"small")
     assert isinstance(second, TooLarge)
     assert [size for _, _, size in fetched] == [5, 5]

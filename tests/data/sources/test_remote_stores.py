@@ -1,9 +1,7 @@
 """Remote shards by the file systems that list what they hold: a real S3 server on this machine, and stand-ins."""
 
-import asyncio
 import os
 import sys
-import time
 from typing import ClassVar
 
 import pytest
@@ -17,8 +15,15 @@ from mpp.data.sources.base import SourceAway, SourceError
 from mpp.data.sources.tar_index import write_sidecar
 from mpp.data.transform import EvalTransform
 from mpp.errors import Unreachable, install
-from tests.data.sources.reading import all_read
-from tests.data.sources.tar_shards import opened, refused, write_pictures, write_shards
+from tests.data.sources.reading import (
+    all_read,
+    opened,
+    read_many,
+    refused_shards,
+    states,
+    write_pictures,
+    write_shards,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +57,18 @@ def test_s3(s3, tmp_path, encode):
     pattern = "s3://bucket/deep/er/s-{000..002}.tar"
     for same in ("s3://bucket/deep/er/s-*", "s3://bucket/deep/**/s-00?.tar", pattern):
         source = opened(same)
-        assert source.read_many(range(12)) == expected
-    assert source.where(0) == "s3://bucket/deep/er/s-000.tar, byte 512"
-    assert "matches no file" in refused("s3://bucket/deep/x-*.tar")
-    assert "matches no file" in refused("s3://bucket/deep/er/s-{000..003}.tar")
-    assert "matches no file" in refused("s3://nobucket/*.tar")
+        assert read_many(source, range(12)) == expected
+    assert source.location(0) == "s3://bucket/deep/er/s-000.tar, byte 512"
+    assert "matches no file" in refused_shards("s3://bucket/deep/x-*.tar")
+    assert "matches no file" in refused_shards("s3://bucket/deep/er/s-{000..003}.tar")
+    assert "matches no file" in refused_shards("s3://nobucket/*.tar")
     pictures = opened("s3://bucket/deep/er/p.tar")
     pictures.read(0)
     batches = sequential(pictures, EvalTransform((8, 8)), DecodeOptions(), range(12), batch_size=3, workers=2)
     assert [int(image[0, 0, 0]) for batch in batches for image in batch["images"]] == list(range(12))
-    before = list(source.state(True))
+    before = states(source, True)
     s3.upload_file(str(folder / "s-001.tar"), "bucket", "deep/er/s-000.tar")
-    assert [a == b for a, b in zip(opened(pattern).state(True), before, strict=True)] == [False, True, True]
+    assert [a == b for a, b in zip(states(opened(pattern), True), before, strict=True)] == [False, True, True]
     assert opened(pattern).read(0) == expected[4]
 
 
@@ -81,41 +86,9 @@ def test_s3_without_credentials(s3, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(remote, "_made", {})
-    text = refused("s3://bucket/a.tar")
+    text = refused_shards("s3://bucket/a.tar")
     assert "Unable to locate credentials" in text
     assert "check the URL and the credentials" in text
-
-
-def test_a_listing_of_many_pages_takes_its_time(s3, tmp_path, monkeypatch):
-    core = pytest.importorskip("s3fs.core")
-    s3.upload_file(str(write_shards(tmp_path, 1) / "s-000.tar"), "bucket", "pages/a.tar")
-    listed = core.S3FileSystem._lsdir
-
-    async def slowly(*args, **options):
-        await asyncio.sleep(0.3)
-        return await listed(*args, **options)
-
-    system = remote._file_system("s3://bucket", 30.0)  # without the limit on each answer of the client's own
-    monkeypatch.setattr(remote, "_made", {(os.getpid(), "s3", 0.2): system})
-    monkeypatch.setattr(core.S3FileSystem, "_lsdir", slowly)
-    (file,) = remote.find_remote("shards:x", "s3://bucket/pages/*.tar", 0.2)
-    assert file.url == "s3://bucket/pages/a.tar"
-
-
-@pytest.mark.parametrize(("seconds", "opens"), [(0.3, True), (3.0, False)])
-def test_a_listing_in_a_thread_ends_after_all(seconds, opens, tmp_path, monkeypatch):
-    hub = in_memory(tmp_path)
-    monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", 0.1): hub})
-    monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.0)
-    monkeypatch.setattr(
-        hub, "glob", lambda *args, **options: time.sleep(seconds) or type(hub).glob(hub, *args, **options)
-    )
-    monkeypatch.setattr(remote, "_LISTING", 5)
-    if opens:
-        assert len(remote.find_remote("shards:x", "hf://datasets/me/s-*.tar", 0.1)) == 3
-    else:
-        with pytest.raises(SourceAway, match=r"no answer within 0\.5 s"):
-            remote.find_remote("shards:x", "hf://datasets/me/s-*.tar", 0.1)
 
 
 def in_memory(tmp_path):
@@ -141,8 +114,8 @@ def test_file_systems_that_are_not_asynchronous(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", remote.TIMEOUT): in_memory(tmp_path)})
     expected = all_read(opened(f"{tmp_path}/*.tar"))
     source = opened("hf://datasets/me/s-*.tar")
-    assert source.read_many(range(12)) == expected
-    assert "hf://datasets/me/none.tar matches no file" in refused("hf://datasets/me/none.tar")
+    assert read_many(source, range(12)) == expected
+    assert "hf://datasets/me/none.tar matches no file" in refused_shards("hf://datasets/me/none.tar")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +132,7 @@ def test_a_login_that_fails(error, opening, reading, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", remote.TIMEOUT): in_memory(tmp_path)})
     source = opened("hf://datasets/me/s-*.tar")
     monkeypatch.setattr(remote, "_file_system", fail)
-    found = source.read_many([0, 5])
+    found = read_many(source, [0, 5])
     assert [type(one) for one in found] == [reading] * 2
     assert str(found[0]).endswith(f"/datasets/me/s-000.tar, byte 512: {error}")
     with pytest.raises(SourceError, match=f"{error}; check the credentials") as caught:
@@ -178,5 +151,5 @@ def test_missing_packages(protocol, package, monkeypatch):
     registry = pytest.importorskip("fsspec.registry")
     for name in (protocol, "gcs", "s3a"):
         monkeypatch.delitem(registry._registry, name, raising=False)
-    text = refused(f"{protocol}://bucket/a.tar")
+    text = refused_shards(f"{protocol}://bucket/a.tar")
     assert text.endswith(f"; {install('remote')}")

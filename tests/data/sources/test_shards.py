@@ -10,8 +10,12 @@ import pytest
 from mpp.data.sources.base import Subset
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source
-from tests.data.sources.reading import all_read, refused
-from tests.data.sources.tar_shards import write_shards, write_tar
+from tests.data.sources.reading import (
+    all_read,
+    refused,
+    write_shards,
+    write_tar,
+)
 
 
 def test_shards_equal_tarfile(tmp_path):
@@ -26,42 +30,13 @@ def test_shards_equal_tarfile(tmp_path):
     assert source.labels().tolist() == [label for _, label in expected]
     assert source.classes == ("0", "1", "2")
     assert source.describe() == "12 images in 3 classes"
-    assert source.where(5).startswith(str(tmp_path / "s-001.tar"))
+    assert source.location(5).startswith(str(tmp_path / "s-001.tar"))
 
 
 def test_globs_are_sorted_and_unique(tmp_path):
     write_shards(tmp_path)
     once = all_read(open_source(f"shards:{tmp_path}/*.tar"))
     assert all_read(open_source(f"shards:{tmp_path}/s-{{002,00?,000}}.tar")) == once
-
-
-def test_naming(tmp_path):
-    directory = tarfile.TarInfo()
-    directory.type = tarfile.DIRTYPE
-    link, device = tarfile.TarInfo(), tarfile.TarInfo()
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    device.type = tarfile.CHRTYPE
-    write_tar(
-        tmp_path / "a.tar",
-        [
-            ("x", directory),
-            ("x/b.cls", b" 1\n"),
-            ("x/b.seg.png", b"its mask"),
-            ("x/b.png", b"one image of a key"),
-            ("y.d/b.JPG", b"other folder"),
-            ("y.d/b.json", b'{"label": 0, "more": [1]}'),
-            ("c.webp", b"third"),
-            ("c.json", b'{"label": 5}'),
-            ("c.cls", b"2"),
-            ("c.txt", b"a caption"),
-            ("._c.jpg", b"what macOS adds"),
-            ("link.jpg", link),
-            ("device.jpg", device),
-        ],
-    )
-    source = open_source(f"shards:{tmp_path}/a.tar")
-    assert all_read(source) == [(b"one image of a key", 1), (b"other folder", 0), (b"third", 2)]
-    assert source.describe() == "3 images in 3 classes; ignored 5 other members, such as device.jpg"
 
 
 @pytest.mark.parametrize(
@@ -107,30 +82,40 @@ def test_pictures_that_are_lost_are_a_warning(tmp_path):
     )
 
 
-def test_members_that_are_no_images_of_ours(tmp_path):
-    named = (
-        "/etc/a.jpg",
-        "../b.jpg",
-        "x/../../c.jpg",
-        "x/..",
-        "../e.cls",
-        "/etc/d.jpg",
-    )  # never a path of this machine
+def test_members_of_all_kinds(tmp_path):
+    def special(kind, target=""):
+        info = tarfile.TarInfo()
+        info.type, info.linkname = kind, target
+        return info
+
     hidden = (".DS_Store", "__MACOSX/f.jpg", "./x/._g.jpg", ".cache/h.jpg", "x/Thumbs.db")
-    link = tarfile.TarInfo()
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    fifo, hard = tarfile.TarInfo(), tarfile.TarInfo()
-    fifo.type = tarfile.FIFOTYPE
-    hard.type, hard.linkname = tarfile.LNKTYPE, "ours.jpg"
-    members = [(name, b"no") for name in (*named, *hidden)]
-    members += [("../link.jpg", link), ("fifo.jpg", fifo), ("hard.jpg", hard)]
-    members += [("./ours.jpg", b"yes"), ("ours.cls", b"0"), ("./x/y.npy", b""), ("x/y.cls", b"0")]
+    members = [
+        ("x", special(tarfile.DIRTYPE)),
+        *((name, b"no") for name in hidden),
+        ("../link.jpg", special(tarfile.SYMTYPE, "/etc/passwd")),
+        ("fifo.jpg", special(tarfile.FIFOTYPE)),
+        ("device.jpg", special(tarfile.CHRTYPE)),
+        ("hard.jpg", special(tarfile.LNKTYPE, "ours.jpg")),
+        *((name, b"outside") for name in ("/etc/a.jpg", "../b.jpg", "x/../../c.jpg")),  # never paths of this machine
+        ("./x/b.cls", b" 1\n"),
+        ("x/b.seg.png", b"its mask"),
+        ("x/b.png", b"one image of a key"),
+        ("y.d/b.JPG", b"other folder"),
+        ("y.d/b.json", b'{"label": 0, "more": [1]}'),
+        ("c.webp", b"third"),
+        ("c.json", b'{"label": 5}'),
+        ("c.cls", b"2"),
+        ("c.txt", b"a caption"),
+        ("d.npy", b""),
+    ]
     source = open_source(f"shards:{write_tar(tmp_path / 'a.tar', members)}")
-    assert all_read(source) == [*[(b"no", None)] * 4, (b"yes", 0), (b"", 0)]
-    assert source.describe() == ("6 images in 1 class; ignored 9 other members, such as ../link.jpg; 4 without a label")
+    labelled = [(b"one image of a key", 1), (b"other folder", 0), (b"third", 2)]
+    assert all_read(source) == [*[(b"outside", None)] * 3, *labelled, (b"", None)]
+    text = "7 images in 3 classes; ignored 11 other members, such as ../link.jpg; 4 without a label"
+    assert source.describe() == text
 
 
-def test_class_names_of_several_folders_agree(tmp_path):
+def test_class_names(tmp_path):
     for folder, names in (("a", "ant\nbee\ncat\n"), ("b", "ant\nbee\ncat"), ("c", "cat\nbee\nant\n"), ("d", None)):
         (tmp_path / folder).mkdir()
         write_shards(tmp_path / folder, 1)
@@ -140,28 +125,8 @@ def test_class_names_of_several_folders_agree(tmp_path):
     assert "a/classes.txt and" in refused(f"shards:{tmp_path}/{{a,c}}/*.tar")
     (tmp_path / "a" / "classes.txt").write_bytes(b"\xff\xfe")
     assert "write it in UTF-8" in refused(f"shards:{tmp_path}/a/*.tar")
-
-
-def test_state(tmp_path):
-    write_shards(tmp_path, 2)
-    source = open_source(f"shards:{tmp_path}/*.tar")
-    before = list(source.state(True))
-    assert list(source.state(False)) == ["s-000.tar 10240", "s-001.tar 10240"]
-    os.utime(tmp_path / "s-001.tar", (1, 1))
-    assert [a == b for a, b in zip(source.state(True), before, strict=True)] == [True, False]
-    assert list(source.state(False)) == ["s-000.tar 10240", "s-001.tar 10240"]
-    (tmp_path / "s-001.tar").unlink()
-    assert list(source.state(False))[1] == "s-001.tar error 2"
-
-
-def test_unlabelled_and_partly_labelled(tmp_path):
-    write_tar(tmp_path / "none.tar", [("a.jpg", b"a"), ("b.jpg", b"b"), ("b.json", b'{"text": "x"}')])
-    source = open_source(f"shards:{tmp_path}/none.tar")
-    assert (source.classes, source.labels(), source.read(1)) == (None, None, (b"b", None))
-    write_tar(tmp_path / "some.tar", [("a.jpg", b"a"), ("a.cls", b"0"), ("b.jpg", b"b")])
-    source = open_source(f"shards:{tmp_path}/some.tar")
-    assert (source.labels().tolist(), source.read(1)) == ([0, -1], (b"b", None))
-    assert source.describe() == "2 images in 1 class; 1 without a label"
+    (tmp_path / "a" / "classes.txt").write_text("ant\nbee\n")
+    assert "names 2 classes, but there is a label 2" in refused(f"shards:{tmp_path}/a/*.tar")
 
 
 def test_labels_of_a_few_images_of_a_large_set(tmp_path):
@@ -173,15 +138,7 @@ def test_labels_of_a_few_images_of_a_large_set(tmp_path):
     assert (len(source.classes), source.labels().tolist()) == (100_002, [99_999, 100_001])
 
 
-def test_class_names(tmp_path):
-    write_shards(tmp_path)
-    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
-    assert open_source(f"shards:{tmp_path}/*.tar").classes == ("ant", "bee", "cat")
-    (tmp_path / "classes.txt").write_text("ant\nbee\n")
-    assert "names 2 classes, but there is a label 2" in refused(f"shards:{tmp_path}/*.tar")
-
-
-def test_what_is_no_file_beside_a_shard_is_not_waited_for(tmp_path):
+def test_a_fifo_beside_a_shard_is_not_waited_for(tmp_path):
     write_shards(tmp_path)
     for name in ("classes.txt", "s-000.tar.index"):
         os.mkfifo(tmp_path / name)
@@ -233,6 +190,12 @@ def test_a_label_that_cannot_be_read_is_none(member, data, tmp_path):
     source = open_source(f"shards:{tmp_path}/alone.tar")
     assert (source.classes, source.labels()) == (None, None)
     assert source.describe() == "1 image, unlabelled; 1 label that cannot be read"
+
+
+def test_without_labels(tmp_path):
+    write_tar(tmp_path / "none.tar", [("a.jpg", b"a"), ("b.jpg", b"b"), ("b.json", b'{"text": "x"}')])
+    source = open_source(f"shards:{tmp_path}/none.tar")
+    assert (source.classes, source.labels(), source.read(1)) == (None, None, (b"b", None))
 
 
 def test_the_label_that_can_be_read_counts(tmp_path):

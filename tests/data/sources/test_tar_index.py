@@ -6,13 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.data.sources import local_shards
+from mpp.data.sources import shard_files
 from mpp.data.sources.base import SourceError
 from mpp.data.sources.names import Ignored
 from mpp.data.sources.opening import open_source
 from mpp.data.sources.tar_index import TarIndex, index_tar, write_sidecar
-from tests.data.sources.reading import all_read
-from tests.data.sources.tar_shards import write_shards, write_tar
+from tests.data.sources.reading import all_read, write_shards, write_tar
 
 
 def test_sidecar(tmp_path, monkeypatch):
@@ -24,7 +23,7 @@ def test_sidecar(tmp_path, monkeypatch):
     sidecars = [write_sidecar(path) for path in sorted(tmp_path.glob("*.tar"))]
     assert sidecars == [tmp_path / "s-000.tar.index", tmp_path / "s-001.tar.index"]
     with monkeypatch.context() as patch:
-        patch.setattr(local_shards, "index_tar", None)
+        patch.setattr(shard_files, "index_tar", None)
         assert all_read(open_source(spec)) == expected
     assert not (tmp_path / "cache").exists()
     whole = sidecars[0].read_bytes()
@@ -32,7 +31,7 @@ def test_sidecar(tmp_path, monkeypatch):
         sidecars[0].write_bytes(damage)
         assert all_read(open_source(spec)) == expected
     with monkeypatch.context() as patch:
-        patch.setattr(local_shards, "index_tar", None)
+        patch.setattr(shard_files, "index_tar", None)
         sidecars[0].write_bytes(b"mpp idx2" + whole[8:])  # as an earlier version wrote it
         shutil.rmtree(tmp_path / "cache")
         assert all_read(open_source(spec)) == expected

@@ -1,4 +1,4 @@
-"""What a failed request means: an answer that stays, one that may pass, or none, by whichever library asked.
+"""Failed requests: an answer that stays, one that may pass, or none, by the errors of whichever library asked.
 
 https: aiohttp; s3: botocore, or what s3fs makes of it; gs: gcsfs and google.auth; hf: huggingface_hub over httpx.
 Which of them are installed is the user's choice, so their classes go by name.

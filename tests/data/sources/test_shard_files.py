@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpp.data.sources import local_shards
+from mpp.data.sources import shard_files
 from mpp.data.sources.descriptors import Descriptors
 from mpp.data.sources.opening import open_source
 from mpp.errors import ConfigError
-from tests.data.sources.reading import all_read, refused
-from tests.data.sources.tar_shards import write_shards, write_tar
+from tests.data.sources.reading import all_read, refused, write_shards, write_tar
 
 
 def test_gzip_is_unpacked_once(tmp_path, monkeypatch):
@@ -26,7 +25,7 @@ def test_gzip_is_unpacked_once(tmp_path, monkeypatch):
     for path in sorted(tmp_path.glob("*.tar")):
         (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
     assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
-    monkeypatch.setattr(local_shards, "_unpack", None)
+    monkeypatch.setattr(shard_files, "_unpack", None)
     assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
     monkeypatch.undo()
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache" / "deep"))
@@ -35,18 +34,18 @@ def test_gzip_is_unpacked_once(tmp_path, monkeypatch):
     assert all_read(open_source(f"shards:{tmp_path}/*.tar.gz")) == plain
 
 
-def test_the_index_is_kept_and_distrusted(tmp_path, monkeypatch):
+def test_the_index_is_stored_and_distrusted(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     monkeypatch.setenv("MPP_CACHE", str(cache))
     spec = f"shards:{write_shards(tmp_path, 1)}/s-000.tar"
     first = all_read(open_source(spec))
-    (kept,) = cache.iterdir()
+    (stored,) = cache.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(local_shards, "index_tar", None)
+        patch.setattr(shard_files, "index_tar", None)
         assert all_read(open_source(spec)) == first
-    whole = kept.read_bytes()
+    whole = stored.read_bytes()
     for damage in (b"", b"nonsense", whole[: len(whole) // 2], whole[:200] + b"\0" * 60 + whole[260:]):
-        kept.write_bytes(damage)
+        stored.write_bytes(damage)
         assert all_read(open_source(spec)) == first
     write_tar(tmp_path / "s-000.tar", [("new.jpg", b"new"), ("new.cls", b"0")])
     assert all_read(open_source(spec)) == [(b"new", 0)]
@@ -70,21 +69,21 @@ def test_a_failed_unpacking_leaves_nothing(tmp_path, monkeypatch):
     for damaged in (whole[:50_000], whole[:-4] + b"\0\0\0\0", whole[:30_000] + b"\xff" * 500 + whole[30_500:]):
         (tmp_path / "a.tar.gz").write_bytes(damaged)
         assert "a.tar.gz is not a complete gzip file" in refused(f"shards:{tmp_path}/a.tar.gz")
-    assert what_is_kept(tmp_path / "cache") == []
+    assert in_cache(tmp_path / "cache") == []
 
 
-def what_is_kept(cache):
+def in_cache(cache):
     return [path.name for path in cache.iterdir() if path.is_file() and path.suffix != ".lock"]
 
 
 def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(local_shards, "_MOST_SMALL", 2**20)
+    monkeypatch.setattr(shard_files, "_MOST_SMALL", 2**20)
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(2**23)))
     text = refused(f"shards:{tmp_path}/a.tar.gz")
     assert "a.tar.gz has 8.18 kB and unpacks to more than 1.05 MB, which images do not; if it is right, gunzip" in text
-    assert what_is_kept(tmp_path / "cache") == []
-    monkeypatch.setattr(local_shards, "_MOST_SMALL", 2**24)
+    assert in_cache(tmp_path / "cache") == []
+    monkeypatch.setattr(shard_files, "_MOST_SMALL", 2**24)
     assert "no image in 1 shard" in refused(f"shards:{tmp_path}/a.tar.gz")
 
 
@@ -97,7 +96,7 @@ def test_room_is_looked_for_before_unpacking(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
     with monkeypatch.context() as patch:
-        patch.setattr(local_shards, "write_whole", None)  # not even begun
+        patch.setattr(shard_files, "write_whole", None)  # not even begun
         text = refused(f"shards:{tmp_path}/a.tar.gz")
     assert "cannot unpack a.tar.gz into" in text
     assert "a.tar.gz, unpacked, takes 102 kB" in text
@@ -111,30 +110,30 @@ def test_room_is_looked_for_before_unpacking(tmp_path, monkeypatch):
     monkeypatch.setenv("MPP_CACHE_LIMIT", "50kB")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert "of the 50 kB that MPP_CACHE_LIMIT allows" in refused(f"shards:{tmp_path}/a.tar.gz")
-    assert what_is_kept(tmp_path / "cache") == []
+    assert in_cache(tmp_path / "cache") == []
     monkeypatch.setenv("MPP_CACHE_LIMIT", "some")
     with pytest.raises(ConfigError, match=r"MPP_CACHE_LIMIT 'some' is no size; write e\.g\. 200GB, 50%"):
         open_source(f"shards:{tmp_path}/a.tar.gz")
 
 
-def test_what_a_killed_unpacking_left_is_taken_away(tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_unpacking_are_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
     (write_shards(tmp_path, 1) / "s.tar.gz").write_bytes(gzip.compress((tmp_path / "s-000.tar").read_bytes()))
     killed = """
 import os, sys
 from mpp.errors import ConfigError
-from mpp.data.sources import local_shards
+from mpp.data.sources import shard_files
 from mpp.data.sources.shards import open_shards
-write = local_shards.write_whole
-local_shards.write_whole = lambda path, function: write(path, lambda file: (function(file), os.kill(os.getpid(), 9)))
+write = shard_files.write_whole
+shard_files.write_whole = lambda path, function: write(path, lambda file: (function(file), os.kill(os.getpid(), 9)))
 open_shards("shards:x", sys.argv[1])
 """
     spec = f"shards:{tmp_path}/s.tar.gz"
     assert subprocess.run([sys.executable, "-c", killed, f"{tmp_path}/s.tar.gz"]).returncode == -9
-    (left,) = what_is_kept(tmp_path / "cache")
+    (left,) = in_cache(tmp_path / "cache")
     os.utime(tmp_path / "cache" / left, (0, 0))  # what is new may belong to one that has yet to lock it
     assert len(open_source(spec)) == 4
-    assert sorted(name.partition(".")[2] for name in what_is_kept(tmp_path / "cache")) == ["index", "tar"]
+    assert sorted(name.partition(".")[2] for name in in_cache(tmp_path / "cache")) == ["index", "tar"]
 
 
 def test_a_shard_that_shrinks_gives_an_error_for_its_images(tmp_path):

@@ -1,4 +1,4 @@
-"""What was fetched of remote shards, kept on the local disk so that it is fetched once.
+"""A cache on the local disk of what was fetched of remote shards.
 
 Two files a shard: KEY.part has the shard's own layout with holes where nothing was fetched, and KEY.sums one number
 per image, its CRC32 with bit 32 set. The number is written after the bytes, and a read believes the bytes only where
@@ -18,7 +18,7 @@ _SUM = struct.Struct("<q")
 _AT_ONCE = 2**28  # bytes for which room is looked for
 
 
-class KeptRanges:
+class RangeCache:
     """Ranges of shards in a folder.
 
     Args:
@@ -38,7 +38,7 @@ class KeptRanges:
         use(*filter(None, keys))
 
     def get(self, shard: int, member: int, start: int, size: int) -> bytes | None:
-        """The bytes from `start` on of an image, the shard's `member`-th; None where they were not kept whole."""
+        """The bytes from `start` on of an image, the shard's `member`-th; None where they are not there whole."""
         try:
             known = os.pread(self._open[self._sums[shard]], _SUM.size, _SUM.size * member)
             if len(known) != _SUM.size or not any(known):
@@ -49,7 +49,7 @@ class KeptRanges:
         return data if known == _sum(data) and len(data) == size else None
 
     def put(self, shard: int, member: int, start: int, data: bytes) -> None:
-        """Keeps an image. A cache that is full costs another fetch, nothing else."""
+        """Writes an image. A cache that is full costs another fetch, nothing else."""
         if self._full:
             return
         self._room -= len(data)

@@ -1,0 +1,83 @@
+"""CIFAR-10 and CIFAR-100 in their authors' python archives, read by torchvision."""
+
+import tarfile
+import tempfile
+import urllib.error
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mpp.system.torchvision_import  # noqa: F401
+from mpp.data.sources.base import SourceError, Split
+from mpp.data.sources.in_memory import ListSource
+from mpp.system.files import cache_folder, claimed
+from mpp.system.process import without_warnings
+
+from torchvision.datasets import CIFAR10, CIFAR100  # isort: skip
+from torchvision.datasets.utils import check_integrity  # isort: skip
+
+_READERS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+
+
+def open_cifar(kind: str, folder: Path, split: Split, download: bool = False) -> ListSource:
+    """CIFAR-10 or CIFAR-100 in `folder`, packed or unpacked; with `download`, fetched where it is not there whole.
+
+    Raises:
+        SourceError: it is not there, a file is not the official one, or the download failed.
+    """
+    spec, reader = f"{kind}:{folder}", _READERS[kind]
+    # About how the official files were made: tarfile's, and numpy's.
+    with without_warnings():
+        try:
+            return _read(spec, reader, folder, split)
+        except SourceError:
+            if not download:
+                raise
+        try:
+            with claimed(cache_folder() / "download.lock", wait=True):
+                reader(str(folder), download=True)
+        except Exception as error:  # urllib, ssl, tarfile and torchvision each raise their own
+            reason = str(error).partition("\n")[0]
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it is the open answer, too
+            raise SourceError(f"{spec}: the download of {reader.url} failed ({reason}); fetch it by hand") from error
+        return _read(spec, reader, folder, split)
+
+
+def _read(spec: str, reader: type[CIFAR10], folder: Path, split: Split) -> ListSource:
+    with _unpacked(spec, reader, folder) as root:
+        # torchvision unpickles, which runs what a file says, so every file must have the official checksum first.
+        for name, checksum in [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]:
+            if not (root / reader.base_folder / name).is_file():
+                raise SourceError(f"{spec}: {name} is missing; delete the rest and fetch it again")
+            if not check_integrity(str(root / reader.base_folder / name), checksum):
+                raise SourceError(
+                    f"{spec}: {name} is not the official file (its MD5 differs); delete it and fetch it again"
+                )
+        held = reader(str(root), train=split == "train")
+    return ListSource(held.data, held.targets, tuple(held.classes), name=spec, split=split)
+
+
+@contextmanager
+def _unpacked(spec: str, reader: type[CIFAR10], folder: Path) -> Generator[Path]:
+    """A folder with the batches where torchvision expects them; what is made for that goes again."""
+    if (folder / reader.base_folder).is_dir():
+        yield folder
+        return
+    archive = folder / reader.filename
+    with tempfile.TemporaryDirectory() as temporary:
+        if (folder / reader.meta["filename"]).is_file():  # the folder of the batches itself
+            (Path(temporary) / reader.base_folder).symlink_to(folder.resolve())
+        elif archive.is_file():
+            try:
+                with tarfile.open(archive) as tar:
+                    tar.extractall(temporary, filter="data")
+            except (tarfile.TarError, EOFError, OSError) as error:
+                raise SourceError(
+                    f"{archive} is not a complete archive ({error}); delete it and fetch it again"
+                ) from error
+        else:
+            raise SourceError(
+                f"{spec}: found no {reader.filename}, packed or unpacked, in {folder}; --download true fetches it"
+            )
+        yield Path(temporary)

@@ -1,0 +1,106 @@
+"""Images and labels in memory; labels are checked, and their classes have names."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpp.data.sources.base import Placement, Source, SourceError, check_index, count
+
+_MOST_NUMBERED = 100_000  # ImageNet-21k has 21,841 classes, the largest sets of faces some 90,000
+
+
+class ListSource(Source):
+    """Images held in memory.
+
+    Args:
+        images: encoded bytes or arrays (H, W) or (H, W, C) of a real dtype; one array (N, H, W, C) will do.
+        labels: one an image, -1 for none; None: unlabelled.
+        classes: class names; None: numbers, where there are labels.
+        name: what the source is called.
+        note: what `describe` adds.
+        split: of the source, where it has several.
+
+    Raises:
+        SourceError: labels that are not one whole number an image, or name no class.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[bytes | np.ndarray] | np.ndarray,
+        labels: Sequence[int] | np.ndarray | None = None,
+        classes: tuple[str, ...] | None = None,
+        name: str = "list",
+        note: str = "",
+        split: str = "",
+    ) -> None:
+        checked = (None, None) if labels is None else checked_labels(name, labels, len(images), classes)
+        super().__init__(name, *checked, note)
+        self._images, self._whole = images, f"the {split} split of {name}" if split else name
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int) -> bytes | np.ndarray:
+        return self._images[index]
+
+    def location(self, index: int) -> str:
+        return f"image {check_index(index, len(self))} of {self._whole}"
+
+    def block(self, indices: np.ndarray) -> np.ndarray | None:
+        """Images where they are one array of uint8 and four dimensions."""
+        images = self._images
+        return (
+            images[indices]
+            if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
+            else None
+        )
+
+    def placement(self, indices: np.ndarray) -> Placement:
+        images = (self._images[index] for index in indices.tolist())
+        sizes = [image.nbytes if isinstance(image, np.ndarray) else len(image) for image in images]
+        return super().placement(indices)._replace(size=np.array(sizes, dtype=np.int64))
+
+
+def checked_labels(
+    name: str, labels: Sequence[int] | np.ndarray, images: int, classes: tuple[str, ...] | None = None
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """int64 labels, -1 for none, and the classes that they number, or twice None where no image has a label.
+
+    Args:
+        name: of the source, for messages.
+        labels: one an image.
+        images: how many there are.
+        classes: class names; None: `numbered_classes`.
+
+    Raises:
+        SourceError: labels that are not one whole number from -1 an image, or number no class.
+    """
+    given = np.asarray(labels)
+    if given.shape != (images,) or (given.dtype.kind not in "iu" and images):
+        what = f"the labels are {given.dtype} {given.shape}"
+        raise SourceError(f"{name}: {what}; expected {images} whole numbers from 0, -1 where an image has none")
+    least, largest = (int(given.min()), int(given.max())) if images else (-1, -1)
+    if least < -1:
+        raise SourceError(f"{name}: there is a label {least}; labels count classes from 0, -1 where an image has none")
+    if largest < 0:
+        return None, None
+    classes = numbered_classes(name, largest, images) if classes is None else classes
+    if largest >= len(classes):
+        raise SourceError(f"{name}: there is a label {largest}, but {count(len(classes), 'class')}; check the labels")
+    return given.astype(np.int64), classes
+
+
+def numbered_classes(name: str, largest: int, images: int) -> tuple[str, ...]:
+    """Class names "0" to `largest` for labels that came without any; SourceError above `most_numbered`."""
+    if largest >= most_numbered(images):
+        raise SourceError(
+            f"{name}: the label {largest} would mean {largest + 1:,} classes, of {count(images, 'image')}: "
+            "check the labels, and number classes from 0 or name them"
+        )
+    return tuple(map(str, range(largest + 1)))
+
+
+def most_numbered(images: int) -> int:
+    """How many classes bare numbers may count: some images of a large set keep its numbers, so most may be missing;
+    a larger number is a damaged label, or an identifier of something else."""
+    return max(_MOST_NUMBERED, images)
