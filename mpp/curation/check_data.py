@@ -2,44 +2,48 @@
 
 open_splits -> scan             every image read and decoded, in parallel: sizes, hashes, colours, values, what is bad
 Duplicates                      equal files and equal pixels, also between train and test
-draw_crops                      the targets that a run would see first, and the rate of its loader
-report                          on the terminal; --out has report.json, the lists and the contact sheet
+draw_crops                      the targets that a run would draw first, and the rate of its loader
+check_report                    on the terminal; --out has report.json, the lists and the contact sheet
 """
 
+import contextlib
 import csv
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from mpp.curation.checking import report
-from mpp.curation.checking.classes import Classes
-from mpp.curation.checking.crops import Crops, draw_crops
-from mpp.curation.checking.duplicates import Duplicates
-from mpp.curation.checking.report import row
-from mpp.curation.checking.scan import Tally, scan
-from mpp.curation.checking.sheet import COLUMNS, ROWS, draw_sheet, spread_over_classes
-from mpp.curation.checking.values import kind_of_form, propose
+from mpp.curation import check_report
+from mpp.curation.check_report import Classes, row
+from mpp.curation.contact_sheet import COLUMNS, ROWS, draw_sheet, spread_over_classes
+from mpp.curation.duplicates import Duplicates
+from mpp.curation.scan import ScanResult, scan
 from mpp.curation.settings import CheckRecipe
+from mpp.curation.value_ranges import kind_of_form, propose
 from mpp.data.decoding import BadImage
 from mpp.data.reader import Bad
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.names import printable
 from mpp.data.sources.opening import Splits, open_splits
+from mpp.data.transform import TrainTransform
 from mpp.data.workers import worker_count
 from mpp.errors import RunError
+from mpp.objective.objective import Survey, survey_targets
 from mpp.objective.target import build_target
+from mpp.pretraining.step import SURVEY_BATCH, SURVEY_IMAGES, survey_batches
 from mpp.system.files import make_folder, one_writer, write_csv, write_whole
 from mpp.training.bad_files import HEAD, MIN_IMAGES, by_kind
 
 _FILES = ("contact_sheet.png", "bad_files.csv", "duplicates.csv", "report.json")
-_NEWS = 30.0  # seconds between two words on how far it is
+_PROGRESS_SECONDS = 30.0
+_TIMED_BATCHES = 8  # of each worker
+_TIMED_SECONDS = 20.0
 
 
 def check_data(config: CheckRecipe) -> int:
@@ -59,8 +63,7 @@ def check_data(config: CheckRecipe) -> int:
 
 
 def _check(config: CheckRecipe, out: Path | None) -> int:
-    data = config.data_config
-    reading = data.decode_options(config.in_chans)
+    reading = config.data_config.decode_options(config.in_chans)
     workers = worker_count(config.workers, 1)
     opened = open_splits(config.data, download=config.download)
     source = opened["train"]
@@ -68,40 +71,45 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     classes = Classes.of(source)
     indices = _drawn(len(source), config.images)
     with _bad_list(out) as report_bad:
-        tally, seconds = scan(source, reading, indices, workers, report_bad, _progress(len(indices)))
-    splits = [(source, tally)]
+        scanned, seconds = scan(source, reading, indices, workers, report_bad, _progress(len(indices)))
+    splits = [(source, scanned)]
     if test is not None:
         splits.append((test, scan(test, reading, _drawn(len(test), config.images), workers)[0]))
     found = Duplicates(splits)
-    why = _against(tally, len(source), reading, config)
+    why = _why_not_start(scanned, len(source), reading, config)
     crops = None
     if not why:
-        target = build_target("mean_colour", config.patch_hw, config.in_chans, config.bits)
         try:
-            crops = draw_crops(source, data, reading, config.image_hw, target, workers)
+            crops = draw_crops(source, config, reading, workers)
         except BadImage as error:
             why = str(error)
-    lines = _lines(config, source, tally, classes, found, reading)
+    lines = _lines(config, source, scanned, classes, found, reading)
     lines += [_test_line(splits[1][1])] if test is not None else [row("test split", no_test)] if no_test else []
-    rates = _rates(tally, seconds, workers, crops)
-    lines += [*_crop_lines(crops), *_rate_lines(rates), *_write(out, config, source, tally, found, reading)]
-    warnings = [*source.warnings, *(classes.warnings() if classes else []), *report.duplicate_warnings(found)]
+    rates = _rates(scanned, seconds, workers, crops)
+    lines += [*_crop_lines(crops), *_rate_lines(rates)]
+    if out:
+        labels = source.labels()
+        chosen = None if labels is None else labels[scanned.indices]
+        shown = scanned.indices[spread_over_classes(len(scanned.indices), chosen, ROWS * COLUMNS)]
+        sheet = draw_sheet(source, reading, config.image_hw, shown.tolist(), labels)
+        with _writing(out):
+            write_csv(out / "duplicates.csv", found.rows())
+            write_whole(out / "contact_sheet.png", lambda file: sheet.save(file, "PNG"))
+        lines.append(row("written", f"{printable(str(out))}: {', '.join(_FILES)}"))
+    warnings = [*source.warnings, *(classes.warnings() if classes else []), *check_report.duplicate_warnings(found)]
     if crops and crops.survey.warning:
         warnings.append(crops.survey.warning)
     lines += [f"WARNING: {warning}" for warning in warnings]
     lines.append(f"a run would not start: {why}" if why else "a run would start")
     if out:
-        known = report.facts(source, tally, classes, found, reading)
-        known |= {"targets": _survey_facts(crops), "warnings": warnings, "rates": rates}
-        known |= {"would_start": not why, "why": why}
+        report = check_report.facts(source, scanned, classes, found, reading)
+        report |= {"targets": _survey_facts(crops), "warnings": warnings, "rates": rates}
+        report |= {"would_start": not why, "why": why}
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         with _writing(out):
-            write_whole(out / "report.json", lambda file: file.write(_json(known)))
+            write_whole(out / "report.json", text.encode("utf-8", "backslashreplace"))
     print("\n".join(lines))
     return 1 if why else 0
-
-
-def _json(known: dict[str, Any]) -> bytes:
-    return (json.dumps(known, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _test_split(opened: Splits) -> tuple[Source | None, str]:
@@ -112,7 +120,7 @@ def _test_split(opened: Splits) -> tuple[Source | None, str]:
         return None, f"cannot be opened: {error}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
     try:
         yield
@@ -128,7 +136,7 @@ def _drawn(total: int, wanted: int) -> np.ndarray:
     return np.arange(wanted, dtype=np.int64) * total // wanted
 
 
-@contextmanager
+@contextlib.contextmanager
 def _bad_list(out: Path | None) -> Iterator[Callable[[list[Bad]], None]]:
     """Writes bad_files.csv as they come, for there may be very many."""
     if out is None:
@@ -150,7 +158,7 @@ def _progress(total: int) -> Callable[[int], None]:
 
     def tell(done: int) -> None:
         nonlocal last
-        if time.monotonic() - last > _NEWS:
+        if time.monotonic() - last > _PROGRESS_SECONDS:
             last = time.monotonic()
             print(f"looked at {done:,} of {total:,} images", file=sys.stderr)
 
@@ -158,58 +166,90 @@ def _progress(total: int) -> Callable[[int], None]:
 
 
 def _allowed(config: CheckRecipe, total: int) -> float:
-    """How many of all the images may be bad, as a run has it, whose first epoch meets every one."""
+    """How many of all the images may be bad, as in a run, whose first epoch meets every one."""
     return config.data_config.max_bad_share * max(total, MIN_IMAGES)
 
 
-def _against(tally: Tally, total: int, reading: DecodeOptions, config: CheckRecipe) -> str:
+def _why_not_start(scanned: ScanResult, total: int, reading: DecodeOptions, config: CheckRecipe) -> str:
     """Why a run would not start, or soon stop; empty if it would go on."""
-    good, looked = int(tally.good.sum()), len(tally.indices)
-    too_many = tally.bad * total / looked > _allowed(config, total)
+    good, bad, looked = int(scanned.good.sum()), scanned.kinds.total(), len(scanned.indices)
+    too_many = bad * total / looked > _allowed(config, total)
     if good and not too_many:
         return "there is one image only" if good == 1 and looked == total else ""
-    what = f"{tally.bad:,} of {looked:,} images cannot be used ({by_kind(tally.kinds)})" + (
-        "" if not good else f", more than max_bad {config.max_bad} allows"
-    )
+    what = f"{bad:,} of {looked:,} images cannot be used ({by_kind(scanned.kinds)})"
+    if good:
+        what += f", more than max_bad {config.max_bad} allows"
     hints = []
-    if tally.kinds["wrong channels"]:
-        counts = [f"--model.in-chans {channels}" for channels, _ in tally.channels.most_common(3)]
-        hints.append(f"{' or '.join(counts)} would fit those of wrong channels")
-    if tally.kinds["no range"]:
-        proposals = [propose(kind, spread, reading) for kind, spread in sorted(tally.spreads.items())]
+    if scanned.kinds["wrong channels"]:
+        flags = [f"--model.in-chans {channels}" for channels, _ in scanned.channels.most_common(3)]
+        hints.append(f"{' or '.join(flags)} would fit those of wrong channels")
+    if scanned.kinds["no range"]:
+        proposals = [propose(kind, spread, reading) for kind, spread in sorted(scanned.spreads.items())]
         flags = [proposal.flag() for proposal in proposals if proposal]
         hints += [f"{' or '.join(flags)} would fit those of no range"] if flags else []
     return "; ".join([what, *hints])
 
 
+class Crops(NamedTuple):
+    """The first training crops of a run."""
+
+    survey: Survey
+    rate: float
+    """Training crops a second, with all the workers."""
+
+
+def draw_crops(source: Source, config: CheckRecipe, reading: DecodeOptions, workers: int) -> Crops:
+    """Surveys the first 512 crops of a run of seed 0, and times the loader.
+
+    Raises:
+        BadImage: 20 images in a row could not be used.
+    """
+    target = build_target("mean_colour", config.patch_hw, config.in_chans, config.bits)
+    transform = TrainTransform(config.data_config, config.image_hw, reading.channels)
+    with contextlib.closing(survey_batches(source, transform, reading, 0, workers)) as batches:
+        # The first batch of each worker is there all at once, and late.
+        images = [next(batches)["images"] for _ in range(max(1, workers))]
+        start, timed = time.perf_counter(), 0
+        while timed < _TIMED_BATCHES * max(1, workers) or len(images) * SURVEY_BATCH < SURVEY_IMAGES:
+            batch = next(batches)["images"]
+            timed += 1
+            if len(images) * SURVEY_BATCH < SURVEY_IMAGES:
+                images.append(batch)
+            elif time.perf_counter() - start > _TIMED_SECONDS:
+                break
+        rate = timed * SURVEY_BATCH / (time.perf_counter() - start)
+    return Crops(survey_targets(target, torch.cat(images)[:SURVEY_IMAGES]), rate)
+
+
 def _lines(
     config: CheckRecipe,
     source: Source,
-    tally: Tally,
+    scanned: ScanResult,
     classes: Classes | None,
     found: Duplicates,
     reading: DecodeOptions,
 ) -> list[str]:
-    drawn = len(tally.indices) < len(source)
-    looked = [row("looked at", f"{len(tally.indices):,} of them, drawn evenly")] if drawn else []
-    eight_bits = any(kind_of_form(form) is None for form in tally.forms)
+    drawn = len(scanned.indices) < len(source)
+    eight_bits = any(kind_of_form(form) is None for form in scanned.forms)
+    allowed = f"max_bad {config.max_bad} allows {int(_allowed(config, len(source))):,} in all"
     return [
         row("images", source.describe()),
-        *looked,
-        *report.class_lines(classes),
-        report.form_line(tally),
-        *report.size_lines(tally, source, config.image_hw),
-        *report.colour_lines(tally, source),
-        *report.bad_lines(tally, f"max_bad {config.max_bad} allows {int(_allowed(config, len(source))):,} in all"),
-        *report.duplicate_lines(found, drawn),
-        *report.value_lines(tally.spreads, reading, eight_bits),
-        report.statistics_line(tally, reading),
+        *([row("looked at", f"{len(scanned.indices):,} of them, drawn evenly")] if drawn else []),
+        *(classes.lines() if classes else []),
+        check_report.form_line(scanned),
+        *check_report.size_lines(scanned, source, config.image_hw),
+        *check_report.colour_lines(scanned, source),
+        *check_report.bad_lines(scanned, allowed),
+        *check_report.duplicate_lines(found, drawn),
+        *check_report.value_lines(scanned.spreads, reading, eight_bits),
+        check_report.statistics_line(scanned, reading),
     ]
 
 
-def _test_line(tally: Tally) -> str:
-    bad = f", {tally.bad:,} of them bad ({by_kind(tally.kinds)})" if tally.bad else ", none of them bad"
-    return row("test split", f"{len(tally.indices):,} images looked at{bad}")
+def _test_line(scanned: ScanResult) -> str:
+    bad = scanned.kinds.total()
+    what = f"{bad:,} of them bad ({by_kind(scanned.kinds)})" if bad else "none of them bad"
+    return row("test split", f"{len(scanned.indices):,} images looked at, {what}")
 
 
 def _crop_lines(crops: Crops | None) -> list[str]:
@@ -232,11 +272,10 @@ def _survey_facts(crops: Crops | None) -> dict[str, Any] | None:
     return {"images": survey.images, "classes": len(counts), "perplexity": survey.perplexity, "counts": occurring}
 
 
-def _rates(tally: Tally, seconds: float, workers: int, crops: Crops | None) -> dict[str, float | int | None]:
-    good = int(tally.good.sum())
+def _rates(scanned: ScanResult, seconds: float, workers: int, crops: Crops | None) -> dict[str, float | int | None]:
     return {
-        "decode_per_core": good / tally.seconds if tally.seconds else None,
-        "looked_at": len(tally.indices) / seconds,
+        "decode_per_core": int(scanned.good.sum()) / scanned.seconds if scanned.seconds else None,
+        "looked_at": len(scanned.indices) / seconds,
         "workers": workers,
         "training_crops": crops.rate if crops else None,
     }
@@ -251,18 +290,3 @@ def _rate_lines(rates: dict[str, float | int | None]) -> list[str]:
     if rates["training_crops"]:
         lines.append(row("", f"{rates['training_crops']:,.0f} training crops/s from the loader ({workers})"))
     return lines
-
-
-def _write(
-    out: Path | None, config: CheckRecipe, source: Source, tally: Tally, found: Duplicates, reading: DecodeOptions
-) -> list[str]:
-    """The lists and the contact sheet, and the lines that name them."""
-    if out is None:
-        return []
-    labels = source.labels()
-    shown = spread_over_classes(tally.indices, None if labels is None else labels[tally.indices], ROWS * COLUMNS)
-    sheet = draw_sheet(source, reading, config.image_hw, tally.indices[shown].tolist(), labels)
-    with _writing(out):
-        write_csv(out / "duplicates.csv", found.rows())
-        write_whole(out / "contact_sheet.png", lambda file: sheet.save(file, "PNG"))
-    return [row("written", f"{printable(str(out))}: {', '.join(_FILES)}")]

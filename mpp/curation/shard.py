@@ -7,22 +7,22 @@ A packing that was stopped in any way goes on by the same command and ends in th
 
 import contextlib
 import errno
+import functools
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpp.config import to_dict
-from mpp.curation.packing.figures import Figures
-from mpp.curation.packing.folder import PackingFolder
-from mpp.curation.packing.images import Form
-from mpp.curation.packing.processes import Stopped, run_tasks, stoppable
-from mpp.curation.packing.tar_writer import Part
-from mpp.curation.packing.tasks import Plan, pack_task
+from mpp.curation.pack_image import PackOptions
+from mpp.curation.pack_task import Figures, Plan, Shard, pack_task
+from mpp.curation.packing_folder import PackingFolder
+from mpp.curation.pool import count_images, in_processes
 from mpp.curation.settings import ShardRecipe
 from mpp.data.seeds import permutation
 from mpp.data.settings import MAX_IMAGE_MB, flag_numbers
@@ -34,13 +34,19 @@ from mpp.data.sources.specs import spec_of
 from mpp.data.statistics import can_divide
 from mpp.data.workers import worker_count
 from mpp.errors import RunError, UserError, command
+from mpp.system.process import handle
 from mpp.training.bad_files import BadFiles, by_kind
 
 _NO_PART_OF_THE_RESULT = ("data", "download", "out", "workers", "max_bad")
+_AGAIN = "; the same command again goes on where this one stopped"
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; its text is the signal's name."""
 
 
 def shard(config: ShardRecipe) -> int:
-    """Packs as the recipe says; the shards and what they hold are told on stdout.
+    """Packs as the recipe says; prints the shards and what they hold on stdout.
 
     Raises:
         SourceError: images that cannot be opened.
@@ -50,66 +56,74 @@ def shard(config: ShardRecipe) -> int:
     source = open_source(config.data, download=config.download)
     _check_source(source)
     settings = {key: value for key, value in to_dict(config).items() if key not in _NO_PART_OF_THE_RESULT}
-    if config.max_image_mb == MAX_IMAGE_MB:  # so that what was packed before there was such a setting can go on
+    if config.max_image_mb == MAX_IMAGE_MB:  # so that packings from before there was such a setting can go on
         del settings["max_image_mb"]
     identity = {"source": printable(shown(config.data)), "fingerprint": source.fingerprint(), "settings": settings}
     folder = PackingFolder(Path(config.out).expanduser(), identity)
     if folder.manifest is not None:
-        return _tell_complete(config, folder)
+        return _report_complete(config, folder)
     print(f"source: {source.describe()}", file=sys.stderr)
     for warning in source.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
     order = permutation(config.seed, 0, len(source)) if config.shuffle else np.arange(len(source))
-    plan = Plan(order, config.shard_images, config.shard_mb * 10**6, _form(config))
+    plan = Plan(order, config.shard_images, config.shard_mb * 10**6, _options(config))
     begun = time.monotonic()
     try:
-        with stoppable(), folder.locked():
+        with _stoppable(), folder.locked():
             if folder.manifest is not None:  # another process has finished it meanwhile
-                return _tell_complete(config, folder)
+                return _report_complete(config, folder)
             packed = _pack(config, source, plan, folder)
             _finish(config, source, plan, folder)
     except Stopped as stopped:
-        raise RunError(f"stopped by {stopped}; the same command again goes on where this one stopped") from None
+        raise RunError(f"stopped by {stopped}{_AGAIN}") from None
     except OSError as error:
         what = f"cannot write to {folder.out} ({error.strerror or error})"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         todo = "make room" if full else "check the path and its permissions"
         raise RunError(f"{what}; {todo}, and run the same command again, which goes on") from error
     print(f"{count(packed, 'image')} read at {packed / (time.monotonic() - begun):,.0f} images/s")
-    _tell(config, folder)
+    _report(config, folder)
     return 0
 
 
-def _form(config: ShardRecipe) -> Form:
-    return Form(config.data_config.decode_options(config.in_chans), config.resize, config.encode, config.quality)
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Has SIGINT and SIGTERM raise `Stopped`, in the main thread (see `handle`)."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    restore = handle((signal.SIGINT, signal.SIGTERM), stop)
+    try:
+        yield
+    finally:
+        restore()
 
 
-def _tell_complete(config: ShardRecipe, folder: PackingFolder) -> int:
+def _options(config: ShardRecipe) -> PackOptions:
+    return PackOptions(config.data_config.decode_options(config.in_chans), config.resize, config.encode, config.quality)
+
+
+def _report_complete(config: ShardRecipe, folder: PackingFolder) -> int:
     folder.check_complete()
     folder.clean_up()
     print(f"{folder.out} is complete: nothing to do")
-    _tell(config, folder)
+    _report(config, folder)
     return 0
 
 
 def _check_source(source: Source) -> None:
     if source.weights is not None:
-        raise UserError(f"{source.name} has weights, which shards have not: leave them out, and give them in training")
-    names = source.classes or ()
-    for name in names:
+        raise UserError(
+            f"{source.name} has weights, which shards cannot have: leave them out, and give them in training"
+        )
+    for name in source.classes or ():
         # As the shards will be read.
-        if not name.strip() or name.strip() != name or len(name.splitlines()) != 1 or not _is_utf8(name):
+        is_utf8 = name.encode("utf-8", "ignore").decode() == name
+        if not name.strip() or name.strip() != name or len(name.splitlines()) != 1 or not is_utf8:
             raise UserError(
                 f"{source.name} has a class called {name!r}, which cannot stand in a line of classes.txt; rename it"
             )
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _pack(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder) -> int:
@@ -120,57 +134,50 @@ def _pack(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder
     if done:
         print(f"goes on after {before:,} of {count(len(plan.order), 'image')}", file=sys.stderr)
     bad = BadFiles(folder.bad_files, config.data_config.max_bad_share, setting="--max-bad")
-    counted = 0
-
-    def work(task: int, count_images: Callable[[int], None]) -> None:
-        record = pack_task(source, plan, task, folder.work, count_images)
-        count_images(0)  # a process that lost its parent must not write into what another run may have finished
-        folder.keep(task, record)
-
-    def count_bad() -> None:
-        # In the order of the tasks, so that whether there are too many depends on no timing.
-        nonlocal counted
-        while counted in done:
-            bad.add(folder.record(counted).bad, plan.images(counted))
-            counted += 1
-
-    count_bad()
-    workers = max(1, worker_count(config.workers, 1))
     progress = _Progress(before, len(plan.order))
-    with contextlib.closing(run_tasks(work, tasks, workers)) as running:
-        for finished, images in running:
-            done.update(finished)
-            count_bad()
-            progress.tell(images)
+    workers = max(1, worker_count(config.workers, 1))
+    work = functools.partial(_pack_and_save, source, plan, folder)
+    with contextlib.closing(in_processes(work, tasks, workers, progress.tell, _AGAIN)) as running:
+        for task in range(
+            plan.tasks
+        ):  # in this order, so that whether there are too many bad ones depends on no timing
+            if task not in done:
+                next(running)
+            bad.add(folder.record(task).bad, plan.images(task))
+    progress.tell(len(plan.order) - before)
     return len(plan.order) - before
+
+
+def _pack_and_save(source: Source, plan: Plan, folder: PackingFolder, task: int) -> None:
+    record = pack_task(source, plan, folder.work, task)
+    count_images(0)  # a process that lost its parent must not write into what another run may have finished
+    folder.save(task, record)
 
 
 def _finish(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder) -> None:
     figures = Figures(len(source.classes or ()), config.in_chans)
     bad = BadFiles(None, 1.0)
-    parts: list[list[Part]] = []
+    shards: list[Shard] = []
     for task in range(plan.tasks):
         record = folder.record(task)
         figures.merge(record.figures)
         bad.add(record.bad, plan.images(task))
-        parts.append(record.parts)
-    if not figures.images:
+        shards += record.shards
+    images = figures.colours.images
+    if not images:
         raise RunError(f"no image of {source.name} could be packed ({by_kind(bad.kinds())}); see {folder.bad_files}")
-    mean, std = figures.mean_std()
+    mean, std = (values.round(6).tolist() for values in figures.colours.mean_std())
     counts = figures.class_counts.tolist()
-    folder.finish(
-        parts,
-        source.classes,
-        {
-            "images": figures.images,
-            "classes": dict(zip(source.classes, counts, strict=True)) if source.classes is not None else None,
-            "unlabelled": figures.images - sum(counts),
-            "bad_files": dict(bad.kinds()),
-            "mean": mean,
-            "std": std,
-            "sizes": figures.sizes(),
-        },
-    )
+    manifest = {
+        "images": images,
+        "classes": dict(zip(source.classes, counts, strict=True)) if source.classes is not None else None,
+        "unlabelled": images - sum(counts),
+        "bad_files": dict(bad.kinds()),
+        "mean": mean,
+        "std": std,
+        "sizes": figures.sizes(),
+    }
+    folder.finish(shards, source.classes, manifest)
     folder.check_complete()
     folder.clean_up()
 
@@ -180,36 +187,34 @@ class _Progress:
 
     def __init__(self, before: int, images: int) -> None:
         self._before, self._images = before, images
-        self._begun = self._told = time.monotonic()
+        self._begun = self._last = time.monotonic()
         self._terminal, self._ended = sys.stderr.isatty(), False
 
     def tell(self, done: int) -> None:
         now, total = time.monotonic(), self._before + done
         last = total == self._images
-        if self._ended or (not last and now - self._told < (1 if self._terminal else 30)):
+        if self._ended or (not last and now - self._last < (1 if self._terminal else 30)):
             return
-        self._ended = last
-        self._told = now
-        rate = done / max(now - self._begun, 1e-9)
-        text = f"{total:,} of {self._images:,} images, {rate:,.0f} images/s"
+        self._last, self._ended = now, last
+        text = f"{total:,} of {self._images:,} images, {done / max(now - self._begun, 1e-9):,.0f} images/s"
         ends = "\n" if last or not self._terminal else ""
         print(f"\r{text}" if self._terminal else text, end=ends, file=sys.stderr, flush=True)
 
 
-def _tell(config: ShardRecipe, folder: PackingFolder) -> None:
-    """What the folder holds, and how to train on it."""
-    held: dict[str, Any] = folder.manifest or {}
-    size = sum(each["bytes"] for each in held["shards"])
-    shards = count(len(held["shards"]), "shard")
-    print(f"{folder.out}: {count(held['images'], 'image')} in {shards}, {size:,} bytes; figures in manifest.json")
-    if held["bad_files"]:
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in held["bad_files"].items())
+def _report(config: ShardRecipe, folder: PackingFolder) -> None:
+    """Prints what the folder holds, and how to train on it."""
+    manifest: dict[str, Any] = folder.manifest or {}
+    size = sum(each["bytes"] for each in manifest["shards"])
+    shards = count(len(manifest["shards"]), "shard")
+    print(f"{folder.out}: {count(manifest['images'], 'image')} in {shards}, {size:,} bytes; figures in manifest.json")
+    if manifest["bad_files"]:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in manifest["bad_files"].items())
         print(f"left out, named in {folder.bad_files}: {kinds}")
-    if held["classes"] is not None and held["unlabelled"]:
-        print(f"{held['unlabelled']:,} have no label, and so a training will see none of the labels")
-    told = [f"--data {shlex.quote(spec_of('shards', f'{literal(str(folder.out))}/*.tar'))}"]
-    if can_divide(held["std"]):
-        told += [f"--data.{key} {flag_numbers(held[key])}" for key in ("mean", "std")]
-    told += _form(config).packed_reading.flags()
-    told.append(f"--run-dir {shlex.quote(f'runs/{folder.out.resolve().name}')}")  # runs/first may be there already
-    print(f"train on it: {command('pretrain')} {' '.join(told)}")
+    if manifest["classes"] is not None and manifest["unlabelled"]:
+        print(f"{manifest['unlabelled']:,} have no label, and so a training will see none of the labels")
+    words = [f"--data {shlex.quote(spec_of('shards', f'{literal(str(folder.out))}/*.tar'))}"]
+    if can_divide(manifest["std"]):
+        words += [f"--data.{key} {flag_numbers(manifest[key])}" for key in ("mean", "std")]
+    words += _options(config).packed_reading.flags()
+    words.append(f"--run-dir {shlex.quote(f'runs/{folder.out.resolve().name}')}")  # runs/first may be there already
+    print(f"train on it: {command('pretrain')} {' '.join(words)}")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.curation.checking.scan import scan
+from mpp.curation.scan import scan
 from mpp.data import shared_memory, workers
 from mpp.data.loader import sequential, stream
 from mpp.data.settings import DecodeOptions

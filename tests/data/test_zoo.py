@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.curation.packing.images import Form, pack_image
+from mpp.curation.pack_image import PackOptions, pack_image
 from mpp.data.decoding import BadImage, decode
 from mpp.data.feed import feed
 from mpp.data.loader import sequential
@@ -157,11 +157,11 @@ def test_all_ways_to_the_pixels_of_a_file_agree(case: Case, shrink: int) -> None
         "cached in part and late": trained_on(half_cached, reading, hw, decode=stand_in),
         "in blocks": trained_on(ListSource(np.stack([pixels] * 2)), final, hw),
     }
-    for form in (Form(reading), Form(reading, resize=10_000), Form(reading, encode="png")):
-        packed = pack_image(data, form) if reading.channels in (1, 3) or form.encode == "keep" else None
+    for options in (PackOptions(reading), PackOptions(reading, resize=10_000), PackOptions(reading, encode="png")):
+        packed = pack_image(data, options) if reading.channels in (1, 3) or options.encode == "keep" else None
         if packed is not None:
             np.testing.assert_array_equal(packed.pixels, pixels)
-            ways[f"packed: {form}"] = trained_on(ListSource([packed.data] * 2), form.packed_reading, hw)
+            ways[f"packed: {options}"] = trained_on(ListSource([packed.data] * 2), options.packed_reading, hw)
     if shrink == 1:
         for name, source in (("plain", plain), ("cached", cached), ("cached in part", half_cached)):
             batch = next(sequential(source, EvalTransform(hw), reading, [0, 1], batch_size=2))

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from mpp.curation.packing import tar_writer
-from mpp.curation.packing.folder import PackingFolder
-from mpp.curation.packing.tasks import Record
-from tests.curation.packing.packed import complaint, contents, pack
+from mpp.curation import pack_task
+from mpp.curation.pack_task import Record
+from mpp.curation.packing_folder import PackingFolder
+from tests.curation.packed import complaint, contents, pack
 
 FLAGS = ("--shard-images", "6", "--resize", "12")
 
@@ -114,13 +114,13 @@ def test_stopped_by_a_signal(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    keep = PackingFolder.keep
+    keep = PackingFolder.save
 
     def keep_and_wait(folder: PackingFolder, task: int, record: Record) -> None:
         keep(folder, task, record)
         signal.pause()  # so that the packing is never over before the signal arrives
 
-    process = in_a_process(images, out, lambda: setattr(PackingFolder, "keep", keep_and_wait))
+    process = in_a_process(images, out, lambda: setattr(PackingFolder, "save", keep_and_wait))
     while not list(out.glob(".packing/[0-9]*.json")):
         time.sleep(0.001)
     assert process.pid
@@ -152,11 +152,11 @@ def test_a_full_disk(
 def test_a_killed_worker(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish = tar_writer.TarWriter.finish
-    monkeypatch.setattr(tar_writer.TarWriter, "finish", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    finish = pack_task.TarWriter.finish
+    monkeypatch.setattr(pack_task.TarWriter, "finish", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     assert pack(images, tmp_path / "out", *FLAGS) == 1
     assert "a process was killed, perhaps for want of memory: take fewer --workers" in complaint(capsys)
-    monkeypatch.setattr(tar_writer.TarWriter, "finish", finish)
+    monkeypatch.setattr(pack_task.TarWriter, "finish", finish)
     assert pack(images, tmp_path / "out", *FLAGS) == 0
     assert not list((tmp_path / "out").rglob("*.unfinished"))
 
@@ -164,7 +164,7 @@ def test_a_killed_worker(
 def test_a_worker_that_fails(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tar_writer.TarWriter, "finish", lambda _: {}["what"])
+    monkeypatch.setattr(pack_task.TarWriter, "finish", lambda _: {}["what"])
     assert pack(images, tmp_path / "out", *FLAGS) == 1
     assert "a process failed: KeyError: 'what' (test_stopped.py, line " in complaint(capsys)
 
@@ -187,8 +187,8 @@ def test_other_bytes_read_back(
         path.write_bytes(path.read_bytes().replace(b"ustar", b"ustsr"))
         return right(path)
 
-    right = tar_writer.sha256
-    monkeypatch.setattr(tar_writer, "sha256", bad_disk)
+    right = pack_task.sha256
+    monkeypatch.setattr(pack_task, "sha256", bad_disk)
     assert pack(images, tmp_path / "out") == 1
     assert "read back gives other bytes" in complaint(capsys)
     assert not list((tmp_path / "out").glob("*.tar"))

@@ -26,7 +26,7 @@ from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import survey_source
 from mpp.training.bad_files import BadFiles
 from mpp.training.settings import TrainConfig
-from tests.curation.checking.made import noise, save, under
+from tests.curation.made import noise, save, under
 
 
 def test_images_of_too_many_bytes_are_bad(check: Callable[..., Any], tmp_path: Path):

@@ -7,9 +7,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mpp.curation.checking.values import Kind, Spread, propose
+from mpp.curation.value_ranges import Kind, Spread, propose
 from mpp.data.settings import DecodeOptions
-from tests.curation.checking.made import RNG, under
+from tests.curation.made import RNG, under
 
 
 def write_raw(data: Path, kind: str) -> list[np.ndarray]:

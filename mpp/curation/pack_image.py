@@ -24,8 +24,8 @@ _EXTENSIONS = {
 
 
 @dataclass(frozen=True)
-class Form:
-    """The form in which images are packed."""
+class PackOptions:
+    """How images are packed."""
 
     reading: DecodeOptions
     resize: int = 0
@@ -61,7 +61,7 @@ class Packed(NamedTuple):
     """uint8 (H, W, channels): what a training will decode from `data`."""
 
 
-def pack_image(data: bytes | np.ndarray, form: Form) -> Packed:
+def pack_image(data: bytes | np.ndarray, options: PackOptions) -> Packed:
     """The bytes to pack of a file's bytes or an array (H, W) or (H, W, C).
 
     An array that is kept becomes a PNG where it is uint8 of 1 or 3 channels, else an .npy.
@@ -69,23 +69,23 @@ def pack_image(data: bytes | np.ndarray, form: Form) -> Packed:
     Raises:
         BadImage: it cannot be decoded, or not be written as asked.
     """
-    picture = open_picture(data, form.reading)
+    picture = open_picture(data, options.reading)
     pixels = picture.pixels()
-    small = shrunk(pixels, form.resize)
-    anew = form.all_anew or small is not pixels
+    small = shrunk(pixels, options.resize)
+    anew = options.all_anew or small is not pixels
     if not anew and isinstance(data, np.ndarray):
         return Packed(*_array_as_file(data), pixels)
     if not anew:
         assert isinstance(data, bytes)  # pyright does not conclude it
         return Packed(data, _EXTENSIONS[picture.form.partition(" ")[0]], pixels)
-    container = form.encode
+    container = options.encode
     if container == "keep":
         container = "jpeg" if picture.form.startswith("JPEG") else "png"
     if small.shape[2] in (1, 3):
-        encoded, extension = _encoded(small, container, form.quality)
+        encoded, extension = _encoded(small, container, options.quality)
     else:
         encoded, extension = _as_npy(small), "npy"
-    return Packed(encoded, extension, open_picture(encoded, form.final).pixels())
+    return Packed(encoded, extension, open_picture(encoded, options.final).pixels())
 
 
 def shrunk(pixels: np.ndarray, shorter: int) -> np.ndarray:

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpp.curation.packing.figures import Figures
-from mpp.curation.packing.images import Form
-from mpp.curation.packing.tasks import Plan, pack_task
+from mpp.curation.pack_image import PackOptions
+from mpp.curation.pack_task import Figures, Plan, pack_task
 from mpp.data.decoding import decode
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.in_memory import ListSource
 from mpp.data.sources.opening import open_source
-from tests.curation.packing.packed import each_alike, manifest, noise, pack
+from tests.curation.packed import each_alike, manifest, noise, pack
 
 
 def test_figures_equal_numpys(images: Path, tmp_path: Path) -> None:
@@ -42,12 +41,12 @@ def test_no_standard_deviation_of_nought_is_proposed(
 def test_memory_is_that_of_a_shard_whatever_the_images(tmp_path: Path, encode: Callable[..., bytes]) -> None:
     def peak(tasks: int) -> int:
         source = ListSource([encode(noise(8, 8))] * 40 * tasks, [0] * 40 * tasks)
-        plan = Plan(np.arange(len(source)), 40, 10**9, Form(DecodeOptions()))
+        plan = Plan(np.arange(len(source)), 40, 10**9, PackOptions(DecodeOptions()))
         figures = Figures(1, 3)
         gc.collect()
         tracemalloc.start()
         for task in range(tasks):
-            figures.merge(pack_task(source, plan, task, tmp_path, lambda _: None).figures)
+            figures.merge(pack_task(source, plan, tmp_path, task).figures)
         held = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return held

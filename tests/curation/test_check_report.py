@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.curation.checking.made import noise, save, under
+from tests.curation.made import noise, save, under
 
 
 def test_counts_classes_forms_and_sizes(check: Callable[..., Any], tmp_path: Path):

@@ -1,19 +1,20 @@
-"""What the pre-flight found, as text."""
+"""The findings of the pre-flight, as lines of text and as report.json."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpp.curation.checking.classes import Classes
-from mpp.curation.checking.duplicates import Duplicates
-from mpp.curation.checking.scan import Tally
-from mpp.curation.checking.values import Kind, Spread, propose
+from mpp.curation.duplicates import Duplicates
+from mpp.curation.scan import ScanResult
+from mpp.curation.value_ranges import Kind, Spread, propose
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, count
 from mpp.data.sources.names import printable
 from mpp.data.statistics import can_divide
 
 _WIDTH, _NAMED, _LONG = 13, 3, 4.0
+_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "eval", "dev", "holdout"))
+_HUGE, _TIMES = 0.5, 5  # a class of more than half of the images, and of five times the next one's
 
 
 def row(title: str, text: str) -> str:
@@ -21,33 +22,58 @@ def row(title: str, text: str) -> str:
     return f"{title:<{_WIDTH}}{text}"
 
 
-def named(names: list[str], total: int) -> str:
+def _named(names: list[str], total: int) -> str:
     """The first of several names: `a, b, c and 5 more`."""
     more = total - len(names[:_NAMED])
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more else "")
 
 
-def class_lines(classes: Classes | None) -> list[str]:
-    """Largest and smallest classes, and those of one image."""
-    if classes is None:
-        return []
-    names, counts = [printable(name) for name in classes.names], classes.counts
-    ratio = f"{counts[0] / counts[-1]:.1f} to 1" if counts[-1] else "some are empty"
-    lines = [row("classes", f"largest {names[0]} {counts[0]:,}, smallest {names[-1]} {counts[-1]:,}: {ratio}")]
-    if single := classes.with_count(1):
-        first = named([printable(name) for name in single[:_NAMED]], len(single))
-        lines.append(row("", f"{count(len(single), 'class')} of one image: {first}"))
-    if classes.unlabelled:
-        lines.append(row("", f"{count(classes.unlabelled, 'image')} without a label"))
-    return lines
+class Classes(NamedTuple):
+    """Names and numbers of a source's classes, the largest first."""
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    unlabelled: int
+
+    @staticmethod
+    def of(source: Source) -> "Classes | None":
+        """None where the source has no labels."""
+        labels = source.labels()
+        if labels is None or not source.classes:
+            return None
+        counts = np.bincount(labels[labels >= 0], minlength=len(source.classes))
+        order = np.argsort(-counts, kind="stable")
+        names = tuple(source.classes[label] for label in order)
+        return Classes(names, tuple(counts[order].tolist()), int(np.count_nonzero(labels < 0)))
+
+    def lines(self) -> list[str]:
+        """Largest and smallest classes, and those of one image."""
+        names, counts = [printable(name) for name in self.names], self.counts
+        ratio = f"{counts[0] / counts[-1]:.1f} to 1" if counts[-1] else "some are empty"
+        lines = [row("classes", f"largest {names[0]} {counts[0]:,}, smallest {names[-1]} {counts[-1]:,}: {ratio}")]
+        if single := [name for name, number in zip(names, counts, strict=True) if number == 1]:
+            lines.append(row("", f"{count(len(single), 'class')} of one image: {_named(single, len(single))}"))
+        if self.unlabelled:
+            lines.append(row("", f"{count(self.unlabelled, 'image')} without a label"))
+        return lines
+
+    def warnings(self) -> list[str]:
+        """What looks like a mistake, a line each."""
+        found = []
+        if splits := sorted(name for name in self.names if name.lower() in _SPLITS):
+            found.append(f"classes called {', '.join(splits)}: if they are splits, give the folder of one of them")
+        total = sum(self.counts)
+        if len(self.counts) > 1 and self.counts[0] > max(_HUGE * total, _TIMES * self.counts[1]):
+            found.append(f"the class {printable(self.names[0])} holds {self.counts[0] / total:.1%} of the images")
+        return found
 
 
-def size_lines(tally: Tally, source: Source, image_hw: tuple[int, int]) -> list[str]:
+def size_lines(scanned: ScanResult, source: Source, image_hw: tuple[int, int]) -> list[str]:
     """Heights, widths, elongated and small images, of those that can be used."""
-    good = np.flatnonzero(tally.good)
+    good = np.flatnonzero(scanned.good)
     if not len(good):
         return []
-    height, width = tally.height[good], tally.width[good]
+    height, width = scanned.height[good], scanned.width[good]
     lines = [
         row(name, f"min {values.min():,}, median {np.median(values):,.6g}, max {values.max():,}")
         for name, values in (("height", height), ("width", width))
@@ -55,7 +81,8 @@ def size_lines(tally: Tally, source: Source, image_hw: tuple[int, int]) -> list[
     elongation = np.maximum(height / width, width / height)
     longest, extreme = int(elongation.argmax()), int(np.count_nonzero(elongation > _LONG))
     if extreme:
-        most = f"at most {elongation[longest]:.4g} to 1: {_name(source, int(tally.indices[good[longest]]))}"
+        name = printable(source.location(int(scanned.indices[good[longest]])))
+        most = f"at most {elongation[longest]:.4g} to 1: {name}"
         lines.append(row("aspect", f"{count(extreme, 'image')} longer than {_LONG:g} to 1, {most}"))
     small = int(np.count_nonzero((height < image_hw[0]) | (width < image_hw[1])))
     if small:
@@ -63,46 +90,48 @@ def size_lines(tally: Tally, source: Source, image_hw: tuple[int, int]) -> list[
     return lines
 
 
-def form_line(tally: Tally) -> str:
+def form_line(scanned: ScanResult) -> str:
     """`JPEG 9,812; PNG RGBA 12`, the most frequent first."""
-    ordered = sorted(tally.forms.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(scanned.forms.items(), key=lambda item: (-item[1], item[0]))
     return row("forms", "; ".join(f"{form} {number:,}" for form, number in ordered) or "none could be recognised")
 
 
-def colour_lines(tally: Tally, source: Source) -> list[str]:
+def colour_lines(scanned: ScanResult, source: Source) -> list[str]:
     """Grey images stored as colour, and images of one colour."""
     lines = []
-    if tally.grey:
-        lines.append(row("grey", f"{count(tally.grey, 'image')} stored as colour with all channels the same"))
-    if len(blank := tally.blank):
-        names = [_name(source, int(tally.indices[at])) for at in blank[:_NAMED]]
-        lines.append(row("blank", f"{count(len(blank), 'image')} of one colour throughout: {named(names, len(blank))}"))
+    if scanned.grey:
+        lines.append(row("grey", f"{count(scanned.grey, 'image')} stored as colour with all channels the same"))
+    if len(blank := scanned.blank):
+        names = [printable(source.location(int(scanned.indices[at]))) for at in blank[:_NAMED]]
+        lines.append(
+            row("blank", f"{count(len(blank), 'image')} of one colour throughout: {_named(names, len(blank))}")
+        )
     return lines
 
 
-def bad_lines(tally: Tally, allowed: str) -> list[str]:
+def bad_lines(scanned: ScanResult, allowed: str) -> list[str]:
     """Bad files by kind, the first few of each named."""
-    if not tally.bad:
+    bad, total = scanned.kinds.total(), len(scanned.indices)
+    if not bad:
         return [row("bad", "none")]
-    looked = len(tally.indices)
-    lines = [row("bad", f"{tally.bad:,} of {count(looked, 'image')} ({tally.bad / looked:.2%}); {allowed}")]
-    for kind, number in tally.kinds.most_common():
+    lines = [row("bad", f"{bad:,} of {count(total, 'image')} ({bad / total:.2%}); {allowed}")]
+    for kind, number in scanned.kinds.most_common():
         lines.append(row("", f"{number:,} {kind}:"))
-        lines += [row("", f"  image {bad.index}: {bad}") for bad in tally.named[kind]]
+        lines += [row("", f"  image {bad.index}: {bad}") for bad in scanned.named[kind]]
     return lines
 
 
 def duplicate_lines(found: Duplicates, drawn: bool) -> list[str]:
     """Groups of equal files and of equal pixels, and the first few."""
-    where = " among the images looked at" if drawn else ""
+    among = " among the images looked at" if drawn else ""
     if not len(found):
-        return [row("duplicates", f"none{where}")]
+        return [row("duplicates", f"none{among}")]
     kinds = (
         ("equal files", found.same_bytes, found.same_bytes_images),
         ("equal pixels in other files", found.same_pixels, found.same_pixels_images),
     )
-    told = [f"{count(groups, 'group')} of {what} ({count(held, 'image')})" for what, groups, held in kinds if groups]
-    lines = [row("duplicates", "; ".join(told) + where)]
+    texts = [f"{count(groups, 'group')} of {what} ({count(n, 'image')})" for what, groups, n in kinds if groups]
+    lines = [row("duplicates", "; ".join(texts) + among)]
     return lines + [row("", found.shown(group)) for group in range(min(_NAMED, len(found)))]
 
 
@@ -119,7 +148,7 @@ def duplicate_warnings(found: Duplicates) -> list[str]:
 
 
 def value_lines(spreads: dict[Kind, Spread], reading: DecodeOptions, eight_bits: bool) -> list[str]:
-    """What images hold that are not plain 8-bit pictures, and the range to state, where another would suit better."""
+    """The values of images that are not plain 8-bit, and the range to state where another would suit better."""
     lines = []
     for kind, spread in sorted(spreads.items()):
         lines.append(row("values", f"{kind.dtype} x {kind.channels} in {count(spread.images, 'image')}"))
@@ -136,42 +165,34 @@ def value_lines(spreads: dict[Kind, Spread], reading: DecodeOptions, eight_bits:
     return lines
 
 
-def statistics_line(tally: Tally, reading: DecodeOptions) -> str:
+def statistics_line(scanned: ScanResult, reading: DecodeOptions) -> str:
     """Mean and standard deviation, and how the images were read for it, ready to paste."""
-    if not tally.good.any():
+    if not scanned.good.any():
         return row("pixels", "none to take statistics of")
-    mean, std = (" ".join(f"{value:.4f}" for value in values) for values in tally.colours.mean_std())
-    if not can_divide(tally.colours.mean_std()[1]):
+    mean, std = (" ".join(f"{value:.4f}" for value in values) for values in scanned.colours.mean_std())
+    if not can_divide(scanned.colours.mean_std()[1]):
         return row("pixels", f"mean {mean}, std {std}: a channel is the same everywhere, so keep the default std")
     return row("pixels", " ".join([f"--data.mean {mean} --data.std {std}", *reading.flags()]))
 
 
 def facts(
-    source: Source, tally: Tally, classes: Classes | None, found: Duplicates, reading: DecodeOptions
+    source: Source, scanned: ScanResult, classes: Classes | None, found: Duplicates, reading: DecodeOptions
 ) -> dict[str, Any]:
     """The figures of report.json that do not depend on the machine."""
-    good = tally.good
-    height, width = tally.height[good], tally.width[good]
-    mean, std = tally.colours.mean_std()
-    sizes = {
-        name: {"min": int(v.min()), "median": float(np.median(v)), "max": int(v.max())}
-        for name, v in (("height", height), ("width", width))
-        if len(v)
-    }
+    good = scanned.good
+    height, width = scanned.height[good], scanned.width[good]
+    mean, std = scanned.colours.mean_std()
     values = []
-    for kind, spread in sorted(tally.spreads.items()):
-        low, high = spread.percentiles()
+    for kind, spread in sorted(scanned.spreads.items()):
         proposal = propose(kind, spread, reading)
-        channels = [
-            {"smallest": a, "p0.1": b, "p99.9": c, "largest": d}
-            for a, b, c, d in zip(*(_finite(v) for v in (spread.smallest, low, high, spread.largest)), strict=True)
-        ]
+        columns = (_finite(v) for v in (spread.smallest, *spread.percentiles(), spread.largest))
+        names = ("smallest", "p0.1", "p99.9", "largest")
         values.append(
             {
                 "dtype": kind.dtype,
                 "images": spread.images,
                 "not_finite": spread.infinite,
-                "channels": channels,
+                "channels": [dict(zip(names, channel, strict=True)) for channel in zip(*columns, strict=True)],
                 "value_range": proposal.value_range if proposal else None,
             }
         )
@@ -179,14 +200,18 @@ def facts(
         "source": source.name,
         "description": source.describe(),
         "images": len(source),
-        "looked_at": len(tally.indices),
+        "looked_at": len(scanned.indices),
         "usable": int(good.sum()),
         "classes": dict(zip(classes.names, classes.counts, strict=True)) if classes else None,
-        "forms": dict(sorted(tally.forms.items())),
-        **sizes,
-        "bad": dict(tally.kinds),
-        "grey": tally.grey,
-        "blank": len(tally.blank),
+        "forms": dict(sorted(scanned.forms.items())),
+        **{
+            name: {"min": int(v.min()), "median": float(np.median(v)), "max": int(v.max())}
+            for name, v in (("height", height), ("width", width))
+            if len(v)
+        },
+        "bad": dict(scanned.kinds),
+        "grey": scanned.grey,
+        "blank": len(scanned.blank),
         "duplicates": {
             "groups": len(found),
             "same_bytes_groups": found.same_bytes,
@@ -205,7 +230,3 @@ def facts(
 def _finite(values: np.ndarray) -> list[float | None]:
     """JSON has no other numbers."""
     return [float(value) if np.isfinite(value) else None for value in values]
-
-
-def _name(source: Source, index: int) -> str:
-    return printable(source.location(index))

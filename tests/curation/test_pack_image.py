@@ -14,7 +14,7 @@ from mpp.data.decoding import decode
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.opening import open_source
 from mpp.pretraining.settings import PretrainConfig
-from tests.curation.packing.packed import each_alike, manifest, members, noise, pack, shards
+from tests.curation.packed import each_alike, manifest, members, noise, pack, shards
 
 
 def test_extensions_are_by_content(tmp_path: Path, encode: Callable[..., bytes]) -> None:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.curation.checking.sheet import CAPTION, MARGIN, TILE, spread_over_classes
+from mpp.curation.contact_sheet import CAPTION, MARGIN, TILE, spread_over_classes
 from mpp.data.transform import EvalTransform
 from mpp.objective.reconstruction import to_rgb
-from tests.curation.checking.made import noise, save, under
+from tests.curation.made import noise, save, under
 
 
 @pytest.mark.usefixtures("any_name")
@@ -53,9 +53,9 @@ def test_class_names_that_are_no_text(check: Callable[..., Any], tmp_path: Path)
 
 def test_tiles_are_drawn_evenly_over_the_classes():
     labels = np.repeat([0, 1, 2], [100, 10, 2])
-    chosen = spread_over_classes(np.arange(112), labels, 30)
+    chosen = spread_over_classes(112, labels, 30)
     assert np.bincount(labels[chosen]).tolist() == [18, 10, 2]
     assert len(np.unique(chosen)) == 30
-    assert spread_over_classes(np.arange(5), None, 96).tolist() == [0, 1, 2, 3, 4]
-    assert spread_over_classes(np.arange(200), np.arange(200), 96).size == 96
-    assert spread_over_classes(np.arange(112), labels, 200).size == 112
+    assert spread_over_classes(5, None, 96).tolist() == [0, 1, 2, 3, 4]
+    assert spread_over_classes(200, np.arange(200), 96).size == 96
+    assert spread_over_classes(112, labels, 200).size == 112

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import tifffile
 
-from mpp.curation.checking.look import look
+from mpp.curation.scan import scan_chunk
 from mpp.data.decoding import tiff
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.in_memory import ListSource
-from tests.curation.checking.made import RNG
+from tests.curation.made import RNG
 from tests.data.zoo import CASES, Case
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_any_file_is_looked_at_as_it_is_decoded(case: Case):
-    part = look(ListSource([case.make()]), [0], case.reading)
+    part = scan_chunk(ListSource([case.make()]), case.reading, np.array([0]))
     assert [bad.kind for bad in part.bad] == ([case.kind] if case.kind else [])
     assert all(kind.dtype in form for kind in part.spreads for form in part.forms)
     if case.kind == "wrong channels":
@@ -41,7 +41,7 @@ def test_values_are_decoded_once_and_lzw_never_by_imagecodecs(tmp_path: Path, mo
     tifffile.imwrite(tmp_path / "a.tif", values, compression="lzw", photometric="minisblack", planarconfig="contig")
     monkeypatch.setattr(tifffile.TiffPage, "asarray", never)
     monkeypatch.setattr(tiff, "_values", counted)
-    part = look(ListSource([(tmp_path / "a.tif").read_bytes()]), [0], DecodeOptions(5))
+    part = scan_chunk(ListSource([(tmp_path / "a.tif").read_bytes()]), DecodeOptions(5), np.array([0]))
     assert part.bad == []
     assert len(decoded) == 1
     (found,) = part.spreads.items()
@@ -58,5 +58,5 @@ def test_opacity_has_no_range(tmp_path: Path):
         ((tmp_path / "unassalpha.tif").read_bytes(), DecodeOptions(4), 4),
         (imagecodecs.png_encode(values), DecodeOptions(), 3),
     ):
-        (kind,) = look(ListSource([data]), [0], reading).spreads
+        (kind,) = scan_chunk(ListSource([data]), reading, np.array([0])).spreads
         assert kind == ("uint16", channels)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.curation.packing import tar_writer
+from mpp.curation import pack_task
 from mpp.data.sources.opening import open_source
-from tests.curation.packing.packed import complaint, contents, manifest, members, noise, pack, shards
+from tests.curation.packed import complaint, contents, manifest, members, noise, pack, shards
 
 
 def test_a_folder_comes_back_byte_for_byte(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,7 +31,7 @@ def test_a_folder_comes_back_byte_for_byte(images: Path, tmp_path: Path, capsys:
     assert [each["images"] for each in held["shards"]] == [7, 7, 7, 7, 7, 5]
     for each in held["shards"]:
         path = out / each["name"]
-        assert (path.stat().st_size, tar_writer.sha256(path)) == (each["bytes"], each["sha256"])
+        assert (path.stat().st_size, pack_task.sha256(path)) == (each["bytes"], each["sha256"])
         assert Path(f"{path}.index").is_file()
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from mpp.data.settings import DecodeOptions, flag_numbers
 
 _SIDE = 128  # rows and columns of the grid of values that is kept of an image, for the percentiles
-_KEPT = 2**22  # values kept of all images, together; past that every second one goes
-_MOST_PARTS = 1024  # arrays that they lie in: very small ones take more room than what they hold
+_KEPT = 2**22  # values kept of all images together; past that every second one goes
+_MOST_PARTS = 1024  # arrays that they lie in: very small ones take more room than their values
 _TAILS = (0.1, 99.9)
 _UNUSED = 0.5  # a channel that uses less of its range than this would lose a bit or more
 _OUTSIDE = 0.005  # more than the tails that a range from percentiles cuts off
@@ -26,7 +26,7 @@ class Kind(NamedTuple):
 
 
 def kind_of_form(form: str) -> Kind | None:
-    """What images of a `Picture.form` hold, where it is not plain 8-bit grey or colour."""
+    """The kind of images of a `Picture.form`; None for plain 8-bit grey or colour."""
     if match := _FORM.search(form):
         kind = Kind(match[2], int(match[1] or match[3] or 1))
         return None if kind.dtype in ("uint8", "bool") and kind.channels in (1, 3, 4) else kind
@@ -46,7 +46,7 @@ class Spread:
         self._kept, self._stride = 0, 1
 
     def add(self, values: np.ndarray) -> None:
-        """Notes an image (H, W, C)."""
+        """Takes in an image (H, W, C)."""
         sample = values[:: -(-values.shape[0] // _SIDE), :: -(-values.shape[1] // _SIDE)]
         if values.dtype.kind == "f":
             finite = np.isfinite(values)
@@ -57,7 +57,7 @@ class Spread:
         self._keep(np.ascontiguousarray(sample).reshape(-1, values.shape[2]))
 
     def merge(self, other: "Spread") -> None:
-        """Notes the images of another."""
+        """Takes in the images of another."""
         self.images += other.images
         self.infinite += other.infinite
         self._bound(other.smallest, other.largest)
@@ -80,7 +80,7 @@ class Spread:
 
     def percentiles(self) -> tuple[np.ndarray, np.ndarray]:
         """The 0.1 and 99.9 percentiles, float64 (C,) each; not a number where no value is finite."""
-        columns = [column[np.isfinite(column)].astype(np.float64) for column in self._sample().T]
+        columns = [column[np.isfinite(column)].astype(np.float64) for column in np.concatenate(self._parts).T]
         found = [np.percentile(column, _TAILS) if len(column) else (math.nan, math.nan) for column in columns]
         low, high = np.array(found).T
         return low, high
@@ -88,11 +88,8 @@ class Spread:
     def outside(self, pairs: list[tuple[float, float]]) -> float:
         """The share of the values that lie outside their channel's pair, in the channel where it is largest."""
         low, high = np.array(pairs).T
-        sample = self._sample().astype(np.float64)
+        sample = np.concatenate(self._parts).astype(np.float64)
         return float(((sample < low) | (sample > high)).mean(axis=0).max())
-
-    def _sample(self) -> np.ndarray:
-        return np.concatenate(self._parts)
 
 
 class Proposal(NamedTuple):
@@ -113,7 +110,7 @@ def propose(kind: Kind, spread: Spread, reading: DecodeOptions) -> Proposal | No
     low, high = spread.percentiles()
     if not np.isfinite([*low, *high]).all():
         return None
-    why = _wrong(kind, spread, reading, low, high)
+    why = _why_not_fit(kind, spread, reading, low, high)
     if not why:
         return None
     # Three channels are colours, whose balance a range for each would shift.
@@ -125,11 +122,14 @@ def propose(kind: Kind, spread: Spread, reading: DecodeOptions) -> Proposal | No
     return Proposal(why, tuple(value for pair in pairs for value in _rounded(kind, *pair)))
 
 
-def _wrong(kind: Kind, spread: Spread, reading: DecodeOptions, low: np.ndarray, high: np.ndarray) -> str:
+def _why_not_fit(kind: Kind, spread: Spread, reading: DecodeOptions, low: np.ndarray, high: np.ndarray) -> str:
+    """Why the range in use does not suit; empty where it does."""
     stated = list(zip(reading.value_range[::2], reading.value_range[1::2], strict=True))
-    pairs = stated or _own(kind.dtype)
-    if not pairs:
+    # Else the range that decoding takes by itself.
+    default = {"uint8": 255.0, "uint16": 65535.0}.get(kind.dtype, 1.0 if kind.dtype.startswith("float") else None)
+    if not stated and default is None:
         return f"{kind.dtype} has no range of its own"
+    pairs = stated or [(0.0, float(default or 0))]
     if len(pairs) not in (1, kind.channels):
         return ""
     pairs = pairs * (kind.channels // len(pairs))
@@ -146,13 +146,6 @@ def _wrong(kind: Kind, spread: Spread, reading: DecodeOptions, low: np.ndarray, 
         return ""
     name = f"channel {worst} uses" if kind.channels > 1 else "the values use"
     return f"{name} {max(0.0, used[worst]):.1%} of {pairs[worst][0]:g} to {pairs[worst][1]:g}"
-
-
-def _own(dtype: str) -> list[tuple[float, float]]:
-    """The range that decoding takes where none is stated."""
-    if dtype.startswith("float"):
-        return [(0.0, 1.0)]
-    return {"uint8": [(0.0, 255.0)], "uint16": [(0.0, 65535.0)]}.get(dtype, [])
 
 
 def _rounded(kind: Kind, low: float, high: float) -> tuple[float, float]:

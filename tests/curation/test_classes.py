@@ -1,4 +1,4 @@
-from mpp.curation.checking.classes import Classes
+from mpp.curation.check_report import Classes
 from mpp.data.sources.in_memory import ListSource
 
 

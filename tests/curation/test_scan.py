@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from mpp.curation.checking.scan import scan
-from mpp.curation.checking.values import Kind, Spread
+from mpp.curation.scan import scan
+from mpp.curation.value_ranges import Kind, Spread
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.errors import RunError
-from tests.curation.checking.made import RNG, noise, save
+from tests.curation.made import RNG, noise, save
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -60,7 +60,7 @@ class Deep(Made):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_memory_is_flat(workers: int, monkeypatch: pytest.MonkeyPatch):
     """Of 16-bit images, whose values are kept in part."""
-    monkeypatch.setattr("mpp.curation.checking.values._KEPT", 2**18)
+    monkeypatch.setattr("mpp.curation.value_ranges._KEPT", 2**18)
 
     def kept(length: int) -> int:
         tracemalloc.start()

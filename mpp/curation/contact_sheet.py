@@ -22,43 +22,24 @@ MARGIN, CAPTION = 6, 18
 _GREY = (200, 200, 200)
 
 
-def spread_over_classes(indices: np.ndarray, labels: np.ndarray | None, count: int) -> np.ndarray:
-    """Positions of at most `count` images, as evenly over the labels as there are images, and over each of them.
+def spread_over_classes(total: int, labels: np.ndarray | None, count: int) -> np.ndarray:
+    """Positions of at most `count` of `total` images, one of each class after the other; spread evenly without labels.
 
     Args:
-        indices: int64 (n,), which images there are.
-        labels: int64 (n,), theirs, or None.
-        count: how many.
+        total: images.
+        labels: int64 (total,), or None.
+        count: images to choose.
     """
     if labels is None:
-        return _evenly(len(indices), count)
+        count = min(total, count)
+        return np.arange(count, dtype=np.int64) * total // max(1, count)
     order = np.argsort(labels, kind="stable")
     sizes = np.unique(labels, return_counts=True)[1]
+    turn = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each image within its class
+    chosen = np.argsort(turn, kind="stable")
     if len(sizes) > count:
-        chosen = _evenly(len(sizes), count)
-        starts = np.cumsum(sizes) - sizes
-        return order[starts[chosen]]
-    shares = _shares(sizes, count)
-    parts = np.split(order, np.cumsum(sizes)[:-1])
-    return np.concatenate([part[_evenly(len(part), share)] for part, share in zip(parts, shares, strict=True)])
-
-
-def _evenly(total: int, count: int) -> np.ndarray:
-    count = min(total, count)
-    return np.arange(count, dtype=np.int64) * total // max(1, count)
-
-
-def _shares(sizes: np.ndarray, count: int) -> list[int]:
-    """As equal as the sizes allow, `count` together."""
-    shares, left = np.zeros(len(sizes), dtype=np.int64), min(count, int(sizes.sum()))
-    while left:
-        open_ = np.flatnonzero(shares < sizes)
-        more = min(max(1, left // len(open_)), left)
-        for part in open_[:left] if more == 1 else open_:
-            give = min(more, int(sizes[part] - shares[part]), left)
-            shares[part] += give
-            left -= give
-    return shares.tolist()
+        chosen = chosen[: len(sizes)][np.arange(count) * len(sizes) // count]
+    return order[np.sort(chosen[:count])]
 
 
 def draw_sheet(
@@ -67,7 +48,7 @@ def draw_sheet(
     """An RGB picture of 8 x 12 tiles, fewer where there are fewer images.
 
     Args:
-        source: what to read.
+        source: of the images.
         reading: how files become pixels.
         image_hw: the model's input size.
         indices: which images.
@@ -75,11 +56,20 @@ def draw_sheet(
     """
     scale = TILE / max(image_hw)
     height, width = (max(1, round(side * scale)) for side in image_hw)
-    columns = max(1, min(COLUMNS, len(indices)))
-    rows = max(1, -(-len(indices) // COLUMNS))
+    columns, rows = max(1, min(COLUMNS, len(indices))), max(1, -(-len(indices) // COLUMNS))
     cell_h, cell_w = height + CAPTION + MARGIN, width + MARGIN
     sheet = Image.new("RGB", (columns * cell_w + MARGIN, rows * cell_h + MARGIN), "white")
-    pen, font = ImageDraw.Draw(sheet), _font(11)
+    pen = ImageDraw.Draw(sheet)
+    # Pillow's own font has no letters but the English ones.
+    font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
+
+    def write(text: str, x: float, y: float) -> None:
+        if font.getlength(text) > width:
+            while text and font.getlength(text + "...") > width:
+                text = text[:-1]
+            text += "..."
+        pen.text((x, y), text, fill="black", font=font, anchor="mm")
+
     transform = EvalTransform(image_hw)
     for number, index in enumerate(indices):
         x, y = MARGIN + number % columns * cell_w, MARGIN + number // columns * cell_h
@@ -93,24 +83,8 @@ def draw_sheet(
             sheet.paste(tile, (x, y))
         except (BadImage, OSError) as error:
             pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_GREY)
-            text = _fitting(kind_of(error), font, width)
-            pen.text((x + width / 2, y + height / 2), text, fill="black", font=font, anchor="mm")
+            write(kind_of(error), x + width / 2, y + height / 2)
         label = -1 if labels is None else int(labels[index])
         name = source.classes[label] if source.classes and label >= 0 else ""
-        below = x + width / 2, y + height + CAPTION / 2
-        pen.text(below, _fitting(printable(name), font, width), fill="black", font=font, anchor="mm")
+        write(printable(name), x + width / 2, y + height + CAPTION / 2)
     return sheet
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, for Pillow's own font has no letter but the English ones."""
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """As much of the text as the width takes."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.curation.checking.made import noise, save, under
+from tests.curation.made import noise, save, under
 
 
 def test_duplicates_by_bytes_and_by_pixels_and_across_labels(check: Callable[..., Any], tmp_path: Path):

@@ -1,1 +1,0 @@
-"""The parts of the pre-flight of a run's images."""

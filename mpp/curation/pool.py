@@ -1,0 +1,130 @@
+"""Work in several processes: results in order, a few at a time; no process outlives the one that started it."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from mpp.data.sources.descriptors import not_started
+from mpp.data.workers import follow_parent
+from mpp.errors import RunError, UserError
+from mpp.system.failure import last_line, why_ended
+from mpp.system.process import without_warnings
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AHEAD = 4  # tasks waiting or done for each process
+_WITHOUT = "; with --workers 0 the whole of it is shown"
+
+
+def in_processes(
+    work: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    workers: int,
+    tell: Callable[[int], None] = lambda images: None,
+    again: str = "",
+) -> Iterator[Result]:
+    """Gives the results of `work` in the order of the tasks; close it to end the processes.
+
+    Args:
+        work: can be pickled, as are tasks and results; it may call `count_images`.
+        tasks: its arguments.
+        workers: processes, at most one a task.
+        tell: called at least once a second with the images counted so far.
+        again: the end of the message of a process that died or failed.
+
+    Raises:
+        UserError, OSError: as `work` raised it.
+        RunError: a process died, failed in another way, or could not be started.
+    """
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    counts = context.RawArray("q", len(tasks))
+    pool = ProcessPoolExecutor(max(1, min(workers, len(tasks))), context, _start, (work, counts, os.getpid()))
+    processes: list[BaseProcess] = []
+    futures: deque[Future[Result]] = deque()
+
+    def next_result() -> Result:
+        while wait([futures[0]], timeout=1).not_done:
+            tell(sum(counts))
+        return futures.popleft().result()
+
+    try:
+        for number, task in enumerate(tasks):
+            with _signals_wait(), without_warnings(".*fork", DeprecationWarning):  # the first one starts the processes
+                futures.append(pool.submit(_call, number, task))
+            processes = processes or list(pool._processes.values())  # a pool that broke has forgotten them
+            if len(futures) >= _AHEAD * workers:
+                yield next_result()
+        while futures:
+            yield next_result()
+    except BrokenProcessPool:
+        raise _died(processes, f"take fewer --workers ({workers} now)", again) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if error.__cause__ is None:  # no process sent it
+            raise not_started(error) from error
+        if isinstance(error, OSError):
+            raise
+        raise RunError(f"a process failed: {last_line(str(error.__cause__))}{again or _WITHOUT}") from error
+    finally:
+        for process in processes or list((pool._processes or {}).values()):
+            process.kill()  # nothing that it leaves behind is ever taken for a result
+        pool.shutdown(cancel_futures=True)
+
+
+def _died(processes: list[BaseProcess], fewer: str, again: str) -> RunError:
+    """Why a process is gone. The pool ends the others by SIGTERM."""
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes if process.exitcode]
+    code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)
+    return RunError(f"a process {why_ended(code, fewer)}{again}")
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Until a new process has its own handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_work: Callable[[Any], Any] | None = None  # of this process, if it is one of a pool
+_counts: Any = None
+_number = _parent = 0
+
+
+def _start(work: Callable[[Any], Any], counts: Any, parent: int) -> None:
+    """Leaves Ctrl-C to the parent, and ends with it."""
+    global _work, _counts, _parent
+    _work, _counts, _parent = work, counts, parent
+    follow_parent(parent, [signal.SIGINT])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _call(number: int, task: Any) -> Any:
+    global _number
+    _number = number
+    assert _work is not None
+    return _work(task)
+
+
+def count_images(images: int) -> None:
+    """Counts images of the present task for `tell`, and ends a process whose parent is gone."""
+    if _work is not None:
+        if os.getppid() != _parent:
+            os._exit(1)
+        _counts[_number] += images
