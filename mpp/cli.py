@@ -68,6 +68,7 @@ def _check_study(config: StudyConfig) -> None:
 
 
 _ALIASES = {"data": "data.source", "download": "data.download"}
+_FINETUNE = {**_ALIASES, "test": "data.test", "labels": "data.labels"}
 _AS_A_RUN = {"data.source": "data", "model.in_chans": "in_chans"} | {
     f"data.{name}": name for name in ("value_range", "background", "max_bad", "max_image_mb", "workers", "download")
 }
@@ -97,7 +98,7 @@ _TOOLS = {
             "data.source": "no images to learn from: give --data, such as --data folder:/my/labelled or --data demo",
             "run_dir": "nowhere to write to: give --run-dir, such as --run-dir runs/ft",
         },
-        {**_ALIASES, "test": "data.test", "labels": "data.labels"},
+        _FINETUNE,
         ("run_dir", "data.source", "data.test"),
         _check_apart,
         report=True,
