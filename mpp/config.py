@@ -8,7 +8,6 @@
 import contextlib
 import dataclasses
 import difflib
-import functools
 import json
 import os
 import re
@@ -18,20 +17,18 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import yaml
 
 from mpp.errors import ConfigError, without_credentials
 
 T = TypeVar("T")
-
 _UNIONS = (typing.Union, types.UnionType)
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Setting:
+class _Setting(NamedTuple):
     """A setting as written; `label` is `--optim.lr` or `base.yaml: optim.lr`, a token None is YAML's null."""
 
     name: str
@@ -43,12 +40,9 @@ class _Setting:
 def parse(cls: type[T], argv: Sequence[str], prog: str, description: str, aliases: Mapping[str, str]) -> T:
     """Builds `cls` from its defaults, then the YAML file of `--config`, then the other flags.
 
-    `cls` is a frozen dataclass, maybe of such dataclasses, with a default for every field. `argv` lacks the program's
-    name. `aliases` are short names of settings, such as `{"data": "data.source"}`.
-
-    Raises:
-        ConfigError: a bad setting, flag or file, in one line.
-        SystemExit: 0, after `--help` or `--version` was printed.
+    `cls` is a frozen dataclass of settings and groups, all with defaults; `aliases` maps short names, "data", to whole
+    ones, "data.source"; `argv` lacks the program's name.
+    Raises ConfigError, in one line, for a bad setting, flag or file, and SystemExit after `--help` or `--version`.
     """
     flags = _flags(argv)
     names = [flag.name for flag in flags]
@@ -82,7 +76,7 @@ def overridden(config: T, argv: Sequence[str], aliases: Mapping[str, str] = type
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested dicts of str, int, float, bool, None and lists of those, in field order."""
     return dataclasses.asdict(
-        config, dict_factory=lambda items: {key: list(v) if isinstance(v, tuple) else v for key, v in items}
+        config, dict_factory=lambda items: {k: list(v) if isinstance(v, tuple) else v for k, v in items}
     )
 
 
@@ -98,10 +92,7 @@ def by_name(config: Any) -> dict[str, Any]:
 
 
 def differences(cls: type[Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The changes between two configs, as `to_dict` gives them, apart from free fields: "optim.lr: 1.0 -> 2.0".
-
-    A field is free whose metadata has `"free": True`, or of which both values are among those listed there.
-    """
+    """The changes between two configs, as `to_dict` gives them, but for free fields: "optim.lr: 1.0 -> 2.0"."""
     freedoms = {name: freedom for name, _, freedom in _fields(cls) if freedom}
     free = tuple(f"{name}." for name, freedom in freedoms.items() if freedom is True)
     before, after = (_flat(without_credentials(tree)) for tree in (old, new))  # signatures of URLs may change
@@ -118,11 +109,7 @@ def differences(cls: type[Any], old: Mapping[str, Any], new: Mapping[str, Any]) 
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, its scalars as text: `1e-3` and `off` stay what was written; only null becomes None.
-
-    Raises:
-        ConfigError: unreadable, not YAML (with the line), a key twice in one mapping, not a mapping.
-    """
+    """The mapping in a YAML file, scalars as text: `1e-3`, `off` stay as written, null is None. Raises ConfigError."""
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
     except OSError as error:
@@ -162,11 +149,9 @@ class _Dumper(yaml.SafeDumper):
     """Writes lists on one line, `img_size: [224, 160]`, and odd characters as escapes: PyYAML would lose some."""
 
 
-_Dumper.add_representer(list, lambda out, items: out.represent_sequence("tag:yaml.org,2002:seq", items, True))
-_Dumper.add_representer(
-    str,
-    lambda out, text: out.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"'),
-)
+_TAG = "tag:yaml.org,2002:"
+_Dumper.add_representer(list, lambda out, items: out.represent_sequence(_TAG + "seq", items, True))
+_Dumper.add_representer(str, lambda out, s: out.represent_scalar(_TAG + "str", s, None if s.isprintable() else '"'))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -177,7 +162,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _fields(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, bool | tuple[str, ...]]]:
-    """Name, type and freedom of all groups and settings below `cls`, in order, a group before its settings."""
+    """Name, type and "free" (True, or values that count as equal) of all groups and settings, a group before its own."""
     kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name, kind = prefix + field.name, kinds[field.name]
@@ -221,7 +206,7 @@ def _read(cls: type[Any], path: Path, aliases: Mapping[str, str]) -> list[_Setti
             if setting.name in found:
                 raise ConfigError(f"{path}: {setting.name} is set twice")
             if isinstance(value, list) and typing.get_origin(kinds[setting.name]) is tuple:
-                setting = dataclasses.replace(setting, tokens=value)
+                setting = setting._replace(tokens=value)
             found[setting.name] = setting
 
     walk(load_yaml(path), "")
@@ -233,13 +218,12 @@ def _resolve(setting: _Setting, kinds: Mapping[str, Any], aliases: Mapping[str, 
     full = aliases.get(setting.name, setting.name)
     settings = [name for name, kind in kinds.items() if not dataclasses.is_dataclass(kind)]
     if full in settings:
-        return dataclasses.replace(setting, name=full)
-    group, dot, last = full.rpartition(".")
-    positive = group + dot + last.removeprefix("no_")
+        return setting._replace(name=full)
+    positive = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", full)
     if not setting.file and kinds.get(positive) is bool:
         if setting.tokens:
             raise ConfigError(f"{setting.label}: takes no value, got {_quoted(setting.tokens)}")
-        return dataclasses.replace(setting, name=positive, tokens=["false"])
+        return setting._replace(name=positive, tokens=["false"])
 
     def shown(name: str) -> str:
         return name if setting.file else "--" + name.replace("_", "-")
@@ -259,8 +243,8 @@ def _nearest(name: str, known: Sequence[str]) -> list[str]:
     last = {each: each.rpartition(".")[2] for each in (*known, name)}
     if same := [each for each in known if last[each] == last[name]]:
         return difflib.get_close_matches(name, same, n=1 if "." in name else 3, cutoff=0.0)
-    similar = [each for each in known if difflib.get_close_matches(last[name], [last[each]])]
-    return difflib.get_close_matches(name, known, n=1) or similar[:3]
+    near = difflib.get_close_matches(name, known, n=1)
+    return near or [each for each in known if difflib.get_close_matches(last[name], [last[each]])][:3]
 
 
 def _rebuilt(start: T, settings: Iterable[_Setting]) -> T:
@@ -339,19 +323,23 @@ def _accepts(kind: Any) -> str:
     if inner[0] in (float, int, str):
         plural = {float: "numbers", int: "whole numbers", str: "texts"}[inner[0]]
         return f"{'a list of' if inner[-1] is Ellipsis else len(inner)} {plural}"
-    each = _accepts(inner[0])
-    return f"one or more, each {each}" if typing.get_origin(inner[0]) in _UNIONS else f"one or more of {each[7:]}"
+    accepts = _accepts(inner[0])
+    return (
+        accepts.replace("one of", "one or more of") if accepts.startswith("one of") else f"one or more, each {accepts}"
+    )
 
 
 def _print_help(config: Any, prog: str, description: str) -> NoReturn:
     """Prints tyro's help, with the values of `config` as the defaults, and exits."""
     import tyro  # takes as long as all the rest
 
-    option = functools.partial(tyro.conf.arg, help_behavior_hint="")
-    file = Annotated[str, option(metavar="FILE", help="YAML file of settings; flags override it.")]
-    version = Annotated[bool, tyro.conf.FlagCreatePairsOff, option(help="show the version and exit")]
-    settings = Annotated[type(config), tyro.conf.arg(name="")]
-    fields = [("version", version, False), ("config", file, ""), ("settings", settings, config)]
+    file = tyro.conf.arg(metavar="FILE", help="YAML file of settings; flags override it.", help_behavior_hint="")
+    version = tyro.conf.arg(help="show the version and exit", help_behavior_hint="")
+    fields = [
+        ("version", Annotated[bool, tyro.conf.FlagCreatePairsOff, version], False),
+        ("config", Annotated[str, file], ""),
+        ("settings", Annotated[type(config), tyro.conf.arg(name="")], config),
+    ]
     arguments = dataclasses.make_dataclass("Arguments", fields)
     try:
         with contextlib.suppress(SystemExit):
