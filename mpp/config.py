@@ -162,7 +162,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _fields(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, bool | tuple[str, ...]]]:
-    """Name, type and "free" (True, or values that count as equal) of all groups and settings, a group before its own."""
+    """Name, type and "free" (True, or values that count as equal) of each group and setting, groups first."""
     kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name, kind = prefix + field.name, kinds[field.name]
