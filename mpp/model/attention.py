@@ -1,4 +1,4 @@
-"""Self-attention by a choice of kernel, in place of timm's own (`attn_layer`).
+"""timm's attention by a choice of kernel, and timm's block, both of which can compute some of their tokens only.
 
 The three kernels compute the same function, softmax(q k^T / sqrt(E)) v, and agree to rounding. Legend: B batch,
 N tokens, K queried tokens, H heads, E head width, D token width.
@@ -8,7 +8,8 @@ import functools
 import importlib.util
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
@@ -16,8 +17,10 @@ import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 import torch
 from jaxtyping import Float, Int
 from timm.layers.attention import Attention as TimmAttention
+from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 HeadsFirst = Float[Tensor, "B H N E"]
 Queries = Float[Tensor, "B H K E"]
@@ -130,6 +133,48 @@ class Attention(TimmAttention):
         """Views by part and head; the backward pass of unbind(2) writes the joint gradient without a copy."""
         cut = joint.unflatten(-1, (parts, self.num_heads, self.head_dim))
         return tuple(part.transpose(1, 2) for part in cut.unbind(2))
+
+
+class Block(TimmBlock):
+    """timm's pre-norm block (its parameters and their names)."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        at: Indices | None = None,
+    ) -> Float[Tensor, "B K D"]:
+        """The block's output for all tokens, or for those `at` these indices only.
+
+        Keys and values are of all tokens; everything else in a block reads one token, so the result is the same.
+        """
+        if at is None:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, at=at)
+        x = take(x, at) + self.drop_path1(self.ls1(attended))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module], x: Float[Tensor, "B N D"], at: Indices | None, checkpointing: bool
+) -> Float[Tensor, "B K D"]:
+    """Runs one or more blocks in order; the last computes the tokens `at` these indices only (None: all).
+
+    `checkpointing` recomputes the blocks in the backward pass.
+    """
+
+    def run(block: nn.Module, x: Tensor, **options: Any) -> Tensor:
+        if checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False, **options)
+        return block(x, **options)
+
+    *first, last = blocks
+    for block in first:
+        x = run(block, x)
+    if at is None:
+        return run(last, x)
+    return run(last, x, at=at) if isinstance(last, Block) else take(run(last, x), at)
 
 
 def use_kernel(model: nn.Module, backend: str) -> None:

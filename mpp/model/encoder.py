@@ -23,8 +23,7 @@ from timm.models.vision_transformer import VisionTransformer, init_weights_vit_t
 from torch import Tensor, nn
 
 from mpp.errors import UserError
-from mpp.model.attention import Attention, attention_weights, take, use_kernel
-from mpp.model.block import Block, run_blocks
+from mpp.model.attention import Attention, Block, attention_weights, run_blocks, take, use_kernel
 from mpp.model.kernel_choice import choose_kernel, task_of
 from mpp.model.positions import build_position
 from mpp.model.settings import ModelConfig

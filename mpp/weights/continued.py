@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from mpp.data.settings import DataConfig
 from mpp.errors import UserError
-from mpp.model.block import Block
+from mpp.model.attention import Block
 from mpp.model.encoder import Encoder, check_size, check_vit, is_vit, model_args, put_on_device
 from mpp.model.settings import ModelConfig
 from mpp.weights.base import Weights, classifier_names, create, load, resampled

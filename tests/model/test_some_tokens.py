@@ -11,8 +11,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpp.model.attention import take, use_kernel
-from mpp.model.block import Block
+from mpp.model.attention import Block, take, use_kernel
 from mpp.model.encoder import Decoder, Encoder, build_encoder
 from mpp.model.settings import ModelConfig
 from tests.model.encoders import CASES, TINY, build, choose, pictures, scramble, small, tiny

@@ -11,7 +11,7 @@ import torch
 
 from mpp.data.settings import DataConfig
 from mpp.errors import UserError
-from mpp.model.block import Block
+from mpp.model.attention import Block
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.weights.base import Weights, build, create
