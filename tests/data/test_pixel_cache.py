@@ -45,7 +45,7 @@ def idle(monkeypatch):
 @pytest.mark.parametrize("options", [(3,), (1,), (3, (0.0, 100.0))], ids=["rgb", "grey", "range"])
 def test_the_stream_is_the_same_bits(folder, made, options):
     source, cached = open_source(f"folder:{folder}"), made(*options)
-    assert (len(cached), cached.classes, cached.where(3)) == (12, ("a", "b"), source.location(3))
+    assert (len(cached), cached.classes, cached.location(3)) == (12, ("a", "b"), source.location(3))
     np.testing.assert_array_equal(cached.labels(), source.labels())
     part = np.array([5, 2, 8])
     for plain, decoded in ((source, cached), (Subset(source, part), Subset(cached, part))):
