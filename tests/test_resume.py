@@ -219,25 +219,15 @@ def test_forced_resume_takes_the_optimisers_new_options(source: str, copy: Path)
     assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
 
 
-def test_another_batch_size_is_refused_even_by_force(
-    source: str, copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert again(source, copy, "--resume", "force", train__batch_size="8") == 2
-    assert "train.batch_size cannot change within a run (16 -> 8)" in capsys.readouterr().err
-
-
 def test_a_start_without_a_checkpoint_does_not_bind_its_config(source: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("optim:\n  lr: 0.5\n")
     assert again(source, tmp_path, train__length="1 steps") == 0
 
 
-@pytest.mark.parametrize("keep", [0, 10, -1000], ids=["empty", "torn", "truncated"])
-def test_spoilt_checkpoint_is_refused_in_one_line(
-    keep: int, source: str, copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_spoilt_checkpoint_is_refused_in_one_line(source: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     latest = Checkpoints(copy / "checkpoints").latest()
     assert latest is not None
-    latest.write_bytes(latest.read_bytes()[:keep])
+    latest.write_bytes(latest.read_bytes()[:-1000])
     assert again(source, copy) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "it is truncated or not a checkpoint" in line

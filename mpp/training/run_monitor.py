@@ -27,7 +27,7 @@ class RunMonitor:
         self.bad_files = BadFiles(None if dry else run.folder / name, config.data.max_bad_share, read)
 
     def step(self, state: State) -> int:
-        """Finished updates."""
+        """Return the number of finished updates."""
         return self.run.schedule.step(state.images_seen)
 
     def say(self, text: str) -> None:
@@ -38,11 +38,11 @@ class RunMonitor:
         self.log.close()
 
     def advance(self, state: State) -> None:
-        """Moves the progress bar; for every step."""
+        """Move the progress bar; for every step."""
         self.terminal.advance(self.step(state))
 
     def row(self, state: State) -> None:
-        """Writes and prints the figures since the last row."""
+        """Write and print the figures since the last row."""
         run, step = self.run, self.step(state)
         figures = read_figures(state, run.schedule)
         if len(self.bad_files):

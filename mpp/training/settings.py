@@ -1,4 +1,4 @@
-"""What the training can be told. Free of torch, so that `--help` is instant.
+"""Settings of training. Free of torch, so that `--help` is instant.
 
 Durations are texts with a unit: "1000 steps", "90 epochs", "1.28M images", "5%" (of the whole run).
 Fields marked free may change between a run and its resumption.
@@ -75,8 +75,8 @@ class OptimConfig:
             if not getattr(self, key) >= 0:
                 raise ValueError(f"optim.{key} must not be negative, got {getattr(self, key)}")
         if not all(0 <= b < 1 for b in (*self.betas, self.momentum, self.ema_decay)):
-            told = f"{self.betas}, {self.momentum}, {self.ema_decay}"
-            raise ValueError(f"optim.betas, optim.momentum and optim.ema_decay must be in [0, 1), got {told}")
+            got = f"{self.betas}, {self.momentum}, {self.ema_decay}"
+            raise ValueError(f"optim.betas, optim.momentum and optim.ema_decay must be in [0, 1), got {got}")
 
 
 @dataclass(frozen=True)

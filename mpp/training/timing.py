@@ -19,32 +19,32 @@ MEASURING = threading.RLock()
 
 
 def timed(run: Callable[[], T]) -> tuple[T, float]:
-    """What a function returns, and the seconds that it took."""
+    """Return what a function returns, and the seconds that it took."""
     start = time.perf_counter()
     result = run()
     return result, time.perf_counter() - start
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was asked to."""
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """One by one."""
+    """Divide one by one."""
     return [a / b for a, b in zip(over, under, strict=True)]
 
 
 def spread(values: Sequence[float], unit: str) -> str:
-    """The median, and the least and the most in brackets."""
-    told = (float(value) for value in (np.median(values), min(values), max(values)))
-    middle, least, most = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in told)
+    """Return the median, with the least and the most in brackets."""
+    three = (float(value) for value in (np.median(values), min(values), max(values)))
+    middle, least, most = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in three)
     return f"{middle}{unit} ({least} to {most})"
 
 
 def hardware() -> str:
-    """GPU, processor, threads, how busy the machine is, and versions, on one line."""
+    """Return GPU, processor, threads, load and versions, on one line."""
     gpu = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda}), " if torch.cuda.is_available() else ""
     return (
         f"{gpu}{processor()}, {count_cores()} cores, "

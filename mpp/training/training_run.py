@@ -61,17 +61,17 @@ class TrainingRun:
         return self.model if self.state.ema is None else self.state.ema.module
 
     def steps(self, setting: str) -> int:
-        """A duration of the config, such as "log.every", in steps; 0 for an empty one."""
+        """Convert a duration of the config, such as "log.every", to steps; an empty one to 0."""
         return self.schedule.steps(attrgetter(setting)(self.config), setting)
 
     def settle_attention(self) -> None:
-        """Chooses the attention kernel of a new run; a resumed one keeps its own."""
+        """Choose the attention kernel of a new run; a resumed one keeps its own."""
         state, dtype = self.state, DTYPES[self.precision]
         task = task_of(self.model, self.micro_batch, True, self.device, dtype)
         state.attention = settle_kernel(self.config.model.attention, state.attention, task, self.model, state.ema)
 
     def decoded(self, source: Source, say: Callable[[str], None], make: bool = True) -> Source:
-        """`source` for the rest of the training, with decoded pixels where data.cache auto keeps them.
+        """Return `source` for the rest of the training, with decoded pixels where data.cache auto keeps them.
 
         Args:
             say: prints a line.
@@ -96,7 +96,7 @@ class TrainingRun:
     def batches(
         self, report_bad: Callable[[list[Bad], int], None] = lambda bad, images: None, start: int | None = None
     ) -> Generator[DeviceBatch]:
-        """This rank's endless micro-batches from `start` images seen on, by default `state.images_seen`."""
+        """Yield this rank's endless micro-batches from `start` images seen on, by default `state.images_seen`."""
         return feed(
             self.train_source,
             self.transform,
@@ -122,7 +122,7 @@ def build_state(
     contents: Contents,
     around: nn.Module | None = None,
 ) -> tuple[nn.Module, State]:
-    """The module that the step calls (see `prepare`), and the state of a new run: optimiser, moving average, scaler.
+    """Build the module that the step calls (see `prepare`), and the state of a new run.
 
     Args:
         config: of the run, with `train` and `optim`.

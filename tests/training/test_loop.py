@@ -138,21 +138,6 @@ def test_trainings_in_two_threads_draw_what_each_draws_alone() -> None:
         assert list(threads.map(draws, states, (1, 2))) == alone
 
 
-def test_progress_is_counted_in_images() -> None:
-    assert train(fresh(), accumulate=3).images_seen == TOTAL * BATCH
-
-
-def test_the_moving_average_follows_every_update() -> None:
-    state = fresh(ema=0.7)
-    after: list[list[Tensor]] = []
-    train(state, every=[(1, lambda state: after.append(weights(state)))])
-    average = after[0]
-    for now in after[1:]:
-        average = [0.7 * a + 0.3 * w for a, w in zip(average, now, strict=True)]
-    assert state.ema is not None
-    torch.testing.assert_close([p.detach() for p in state.ema.module.parameters()], average)
-
-
 def through_a_file(state: State) -> dict[str, Any]:
     file = io.BytesIO()
     torch.save(state.state_dict(), file)
@@ -196,14 +181,6 @@ def test_a_state_of_another_model_is_refused() -> None:
     other = State(nn.Linear(5, 3), torch.optim.SGD([torch.zeros(1)]))
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load_state_dict(fresh().state_dict())
-
-
-def test_a_finished_run_does_nothing_more() -> None:
-    state = train(fresh())
-    before = weights(state)
-    train(state)
-    torch.testing.assert_close(weights(state), before, rtol=0, atol=0)
-    assert state.images_seen == TOTAL * BATCH
 
 
 def test_functions_are_called_in_order_at_due_steps_and_at_the_end() -> None:

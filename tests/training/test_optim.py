@@ -172,22 +172,6 @@ def test_updates_equal_the_formula(name: str) -> None:
         np.testing.assert_allclose(p.detach(), w, atol=1e-12)
 
 
-def test_the_moving_average_is_its_formula_from_the_first_update_on() -> None:
-    torch.manual_seed(0)
-    model = Layer(torch.randn(3, 2), torch.randn(4))
-    ema = build_ema(model, 0.9)
-    assert ema is not None
-    expected: list[np.ndarray] = []
-    for _ in range(5):
-        for p in model.parameters():
-            p.data += torch.randn_like(p)
-        ema.update_parameters(model)
-        now = [p.detach().double().numpy().copy() for p in model.parameters()]
-        expected = [0.9 * a + 0.1 * w for a, w in zip(expected, now, strict=True)] if expected else now
-    for p, average in zip(ema.module.parameters(), expected, strict=True):
-        np.testing.assert_allclose(p.detach(), average, atol=1e-6)
-
-
 def test_the_moving_average_is_torch_s_own_to_the_bit_and_loads_its_state() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3))
@@ -205,10 +189,6 @@ def test_the_moving_average_is_torch_s_own_to_the_bit_and_loads_its_state() -> N
             average.update_parameters(model)
         assert list(ema.state_dict()) == list(reference.state_dict())
         torch.testing.assert_close(ema.state_dict(), reference.state_dict(), rtol=0, atol=0)
-
-
-def test_no_decay_is_no_average() -> None:
-    assert build_ema(nn.Linear(2, 2), 0.0) is None
 
 
 @pytest.mark.parametrize(("decay", "steps", "share"), [(0.9998, 20, 1.0), (0.9998, 2000, 0.67), (0.9, 10, 0.39)])

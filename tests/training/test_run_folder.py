@@ -14,7 +14,6 @@ from mpp import dist
 from mpp.config import to_yaml
 from mpp.data.sources.base import SourceAway
 from mpp.data.sources.contents import Contents
-from mpp.dist import World
 from mpp.errors import RunError, TryLater, Unreachable, UserError
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
 from mpp.training.loop import EXIT_REQUEUE, State
@@ -23,7 +22,6 @@ from mpp.training.run_folder import (
     check_contents,
     earlier,
     explained,
-    once_a_machine,
     resume,
 )
 from mpp.training.saving import Saving
@@ -86,13 +84,6 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with Saving(SCHEDULE, checkpoints, lambda: None, None) as save:
         save(fresh())
     assert not (tmp_path / "run").exists()
-
-
-def test_without_a_checkpoint_nothing_binds(tmp_path: Path) -> None:
-    config = Config(str(tmp_path))
-    (tmp_path / "config.yaml").write_text(to_yaml(replace(config, train=replace(config.train, seed=7))))
-    assert earlier(config) is None
-    assert resume(config, fresh(), SCHEDULE, Checkpoints(tmp_path / "checkpoints"), True) == 0
 
 
 def test_somebody_else_s_config_is_left_alone(tmp_path: Path) -> None:
@@ -280,12 +271,3 @@ def test_no_answer_without_a_run_folder_or_with_several_processes(
     monkeypatch.setattr(dist, "rank_and_size", lambda: (0, 2))
     assert unanswered(config).exit_code == 1
     assert not (tmp_path / "unanswered.json").exists()
-
-
-def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), explained(Config(str(tmp_path)), torch.device("cpu")):
-        raise FileNotFoundError(errno.ENOENT, "No such file")
-
-
-def test_once_a_machine_gives_what_was_opened() -> None:
-    assert once_a_machine(World(), lambda: 3) == 3

@@ -188,19 +188,3 @@ def test_a_resumed_state_is_its_own_whatever_becomes_of_the_file(optimiser: str,
     assert not mapped.any()  # its bytes are the file's
     after.images_seen = before.images_seen = 0
     runs.assert_same(small_net.train(after).state_dict(), small_net.train(before).state_dict())
-
-
-def test_a_file_system_that_maps_no_files_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = small_net.save(small_net.build(sharded=False), tmp_path)
-    real, modes = torch.load, []
-
-    def load(*args: Any, mmap: bool = False, **kwargs: Any) -> Any:
-        modes.append(mmap)
-        if mmap:
-            raise RuntimeError(f"unable to mmap 4096 bytes from file <{path}>: No such device (19)")
-        return real(*args, **kwargs)
-
-    expected = load_checkpoint(path)
-    monkeypatch.setattr(torch, "load", load)
-    runs.assert_same(load_checkpoint(path), expected)
-    assert modes == [True, False]

@@ -20,7 +20,6 @@ from tests.training.test_loop import (
     batches,
     examples,
     fresh,
-    interrupted_after,
     rate,
     step,
     through_a_file,
@@ -193,11 +192,3 @@ def test_gradients_whose_norm_overflows_stay_as_they_are_without_clipping() -> N
 def test_scaling_by_a_power_of_two_changes_no_bits() -> None:
     scaled = train(fresh(scaler=GradScaler("cpu", init_scale=1024.0)), clip=0.1)
     torch.testing.assert_close(weights(scaled), weights(train(fresh(), clip=0.1)), rtol=0, atol=0)
-
-
-def test_the_scale_survives_a_resumption() -> None:
-    scaler = GradScaler("cpu", init_scale=1024.0)
-    state = fresh(scaler=GradScaler("cpu", init_scale=2.0))
-    state.load_state_dict(interrupted_after(3, scaler=scaler))
-    assert state.scaler is not None
-    assert state.scaler.get_scale() == 1024.0
