@@ -120,18 +120,20 @@ def hosts() -> Iterator[Callable[[bool], None]]:
         ip("netns", "add", "mpp-host2")
         # Each end in its host; the cut takes the carrier away from both.
         ip(
-            "link",
-            "add",
-            "mpp-v1",
-            "netns",
-            "mpp-host1",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "mpp-v2",
-            "netns",
-            "mpp-host2",
+            *[
+                "link",
+                "add",
+                "mpp-v1",
+                "netns",
+                "mpp-host1",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "mpp-v2",
+                "netns",
+                "mpp-host2",
+            ]
         )
         for n in "12":
             host = ("-n", f"mpp-host{n}")
@@ -148,8 +150,8 @@ def node(number: int, words: list[str], *options: str) -> list[str]:
     """The command that starts this host's torchrun."""
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "10.213.7.1:29400", "--rdzv-id", "cut"]
     # Names do not resolve in there, so what torchrun would find by them is said.
-    told = ["--rdzv-conf", f"is_host={int(number == 1)},read_timeout=600", "--local-addr", f"10.213.7.{number}"]
-    launcher = launch.launcher("--nnodes", "2", *meeting, *told, *options, nproc=1)
+    options_here = ["--rdzv-conf", f"is_host={int(number == 1)},read_timeout=600", "--local-addr", f"10.213.7.{number}"]
+    launcher = launch.launcher("--nnodes", "2", *meeting, *options_here, *options, nproc=1)
     return ["ip", "netns", "exec", f"mpp-host{number}", *launcher, *words]
 
 
@@ -158,10 +160,10 @@ def test_a_network_cut_for_a_minute_restarts_the_run(
 ) -> None:
     run_dir, logs = tmp_path / "run", [tmp_path / "log1", tmp_path / "log2"]
     words = launch.command(source, run_dir)
-    told = {"MPP_TIMEOUT": "20"}
+    timeout = {"MPP_TIMEOUT": "20"}
     with (
-        launch.started(node(1, words, "--max-restarts", "3"), logs[0], GLOO_SOCKET_IFNAME="mpp-v1", **told) as one,
-        launch.started(node(2, words, "--max-restarts", "3"), logs[1], GLOO_SOCKET_IFNAME="mpp-v2", **told) as two,
+        launch.started(node(1, words, "--max-restarts", "3"), logs[0], GLOO_SOCKET_IFNAME="mpp-v1", **timeout) as one,
+        launch.started(node(2, words, "--max-restarts", "3"), logs[1], GLOO_SOCKET_IFNAME="mpp-v2", **timeout) as two,
     ):
         launch.wait(lambda: launch.newest(run_dir) >= 21, logs[0])
         hosts(False)

@@ -25,7 +25,7 @@ SHORT = {**SPLIT, "train__length": "15 steps", "fewshot__shots": "1,5"}
 
 @pytest.fixture(scope="session")
 def noisy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Images that no number of processes shares equally, in classes that are not told at once."""
+    """Images that no number of processes shares equally, in classes that are hard to tell apart."""
     return runs.write_images(tmp_path_factory.mktemp("noisy"), 43, noise=150)
 
 
@@ -157,9 +157,8 @@ def test_a_folder_in_use_is_refused_in_one_line(fresh: bool, source: str, tmp_pa
         else:
             words = runs.command(source, run_dir)
         _, err = runs.finish(words, code=1, ranks=2)
-        told = [line for line in err.splitlines() if line.startswith("pretrain: error")]
-        assert len(told) == 1
-        assert f"--run-dir {run_dir} is in use: process {os.getpid()} on " in told[0]
+        (line,) = [line for line in err.splitlines() if line.startswith("pretrain: error")]
+        assert f"--run-dir {run_dir} is in use: process {os.getpid()} on " in line
         assert [path.name for path in run_dir.iterdir()] == [LOCK]
 
 
@@ -233,7 +232,7 @@ sys.exit({"pretrain": pretrain, "finetune": finetune}[sys.argv[1]](words))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tool", "changed", "told"),
+    ("tool", "changed", "facts"),
     [
         ("pretrain", {}, "images 41 images in 4 classes with fingerprint "),
         ("finetune", {}, "training images 41 images in 4 classes with fingerprint "),
@@ -242,7 +241,7 @@ sys.exit({"pretrain": pretrain, "finetune": finetune}[sys.argv[1]](words))
     ],
 )
 def test_ranks_that_differ_are_refused_in_one_line(
-    tool: str, changed: dict[str, str], told: str, tmp_path: Path
+    tool: str, changed: dict[str, str], facts: str, tmp_path: Path
 ) -> None:
     for rank in (0, 1):
         runs.write_images(tmp_path / f"copy{rank}", 40 + rank)
@@ -251,7 +250,7 @@ def test_ranks_that_differ_are_refused_in_one_line(
     settings = make("array:images.npz", tmp_path / "run", **changed)[1:]
     words = [str(tmp_path / "machines.py"), tool, str(tmp_path / "copy"), *settings]
     _, err = runs.finish(words, code=1, ranks=2)
-    line = rf"^{tool}: error: rank 1 on \S+ differs from the other ranks: {re.escape(told)}"
+    line = rf"^{tool}: error: rank 1 on \S+ differs from the other ranks: {re.escape(facts)}"
     assert len(re.findall(line, err, re.MULTILINE)) == 1
     assert not (tmp_path / "run").exists()
 

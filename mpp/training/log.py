@@ -48,12 +48,14 @@ class RunLog:
         self._rows = folder / FILE
         kept, dropped = ([(row["step"], _numbers(row)) for row in rows] for rows in drop_rows(self._rows, resume_step))
         settings = [*settings_of(config)] if config is not None else []
-        for name in to:
-            self._try(name, lambda name=name: self._open(name, folder, resume_step, kept, dropped))
-        self._each(lambda logger: logger.settings(settings))
 
-    def _open(self, name: str, *given: Any) -> None:
-        self._loggers[name] = open_logger(name, *given)
+        def start(name: str) -> None:
+            logger = open_logger(name, folder, resume_step, kept, dropped)
+            logger.settings(settings)
+            self._loggers[name] = logger
+
+        for name in to:
+            self._try(name, lambda name=name: start(name))
 
     def _each(self, call: Callable[[Logger], None]) -> None:
         for name, logger in [*self._loggers.items()]:

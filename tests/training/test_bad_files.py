@@ -92,7 +92,7 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
     assert [row[:2] for row in rows(path)] == [["index", "kind"], ["3", "empty"], ["5", "truncated"]]
 
 
-def test_what_all_ranks_met_is_told_once(tmp_path: Path) -> None:
+def test_bad_files_of_all_ranks_are_summed_up_once(tmp_path: Path) -> None:
     assert summary_of(tmp_path) == ""
     BadFiles(tmp_path / "bad_files.csv", 1.0).add(bad(1, 2), 16)
     BadFiles(tmp_path / "bad_files.rank1.csv", 1.0).add([*bad(2), *bad(7, kind="empty")], 16)

@@ -52,7 +52,7 @@ def weight(path: Path) -> float:
     return float(load_checkpoint(path)["model"]["weight"][0, 0])
 
 
-class Held:
+class PausedWriting:
     """Writing that waits until it may."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -72,14 +72,14 @@ def test_the_state_of_the_moment_is_saved_whatever_training_does_then(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, save, rows = run(tmp_path, device=device)
-    held = Held(monkeypatch)
+    paused = PausedWriting(monkeypatch)
     with save:
         change(state, 1.0)
         save(state)
-        assert held.begun.wait(10)
+        assert paused.begun.wait(10)
         assert save.checkpoints.steps() == []
         change(state, 2.0)
-        held.go.set()
+        paused.go.set()
         save(state)
         change(state, 3.0)
     assert save.checkpoints.steps() == [1, 2]
@@ -128,7 +128,7 @@ def fail(save: Saving, state: State) -> None:
 
 @pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("then", ["save", "end", "stop"])
-def test_a_failed_write_is_told_at_the_next_save_the_end_or_the_stop(then: str, tmp_path: Path) -> None:
+def test_a_failed_write_is_raised_at_the_next_save_the_end_or_the_stop(then: str, tmp_path: Path) -> None:
     state, save, _ = run(tmp_path)
 
     def train() -> None:
@@ -161,8 +161,8 @@ def test_an_error_that_ends_the_run_is_not_hidden_by_a_failed_write(tmp_path: Pa
 
 def test_an_error_waits_for_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, save, _ = run(tmp_path)
-    held = Held(monkeypatch)
-    threading.Timer(0.2, held.go.set).start()
+    paused = PausedWriting(monkeypatch)
+    threading.Timer(0.2, paused.go.set).start()
 
     def train() -> None:
         with save:
