@@ -119,22 +119,8 @@ def hosts() -> Iterator[Callable[[bool], None]]:
     try:
         ip("netns", "add", "mpp-host2")
         # Each end in its host; the cut takes the carrier away from both.
-        ip(
-            *[
-                "link",
-                "add",
-                "mpp-v1",
-                "netns",
-                "mpp-host1",
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "mpp-v2",
-                "netns",
-                "mpp-host2",
-            ]
-        )
+        peer = ("type", "veth", "peer", "name", "mpp-v2", "netns", "mpp-host2")
+        ip("link", "add", "mpp-v1", "netns", "mpp-host1", *peer)
         for n in "12":
             host = ("-n", f"mpp-host{n}")
             ip(*host, "addr", "add", f"10.213.7.{n}/24", "dev", f"mpp-v{n}")
