@@ -1,23 +1,38 @@
 """Masked patch prediction: pretraining Vision Transformers without labels.
 
-The public names below are loaded when they are first used, so that `import mpp` costs nothing.
+These names are the public ones; everything else may change. Each is loaded when it is first used, so that `import mpp`
+costs nothing.
 """
 
 import importlib
 from typing import Any
 
 _HOME = {
+    # images
+    "open_source": "mpp.data.sources.opening",
+    "Source": "mpp.data.sources.base",
+    "ListSource": "mpp.data.sources.in_memory",
+    "decode": "mpp.data.decoding",
+    "BadImage": "mpp.data.decoding",
+    "DecodeOptions": "mpp.data.settings",
+    "EvalTransform": "mpp.data.transform",
+    "sequential": "mpp.data.loader",
+    # the encoder, and weights from and to disk
+    "ModelConfig": "mpp.model.settings",
     "Encoder": "mpp.model.encoder",
     "build_encoder": "mpp.model.encoder",
-    "ModelConfig": "mpp.model.settings",
+    "Weights": "mpp.weights.base",
+    "open_weights": "mpp.weights.opening",
     "save_timm_folder": "mpp.weights.timm_folder",
-    "MaskedPatchPrediction": "mpp.objective.objective",
-    "build_target": "mpp.objective.target",
+    # the objective
     "pick_patches": "mpp.objective.masking",
     "draw_corruption": "mpp.objective.masking",
     "corrupt": "mpp.objective.masking",
-    "open_source": "mpp.data.sources.opening",
+    "build_target": "mpp.objective.target",
+    "MaskedPatchPrediction": "mpp.objective.objective",
+    # settings of a run
     "PretrainConfig": "mpp.pretraining.settings",
+    "FinetuneConfig": "mpp.downstream.settings",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
