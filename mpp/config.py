@@ -47,8 +47,8 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str, aliase
     flags = _flags(argv)
     names = [flag.name for flag in flags]
     if "version" in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            print(prog, metadata.version("mpp"))
+        found = next(iter(metadata.distributions(name="mpp")), None)  # none where its source is on sys.path
+        print(prog, found.version if found else "(not installed)")
         raise SystemExit(0)
     files = [flag.tokens for flag in flags if flag.name == "config"]
     if len(files) > 1:

@@ -98,15 +98,16 @@ class Checkpoints:
         return path
 
     def _clean(self, newest: int) -> None:
-        """Remove the checkpoints that are no longer kept; what cannot be removed is left to the next save."""
-        with contextlib.suppress(OSError):
-            for step in self.steps()[: -self.keep_last]:
-                if step != newest and not (self.keep_every and step % self.keep_every == 0):
-                    path = self.path(step)
+        """Remove the checkpoints that are no longer kept; each that cannot be removed is left to the next save."""
+        for step in self.steps()[: -self.keep_last]:
+            if step != newest and not (self.keep_every and step % self.keep_every == 0):
+                path = self.path(step)
+                with contextlib.suppress(OSError):
                     if path.is_dir():  # whose removal takes a while, in which it must not pass for a checkpoint
                         path = path.rename(path.with_suffix(".old.tmp"))
                     _remove(path)
-            for stale in self.folder.glob("step_*.tmp"):  # of a run that was killed while writing
+        for stale in self.folder.glob("step_*.tmp"):  # of a run that was killed while writing
+            with contextlib.suppress(OSError):
                 _remove(stale)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,15 @@ def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         read("--version")
     assert exited.value.code == 0
     assert re.fullmatch(r"mpp \S.*\n", capsys.readouterr().out)
+
+
+def test_version_where_nothing_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metadata, "distributions", lambda **_: iter(()))
+    with pytest.raises(SystemExit):
+        read("--version")
+    assert capsys.readouterr().out == "mpp (not installed)\n"
 
 
 NAMES = [

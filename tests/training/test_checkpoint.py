@@ -56,6 +56,22 @@ def test_the_newest_are_kept_and_every_so_many_for_good(
     assert {*tmp_path.iterdir()} == {*others, *map(checkpoints.path, kept)}
 
 
+def test_one_that_cannot_be_removed_does_not_keep_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, unlink = Checkpoints(tmp_path, keep_last=1), Path.unlink
+    first = checkpoints.save(0, state(0))
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == first:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for step in (1, 2):
+        (tmp_path / f"step_{9 - step:09d}.tmp").write_bytes(b"of a run that was killed while writing")
+        checkpoints.save(step, state(step))
+        assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, f"step_{step:09d}.pt"]
+
+
 class Killed(BaseException):
     """The end of the process, as far as nothing after it runs."""
 

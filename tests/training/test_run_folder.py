@@ -210,6 +210,11 @@ def test_what_the_machine_lacks_is_one_line(fail: Callable[[], None], said: str,
         fail()
 
 
+def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), explained(Config(str(tmp_path)), torch.device("cpu")):
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
+
 def unanswered(config: Config, error: OSError | None = None) -> UserError:
     with pytest.raises(UserError) as caught, explained(config, torch.device("cpu")):
         raise error or Unreachable("s3://b/a.tar: no answer within 30 s")
