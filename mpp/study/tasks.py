@@ -102,7 +102,7 @@ class StudyTasks:
         if result is None:
             try:
                 with _logged(folder):
-                    status = finetune(config)
+                    status = finetune(config, compare=False)  # the study compares them once for all runs
             except RunError as error:
                 raise RunError(f"{name}: {error}") from error
             if status:

@@ -44,7 +44,7 @@ def end(run: Pretraining, *starts: dict[str, Any]) -> None:
 def end_tuning(config: FinetuneConfig, written: FinetuneConfig | None = None) -> None:
     """Leaves the files of a fine-tuning run, of the config `written` if that is another."""
     folder = Path(config.run_dir)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(written or config))
     (folder / "metrics.jsonl").write_text("")
     write_record(folder / RESULT, Result(0.5, None, 0.5, (0.4, 0.6), 4, 80, 4, 2.0, 9, config.init))
@@ -109,6 +109,21 @@ def test_what_other_processes_did_is_written_too(tmp_path: Path, monkeypatch: py
     assert run_tasks(tasks.StudyTasks(plan, Record(plan)).tasks()) == 75
     document = json.loads((tmp_path / "study.json").read_text())
     assert [(run["arm"], run["seed"]) for run in document["pretraining"]] == [("a", 0), ("b", 0), ("a", 1)]
+
+
+def test_a_fine_tuning_run_does_not_compare_the_images_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(study(run_dir=str(tmp_path), labels=("50%",), seeds=(0,)))
+    compared: list[bool] = []
+
+    def finetune(config: FinetuneConfig, compare: bool = True) -> int:
+        compared.append(compare)
+        end_tuning(config)
+        return 0
+
+    monkeypatch.setattr(tasks, "finetune", finetune)
+    monkeypatch.setattr(tasks.StudyTasks, "_inputs_of", lambda self, start: Inputs("x", "y", "z"))
+    assert tasks.StudyTasks(plan, Record(plan)).tasks()[len(plan.pretrainings)].do() == 0
+    assert compared == [False]
 
 
 def test_runs_stand_in_order_with_all_that_made_them(tmp_path: Path) -> None:
