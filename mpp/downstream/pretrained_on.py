@@ -26,7 +26,7 @@ def notes_on_pretraining(init: str, test: Source, indices: np.ndarray) -> list[s
         known.add(run.resolve())
         try:
             config = load_yaml(run / "config.yaml")
-            init = str(config["init"])
+            init = str(config.get("init") or "")  # missing in the oldest runs
             if "objective" not in config:  # a fine-tuning run: it held its own test images apart
                 continue
             source = str(config["data"]["source"])

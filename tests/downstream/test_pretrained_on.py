@@ -44,6 +44,10 @@ def test_test_images_that_weights_were_pretrained_on(tmp_path: Path) -> None:
         f"2 of the 3 test images {told.format(first, tmp_path, 'a')}, 2 byte for byte, such as image 0"
     )
     assert notes(first, 2, 3) == []
+    oldest = write(tmp_path / "oldest", PretrainConfig(data=DataConfig(source=f"array:{tmp_path}/a.npy")))
+    lines = (tmp_path / "oldest" / "config.yaml").read_text().splitlines(keepends=True)
+    (tmp_path / "oldest" / "config.yaml").write_text("".join(line for line in lines if not line.startswith("init:")))
+    assert notes(oldest, 0, 1, 2)[0].startswith(f"2 of the 3 test images {told.format(oldest, tmp_path, 'a')}")
     for init in (second, f"{second}/model", f"{second}/checkpoints/step_000000001.pt", tuned, f"{tuned}/"):
         both = notes(init, 0, 1, 2)
         assert both[0].startswith(f"3 of the 3 test images {told.format(second, tmp_path, 'b')}, 3 as the same files")
