@@ -81,11 +81,18 @@ class _Finetuning:
     config: FinetuneConfig
     result: Result
     recipe: Mapping[str, Any]
-    """All that two runs must have in common to be compared: settings but start and seeds, and hashes of the images."""
+    """Settings and sizes that two runs must have in common to be compared: all but start and seeds."""
+    hashes: list[str]
+    """Of the images, which must be the same, too; empty in runs of an older version."""
 
     @property
     def scratch(self) -> bool:
         return self.result.init.startswith(_RANDOM)
+
+    def comparable(self, other: "_Finetuning") -> bool:
+        """Whether the two differ in nothing but start and seeds."""
+        same_images = not (self.hashes and other.hashes) or self.hashes == other.hashes
+        return same_images and not differences(FinetuneConfig, self.recipe, other.recipe)
 
     @property
     def images(self) -> tuple[str, str]:
@@ -109,18 +116,21 @@ def _read_finetuning(folder: Path) -> _Finetuning | None:
         hashes = [inputs["train"], inputs["test"]]
     except (OSError, ValueError, TypeError, KeyError):  # an older version's run
         hashes = []
-    rates = tuple(sorted(float(row["lr"]) for row in read_csv(folder / "sweep.csv") if row.get("lr")))
+    try:
+        rates = tuple(sorted(float(row["lr"]) for row in read_csv(folder / "sweep.csv") if row.get("lr")))
+    except ValueError:  # no such file
+        rates = ()
     train, data = replace(config.train, seed=0), replace(config.data, labels_seed=0)
     fixed = replace(config, init="", train=train, data=data, optim=replace(config.optim, lr=rates or config.optim.lr))
     sizes = [result.steps, result.train_images, result.test_images, result.num_classes]
-    return _Finetuning(folder, config, result, to_dict(fixed) | {"sizes": sizes, "hashes": hashes})
+    return _Finetuning(folder, config, result, to_dict(fixed) | {"sizes": sizes}, hashes)
 
 
 def _finetuning_tables(runs: Sequence[_Finetuning]) -> list[Table]:
     """Scratch beside pretrained for each recipe that has both, and every run."""
     groups: list[list[_Finetuning]] = []
     for run in runs:
-        same = [group for group in groups if not differences(FinetuneConfig, group[0].recipe, run.recipe)]
+        same = [group for group in groups if group[0].comparable(run)]
         if same:
             same[0].append(run)
         else:
@@ -173,12 +183,14 @@ def _gain(scratch: Sequence[_Finetuning], pretrained: Sequence[_Finetuning]) -> 
 def _fewshot_table(path: Path, folder: Path) -> list[Table]:
     """The table of the few-shot tool in `path`, where one of its encoders is this run's."""
     rows = [row for row in read_csv(path / "fewshot.csv") if {"model", "shots", "accuracy", "std"} <= row.keys()]
-    encoders = {}
-    for row in rows:
-        init = row["model"].rpartition(" (")[0]  # "runs/first (mean)" or "random:runs/first (token, layer 3)"
-        own = UNTRAINED if init.startswith(_RANDOM) else "pretrained"
-        encoders[row["model"]] = own + row["model"][len(init) :] if names_run(init, folder) else row["model"]
-    if encoders.keys() == set(encoders.values()):
+    encoders = {row["model"]: row["model"] for row in rows}
+    own = False
+    for model in encoders:
+        init = model.rpartition(" (")[0]  # "runs/first (mean)" or "random:runs/first (token, layer 3)"
+        if names_run(init, folder):
+            own = True
+            encoders[model] = (UNTRAINED if init.startswith(_RANDOM) else "pretrained") + model[len(init) :]
+    if not own:
         return []
     try:
         cells = {

@@ -38,6 +38,14 @@ def test_whether_a_start_names_this_run(init: str, expected: bool, tmp_path: Pat
     assert names_run(init.replace("HERE", str(tmp_path)), tmp_path / "runs" / "first") is expected
 
 
+def test_a_run_that_has_the_name_of_its_row(tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "pretrained")
+    head = ("model", "shots", "accuracy", "std")
+    write_csv(tmp_path / "shots" / "fewshot.csv", [head, ("pretrained (mean)", 5, 0.5, 0.01)])
+    (table,) = tables(sections(run), "downstream")
+    assert table.rows == (("pretrained (mean)", "50.0 ± 1.0 %"),)
+
+
 def test_fewshot_tables_that_name_the_run(tmp_path: Path) -> None:
     run = pretrained(tmp_path / "runs" / "first")
     head = ("model", "shots", "accuracy", "std", "interval95", "seeds", "l2")
@@ -162,6 +170,10 @@ def test_of_other_images_of_the_same_name_there_is_no_gain(part: str, tmp_path: 
         (folder / "inputs.json").write_text(json.dumps(hashes | ({part: name} if name == "b" else {})))
     assert len(tables(sections(run), "downstream")) == 1
     (folder / "inputs.json").write_text(json.dumps(hashes))
+    (pair, _) = tables(sections(run), "downstream")
+    assert [row[3] for row in pair.rows] == ["+0.0"]
+    (folder / "inputs.json").unlink()  # as in the folder of an older version
+    (folder / "sweep.csv").write_text("lr,held_out_top1\nbroken,0.5\n")
     (pair, _) = tables(sections(run), "downstream")
     assert [row[3] for row in pair.rows] == ["+0.0"]
 
