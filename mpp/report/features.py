@@ -24,10 +24,14 @@ def principal_axes(
     centred = features.astype(np.float64)
     size = np.abs(centred).max()
     centred -= centred.mean(axis=0)
-    # Of dim x dim numbers, however many rows there are; the largest come last.
-    variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+    # From the smaller of the two products; the largest come last.
+    wide = centred.shape[1] > len(centred)
+    variances, directions = np.linalg.eigh((centred @ centred.T if wide else centred.T @ centred) / len(centred))
     variances, directions = variances[::-1][:number].clip(0), directions.T[::-1][:number]
     real = np.sqrt(variances) > _ROUNDING * size
+    if wide:
+        directions = directions @ centred
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
     signs = np.sign(np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1))
     axes, share = np.zeros((number, features.shape[1])), np.zeros(number)
     axes[: len(real)] = directions * signs * real[:, None]
