@@ -180,9 +180,15 @@ def _state(path: Path, arrays: Mapping[str, np.ndarray], stem: str, tanh: bool) 
     for name in [name for name in state if ".attn.query." in name]:
         parts = [name.replace("query", part) for part in ("query", "key", "value")]
         if all(part in state for part in parts):
-            state[name.replace("query", "qkv")] = torch.cat([state.pop(part) for part in parts])
+            try:
+                state[name.replace("query", "qkv")] = torch.cat([state[part] for part in parts])
+            except RuntimeError as error:
+                shapes = ", ".join(f"{part} {tuple(state[part].shape)}" for part in parts)
+                raise UserError(f"{path}: shapes that no ViT has: {shapes}") from error
+            for part in parts:
+                del state[part]
     if tanh:
-        state |= {f"head.fc.{leaf}": state.pop(f"head.{leaf}") for leaf in ("weight", "bias")}
+        state = {re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name): x for name, x in state.items()}
     return state
 
 

@@ -222,9 +222,14 @@ def test_missing_and_unexpected_names_are_listed(tmp_path: Path) -> None:
     del whole["Transformer/encoderblock_1/LayerNorm_2/scale"]
     with pytest.raises(UserError, match=r"a\.npz: .*1 missing: blocks\.1\.norm2\.weight"):
         build(read_jax_npz(write(tmp_path / "a.npz", whole)))
+    whole |= {"pre_logits/kernel": np.zeros((24, 7), np.float32), "pre_logits/bias": np.zeros(7, np.float32)}
+    del whole["head/bias"]
+    with pytest.raises(UserError, match=r"2 missing: blocks\.1\.norm2\.weight, head\.fc\.bias"):
+        build(read_jax_npz(write(tmp_path / "b.npz", whole)))
 
 
 POSITIONS = "Transformer/posembed_input/pos_embedding"
+KEY = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/key/kernel"
 
 
 def damaged(path: Path, how: str) -> None:
@@ -236,6 +241,7 @@ def damaged(path: Path, how: str) -> None:
         "nothing": {},
         "bent": arrays | {"embedding/kernel": arrays["embedding/kernel"][0]},
         "oblong": arrays | {POSITIONS: arrays[POSITIONS][:, :-2]},
+        "another key": arrays | {KEY: np.zeros((20, 3, 8), np.float32)},
         "no blocks": {name: array for name, array in arrays.items() if "encoderblock" not in name},
     }
     write(path, others.get(how, arrays))
@@ -264,6 +270,7 @@ REASONS = {
     "nothing": "it holds nothing",
     "bent": "not those of a ViT",
     "oblong": "15 position embeddings .* no square grid",
+    "another key": "shapes that no ViT has: .*attn.key.weight",
     "no blocks": "not those of a ViT",
 }
 
