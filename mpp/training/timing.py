@@ -9,8 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from mpp.system.cores import count_cores
-from mpp.training.provenance import processor
+from mpp.system.cores import count_cores, processor
 
 T = TypeVar("T")
 

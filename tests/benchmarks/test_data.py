@@ -64,7 +64,7 @@ def test_what_it_cannot_measure(tmp_path: Path) -> None:
 
 def test_the_index_names_as_many_images_as_asked_for(tmp_path: Path) -> None:
     index._write(tmp_path, 12_345)
-    figures = index.main(str(tmp_path), "resume")
+    figures = index._measured(str(tmp_path), ["resume"])
     assert figures.keys() == {"opened", "first", "rss"}
     from mpp.data.sources.opening import open_source
 

@@ -75,9 +75,10 @@ def _write(folder: Path, entries: int) -> None:
 
 def _measured(folder: str, what: list[str]) -> dict[str, float]:
     """Runs this file's `main` in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.index", folder, *what], check=False, capture_output=True, text=True
-    )
+    # Python starts with the folder of bench.py among its own, in which this package lies; a new process does not.
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    words = [sys.executable, "-m", "benchmarks.index", folder, *what]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, check=False, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"the index could not be measured: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout)

@@ -129,7 +129,7 @@ def step_of(shape: Shape, setup: Setup, machine: Machine, batch_size: int) -> St
 
 
 def _divided(setup: Setup, share: int, most: int) -> Setup:
-    """With the largest micro-batch up to `most` that divides a device's share (mpp/training/run_folder.py)."""
+    """With the largest micro-batch up to `most` that divides a device's share (mpp/training/schedule.py)."""
     micro = max(n for n in range(1, min(most, share) + 1) if share % n == 0)
     return replace(setup, micro_batch=micro, accumulate=share // micro)
 
