@@ -13,6 +13,7 @@ import torch
 import mpp.pretraining.build
 from mpp.cli import _ALIASES
 from mpp.config import from_file, parse
+from mpp.data.sources.base import Source
 from mpp.data.sources.in_memory import ListSource
 from mpp.dist import World
 from mpp.downstream.labelled import label
@@ -165,17 +166,19 @@ def test_the_best_recipes_differ_from_the_faithful_ones_in_the_objective_alone(n
 def unread(monkeypatch: pytest.MonkeyPatch):
     """Puts a source that has a length, and images that nobody can read, in the place of every other."""
 
-    class Unread:
-        name = "unread"
-
+    class Unread(Source):
         def __init__(self, length: int) -> None:
+            super().__init__("unread")
             self.length = length
 
         def __len__(self) -> int:
             return self.length
 
-        def read(self, index: int) -> None:
+        def image(self, index: int) -> bytes:
             raise OSError
+
+        def quick_fingerprint(self, labelled: bool = True) -> str:
+            return "unread"
 
     return lambda length: monkeypatch.setattr(mpp.pretraining.build, "open_images", lambda *_, **__: Unread(length))
 
@@ -188,13 +191,13 @@ def test_its_schedule_fits_the_images_that_it_is_meant_for(name: str, unread) ->
     small = dataclasses.replace(config, model=small, fewshot=FewshotConfig())
     run = build(small, World(), torch.device("cpu"))
     total, rate = run.schedule.total_steps, run.schedule.rate
-    warmup = run.steps(config.schedule.warmup, "schedule.warmup")
+    warmup = run.steps("schedule.warmup")
     assert 1 < warmup < total / 2
     assert rate(0) == 0 < rate(1) < rate(warmup) == pytest.approx(config.optim.lr)
     assert rate(warmup) > rate((warmup + total) // 2) > rate(total) == pytest.approx(0, abs=1e-12)
     assert run.schedule.accumulate * run.micro_batch == config.train.batch_size
-    for name_, every in (("checkpoint.every", config.checkpoint.every), ("log.every", config.log.every)):
-        assert 1 <= run.steps(every, name_) <= total / 4
+    for setting in ("checkpoint.every", "log.every"):
+        assert 1 <= run.steps(setting) <= total / 4
     if name in PAPER:
         assert (total, warmup) == (1_000_000, 10_000)
         assert 13 < total * run.schedule.batch_size / IMAGES[name] < 14  # "14 epochs"
