@@ -123,7 +123,7 @@ def test_images_that_are_no_files_are_named_in_every_list(check: Callable[..., A
     (tmp_path / "d").mkdir()
     pq.write_table(pa.table({"image": held}), tmp_path / "d" / "train.parquet")
     _, lines, _ = check(f"hf:{tmp_path / 'd'}", "--max-bad", "100%")
-    rows = [f"row {i} of {tmp_path / 'd' / 'train.parquet'} ({i}.png)" for i in range(4)]
+    rows = [f"row {i} of hf:{tmp_path / 'd'} ({i}.png)" for i in range(4)]
     for name, named in (("bad_files", [rows[1], rows[3]]), ("duplicates", [rows[0], rows[2]])):
         with (tmp_path / "out" / f"{name}.csv").open(newline="") as file:
             assert [row["file"] for row in csv.DictReader(file)] == named
