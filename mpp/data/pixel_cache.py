@@ -245,7 +245,7 @@ def _outdated(placement: str) -> Iterator[str]:
     """Keys of pixels with the same placement: files that changed make them useless."""
     for path in cache_folder().glob("*.pixels.json"):
         with contextlib.suppress(OSError, ValueError):
-            text = path.read_text()
+            text = path.read_text("utf-8")
             # The name of a remote source lacks what may name another object.
             if text == placement and "://" not in json.loads(text)[1]:
                 yield path.name.partition(".")[0]

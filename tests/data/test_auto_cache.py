@@ -190,6 +190,5 @@ def test_a_run_ends_in_the_same_bits_and_may_go_on_with_or_without(folder, tmp_p
     assert trained(changed, "auto") == 0
     runs.assert_same_run(changed, plain)
     monkeypatch.setattr(TrainingRun, "decoded", None)  # not for a run that is finished, or refused
-    trained(source, changed, "auto")
-    words = runs.command(source, changed, data__cache="auto", fewshot__data="", train__length="13 steps")
-    assert cli.pretrain(words[1:]) == 2
+    assert trained(changed, "auto") == 0
+    assert trained(changed, "auto", "13 steps") == 2
