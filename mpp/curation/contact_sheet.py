@@ -23,7 +23,7 @@ _GREY = (200, 200, 200)
 
 
 def spread_over_classes(total: int, labels: np.ndarray | None, count: int) -> np.ndarray:
-    """Positions of at most `count` of `total` images, one of each class after the other; spread evenly without labels.
+    """Positions of at most `count` of `total` images, as evenly over the labels as can be, and over each of them.
 
     Args:
         total: images.
@@ -35,11 +35,14 @@ def spread_over_classes(total: int, labels: np.ndarray | None, count: int) -> np
         return np.arange(count, dtype=np.int64) * total // max(1, count)
     order = np.argsort(labels, kind="stable")
     sizes = np.unique(labels, return_counts=True)[1]
-    turn = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each image within its class
-    chosen = np.argsort(turn, kind="stable")
+    starts = np.cumsum(sizes) - sizes
     if len(sizes) > count:
-        chosen = chosen[: len(sizes)][np.arange(count) * len(sizes) // count]
-    return order[np.sort(chosen[:count])]
+        return order[starts[np.arange(count) * len(sizes) // count]]
+    turn = np.arange(total) - np.repeat(starts, sizes)  # of each image within its class
+    chosen = np.sort(np.argsort(turn, kind="stable")[:count])
+    label = np.repeat(np.arange(len(sizes)), sizes)[chosen]
+    shares = np.bincount(label, minlength=len(sizes))
+    return order[starts[label] + turn[chosen] * sizes[label] // shares[label]]
 
 
 def draw_sheet(

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -32,7 +32,7 @@ def in_processes(
     workers: int,
     tell: Callable[[int], None] = lambda images: None,
     again: str = "",
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Gives the results of `work` in the order of the tasks; close it to end the processes.
 
     Args:
@@ -79,6 +79,9 @@ def in_processes(
     finally:
         for process in processes or list((pool._processes or {}).values()):
             process.kill()  # nothing that it leaves behind is ever taken for a result
+        # Else the pool would wait for ever for the rest of a result that was being sent: this process can write, too.
+        queue: Any = pool._result_queue
+        queue._writer.close()
         pool.shutdown(cancel_futures=True)
 
 

@@ -56,6 +56,7 @@ def test_tiles_are_drawn_evenly_over_the_classes():
     chosen = spread_over_classes(112, labels, 30)
     assert np.bincount(labels[chosen]).tolist() == [18, 10, 2]
     assert len(np.unique(chosen)) == 30
+    assert chosen[:18].tolist() == [number * 100 // 18 for number in range(18)]  # nor do they begin with the first 18
     assert spread_over_classes(5, None, 96).tolist() == [0, 1, 2, 3, 4]
     assert spread_over_classes(200, np.arange(200), 96).size == 96
     assert spread_over_classes(112, labels, 200).size == 112
