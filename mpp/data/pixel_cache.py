@@ -7,7 +7,6 @@ Here for data.cache pixels: exact pixels of images of one size, for all that rea
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -52,19 +51,23 @@ class PixelSource(Source):
         self.sizes, self.channels = sizes, channels
         self._ends = _ends(sizes, channels)
         self._in_blocks = blocks and bool((sizes[:, 0] > 0).all() and (sizes == sizes[:1]).all())
+        self._pixels = self._mapped()  # before workers fork: they read on where the cache is removed meanwhile
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pixels."""
         return int(self._ends[-1]) if len(self) else 0
 
-    @functools.cached_property
-    def _pixels(self) -> np.ndarray:
+    def _mapped(self) -> np.ndarray:
         return np.asarray(np.memmap(self.path, np.uint8, "r") if self.nbytes else np.empty(0, dtype=np.uint8))
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry every pixel to each spawned worker.
         return {name: value for name, value in vars(self).items() if name != "_pixels"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._pixels = self._mapped()
 
     def __len__(self) -> int:
         return len(self.sizes)

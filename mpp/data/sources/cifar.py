@@ -3,9 +3,12 @@
 import tarfile
 import tempfile
 import urllib.error
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 import mpp.system.torchvision_import  # noqa: F401
 from mpp.data.sources.base import SourceError, Split
@@ -55,7 +58,8 @@ def _read(spec: str, reader: type[CIFAR10], folder: Path, split: Split) -> ListS
                     f"{spec}: {name} is not the official file (its MD5 differs); delete it and fetch it again"
                 )
         held = reader(str(root), train=split == "train")
-    return ListSource(held.data, held.targets, tuple(held.classes), name=spec, split=split)
+    images = np.ascontiguousarray(held.data)  # torchvision's is a view of planes
+    return ListSource(images, held.targets, tuple(held.classes), name=spec, split=split)
 
 
 @contextmanager
@@ -72,7 +76,12 @@ def _unpacked(spec: str, reader: type[CIFAR10], folder: Path) -> Generator[Path]
             try:
                 with tarfile.open(archive) as tar:
                     tar.extractall(temporary, filter="data")
-            except (tarfile.TarError, EOFError, OSError) as error:
+            except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+                if (
+                    isinstance(error, OSError) and error.errno is not None
+                ):  # the disk's, which the archive is no fault of
+                    what = f"cannot unpack {archive} into {temporary} ({error.strerror})"
+                    raise SourceError(f"{what}; check its permissions, and the room there (TMPDIR)") from error
                 raise SourceError(
                     f"{archive} is not a complete archive ({error}); delete it and fetch it again"
                 ) from error

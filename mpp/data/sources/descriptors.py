@@ -61,7 +61,7 @@ class Descriptors:
 
     def __init__(self, flags: int, limit: int = 64) -> None:
         # Pipes, libraries and the batches of loader workers need most of a low limit.
-        self._flags, self._limit = flags | os.O_CLOEXEC, min(limit, max(1, _limit() // 4))
+        self._flags, self._limit = flags | os.O_CLOEXEC, min(limit, max(1, _limit() / 4))
         self._open: dict[str, int] = {}  # those asked for longest ago first
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mpp.data.sources.base import SourceError
@@ -65,11 +65,11 @@ def expand_braces(pattern: str) -> Iterator[str]:
     if not found:
         yield pattern
         return
-    choices = found[1].split(",")
+    choices: Iterable[str] = found[1].split(",")
     if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
         first, last = int(bounds[1]), int(bounds[2])
         step = 1 if first <= last else -1
-        choices = [f"{number:0{len(bounds[1])}d}" for number in range(first, last + step, step)]
+        choices = (f"{number:0{len(bounds[1])}d}" for number in range(first, last + step, step))  # there may be many
     for choice in choices:
         yield from expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
 

@@ -12,10 +12,11 @@ import io
 import logging
 import os
 import re
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -128,10 +129,25 @@ def _answer(ask: Callable[[], _T], url: str, timeout: float) -> _T:
 
 
 def _at_once(work: Callable[[_T], _R], many: Sequence[_T]) -> list[_R]:
+    """The results in order, or the first error. Not by a pool: Ctrl-C would wait for all of its requests."""
     if len(many) < 2:
         return [work(one) for one in many]
-    with ThreadPoolExecutor(min(_AT_ONCE, len(many))) as pool:
-        return list(pool.map(work, many))
+    futures = [Future[_R]() for _ in many]
+    rest = iter(list(zip(many, futures, strict=True)))  # taking one needs no lock
+
+    def run() -> None:
+        for one, future in rest:
+            try:
+                future.set_result(work(one))
+            except BaseException as error:
+                future.set_exception(error)
+
+    for _ in range(min(_AT_ONCE, len(many))):
+        threading.Thread(target=run, daemon=True).start()
+    try:
+        return [future.result() for future in futures]
+    finally:
+        list(rest)  # nothing more is begun
 
 
 def fetch_ranges(ranges: Sequence[tuple[str, int, int]], timeout: float = TIMEOUT) -> list[bytes | OSError]:

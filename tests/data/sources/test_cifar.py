@@ -1,7 +1,9 @@
+import errno
 import functools
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import tarfile
 import threading
@@ -66,6 +68,7 @@ def test_cifar_equals_torchvision(form, cifar, tmp_path):
         assert source.labels().tolist() == reference.targets
         assert list(source.classes) == reference.classes
         np.testing.assert_array_equal(np.stack([source.read(i)[0] for i in range(len(source))]), reference.data)
+        assert source.read(0)[0].flags.c_contiguous
         assert source.location(2) == f"image 2 of the {split} split of {kind}:{root}"
     if form == "packed":
         assert [path.name for path in root.iterdir()] == [reader.filename]  # nothing is unpacked beside it
@@ -90,13 +93,25 @@ def test_unofficial_pickles_are_never_loaded(cifar, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_damaged_or_missing_cifar(cifar, tmp_path):
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_damaged_or_missing_cifar(cifar, tmp_path, monkeypatch):
     kind, folder, reader = cifar
     text = refused(f"{kind}:{tmp_path / 'none'}")
     assert f"found no {reader.filename}, packed or unpacked, in {tmp_path / 'none'}; --download true fetches it" in text
     archive = tmp_path / "packed" / reader.filename
     pack(cifar, archive)
-    archive.write_bytes(archive.read_bytes()[:-100])
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractall", full_disk)
+        text = refused(f"{kind}:{archive.parent}")
+        assert f"cannot unpack {archive}" in text
+        assert "No space left on device" in text
+    data = archive.read_bytes()
+    archive.write_bytes(data[:200] + bytes(200) + data[400:])
+    assert "is not a complete archive" in refused(f"{kind}:{archive.parent}")
+    archive.write_bytes(data[:-100])
     assert "is not a complete archive" in refused(f"{kind}:{archive.parent}")
     with tarfile.open(archive, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("other"), io.BytesIO())

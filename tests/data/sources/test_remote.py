@@ -1,6 +1,8 @@
 """Answers of a store, against real servers on this machine: failures, secrets, missing files."""
 
 import os
+import signal
+import threading
 import time
 
 import pytest
@@ -58,6 +60,18 @@ def test_a_server_that_hangs_is_given_up(server, monkeypatch):
     assert time.monotonic() - begin < 5
     server.hanging.clear()
     assert source.read(0) == (b"image 0000", 0)
+
+
+def test_ctrl_c_does_not_wait_for_requests(server):
+    write_shards(server.folder)
+    source = opened(f"{server.url}/s-{{000..002}}.tar", timeout=20)
+    server.hanging.set()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        read_many(source, range(12))
+    assert time.monotonic() - begin < 5
+    server.hanging.clear()
 
 
 def test_a_server_without_ranges_is_refused_shards(server):

@@ -3,6 +3,7 @@
 import gzip
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -160,3 +161,8 @@ def test_descriptors_are_few_and_stay_at_home(tmp_path):
     assert descriptors() == before + 4
     del source, copy
     assert descriptors() == before
+
+
+def test_without_a_limit_of_the_system_descriptors_have_their_own(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert Descriptors(os.O_RDONLY, limit=64)._limit == 64
