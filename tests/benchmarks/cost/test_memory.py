@@ -1,5 +1,6 @@
 """Bytes against those of the tensors that live in the product's own training step, and by hand."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -213,7 +214,8 @@ def test_of_several_ranks(parallel: str, passes: int, checkpointing: bool, sourc
         "4",
         str(checkpointing),
     ]
-    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT)
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
+    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT, env=env)
     measured = int(done.stdout.split("living ")[1].split()[0])
     model = ModelConfig("vit_tiny_patch16_224", **ranks_memory.MODEL, grad_checkpointing=checkpointing)
     setup = Setup(4, passes, max(ranks, 2), checkpointing=checkpointing, parallel=parallel)
