@@ -161,7 +161,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _fields(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any, bool | tuple[str, ...]]]:
+def _fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Name, type and "free" (True, or values that count as equal) of each group and setting, groups first."""
     kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
