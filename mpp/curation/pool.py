@@ -88,7 +88,8 @@ def in_processes(
 def _died(processes: list[BaseProcess], fewer: str, again: str) -> RunError:
     """Why a process is gone. The pool ends the others by SIGTERM."""
     for process in processes:
-        process.join()
+        while process.exitcode is None:  # also where the pool's own thread is just learning it
+            process.join(0.01)
     codes = [process.exitcode for process in processes if process.exitcode]
     code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)
     return RunError(f"a process {why_ended(code, fewer)}{again}")

@@ -27,7 +27,6 @@ from mpp.data.seeds import derive_seed
 from mpp.data.sources.base import Source, Subset
 from mpp.data.sources.contents import Contents
 from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise
-from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.features import check_patches, extract_by_all
@@ -40,7 +39,7 @@ from mpp.training.parallel import DTYPES, autocast, choose_precision
 from mpp.training.run_folder import once_a_machine
 from mpp.training.schedule import build_schedule
 from mpp.training.sharded import whole
-from mpp.training.training_run import TrainingRun, build_state
+from mpp.training.training_run import TrainingRun, build_state, training_workers
 from mpp.weights.base import TanhHead, Weights, build
 
 _MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
@@ -120,8 +119,7 @@ def build_tuning(
     weights = weights or once_a_machine(world, lambda: start_weights(config))
     first = "new" if weights.state is None else weights_hash(weights.state)[:12]
     dist.agree(lambda: {"precision": precision, "weights": first})
-    computing = device.type == "cpu" and "://" not in config.data.source  # whose images are waited for, not computed
-    workers = worker_count(config.data.workers, world.local_size, computing)
+    workers = training_workers(config.data, world, device)
     contents = Contents.of(Subset(labelled.train, indices), labelled.train_labels[indices], labelled.classes)
     if config.data.cache == "pixels":
         train_source = once_a_machine(world, lambda: cache_pixels(labelled.train, weights.reading, workers))
@@ -162,7 +160,6 @@ def build_tuning(
         wrapped=wrapped,
         state=state,
         schedule=schedule,
-        micro_batch=schedule.micro_batch,
         workers=workers,
         decode=choose_decoder(config.data.decode, device, transform),
         labelled=labelled,

@@ -12,7 +12,6 @@ from mpp.data.pixel_cache import open_images
 from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.contents import Contents
 from mpp.data.transform import Normalise, TrainTransform
-from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.fewshot import Fewshot
@@ -28,7 +27,7 @@ from mpp.system.process import global_draws
 from mpp.training.parallel import DTYPES, choose_precision
 from mpp.training.run_folder import earlier, once_a_machine
 from mpp.training.schedule import build_schedule
-from mpp.training.training_run import TrainingRun, build_state
+from mpp.training.training_run import TrainingRun, build_state, training_workers
 from mpp.weights.base import Weights
 from mpp.weights.continued import build_continued, complete_configs, complete_data, complete_model, load_encoder
 from mpp.weights.opening import open_weights
@@ -60,8 +59,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
     config, first = resolve_init(config, world)
     data = config.data
     precision = choose_precision(config.train.precision, device)
-    computing = device.type == "cpu" and "://" not in data.source  # remote images are waited for, not computed
-    workers = worker_count(data.workers, world.local_size, computing)
+    workers = training_workers(data, world, device)
     reading = data.decode_options(config.model.in_chans)
     source = once_a_machine(world, lambda: open_images(data, reading, workers))
     fewshot = None
@@ -98,7 +96,6 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
         wrapped=wrapped,
         state=state,
         schedule=schedule,
-        micro_batch=schedule.micro_batch,
         workers=workers,
         decode=choose_decoder(data.decode, device, transform),
         source=source,

@@ -14,10 +14,11 @@ from mpp.data.auto_cache import keep_decoded
 from mpp.data.device_jpeg import DecodeJpegs
 from mpp.data.feed import DeviceBatch, feed
 from mpp.data.reader import Bad
-from mpp.data.settings import DecodeOptions
+from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.sources.contents import Contents
 from mpp.data.transform import Transform
+from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.model.kernel_choice import settle_kernel, task_of
 from mpp.training.loop import State
@@ -45,7 +46,6 @@ class TrainingRun:
     """What the training step calls: the model compiled, and wrapped for data parallelism."""
     state: State
     schedule: Schedule
-    micro_batch: int
     workers: int
     """Loader processes."""
     decode: DecodeJpegs | None
@@ -54,6 +54,11 @@ class TrainingRun:
     @property
     def folder(self) -> Path:
         return Path(self.config.run_dir)
+
+    @property
+    def micro_batch(self) -> int:
+        """Images per device in one forward pass."""
+        return self.schedule.micro_batch
 
     @property
     def exported(self) -> Any:
@@ -111,6 +116,12 @@ class TrainingRun:
             decode=self.decode,
             report_bad=report_bad,
         )
+
+
+def training_workers(data: DataConfig, world: World, device: torch.device) -> int:
+    """Count the loader processes of a training; a CPU that trains computes, too, unless it waits for remote images."""
+    computing = device.type == "cpu" and "://" not in data.source
+    return worker_count(data.workers, world.local_size, computing)
 
 
 def build_state(

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpp.curation.check_report import Classes
+from mpp.data.sources.in_memory import ListSource
 from tests.curation.made import noise, save, under
 
 
@@ -138,3 +140,17 @@ def test_rates_are_of_this_machine(check: Callable[..., Any], tmp_path: Path):
     assert rates["training_crops"] > 0
     assert under(lines, "rate")[0].endswith("looked at in all (no workers)")
     assert torch.get_num_threads() == 1  # as it was before
+
+
+def test_classes_like_splits_and_one_huge_class():
+    source = ListSource([b""] * 20, [0] * 17 + [1] * 2 + [2], ("cat", "Val", "dog"))
+    classes = Classes.of(source)
+    assert classes is not None
+    assert classes.warnings() == [
+        "classes called Val: if they are splits, give the folder of one of them",
+        "the class cat holds 85.0% of the images",
+    ]
+    even = Classes.of(ListSource([b""] * 4, [0, 0, 0, 1], ("cat", "dog")))
+    assert even is not None
+    assert even.warnings() == []
+    assert Classes.of(ListSource([b""])) is None

@@ -166,7 +166,7 @@ def test_a_worker_that_fails(
 ) -> None:
     monkeypatch.setattr(pack_task.TarWriter, "finish", lambda _: {}["what"])
     assert pack(images, tmp_path / "out", *FLAGS) == 1
-    assert "a process failed: KeyError: 'what' (test_packing_stopped.py, line " in complaint(capsys)
+    assert "a process failed: KeyError: 'what' (test_packing_folder.py, line " in complaint(capsys)
 
 
 def test_no_process_can_be_started(
