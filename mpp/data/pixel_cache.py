@@ -42,15 +42,15 @@ class PixelSource(Source):
     """A source whose images are decoded already; what is not is read from `source` each time.
 
     `path` has uint8, the pixels of one image after the other, and `sizes`, int32 (n, 2), their height and width, or
-    zeros. With `blocks`, `block` gives images where all are decoded and have one size.
+    zeros. `block` gives images where all are decoded and have one size.
     """
 
-    def __init__(self, source: Source, path: Path, sizes: np.ndarray, channels: int, blocks: bool = True) -> None:
+    def __init__(self, source: Source, path: Path, sizes: np.ndarray, channels: int) -> None:
         super().__init__(source.name, source.labels(), source.classes)
         self.source, self.path, self.warnings = source, path, source.warnings
         self.sizes, self.channels = sizes, channels
         self._ends = _ends(sizes, channels)
-        self._in_blocks = blocks and bool((sizes[:, 0] > 0).all() and (sizes == sizes[:1]).all())
+        self._in_blocks = bool((sizes[:, 0] > 0).all() and (sizes == sizes[:1]).all())
         self._pixels = self._mapped()  # before workers fork: they read on where the cache is removed meanwhile
 
     @property
@@ -91,7 +91,7 @@ class PixelSource(Source):
         return bool(self.sizes[index, 0])
 
     def block(self, indices: np.ndarray) -> np.ndarray | None:
-        """uint8 (B, h, w, C), where all images are decoded and have one size, and `blocks`."""
+        """uint8 (B, h, w, C), where all images are decoded and have one size."""
         return self._pixels.reshape(len(self), *self.sizes[0], self.channels)[indices] if self._in_blocks else None
 
     def placement(self, indices: np.ndarray) -> Placement:
@@ -226,7 +226,7 @@ def cached(
             sizes = _decode_all(reader, workers, wanted or size(), check, path, sizes_path)
             with contextlib.suppress(OSError):
                 write_whole(path.with_suffix(".pixels.json"), lambda file: file.write(placement.encode()))
-    return PixelSource(source, path, sizes, options.channels, blocks=not reader.how)
+    return PixelSource(source, path, sizes, options.channels)
 
 
 def _ends(sizes: np.ndarray, channels: int) -> np.ndarray:

@@ -36,12 +36,16 @@ class Transform:
         """A picture, or array (H, W) or (H, W, C), to uint8 (C, h, w); draws uniform in [0, 1). Raises BadImage."""
         raise NotImplementedError
 
-    def block(self, images: np.ndarray, draws: np.ndarray) -> Tensor | None:
+    def takes_blocks(self, height: int, width: int) -> bool:
+        """Whether training transforms images of this size together, by `block`."""
+        return False
+
+    def block(self, images: np.ndarray, draws: np.ndarray) -> Tensor:
         """Images of one size at once: uint8 (B, H, W, C) by float64 (B, self.draws) to uint8 (B, C, h, w).
 
-        None where images go one by one. Where both can be, the crops are the same, and pixels differ by rounding.
+        An image becomes the same bits in any block; one by one, its crop is the same and its pixels differ by rounding.
         """
-        return None
+        raise NotImplementedError
 
 
 class TrainTransform(Transform):
@@ -63,10 +67,12 @@ class TrainTransform(Transform):
         image = _as_picture(image)
         return self.finished(resize(image.region(*self.box(image, draws), self.image_hw), self.image_hw), draws)
 
-    def block(self, images: np.ndarray, draws: np.ndarray) -> Tensor | None:
+    def takes_blocks(self, height: int, width: int) -> bool:
+        """Small images without changes of colour; the size alone decides, so that a file has the same bits anywhere."""
+        return self._jitter is None and not self.config.grayscale and is_small((height, width), self.image_hw)
+
+    def block(self, images: np.ndarray, draws: np.ndarray) -> Tensor:
         config, (height, width) = self.config, images.shape[1:3]
-        if self._jitter is not None or config.grayscale or not is_small((height, width), self.image_hw):
-            return None
         boxes = np.array([self.crop(height, width, row) for row in draws.tolist()])
         hflip, vflip = draws[:, 0] < config.hflip, draws[:, 1] < config.vflip
         return crop_and_resize(images, boxes, hflip, vflip, self.image_hw)
