@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpp.config import parse
+from mpp.pretraining.settings import PretrainConfig
 from mpp.training import parallel
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
 from mpp.training.rows import read_rows
@@ -80,6 +82,11 @@ def write_images(folder: Path, number: int = 40, noise: float = 40, seed: int = 
 def command(source: str, run_dir: Path | None, *flags: str, **changed: str) -> list[str]:
     """The command line of a tiny run; `changed` are settings with `__` for the dot."""
     return _words(TOOL, TINY | {"data.source": source, "fewshot.data": source}, run_dir, flags, changed)
+
+
+def pretrain_config(source: str, **changed: str) -> PretrainConfig:
+    """The config of `command` without a folder."""
+    return parse(PretrainConfig, command(source, None, **changed)[1:], "pretrain", "", {})
 
 
 def finetune_command(source: str, run_dir: Path, *flags: str, init: str = "none", **changed: str) -> list[str]:

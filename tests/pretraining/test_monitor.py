@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.config import parse
 from mpp.dist import World
 from mpp.pretraining.build import PretrainingRun, build
 from mpp.pretraining.monitor import Monitor
 from mpp.pretraining.recipe import diagnose
-from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import training_step
 from mpp.pretraining.summary import dry_run_report, summary
 from mpp.training.checkpoint import Checkpoints
@@ -25,8 +22,7 @@ from tests import runs
 
 
 def built(source: str, **changed: str) -> PretrainingRun:
-    config = parse(PretrainConfig, runs.command(source, None, **changed)[1:], "pretrain", "", {})
-    return build(config, World(), torch.device("cpu"))
+    return build(runs.pretrain_config(source, **changed), World(), torch.device("cpu"))
 
 
 def write_rows(folder: Path, *rows: dict[str, Any]) -> None:
@@ -39,10 +35,9 @@ def trained(step: int, score: str, **figures: float) -> dict[str, Any]:
     return {"step": step, "images": 64 * step, "loss": 3.0, "time/images_per_second": 64.0} | named
 
 
-def fewshot(step: int, one: tuple[float, float], five: tuple[float, float]) -> dict[str, Any]:
+def fewshot(step: int, *figures: float) -> dict[str, Any]:
     names = ("fewshot/1shot", "fewshot/1shot_std", "fewshot/5shot", "fewshot/5shot_std")
-    figures = dict(zip(names, (*one, *five), strict=True))
-    return {"step": step, "images": 64 * step, **figures, "time/fewshot_seconds": 2.0}
+    return {"step": step, "images": 64 * step, **dict(zip(names, figures, strict=True)), "time/fewshot_seconds": 2.0}
 
 
 BASELINES = {"_baseline_frequent": 0.21, "_baseline_neighbours": 0.314}
@@ -51,11 +46,11 @@ BASELINES = {"_baseline_frequent": 0.21, "_baseline_neighbours": 0.314}
 def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_path: Path) -> None:
     write_rows(
         tmp_path,
-        fewshot(0, (0.125, 0.01), (0.25, 0.02)),
+        fewshot(0, 0.125, 0.01, 0.25, 0.02),
         trained(50, "accuracy", **{"": 0.1, "_masked": 0.09, "_baseline_frequent": 0.2, "_baseline_neighbours": 0.3}),
-        fewshot(60, (0.3, 0.01), (0.3, 0.02)),
+        fewshot(60, 0.3, 0.01, 0.3, 0.02),
         trained(90, "accuracy", **{"": 0.412, "_masked": 0.4, **BASELINES}),
-        fewshot(90, (0.5, 0.034), (0.625, 0.041)),
+        fewshot(90, 0.5, 0.034, 0.625, 0.041),
     )
     (tmp_path / "tensorboard").mkdir()
     assert summary(tmp_path, "accuracy").splitlines() == [
@@ -83,9 +78,11 @@ def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_
 def test_summary_of_pixels_and_of_a_run_that_masks_nothing(tmp_path: Path) -> None:
     write_rows(tmp_path, trained(7, "mse", **{"": 0.01234, "_masked": 0.02, **BASELINES}))
     lines = summary(tmp_path, "mse").splitlines()
-    assert lines[3] == "Prediction of corrupted patches, mse (lower is better), mean over the last 7 steps:"
-    masked, corrupted = "   0.0200  the model, at masked patches", "   0.0123  the model, at all corrupted patches"
-    assert lines[4:6] == [masked, corrupted]
+    assert lines[3:6] == [
+        "Prediction of corrupted patches, mse (lower is better), mean over the last 7 steps:",
+        "   0.0200  the model, at masked patches",
+        "   0.0123  the model, at all corrupted patches",
+    ]
     assert not any("Few-shot" in line for line in lines)
     write_rows(tmp_path, trained(7, "accuracy", **{"": 0.5, **BASELINES}))
     text = summary(tmp_path, "accuracy")
@@ -117,38 +114,14 @@ def test_a_dry_run_reports_the_cost_of_the_run(source: str) -> None:
     }
     assert memory.endswith("GiB peak of this process")
     assert 0.05 < float(memory.split()[0]) < 64
-    # Evaluations after step 0 are due at the multiples of the period and at the end.
-    for every, times in (("25 steps", 4), ("60 steps", 2), ("59 steps", 3), ("30 steps", 3)):
-        fewshot = replace(run.config.fewshot, every=every)
-        other = replace(run, config=replace(run.config, fewshot=fewshot))
+    # Evaluations after step 0 are due at the multiples of the period and at the end; an epoch is of 40 images.
+    for every, times in (("25 steps", 4), ("60 steps", 2), ("59 steps", 3), ("2 epochs", 13), ("auto", 2)):
+        other = replace(run, config=replace(run.config, fewshot=replace(run.config.fewshot, every=every)))
         assert f"1.0 s each, {times} times:" in report(other, 1.0)
-    without = replace(run, fewshot=None)
     for seconds, text in ((1.0, "60 s"), (2.5, "2 min"), (115.0, "115 min"), (121.0, "2.0 h"), (3600.0, "60.0 h")):
-        told = report(without, seconds)
-        assert f"full run     60 steps, 960 images, {text}" in told
-        assert "few-shot" not in told
-
-
-def test_fewshot_while_training_costs_less_than_2_percent(source: str) -> None:
-    run = built(source, fewshot__every="auto", fewshot__shots="1,5")
-    assert run.fewshot is not None
-    for total in (100, 300, 1000, 3000, 10_000, 100_000):
-        longer = replace(run, schedule=replace(run.schedule, total_steps=total))
-        period = Monitor(longer, dry=True).fewshot_period
-        times = 1 + math.ceil(total / period) if period else 2
-        cost, training = times * run.fewshot.num_images, total * run.schedule.batch_size
-        assert times == 2 or cost < 0.02 * training
-        assert times <= 20
-        if cost / times * 21 < 0.02 * training:
-            assert times > 15  # what is affordable is used
-
-
-def test_a_period_of_the_user_s_is_taken_as_it_is(source: str) -> None:
-    run = built(source)
-    # 40 images, 16 a step
-    for every, steps in (("7 steps", 7), ("2 epochs", 5), ("50%", 30), ("160 images", 10)):
-        config = replace(run.config, fewshot=replace(run.config.fewshot, every=every))
-        assert Monitor(replace(run, config=config), dry=True).fewshot_period == steps
+        without = report(replace(run, fewshot=None), seconds)
+        assert f"full run     60 steps, 960 images, {text}" in without
+        assert "few-shot" not in without
 
 
 @pytest.mark.parametrize("readable", [True, False])
@@ -174,17 +147,6 @@ def test_a_batch_that_was_not_finite_is_read_again_and_tried_in_fp32(
     else:
         assert "fp32_loss" not in event
         assert "step 3; try a lower --optim.lr, a longer" in text
-
-
-def test_a_dry_run_s_monitor_writes_nothing(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monitor = Monitor(built(source, log__pictures="50%"), dry=True)
-    monitor.initial()
-    monitor.log.row(0, 0, {"event": "test"})
-    monitor.log.flush()
-    monitor.close()
-    assert list(tmp_path.iterdir()) == []
-    assert monitor.evaluation_seconds > 0
 
 
 def test_pictures_are_of_the_same_images_each_time(source: str) -> None:
