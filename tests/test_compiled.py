@@ -1,8 +1,7 @@
 """Steps of pretraining and fine-tuning under torch.compile: one graph, and none more whatever comes between them."""
 
+import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,53 +10,62 @@ import pytest
 
 from tests import runs
 
-PRETRAIN: dict[str, dict[str, str]] = {
-    "the paper's": {"optim__ema_decay": "0"},
-    "colour_4x4, details, 2-D positions, blocks": {
-        "objective__target": "colour_4x4",
-        "objective__detail": "0.1",
-        "objective__picking": "block",
-        "model__pos_embed": "2d",
-    },
-    "pixels, from the batch, sincos2d positions": {
-        "objective__target": "pixels",
-        "objective__random_from": "batch",
-        "model__pos_embed": "sincos2d",
-        "train__precision": "bf16",
-    },
-    "[mask] enters later, a decoder": {
-        "objective__mask_enters": "1",
-        "objective__decoder_depth": "1",
-        "objective__split": "1,0,0",
-        "model__pos_embed": "none",
-    },
-    "[mask] never enters, recomputed": {
-        "objective__mask_enters": "2",
-        "objective__decoder_depth": "1",
-        "objective__split": "1,0,0",
-        "model__grad_checkpointing": "true",
-    },
-    "recomputed, a mean of each channel": {
-        "model__grad_checkpointing": "true",
-        "data__mean": "0.5,0.4,0.3",
-        "train__precision": "bf16",
-    },
-    "registers, no class token, norms of queries and keys": {"model__name": "vit_so150m2_patch16_reg1_gap_256"},
-    "norms after the branches, explicit attention": {
-        "model__name": "vit_base_patch16_rpn_224",
-        "model__attention": "explicit",
-    },
-}
-FINETUNE: dict[str, dict[str, str]] = {
-    "linear, without a moving average": {"train__precision": "bf16", "optim__ema_decay": "0"},
-    "hidden layer, smoothed, recomputed": {
-        "model__head": "tanh",
-        "loss__smoothing": "0.1",
-        "model__grad_checkpointing": "true",
-        "optim__layer_decay": "0.8",
-    },
-    "mixed": {"loss__mixup": "0.8", "loss__cutmix": "1", "loss__smoothing": "0.1"},
-    "batch normalisation": {"init": "random:test_resnet", "model__img_size": "32", "optim__ema_decay": "0"},
+CASES: dict[str, tuple[str, dict[str, str]]] = {
+    "the paper's": ("pretrain", {"optim__ema_decay": "0"}),
+    "4x4 colours, details, blocks, 2-D positions, [mask] enters later, a decoder": (
+        "pretrain",
+        {
+            "objective__target": "colour_4x4",
+            "objective__detail": "0.1",
+            "objective__picking": "block",
+            "objective__mask_enters": "1",
+            "objective__decoder_depth": "1",
+            "objective__split": "1,0,0",
+            "model__pos_embed": "2d",
+        },
+    ),
+    "pixels, from the batch, sincos2d positions, norms after the branches, explicit attention, bf16": (
+        "pretrain",
+        {
+            "objective__target": "pixels",
+            "objective__random_from": "batch",
+            "model__name": "vit_base_patch16_rpn_224",
+            "model__pos_embed": "sincos2d",
+            "model__attention": "explicit",
+            "train__precision": "bf16",
+        },
+    ),
+    "[mask] never enters, a mean of each channel, recomputed": (
+        "pretrain",
+        {
+            "objective__mask_enters": "2",
+            "objective__decoder_depth": "1",
+            "objective__split": "1,0,0",
+            "data__mean": "0.5,0.4,0.3",
+            "model__grad_checkpointing": "true",
+        },
+    ),
+    "registers, no class token, no positions, norms of queries and keys": (
+        "pretrain",
+        {"model__name": "vit_so150m2_patch16_reg1_gap_256", "model__pos_embed": "none"},
+    ),
+    "fine-tuning, linear, without a moving average, bf16": (
+        "finetune",
+        {"train__precision": "bf16", "optim__ema_decay": "0"},
+    ),
+    "fine-tuning, hidden layer, smoothed, recomputed": (
+        "finetune",
+        {
+            "model__head": "tanh",
+            "loss__smoothing": "0.1",
+            "model__grad_checkpointing": "true",
+            "optim__layer_decay": "0.8",
+        },
+    ),
+    "fine-tuning, mixed, batch normalisation": (
+        "finetune",
+        {"init": "random:test_resnet", "model__img_size": "32", "loss__mixup": "0.8", "loss__cutmix": "1"},
+    ),
 }
 
 
@@ -75,8 +83,7 @@ def compiled() -> None:
     from mpp.objective.reconstruction import reconstruct
     from mpp.pretraining import build, step
     from mpp.pretraining.monitor import evaluating
-    from mpp.pretraining.settings import PretrainConfig
-    from mpp.training.loop import State, fit
+    from mpp.training.loop import fit
 
     torch.set_num_threads(1)
     features.EVALUATION_BATCH = 16  # so that the last of 40 images are a batch of 8
@@ -94,62 +101,48 @@ def compiled() -> None:
     def train(kind: str, changed: dict[str, str], compile: str) -> list[float]:
         changed = {"train__length": "4 steps", "train__compile": compile, **changed}
         if kind == "pretrain":
-            words = runs.command(source, None, **{"fewshot__data": "", **changed})[1:]
-            run: Any = build.build(parse(PretrainConfig, words, "pretrain", "", {}), World(), cpu)
-            batches, train_step = run.batches(), step.training_step(run)
+            run: Any = build.build(runs.pretrain_config(source, fewshot__data="", **changed), World(), cpu)
+            train_step = step.training_step(run)
             look = lambda state: look_at_pretraining(run)  # noqa: E731
         else:
-            init = changed.pop("init", "none")
-            words = runs.finetune_command(source, Path("nowhere"), init=init, **changed)[1:]
+            words = runs.finetune_command(source, Path("nowhere"), init=changed.pop("init", "none"), **changed)[1:]
             config = parse(FinetuneConfig, words, "finetune", "", {})
             run = tuning.build_tuning(config, open_labelled(source), 0.05, World(), cpu)
-            batches = run.batches()
             train_step = tuning.training_step(run)
             look = lambda state: tuning.predict(run, run.labelled.test, run.labelled.test_indices)  # noqa: E731
         losses: list[float] = []
-
-        def note(state: State) -> None:
-            losses.append(state.meter.read()["loss"])
-
-        fit(run.state, run.wrapped, batches, train_step, run.schedule, [(2, look)], each_step=[note])
-        batches.close()
+        note = lambda state: losses.append(state.meter.read()["loss"])  # noqa: E731
+        with contextlib.closing(run.batches()) as batches:
+            fit(run.state, run.wrapped, batches, train_step, run.schedule, [(2, look)], each_step=[note])
         return losses
 
     with tempfile.TemporaryDirectory() as folder:
         source = runs.write_images(Path(folder))
-        for kind, cases in {"pretrain": PRETRAIN, "finetune": FINETUNE}.items():
-            for name, changed in cases.items():
-                torch._dynamo.reset()
-                counters.clear()
-                counter.clear()
-                counter.backend = "aot_eager" if "recomputed" in name else "eager"  # whose backward pass is traced, too
-                without = train(kind, changed, "off")
-                losses = train(kind, changed, "on")
-                told = {"graphs": counter.frame_count, "breaks": dict(counters["graph_break"])}
-                print(json.dumps({"case": [kind, name], "losses": losses, "without": without, **told}), flush=True)
+        for name, (kind, changed) in CASES.items():
+            torch._dynamo.reset()
+            counters.clear()
+            counter.clear()
+            counter.backend = "aot_eager" if "recomputed" in name else "eager"  # whose backward pass is traced, too
+            without = train(kind, changed, "off")
+            losses = train(kind, changed, "on")
+            found = {"graphs": counter.frame_count, "breaks": dict(counters["graph_break"])}
+            print(json.dumps({"case": name, "losses": losses, "without": without, **found}), flush=True)
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[tuple[str, str], dict[str, Any]]:
+def trained() -> dict[str, dict[str, Any]]:
     # A process of its own: the type checks of these tests cannot be compiled.
-    words = [sys.executable, "-m", __name__]
-    done = subprocess.run(words, cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    return {tuple(of["case"]): of for of in told}
+    out, _ = runs.finish(["-m", __name__], cwd=runs.ROOT)
+    return {found["case"]: found for found in map(json.loads, out.splitlines())}
 
 
-@pytest.mark.parametrize(
-    "case", [*(("pretrain", name) for name in PRETRAIN), *(("finetune", name) for name in FINETUNE)], ids=": ".join
-)
-def test_a_run_is_compiled_once_into_one_graph(
-    case: tuple[str, str], trained: dict[tuple[str, str], dict[str, Any]]
-) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_is_compiled_once_into_one_graph(case: str, trained: dict[str, dict[str, Any]]) -> None:
     """Over steps that differ in place, learning rate and draws, and evaluations with a short last batch in between."""
     found = trained[case]
     assert (found["graphs"], found["breaks"]) == (1, {})  # fullgraph: a break would have been an error
     assert len(found["losses"]) == 4
-    assert found["losses"] == pytest.approx(found["without"], rel=1e-4 if "bf16" not in str(case) else 1e-2)
+    assert found["losses"] == pytest.approx(found["without"], rel=1e-2 if "bf16" in case else 1e-4)
 
 
 if __name__ == "__main__":

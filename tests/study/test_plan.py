@@ -12,7 +12,7 @@ import torch
 from mpp.config import overridden
 from mpp.data.sources.in_memory import ListSource
 from mpp.downstream.labelled import label
-from mpp.errors import ConfigError, UserError
+from mpp.errors import UserError
 from mpp.model.settings import ModelConfig
 from mpp.pretraining.settings import PretrainConfig
 from mpp.study import equal_time
@@ -44,14 +44,6 @@ def labelled(images: int):
 def planned(config: StudyConfig, images: int = 160) -> Plan:
     of = labelled(images)
     return Plan(config, of, pretrainings(config, {}), finetune_runs(config, of, 1600))
-
-
-def test_flags_go_on_top_of_a_config() -> None:
-    config = overridden(TINY, ["--objective.bits", "4", "--log.no-report"])
-    assert config == replace(TINY, objective=replace(TINY.objective, bits=4), log=replace(TINY.log, report=False))
-    assert overridden(TINY, ["--steps=9 steps"], {"steps": "train.length"}).train.length == "9 steps"
-    with pytest.raises(ConfigError, match=r"no setting '--objective.bit'; did you mean '--objective.bits'\?"):
-        overridden(TINY, ["--objective.bit", "4"])
 
 
 def test_every_arm_is_pretrained_with_every_seed() -> None:
@@ -95,7 +87,7 @@ def test_the_share_that_chooses_the_rates_comes_first() -> None:
 
 
 def test_scratch_is_the_first_arm_s_encoder_and_has_no_layer_decay() -> None:
-    config = study()
+    config = study(download=True)
     tuning = overridden(config.finetune, ["--optim.lr", "1", "2", "--optim.layer-decay", "0.7"])
     plan = planned(replace(config, finetune=tuning))
     scratch = plan.finetune_config(FinetuneRun("scratch", "10%", "9 steps", 2, None))
@@ -105,43 +97,28 @@ def test_scratch_is_the_first_arm_s_encoder_and_has_no_layer_decay() -> None:
     tuned = plan.finetune_config(FinetuneRun("b", "10%", "9 steps", 2, 0), 2.0)
     assert (tuned.init, tuned.optim.lr, tuned.optim.layer_decay) == ("runs/s/pretrain/b/seed_0", (2.0,), 0.7)
     assert (tuned.train.seed, tuned.data.labels_seed, tuned.data.labels, tuned.train.length) == (2, 2, "10%", "9 steps")
-
-
-def test_folders_name_shares_in_percent() -> None:
-    plan = planned(study())
-    names = {"1%": "1", "10%": "10", "0.1": "10", "100%": "100", "0.07": "7", "0.5%": "0.5", "1": "100"}
+    assert all(each.data.download for each in (tuned, *(run.config for run in plan.pretrainings)))
+    names = {"1%": "1", "0.1": "10", "100%": "100", "0.07": "7", "0.5%": "0.5", "1": "100"}  # shares in percent
     for share, name in names.items():
-        config = plan.finetune_config(FinetuneRun("a", share, "9 steps", 0, 0))
-        assert Path(config.run_dir).parent.name == f"labels_{name}"
-
-
-@pytest.mark.parametrize("download", [False, True])
-def test_download_reaches_both_recipes(download: bool) -> None:
-    plan = planned(study(download=download))
-    tuned = plan.finetune_config(FinetuneRun("a", "10%", "9 steps", 0, 0))
-    assert {run.config.data.download for run in plan.pretrainings} == {tuned.data.download} == {download}
+        folder = Path(plan.finetune_config(FinetuneRun("a", share, "9 steps", 0, 0)).run_dir)
+        assert folder.parent.name == f"labels_{name}"
 
 
 def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def measured(configs: list[PretrainConfig]) -> list[float]:
-        asked.append(len(configs))
-        return [0.5, 3.0][: len(configs) - 1]
-
-    monkeypatch.setattr(equal_time, "step_time_ratios", measured)
-    arms = study(arms=("a", "b: --train.batch_size 32", "c")).parsed_arms()
+    measured: list[int] = []
+    monkeypatch.setattr(equal_time, "step_time_ratios", lambda of: measured.append(len(of)) or [ratio] * (len(of) - 1))
+    arms, ratio = study(arms=("a", "b: --train.batch_size 32", "c")).parsed_arms(), 0.5
     found = equal_lengths(tmp_path, arms[:2], 1600)
     assert found == {
         "a": {"ratio": 1.0, "images": 1600, "flags": ""},
         "b": {"ratio": 0.5, "images": 3200, "flags": "--train.batch_size 32"},
     }
     assert json.loads((tmp_path / EQUAL_TIME).read_text()) == {"arms": found}
-    monkeypatch.setattr(equal_time, "step_time_ratios", lambda configs: [3.0])
+    ratio = 3.0
     later = equal_lengths(tmp_path, arms, 1600)  # an arm more: it alone is measured beside the first
     assert later == {**found, "c": {"ratio": 3.0, "images": 528, "flags": ""}}  # 533 images in whole steps of 16
     assert equal_lengths(tmp_path, arms, 1600) == later
-    assert asked == [2]
+    assert measured == [2, 2]
     with pytest.raises(UserError, match="another first arm"):
         equal_lengths(tmp_path, arms[1:], 1600)
     with pytest.raises(UserError, match="of other flags"):
@@ -149,12 +126,9 @@ def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mon
     # An arm with other flags makes another step.
     again = equal_lengths(tmp_path, study(arms=("a", "b: --objective.bits 4", "c")).parsed_arms(), 1600)
     assert again == {**later, "b": {"ratio": 3.0, "images": 528, "flags": "--objective.bits 4"}}
-
-
-def test_equal_lengths_of_an_older_version_lack_the_flags(tmp_path: Path) -> None:
-    known = {"a": {"ratio": 1.0, "images": 1600}, "b": {"ratio": 0.5, "images": 3200}}
-    (tmp_path / EQUAL_TIME).write_text(json.dumps({"arms": known}))
-    assert equal_lengths(tmp_path, study().parsed_arms(), 1600) == known
+    older = {"a": {"ratio": 1.0, "images": 1600}, "b": {"ratio": 0.5, "images": 3200}}  # which lacks the flags
+    (tmp_path / EQUAL_TIME).write_text(json.dumps({"arms": older}))
+    assert equal_lengths(tmp_path, study().parsed_arms(), 1600) == older
 
 
 @pytest.fixture

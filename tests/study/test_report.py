@@ -1,4 +1,4 @@
-"""Tables of a study from its data, against figures computed by hand; what a data file must not tell."""
+"""Tables of a study from its data, against figures computed by hand; what a data file leaves out."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpp.downstream.estimates import estimate, of_table
+from mpp.downstream.estimates import of_table
 from mpp.report.features import effective_rank
 from mpp.report.run_record import read_csv
-from mpp.report.study_results import StudyResults
+from mpp.report.wording import accuracy_text
 from mpp.study.record import without_folders
-from mpp.study.report import fewshot, write
+from mpp.study.report import write
 
 
 def document(arms: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:
@@ -33,33 +33,22 @@ def document(arms: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_several_pretrainings_count_as_so_many_and_not_as_all_their_draws() -> None:
-    of = fewshot(StudyResults(document()))
-    ((readout, by),) = of.items()
-    assert readout.name == "a (mean)"
-    # Draws of 0.1, 0.1 and 0.1, 0.2: rows of 0.1 and 0.15, columns of 0.1 and 0.15, each effect known from two.
-    table = np.array([[0.1, 0.1], [0.1, 0.2]])
-    assert by[1] == of_table(table)
-    assert by[1].half > 2 * estimate(table.ravel().tolist(), "4 draws").half
-    assert by[1].over == "2 pretrainings and 2 draws of the shots"
-
-
 def test_the_document_of_several_pretrainings(tmp_path: Path) -> None:
     write(tmp_path, document(("a",)))
     text = (tmp_path / "study.md").read_text("utf-8")
     assert "| labels | images | steps | from scratch | a | gain |" in text
     assert "| 10% | 40 | 9 | 25.0 ± 7.1 | 45.0 ± 7.1 | +20.0 ± 127.1 |" in text  # +30 and +10
     seeds = "2 fine-tuning seeds of one pretraining"
-    told = f"gain over scratch in points, ± half the width of its 95 % interval over {seeds}:"
-    assert f"mean ± standard deviation over {seeds}; {told}" in text
+    gain = f"gain over scratch in points, ± half the width of its 95 % interval over {seeds}:"
+    assert f"mean ± standard deviation over {seeds}; {gain}" in text
     assert "| a | 50.0 ± 14.1 |" in text
-    assert (
-        "Few-shot accuracy on frozen features in %, mean ± standard deviation over 2 pretrainings and 2 draws" in text
-    )
+    draws = "2 pretrainings and 2 draws of the shots"  # which are 0.1, 0.1 and 0.1, 0.2
+    assert f"Few-shot accuracy on frozen features in %, mean ± standard deviation over {draws}" in text
+    assert f"| a (mean) | {accuracy_text(of_table(np.array([[0.1, 0.1], [0.1, 0.2]])))} |" in text
     assert "Pretraining: 1,600 images, 100 steps.\n" in text
     write(tmp_path, document(("a",)) | {"data": {"test_images": 1000, "test_images_seen": {"a": 12}}})
-    told = "100 steps. Its images hold 12 of the 1,000 test images, so that its figures may be too good.\n"
-    assert told in (tmp_path / "study.md").read_text("utf-8")
+    seen = "100 steps. Its images hold 12 of the 1,000 test images, so that its figures may be too good.\n"
+    assert seen in (tmp_path / "study.md").read_text("utf-8")
     assert not (tmp_path / "layers.png").exists()
     write(tmp_path, document())
     text = (tmp_path / "study.md").read_text("utf-8")
@@ -94,7 +83,7 @@ def test_what_cross_validation_chose_stands_beside_the_rest(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("told", "bare"),
+    ("value", "bare"),
     [
         ("cifar10:/data/here/cifar", "cifar10:cifar"),
         ("folder:~/a b/c", "folder:c"),
@@ -112,8 +101,8 @@ def test_what_cross_validation_chose_stands_beside_the_rest(tmp_path: Path) -> N
         ("shards:/a/{b/x,c/y}.tar", "shards:*.tar"),
     ],
 )
-def test_folders_are_left_out_of_what_is_told(told: str, bare: str) -> None:
-    assert without_folders({"data": [told]}) == {"data": [bare]}
+def test_folders_are_left_out_of_the_data_file(value: str, bare: str) -> None:
+    assert without_folders({"data": [value]}) == {"data": [bare]}
 
 
 def test_effective_rank() -> None:

@@ -1,10 +1,8 @@
 """The study as one runs it: a tiny problem, from pretraining to the table."""
 
-import csv
-import dataclasses
 import json
 import signal
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mpp.report.run_record import read_csv
 from mpp.report.wording import points
 from mpp.weights.base import Weights, build
 from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
 from tests.study.commands import ARMS, TAKEN, command
 
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +25,6 @@ def done(source: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
     """A finished study and what it printed."""
     folder = tmp_path_factory.mktemp("study")
     return folder, runs.finish(command(source, folder))[0]
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def sides(share: str) -> list[str]:
@@ -52,10 +41,9 @@ def result(folder: Path, side: str, share: str, seed: int) -> dict[str, Any]:
     return json.loads((cell(folder, side, share, seed) / "result.json").read_text())
 
 
-@pytest.mark.slow
-def test_the_table_is_that_of_its_runs(done: tuple[Path, str]) -> None:
+def test_the_tables_are_those_of_its_runs(done: tuple[Path, str]) -> None:
     folder, printed = done
-    table = {(row["labels"], row["side"]): row for row in rows(folder / "table.csv")}
+    table = {(row["labels"], row["side"]): row for row in read_csv(folder / "table.csv")}
     assert list(table) == [(share, side) for share in ("50%", "100%") for side in sides(share)]
     for (share, side), row in table.items():
         top1, scratch = (
@@ -74,11 +62,17 @@ def test_the_table_is_that_of_its_runs(done: tuple[Path, str]) -> None:
             text += f" | {points((top1 - scratch).mean())} ± {100 * half:.1f}"
         assert text in printed
         assert text in (folder / "study.md").read_text()
+    read = {
+        (row["encoder"], row["pretrain_seed"], row["pool"], row["layer"]) for row in read_csv(folder / "fewshot.csv")
+    }
+    encoders = [("random", ""), *((arm, seed) for arm in ARMS for seed in "01")]
+    assert read == {(*of, pool, layer) for of in encoders for pool in ("mean", "token") for layer in ("-1", "-2")}
+    for picture in ("finetune.png", "fewshot.png", "layers.png"):
+        assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
     pages = [folder / "pretrain" / "default" / f"seed_{seed}" / "report.html" for seed in (0, 1)]
     assert all('id="downstream"' in page.read_text() for page in pages)
 
 
-@pytest.mark.slow
 def test_all_sides_have_the_same_labels_steps_and_architecture(done: tuple[Path, str]) -> None:
     folder, _ = done
     for share, images, steps in (("50%", 20, 4), ("100%", 40, 6)):
@@ -88,17 +82,16 @@ def test_all_sides_have_the_same_labels_steps_and_architecture(done: tuple[Path,
                 # A longer one has the 8 x 16 images of the pretraining more, in steps of 8.
                 assert (found["train_images"], found["steps"]) == (images, steps + 16 * (side == "scratch, longer"))
             assert of["scratch"]["init"] == f"random:{folder / 'pretrain' / 'default' / 'seed_0'}"
-            assert of["default"]["init"] == str(folder / "pretrain" / "default" / f"seed_{seed}")
-            assert of["75 %"]["init"] == str(folder / "pretrain" / "75" / f"seed_{seed}")
+            for arm, name in (("default", "default"), ("75 %", "75")):
+                assert of[arm]["init"] == str(folder / "pretrain" / name / f"seed_{seed}")
             models = [cell(folder, side, share, seed) / "model" / "config.json" for side in of]
             args = [json.loads(path.read_text())["model_args"] for path in models]
             assert all(one == args[0] for one in args)
 
 
-@pytest.mark.slow
 def test_each_side_s_learning_rate_is_chosen_once(done: tuple[Path, str]) -> None:
     folder, _ = done
-    found = rows(folder / "runs.csv")
+    found = read_csv(folder / "runs.csv")
     assert len(found) == 14
     rates = {side: {row["lr"] for row in found if row["side"] == side} for side in sides("50%")}
     assert all(len(of) == 1 for of in rates.values())
@@ -108,55 +101,40 @@ def test_each_side_s_learning_rate_is_chosen_once(done: tuple[Path, str]) -> Non
     assert not list(folder.glob("finetune/**/checkpoints"))
 
 
-@pytest.mark.slow
-def test_few_shot_stands_for_all_encoders_poolings_and_layers(done: tuple[Path, str]) -> None:
-    folder, _ = done
-    names = {(row["encoder"], row["pretrain_seed"], row["pool"], row["layer"]) for row in rows(folder / "fewshot.csv")}
-    encoders = [("random", ""), *((arm, seed) for arm in ARMS for seed in "01")]
-    assert names == {(*of, pool, layer) for of in encoders for pool in ("mean", "token") for layer in ("-1", "-2")}
-    for picture in ("finetune.png", "fewshot.png", "layers.png"):
-        assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
-
-
-@pytest.mark.slow
 def test_its_data_file_holds_every_run_and_no_folder(done: tuple[Path, str]) -> None:
     folder, _ = done
     text = (folder / "study.json").read_text()
-    told = json.loads(text)
+    document = json.loads(text)
     assert str(folder.parent) not in text
     assert str(runs.ROOT) not in text
-    assert told["finished"]
-    assert told["name"] == folder.name
-    assert told["data"] == {"train_images": 40, "test_images": 24, "classes": 4}
-    assert {"versions", "hardware", "commit"} <= told["environment"].keys()
-    assert [(run["arm"], run["seed"]) for run in told["pretraining"]] == [
+    assert (document["finished"], document["name"]) == (True, folder.name)
+    assert document["data"] == {"train_images": 40, "test_images": 24, "classes": 4}
+    assert {"versions", "hardware", "commit"} <= document["environment"].keys()
+    assert [(run["arm"], run["seed"]) for run in document["pretraining"]] == [
         (arm, seed) for seed in (0, 1) for arm in ARMS
     ]
-    for run in told["pretraining"]:
+    for run in document["pretraining"]:
         assert (run["images"], run["steps"], run["batch_size"]) == (128, 8, 16)
         assert run["flags"] == ("" if run["arm"] == "default" else "--objective.ratio 0.75 --log.no-report")
-        assert {"loss", "accuracy", "accuracy_masked", "accuracy_baseline_neighbours", "grad_norm"} <= run[
-            "final"
-        ].keys()
-        assert run["curve"] == [[128, run["final"]["accuracy_masked"]]]
+        final = run["final"]
+        assert {"loss", "accuracy", "accuracy_masked", "accuracy_baseline_neighbours", "grad_norm"} <= final.keys()
+        assert run["curve"] == [[128, final["accuracy_masked"]]]
         assert run["parameters"] > 48 * 48 * 12 * 2  # the matrices of its two blocks
-    for run in told["finetuning"]:
+    for run in document["finetuning"]:
         of = result(folder, run["side"], run["labels"], run["seed"])
-        assert {key: run[key] for key in ("top1", "balanced", "lr", "steps", "train_images")} == {
-            key: of[key] for key in ("top1", "balanced", "lr", "steps", "train_images")
-        }
+        for key in ("top1", "balanced", "lr", "steps", "train_images"):
+            assert run[key] == of[key]
         assert run["images"] == 8 * run["steps"]
         assert run["pretrain_seed"] == (run["seed"] if run["side"] in ARMS else None)
         swept = (run["labels"], run["seed"]) == ("50%", 0) and run["side"] != "scratch, longer"
         assert (run["sweep"] is not None) == swept
         assert run["sweep"] is None or (run["sweep"].keys() == {"0.001", "0.003"} and f"{run['lr']:g}" in run["sweep"])
-    parts = [run["seconds"] for key in ("pretraining", "finetuning") for run in told[key]]
+    parts = [run["seconds"] for key in ("pretraining", "finetuning") for run in document[key]]
     assert min(parts) > 0
-    assert told["device_seconds"] > sum(parts)  # the sweeps beside them
+    assert document["device_seconds"] > sum(parts)  # the sweeps beside them
 
 
-@pytest.mark.slow
-def test_what_is_done_is_not_done_again(done: tuple[Path, str], source: str) -> None:
+def test_what_is_done_is_not_done_again_and_another_config_is_refused(done: tuple[Path, str], source: str) -> None:
     folder, first = done
     kept = [path for path in folder.rglob("*") if path.name in ("model.safetensors", "study.json", "report.html")]
     before = {path: path.stat().st_mtime_ns for path in kept}
@@ -164,34 +142,23 @@ def test_what_is_done_is_not_done_again(done: tuple[Path, str], source: str) -> 
     assert out.count("was done before") == 4 + 14
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert out[out.index("Fine-tuning, test") :] == first[first.index("Fine-tuning, test") :]
-
-
-@pytest.mark.slow
-def test_other_weights_under_the_same_name_are_refused(source: str, tmp_path: Path) -> None:
-    init = tmp_path / "init"
-    for depth, code in (("1", 0), ("2", 2)):
-        weights = Weights(
-            "vit_tiny_patch16_224",
-            {"patch_size": [8, 8], "embed_dim": 48, "num_heads": 3, "depth": int(depth)},
-            None,
-            (32, 32),
-        )
-        state = build(weights).state_dict()
-        write_timm_folder(dataclasses.replace(weights, state=state), init)
-        one = TAKEN | {"init": str(init), "labels": "100%", "lengths": "6 steps", "seeds": "0", "layers": "-1"}
-        _, err = runs.finish(command(source, tmp_path / "study", **one), code)
-        assert ("the weights it started from have changed since" in err) == (code == 2)
-
-
-@pytest.mark.slow
-def test_another_config_is_refused(done: tuple[Path, str], source: str) -> None:
-    _, err = runs.finish(command(source, done[0], pretrain__train__length="30 steps"), 2)
+    _, err = runs.finish(command(source, folder, pretrain__train__length="30 steps"), 2)
     assert "another config" in err
     assert "8 steps" in err
     assert err.count("\n") == 1 + err.count("note:")
 
 
-@pytest.mark.slow
+def test_other_weights_under_the_same_name_are_refused(source: str, tmp_path: Path) -> None:
+    init = tmp_path / "init"
+    one = TAKEN | {"init": str(init), "labels": "100%", "lengths": "6 steps", "seeds": "0", "layers": "-1"}
+    for depth, code in ((1, 0), (2, 2)):
+        args = {"patch_size": [8, 8], "embed_dim": 48, "num_heads": 3, "depth": depth}
+        weights = Weights("vit_tiny_patch16_224", args, None, (32, 32))
+        write_timm_folder(replace(weights, state=build(weights).state_dict()), init)
+        _, err = runs.finish(command(source, tmp_path / "study", **one), code)
+        assert ("the weights it started from have changed since" in err) == (code == 2)
+
+
 def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
     done: tuple[Path, str], source: str, tmp_path: Path
 ) -> None:
@@ -214,29 +181,24 @@ def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
     again, _ = runs.finish(words)
     assert again.count("was done before") == 4
     assert again[again.index("Fine-tuning, test") :] == out[out.index("Fine-tuning, test") :]
-
-    def known(folder: Path, arm: str) -> dict[tuple[str, str], str]:
-        """What both studies did: scratch twice, and the first seed of the pretraining once."""
-        found = [row for row in rows(folder / "runs.csv") if row["labels"] == "50%"]
-        told = {(row["side"], row["seed"]): row["top1"] for row in found}
-        return {("arm", "0"): told[arm, "0"], **{("scratch", seed): told["scratch", seed] for seed in "01"}}
-
-    assert known(tmp_path, "pretrained") == known(done[0], "default")
-    ours, theirs = ([row for row in rows(of / "fewshot.csv") if row["layer"] == "-1"] for of in (tmp_path, done[0]))
-    assert [row["accuracy"] for row in ours] == [row["accuracy"] for row in theirs[: len(ours)]]
+    # What both studies did: scratch twice, and the first seed of the pretraining once.
+    ours, theirs = (
+        {(row["side"], row["seed"]): row["top1"] for row in read_csv(folder / "runs.csv") if row["labels"] == "50%"}
+        for folder in (tmp_path, done[0])
+    )
+    assert ours["pretrained", "0"] == theirs["default", "0"]
+    assert all(ours["scratch", seed] == theirs["scratch", seed] for seed in "01")
+    ours, theirs = (
+        [row["accuracy"] for row in read_csv(of / "fewshot.csv") if row["layer"] == "-1"] for of in (tmp_path, done[0])
+    )
+    assert ours == theirs[: len(ours)]
     probes = json.loads((tmp_path / "study.json").read_text())["probes"]
     assert [probe["side"] for probe in probes] == ["random", "pretrained"]
 
 
 # The last one, for it adds to the study that the others look at.
-@pytest.mark.slow
 def test_a_share_of_the_labels_may_be_added(done: tuple[Path, str], source: str) -> None:
-    more = {
-        "labels": "50%,75%,100%",
-        "lengths": "4 steps,4 steps,6 steps",
-        "layers": "-1",
-        "pretrain.log.report": "false",
-    }
-    out, _ = runs.finish(command(source, done[0], **more))
+    more = {"labels": "50%,75%,100%", "lengths": "4 steps,4 steps,6 steps", "layers": "-1"}
+    out, _ = runs.finish(command(source, done[0], **more, pretrain__log__report="false"))
     assert out.count("was done before") == 4 + 14
-    assert list(dict.fromkeys(row["labels"] for row in rows(done[0] / "table.csv"))) == ["50%", "75%", "100%"]
+    assert list(dict.fromkeys(row["labels"] for row in read_csv(done[0] / "table.csv"))) == ["50%", "75%", "100%"]
