@@ -43,11 +43,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], over: str) -> Estimate:
-    """Estimates the mean of one or more independent measurements.
-
-    Raises:
-        ValueError: no values.
-    """
+    """Estimates the mean of one or more independent measurements."""
     return of_groups({at: [value] for at, value in enumerate(values)}, over)
 
 
@@ -56,12 +52,7 @@ def of_groups(groups: Mapping[Any, Sequence[float]], over: str) -> Estimate:
 
     Measurements of one group are not independent, so the interval is over the groups' means. With a single group it
     is over its measurements, and says nothing about how groups differ.
-
-    Raises:
-        ValueError: no groups, or an empty one.
     """
-    if not groups or not all(len(group) for group in groups.values()):
-        raise ValueError(f"an estimate needs groups of one measurement or more, got {dict(groups)}")
     values = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups.values()])
     units = np.array([np.mean(group) for group in groups.values()]) if len(groups) > 1 else values
     if len(values) < 2:
@@ -79,12 +70,7 @@ def of_table(table: Float[np.ndarray, "pretrainings draws"]) -> Estimate:
 
     Source: F. E. Satterthwaite, "An approximate distribution of estimates of variance components", 1946; W. G. Cochran
     and G. M. Cox, "Experimental designs", 1950.
-
-    Raises:
-        ValueError: an empty table, or one of another shape.
     """
-    if table.ndim != 2 or not table.size:
-        raise ValueError(f"an estimate needs a table of pretrainings x draws, got {table.shape}")
     rows, columns = table.shape
     draws = f"{count(columns, 'draw')} of the shots"
     if rows == 1:
@@ -123,8 +109,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 def over(estimates: Iterable[Estimate | None]) -> str:
     """Names what estimates are over, for the caption of a table or chart: "3 fine-tuning seeds or 3 pretrainings".
 
-    Each once; "10 draws", as of an encoder without pretraining, is left out beside "3 pretrainings and 10 draws". ""
-    where nothing was repeated.
+    Each once; "10 draws" is left out beside "3 pretrainings and 10 draws". "" where nothing was repeated.
     """
     names = list(dict.fromkeys(of.over for of in estimates if of is not None and of.half is not None))
     return " or ".join(one for one in names if not any(one in other for other in names if other != one))

@@ -42,8 +42,7 @@ _Chosen = dict[str, tuple[FewshotResult, list[list[Readout]]]]
 def fewshot(config: FewshotRecipe) -> int:
     """Prints the few-shot tables and writes fewshot.csv, fewshot.png and layers.png into `out`. Returns 0.
 
-    fewshot.png shows of each encoder the last layer that was read and, where it was read in several ways, the one that
-    cross-validation chose; layers.png, of encoders read at several layers, shows all.
+    fewshot.png shows of each encoder the last layer that was read and what cross-validation chose, layers.png all.
 
     Raises:
         UserError: bad input, before anything is written.
@@ -107,7 +106,7 @@ def _choose(results: dict[Readout, FewshotResult]) -> _Chosen:
 
 
 def _choices_text(result: FewshotResult, readouts: list[list[Readout]]) -> str:
-    """How often each layer and pooling was chosen: "10 shots: mean, layer -2 (2 draws); token (1 draw)"."""
+    """Says how often each layer and pooling was chosen: "10 shots: mean, layer -2 (2 draws); token (1 draw)"."""
     lines = []
     for column, number in enumerate(result.shots):
         ways = Counter(row[column].way for row in readouts).most_common()

@@ -39,9 +39,6 @@ def cached_features(key: Mapping[str, Any], extract: Callable[[], tuple[np.ndarr
     Args:
         key: everything that the features depend on, as JSON values.
         extract: features (n, d) of any float type and indices (n,), which become float32 and int64.
-
-    Raises:
-        TypeError, ValueError: a key that is no JSON, or holds NaN; features and indices that do not fit each other.
     """
     text = json.dumps({"format": _FORMAT, "key": dict(key)}, sort_keys=True, allow_nan=False)
     path = cache_folder() / "features" / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
@@ -52,8 +49,6 @@ def cached_features(key: Mapping[str, Any], extract: Callable[[], tuple[np.ndarr
     features, indices = extract()
     features = np.ascontiguousarray(features, dtype=np.float32)
     indices = np.ascontiguousarray(indices, dtype=np.int64)
-    if features.ndim != 2 or indices.shape != features.shape[:1]:
-        raise ValueError(f"extract must give (n, d) features and (n,) indices, got {features.shape}, {indices.shape}")
     if _writes():
         try:
             make_room(features.nbytes + indices.nbytes, "an array of features")

@@ -164,11 +164,10 @@ class FrozenEncoder:
         if image_hw is not None:
             check_patches(self.model, image_hw, "encoder.img_size")
         self.is_vit = isinstance(self.model, VisionTransformer)
-        if self.is_vit:
-            self.depth = len(self.model.blocks)
-        else:
-            stages = hasattr(self.model, "forward_intermediates") and getattr(self.model, "feature_info", ())
-            self.depth = max(len(stages or ()), 1)
+        stages = self.model.blocks if self.is_vit else ()
+        if not self.is_vit and hasattr(self.model, "forward_intermediates"):
+            stages = getattr(self.model, "feature_info", ())
+        self.depth = max(len(stages or ()), 1)
         self.layers = self._from_the_end(layers)
         self._has_token = self.is_vit and self.model.num_prefix_tokens > 0 and self.model.cls_token is not None
         self.pools: tuple[str, ...] = ("mean", "token", "mean+token") if self._has_token else ("mean",)
@@ -272,18 +271,12 @@ class FrozenEncoder:
     def _key(self, source: Source, indices: np.ndarray) -> dict[str, Any]:
         """All that features depend on but the layer."""
         weights = self.weights
+        pixels = list(self.image_hw), weights.in_chans, list(weights.mean), list(weights.std)
         kernels = sorted({module.backend for module in self.model.modules() if isinstance(module, Attention)})
         return {
             "weights": self._hash,
             "architecture": [weights.name, dict(weights.args), weights.pool, asdict(weights.numerics)],
-            "input": [
-                list(self.image_hw),
-                weights.in_chans,
-                list(weights.mean),
-                list(weights.std),
-                asdict(weights.reading),
-                asdict(weights.framing),
-            ],
+            "input": [*pixels, asdict(weights.reading), asdict(weights.framing)],
             "data": source.fingerprint(),
             "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),
             "pixels": [TRANSFORM_VERSION, PIL.__version__],

@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,11 +76,7 @@ def run(config: FinetuneConfig, compare: bool = True) -> int:
         TryLater: a run that goes on when what its images are read from answers again.
     """
     check_installed(config.log.to)  # before anything is written
-    with (
-        processes(config) as (world, device),
-        explained(config, device),
-        claiming(config, world) as claim,
-    ):
+    with processes(config) as (world, device), explained(config, device), claiming(config, world) as claim:
         data = config.data
         labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download, data.keep))
         labelled = take_fraction(labelled, data.labels, data.labels_seed)
@@ -127,15 +124,13 @@ def _sweep(
         raise RunError(f"every learning rate of the sweep diverged ({tried}); try lower values of --optim.lr")
     best = max(done, key=lambda lr: (done[lr], -lr))  # of equals the gentlest
     if world.main:
-        rows = [
-            (lr, result.top1 if result else "diverged", result.test_images if result else "", int(lr == best))
-            for lr, result in results.items()
-        ]
-        head = ("lr", "held_out_top1", "held_out_images", "chosen")
-        write_csv(Path(config.run_dir) / "sweep.csv", [head, *rows])
+        rows: list[tuple[Any, ...]] = [("lr", "held_out_top1", "held_out_images", "chosen")]
         print(f"accuracy on {len(split.test_indices):,} held-out training images, by optim.lr:")
         for lr, result in results.items():
+            figures = (result.top1, result.test_images) if result else ("diverged", "")
+            rows.append((lr, *figures, int(lr == best)))
             print(f"  {lr:<8g} {f'{result.top1:7.1%}' if result else 'diverged'}")
+        write_csv(Path(config.run_dir) / "sweep.csv", rows)
         print(f"best: optim.lr {best:g}; it trains on all {len(labelled.train_indices):,} images", flush=True)
     return 0, best
 

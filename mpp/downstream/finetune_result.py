@@ -90,9 +90,19 @@ def read_result(run_dir: Path) -> Result | None:
         content = json.loads(path.read_text("utf-8"))
         return Result(**{**content, "interval": tuple(content["interval"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"cannot read {path}: it is no result of a fine-tuning run; delete it to make it anew"
-        ) from error
+        what = f"cannot read {path}: it is no result of a fine-tuning run"
+        raise UserError(f"{what}; delete it to make it anew") from error
+
+
+def changed_settings(config: FinetuneConfig) -> list[str]:
+    """Gives the settings by which the run in config.run_dir differs, as "train.length: ... -> ...".
+
+    Of several learning rates of config it may have any. Raises UserError for a config.yaml that cannot be read.
+    """
+    before = from_file(FinetuneConfig, Path(config.run_dir) / "config.yaml")
+    changed = differences(FinetuneConfig, to_dict(before), to_dict(config))
+    chosen = set(before.optim.lr) <= set(config.optim.lr)
+    return [line for line in changed if not (chosen and line.startswith("optim.lr:"))]
 
 
 def finished(config: FinetuneConfig, inputs: Inputs) -> Result | None:
@@ -107,13 +117,10 @@ def finished(config: FinetuneConfig, inputs: Inputs) -> Result | None:
         return None
     if not force:
         inputs.check(folder)
-    changed = differences(FinetuneConfig, to_dict(from_file(FinetuneConfig, folder / "config.yaml")), to_dict(config))
-    if result.lr in config.optim.lr:
-        changed = [line for line in changed if not line.startswith("optim.lr:")]
+    changed = changed_settings(config)
     if changed and not force:
-        raise UserError(
-            f"{folder} holds a finished run with another config ({'; '.join(changed)}); choose another --run-dir"
-        )
+        what = f"{folder} holds a finished run with another config ({'; '.join(changed)})"
+        raise UserError(f"{what}; choose another --run-dir")
     return None if changed else result
 
 

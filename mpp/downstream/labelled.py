@@ -9,7 +9,7 @@ Every split is an array of labels with -1 for the images outside it: no image is
 
 import hashlib
 import itertools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -69,19 +69,14 @@ class Labelled:
     def notes(self) -> tuple[str, ...]:
         """The notes on the sources, and on the labels: classes that one side lacks, and imbalance."""
         names, notes = (*self.classes, *self.foreign), list(self.source_notes)
-        trained, tested = (
-            np.bincount(labels[labels >= 0], minlength=len(names)) for labels in (self.train_labels, self.test_labels)
-        )
-        untrained, untested = (
-            np.flatnonzero((trained == 0) & (tested > 0)),
-            np.flatnonzero((trained > 0) & (tested == 0)),
-        )
-        if len(untrained):
-            wrong = count(int(tested[untrained].sum()), "test image")
-            lack = _lacking(len(untrained), "training")
-            notes.append(f"{lack}, so that {wrong} can only count as wrong: {_some(names, untrained)}")
-        if len(untested):
-            notes.append(f"{_lacking(len(untested), 'test')}: {_some(names, untested)}")
+        both = self.train_labels, self.test_labels
+        trained, tested = (np.bincount(labels[labels >= 0], minlength=len(names)) for labels in both)
+        for kind, here, there in (("training", trained, tested), ("test", tested, trained)):
+            lacking = np.flatnonzero((here == 0) & (there > 0))
+            if number := len(lacking):
+                lack = f"{count(number, 'class')} {'has' if number == 1 else 'have'} no {kind} images"
+                wrong = f", so that {count(int(tested[lacking].sum()), 'test image')} can only count as wrong"
+                notes.append(f"{lack}{wrong if kind == 'training' else ''}: {_some(names, lacking)}")
         sizes = trained[trained > 0]
         if sizes.max() >= _IMBALANCE * sizes.min():
             low, high, median = sizes.min(), sizes.max(), np.median(sizes)
@@ -100,10 +95,8 @@ def open_labelled(data: str, test: str = "", download: bool = False, keep: bool 
     """
     splits = open_splits(data, download, keep=keep)
     if test == data and "test" not in splits:
-        raise SourceError(
-            f"{shown(data)} is named for training and for testing, but has no test split of its own: "
-            "name no test source to hold out a fifth of it, or one of other images"
-        )
+        what = f"{shown(data)} is named for training and for testing, but has no test split of its own"
+        raise SourceError(f"{what}: name no test source to hold out a fifth of it, or one of other images")
     train = splits["train"]
     if train.weights:
         raise SourceError(f"{data}: weights say how often images are drawn, which is for pretraining; leave them out")
@@ -126,10 +119,8 @@ def label(train: Source, test: Source | None = None) -> Labelled:
     train_labels, classes = _numbered(train)
     present = np.unique(train_labels[train_labels >= 0])
     if len(present) < 2:
-        raise SourceError(
-            f"{train.name} has labelled images of one class alone, {_some(classes, present)}: "
-            "there must be two at least to tell apart"
-        )
+        alone = f"{train.name} has labelled images of one class alone, {_some(classes, present)}"
+        raise SourceError(f"{alone}: there must be two at least to tell apart")
     notes = _warnings(train, train_labels)
     if test is None:
         held_out = _draw(train_labels, len(classes), _TEST_SHARE, np.random.default_rng(_TEST_SEED), leave=1)
@@ -144,10 +135,9 @@ def label(train: Source, test: Source | None = None) -> Labelled:
     if not np.isin(test_labels, present).any():
         name = f"the test split of {test.name}" if test.name == train.name else test.name
         others = foreign or test_classes
-        raise SourceError(
-            f"the classes of {name} are none of those of {train.name}: {_some(others, range(len(others)))} "
-            f"against {_some(classes, present)}; name the classes of both alike"
-        )
+        names = f"{_some(others, range(len(others)))} against {_some(classes, present)}"
+        what = f"the classes of {name} are none of those of {train.name}: {names}"
+        raise SourceError(f"{what}; name the classes of both alike")
     notes += _warnings(test, test_labels)
     return Labelled(train, test, classes, train_labels, test_labels, foreign, tuple(notes))
 
@@ -168,15 +158,13 @@ def hold_out(labelled: Labelled, share: float, seed: int) -> Labelled:
     The real test images are in no split of the result. A class of one image stays in training; one of more keeps at
     least one there and gives at least one. Raises SourceError where no class has two training images.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"the share held out must be between 0 and 1, got {share}")
     rng, labels = np.random.default_rng([seed, _SETTINGS]), labelled.train_labels
     held_out = _draw(labels, len(labelled.classes), share, rng, leave=1)
     if not held_out.any():
         raise SourceError(f"no class of {labelled.train.name} has two training images, one to choose settings by")
     number = f"{held_out.sum():,} of {len(labelled.train_indices):,}"
-    notes = [f"{number} training images are held out to choose settings by"]
-    return _split(labelled.train, labelled.classes, labels, held_out, notes)
+    note = f"{number} training images are held out to choose settings by"
+    return _split(labelled.train, labelled.classes, labels, held_out, [note])
 
 
 def by_class(labels: Int[np.ndarray, " n"], num_classes: int) -> list[np.ndarray]:
@@ -209,9 +197,8 @@ def _numbered(source: Source) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]
     """Gives the labels of a source, -1 where there is none, and the names they number."""
     labels = source.labels()
     if labels is None or not (labels >= 0).any():
-        raise SourceError(
-            f"{source.name} has no labels ({source.describe()}): give e.g. a folder of one sub-folder per class"
-        )
+        what = f"{source.name} has no labels ({source.describe()})"
+        raise SourceError(f"{what}: give e.g. a folder of one sub-folder per class")
     labels, classes = checked_labels(source.name, np.maximum(labels, -1), len(labels), source.classes)
     assert labels is not None
     assert classes is not None  # some image has a label
@@ -232,22 +219,14 @@ def _renumber(
 
 def _keys(names: tuple[str, ...]) -> list[tuple[str, int]]:
     """Pairs each name with how often it came before, so that ImageNet's two cranes match one by one."""
-    before: Counter[str] = Counter()
-    keys = []
-    for name in names:
-        keys.append((name, before[name]))
-        before[name] += 1
-    return keys
+    before: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
+    return [(name, next(before[name])) for name in names]
 
 
 def _warnings(source: Source, labels: np.ndarray) -> list[str]:
     number = int((labels < 0).sum())
     unlabelled = [f"{count(number, 'image')} of {source.name} without a label left out"] if number else []
     return [*source.warnings, *unlabelled]
-
-
-def _lacking(number: int, kind: str) -> str:
-    return f"{count(number, 'class')} {'has' if number == 1 else 'have'} no {kind} images"
 
 
 def _some(names: Sequence[str], numbers: Sequence[int] | np.ndarray) -> str:

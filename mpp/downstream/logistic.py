@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from mpp.downstream.ridge import STD_OFFSET, check_features, check_labelled
+from mpp.downstream.ridge import STD_OFFSET
 from mpp.system.process import one_thread
 
 _ROWS = 2**24  # numbers in one block: 128 MB
@@ -47,7 +47,6 @@ class LinearProbe:
 
     def logits(self, features: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, "m K"]:
         """Gives unnormalised log-probabilities; -inf for a class without training images."""
-        check_features(features, width=len(self.mean))
         return (features - self.mean) / self.std @ self.weights + self.bias
 
 
@@ -56,23 +55,19 @@ def fit_linear(
     labels: Int[np.ndarray, " n"],
     num_classes: int,
     l2: float,
-    *,
     start: LinearProbe | None = None,
 ) -> LinearProbe:
     """Fits by full-batch L-BFGS in float64, always the same for the same input.
 
-    The minimum is that of scikit-learn's LogisticRegression(C=1 / (n * l2)) on the standardised features: a mean of
-    the losses here, a sum there, so that one `l2` means the same for a part of the data as for all of it.
+    Features are finite, labels of two classes or more. The minimum is that of scikit-learn's LogisticRegression(
+    C=1 / (n * l2)) on the standardised features: a mean of the losses here, a sum there, so that one `l2` means the
+    same for a part of the data as for all of it.
 
     Args:
         labels: 0 to num_classes - 1; a class without images is never predicted.
         l2: above 0; 2**-20 is next to none. The bias is not penalised.
         start: a solution to start from, such as that of the next stronger `l2`.
-
-    Raises:
-        ValueError: as `check_classes`.
     """
-    check_classes(features, labels, num_classes)
     present = np.unique(labels)
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64) + STD_OFFSET
@@ -87,13 +82,6 @@ def fit_linear(
     weights, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, -np.inf)
     weights[:, present], bias[present] = solution[:-1].numpy(), solution[-1].numpy()
     return LinearProbe(mean, std, weights, bias)
-
-
-def check_classes(features: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """Raises ValueError unless a classifier can learn from these: as `check_labelled`, and of two classes or more."""
-    check_labelled(features, labels, num_classes)
-    if labels.min() == labels.max():
-        raise ValueError(f"a probe needs images of two classes or more; all {len(labels)} are of class {labels[0]}")
 
 
 def _blocks(
@@ -122,8 +110,7 @@ def _preconditioner(
 ) -> tuple[Float64[Tensor, "w w"], Float64[Tensor, "w w"]]:
     """Gives P and its inverse, the root of the second derivative by W and bias where all classes are equally likely.
 
-    There it is, of s classes and for weights that add up to 0 over them, Z^T Z / (n s) + l2; the bias stands alone,
-    for Z has the mean 0.
+    There it is Z^T Z / (n s) + l2, of weights that add up to 0 over the classes; the bias stands alone (Z's mean is 0).
     """
     product, count = 0.0, 0
     for features, labels in blocks():
@@ -135,11 +122,7 @@ def _preconditioner(
     return torch.from_numpy(basis / roots @ basis.T), torch.from_numpy(basis * roots @ basis.T)
 
 
-def _minimise(
-    solution: Float64[Tensor, "w s"],
-    blocks: Callable[[], Iterable[Block]],
-    l2: float,
-) -> None:
+def _minimise(solution: Float64[Tensor, "w s"], blocks: Callable[[], Iterable[Block]], l2: float) -> None:
     """Moves `solution`, whose last row is the bias, to the minimum."""
     gradient = torch.empty_like(solution)
     preconditioner, root = _preconditioner(blocks, l2, solution.shape[1])

@@ -13,16 +13,16 @@ Letters: n images, d features, K classes, m test images.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
+from jaxtyping import Float, Float32, Float64, Int, Int64
 
-from mpp.downstream.logistic import LinearProbe, check_classes, fit_linear
+from mpp.downstream.logistic import LinearProbe, fit_linear
 from mpp.downstream.ridge import check_features
 from mpp.downstream.shots import stratified_folds
 
 L2_SWEEP = tuple(2.0**power for power in range(-20, 6, 2))
-K_SWEEP = (10, 20, 100, 200)
 
 _PARTS = 10  # a tenth is held out
 _BLOCK = 2**24  # numbers in one block of rows: 128 MB
@@ -60,9 +60,9 @@ def sweep_linear(train: Labelled, test: Labelled, num_classes: int, l2s: Sequenc
     without training images: always wrong.
 
     Raises:
-        ValueError: as `fit_linear`; no class with two images, so that nothing can be held out; no test images.
+        ValueError: features that are not finite; images of one class alone; no class with two images to hold one out.
     """
-    _check(train, test, num_classes)
+    _check(train, test)
     strongest_first = sorted(set(l2s), reverse=True)
     table: list[tuple[float, float]] = []
     probe: LinearProbe | None = None
@@ -72,25 +72,21 @@ def sweep_linear(train: Labelled, test: Labelled, num_classes: int, l2s: Sequenc
             probe = fit_linear(*learned, num_classes, l2, start=probe)
             right = _right(probe.logits(held_out[0]), held_out[1], 1)
             table.append((l2, right / len(held_out[1])))
-    chosen = _best(table) if table else strongest_first[0]
+    chosen = max(table, key=itemgetter(1))[0] if table else strongest_first[0]
     probe = fit_linear(*train, num_classes, chosen)
     rows = _slices(len(test[0]), num_classes)
     return _result("l2", chosen, table, (probe.logits(test[0][part]) for part in rows), test[1], num_classes)
 
 
 def sweep_knn(
-    train: Labelled,
-    test: Labelled,
-    num_classes: int,
-    ks: Sequence[int] = K_SWEEP,
-    temperature: float = 0.07,
+    train: Labelled, test: Labelled, num_classes: int, ks: Sequence[int], temperature: float = 0.07
 ) -> ProbeResult:
     """Classifies by nearest neighbours with the k that does best on a held-out tenth, the smallest of equals.
 
     Values of k beyond the training images that are left are not tried; where none remains, all images vote. Raises
     ValueError as `sweep_linear`.
     """
-    _check(train, test, num_classes)
+    _check(train, test)
     wanted = sorted(set(ks))
     table: list[tuple[float, float]] = []
     if len(wanted) > 1:
@@ -102,7 +98,7 @@ def sweep_knn(
             right += [_right(of_k, labels, 1) for of_k in votes]
             start += votes.shape[1]
         table = list(zip(wanted, (right / len(held_out[1])).tolist(), strict=True))
-    chosen = int(_best(table)) if table else wanted[0]
+    chosen = int(max(table, key=itemgetter(1))[0]) if table else wanted[0]
     votes = knn_votes(*train, test[0], num_classes, [chosen], temperature)
     return _result("k", chosen, table, (of_k for (of_k,) in votes), test[1], num_classes)
 
@@ -120,8 +116,6 @@ def knn_votes(
     Of equally near images the first in `train_features` are taken. The 1 changes no prediction; it keeps the sums
     finite at any temperature. -inf: no neighbour is of the class. Raises ValueError for a k outside 1 to n.
     """
-    check_classes(train_features, train_labels, num_classes)
-    check_features(test_features, width=train_features.shape[1])
     if min(ks) < 1 or max(ks) > len(train_features):
         raise ValueError(f"k must be 1 to {len(train_features)}, the number of training images, got {list(ks)}")
     train = _normalised(train_features)
@@ -141,7 +135,7 @@ def knn_votes(
 def _nearest(similarity: Float32[np.ndarray, "m n"], k: int) -> Int64[np.ndarray, "m k"]:
     """Finds the k most similar columns of each row, best first, the lowest index first among equals.
 
-    A stable sort of whole rows would do; picking the few that reach the k-th value first is far less work.
+    Picking the few that reach the k-th value first is far less work than a stable sort of whole rows.
     """
     least = np.partition(similarity, similarity.shape[1] - k, axis=1)[:, -k]
     nearest = np.empty((len(similarity), k), dtype=np.int64)
@@ -163,27 +157,22 @@ def _slices(rows: int, width: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
-def _check(train: Labelled, test: Labelled, num_classes: int) -> None:
+def _check(train: Labelled, test: Labelled) -> None:
     """Complains before anything is fitted, not after."""
-    check_classes(*train, num_classes)
-    features, labels = test
-    check_features(features, train[0].shape[1])
-    if not len(features) or labels.shape != (len(features),):
-        raise ValueError(f"testing needs one label per row of features, got {features.shape} and {labels.shape}")
+    check_features(train[0])
+    check_features(test[0])
+    labels = train[1]
+    if labels.min() == labels.max():
+        raise ValueError(f"a probe needs images of two classes or more; all {len(labels)} are of class {labels[0]}")
 
 
 def _hold_out(train: Labelled) -> tuple[Labelled, Labelled]:
     """Cuts off a tenth, at least one image, spread evenly over the classes; never the only image of a class."""
     features, labels = train
-    held_out: Bool[np.ndarray, " n"] = stratified_folds(labels, _PARTS) == 0
+    held_out = stratified_folds(labels, _PARTS) == 0
     if not held_out.any():
         raise ValueError("no class has two images, one to hold out: give a single value instead of several to choose")
     return (features[~held_out], labels[~held_out]), (features[held_out], labels[held_out])
-
-
-def _best(table: Sequence[tuple[float, float]]) -> float:
-    """Gives the value with the highest accuracy, the first of equals."""
-    return max(table, key=lambda row: row[1])[0]
 
 
 def _result(

@@ -43,19 +43,14 @@ class Ridge:
 
     def logits(self, features: Float[np.ndarray, "m d"], l2: Sequence[float]) -> Iterator[Float64[np.ndarray, "m K"]]:
         """Predicts around -1 (not this class) to 1 (this class), for one l2 after the other, each above 0."""
-        strengths = np.asarray(l2, dtype=np.float64)
-        if not (np.isfinite(strengths) & (strengths > 0)).all():
-            raise ValueError(f"l2 must be positive and finite, got {list(l2)}")
-        check_features(features, width=len(self.mean))
+        check_features(features)
         projected = _whiten(features, self.mean, self.std) @ self.left
-        return ((projected * (1.0 / (self.eigenvalues + strength))) @ self.right for strength in strengths)
+        return ((projected * (1.0 / (self.eigenvalues + strength))) @ self.right for strength in l2)
 
     def accuracy(
         self, features: Float[np.ndarray, "m d"], labels: Int[np.ndarray, " m"], l2: Sequence[float]
     ) -> Float64[np.ndarray, " L"]:
         """Gives the share of the test images (1 or more) whose largest logit is their class, for each l2."""
-        if len(features) != len(labels) or not len(features):
-            raise ValueError(f"accuracy needs as many features as labels, got {len(features)} and {len(labels)}")
         right = np.zeros(len(l2))
         for start in range(0, len(features), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -68,9 +63,9 @@ def fit(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_c
     """Solves the least squares of `num_classes` one-against-rest targets for every l2 at once.
 
     Features are of any float type. A class without images is always predicted as -1. Raises ValueError as
-    `check_labelled`.
+    `check_features`.
     """
-    check_labelled(features, labels, num_classes)
+    check_features(features)
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64) + STD_OFFSET
     x_nw = _whiten(features, mean, std)
@@ -119,19 +114,8 @@ def _times_targets(
     return 2.0 * sums.T - rows.sum(axis=0)[:, None]
 
 
-def check_features(features: np.ndarray, width: int | None = None) -> None:
-    """Raises ValueError unless `features` are finite and (images, `width`)."""
-    if features.ndim != 2 or (width is not None and features.shape[1] != width):
-        raise ValueError(f"features must be (images, {'d' if width is None else width}), got {features.shape}")
+def check_features(features: Float[np.ndarray, "n d"]) -> None:
+    """Raises ValueError unless they are finite."""
     bad = np.count_nonzero(~np.isfinite(features).all(axis=1))
     if bad:
         raise ValueError(f"features of {bad} of {len(features)} images are NaN or infinite: has the encoder diverged?")
-
-
-def check_labelled(features: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """Raises ValueError unless the features are finite and each row has a label of 0 to num_classes - 1."""
-    check_features(features)
-    if not len(features) or labels.shape != (len(features),):
-        raise ValueError(f"a fit needs one label per row of features, got {features.shape} and {labels.shape}")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must be 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}")

@@ -61,13 +61,13 @@ def draw_shots(labels: Int[np.ndarray, " n"], shots: int, seed: int, num_classes
     return np.concatenate([rng.permutation(members)[:shots] for members in by_class(labels, num_classes)])
 
 
-def stratified_folds(labels: Int[np.ndarray, " n"], folds: int, seed: int = 0) -> Int64[np.ndarray, " n"]:
+def stratified_folds(labels: Int[np.ndarray, " n"], folds: int) -> Int64[np.ndarray, " n"]:
     """Gives the fold of each image, 0 to folds - 1; -1 for one that is alone in its class: it is for learning only.
 
     Folds differ by at most one image, in each class as in total. With two folds or more none has all images of a class.
     Labels are 0 or more.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     groups = [rng.permutation(members) for members in by_class(labels, int(labels.max(initial=-1)) + 1)]
     # Dealt like cards, and the next class goes on where the last one ended: small classes do not all fill fold 0.
     dealt = np.concatenate([members for members in groups if len(members) > 1] or [np.empty(0, dtype=np.int64)])
@@ -77,16 +77,12 @@ def stratified_folds(labels: Int[np.ndarray, " n"], folds: int, seed: int = 0) -
 
 
 def choose_l2(
-    features: Float[np.ndarray, "n d"],
-    labels: Int[np.ndarray, " n"],
-    num_classes: int,
-    l2s: Sequence[float] = L2_GRID,
+    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_classes: int, l2s: Sequence[float] = L2_GRID
 ) -> tuple[float, float] | None:
     """Chooses the L2 with the highest accuracy in stratified cross-validation on the shots; gives both.
 
     Five folds, or as many as the smallest class with several images has; an image alone in its class is learned from
-    in all. Ties, common with few images, go to the strongest value: its weights are the smallest that do as well. None
-    where no class has two images. Raises ValueError as `ridge.fit`.
+    in all. Ties, common with few images, go to the strongest value. None where no class has two images.
     """
     strongest_first = sorted(l2s, reverse=True)
     counts = np.bincount(labels)
@@ -143,9 +139,10 @@ class FewshotResult:
         """Gives a line per number of shots, in percent, and what was missing; L2 has a column where it was chosen."""
         l2 = [self._l2_text(column) for column in range(len(self.shots))]
         width = max(map(len, l2))
-        over = f"over {count(len(self.accuracy), 'draw')} of the shots"
         head = f"  {'L2':{width}}" if width else ""
-        lines = [f"shots  accuracy    std  95% interval{head}   ({over})"]
+        lines = [
+            f"shots  accuracy    std  95% interval{head}   (over {count(len(self.accuracy), 'draw')} of the shots)"
+        ]
         for (shots, estimated), strength in zip(self.estimates.items(), l2, strict=True):
             spread = "-" if estimated.spread is None else f"{estimated.spread:.1%}"
             interval = "-" if estimated.half is None else f"± {estimated.half:.1%}"
@@ -187,7 +184,7 @@ def score(
         choosing: whether the result is one to choose from, and therefore has its `held_out`.
 
     Raises:
-        ValueError: as `ridge.fit`.
+        ValueError: features that are not finite.
     """
     features, labels = train
     accuracy = np.empty((len(draws), len(shots)))
@@ -201,13 +198,8 @@ def score(
             if best is not None:
                 (strength[i, j], held_out[i, j]), chosen[i, j] = best, True
         accuracy[i, j] = ridge.fit(*drawn, num_classes).accuracy(*test, [float(strength[i, j])])[0]
-    return FewshotResult(
-        tuple(shots),
-        accuracy,
-        l2=strength,
-        chosen=chosen if l2 == "cv" else None,
-        held_out=held_out if choosing else None,
-    )
+    by_cv, to_choose_by = chosen if l2 == "cv" else None, held_out if choosing else None
+    return FewshotResult(tuple(shots), accuracy, l2=strength, chosen=by_cv, held_out=to_choose_by)
 
 
 def choose_readout(results: Mapping[Readout, FewshotResult]) -> tuple[FewshotResult, list[list[Readout]]]:
@@ -216,12 +208,7 @@ def choose_readout(results: Mapping[Readout, FewshotResult]) -> tuple[FewshotRes
     Test images have no part in the choice, so that the accuracy on them is that of the method, not of the luckiest of
     its readouts. Of equals, and where one image per class leaves nothing to choose by, the last layer is taken, and
     there the first pooling. Gives the result, and the readout of each of its figures, by seed and number of shots.
-
-    Raises:
-        ValueError: no results, or some without `held_out`.
     """
-    if not results or any(result.held_out is None for result in results.values()):
-        raise ValueError("a readout is chosen from results that were evaluated with choosing=True")
     order = sorted(results, key=lambda readout: -readout.layer)  # stable: poolings stay in their order
     held_out, accuracy = (np.stack([getattr(results[of], part) for of in order]) for part in ("held_out", "accuracy"))
     best = np.nan_to_num(held_out, nan=-1.0).argmax(axis=0)

@@ -117,23 +117,6 @@ def finetune_runs(config: StudyConfig, labelled: Labelled, pretrained: int) -> l
     return sorted(found, key=lambda run: (run.labels, run.seed) != (config.tune_at, config.seeds[0]))
 
 
-def changed_settings(config: FinetuneConfig) -> list[str]:
-    """Settings by which the run in config's folder differs, if there is one: "train.length: ... -> ...".
-
-    Where several learning rates are to be tried, it may have any of them.
-
-    Raises:
-        UserError: a config.yaml that cannot be read.
-    """
-    path = Path(config.run_dir) / "config.yaml"
-    if not path.is_file():
-        return []
-    before = from_file(FinetuneConfig, path)
-    changed = differences(FinetuneConfig, to_dict(before), to_dict(config))
-    chosen = set(before.optim.lr) <= set(config.optim.lr)
-    return [line for line in changed if not (chosen and line.startswith("optim.lr:"))]
-
-
 @dataclass(frozen=True)
 class Plan:
     """All runs of a study."""

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from mpp.config import to_dict
-from mpp.downstream.finetune_result import Result, read_result
+from mpp.downstream.finetune_result import Result, changed_settings, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import without_credentials
 from mpp.pretraining.build import build_model
 from mpp.report.run_record import read_csv
 from mpp.study.equal_time import Lengths
 from mpp.study.frozen import Figures, saved_figures
-from mpp.study.plan import FinetuneRun, Plan, Pretraining, StartPoint, changed_settings
+from mpp.study.plan import FinetuneRun, Plan, Pretraining, StartPoint
 from mpp.system.files import write_whole
 from mpp.training.provenance import read_starts
 from mpp.training.rows import last_part, read_rows, training_spans

@@ -24,7 +24,7 @@ from mpp.data.sources.opening import open_source
 from mpp.data.sources.overlap import Shared, shared
 from mpp.data.sources.patterns import shown
 from mpp.dist import World
-from mpp.downstream.finetune_result import read_result
+from mpp.downstream.finetune_result import changed_settings, read_result
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.settings import parse_share
@@ -35,7 +35,7 @@ from mpp.pretraining.build import build_model
 from mpp.report.visualize import REPORT, write_report
 from mpp.study.equal_time import EQUAL_TIME, Lengths, equal_lengths
 from mpp.study.frozen import check_layers
-from mpp.study.plan import Plan, Pretraining, changed_settings, finetune_runs, images_of, pretrainings
+from mpp.study.plan import Plan, Pretraining, finetune_runs, images_of, pretrainings
 from mpp.study.record import Record
 from mpp.study.report import write
 from mpp.study.scheduler import lock_of, run_tasks
@@ -209,11 +209,13 @@ def check_finished(plan: Plan, before: StudyConfig) -> None:
     for one in plan.finetunings:
         group = plan.rate_group(one)
         config = plan.finetune_config(one, rates.get(group))
-        changed, result = changed_settings(config), read_result(Path(config.run_dir))
+        folder = Path(config.run_dir)
+        changed = changed_settings(config) if (folder / "config.yaml").is_file() else []
         if changed and config.resume != "force":
             names = [name for name in _MAY_CHANGE if getattr(before, name) != getattr(plan.config, name)]
             why = f", for {' and '.join(names)} of the study changed" if names else ""
             what = f"{config.run_dir} holds a run with another config ({'; '.join(changed)}){why}"
             raise UserError(f"{what}; choose another --run-dir")
+        result = read_result(folder)
         if result is not None and not changed:
             rates.setdefault(group, result.lr)

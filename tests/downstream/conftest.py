@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from mpp.cli import pretrain
+from mpp.downstream.finetune_result import read_result
 from tests import runs
-from tests.downstream.tuned import write_split
+from tests.downstream.tuned import Done, read_csv, write_split
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,13 @@ def pretrained(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("pretrained") / "run"
     assert pretrain(runs.command(source, run_dir, train__length="3 steps", fewshot__data="")[1:]) == 0
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def done(split: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """From scratch on a folder of files, as a process."""
+    run_dir = tmp_path_factory.mktemp("runs") / "scratch"
+    out, err = runs.finish(runs.finetune_command(split, run_dir, data__workers="2", log__evaluate="20 steps"))
+    result = read_result(run_dir)
+    assert result is not None
+    return Done(split, run_dir, out, err, result, read_csv(run_dir / "predictions.csv"))

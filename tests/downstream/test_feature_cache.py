@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from mpp.downstream.feature_cache import Features, cached_features, weights_hash
@@ -32,8 +30,8 @@ class Encoder:
 
 
 def same(one: Features, other: Features) -> bool:
-    pairs = list(zip(one, other, strict=True))
-    return all(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes() for a, b in pairs)
+    bits = [[(part.dtype, part.shape, part.tobytes()) for part in features] for features in (one, other)]
+    return bits[0] == bits[1]
 
 
 @pytest.fixture
@@ -51,7 +49,6 @@ def test_the_same_bits_fresh_and_cached(dtype: Any, folder: Path) -> None:
     assert encoder.calls == 1
     assert same(fresh, cached)
     features, indices = cached
-    assert (features.dtype, indices.dtype) == (np.float32, np.int64)
     assert fresh[0].flags.c_contiguous == features.flags.c_contiguous is True  # or BLAS may sum in another order
     with np.errstate(invalid="ignore"):
         np.testing.assert_array_equal(features, Encoder(dtype)()[0].astype(np.float32))
@@ -63,19 +60,8 @@ def test_the_same_bits_fresh_and_cached(dtype: Any, folder: Path) -> None:
     none = np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)
     assert same(cached_features({"none": 1}, lambda: none), none)
     assert same(cached_features({"none": 1}, lambda: 1 / 0), none)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(other=st.dictionaries(st.sampled_from(list(KEY)), st.sampled_from([None, 0, "", "abc", [224], [224, 224]])))
-def test_every_other_key_is_another_file(
-    other: dict[str, Any], folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    encoder = Encoder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPP_CACHE", str(tmp_path_factory.mktemp("keys")))
-        cached_features(KEY, encoder)
-        cached_features(KEY | other, encoder)
-    assert encoder.calls == (1 if KEY | other == KEY else 2)
+    cached_features(KEY | {"size": 224}, encoder)
+    assert encoder.calls == 2
 
 
 def test_damaged_files_are_made_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,16 +117,6 @@ def test_a_folder_that_cannot_be_written_or_has_no_room(
     assert first.stat().st_mtime > 0  # used again, so that it is not the first to go
 
 
-def test_what_cannot_be_cached(folder: Path) -> None:
-    with pytest.raises(TypeError):
-        cached_features({"key": object()}, Encoder())
-    with pytest.raises(ValueError, match="JSON"):
-        cached_features({"key": float("nan")}, Encoder())
-    with pytest.raises(ValueError, match=r"got \(5, 3\), \(4,\)"):
-        cached_features(KEY, lambda: (np.zeros((5, 3)), np.zeros(4)))
-    assert not folder.exists()
-
-
 def test_all_ranks_extract_where_one_lacks_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder()
     with monkeypatch.context() as patch:
@@ -167,14 +143,8 @@ def test_weights_hash() -> None:
     assert weights_hash(dict(reversed(state().items()))) == first
     turned = state()["a"].t().contiguous().t()  # the same numbers in another order in memory
     assert weights_hash(state(a=turned.requires_grad_())) == first
-    others = [
-        state(a=state()["a"].reshape(3, 2)),
-        state(a=state()["a"].double()),
-        state(a=state()["a"] + 1e-6),
-        state(b=torch.tensor(4)),
-        state(c=torch.ones(4, dtype=torch.float16)),
-        state(d=torch.zeros(3, 0)),
-        state(e=torch.tensor([False, True])),
-        state(f=torch.zeros(0)),
-    ]
+    a = state()["a"]
+    others = [state(a=other) for other in (a.reshape(3, 2), a.double(), a + 1e-6)]
+    others += [state(b=torch.tensor(4)), state(c=torch.ones(4, dtype=torch.float16)), state(d=torch.zeros(3, 0))]
+    others += [state(e=torch.tensor([False, True])), state(f=torch.zeros(0))]
     assert len({first, *map(weights_hash, others)}) == 9

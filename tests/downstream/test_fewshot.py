@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from mpp.data.sources.base import Source
 from mpp.data.sources.in_memory import ListSource
@@ -15,7 +13,6 @@ from mpp.downstream import ridge
 from mpp.downstream.fewshot import Fewshot, evaluations
 from mpp.downstream.labelled import label
 from mpp.downstream.shots import FewshotResult, draw_shots, score
-from mpp.training.schedule import is_due
 
 
 class Fake(ListSource):
@@ -31,13 +28,12 @@ class Fake(ListSource):
 class Reader:
     """Features that give the class away, and a record of what was asked for."""
 
-    def __init__(self, lost: tuple[int, ...] = ()) -> None:
+    def __init__(self) -> None:
         self.asked: list[tuple[str, list[int]]] = []
-        self.lost = lost
 
     def __call__(self, source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.asked.append((source.name, indices.tolist()))
-        kept = np.setdiff1d(indices, self.lost)[::-1]  # a loader may return another order
+        kept = indices[::-1]  # a loader may return another order
         labels, classes = source.labels(), source.classes
         assert labels is not None
         assert classes is not None
@@ -72,19 +68,11 @@ def test_draws_and_accuracies_of_the_original_code(shared: Callable[[str], Path]
     np.testing.assert_array_equal(got, want)
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    labels=st.lists(st.integers(-1, 5), max_size=40).map(lambda values: np.array(values, dtype=np.int64)),
-    shots=st.integers(1, 8),
-    seed=st.integers(0, 1000),
-)
-def test_draws_are_the_evaluators_line_for_line(labels: np.ndarray, shots: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("shots", [1, 3, 20])
+def test_draws_are_the_evaluators_line_for_line(shots: int) -> None:
+    labels, rng = np.random.default_rng(0).integers(-1, 5, 40), np.random.default_rng(7)
     want = [rng.permutation(np.where(labels == c)[0])[:shots] for c in range(5)]
-    got = draw_shots(labels, shots, seed, 5)
-    assert got.tolist() == np.concatenate(want).tolist()
-    assert got.dtype == np.int64
-    assert set(got) <= set(draw_shots(labels, shots + 1, seed, 5))
+    assert draw_shots(labels, shots, 7, 5).tolist() == np.concatenate(want).tolist()
 
 
 def test_result_by_hand() -> None:
@@ -119,19 +107,8 @@ def test_only_the_images_needed_are_asked_for() -> None:
     assert task(train, test, shots=(30, 31)).run(reader).short_classes == {30: 0, 31: 3}
 
 
-@settings(max_examples=40, deadline=None)
-@given(counts=st.lists(st.integers(0, 30), min_size=2, max_size=6).filter(lambda c: sum(n > 1 for n in c) > 1))
-def test_what_is_held_out_is_never_learned_from(counts: list[int]) -> None:
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
-    few, reader = task(Fake(labels, " ".join("abcdef"[: len(counts)])), shots=(1, 25)), Reader()
-    assert not set(few.test_indices) & set(few.train_indices)
-    few.run(reader)
-    asked = [index for _, indices in reader.asked for index in indices]
-    assert len(asked) == len(set(asked)) == few.num_images
-
-
 @pytest.mark.parametrize("share", [None, 3])
-def test_equals_a_fit_by_hand_and_lost_shots_are_not_replaced(share: int | None) -> None:
+def test_equals_a_fit_by_hand_and_shots_that_do_not_decode_are_not_replaced(share: int | None) -> None:
     rng = np.random.default_rng(0)
     labels, test_labels = rng.integers(0, 4, 80), rng.integers(0, 4, 500)
     features, test_features = rng.normal(size=(80, 6)), rng.normal(size=(500, 6))
@@ -149,40 +126,13 @@ def test_equals_a_fit_by_hand_and_lost_shots_are_not_replaced(share: int | None)
             want = ridge.fit(features[rows], labels[rows], 4).accuracy(test_features, test_labels, [2.0**10])[0]
             assert result.accuracy[row, column] == want
     assert result.dropped == len(lost)
-
-
-def test_images_that_do_not_decode_are_left_out() -> None:
-    labels = np.repeat([0, 1], 10)
-    few = task(Fake(labels, "a b"), Fake(np.repeat([0, 1], 12), "a b", "held"), shots=(2,), seeds=(0,), l2=1e-3)
-    lost = tuple(few.train_indices[:1].tolist())
-    result = few.run(Reader(lost))
-    assert result.dropped == 1 + np.isin(lost, few.test_indices).sum()
-    assert result.accuracy.tolist() == [[1.0]]
     with pytest.raises(ValueError, match="no image left"):
-        few.run(Reader(tuple(range(24))))
+        few.run(lambda source, indices: (features[:0], indices[:0]))
 
 
 def test_images_of_a_class_that_training_lacks_count_as_wrong() -> None:
     few = task(Fake(np.repeat([0, 1], 9), "a b"), Fake([1, 0, 2, 2], "b a c", "held"), seeds=(0,))
     assert few.run(Reader()).accuracy.tolist() == [[0.5, 0.5]]
-
-
-@settings(max_examples=200, deadline=None)
-@given(total=st.integers(1, 100_000), batch=st.integers(1, 4096), images=st.integers(1, 100_000))
-@example(total=55, batch=750, images=55)  # 15 evaluations would cost 2% to the image
-def test_auto_spends_what_it_may_and_no_more(total: int, batch: int, images: int) -> None:
-    def number(period: int) -> int:
-        return 1 + sum(is_due(step, period, total) for step in range(1, total + 1))
-
-    total = min(total, 3000)  # the sum above is slow
-    period = evaluations("auto", total, batch, images)
-    assert 0 <= period < total
-    if period:
-        assert number(period) <= 20
-        assert number(period) * images * 50 < total * batch
-    shorter = period - 1 if period else total - 1
-    if shorter > 0:
-        assert number(shorter) > 20 or number(shorter) * images * 50 >= total * batch
 
 
 def test_period_by_hand() -> None:
@@ -191,6 +141,7 @@ def test_period_by_hand() -> None:
     assert evaluations("auto", 10_000, 64, 8) == 527  # 20 at most
     assert evaluations("auto", 10_000, 64, 4_267) == 0  # three would cost more than 12,800
     assert evaluations("auto", 5, 4096, 1) == 1
+    assert evaluations("auto", 55, 750, 55) == 5  # 15 evaluations would cost 2% to the image
     assert evaluations("500 steps", 10_000, 64, 2400) == 500
     assert evaluations("5%", 10_000, 64, 2400) == 500
     assert evaluations("0 steps", 10_000, 64, 2400) == 0

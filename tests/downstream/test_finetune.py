@@ -5,7 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mpp.config import parse
-from mpp.downstream.finetune_result import Inputs, Result, finished, read_result
+from mpp.downstream.finetune_result import Inputs, finished
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
 from mpp.system.files import LOCK
@@ -22,29 +22,9 @@ from mpp.training.checkpoint import Checkpoints
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
 from tests import runs
-from tests.downstream.tuned import TESTED, assert_same_run, in_timm, pixels, read_csv, tune
+from tests.downstream.tuned import TESTED, Done, assert_same_run, in_timm, pixels, read_csv, tune
 
 import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
-
-
-class Done(NamedTuple):
-    source: str
-    run_dir: Path
-    words: list[str]
-    out: str
-    err: str
-
-    @property
-    def predictions(self) -> list[dict[str, str]]:
-        return read_csv(self.run_dir / "predictions.csv")
-
-
-@pytest.fixture(scope="module")
-def done(split: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """From scratch on a folder of files, as a process."""
-    run_dir = tmp_path_factory.mktemp("runs") / "scratch"
-    words = runs.finetune_command(split, run_dir, data__workers="2", log__evaluate="20 steps")
-    return Done(split, run_dir, words, *runs.finish(words))
 
 
 def test_it_leaves_all_that_it_promises(done: Done) -> None:
@@ -56,26 +36,31 @@ def test_it_leaves_all_that_it_promises(done: Done) -> None:
     assert np.asarray(Image.open(done.run_dir / "confusion.png")).std() > 1
     left = {path.name for path in done.run_dir.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"}
     assert left == {LOCK}
+    # Bad training images are skipped and named.
+    _, (index, kind, file, _) = csv.reader((done.run_dir / "bad_files.csv").read_text().splitlines())
+    root = done.source.removeprefix("folder:")
+    assert (index, kind, file) == (
+        "27",
+        "not an image",
+        f"{root}/train/red/text.png",
+    )  # the last of the training images
 
 
 def test_every_test_image_is_scored_once(done: Done) -> None:
-    rows = done.predictions
+    rows, result = done.predictions, done.result
     root = done.source.removeprefix("folder:")
     files = {str(path) for path in Path(root, "test").rglob("*.png")} - {f"{root}/test/green/empty.png"}
     assert len(rows) == 3 * TESTED + 1
     assert {row["path"] for row in rows} == files
     assert all(Path(row["path"]).parent.name == row["label"] for row in rows)
-    result = read_result(done.run_dir)
-    assert result is not None
     right = [row["predicted"] == row["label"] for row in rows]
-    assert result.top1 == np.mean(right)
+    assert result.top1 == np.mean(right) > 0.6
     assert [row["correct"] == "1" for row in rows] == right
-    assert result.top1 > 0.6
     assert (result.test_images, result.train_images, result.num_classes, result.steps) == (len(rows), 28, 4, 40)
     assert (result.top5, result.lr, result.init) == (None, 0.05, "none")
     classes = {row["class"]: row for row in read_csv(done.run_dir / "classes.csv")}
-    assert classes["lonely"]["train_images"], classes["lonely"]["test_images"] == ("3", "0")
-    assert classes["unknown"]["train_images"], classes["unknown"]["correct"] == ("0", "0")
+    assert (classes["lonely"]["train_images"], classes["lonely"]["test_images"]) == ("3", "0")
+    assert (classes["unknown"]["train_images"], classes["unknown"]["correct"]) == ("0", "0")
 
 
 def test_what_it_says(done: Done) -> None:
@@ -86,12 +71,10 @@ def test_what_it_says(done: Done) -> None:
         "note: imbalance: 3 to 9 training images a class",
     ):
         assert said in done.err
-    result = read_result(done.run_dir)
-    assert result is not None
     for said in (
         "Finished: 40 steps on 28 images from scratch, optim.lr 0.05.",
         "Test accuracy on 136 images of 4 classes:",
-        f"  top-1     {result.top1:7.2%}   (95 % interval ",
+        f"  top-1     {done.result.top1:7.2%}   (95 % interval ",
         f"  trivial   {TESTED / 136:7.2%}   (always the most frequent class of the training images)",
         "note: test images that could not be decoded and are not counted: 1",
         "note: 1 class has no test images: lonely",
@@ -101,40 +84,32 @@ def test_what_it_says(done: Done) -> None:
     assert "top-5" not in done.out
 
 
-def test_bad_training_images_are_skipped_and_named(done: Done) -> None:
-    _, (index, kind, file, _) = csv.reader((done.run_dir / "bad_files.csv").read_text().splitlines())
-    root = done.source.removeprefix("folder:")
-    assert int(index) == 27  # the last of the training images
-    assert (kind, file) == ("not an image", f"{root}/train/red/text.png")
-
-
 def test_rows_of_figures(done: Done) -> None:
     rows = runs.figures(done.run_dir)
     trained = [row for row in rows if "loss" in row]
     assert [row["step"] for row in trained] == list(range(5, 41, 5))
     assert all({"accuracy", "grad_norm", "lr", "epoch"} <= row.keys() for row in trained)
     assert trained[-1]["loss"] < trained[0]["loss"] < 1.6
-    tested = [row for row in rows if "test/top1" in row]
-    assert [row["step"] for row in tested] == [20, 40]
-    result = read_result(done.run_dir)
-    assert result is not None
-    assert tested[-1]["test/top1"] == result.top1
+    tested = {row["step"]: row["test/top1"] for row in rows if "test/top1" in row}
+    assert list(tested) == [20, 40]
+    assert tested[40] == done.result.top1
+
+
+def says_what_was_written_down(run_dir: Path, model: Any, rows: list[dict[str, str]]) -> None:
+    """Asserts that the exported model, in timm and as weights here, predicts what predictions.csv says of these."""
+    images = pixels([row["path"] for row in rows], model)
+    with torch.no_grad():
+        logits, again = model(images), build(open_weights(str(run_dir))).eval()(images)
+    torch.testing.assert_close(again, logits, rtol=0, atol=1e-5)
+    probability, best = logits.softmax(dim=1).max(dim=1)
+    names = json.loads((run_dir / "model" / "config.json").read_text())["label_names"]
+    assert [names[number] for number in best.tolist()] == [row["predicted"] for row in rows]
+    written = torch.tensor([float(row["probability"]) for row in rows])
+    torch.testing.assert_close(probability, written, rtol=0, atol=1e-5)
 
 
 def test_the_model_loads_in_timm_and_says_what_was_written_down(done: Done) -> None:
-    model = in_timm(done.run_dir)
-    rows = done.predictions
-    with torch.no_grad():
-        logits = model(pixels([row["path"] for row in rows], model))
-    names = json.loads((done.run_dir / "model" / "config.json").read_text())["label_names"]
-    assert names == ["blue", "green", "lonely", "red"]
-    probability, best = logits.softmax(dim=1).max(dim=1)
-    assert [names[number] for number in best.tolist()] == [row["predicted"] for row in rows]
-    told = torch.tensor([float(row["probability"]) for row in rows])
-    torch.testing.assert_close(probability, told, rtol=0, atol=2e-6)
-    read = build(open_weights(str(done.run_dir))).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(read(pixels([rows[0]["path"]], model)), logits[:1], rtol=0, atol=1e-5)
+    says_what_was_written_down(done.run_dir, in_timm(done.run_dir), done.predictions)
 
 
 def test_the_average_is_what_is_exported(done: Done) -> None:
@@ -145,7 +120,9 @@ def test_the_average_is_what_is_exported(done: Done) -> None:
     assert not torch.equal(model["head.weight"], state["model"]["head.weight"])
 
 
-def test_a_finished_run_does_not_train_again(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_does_not_train_again_and_a_changed_config_is_refused(
+    done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir = shutil.copytree(done.run_dir, tmp_path / "copy")
     before = runs.figures(run_dir)
     for name in ("result.json", "predictions.csv", "classes.csv"):
@@ -154,35 +131,25 @@ def test_a_finished_run_does_not_train_again(done: Done, tmp_path: Path, capsys:
     assert "is finished (40 steps)" in capsys.readouterr().err
     assert runs.figures(run_dir) == before
     assert_same_run(run_dir, done.run_dir)
-
-
-def test_a_changed_config_is_refused_with_the_difference(
-    done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_dir = shutil.copytree(done.run_dir, tmp_path / "copy")
     assert tune(done.source, run_dir, optim__lr="0.02", loss__smoothing="0.1") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "optim.lr: [0.05] -> [0.02]" in line
     assert "loss.smoothing: 0.0 -> 0.1" in line
     assert tune(done.source, run_dir, "--resume", "force", train__length="42 steps") == 0
     assert "at step 40 of 42" in capsys.readouterr().err
-    result = read_result(run_dir)
-    assert result is not None
-    assert result.steps == 42
+    assert json.loads((run_dir / "result.json").read_text())["steps"] == 42
 
 
 def test_whether_a_run_has_finished(done: Done, tmp_path: Path) -> None:
-    def config(run_dir: Path, *flags: str, **changed: str) -> FinetuneConfig:
-        words = runs.finetune_command(done.source, run_dir, *flags, **changed)[1:]
-        return parse(FinetuneConfig, words, "finetune", "", {})
+    def config(run_dir: Path, **changed: str) -> FinetuneConfig:
+        return parse(FinetuneConfig, runs.finetune_command(done.source, run_dir, **changed)[1:], "finetune", "", {})
 
     inputs = Inputs(**json.loads((done.run_dir / "inputs.json").read_text()))
     assert finished(config(tmp_path / "none"), inputs) is None
-    assert isinstance(finished(config(done.run_dir), inputs), Result)
-    assert isinstance(finished(config(done.run_dir, optim__lr="0.01,0.05"), inputs), Result)
+    assert finished(config(done.run_dir, optim__lr="0.01,0.05"), inputs) == done.result
+    assert finished(config(done.run_dir, optim__lr="0.01", resume="force"), inputs) is None
     with pytest.raises(UserError, match=r"optim\.lr: \[0\.05\] -> \[0\.01\]"):
         finished(config(done.run_dir, optim__lr="0.01"), inputs)
-    assert finished(config(done.run_dir, "--resume", "force", optim__lr="0.01"), inputs) is None
     with pytest.raises(UserError, match="the weights it started from and its test images have changed"):
         finished(config(done.run_dir), replace(inputs, weights="other", test="other"))
     copy = shutil.copytree(done.run_dir, tmp_path / "copy")
@@ -191,37 +158,21 @@ def test_whether_a_run_has_finished(done: Done, tmp_path: Path) -> None:
         finished(config(copy), inputs)
 
 
-FEW = {"train__length": "2 steps", "optim__ema_decay": "0"}
-
-
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_r_s16_p8_224", "test_convnext"])
 def test_any_encoder_of_timm_s(name: str, split: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert tune(split, run_dir, init=f"random:{name}", model__img_size="32", **FEW) == 0
-    rows = read_csv(run_dir / "predictions.csv")[::30]
+    assert tune(split, run_dir, init=f"random:{name}", model__img_size="32", train__length="2 steps") == 0
     model = in_timm(run_dir)
     assert model.pretrained_cfg["input_size"] == (3, 32, 32)
     for key in ("crop_pct", "interpolation", "crop_mode"):  # as its images are looked at, and as it was tested
         assert model.pretrained_cfg[key] == getattr(timm.get_pretrained_cfg(name), key)
-    with torch.no_grad():
-        logits = model(pixels([row["path"] for row in rows], model))
-    names = ("blue", "green", "lonely", "red")
-    found = dict(zip(names, logits.softmax(dim=1).T, strict=True))
-    for number, row in enumerate(rows):
-        assert float(found[row["predicted"]][number]) == pytest.approx(float(row["probability"]), abs=1e-5)
-    read = build(open_weights(str(run_dir))).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(read(pixels([rows[0]["path"]], model)), logits[:1], rtol=0, atol=1e-5)
-
-
-def test_statistics_of_batch_normalisation_are_learnt_and_exported(source: str, tmp_path: Path) -> None:
-    assert tune(source, tmp_path / "run", init="random:test_resnet", model__img_size="32", train__length="3 steps") == 0
-    model, state = in_timm(tmp_path / "run").state_dict(), runs.final_state(tmp_path / "run")["model"]
-    means = [name for name in state if name.endswith("running_mean")]
-    assert means
-    for name in means:
-        assert torch.equal(model[name], state[name])  # averages of weights go with the latest statistics
-        assert state[name].abs().max() > 0
+    says_what_was_written_down(run_dir, model, read_csv(run_dir / "predictions.csv")[::30])
+    exported, state = model.state_dict(), runs.final_state(run_dir)["model"]
+    means = [key for key in state if key.endswith("running_mean")]
+    assert bool(means) == (name == "resnet10t")
+    for key in means:  # of batch normalisation: averages of weights go with the latest statistics
+        assert torch.equal(exported[key], state[key])
+        assert state[key].abs().max() > 0
 
 
 def test_from_a_pretraining_run_at_a_higher_resolution(
@@ -251,10 +202,9 @@ def test_the_paper_s_head_with_a_hidden_layer(pretrained: Path, split: str, tmp_
     run_dir = tmp_path / "run"
     told = {"model__head": "tanh", "model__representation": "20", "train__length": "10 steps"}
     assert tune(split, run_dir, init=str(pretrained), **told) == 0
-    weights = open_weights(str(run_dir))
+    weights, headless = open_weights(str(run_dir)), in_timm(run_dir)
     assert (weights.representation, weights.classes) == (20, ("blue", "green", "lonely", "red"))
     model = build(weights).eval()
-    headless = in_timm(run_dir)
     rows = read_csv(run_dir / "predictions.csv")[::20]
     images = pixels([row["path"] for row in rows], headless)
     with torch.no_grad():
@@ -263,9 +213,8 @@ def test_the_paper_s_head_with_a_hidden_layer(pretrained: Path, split: str, tmp_
     assert features.shape == (len(rows), 48)
     by_hand = (features @ head.pre_logits.weight.T + head.pre_logits.bias).tanh() @ head.fc.weight.T + head.fc.bias
     torch.testing.assert_close(by_hand, logits, rtol=0, atol=1e-5)
-    assert head.pre_logits.weight.shape == (20, 48)
-    for row, best in zip(rows, logits.softmax(dim=1).max(dim=1).values.tolist(), strict=True):
-        assert float(row["probability"]) == pytest.approx(best, abs=1e-5)
+    best = logits.softmax(dim=1).max(dim=1).values.tolist()
+    assert [float(row["probability"]) for row in rows] == pytest.approx(best, abs=1e-5)
 
 
 def test_a_head_is_kept_for_the_same_classes(
@@ -282,21 +231,15 @@ def test_a_head_is_kept_for_the_same_classes(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_share_of_the_labels_is_the_same_share_of_each_class(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_share_of_the_labels_and_layers_that_learn_at_their_own_rates(
+    pretrained: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = runs.write_images(tmp_path / "images", 200)
-    assert tune(data, tmp_path / "run", "--labels", "10%", **FEW) == 0
-    # 50 of each class, a fifth held out.
-    rows = read_csv(tmp_path / "run" / "classes.csv")
-    assert [(row["train_images"], row["test_images"]) for row in rows] == [("4", "10")] * 4
-    said = "labels: 16 training images (10% of each class, drawn by data.labels_seed) and 40 test images in 4 classes"
-    assert said in capsys.readouterr().err
-
-
-def test_layers_learn_at_their_own_rates(pretrained: Path, source: str, tmp_path: Path) -> None:
-    told = {"optim__layer_decay": "0.5", "optim__name": "adamw", "optim__weight_decay": "0.1"}
+    told = {"optim__layer_decay": "0.5", "optim__name": "adamw", "optim__weight_decay": "0.1", "data__labels": "50%"}
     assert tune(source, tmp_path / "run", init=str(pretrained), train__length="1 steps", **told) == 0
+    said = "labels: 16 training images (50% of each class, drawn by data.labels_seed) and 8 test images in 4 classes"
+    assert said in capsys.readouterr().err
+    rows = read_csv(tmp_path / "run" / "classes.csv")
+    assert [(row["train_images"], row["test_images"]) for row in rows] == [("4", "2")] * 4
     groups = runs.final_state(tmp_path / "run")["optimizer"]["param_groups"]
     assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
     assert {group["weight_decay"] for group in groups} == {0.0, 0.1}

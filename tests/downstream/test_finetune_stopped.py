@@ -13,12 +13,8 @@ from mpp.training.loop import EXIT_REQUEUE
 from tests import runs
 from tests.downstream.tuned import assert_same_run, read_csv, tune
 
-SOFT = {
-    "loss__mixup": "0.8",
-    "loss__cutmix": "1",
-    "loss__smoothing": "0.1",
-    "data__randaugment": "rand-m9-mstd0.5-inc1",
-}
+SOFT = {"loss__mixup": "0.8", "loss__cutmix": "1", "loss__smoothing": "0.1"}
+SOFT |= {"data__randaugment": "rand-m9-mstd0.5-inc1"}
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +74,8 @@ def test_a_forced_run_that_was_stopped_has_no_result(source: str, tmp_path: Path
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(split: str, tmp_path: Path) -> None:
     settings = {"model__drop_path": "0", "train__precision": "fp32", "train__length": "12 steps"}
-    process = runs.torchrun(runs.finetune_command(split, tmp_path / "two", **settings))
+    out, _ = runs.finish(runs.finetune_command(split, tmp_path / "two", **settings), ranks=2)
     assert tune(split, tmp_path / "one", **settings) == 0
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
     assert out.count("Finished: 12 steps on 28 images") == 1
     one, two = (runs.final_state(tmp_path / name) for name in ("one", "two"))
     for part in ("model", "ema"):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from mpp.config import to_yaml
 from mpp.data.settings import DataConfig
@@ -13,23 +12,16 @@ from mpp.downstream.settings import FinetuneConfig
 from mpp.pretraining.settings import PretrainConfig
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> np.ndarray:
-    """Ten images, the first six in `a.npy`, the last six in `b.npy`."""
-    images = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
-    np.save(tmp_path / "a.npy", images[:6])
-    np.save(tmp_path / "b.npy", images[4:])
-    return images
-
-
 def write(folder: Path, config: PretrainConfig | FinetuneConfig) -> str:
     folder.mkdir()
     (folder / "config.yaml").write_text(to_yaml(config))
     return str(folder)
 
 
-@pytest.mark.usefixtures("images")
 def test_test_images_that_weights_were_pretrained_on(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", images[:6])
+    np.save(tmp_path / "b.npy", images[4:])
     test = open_source(f"array:{tmp_path}/b.npy")
     first = write(tmp_path / "first", PretrainConfig(data=DataConfig(source=f"array:{tmp_path}/a.npy")))
     second = write(tmp_path / "second", PretrainConfig(data=DataConfig(source=f"array:{tmp_path}/b.npy"), init=first))
@@ -40,9 +32,8 @@ def test_test_images_that_weights_were_pretrained_on(tmp_path: Path) -> None:
 
     told = "are in the pretraining data of {}, array:{}/{}.npy"
     (one,) = notes(first, 0, 1, 2)
-    assert one.startswith(
-        f"2 of the 3 test images {told.format(first, tmp_path, 'a')}, 2 byte for byte, such as image 0"
-    )
+    said = f"2 of the 3 test images {told.format(first, tmp_path, 'a')}, 2 byte for byte, such as image 0"
+    assert one.startswith(said)
     assert notes(first, 2, 3) == []
     oldest = write(tmp_path / "oldest", PretrainConfig(data=DataConfig(source=f"array:{tmp_path}/a.npy")))
     lines = (tmp_path / "oldest" / "config.yaml").read_text().splitlines(keepends=True)

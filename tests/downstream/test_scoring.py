@@ -1,6 +1,5 @@
 """Scores, against scikit-learn and SciPy, and the files they are written to."""
 
-import csv
 import json
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision
 from mpp.data.sources.files import FileSource
 from mpp.data.sources.in_memory import ListSource
 from mpp.downstream.scoring import Scores, score
+from tests.downstream.tuned import read_csv
 
 
 def made(n: int, k: int, foreign: int = 0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Scores]:
@@ -30,7 +30,7 @@ def made(n: int, k: int, foreign: int = 0, seed: int = 0) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize(("n", "k", "foreign"), [(500, 10, 0), (9000, 30, 3), (50, 5, 1), (20, 2, 0), (1, 6, 0)])
-def test_against_scikit_learn(n: int, k: int, foreign: int) -> None:
+def test_against_scikit_learn(n: int, k: int, foreign: int, tmp_path: Path) -> None:
     logits, labels, scores = made(n, k, foreign)
     best = logits.argmax(axis=1)
     everything = np.arange(k + foreign)
@@ -47,6 +47,13 @@ def test_against_scikit_learn(n: int, k: int, foreign: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes without test images
         assert scores.balanced == pytest.approx(balanced_accuracy_score(labels, best), abs=1e-12)
+        precision = precision_score(labels, best, average=None, labels=everything)
+    scores.write(tmp_path, ListSource(np.zeros((3 * n, 1, 1), np.uint8)), labels)
+    rows, images = read_csv(tmp_path / "classes.csv"), read_csv(tmp_path / "predictions.csv")
+    np.testing.assert_allclose([float(row["precision"] or 0) for row in rows], precision, atol=1e-6)
+    assert [int(row["train_images"]) for row in rows] == np.bincount(labels, minlength=k + foreign).tolist()
+    assert np.mean([int(row["correct"]) for row in images]) == pytest.approx(scores.top1)
+    assert [row["path"] for row in images] == [f"image {3 * i} of list" for i in range(n)]
     order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     assert scores.top.tolist() == order.tolist()
     probability = softmax(logits.astype(np.float64), axis=1)
@@ -93,17 +100,12 @@ def test_table_by_hand() -> None:
     ]
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
-
-
 def test_files_by_hand(tmp_path: Path) -> None:
     names = ["a,b.png", 'q"\n.png', "\udcff.png", "4.png", "5.png", "6.png", "7.png"]
     source = FileSource("folder:x", Path("/x"), names)
     by_hand().write(tmp_path / "new", source, np.array([0, 0, -1, 1, 1, 1, 2]))
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["classes.csv", "predictions.csv"]
-    rows = read(tmp_path / "new" / "classes.csv")
+    rows = read_csv(tmp_path / "new" / "classes.csv")
     assert [list(row.values()) for row in rows] == [
         ["cat, big", "2", "4", "3", "0.750000", "0.600000", "dog\n\x1b[1m"],
         ["dog\n\x1b[1m", "3", "2", "0", "0.000000", "0.000000", "cat, big"],
@@ -113,7 +115,7 @@ def test_files_by_hand(tmp_path: Path) -> None:
     assert list(rows[0]) == [
         *("class", "train_images", "test_images", "correct", "accuracy", "precision", "most_confused_with")
     ]
-    rows = read(tmp_path / "new" / "predictions.csv")
+    rows = read_csv(tmp_path / "new" / "predictions.csv")
     assert [row["path"] for row in rows] == [f"/x/{name}" for name in names]
     assert [row["index"] for row in rows] == list("0123456")
     assert [row["correct"] for row in rows] == list("1110000")
@@ -121,18 +123,3 @@ def test_files_by_hand(tmp_path: Path) -> None:
     assert (last["label"], last["predicted"]) == ("yak", "c" * 50)
     assert float(last["probability"]) == pytest.approx(np.e / (np.e + 2), abs=1e-6)
     assert json.loads(last["top5"]) == ["c" * 50, "cat, big", "dog\n\x1b[1m"]
-
-
-def test_precision_and_accuracy_against_scikit_learn(tmp_path: Path) -> None:
-    logits, labels, scores = made(400, 8)
-    source = ListSource(np.zeros((1200, 1, 1), np.uint8))
-    scores.write(tmp_path, source, np.array([0, 0, 3, -1]))
-    rows = read(tmp_path / "classes.csv")
-    best = logits.argmax(axis=1)
-    want = precision_score(labels, best, average=None, labels=np.arange(8))
-    np.testing.assert_allclose([float(row["precision"]) for row in rows], want, atol=1e-6)
-    assert [row["train_images"] for row in rows] == list("20010000")
-    images = read(tmp_path / "predictions.csv")
-    assert np.mean([int(row["correct"]) for row in images]) == pytest.approx(scores.top1)
-    assert [int(row["index"]) for row in images] == (np.arange(400) * 3).tolist()
-    assert [row["path"] for row in images] == [f"image {3 * i} of list" for i in range(400)]

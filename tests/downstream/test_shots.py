@@ -24,19 +24,17 @@ def blobs(seed: int, per_class: int, classes: int, d: int = 12, noise: float = 1
     """Features that overlap between classes, and labels in random order; the classes' centres never change."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(classes), per_class))
-    return np.random.default_rng(99).normal(size=(classes, d))[labels] + noise * rng.normal(
-        size=(len(labels), d)
-    ), labels
+    centres = np.random.default_rng(99).normal(size=(classes, d))
+    return centres[labels] + noise * rng.normal(size=(len(labels), d)), labels
 
 
 @settings(max_examples=80, deadline=None)
 @given(
     labels=st.lists(st.integers(0, 6), max_size=60).map(lambda values: np.array(values, dtype=np.int64)),
     folds=st.integers(2, 12),
-    seed=st.integers(0, 99),
 )
-def test_folds_are_even_in_each_class_and_in_total(labels: np.ndarray, folds: int, seed: int) -> None:
-    fold = stratified_folds(labels, folds, seed)
+def test_folds_are_even_in_each_class_and_in_total(labels: np.ndarray, folds: int) -> None:
+    fold = stratified_folds(labels, folds)
     counts = np.bincount(labels, minlength=7)
     alone = counts[labels] == 1 if len(labels) else np.empty(0, dtype=bool)
     np.testing.assert_array_equal(fold == -1, alone)
@@ -46,9 +44,6 @@ def test_folds_are_even_in_each_class_and_in_total(labels: np.ndarray, folds: in
         sizes = np.bincount(fold[labels == of_class], minlength=folds)
         assert np.ptp(sizes) <= 1
         assert sizes.max() < counts[of_class]  # something is left to learn from
-    np.testing.assert_array_equal(fold, stratified_folds(labels, folds, seed))
-    two_classes = np.repeat([0, 1], 20)
-    assert (stratified_folds(two_classes, 5, seed) != stratified_folds(two_classes, 5, seed + 1)).any()
 
 
 @pytest.mark.parametrize("noise", [0.5, 1.5, 4.0])
@@ -70,31 +65,9 @@ def test_chosen_l2_is_that_of_scikit_learn_on_the_same_folds(per_class: int, fol
     assert choose_l2(features, labels, 6) == expected
 
 
-def test_one_fit_per_fold_serves_all_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-
-    def fit(features: np.ndarray, labels: np.ndarray, num_classes: int) -> ridge.Ridge:
-        sizes.append(len(features))
-        return original(features, labels, num_classes)
-
-    original = ridge.fit
-    monkeypatch.setattr(ridge, "fit", fit)
-    features, labels = blobs(1, 3, 4)
-    labels[labels == 3] = np.arange(3, 6)  # three classes of three, three of one, which are learned from in every fold
-    found = choose_l2(features, labels, 6)
-    assert found is not None
-    assert found[0] in L2_GRID
-    assert DEFAULT_L2 in L2_GRID
-    assert len(L2_GRID) == 30
-    assert sizes == [9, 9, 9]
-
-
-def test_ties_go_to_the_strongest() -> None:
+def test_ties_go_to_the_strongest_and_one_image_per_class_leaves_nothing_to_choose_by() -> None:
     features, labels = blobs(2, 6, 3, noise=1e-3)  # right whatever the value
     assert choose_l2(features, labels, 3, l2s=[0.25, 1.0, 0.5]) == (1.0, 1.0)
-
-
-def test_one_image_per_class_leaves_nothing_to_choose_by() -> None:
     features, _ = blobs(5, 2, 4)
     assert choose_l2(features, np.arange(8), 8) is None
     assert choose_l2(features, np.array([0, 0, 1, 2, 3, 4, 5, 6]), 7) is not None
@@ -133,27 +106,6 @@ def test_each_draw_chooses_its_readout_by_what_it_held_out() -> None:
     result, readouts = choose_readout(results)
     assert result.accuracy.tolist() == [[0.1, 0.2], [0.3, 0.9]]  # of nothing and of equals the last layer
     assert readouts == [[mean, mean], [mean, token]]
-    with pytest.raises(ValueError, match="choosing=True"):
-        choose_readout({mean: FewshotResult((1,), np.array([[0.5]]))})
-
-
-def test_a_readout_that_cross_validation_chose_is_not_read_too_high() -> None:
-    """Of ten readouts of noise, the best on the test images is above chance; what the shots choose is not."""
-    rng = np.random.default_rng(0)
-    labels, test_labels = np.repeat(np.arange(4), 5), np.repeat(np.arange(4), 10)
-    best, chosen = [], []
-    for _ in range(40):
-        noise = ((rng.normal(size=(20, 8)), rng.normal(size=(40, 8))) for _ in range(10))
-        results = {
-            Readout("run", -1 - at): score(
-                (5,), [[np.arange(20)]], (train, labels), (test, test_labels), 4, 64.0, choosing=True
-            )
-            for at, (train, test) in enumerate(noise)
-        }
-        best.append(max(of.accuracy[0, 0] for of in results.values()))
-        chosen.append(choose_readout(results)[0].accuracy[0, 0])
-    assert np.mean(best) > 0.32
-    assert abs(np.mean(chosen) - 0.25) < 0.03
 
 
 def test_table_shows_what_was_chosen() -> None:

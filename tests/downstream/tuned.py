@@ -3,7 +3,7 @@
 import csv
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from mpp.cli import finetune
 from mpp.data.decoding import decode
 from mpp.data.settings import DecodeOptions, Framing
 from mpp.data.transform import EvalTransform, normalise
+from mpp.downstream.finetune_result import Result
 from tests import runs
 
 import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
@@ -21,9 +22,19 @@ HUES = {"blue": (60, 60, 200), "green": (60, 200, 60), "lonely": (180, 60, 180),
 TESTED = 45  # images of each class that is in both parts: with the others more than one batch, and a part of another
 
 
+class Done(NamedTuple):
+    """A fine-tuning run that has ended, and what it printed."""
+
+    source: str
+    run_dir: Path
+    out: str
+    err: str
+    result: Result
+    predictions: list[dict[str, str]]
+
+
 def write_split(root: Path) -> str:
-    """A split folder of images of many sizes; one class is in train/ alone, one in test/ alone, and each has a bad
-    image."""
+    """A split folder of images of many sizes; one class is in train/ alone, one in test/ alone; each has a bad one."""
     rng = np.random.default_rng(0)
     parts = {"train": dict.fromkeys(HUES, 8) | {"lonely": 3}, "test": {"blue": TESTED, "green": TESTED, "red": TESTED}}
     for part, classes in parts.items():
@@ -42,7 +53,7 @@ def write_split(root: Path) -> str:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
