@@ -22,13 +22,12 @@ from mpp.data.sources.base import count
 from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.features import FrozenEncoder, read_splits
-from mpp.downstream.fewshot import Extract, Fewshot
+from mpp.downstream.fewshot import Extract, Fewshot, FewshotResult, Readout, choose_readout
 from mpp.downstream.labelled import Labelled, open_labelled, take_fraction
 from mpp.downstream.plots import plot_layers, plot_shots
 from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
 from mpp.downstream.settings import FewshotRecipe, ProbeRecipe
-from mpp.downstream.shots import FewshotResult, Readout, choose_readout
 from mpp.errors import RunError, UserError
 from mpp.system.files import make_folder, write_csv
 from mpp.training.parallel import choose_precision

@@ -26,6 +26,7 @@ from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
 from mpp.data.workers import cores_for
 from mpp.dist import World
+from mpp.downstream.estimates import wilson
 from mpp.downstream.finetune_result import INPUTS, RESULT, Inputs, Result, finished, read_result, summary, write_record
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.plots import plot_confusion
@@ -295,7 +296,7 @@ def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
             scores.top1,
             scores.top5,
             scores.balanced,
-            scores.interval,
+            wilson(scores.top1, len(scores.labels)),
             test_images=len(scores.labels),
             train_images=len(labelled.train_indices),
             num_classes=len(labelled.classes),

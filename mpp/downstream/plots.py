@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from mpp.data.sources.names import printable
 from mpp.downstream.estimates import Estimate, over
-from mpp.downstream.shots import Readout
+from mpp.downstream.fewshot import Readout
 from mpp.system.files import write_whole
 from mpp.system.process import without_warnings
 

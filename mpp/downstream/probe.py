@@ -18,9 +18,9 @@ from operator import itemgetter
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Int64
 
+from mpp.downstream.fewshot import stratified_folds
 from mpp.downstream.logistic import LinearProbe, fit_linear
 from mpp.downstream.ridge import check_features
-from mpp.downstream.shots import stratified_folds
 
 L2_SWEEP = tuple(2.0**power for power in range(-20, 6, 2))
 

@@ -16,7 +16,6 @@ from jaxtyping import Float, Float64, Int, Int64
 
 from mpp.data.sources.base import Source, count
 from mpp.data.sources.names import printable
-from mpp.downstream.estimates import wilson
 from mpp.system.files import write_csv
 
 _TOP = 5
@@ -60,11 +59,6 @@ class Scores:
         return float((self._right / np.maximum(images, 1))[images > 0].mean())
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of `top1`, for the test images as a sample of others."""
-        return wilson(self.top1, len(self.labels))
-
-    @property
     def confusion(self) -> Int64[np.ndarray, "C K"]:
         """Images of each class (row) by predicted class (column)."""
         cells = np.zeros((len(self.classes), self.num_predicted), dtype=np.int64)
@@ -100,9 +94,9 @@ class Scores:
         return "\n".join(lines)
 
     def write(self, folder: Path, source: Source, train_labels: Int[np.ndarray, " m"]) -> None:
-        """Writes classes.csv and predictions.csv: a row per class, and per image of `source`, which tells its path.
+        """Writes classes.csv, a row per class, and predictions.csv, a row per tested image of `source`. Raises OSError.
 
-        `train_labels` are those of the training images, -1 for images that are none. Raises OSError.
+        `train_labels` are those of the training images, -1 for images that are none.
         """
         write_csv(folder / "classes.csv", self._class_rows(train_labels))
         write_csv(folder / "predictions.csv", self._image_rows(source))
@@ -140,13 +134,9 @@ def score(
     classes: Sequence[str],
     foreign: Sequence[str] = (),
 ) -> Scores:
-    """Ranks the classes of every test image.
+    """Ranks the classes of every test image; `labels` from K on are of `foreign`, classes that only test images have.
 
-    Args:
-        labels: 0 to K - 1, and from K on those of `foreign`.
-        indices: of the images in their source.
-        classes: names of the K classes.
-        foreign: names of classes that only test images have, which therefore count as wrong.
+    `indices` are those of the images in their source.
     """
     names = (*classes, *foreign)
     parts = [_best(logits[start : start + _ROWS]) for start in range(0, len(logits), _ROWS)]

@@ -15,9 +15,9 @@ from mpp.config import differences, from_file, load_yaml, to_dict
 from mpp.data.sources.base import count
 from mpp.data.sources.patterns import shown
 from mpp.downstream.estimates import estimate, over
+from mpp.downstream.fewshot import Readout
 from mpp.downstream.finetune_result import INPUTS, Result, read_result
 from mpp.downstream.settings import FinetuneConfig
-from mpp.downstream.shots import Readout
 from mpp.errors import UserError
 from mpp.report.page import Section, Table
 from mpp.report.run_record import read_csv

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mpp.downstream.estimates import Estimate, estimate, over
+from mpp.downstream.fewshot import Readout
 from mpp.downstream.plots import plot_bars, plot_layers, plot_shots
-from mpp.downstream.shots import Readout
 from mpp.report.study_results import StudyResults
 from mpp.report.wording import accuracy_text, gain_text
 from mpp.study.settings import SCRATCH

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from mpp.downstream.estimates import Estimate, estimate, of_groups, of_table, over, wilson
@@ -57,12 +59,12 @@ def test_of_pretrainings_and_draws_95_percent_are_95_and_of_few_no_less(
     assert 0.93 <= covers(simulated) <= most
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.93])
-@pytest.mark.parametrize("images", [1_000, 10_000])
-def test_of_test_images_95_percent_are_95(share: float, images: int) -> None:
-    right = np.random.default_rng(0).binomial(images, share, _TIMES)
-    ends = [wilson(float(k) / images, images) for k in right]
-    assert 0.93 <= np.mean([low <= share <= high for low, high in ends]) <= 0.97
+@given(n=st.integers(1, 300), share=st.floats(0, 1))
+def test_of_test_images_it_is_the_interval_of_scipy(n: int, share: float) -> None:
+    right = round(share * n)
+    want, (low, high) = stats.binomtest(right, n).proportion_ci(0.95, method="wilson"), wilson(right / n, n)
+    assert (low, high) == pytest.approx((want.low, want.high), abs=1e-12)
+    assert 0 <= low <= right / n <= high <= 1
 
 
 def test_of_a_table_by_hand() -> None:

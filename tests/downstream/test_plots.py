@@ -11,8 +11,8 @@ from PIL import Image
 
 from mpp.downstream import plots
 from mpp.downstream.estimates import Estimate, estimate
+from mpp.downstream.fewshot import Readout
 from mpp.downstream.plots import plot_bars, plot_confusion, plot_layers, plot_shots
-from mpp.downstream.shots import Readout
 
 
 @pytest.fixture

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.special import softmax
-from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_score, top_k_accuracy_score
 
 from mpp.data.sources.files import FileSource
@@ -58,16 +55,6 @@ def test_against_scikit_learn(n: int, k: int, foreign: int, tmp_path: Path) -> N
     assert scores.top.tolist() == order.tolist()
     probability = softmax(logits.astype(np.float64), axis=1)
     np.testing.assert_allclose(scores.probability, np.take_along_axis(probability, order, axis=1), rtol=1e-12)
-
-
-@given(n=st.integers(1, 300), share=st.floats(0, 1))
-def test_interval_against_scipy(n: int, share: float) -> None:
-    right = round(share * n)
-    logits = np.eye(2)[[1] * right + [0] * (n - right)]
-    scores = score(logits, np.ones(n, dtype=int), np.arange(n), ("a", "b"))
-    want = binomtest(right, n).proportion_ci(0.95, method="wilson")
-    np.testing.assert_allclose(scores.interval, (want.low, want.high), atol=1e-12)
-    assert 0 <= scores.interval[0] <= scores.top1 <= scores.interval[1] <= 1
 
 
 def test_equals_go_to_the_lower_class_and_large_logits_stay_finite() -> None:
