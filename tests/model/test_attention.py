@@ -118,11 +118,6 @@ def test_xformers_gets_what_its_kernels_take(
 
 
 def test_a_failed_trial_of_xformers_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    # On the CPU it has no kernel, which the trial finds out by itself.
-    reason = attention._try_xformers.__wrapped__(CPU, torch.float32, 64)
-    assert reason is not None
-    assert reason.startswith("xformers failed a trial on cpu in torch.float32: ")
-
     def refuse(*_: object) -> None:
         raise NotImplementedError("No operator found\n`fa2F` is not supported because:\n    query.shape[-1] % 8 != 0\n")
 

@@ -1,10 +1,8 @@
-"""The encoder against timm's own models, and against the original JAX code's outputs."""
+"""The encoder against timm's own models; tests/weights compare it with the original JAX code."""
 
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -109,25 +107,26 @@ def test_attention_maps_reproduce_the_output_of_each_block(config: ModelConfig) 
     check_attention_maps(build(config), pictures(config))
 
 
-TIMMS: dict[str, dict[str, Any]] = {
-    "vit_tiny_patch16_224": {},
-    "vit_small_patch32_224": {"qk_norm": True},
-    "vit_base_patch16_siglip_224": {},
-    "vit_base_patch14_reg1_tipsv2": {},
-    "vit_so150m_patch16_reg4_map_256": {},
-    "vit_base_patch16_rpn_224": {},
-    "vit_giantopt_patch16_siglip_gap_256": {},
-    "deit3_small_patch16_224": {},
-    "deit_tiny_distilled_patch16_224": {},
-    "beit3_base_patch16_224": {},
-}
+TIMMS = [
+    "vit_tiny_patch16_224",
+    "vit_small_patch32_224",
+    "vit_base_patch16_siglip_224",
+    "vit_base_patch14_reg1_tipsv2",
+    "vit_so150m_patch16_reg4_map_256",
+    "vit_base_patch16_rpn_224",
+    "vit_giantopt_patch16_siglip_gap_256",
+    "deit3_small_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "beit3_base_patch16_224",
+]
 
 
 @pytest.mark.parametrize("name", TIMMS)
 def test_attention_maps_of_timms_own_models(name: str) -> None:
     torch.manual_seed(0)
     side = 28 if "patch14" in name else 32
-    vit: Any = timm.create_model(name, img_size=side, depth=2, embed_dim=48, num_heads=3, **TIMMS[name])
+    args: dict[str, Any] = {"qk_norm": True} if "small_patch32" in name else {}
+    vit: Any = timm.create_model(name, img_size=side, depth=2, embed_dim=48, num_heads=3, **args)
     assert type(vit.blocks[0].attn) is TimmAttention
     scramble(vit)
     check_attention_maps(Encoder(vit.double().eval()), torch.randn(2, 3, side, side, dtype=torch.float64))
@@ -143,25 +142,18 @@ def test_one_blocks_attention_is_computed_at_a_time() -> None:
         assert ran == [*range(number + 1)]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
-        ("vit_small_patch16_18x2_224", "ParallelThingsBlock"),
-        ("vit_dwee_patch16_reg1_gap_256", "DiffAttention"),
-    ],
-)
-def test_attention_of_another_kind_is_refused_before_anything_runs(name: str, kind: str) -> None:
-    vit: Any = timm.create_model(name, img_size=32, depth=1, embed_dim=48, num_heads=3)
-    with pytest.raises(UserError, match=f"cannot be shown: its blocks have a {kind}"):
-        Encoder(vit).attention_maps(torch.zeros(1, 3, 32, 32))
+def test_attention_of_another_kind_is_refused_before_anything_runs() -> None:
+    kinds = {"vit_base_patch16_xp_224": "ParallelScalingBlock", "vit_dwee_patch16_reg1_gap_256": "DiffAttention"}
+    for name, kind in kinds.items():
+        vit: Any = timm.create_model(name, img_size=32, depth=1, embed_dim=48, num_heads=3)
+        with pytest.raises(UserError, match=f"cannot be shown: its blocks have a {kind}"):
+            Encoder(vit).attention_maps(torch.zeros(1, 3, 32, 32))
 
 
 def test_on_meta_nothing_is_allocated_and_all_shapes_are_the_same() -> None:
     meta, real = build_encoder(tiny(pos_embed="2d"), "meta"), build_encoder(tiny(pos_embed="2d"))
     assert {t.device.type for t in (*meta.parameters(), *meta.buffers())} == {"meta"}
-    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (meta, real)]
-    assert shapes[0] == shapes[1]
+    assert [t.shape for t in meta.state_dict().values()] == [t.shape for t in real.state_dict().values()]
 
 
 def test_the_seed_alone_decides_the_initial_weights() -> None:
@@ -177,27 +169,18 @@ HYBRID = ModelConfig("vit_tiny_r_s16_p8_224", img_size=(80,), depth=1)
 REFUSED = {
     "unknown name": (ModelConfig("vit_bse_patch16_224"), ["'vit_bse_patch16_224'", "vit_base_patch16_224"]),
     "unlike any name": (ModelConfig("qqqq"), ["'qqqq'", "near it: none"]),
-    "a name of weights": (
-        ModelConfig("vit_tiny_patch16_224.augreg_in21k"),
-        ["names weights; take vit_tiny_patch16_224"],
-    ),
+    "a name of weights": (ModelConfig("vit_tiny_patch16_224.augreg"), ["names weights; take vit_tiny_patch16_224"]),
     "not a ViT": (ModelConfig("resnet18"), ["'resnet18' is not a VisionTransformer", "vit_base_patch16_224"]),
     "relative positions": (ModelConfig("vit_relpos_small_patch16_224"), ["'vit_relpos_small_patch16_224'"]),
     "windowed attention": (ModelConfig("samvit_base_patch16"), ["'samvit_base_patch16'"]),
-    "attention inside the block": (
-        small("vit_base_patch16_xp_224"),
-        ["'vit_base_patch16_xp_224' has blocks with an attention of its own"],
-    ),
+    "attention inside the block": (small("vit_base_patch16_xp_224"), ["xp_224' has blocks with an attention of its"]),
     "two attentions a block": (small("vit_small_patch16_18x2_224"), ["'vit_small_patch16_18x2_224'"]),
     "differential attention": (small("vit_dwee_patch16_reg1_gap_256"), ["'vit_dwee_patch16_reg1_gap_256'"]),
     "image between patches": (tiny(img_size=(36,)), ["36", "patch size 8", "32 or 40"]),
     "width between patches": (tiny(img_size=(32, 30)), ["30", "patch size 8", "24 or 32"]),
     "image smaller than a patch": (tiny(img_size=(6,)), ["6", "patch size 8", "take 8"]),
     "image between the patches of a hybrid": (HYBRID, ["80", "patch size 32", "64 or 96"]),
-    "patch size of a hybrid": (
-        ModelConfig("vit_tiny_r_s16_p8_224", img_size=(64,), patch_size=(8,), depth=1),
-        ["patch_size does not apply to the hybrid 'vit_tiny_r_s16_p8_224'"],
-    ),
+    "patch size of a hybrid": (replace(HYBRID, patch_size=(8,)), ["patch_size does not apply to the hybrid 'vit_tiny"]),
     "heads that do not divide the width": (tiny(num_heads=5), ["'num_heads': 5", "divisible"]),
     "width for sincos2d": (tiny(embed_dim=42, pos_embed="sincos2d"), ["sincos2d", "42"]),
     "xformers on the CPU": (tiny(attention="xformers"), ["'cpu'", "use auto or sdpa"]),
@@ -208,24 +191,4 @@ REFUSED = {
 def test_a_refusal_names_the_setting_and_a_way_out(config: ModelConfig, parts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         build_encoder(config)
-    message = str(caught.value)
-    assert [part for part in parts if part not in message] == [], message
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("vit_token", {"depth": 4}),
-        ("vit_gap", {"depth": 1, "class_token": False, "global_pool": "avg", "fc_norm": False}),
-    ],
-)
-def test_tokens_equal_the_original_codes(name: str, settings: dict[str, Any], shared: Callable[[str], Path]) -> None:
-    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 2}
-    vit = VisionTransformer(**sizes, num_classes=10, act_layer="gelu_tanh", **settings).eval()
-    vit.load_pretrained(str(shared(f"fixtures/{name}_params.npz")))  # timm's own loader
-    expected = np.load(shared(f"fixtures/{name}_io.npz"), allow_pickle=False)
-    encoder, images = Encoder(vit), torch.from_numpy(expected["image"]).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        embedded, tokens = encoder.embed(images), encoder(images)
-    np.testing.assert_allclose(embedded.unflatten(1, (4, 4)), expected["mid/embedding"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(tokens, expected["mid/encoder_norm"], atol=1e-5, rtol=0)
+    assert not [part for part in parts if part not in str(caught.value)], caught.value

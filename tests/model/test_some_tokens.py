@@ -11,7 +11,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpp.model.attention import Block, take, use_kernel
+from mpp.model.attention import Block, take
 from mpp.model.encoder import Decoder, Encoder, build_encoder
 from mpp.model.settings import ModelConfig
 from tests.model.encoders import CASES, TINY, build, choose, pictures, scramble, small, tiny
@@ -36,13 +36,13 @@ def results(encoder: Encoder, images: Tensor, at: Tensor, *, among_all: bool) ->
     return [out.detach(), tokens.grad, *(p.grad for p in encoder.parameters())]
 
 
-def assert_the_same(encoder: Encoder, config: ModelConfig, tolerance: float = 1e-11) -> None:
-    images, at = pictures(config).to(next(encoder.parameters())), choose(encoder)
+def assert_the_same(encoder: Encoder, config: ModelConfig) -> None:
+    images, at = pictures(config), choose(encoder)
     full, short = (results(encoder, images, at, among_all=which) for which in (True, False))
     for ours, expected in zip(short, full, strict=True):
         assert (ours is None) == (expected is None)
         if ours is not None and expected is not None:
-            torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * max(1.0, expected.abs().max().item()))
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-11 * max(1.0, expected.abs().max().item()))
 
 
 @pytest.mark.parametrize("config", [*CASES.values(), *MORE.values()], ids=[*CASES, *MORE])
@@ -58,23 +58,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "explicit"])
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_every_kind_of_plain_block(settings: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_of_plain_block(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *names, **given: create(*names, **{**given, **settings}))
     encoder = build(TINY).train()
-    use_kernel(encoder, backend)
     assert type(encoder.vit.blocks[-1]) is Block
     assert_the_same(encoder, TINY)
-
-
-@pytest.mark.parametrize("case", ["plain", "registers, class without position"])
-def test_in_fp32_it_is_the_same_to_rounding(case: str) -> None:
-    torch.manual_seed(0)
-    encoder = build_encoder(CASES[case]).train()
-    scramble(encoder)
-    assert_the_same(encoder, CASES[case], tolerance=1e-5)
 
 
 def test_tokens_come_back_in_the_order_asked_for_and_as_often() -> None:
@@ -82,13 +72,6 @@ def test_tokens_come_back_in_the_order_asked_for_and_as_often() -> None:
     tokens, at = encoder.embed(pictures(TINY)), torch.tensor([[7, 2, 2], [0, 15, 3]])
     expected = torch.stack([encoder.encode(tokens)[b, 1 + at[b]] for b in range(2)])  # 1: the class token
     torch.testing.assert_close(encoder.encode(tokens, at=at), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("case", "expected"), [("plain", "Block"), ("norm after the branches", "ResPostBlock")])
-def test_only_timms_plain_blocks_are_replaced(case: str, expected: str) -> None:
-    encoder = build_encoder(CASES[case], "meta")
-    assert {type(block).__name__ for block in encoder.vit.blocks} == {expected}
-    assert (type(encoder.vit.blocks[0]) is Block) == (case == "plain")
 
 
 def test_of_the_other_tokens_the_last_block_computes_keys_and_values_only() -> None:
@@ -174,21 +157,6 @@ def test_patches_that_enter_later_and_the_decoder_against_one_image_at_a_time(ca
         for block in decoder.blocks:
             whole = block(whole)
         torch.testing.assert_close(decoded[image], decoder.norm(whole)[0, indices], rtol=0, atol=1e-10)
-
-
-def test_patches_that_enter_later_have_the_same_gradients_in_any_order() -> None:
-    config = tiny(depth=3)
-    encoder = build(config).train()
-    images, at = pictures(config), choose(encoder)
-    gradients = []
-    for order in (torch.arange(at.shape[1]), torch.arange(at.shape[1]).flip(0)):
-        encoder.zero_grad()
-        out = encoder.encode(encoder.embed(images), at=at[:, order], mask_block=1)
-        (out * torch.linspace(-1, 1, out.shape[-1])[None, None]).square().sum().backward()
-        gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
-    assert len(gradients[0]) == len(gradients[1]) > 10
-    for ours, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9 * max(1.0, expected.abs().max().item()))
 
 
 def test_block_numbers_and_depths_that_do_not_exist_are_refused() -> None:

@@ -1,6 +1,5 @@
 """The objective's loss, figures and baselines against loops over patches."""
 
-import itertools
 import math
 
 import numpy as np
@@ -12,14 +11,7 @@ from mpp.data.transform import Normalise
 from mpp.model.encoder import build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.objective.masking import KINDS, Corruption, corrupt, draw_corruption, pick_patches
-from mpp.objective.objective import (
-    Figures,
-    MaskedPatchPrediction,
-    mean_colours,
-    neighbour_colours,
-    patch_distances,
-    survey_targets,
-)
+from mpp.objective.objective import MaskedPatchPrediction, neighbour_colours, patch_distances, survey_targets
 from mpp.objective.target import ColourTarget, PixelTarget, Target, build_target, details
 
 CONFIG = ModelConfig("vit_tiny_patch16_224", img_size=(24, 32), patch_size=(8,), depth=1, embed_dim=48, num_heads=3)
@@ -41,62 +33,52 @@ def sample(batch: int = 3) -> tuple[Tensor, Tensor, Corruption]:
     return images, images.float() / 127.5 - 1, draw_corruption(picked, 12, seeded(3), (0.4, 0.3, 0.3))
 
 
-def build(target: Target) -> MaskedPatchPrediction:
+def build(target: Target, detail: float = 0.0) -> MaskedPatchPrediction:
     torch.manual_seed(0)
-    model: MaskedPatchPrediction = MaskedPatchPrediction(build_encoder(CONFIG), target, Normalise((0.5,), (0.5,), 3))
-    torch.nn.init.normal_(model.head.weight, std=0.5)
+    model = MaskedPatchPrediction(build_encoder(CONFIG), target, Normalise((0.5,), (0.5,), 3), detail=detail)
+    for head in filter(None, (model.head, model.detail_head)):
+        torch.nn.init.normal_(head.weight, std=0.5)
     return model
 
 
-def run(target: Target) -> tuple[float, Figures, Tensor, Tensor]:
-    """Loss and figures, and the loss and score of each picked patch."""
-    model, (images, pixels, drawn) = build(target), sample()
-    loss, figures = model(images, drawn)
-    with torch.no_grad():
-        output = model.predict(pixels, drawn)
-    truth = torch.stack([of[at] for of, at in zip(target.of(images), drawn.picked, strict=True)])
-    return loss.item(), figures, target.loss(output, truth), target.agreement(target.guess(output), truth)
+def at_picked(values: Tensor, drawn: Corruption) -> Tensor:
+    return torch.stack([of[at] for of, at in zip(values, drawn.picked, strict=True)])
 
 
 def test_predictions_are_the_head_on_the_tokens_of_the_picked_patches() -> None:
     model, (_, pixels, drawn) = build(TARGETS["mean_colour"]), sample()
     tokens = model.encoder.encode(corrupt(model.encoder.embed(pixels), drawn, model.mask_token))
-    expected = [[model.head(tokens[b, 1 + p]) for p in drawn.picked[b].tolist()] for b in range(3)]  # 1: class token
-    torch.testing.assert_close(
-        model.predict(pixels, drawn), torch.stack([torch.stack(row) for row in expected]), rtol=0, atol=1e-5
-    )
+    expected = model.head(at_picked(tokens[:, 1:], drawn))  # without the class token
+    torch.testing.assert_close(model.predict(pixels, drawn), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_the_loss_is_the_mean_over_all_picked_patches_and_figures_are_sums_and_counts_by_kind(target: Target) -> None:
-    loss, figures, losses, scores = run(target)
-    assert loss == pytest.approx(losses.mean().item(), rel=1e-6)  # the unchanged ones included
-    assert {(f.shape, f.dtype, f.requires_grad) for f in figures.values()} == {((2,), torch.float64, False)}
-    for name, each in (("loss", losses), (target.score_name, scores)):
-        for number, kind in enumerate(KINDS):
-            of_kind = sample()[2].kinds == number
-            assert of_kind.any()
-            expected = [each[of_kind].double().sum().item(), of_kind.sum().item()]
-            assert figures[f"{name}_{kind}"].tolist() == pytest.approx(expected, rel=1e-6)
-        total = torch.stack([figures[f"{name}_{kind}"] for kind in KINDS]).sum(dim=0)
-        torch.testing.assert_close(total, figures[name], rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_the_trivial_baselines_are_scored_on_the_picked_patches(target: Target) -> None:
-    model, (images, _, drawn) = build(target), sample()
+def test_loss_scores_and_baselines_are_those_of_the_picked_patches(target: Target) -> None:
+    model, (images, pixels, drawn), name = build(target), sample(), target.score_name
     model.frequent.copy_(survey_targets(target, images).frequent)
-    _, figures = model(images, drawn)
-    colours = mean_colours(images, (8, 8))
+    loss, figures = model(images, drawn)
+    assert {(f.shape, f.dtype, f.requires_grad) for f in figures.values()} == {((2,), torch.float64, False)}
+    with torch.no_grad():
+        output = model.predict(pixels, drawn)
+    truth = at_picked(target.of(images), drawn)
+    colours = images.float().view(3, 3, 3, 8, 4, 8).mean(dim=(3, 5)).flatten(2).mT
     neighbours = target.of_constant(by_brute_force(colours, drawn.picked, (3, 4), (8, 8)))
-    frequent, near = 0.0, 0.0
-    for b, j in itertools.product(range(3), range(6)):
-        truth = target.of(images)[b, drawn.picked[b, j]]
-        frequent += target.agreement(model.frequent[None, None], truth[None, None]).item()
-        near += target.agreement(neighbours[b, j][None, None], truth[None, None]).item()
-    name = target.score_name
-    assert figures[f"{name}_baseline_frequent"].tolist() == pytest.approx([frequent, 18], rel=1e-5)
-    assert figures[f"{name}_baseline_neighbours"].tolist() == pytest.approx([near, 18], rel=1e-5)
+    by_patch = {
+        "loss": target.loss(output, truth),
+        name: target.agreement(target.guess(output), truth),
+        f"{name}_baseline_frequent": target.agreement(model.frequent.expand_as(truth), truth),
+        f"{name}_baseline_neighbours": target.agreement(neighbours, truth),
+    }
+    assert loss.item() == pytest.approx(by_patch["loss"].mean().item(), rel=1e-6)  # the unchanged ones included
+    for number, kind in enumerate(KINDS):
+        of_kind = (drawn.kinds == number).float()
+        assert of_kind.any()
+        for measure in ("loss", name):
+            expected = [(by_patch[measure] * of_kind).sum().item(), of_kind.sum().item()]
+            assert figures.pop(f"{measure}_{kind}").tolist() == pytest.approx(expected, rel=1e-5)
+    assert figures.keys() == by_patch.keys()
+    for measure, values in by_patch.items():
+        assert figures[measure].tolist() == pytest.approx([values.sum().item(), 18], rel=1e-5), measure
 
 
 def by_brute_force(colours: Tensor, picked: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
@@ -127,26 +109,18 @@ def test_neighbours_equal_brute_force(
     torch.testing.assert_close(ours, by_brute_force(colours, picked, grid, patch), rtol=1e-5, atol=1e-3)
 
 
-def test_mean_colours_are_the_patches_means() -> None:
-    images = sample()[0]
-    expected = [
-        images[:, :, r : r + 8, c : c + 8].double().mean(dim=(2, 3)) for r in (0, 8, 16) for c in (0, 8, 16, 24)
-    ]
-    torch.testing.assert_close(mean_colours(images, (8, 8)).double(), torch.stack(expected, 1), rtol=1e-6, atol=0)
-
-
 @pytest.mark.parametrize("target", [ColourTarget((8, 8), 3), ColourTarget((8, 8), 3, 3, 4), ColourTarget((8, 8), 3, 5)])
 def test_the_survey_counts_and_the_frequent_class_equal_bincount(target: ColourTarget) -> None:
     images = sample(20)[0]
     survey, classes = survey_targets(target, images), target.of(images).flatten(0, 1).numpy()
     assert survey.counts is not None
-    assert survey.images == 20
     np.testing.assert_array_equal(survey.counts, np.bincount(classes.flatten(), minlength=target.classes))
     expected = [np.bincount(slot, minlength=target.classes).argmax() for slot in classes.T]
     np.testing.assert_array_equal(survey.frequent, expected)
     share = survey.counts.numpy() / survey.counts.sum().item()
     assert survey.perplexity == pytest.approx(math.exp(-sum(p * math.log(p) for p in share if p)))
-    assert survey.largest_share == pytest.approx(share.max())
+    assert f"in 20 images, effectively {survey.perplexity:.1f};" in survey.describe()
+    assert f"the most frequent is {share.max():.1%} of the patches" in survey.describe()
 
 
 def test_the_frequent_patch_of_pixels_is_the_mean_patch() -> None:
@@ -167,33 +141,20 @@ def test_the_frequent_patch_of_pixels_is_the_mean_patch() -> None:
     ],
     ids=["constant", "wrongly scaled", "four colours", "noise"],
 )
-def test_a_survey_collapses_where_there_is_one_class_only(images: Tensor, collapsed: bool) -> None:
+def test_a_survey_warns_where_there_is_one_class_only(images: Tensor, collapsed: bool) -> None:
     survey = survey_targets(ColourTarget((8, 8), 3), images.to(torch.uint8))
     assert survey.warning.startswith("almost all targets are the same class") == collapsed
-    assert f"{survey.largest_share:.1%}" in survey.describe()
 
 
-def test_training_moves_encoder_head_and_mask_token() -> None:
-    model, (images, _, drawn) = build(TARGETS["mean_colour"]), sample()
-    model(images, drawn)[0].backward()
-    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert still == []
-
-
-def test_the_second_head_adds_its_weighted_mean_squared_error() -> None:
+def test_a_second_head_adds_its_weighted_mean_squared_error_and_everything_is_trained() -> None:
     images, pixels, drawn = sample()
-    torch.manual_seed(0)
-    model: MaskedPatchPrediction = MaskedPatchPrediction(
-        build_encoder(CONFIG), TARGETS["mean_colour"], Normalise((0.5,), (0.5,), 3), 0, 0.3
-    )
+    model = build(TARGETS["mean_colour"], detail=0.3)
     assert model.detail_head is not None
-    torch.nn.init.normal_(model.detail_head.weight, std=0.5)
     loss, figures = model(images, drawn)
     tokens = model.encoder.encode(corrupt(model.encoder.embed(pixels), drawn, model.mask_token), at=drawn.picked)
-    truth = torch.stack([of[at] for of, at in zip(details(images, (8, 8)), drawn.picked, strict=True)])
-    squared = (model.detail_head(tokens) - truth).square()
-    assert figures["loss_detail"][0] / figures["loss_detail"][1] == pytest.approx(squared.mean().item(), rel=1e-5)
-    colour = figures["loss"][0] / figures["loss"][1]
-    assert loss.item() == pytest.approx(colour.item() + 0.3 * squared.mean().item(), rel=1e-5)
+    squared = (model.detail_head(tokens) - at_picked(details(images, (8, 8)), drawn)).square().mean().item()
+    colour, detail = (float(figures[name][0] / figures[name][1]) for name in ("loss", "loss_detail"))
+    assert detail == pytest.approx(squared, rel=1e-5)
+    assert loss.item() == pytest.approx(colour + 0.3 * squared, rel=1e-5)
     loss.backward()
-    assert all(p.grad is not None and p.grad.any() for p in model.detail_head.parameters())
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]

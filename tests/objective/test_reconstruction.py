@@ -23,7 +23,6 @@ from mpp.objective.reconstruction import (
     VERSIONS,
     WRONG_TO_RIGHT,
     Reconstruction,
-    Sheet,
     draw_sheet,
     draw_tiles,
     picture_of_targets,
@@ -70,9 +69,8 @@ def test_every_patch_shows_its_corruption_and_its_prediction_and_has_its_figures
     name: str, channels: int, group: int
 ) -> None:
     rows, drawn, guess, truth = reconstructed(name, channels, group)
-    assert rows.kinds.dtype == torch.int8
-    assert rows.kinds.shape == rows.right.shape == rows.confidence.shape == (4, ROWS, COLUMNS)
     assert rows.score_name == ("mse" if name == "pixels" else "accuracy")
+    targets = picture_of_targets(build_target(name, (HEIGHT, WIDTH), channels, 3), rows.original)
     for b, p in itertools.product(range(4), range(ROWS * COLUMNS)):
         at = b, p // COLUMNS, p % COLUMNS
         kind, right, confidence = (float(x[at]) for x in (rows.kinds, rows.right, rows.confidence))
@@ -84,6 +82,7 @@ def test_every_patch_shows_its_corruption_and_its_prediction_and_has_its_figures
         else:
             j = drawn.picked[b].tolist().index(p)
             predicted, true = guess[b, j], truth[b, j]
+            assert torch.equal(patch(targets[b], p), true)
             assert kind == 1 + drawn.kinds[b, j]
             if drawn.kinds[b, j] == MASK:
                 corrupted = torch.full_like(own, 128)
@@ -105,16 +104,6 @@ def test_every_patch_shows_its_corruption_and_its_prediction_and_has_its_figures
         assert torch.equal(patch(rows.true[b], p), true)
 
 
-@pytest.mark.parametrize("name", ["mean_colour", "colour_4x4", "pixels"])
-@pytest.mark.parametrize("channels", [1, 3, 8])
-def test_a_picture_of_targets_shows_every_patch_as_its_target(name: str, channels: int) -> None:
-    rows, *_ = reconstructed(name, channels)
-    shown = picture_of_targets(build_target(name, (HEIGHT, WIDTH), channels, 3), rows.original)
-    corrupted = rows.kinds.repeat_interleave(HEIGHT, 1).repeat_interleave(WIDTH, 2)[:, None] > 0
-    assert torch.equal(torch.where(corrupted, shown, 0), torch.where(corrupted, rows.true, 0))
-    assert torch.equal(picture_of_targets(build_target(name, (HEIGHT, WIDTH), channels, 3), shown), shown)
-
-
 @pytest.mark.parametrize("channels", [1, 3, 8])
 def test_colours_on_screen_are_the_first_three_channels_or_one_as_grey(channels: int) -> None:
     image = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
@@ -134,13 +123,6 @@ def made(batch: int, channels: int, image: tuple[int, int], grid: tuple[int, int
     return Reconstruction(*versions, kinds, *figures, score)
 
 
-def saved(sheet: Sheet, path: Path) -> Path:
-    text = PngInfo()
-    text.add_text(TEXT_KEY, sheet.layout)
-    Image.fromarray(sheet.picture).save(path, pnginfo=text)
-    return path
-
-
 @pytest.mark.parametrize(
     ("image", "channels", "score"), [((12, 18), 3, "accuracy"), ((32, 8), 1, "mse"), ((150, 200), 8, "accuracy")]
 )
@@ -148,7 +130,10 @@ def test_a_saved_sheet_gives_back_every_version_of_every_image(
     tmp_path: Path, image: tuple[int, int], channels: int, score: str
 ) -> None:
     rows = made(3, channels, image, (2, 2), score)
-    read = read_sheet(saved(draw_sheet(rows), tmp_path / "a.png"))
+    sheet, text = draw_sheet(rows), PngInfo()
+    text.add_text(TEXT_KEY, sheet.layout)
+    Image.fromarray(sheet.picture).save(tmp_path / "a.png", pnginfo=text)
+    read = read_sheet(tmp_path / "a.png")
     assert read is not None
     titles, tiles = read
     assert titles == VERSIONS + FIGURES[score]
@@ -157,6 +142,12 @@ def test_a_saved_sheet_gives_back_every_version_of_every_image(
     np.testing.assert_array_equal(tiles, draw_tiles(rows).pixels)
     for number, version in {0: rows.original, 2: rows.predicted, 3: rows.true}.items():
         np.testing.assert_array_equal(tiles[:, number], to_rgb(version).repeat(scale, 1).repeat(scale, 2))
+    Image.fromarray(sheet.picture).save(tmp_path / "old.png")
+    assert read_sheet(tmp_path / "old.png") is None
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match="truncated"):
+        read_sheet(tmp_path / "a.png")
 
 
 def test_random_and_unchanged_patches_are_framed_and_nothing_else_is_changed() -> None:
@@ -175,29 +166,20 @@ def test_random_and_unchanged_patches_are_framed_and_nothing_else_is_changed() -
 
 
 @pytest.mark.parametrize(
-    ("score", "title", "value", "colour"),
+    ("title", "colours"),
     [
-        ("accuracy", "right or wrong", 0.0, WRONG_TO_RIGHT[0]),
-        ("accuracy", "right or wrong", 0.5, WRONG_TO_RIGHT[1]),
-        ("accuracy", "right or wrong", 1.0, WRONG_TO_RIGHT[2]),
-        ("accuracy", "confidence", 0.0, CONFIDENCE[0]),
-        ("accuracy", "confidence", 0.5, np.mean(CONFIDENCE, axis=0)),
-        ("accuracy", "confidence", np.nan, NOT_CORRUPTED),
-        ("mse", "squared error", 0.0, WRONG_TO_RIGHT[2]),
-        ("mse", "squared error", 0.125, WRONG_TO_RIGHT[1]),
-        ("mse", "squared error", 3.0, WRONG_TO_RIGHT[0]),
-        ("mse", "squared error", np.nan, NOT_CORRUPTED),
+        ("right or wrong", dict(zip((0.0, 0.5, 1.0), WRONG_TO_RIGHT, strict=True))),
+        ("confidence", {0.0: CONFIDENCE[0], 0.5: np.mean(CONFIDENCE, axis=0), np.nan: NOT_CORRUPTED}),
+        ("squared error", dict(zip((3.0, 0.125, 0.0), WRONG_TO_RIGHT, strict=True)) | {np.nan: NOT_CORRUPTED}),
     ],
 )
-def test_a_figure_has_its_colour_all_over_its_patch(
-    score: str, title: str, value: float, colour: tuple[int, int, int]
-) -> None:
-    rows = made(1, 3, (150, 200), (3, 4), score)
-    figures = rows.confidence if title == "confidence" else rows.right
-    figures[0, 1, 2] = value
-    titles, tiles = draw_tiles(rows)
-    area = tiles[0, titles.index(title), 50:100, 100:150].reshape(-1, 3)
-    np.testing.assert_allclose(area, np.broadcast_to(colour, area.shape), atol=0.5)
+def test_a_figure_has_its_colour_all_over_its_patch(title: str, colours: dict[float, tuple[int, int, int]]) -> None:
+    rows = made(1, 3, (150, 200), (3, 4), "mse" if title == "squared error" else "accuracy")
+    for value, colour in colours.items():
+        (rows.confidence if title == "confidence" else rows.right)[0, 1, 2] = value
+        titles, tiles = draw_tiles(rows)
+        area = tiles[0, titles.index(title), 50:100, 100:150].reshape(-1, 3)
+        np.testing.assert_allclose(area, np.broadcast_to(colour, area.shape), atol=0.5)
 
 
 def test_titles_and_legend_stay_outside_the_tiles_and_on_the_sheet() -> None:
@@ -209,13 +191,3 @@ def test_titles_and_legend_stay_outside_the_tiles_and_on_the_sheet() -> None:
         dark = text.max(axis=-1) < 60
         assert dark.any()
         assert not dark[:, [0, -1]].any()
-
-
-def test_a_picture_without_a_layout_has_no_tiles_and_a_torn_one_is_an_error(tmp_path: Path) -> None:
-    sheet = draw_sheet(made(1, 3, (8, 8), (2, 2), "accuracy"))
-    Image.fromarray(sheet.picture).save(tmp_path / "old.png")
-    assert read_sheet(tmp_path / "old.png") is None
-    whole = saved(sheet, tmp_path / "whole.png").read_bytes()
-    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(OSError, match="truncated"):
-        read_sheet(tmp_path / "torn.png")

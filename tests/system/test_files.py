@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mpp import cli
-from mpp.errors import ConfigError
+from mpp.errors import ConfigError, UserError
 from mpp.system import files
 from mpp.system.files import LOCK, claimed, holder, one_writer, whole_folder
 from tests import runs
@@ -220,3 +220,20 @@ def test_what_a_kill_between_left_is_put_back(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "file").read_text() == "new"
     # Another's that still writes, and what is called otherwise.
     assert sorted(path.name for path in tmp_path.iterdir()) == [".model-ba9876543210", ".model-of mine", "model"]
+
+
+def test_a_folder_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    (here / "sub").mkdir(parents=True)
+    monkeypatch.chdir(here / "sub")
+    (tmp_path / "link").symlink_to(here / "linked")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (".", "../sub", "../..", "/", str(here), str(tmp_path / "loop")):
+        reason = "cannot write to .*loop" if "loop" in path else "it is or holds the current folder; name a new one"
+        with pytest.raises(UserError, match=reason), whole_folder(Path(path)):
+            raise AssertionError("it was begun")
+    for path in ("../new", "new/../../other", str(tmp_path / "link")):
+        with whole_folder(Path(path)) as temporary:
+            (temporary / "written").touch()
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"here/new/written", "here/other/written", "here/linked/written"}

@@ -27,10 +27,7 @@ def filled(weights: Weights) -> Weights:
 
 
 def vit(
-    pool: str = "token",
-    classes: tuple[str, ...] | None = ("a", "b"),
-    name: str = "vit_base_patch16_224",
-    **args: Any,
+    pool: str = "token", classes: tuple[str, ...] | None = ("a", "b"), name: str = "vit_base_patch16_224", **args: Any
 ) -> Weights:
     """A ViT for 32 x 32 pixels."""
     return filled(Weights(name, ARGS | args, None, (32, 32), pool=pool, classes=classes))

@@ -39,13 +39,9 @@ def test_onnxruntime_gives_the_same(weights: Weights, runtime: Any, tmp_path: Pa
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (given,), (output,) = session.get_inputs(), session.get_outputs()
-    assert (given.name, given.type, given.shape[1:]) == (
-        "images",
-        "tensor(float)",
-        [weights.in_chans, *weights.image_hw],
-    )
-    assert isinstance(given.shape[0], str)
+    assert (given.name, given.type) == ("images", "tensor(float)")
     assert output.name == ("logits" if weights.classes else "features")
+    assert given.shape[1:] == [weights.in_chans, *weights.image_hw]
     model = build(weights, attention="explicit").eval()
     for batch in (1, 3, 5):
         pixels = images(*weights.image_hw, weights.in_chans, batch)
