@@ -80,7 +80,7 @@ def write_images(folder: Path, number: int = 40, noise: float = 40, seed: int = 
 
 
 def command(source: str, run_dir: Path | None, *flags: str, **changed: str) -> list[str]:
-    """The command line of a tiny run; `changed` are settings with `__` for the dot."""
+    """The command line of a tiny run; `changed` are settings with `__` for the dot. With `init`, not of a new model."""
     return _words(TOOL, TINY | {"data.source": source, "fewshot.data": source}, run_dir, flags, changed)
 
 
@@ -91,17 +91,16 @@ def pretrain_config(source: str, **changed: str) -> PretrainConfig:
 
 def finetune_command(source: str, run_dir: Path, *flags: str, init: str = "none", **changed: str) -> list[str]:
     """As `command`, for fine-tuning: from scratch, or from `init` without the settings of a new model."""
-    settings = FINETUNE | {"data.source": source, "init": init}
-    if init != "none":
-        drop_path = settings["model.drop_path"]
-        settings = {name: value for name, value in settings.items() if not name.startswith("model.")}
-        settings["model.drop_path"] = drop_path
-    return _words(ROOT / "tools" / "finetune.py", settings, run_dir, flags, changed)
+    return _words(
+        ROOT / "tools" / "finetune.py", FINETUNE | {"data.source": source}, run_dir, flags, {"init": init, **changed}
+    )
 
 
 def _words(
     tool: Path, settings: dict[str, str], run_dir: Path | None, flags: tuple[str, ...], changed: dict[str, str]
 ) -> list[str]:
+    if changed.get("init", "none") != "none":  # the weights have the architecture
+        settings = {k: v for k, v in settings.items() if not k.startswith("model.") or k == "model.drop_path"}
     settings |= {name.replace("__", "."): value for name, value in changed.items()}
     if run_dir is not None:
         settings["run_dir"] = str(run_dir)

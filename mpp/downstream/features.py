@@ -20,7 +20,6 @@ import PIL
 import timm
 import torch
 from jaxtyping import Float, Float32, Int64
-from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -35,6 +34,7 @@ from mpp.downstream.fewshot import Extract
 from mpp.downstream.labelled import Labelled
 from mpp.errors import RunError, UserError
 from mpp.model.attention import Attention
+from mpp.model.encoder import check_patches
 from mpp.model.kernel_choice import EVALUATION_BATCH, settle_kernel, task_of
 from mpp.system.process import global_draws
 from mpp.training.parallel import DTYPES, autocast
@@ -54,19 +54,6 @@ def pool(
     if num_prefix_tokens < 1:
         raise ValueError("pool=token needs a class token, which this encoder has not: take pool=mean")
     return tokens[:, 0]
-
-
-def check_patches(model: nn.Module, image_hw: tuple[int, int], setting: str) -> None:
-    """Raises UserError for an input size of which a ViT would not see the last rows or columns; `setting` names it."""
-    embed = getattr(model, "patch_embed", None)
-    if not isinstance(embed, PatchEmbed):  # the stem of a hybrid pads
-        return
-    sides: Any = embed.patch_size
-    for size, patch in zip(image_hw, sides, strict=True):
-        if size % patch:
-            low = size // patch * patch
-            near = f"{low} or {low + patch}" if low else f"{patch}"
-            raise UserError(f"{setting} {size} is not a multiple of the patch size {patch}; take {near}")
 
 
 def extract_features(

@@ -29,11 +29,12 @@ from mpp.data.sources.contents import Contents
 from mpp.data.transform import EvalTransform, Normalise, TrainTransform, normalise
 from mpp.dist import World
 from mpp.downstream.feature_cache import weights_hash
-from mpp.downstream.features import check_patches, extract_by_all
+from mpp.downstream.features import extract_by_all
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import ClassifierConfig, FinetuneConfig
 from mpp.downstream.start import start_weights
 from mpp.errors import UserError
+from mpp.model.encoder import check_patches
 from mpp.system.process import global_draws
 from mpp.training.parallel import DTYPES, autocast, choose_precision
 from mpp.training.run_folder import once_a_machine

@@ -138,20 +138,14 @@ class Attention(TimmAttention):
 class Block(TimmBlock):
     """timm's pre-norm block (its parameters and their names)."""
 
-    def forward(
-        self,
-        x: Float[Tensor, "B N D"],
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        at: Indices | None = None,
-    ) -> Float[Tensor, "B K D"]:
+    def forward(self, x: Float[Tensor, "B N D"], at: Indices | None = None, **masking: Any) -> Float[Tensor, "B K D"]:
         """The block's output for all tokens, or for those `at` these indices only.
 
         Keys and values are of all tokens; everything else in a block reads one token, so the result is the same.
         """
         if at is None:
-            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, at=at)
+            return super().forward(x, **masking)
+        attended = self.attn(self.norm1(x), at=at, **masking)
         x = take(x, at) + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 

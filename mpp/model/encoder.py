@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from timm.layers.attention import Attention as TimmAttention
 from timm.layers.drop import DropPath
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
@@ -104,8 +106,7 @@ class Encoder(nn.Module):
     ) -> Iterator[Float[Tensor, "batch heads tokens tokens"]]:
         """Attention weights of one block after the other, by the explicit form; rows sum to 1.
 
-        A block runs when its weights are asked for, which saves memory: turn gradients off around the loop, not around
-        this call.
+        A block runs when its weights are asked for, to save memory: turn gradients off around the loop, not this call.
 
         Raises:
             UserError: blocks whose attention is not timm's, before anything runs.
@@ -148,12 +149,10 @@ class Decoder(nn.Module):
     Used in pretraining only. It has no position embeddings of its own: the encoder's come with the tokens. Weights are
     drawn as timm draws those of a ViT, from torch's global generator, on the CPU.
 
-    Args:
-        encoder: a new one, whose last blocks are copied, without their stochastic depth.
-        depth: number of blocks, from 1 to the encoder's.
+    The last `depth` blocks of a new `encoder` are copied, without their stochastic depth.
 
     Raises:
-        ValueError: another depth.
+        ValueError: a `depth` that is not from 1 to the encoder's.
     """
 
     def __init__(self, encoder: Encoder, depth: int) -> None:
@@ -197,7 +196,7 @@ def build_encoder(
     check_vit(timms, f"model.name {config.name!r}")
     if hasattr(timms.patch_embed, "backbone") and config.patch_size:
         raise UserError(f"model.patch_size does not apply to the hybrid {config.name!r}: its stem sets it")
-    check_size(timms, config.image_hw)
+    check_patches(timms, config.image_hw, "model.img_size", stem=True)
     layers: dict[str, Any] = {"attn_layer": Attention}
     if all(type(block) is TimmBlock for block in timms.blocks):
         layers["block_fn"] = Block
@@ -274,11 +273,7 @@ def is_vit(name: str) -> bool:
 
 
 def check_vit(vit: Any, name: str) -> None:
-    """Refuses a ViT that cannot be trained by masked patch prediction as it is; error messages call it `name`.
-
-    Raises:
-        UserError: blocks with an attention of their own; batch normalisation.
-    """
+    """Raises UserError for a ViT that masked patch prediction cannot train; error messages call it `name`."""
     if not all(type(getattr(block, "attn", None)) in (TimmAttention, Attention) for block in vit.blocks):
         raise UserError(f"{name} has blocks with an attention of its own; choose another ViT")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in vit.modules()):
@@ -288,14 +283,16 @@ def check_vit(vit: Any, name: str) -> None:
         )
 
 
-def check_size(vit: Any, image_hw: tuple[int, int], setting: str = "model.img_size") -> None:
-    """Refuses a size in pixels that is not a whole number of the ViT's patches.
+def check_patches(model: nn.Module, image_hw: tuple[int, int], setting: str, stem: bool = False) -> None:
+    """Raises UserError, naming the `setting`, for a size in pixels that is not a whole number of the ViT's patches.
 
-    Raises:
-        UserError: naming the `setting` and the nearest sizes that fit.
+    It would not see the last rows or columns. The stem of a hybrid pads: only with `stem` it must fit, too.
     """
-    hybrid = hasattr(vit.patch_embed, "backbone")
-    sides = vit.patch_embed.feat_ratio(as_scalar=False) if hybrid else vit.patch_embed.patch_size
+    embed = getattr(model, "patch_embed", None)
+    if isinstance(embed, HybridEmbed):
+        sides: Any = embed.feat_ratio(as_scalar=False) if stem else (1, 1)
+    else:
+        sides = embed.patch_size if isinstance(embed, PatchEmbed) else (1, 1)
     for size, patch in zip(image_hw, sides, strict=True):
         if size % patch:
             low = size // patch * patch

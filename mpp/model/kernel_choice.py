@@ -39,23 +39,18 @@ EVALUATION_BATCH = 128
 
 @dataclass(frozen=True)
 class Task:
-    """What attention is computed for.
-
-    Attributes:
-        batch: images in a pass; 0: not known.
-        tokens: of an image.
-        heads, width: attention heads, and features of each.
-        blocks: those whose attention weights are in memory at once while training.
-        training: forward and backward; evaluations in between run forward, with `EVALUATION_BATCH` images.
-        device, dtype: of queries, keys and values.
-    """
+    """What attention is computed for."""
 
     batch: int
+    """Images in a pass; 0: not known."""
     tokens: int
     heads: int
     width: int
+    """Features of a head."""
     blocks: int
+    """Those whose attention weights are in memory at once while training."""
     training: bool
+    """Forward and backward; evaluations in between run forward, with `EVALUATION_BATCH` images."""
     device: torch.device
     dtype: torch.dtype
 
@@ -115,16 +110,10 @@ def choose_kernel(name: str, task: Task) -> str:
 
 
 def settle_kernel(name: str, saved: str, task: Task | None, *models: nn.Module | None) -> str:
-    """Chooses a run's attention kernel on rank 0 and sets it on all ranks; a resumed run keeps its own, for its bits.
+    """Chooses a run's attention kernel on rank 0 and sets it in the models of all ranks.
 
-    Args:
-        name: as the config has it.
-        saved: what this returned when the run began; empty for a run that begins.
-        task: what attention is computed for; None without our layers.
-        models: the model, and its moving average.
-
-    Returns:
-        The kernel and the type of device, as "explicit cpu", for the run's checkpoints.
+    Returns the kernel and the type of device, as "explicit cpu", for the run's checkpoints. A resumed run gives it as
+    `saved` (else empty), and keeps its kernel, for its bits. Without our layers, `task` is None.
     """
     if task is None:
         return ""
@@ -152,8 +141,7 @@ def _fastest(names: Sequence[str], task: Task, sample: tuple[int, int, int, int]
         best = min(times, key=lambda name: times[name])
         known = {**_read(path), key: best if times[best] < _FASTER * times[names[0]] else names[0]}
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file: file.write(json.dumps(known, indent=1).encode()))
+            write_whole(path, json.dumps(known, indent=1))
     return known[key]
 
 
@@ -183,13 +171,9 @@ def time_kernels(
     dtype: torch.dtype,
     training: bool = True,
 ) -> dict[str, float]:
-    """Median seconds of each kernel, timed in turns, at most 7 times each and 0.4 s in all.
+    """Median seconds of each of these `KERNELS`, timed in turns, at most 7 times each and 0.4 s in all.
 
-    Args:
-        names: of `KERNELS`; xformers after `xformers_obstacle` found none.
-        shape: batch, tokens, heads and head width; queries, keys and values lie in memory as `Attention` has them.
-        device, dtype: of queries, keys and values.
-        training: forward and backward, not forward alone.
+    `shape` is batch, tokens, heads and head width; `training` times forward and backward, not forward alone.
     """
     batch, tokens, heads, width = shape
     source = torch.Generator(device).manual_seed(0)  # the run's own stream of draws stays as it is
@@ -197,13 +181,10 @@ def time_kernels(
     towards = torch.randn(batch, tokens, heads, width, generator=source, device=device, dtype=dtype)
     times: list[list[float]] = []  # of the rounds; the first two are for warming up
     with torch.set_grad_enabled(training):
-        if training:
-            joint.requires_grad_()
-            calls = [functools.partial(forward_backward, name, joint, towards) for name in names]
-        else:
-            calls = [functools.partial(_forward, name, joint) for name in names]
+        joint.requires_grad_(training)
+        run = functools.partial(forward_backward, towards=towards) if training else _forward
         while len(times) < 2 + _ROUNDS and (len(times) < 3 or sum(map(sum, times)) < _SECONDS):
-            times.append([_seconds(call, device) for call in calls])
+            times.append([_seconds(functools.partial(run, name, joint), device) for name in names])
     return {name: statistics.median(column) for name, column in zip(names, zip(*times[2:], strict=True), strict=True)}
 
 

@@ -22,20 +22,16 @@ KINDS = ("masked", "random", "unchanged")
 
 
 class Corruption(NamedTuple):
-    """The corruption of a batch of B images, K patches each.
-
-    Attributes:
-        picked: (B, K) int64, the corrupted patches, ascending.
-        kinds: (B, K) int64, MASK, RANDOM or UNCHANGED.
-        other: (B, K) int64, for RANDOM the patch whose embedding is taken, counted through its image, or through the
-            `group` images (row-major) that it was drawn for.
-        group: number of consecutive images that `other` counts through; 1 keeps replacements within the image.
-    """
+    """The corruption of a batch of B images, K patches each."""
 
     picked: Int[Tensor, "B K"]
+    """int64, the corrupted patches, ascending."""
     kinds: Int[Tensor, "B K"]
+    """int64, MASK, RANDOM or UNCHANGED."""
     other: Int[Tensor, "B K"]
+    """int64, for RANDOM the patch whose embedding is taken, counted through `group` images (row-major)."""
     group: int = 1
+    """Number of consecutive images that `other` counts through; 1 keeps replacements within the image."""
 
     def rows(self, start: int, stop: int) -> "Corruption":
         """The corruption of images start to stop; both must be multiples of `group`."""

@@ -29,18 +29,14 @@ class MaskedPatchPrediction(nn.Module):
         encoder: a module with `embed` and `encode` (see `mpp.model.encoder.Encoder`), `grid`, `patch` and `embed_dim`.
         target: what is predicted.
         normalise: makes the encoder's input, float32, of raw pixels of 0 to 255, uint8.
-        mask_block: block before which the [mask] embeddings enter the encoder; above 0 only if all picked patches are
-            masked.
+        mask_block: block before which the [mask] embeddings enter; above 0 only if all picked patches are masked.
         detail: weight of the loss of a second head, which predicts the patches' `details`; 0: no such head.
-        decoder: makes the tokens that the heads read, called with all of the encoder's tokens and the indices of the
-            corrupted patches; None: the heads read the encoder's own.
-
-    Attributes:
-        frequent: (values,) the most frequent class (for pixels: the mean patch), which the first trivial baseline
-            predicts everywhere; set once by `Survey.frequent`.
+        decoder: makes the tokens that the heads read of all of the encoder's and the indices of the corrupted patches;
+            None: the heads read the encoder's own.
     """
 
     frequent: Tensor
+    """(values,) the most frequent class, for pixels the mean patch: the first trivial baseline, set by the survey."""
     distance: Tensor
 
     def __init__(
@@ -111,7 +107,9 @@ class MaskedPatchPrediction(nn.Module):
             figures[f"loss_{kind}"] = _sum(loss, weight)
             figures[f"{name}_{kind}"] = _sum(score, weight)
         figures[f"{name}_baseline_frequent"] = _sum(target.agreement(self.frequent[None, None], values), ones)
-        colours = neighbour_colours(mean_colours(images, self.encoder.patch), corruption.picked, self.distance)
+        sums, (height, width) = cell_sums(images, self.encoder.patch), self.encoder.patch
+        colours = (sums.float() / (height * width)).flatten(2).transpose(1, 2)
+        colours = neighbour_colours(colours, corruption.picked, self.distance)
         neighbours = target.agreement(target.of_constant(colours), values)
         figures[f"{name}_baseline_neighbours"] = _sum(neighbours, ones)
         return figures
@@ -134,13 +132,6 @@ def patch_distances(grid: tuple[int, int], patch: tuple[int, int]) -> Int[Tensor
     return (row[:, None] - row[None]) ** 2 + (column[:, None] - column[None]) ** 2
 
 
-def mean_colours(
-    images: UInt8[Tensor, "batch channels height width"], patch: tuple[int, int]
-) -> Float[Tensor, "batch patches channels"]:
-    """Mean colour of every patch, 0 to 255."""
-    return (cell_sums(images, patch).float() / (patch[0] * patch[1])).flatten(2).transpose(1, 2)
-
-
 def neighbour_colours(
     colours: Float[Tensor, "batch n channels"], picked: Int[Tensor, "batch k"], distance: Int[Tensor, "n n"]
 ) -> Float[Tensor, "batch k channels"]:
@@ -161,17 +152,13 @@ def neighbour_colours(
 
 
 class Survey(NamedTuple):
-    """Statistics of the targets of a sample of images, before any training.
-
-    Attributes:
-        images: number of images.
-        counts: (classes,) how often each class occurs over all patches and predictions; None for pixels.
-        frequent: the guess of the first trivial baseline (see `MaskedPatchPrediction.frequent`).
-    """
+    """Statistics of the targets of a sample of images, before any training."""
 
     images: int
     counts: Int[Tensor, " classes"] | None
+    """How often each class occurs over all patches and predictions; None for pixels."""
     frequent: Tensor
+    """See `MaskedPatchPrediction`."""
 
     @property
     def perplexity(self) -> float:

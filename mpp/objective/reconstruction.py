@@ -39,35 +39,26 @@ class Reconstruction(NamedTuple):
     """Four versions of the same images, and figures for each patch.
 
     In `predicted` and `true` the corrupted patches are drawn as targets (bin centres or pixels), the rest as it is.
-
-    Attributes:
-        original: the images.
-        corrupted: the model's input; masked patches are grey.
-        predicted, true: its predictions, and the true values.
-        kinds: 0 for visible patches, else 1 + MASK, RANDOM or UNCHANGED.
-        right: share of the patch's predictions that are right, for pixels their mean squared error; NaN for patches
-            that are not corrupted.
-        confidence: probability of the predicted class, the mean over the patch's predictions; NaN likewise, and for
-            pixels.
-        score_name: name of `right`, "accuracy" or "mse".
     """
 
     original: Images
     corrupted: Images
+    """The model's input; masked patches are grey."""
     predicted: Images
     true: Images
     kinds: Int8[Tensor, "batch rows columns"]
+    """0 for visible patches, else 1 + MASK, RANDOM or UNCHANGED."""
     right: Float[Tensor, "batch rows columns"]
+    """Share of a patch's predictions that are right, for pixels their mean squared error; NaN where not corrupted."""
     confidence: Float[Tensor, "batch rows columns"]
+    """Probability of the predicted class, the mean over a patch's predictions; NaN likewise, and for pixels."""
     score_name: str
+    """Of `right`: accuracy or mse."""
 
 
 @torch.inference_mode()
 def reconstruct(
-    model: MaskedPatchPrediction,
-    images: Images,
-    pixels: Float[Tensor, "batch channels height width"],
-    corruption: Corruption,
+    model: MaskedPatchPrediction, images: Images, pixels: Float[Tensor, "b c h w"], corruption: Corruption
 ) -> Reconstruction:
     """The model's input and predictions for `images`; `pixels` are the same, normalised."""
     target, grid = model.target, model.encoder.grid
@@ -89,16 +80,10 @@ def reconstruct(
         return figures.new_full(patches.shape[:2], elsewhere).scatter(1, picked, figures).unflatten(1, grid)
 
     corrupted, predicted, true = map(whole, (corrupted, target.render(guess), target.render(values)))
-    return Reconstruction(
-        images,
-        corrupted,
-        predicted,
-        true,
-        by_patch((kinds + 1).to(torch.int8), 0.0),
-        by_patch(target.agreement(guess, values), torch.nan),
-        by_patch(target.confidence(output), torch.nan),
-        target.score_name,
-    )
+    shown = by_patch((kinds + 1).to(torch.int8), 0.0)
+    right, confidence = target.agreement(guess, values), target.confidence(output)
+    right, confidence = by_patch(right, torch.nan), by_patch(confidence, torch.nan)
+    return Reconstruction(images, corrupted, predicted, true, shown, right, confidence, target.score_name)
 
 
 def picture_of_targets(target: Target, images: Images) -> Images:
@@ -230,19 +215,6 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 def _draw_legend(score_name: str, width: int) -> np.ndarray:
     """A line for each colour: words before it, a field of it, and words after it."""
-    items = _legend_items(score_name)
-    picture = Image.new("RGB", (width, _LINE * len(items)), "white")
-    pen = ImageDraw.Draw(picture)
-    indent = _MARGIN + round(max(pen.textlength(before, _font()) for before, *_ in items))
-    for line, (before, field, after) in enumerate(items):
-        picture.paste(Image.fromarray(field), (indent + _MARGIN, line * _LINE + (_LINE - len(field)) // 2))
-        for x, words, anchor in ((indent, before, "rm"), (indent + field.shape[1] + 2 * _MARGIN, after, "lm")):
-            pen.text((x, (line + 0.5) * _LINE), words, fill="black", font=_font(), anchor=anchor)
-    return np.asarray(picture)
-
-
-def _legend_items(score_name: str) -> list[tuple[str, np.ndarray, str]]:
-    """Words before, a field of colour, and words after it."""
     side, length = 14, 56
     scale = np.tile(np.linspace(0, 1, length), (side, 1))
     random, unchanged = (np.full((side, side, 3), 255, np.uint8) for _ in range(2))
@@ -255,5 +227,15 @@ def _legend_items(score_name: str) -> list[tuple[str, np.ndarray, str]]:
         ("", _scale(np.full((side, side), np.nan), CONFIDENCE), "not corrupted"),
     ]
     if score_name == "mse":
-        return [*items, ("error 0", _scale(1 - scale, WRONG_TO_RIGHT), f"{LARGEST_ERROR} or more")]
-    return [*items, ("wrong", _scale(scale, WRONG_TO_RIGHT), "right"), ("confidence 0", _scale(scale, CONFIDENCE), "1")]
+        items.append(("error 0", _scale(1 - scale, WRONG_TO_RIGHT), f"{LARGEST_ERROR} or more"))
+    else:
+        items.append(("wrong", _scale(scale, WRONG_TO_RIGHT), "right"))
+        items.append(("confidence 0", _scale(scale, CONFIDENCE), "1"))
+    picture = Image.new("RGB", (width, _LINE * len(items)), "white")
+    pen = ImageDraw.Draw(picture)
+    indent = _MARGIN + round(max(pen.textlength(before, _font()) for before, *_ in items))
+    for line, (before, field, after) in enumerate(items):
+        picture.paste(Image.fromarray(field), (indent + _MARGIN, line * _LINE + (_LINE - len(field)) // 2))
+        for x, words, anchor in ((indent, before, "rm"), (indent + field.shape[1] + 2 * _MARGIN, after, "lm")):
+            pen.text((x, (line + 0.5) * _LINE), words, fill="black", font=_font(), anchor=anchor)
+    return np.asarray(picture)

@@ -4,8 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mpp.downstream.features import check_patches
 from mpp.errors import UserError
+from mpp.model.encoder import check_patches
 from mpp.pretraining.restore import weights_or_checkpoint
 from mpp.pretraining.settings import ConvertRecipe
 from mpp.weights.base import build

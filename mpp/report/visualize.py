@@ -19,9 +19,8 @@ from mpp.data.sources.base import count
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform
 from mpp.data.workers import worker_count
-from mpp.downstream.features import check_patches
 from mpp.errors import RunError, UserError, command
-from mpp.model.encoder import is_vit
+from mpp.model.encoder import check_patches, is_vit
 from mpp.pretraining.restore import first_weights, restored, weights_or_checkpoint
 from mpp.pretraining.settings import PretrainConfig
 from mpp.report.attention import distance_section, heads_section, rollout_section

@@ -56,16 +56,13 @@ class Weights:
     numerics: Numerics = field(default=Numerics())
     origin: str = ""
     """Where it was opened from."""
+    # Of the image files, see `DecodeOptions`.
     value_range: tuple[float, ...] = ()
-    """Of the image files (see `DecodeOptions`)."""
     background: tuple[int, ...] = (255,)
-    """Of the image files (see `DecodeOptions`)."""
+    # Of evaluation, see `Framing`.
     crop_pct: float = 1.0
-    """Of evaluation (see `Framing`)."""
     interpolation: str = "bicubic"
-    """Of evaluation (see `Framing`)."""
     crop_mode: str = "center"
-    """Of evaluation (see `Framing`)."""
     max_image_mb: int = MAX_IMAGE_MB
     """Limit of the images that are read for these weights: a setting of the reader, not of the weights."""
 
@@ -114,21 +111,17 @@ def build(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """The timm model with the weights in it, on `device`, in training mode like every new module.
+    """The timm model with the weights in it, in training mode like every new module.
 
-    Its `forward` gives logits (B, K) for normalised images (B, C, H, W) with a head, else pooled features (B, D);
-    `forward_features`, `forward_head` and `forward_intermediates` are timm's. Fresh weights come from torch's global
-    CPU generator.
+    Its `forward` gives logits (B, K) for normalised images (B, C, H, W) with a head, else pooled features (B, D).
+    Fresh weights come from torch's global CPU generator.
 
     Args:
-        weights: to build.
         classes: of a new head, zero-initialised (appendix B.1.1); None keeps the head of the weights; () drops it.
         representation: width of the new head's hidden tanh layer; 0: the encoder's; None: a linear head.
         pool: instead of the weights' own.
         image_hw: another input size; position embeddings are resampled (section 3.2, "Fine-tuning").
-        drop_path: stochastic depth rate.
         attention: kernel for ViTs: auto, xformers, sdpa, explicit; see `settle_kernel` for the fastest.
-        device: of the model.
         dtype: type that attention will be computed in.
 
     Raises:
@@ -168,15 +161,9 @@ def create(
     drop_path: float = 0.0,
     plain: bool = False,
 ) -> Any:
-    """The freshly initialised timm model that the weights are for, with the numerics of their original.
+    """The freshly initialised timm model that the weights are for, with a linear head of `num_classes` (0: none).
 
-    Args:
-        weights: whose architecture to create.
-        num_classes: of a linear head; 0: none.
-        pool: instead of the weights' own.
-        image_hw: instead of the weights' own.
-        drop_path: stochastic depth rate.
-        plain: timm's own attention and constants, for writing out.
+    It has the numerics of the weights' original, or if `plain`, for writing out, timm's own attention and constants.
 
     Raises:
         UserError: an unknown name, arguments that timm refuses, a pooling that these weights cannot have.
@@ -202,9 +189,14 @@ def create(
         settings["img_size"] = image_hw or weights.image_hw
     try:
         if numerics.stem_units is not None:
-            model = create_hybrid(name, numerics.stem_units, **settings)
+            model: Any = create_hybrid(name, numerics.stem_units, **settings)
         else:
-            model = _create_by_timm(name, settings)
+            try:
+                model = timm.create_model(name, **settings)
+            except TypeError:  # some ViTs have blocks of their own kind, and keep timm's attention
+                if settings.pop("attn_layer", None) is None:
+                    raise
+                model = timm.create_model(name, **settings)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         shown = {k: v for k, v in settings.items() if k not in ("attn_layer", "fc_norm", "num_classes")}
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -218,24 +210,8 @@ def create(
     return model
 
 
-def _create_by_timm(name: str, settings: dict[str, Any]) -> nn.Module:
-    try:
-        return timm.create_model(name, **settings)
-    except TypeError:
-        if "attn_layer" not in settings:
-            raise
-        # Some ViTs have blocks of their own kind, and keep timm's attention.
-        return timm.create_model(name, **{k: v for k, v in settings.items() if k != "attn_layer"})
-
-
 def load(model: nn.Module, state: Mapping[str, Tensor], label: str, *, head: bool) -> None:
-    """Copies the weights into the model; every name and shape must fit.
-
-    Args:
-        model: as `create` gives it.
-        state: under the model's names.
-        label: the weights' name in error messages.
-        head: whether to load the classification head, too; else it is left out of `state`.
+    """Copies the weights into the model, without the `head` if it is False; error messages call them `label`.
 
     Raises:
         UserError: listing the missing and the unexpected names, and the shapes that differ.

@@ -24,7 +24,7 @@ from timm.models.vision_transformer import VisionTransformer
 from mpp.data.settings import DataConfig
 from mpp.errors import UserError
 from mpp.model.attention import Block
-from mpp.model.encoder import Encoder, check_size, check_vit, is_vit, model_args, put_on_device
+from mpp.model.encoder import Encoder, check_patches, check_vit, is_vit, model_args, put_on_device
 from mpp.model.settings import ModelConfig
 from mpp.weights.base import Weights, classifier_names, create, load, resampled
 from mpp.weights.numerics import activation, read_init_args, write_init_args
@@ -63,7 +63,7 @@ def complete_configs(
     own = _config_of(weights, vit)
     others = {key: value for key, value in weights.args.items() if key not in model_args(own)}
     model = complete_model(init, model, own)
-    check_size(vit, model.image_hw)
+    check_patches(vit, model.image_hw, "model.img_size", stem=True)
     data = complete_data(data, DataConfig(**{key: getattr(weights, key) for key in _INPUT}))
     data.decode_options(model.in_chans)
     return model, data, write_init_args(others, weights.numerics)

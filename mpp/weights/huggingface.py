@@ -57,9 +57,6 @@ def read_hf_folder(folder: Path) -> Weights:
         UserError: a file that is missing, broken or of something else; unknown names are listed.
     """
     config = read_json(folder / "config.json")
-    kind = config.get("model_type")
-    if kind != "vit":
-        raise UserError(f"{folder}: model_type {kind!r} in config.json is not 'vit', the only one that is read")
     act = config.get("hidden_act", "gelu")
     if act not in _ACTIVATIONS:
         raise UserError(f"{folder}: hidden_act {act!r} is not one of {', '.join(_ACTIVATIONS)}")
@@ -96,12 +93,8 @@ def write_hf_folder(weights: Weights, folder: Path) -> list[str]:
         What was left out, in sentences.
 
     Raises:
-        UserError: a folder that is not empty; a model that Hugging Face's ViT cannot represent, with the reason.
+        UserError: a model that Hugging Face's ViT cannot represent, with the reason.
     """
-    if weights.state is None:
-        raise UserError(f"{weights.label} has no weights to write; train or open some first")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already and is not empty; move it away or choose another folder")
     classes = written_classes(weights)
     with global_draws():
         model: Any = build(weights, classes=None if classes else (), attention="sdpa").eval()
@@ -120,18 +113,17 @@ def write_hf_folder(weights: Weights, folder: Path) -> list[str]:
         for name, content in files.items():
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _check_same(weights, model, temporary)
-    if weights.classes is None or classes:
-        return notes
-    linear, reads_token = weights.representation is None, weights.pool == "token"
-    reads = "the class token" if reads_token else f"tokens pooled by {weights.pool!r}"
-    reads += "" if linear else " and has a hidden layer"
-    flags = ([] if reads_token else ["--model.pool token"]) + ([] if linear else ["--model.head linear"])
-    return [
-        *notes,
-        f"the head of {len(weights.classes)} classes was left out: it reads {reads}, "
-        "and Hugging Face's ViT has only a linear head on the class token; "
-        f"for one that fits, fine-tune with {' '.join(flags)}",
-    ]
+    if weights.classes is not None and classes is None:
+        reads, flags = "the class token", []
+        if weights.pool != "token":
+            reads, flags = f"tokens pooled by {weights.pool!r}", ["--model.pool token"]
+        if weights.representation is not None:
+            reads, flags = f"{reads} and has a hidden layer", [*flags, "--model.head linear"]
+        notes.append(
+            f"the head of {len(weights.classes)} classes was left out: it reads {reads}, and Hugging Face's ViT has "
+            f"only a linear head on the class token; for one that fits, fine-tune with {' '.join(flags)}"
+        )
+    return notes
 
 
 def written_classes(weights: Weights) -> tuple[str, ...] | None:
@@ -157,11 +149,11 @@ def _check_same(weights: Weights, model: nn.Module, folder: Path) -> None:
 
 def _settings(config: dict[str, Any], act: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """timm's arguments, and the size of the input."""
-    dim = int(config.get("hidden_size", 768))
-    patch, size = _pair(config.get("patch_size", 16)), _pair(config.get("image_size", 224))
+    dim, size = int(config.get("hidden_size", 768)), config.get("image_size", 224)
+    height, width = size if isinstance(size, list) else (size, size)
     args = {
         "act_layer": act,
-        "patch_size": patch[0] if patch[0] == patch[1] else list(patch),
+        "patch_size": config.get("patch_size", 16),
         "embed_dim": dim,
         "depth": int(config.get("num_hidden_layers", 12)),
         "num_heads": int(config.get("num_attention_heads", 12)),
@@ -169,12 +161,7 @@ def _settings(config: dict[str, Any], act: str) -> tuple[dict[str, Any], dict[st
     }
     if not config.get("qkv_bias", True):
         args["qkv_bias"] = False
-    return args, {"image_hw": size, "in_chans": int(config.get("num_channels", 3))}
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    height, width = value if isinstance(value, list) else (value, value)
-    return int(height), int(width)
+    return args, {"image_hw": (int(height), int(width)), "in_chans": int(config.get("num_channels", 3))}
 
 
 def _classes(config: dict[str, Any], count: int, folder: Path) -> tuple[str, ...]:

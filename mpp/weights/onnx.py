@@ -24,10 +24,8 @@ def write_onnx(weights: Weights, path: Path) -> None:
     that ends in ".data".
 
     Raises:
-        UserError: a file that exists, a missing package, a model that cannot be exported or computes something else.
+        UserError: a missing package, a model that cannot be exported or computes something else.
     """
-    if path.exists() and (path.is_dir() or path.stat().st_size):
-        raise UserError(f"{path} exists already; move it away or choose another path")
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
         raise UserError(f"writing ONNX needs {' and '.join(absent)}; install with: {install('onnx')}")

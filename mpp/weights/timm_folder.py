@@ -50,17 +50,10 @@ def encoder_weights(
     origin: str = "",
     init_args: Sequence[str] = (),
 ) -> Weights:
-    """A pretrained encoder as weights, headless.
+    """A pretrained encoder as weights, headless; its input has `mean` and `std` on a 0 to 1 scale.
 
-    It pools the patch tokens by their mean: masked patch prediction never trains the class token.
-
-    Args:
-        encoder: the encoder.
-        config: its settings.
-        mean, std: of its input, on a 0 to 1 scale.
-        reading: how files become its input.
-        origin: name in error messages.
-        init_args: the part of the architecture that `config` cannot say (see `read_init_args`).
+    It pools the patch tokens by their mean: masked patch prediction never trains the class token. `init_args` are the
+    part of the architecture that `config` cannot say (see `read_init_args`).
     """
     args, numerics = read_init_args(init_args)
     return Weights(
@@ -99,16 +92,15 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
         What timm alone does not read of these weights, in sentences; mpp reads all of it back.
 
     Raises:
-        UserError: weights that no timm model can hold, or no weights at all.
+        UserError: weights that no timm model can hold.
     """
-    if weights.state is None:
-        raise UserError(f"{weights.label} has no weights to write")
+    state = weights.state or {}
     tanh, units = weights.representation is not None, weights.numerics.stem_units
     names = None if tanh else weights.classes
     with global_draws():
         model = create(weights, num_classes=len(names or ()), plain=True)
-    head = {name: value.contiguous() for name, value in weights.state.items() if tanh and name.startswith("head.")}
-    load(model, {k: v for k, v in weights.state.items() if k not in head}, weights.label, head=names is not None)
+    head = {name: value.contiguous() for name, value in state.items() if tanh and name.startswith("head.")}
+    load(model, {k: v for k, v in state.items() if k not in head}, weights.label, head=names is not None)
     notes, ours = [], {"numerics": asdict(weights.numerics)}
     if weights.reading.pixel_settings != DecodeOptions(weights.in_chans).pixel_settings:
         ours |= {"value_range": list(weights.value_range), "background": list(weights.background)}

@@ -16,8 +16,6 @@ from mpp.model.settings import ModelConfig
 from mpp.weights.timm_folder import timm_state
 from tests.model.encoders import CASES, TINY, build, pictures, scramble, small, tiny
 
-per_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES)
-
 
 def timms(config: ModelConfig) -> VisionTransformer:
     """timm's model with timm's attention and the same settings."""
@@ -32,41 +30,16 @@ def timms(config: ModelConfig) -> VisionTransformer:
     return timm.create_model(config.name, num_classes=0, global_pool="avg", fc_norm=False, **settings).double().eval()
 
 
-@per_case
-def test_all_tokens_equal_timms_and_the_seam_is_the_forward_pass(config: ModelConfig) -> None:
+@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+def test_tokens_equal_timms_by_the_seam_and_attention_maps_give_each_blocks_output(config: ModelConfig) -> None:
     encoder, theirs, images = build(config), timms(config), pictures(config)
     theirs.load_state_dict(timm_state(encoder))
-    tokens = encoder.embed(images)
-    rows, columns = encoder.grid
     assert tuple(g * p for g, p in zip(encoder.grid, encoder.patch, strict=True)) == config.image_hw
-    assert tokens.shape == (2, rows * columns, encoder.embed_dim)
-    assert encoder.encode(tokens).shape == (2, rows * columns + encoder.num_prefix_tokens, encoder.embed_dim)
-    assert torch.equal(encoder.encode(tokens), encoder(images))
+    assert torch.equal(encoder.encode(encoder.embed(images)), encoder(images))
     # 2-D tables pass through float32 on their way out
     tolerance = 1e-6 if encoder.position is not None else 1e-11
     torch.testing.assert_close(encoder(images), theirs.forward_features(images), rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("case", ["plain", "flat patches", "one channel", "any image size"])
-def test_embed_is_one_linear_map_of_each_patch_rows_first(case: str) -> None:
-    encoder, images = build(CASES[case]), pictures(CASES[case])
-    (rows, columns), (height, width) = encoder.grid, encoder.patch
-    kernel, bias = encoder.vit.patch_embed.proj.weight, encoder.vit.patch_embed.proj.bias
-    expected = [
-        torch.einsum("bchw,dchw->bd", images[:, :, r * height :, c * width :][:, :, :height, :width], kernel) + bias
-        for r in range(rows)
-        for c in range(columns)
-    ]
-    torch.testing.assert_close(encoder.embed(images), torch.stack(expected, dim=1), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("case", ["plain", "hybrid", "no positions"])
-def test_without_positions_and_only_then_the_blocks_do_not_know_the_order(case: str) -> None:
-    encoder = build(CASES[case])
-    tokens = encoder.embed(pictures(CASES[case]))
-    patches = slice(encoder.num_prefix_tokens, None)
-    same = torch.allclose(encoder.encode(tokens.flip(1))[:, patches].flip(1), encoder.encode(tokens)[:, patches])
-    assert same == (case == "no positions")
+    check_attention_maps(encoder, images)
 
 
 @pytest.mark.parametrize("changes", [{}, {"pos_embed": "2d"}, {"drop_path": 0.5}])
@@ -102,26 +75,19 @@ def check_attention_maps(encoder: Encoder, images: torch.Tensor) -> None:
     assert not any(attn._forward_pre_hooks for attn in attentions)
 
 
-@per_case
-def test_attention_maps_reproduce_the_output_of_each_block(config: ModelConfig) -> None:
-    check_attention_maps(build(config), pictures(config))
-
-
-TIMMS = [
-    "vit_tiny_patch16_224",
-    "vit_small_patch32_224",
-    "vit_base_patch16_siglip_224",
-    "vit_base_patch14_reg1_tipsv2",
-    "vit_so150m_patch16_reg4_map_256",
-    "vit_base_patch16_rpn_224",
-    "vit_giantopt_patch16_siglip_gap_256",
-    "deit3_small_patch16_224",
-    "deit_tiny_distilled_patch16_224",
-    "beit3_base_patch16_224",
-]
-
-
-@pytest.mark.parametrize("name", TIMMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch32_224",
+        "vit_base_patch16_siglip_224",
+        "vit_base_patch14_reg1_tipsv2",
+        "vit_so150m_patch16_reg4_map_256",
+        "vit_base_patch16_rpn_224",
+        "deit3_small_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "beit3_base_patch16_224",
+    ],
+)
 def test_attention_maps_of_timms_own_models(name: str) -> None:
     torch.manual_seed(0)
     side = 28 if "patch14" in name else 32

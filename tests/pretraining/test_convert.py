@@ -15,6 +15,7 @@ from mpp.weights.base import build
 from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
+from tests.weights.models import images
 
 import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
 
@@ -35,13 +36,9 @@ def tuned(source: str, run_dir: Path) -> Path:
     return folder
 
 
-def images(height: int, width: int, number: int = 2) -> torch.Tensor:
-    return torch.rand(number, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def computed(spec: str, pixels: torch.Tensor) -> torch.Tensor:
+def computed(spec: Path | str, pixels: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return build(open_weights(spec)).eval()(pixels)
+        return build(open_weights(str(spec))).eval()(pixels)
 
 
 def test_a_run_that_has_not_ended_gives_its_newest_checkpoint(
@@ -62,8 +59,8 @@ def test_checkpoints_that_cannot_be_converted(
 ) -> None:
     torn = shutil.copytree(run_dir / "checkpoints", tmp_path / "checkpoints") / "step_000000002.pt"
     torn.write_bytes(torn.read_bytes()[:5000])
-    reasons = {tuned / "checkpoints" / "step_000000004.pt": "only checkpoints of pretraining", torn: "cannot read"}
     shutil.copy(run_dir / "config.yaml", tmp_path)
+    reasons = {tuned / "checkpoints" / "step_000000004.pt": "only checkpoints of pretraining", torn: "cannot read"}
     for path, words in reasons.items():
         assert convert(["--init", str(path), "--out", str(tmp_path / "out")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -75,17 +72,15 @@ def test_a_run_to_timm_at_another_size(tuned: Path, tmp_path: Path, capsys: pyte
     assert convert(["--init", str(tuned), "--out", str(tmp_path / "same")]) == 0
     printed = capsys.readouterr().out
     assert f"vit_tiny_patch16_224, 32x32 pixels, 4 classes -> {tmp_path / 'same'}" in printed
-    example = printed.splitlines()[-1]
-    model: Any = eval(example, {"timm": timm}).eval()
+    model: Any = eval(printed.splitlines()[-1], {"timm": timm}).eval()  # the example
     with torch.no_grad():
-        found = model(images(32, 32))
-    torch.testing.assert_close(found, computed(str(tuned), images(32, 32)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(images()), computed(tuned, images()), rtol=0, atol=1e-5)
     assert convert(["--init", str(tuned), "--out", str(tmp_path / "other"), "--img-size", "48", "40"]) == 0
     weights = open_weights(str(tmp_path / "other"))
     assert (weights.image_hw, weights.classes) == ((48, 40), ("0", "1", "2", "3"))
     with torch.no_grad():
         resized = build(open_weights(str(tuned)), image_hw=(48, 40)).eval()(images(48, 40))
-    torch.testing.assert_close(computed(str(tmp_path / "other"), images(48, 40)), resized, rtol=0, atol=1e-5)
+    torch.testing.assert_close(computed(tmp_path / "other", images(48, 40)), resized, rtol=0, atol=1e-5)
 
 
 def test_a_timm_folder_to_hugging_face_and_back(
@@ -94,12 +89,8 @@ def test_a_timm_folder_to_hugging_face_and_back(
     hf, back = tmp_path / "hf", tmp_path / "back"
     assert convert(["--init", str(tuned / "model"), "--out", str(hf), "--format", "hf"]) == 0
     assert "transformers.AutoModel.from_pretrained(" in capsys.readouterr().out
-    read = open_weights(str(hf))
-    assert read.name.startswith("vit_")
     assert convert(["--init", str(hf), "--out", str(back)]) == 0
-    torch.testing.assert_close(
-        computed(str(back), images(32, 32)), computed(str(hf), images(32, 32)), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(computed(back, images()), computed(hf, images()), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["timm", "hf"])
@@ -120,20 +111,17 @@ def test_to_onnx(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert f"onnxruntime.InferenceSession({str(out)!r})" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     for number in (1, 3):
-        pixels = images(32, 32, number)
+        pixels = images(number=number)
         (found,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
-        np.testing.assert_allclose(found, computed(str(tuned), pixels), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found, computed(tuned, pixels), rtol=0, atol=1e-4)
 
 
 def test_the_paper_s_checkpoints(shared: Callable[[str], Path], tmp_path: Path) -> None:
     params = shared("fixtures/vit_token_params.npz")
-    weights = open_weights(str(params))
-    assert convert(["--init", str(params), "--out", str(tmp_path / "timm")]) == 0
-    pixels = images(*weights.image_hw)
-    expected = computed(str(params), pixels)
-    torch.testing.assert_close(computed(str(tmp_path / "timm"), pixels), expected, rtol=0, atol=1e-6)
-    assert convert(["--init", str(params), "--out", str(tmp_path / "hf"), "--format", "hf"]) == 0
-    assert open_weights(str(tmp_path / "hf")).image_hw == weights.image_hw
+    for form in ("timm", "hf"):
+        assert convert(["--init", str(params), "--out", str(tmp_path / form), "--format", form]) == 0
+        found, expected = (computed(spec, images()) for spec in (tmp_path / form, params))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_heads_that_a_form_cannot_hold_are_noted(
@@ -159,9 +147,7 @@ def test_heads_that_a_form_cannot_hold_are_noted(
     out, err = converted(tanh, "hf")
     assert "no head -> " in out
     assert "fine-tune with --model.pool token --model.head linear\n" in err
-    token = written("token", pool="token")
-    assert "4 classes -> " in converted(token, "hf")[0]
-    assert open_weights(str(tmp_path / "token_hf")).classes == open_weights(str(token)).classes
+    assert "4 classes -> " in converted(written("token", pool="token"), "hf")[0]
 
 
 def test_the_paper_s_hybrid_that_timm_cannot_build(
@@ -172,22 +158,7 @@ def test_the_paper_s_hybrid_that_timm_cannot_build(
     printed = capsys.readouterr()
     assert "note: timm has no hybrid with the stem units [2, 1]: only mpp reads this folder" in printed.err
     assert printed.out.splitlines()[-1] == f"mpp.weights.opening.open_weights({str(tmp_path / 'out')!r})"
-    pixels = images(*open_weights(params).image_hw)
-    assert torch.equal(computed(str(tmp_path / "out"), pixels), computed(params, pixels))
-
-
-@pytest.mark.parametrize("out", [".", "..", "../here"])
-def test_the_current_folder_stays(
-    out: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    here = tmp_path / "above" / "here"
-    here.mkdir(parents=True)
-    monkeypatch.chdir(here)
-    assert convert(["--init", str(run_dir), "--out", out]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    what = "exists; choose another or remove it" if out == ".." else "it is or holds the current folder; name a new one"
-    assert what in line
-    assert list(tmp_path.rglob("*")) == [tmp_path / "above", here]
+    assert torch.equal(computed(tmp_path / "out", images()), computed(params, images()))
 
 
 WRONG: dict[str, tuple[str, str]] = {
@@ -203,17 +174,21 @@ WRONG: dict[str, tuple[str, str]] = {
     "no weights": ("--init random:test_vit --out TMP/x", "--init random:test_vit has no weights to convert"),
     "a cut patch": ("--init RUN --out TMP/x --img-size 33", "img_size 33 is not a multiple of the patch"),
     "no form": ("--init RUN --out TMP/x --format keras", "--format: takes one of auto, timm, hf, onnx"),
+    "the current folder": ("--init RUN --out .", "it is or holds the current folder; name a new one"),
+    "the same by its name": ("--init RUN --out ../here", "it is or holds the current folder; name a new one"),
+    "the folder above": ("--init RUN --out ..", "--out .. exists; choose another or remove it"),
     "a ResNet to hf": ("--init TMP/resnet --out TMP/x --format hf", "TMP/resnet cannot be written as Hugging Face's"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_one_line_and_nothing_is_written(
-    case: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, reason = (text.replace("TMP", str(tmp_path)).replace("RUN", str(run_dir)) for text in WRONG[case])
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "full").mkdir()
+    for name in ("empty", "full", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     for name in ("file", "zero.npz", "full/file"):
         (tmp_path / name).touch()
     if "resnet" in words:

@@ -17,6 +17,7 @@ from mpp.errors import UserError
 from mpp.weights.base import Weights, build
 from mpp.weights.huggingface import read_hf_folder, write_hf_folder
 from mpp.weights.numerics import Numerics
+from tests import runs
 from tests.weights.models import ARGS, filled, images, vit
 
 NAMES = ("cat", "dog", "emu", "fox", "gnu")
@@ -67,10 +68,9 @@ def test_a_classifier_is_read(settings: dict[str, Any], hf: Any, tmp_path: Path)
     theirs.save_pretrained(tmp_path)
     read = read_hf_folder(tmp_path)
     assert (read.classes, read.pool, read.image_hw) == (NAMES, "token", (32, 32))
-    ours = build(read, attention="explicit").eval()
     x = images(channels=settings.get("num_channels", 3))
     with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x).logits, rtol=0, atol=ATOL)
+        torch.testing.assert_close(build(read).eval()(x), theirs(x).logits, rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize(("kind", "pool"), [("ViTModel", "token"), ("ViTForMaskedImageModeling", "avg")])
@@ -109,14 +109,12 @@ def test_a_classifier_is_written(args: dict[str, Any], eps: float | None, hf: An
     assert all(torch.equal(back.state[name], source.state[name]) for name in source.state)  # pyright: ignore
 
 
-@pytest.mark.parametrize(
-    ("pool", "classes", "notes"), [("avg", None, 0), ("avg", NAMES, 1), ("token", None, 0), ("token", NAMES[:1], 0)]
-)
-def test_an_encoder_is_written(pool: str, classes: Any, notes: int, hf: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pool", "classes"), [("avg", None), ("avg", NAMES), ("token", None), ("token", NAMES[:1])])
+def test_an_encoder_is_written(pool: str, classes: Any, hf: Any, tmp_path: Path) -> None:
     source = vit(pool, classes)
-    said = write_hf_folder(source, tmp_path / "hf")
-    assert len(said) == notes
-    assert all("the head of 5 classes was left out: it reads tokens pooled by 'avg'" in note for note in said)
+    notes = write_hf_folder(source, tmp_path / "hf")
+    left_out = "the head of 5 classes was left out: it reads tokens pooled by 'avg'"
+    assert [left_out in note for note in notes] == ([True] if classes == NAMES else [])
     theirs = hf.ViTModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
     with torch.no_grad():
         expected = build(source).eval().forward_features(images())  # pyright: ignore[reportCallIssue]
@@ -137,22 +135,6 @@ def test_flat_images_and_channels_are_written(hf: Any, tmp_path: Path) -> None:
     assert tuple(hf.ViTImageProcessor.from_pretrained(tmp_path / "hf").image_mean) == (0.1, 0.2)
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already and is not empty"):
-        write_hf_folder(vit(), tmp_path)
-    with pytest.raises(UserError, match="no weights to write"):
-        write_hf_folder(replace(vit(), state=None), tmp_path / "hf")
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("mpp.weights.huggingface.save_file", full)
-    with pytest.raises(UserError, match="No space left"):
-        write_hf_folder(vit(), tmp_path / "hf")
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
 # Folders that are damaged or of something else.
 
 
@@ -165,7 +147,6 @@ def changed(folder: Path, **settings: Any) -> Path:
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "model_type": ({"model_type": "deit"}, "model_type 'deit'"),
     "activation": ({"hidden_act": "relu"}, "hidden_act 'relu'"),
     "classes": ({"id2label": {"0": "cat"}}, "names 1 classes, the classifier has 5"),
     "width": ({"hidden_size": "wide"}, "a setting that cannot be used: .*wide"),
@@ -175,10 +156,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("settings", "reason"), SETTINGS.values(), ids=SETTINGS)
 def test_settings_that_cannot_be_used_are_named(settings: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=reason) as caught:
+    with pytest.raises(UserError, match=f"^{tmp_path}[^\n]*{reason}[^\n]*$"):
         read_hf_folder(changed(tmp_path / "hf", **settings))
-    assert str(tmp_path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
@@ -202,32 +181,23 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         read_hf_folder(path.parent)
 
 
-def test_a_pickle_of_tensors_is_read_and_classes_without_names_are_numbered(tmp_path: Path) -> None:
+def test_a_pickle_of_tensors_is_read_and_no_code_of_any_is_run(tmp_path: Path) -> None:
     folder = changed(tmp_path / "hf", id2label=None)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    pickled, witness, source = folder / "pytorch_model.bin", tmp_path / "witness", vit(classes=NAMES)
+    torch.save(load_file(folder / "model.safetensors"), pickled)
     (folder / "model.safetensors").unlink()
-    source: Any = vit(classes=NAMES)
     read: Any = read_hf_folder(folder)
     assert read.classes == tuple(f"LABEL_{i}" for i in range(5))
-    assert all(torch.equal(read.state[name], source.state[name]) for name in source.state)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_would_run_code_runs_nothing(zipped: bool, tmp_path: Path) -> None:
-    folder = changed(tmp_path / "hf")
-    (folder / "model.safetensors").unlink()
-    witness = tmp_path / "witness"
+    runs.assert_same(dict(sorted(read.state.items())), dict(sorted((source.state or {}).items())))
 
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(witness),)
 
-    if zipped:
-        torch.save({"classifier.weight": Trap()}, folder / "pytorch_model.bin")
-    else:
-        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(UserError, match=r"pytorch_model\.bin"):
-        read_hf_folder(folder)
+    for write in (torch.save, lambda trap, path: path.write_bytes(pickle.dumps(trap))):
+        write({"classifier.weight": Trap()}, pickled)
+        with pytest.raises(UserError, match=r"pytorch_model\.bin"):
+            read_hf_folder(folder)
     assert not witness.exists()
 
 
