@@ -14,7 +14,6 @@ from mpp.data.settings import DataConfig
 from mpp.downstream.settings import FinetuneConfig, FinetuneOptimConfig, LabelledConfig
 from mpp.objective.settings import ObjectiveConfig
 from mpp.pretraining.settings import PretrainConfig
-from mpp.report.charts import Line
 from mpp.report.html import all_pictures
 from mpp.report.page import Picture, Section, Table, Text
 from mpp.report.run_record import read_run
@@ -51,8 +50,8 @@ def fewshot(step: int, one: float, five: float) -> dict[str, Any]:
     return {"step": step, "images": 100 * step, **figures, "time/fewshot_seconds": 30.0}
 
 
-ROWS = (fewshot(0, 0.1, 0.2), trained(10, 0.031), trained(200, 0.3), fewshot(200, 0.15, 0.25), trained(400, 0.412))
-ROWS = (*ROWS, fewshot(400, 0.25, 0.4567))
+ROWS = [fewshot(0, 0.1, 0.2), trained(10, 0.031), trained(200, 0.3), fewshot(200, 0.15, 0.25), trained(400, 0.412)]
+ROWS.append(fewshot(400, 0.25, 0.4567))
 
 
 def pretrained(
@@ -122,31 +121,22 @@ def sections(folder: Path, results: Sequence[Path] = ()) -> list[Section]:
     return [*first, *last]
 
 
+def _blocks(sections: Iterable[Section], name: str, kind: type) -> list[Any]:
+    return [
+        block for section in sections if section.name == name for block in section.blocks if isinstance(block, kind)
+    ]
+
+
 def tables(sections: Iterable[Section], name: str) -> list[Table]:
     """The tables of the section of that name."""
-    return [
-        block for section in sections if section.name == name for block in section.blocks if isinstance(block, Table)
-    ]
+    return _blocks(sections, name, Table)
 
 
 def texts(sections: Iterable[Section], name: str) -> list[str]:
-    return [
-        block.text
-        for section in sections
-        if section.name == name
-        for block in section.blocks
-        if isinstance(block, Text)
-    ]
+    return [block.text for block in _blocks(sections, name, Text)]
 
 
 def pictures(sections: Iterable[Section]) -> dict[str, Picture]:
     """All pictures by name."""
     blocks = [block for section in sections for block in section.blocks]
     return {picture.name: picture for block in blocks for picture in all_pictures(block)}
-
-
-def undrawn(name: str, alt: str, lines: Sequence[Line], **options: Any) -> Picture:
-    """Stands for `line_chart`, which takes a while and has tests of its own."""
-    assert lines
-    assert all(len(line.x) == len(line.y) for line in lines)
-    return Picture(name, alt, "<svg xmlns='http://www.w3.org/2000/svg'/>", options["caption"])

@@ -12,7 +12,7 @@ from mpp.study.settings import StudyConfig
 from mpp.system.files import write_csv
 from tests.report.run_folders import pretrained, sections, tables, tuned
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.mark.parametrize(
@@ -38,25 +38,18 @@ def test_whether_a_start_names_this_run(init: str, expected: bool, tmp_path: Pat
     assert names_run(init.replace("HERE", str(tmp_path)), tmp_path / "runs" / "first") is expected
 
 
-def test_a_run_that_has_the_name_of_its_row(tmp_path: Path) -> None:
-    run = pretrained(tmp_path / "pretrained")
-    head = ("model", "shots", "accuracy", "std")
-    write_csv(tmp_path / "shots" / "fewshot.csv", [head, ("pretrained (mean)", 5, 0.5, 0.01)])
-    (table,) = tables(sections(run), "downstream")
-    assert table.rows == (("pretrained (mean)", "50.0 ± 1.0 %"),)
-
-
 def test_fewshot_tables_that_name_the_run(tmp_path: Path) -> None:
-    run = pretrained(tmp_path / "runs" / "first")
+    run = pretrained(tmp_path / "pretrained")
     head = ("model", "shots", "accuracy", "std", "interval95", "seeds", "l2")
     rows = [
         (f"{name} ({how})", k, accuracy, 0.01, "", 3, "")
-        for name, how, accuracy in [("random:runs/first", "mean", 0.2), ("runs/first", "token, layer 3", 0.5)]
+        for name, how, accuracy in (("random:pretrained", "mean", 0.2), ("pretrained", "token, layer 3", 0.5))
         for k in (5, 10)
     ]
-    write_csv(tmp_path / "runs" / "shots" / "fewshot.csv", [head, *rows, ("resnet18 (mean)", 5, 0.9, 0.01, "", 3, "")])
-    write_csv(tmp_path / "runs" / "others" / "fewshot.csv", [head, ("resnet18 (mean)", 5, 0.9, 0.01, "", 3, "")])
-    write_csv(tmp_path / "runs" / "broken" / "fewshot.csv", [head, ("runs/first (mean)", "x", "y", "", "", "", "")])
+    other = ("resnet18 (mean)", 5, 0.9, 0.01, "", 3, "")
+    write_csv(tmp_path / "shots" / "fewshot.csv", [head, *rows, other])
+    write_csv(tmp_path / "others" / "fewshot.csv", [head, other])
+    write_csv(tmp_path / "broken" / "fewshot.csv", [head, ("pretrained (mean)", "x", "y", "", "", "", "")])
     (table,) = tables(sections(run), "downstream")
     assert table.head == ("encoder", "5 shots", "10 shots")
     assert table.rows == (
@@ -73,39 +66,35 @@ def test_the_study_of_a_run(own: bool, tmp_path: Path) -> None:
     study.mkdir(exist_ok=True)
     (study / "config.yaml").write_text(to_yaml(StudyConfig(init="" if own else str(run))))
     arm, mine = ("4x4", 1) if own else ("pretrained", None)  # 7 is another pretraining of the arm
+    sides = (("scratch", 0.4, None), ("other", 0.9, mine), (arm, 0.45, mine))
+    runs = [(side, seed, start, top1 + 0.1 * seed) for side, top1, start in sides for seed in (0, 1)]
+    runs.append((arm, 2, 7, 0.99))
+    readings = [("random", None, -1, 0.2), (arm, mine, -1, 0.5), (arm, 7, -1, 0.99), (arm, mine, -2, 0.6)]
+    readings.append(("other", mine, -1, 0.9))
     content = {
         "pretraining": [{"arm": "other", "seed": 0}, {"arm": "4x4", "seed": 1}] if own else [],
         "finetuning": [
-            {"side": side, "labels": "10%", "seed": seed, "pretrain_seed": start, "top1": top1 + 0.1 * seed}
-            for side, top1, start in (("scratch", 0.4, None), ("other", 0.9, mine), (arm, 0.45, mine))
-            for seed in (0, 1)
-        ] + [{"side": arm, "labels": "10%", "seed": 2, "pretrain_seed": 7, "top1": 0.99}],
-        "fewshot": [
-            {"side": side, "pretrain_seed": start, "layer": layer, "pool": "mean", "shots": 5,
-             "accuracy": [accuracy, accuracy + 0.02]}
-            for side, start, layer, accuracy in (
-                ("random", None, -1, 0.2), (arm, mine, -1, 0.5), (arm, 7, -1, 0.99), (arm, mine, -2, 0.6),
-                ("other", mine, -1, 0.9),
-            )
+            {"side": side, "labels": "10%", "seed": seed, "pretrain_seed": start, "top1": top1}
+            for side, seed, start, top1 in runs
         ],
-    }  # fmt: skip
+        "fewshot": [
+            {"side": side, "pretrain_seed": start, "layer": layer, "pool": "mean", "shots": 5}
+            | {"accuracy": [accuracy, accuracy + 0.02]}
+            for side, start, layer, accuracy in readings
+        ],
+    }
     (study / "study.json").write_text(json.dumps(content))
     table, few = tables(sections(run), "downstream")
     assert table.head == ("labels", "from scratch", arm, "gain in points")
     assert table.rows == (("10%", "45.0 ± 7.1 %", "50.0 ± 7.1 %", "+5.0 ± 0.0"),)
-    gained = (
-        "; the gain of the same seeds, ± half the width of its 95 % interval over 2 fine-tuning seeds of one "
-        "pretraining"
-    )
     assert table.caption.startswith("Study study: ")
-    assert table.caption.endswith(gained)
+    assert table.caption.endswith("95 % interval over 2 fine-tuning seeds of one pretraining")
     assert few.caption.endswith("mean ± standard deviation over 2 draws of the shots")
-    rows = (
+    assert few.rows == (
         ("random (mean)", "21.0 ± 1.4 %"),
         (f"{arm} (mean, layer -2)", "61.0 ± 1.4 %"),
         (f"{arm} (mean)", "51.0 ± 1.4 %"),
     )
-    assert few.rows == rows
     (study / "study.json").write_text(json.dumps({**content, "pretraining": []}))
     (study / "config.yaml").write_text(to_yaml(StudyConfig(init="" if own else str(tmp_path / "another"))))
     assert downstream_section(run) is None
@@ -127,11 +116,8 @@ def test_scratch_beside_pretrained(tmp_path: Path) -> None:
     setting = "folder:/labelled, 100% of the labels, 10k steps"
     assert pair.rows == ((setting, "50.0 % (45.0 to 55.0)", "70.0 % (65.0 to 75.0)", "+20.0"),)
     assert single.folded
-    assert [(row[0], row[1], row[-1]) for row in single.rows] == [
-        ("a", "pretrained", "70.0 %"),
-        ("b", "random", "50.0 %"),
-        ("c", "pretrained", "40.0 %"),
-    ]
+    found = [(row[0], row[1], row[-1]) for row in single.rows]
+    assert found == [("a", "pretrained", "70.0 %"), ("b", "random", "50.0 %"), ("c", "pretrained", "40.0 %")]
     pair, single = tables(sections(run, [tmp_path / "elsewhere" / "d"]), "downstream")
     assert pair.rows[0][2:] == ("75.0 ± 7.1 % (2 runs)", "+25.0")
     assert len(single.rows) == 4
@@ -155,27 +141,21 @@ def test_different_recipes_are_not_compared(other: dict[str, Any], tmp_path: Pat
     tuned(tmp_path / "runs" / "b", f"random:{run}", 0.5, **other)
     (single,) = tables(sections(run), "downstream")
     assert not single.folded
-    assert [(row[0], row[1], row[-1]) for row in single.rows] == [
-        ("a", "pretrained", "70.0 %"),
-        ("b", "random", "50.0 %"),
-    ]
+    assert [row[0] for row in single.rows] == ["a", "b"]
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_of_other_images_of_the_same_name_there_is_no_gain(part: str, tmp_path: Path) -> None:
-    run = pretrained(tmp_path / "runs" / "first")
-    for name, init in (("a", "runs/first"), ("b", f"random:{run}")):
-        folder = tuned(tmp_path / "runs" / name, init)
-        hashes = {"weights": name, "train": "x", "test": "y"}
-        (folder / "inputs.json").write_text(json.dumps(hashes | ({part: name} if name == "b" else {})))
+    run, hashes = pretrained(tmp_path / "runs" / "first"), {"train": "x", "test": "y"}
+    here, there = tuned(tmp_path / "runs" / "a", "runs/first"), tuned(tmp_path / "runs" / "b", f"random:{run}")
+    (here / "inputs.json").write_text(json.dumps(hashes | {"weights": "a"}))
+    (there / "inputs.json").write_text(json.dumps(hashes | {part: "other"}))
     assert len(tables(sections(run), "downstream")) == 1
-    (folder / "inputs.json").write_text(json.dumps(hashes))
-    (pair, _) = tables(sections(run), "downstream")
-    assert [row[3] for row in pair.rows] == ["+0.0"]
-    (folder / "inputs.json").unlink()  # as in the folder of an older version
-    (folder / "sweep.csv").write_text("lr,held_out_top1\nbroken,0.5\n")
-    (pair, _) = tables(sections(run), "downstream")
-    assert [row[3] for row in pair.rows] == ["+0.0"]
+    (there / "inputs.json").write_text(json.dumps(hashes | {"weights": "b"}))
+    assert tables(sections(run), "downstream")[0].rows[0][3] == "+0.0"
+    (there / "inputs.json").unlink()  # as in the folder of an older version
+    (there / "sweep.csv").write_text("lr,held_out_top1\nbroken,0.5\n")
+    assert tables(sections(run), "downstream")[0].rows[0][3] == "+0.0"
 
 
 def test_pairs_of_one_seed_and_of_one_sweep(tmp_path: Path) -> None:

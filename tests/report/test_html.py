@@ -46,8 +46,7 @@ def sheet() -> Sheet:
 
 
 def page_of(*blocks: Block) -> Page:
-    section = Section("all", "Everything", "Read it like this.", blocks, "section 4.5, figure 7 (left)")
-    return Page("A run", "In a sentence.", (section,), {"accuracy": "31.2 %", "images": "5.0 M"})
+    return Page("A run", "In a sentence.", (Section("all", "Everything", "Read it like this.", blocks),))
 
 
 @pytest.fixture(scope="module")
@@ -89,28 +88,23 @@ def test_opens_from_disk_whole_and_quiet(browser: Any, address: str) -> None:
     with visit(browser, address) as opened:
         page = opened.page
         assert page.title() == HOSTILE
-        assert page.evaluate("[...document.images].filter((image) => image.naturalWidth === 0).length") == 0
         assert page.evaluate("document.images.length") == 2 + 9 + 2 + 6 + 1
-        assert page.evaluate("[...document.images].filter((image) => !image.alt).length") == 0
+        assert page.evaluate("[...document.images].filter((image) => !image.alt || !image.naturalWidth).length") == 0
         assert page.locator("svg[role=img]").count() == page.locator("svg[aria-label]").count() == 2
         ids = page.evaluate("[...document.querySelectorAll('[id]')].map((element) => element.id)")
         assert len(set(ids)) == len(ids)
         marks = page.evaluate("[...document.querySelectorAll('use')].map((use) => use.getAttribute('xlink:href'))")
         assert {mark.removeprefix("#") for mark in marks} <= set(ids)
         assert len(marks) > 2 * 18
-        levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map((heading) => +heading.tagName[1])")
-        assert levels == [1, 2, 2, 2]
         assert page.locator("header, nav[aria-label], main").count() == 3
         assert page.locator("table:not(.sheet table) > caption").first.inner_text() == "A table."
         assert page.locator("thead th:not([scope=col]), tbody th:not([scope=row])").count() == 0
         # The policy that keeps a name from running anything, or from calling home.
         assert page.evaluate("document.querySelectorAll('script').length") == 1
-        page.evaluate(
-            "document.body.append(Object.assign(document.createElement('script'), {text: 'document.title = 1'}))"
-        )
+        page.evaluate("document.head.append(Object.assign(document.createElement('script'), {text: 'throw 1'}))")
         assert page.title() == HOSTILE
-        assert len(opened.problems) == 1
-        assert "Content Security Policy" in opened.problems[0]
+        (problem,) = opened.problems
+        assert "Content Security Policy" in problem
         assert not opened.requests
 
 
@@ -151,13 +145,9 @@ def test_pictures_are_enlarged_and_walked_by_keyboard(browser: Any, address: str
         cells = page.locator(".sheet button")
         assert cells.evaluate_all("all => all.filter(b => b.offsetParent && b.tabIndex === 0).length") == 1
         cells.first.focus()
-        for key, alt in (
-            ("ArrowRight", "a at step 300"),
-            ("ArrowDown", "b at step 300"),
-            ("ArrowRight", "b at step 300"),
-        ):
-            page.keyboard.press(key)
-            assert page.evaluate("document.activeElement.querySelector('img').alt") == alt
+        for key, row in (("Right", "a"), ("Down", "b"), ("Right", "b")):
+            page.keyboard.press(f"Arrow{key}")
+            assert page.evaluate("document.activeElement.querySelector('img').alt") == f"{row} at step 300"
         page.keyboard.press("Enter")
         assert dialog.locator("p").inner_text() == "b at step 300"
         page.mouse.click(5, 5)
@@ -168,21 +158,21 @@ def test_pictures_are_enlarged_and_walked_by_keyboard(browser: Any, address: str
 
 @pytest.mark.slow
 def test_read_without_javascript_and_on_paper(browser: Any, address: str) -> None:
-    shown = "all => all.filter(i => i.offsetParent).map(i => i.alt)"
-    with visit(browser, address, java_script_enabled=False) as opened:
-        page = opened.page
-        assert page.locator(".stop img").evaluate_all(shown) == ["a at step 300", "b at step 300"]
+    def check_whole(page: Any) -> None:
+        shown = page.locator(".stop img").evaluate_all("all => all.filter(i => i.offsetParent).map(i => i.alt)")
+        assert shown == ["a at step 300", "b at step 300"]
         assert not page.locator("input").is_visible()
         assert "step 300" in page.locator(".last").inner_text()
-        assert page.locator("button:visible").count() == 0
+
+    with visit(browser, address, java_script_enabled=False) as opened:
+        check_whole(opened.page)
+        assert opened.page.locator("button:visible").count() == 0
     with visit(browser, address, color_scheme="dark") as opened:
         page = opened.page
         page.get_by_role("slider").fill("0")
         page.emulate_media(media="print")
-        assert page.locator(".stop img").evaluate_all(shown) == ["a at step 300", "b at step 300"]
-        assert not page.locator("input").is_visible()
+        check_whole(page)
         assert not page.locator("nav").is_visible()
-        assert "step 300" in page.locator(".last").inner_text()
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
@@ -194,58 +184,22 @@ def test_no_width_overflows(browser: Any, address: str, width: int) -> None:
         assert opened.page.evaluate("document.documentElement.scrollWidth") == width
 
 
-CONTRASTS = """() => {
-  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
-  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-  const behind = (element) => {
-    for (; element; element = element.parentElement) {
-      const colour = numbers(getComputedStyle(element).backgroundColor);
-      if (colour[3] !== 0) return colour;
-    }
-  };
-  const found = {};
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement, style = getComputedStyle(element);
-    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.tagName === "SCRIPT") continue;
-    const ink = numbers(element instanceof SVGElement ? style.fill : style.color);
-    const [a, b] = [light(ink), light(behind(element))].sort((a, b) => b - a);
-    found[element.tagName + "." + element.className] = (a + 0.05) / (b + 0.05);
-  }
-  return found;
-}"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast(browser: Any, address: str, scheme: str) -> None:
-    with visit(browser, address, color_scheme=scheme) as opened:
-        opened.page.evaluate(UNFOLD)
-        found = opened.page.evaluate(CONTRASTS)
-        assert len(found) > 12
-        assert {name: ratio for name, ratio in found.items() if ratio < 4.5} == {}
-
-
 @pytest.mark.slow
 def test_light_dark_and_the_switch(browser: Any, address: str) -> None:
     stroke = "getComputedStyle(document.querySelector('svg path[style*=series-1]')).stroke"
     colours = f"[getComputedStyle(document.body).backgroundColor, {stroke}]"
-    seen = {}
+    light, found = ["rgb(255, 255, 255)", "rgb(0, 114, 178)"], {}
     for scheme in ("light", "dark"):
         with visit(browser, address, color_scheme=scheme) as opened:
-            page = opened.page
-            seen[scheme] = page.evaluate(colours)
-            switch = page.locator("#page_scheme")
+            found[scheme] = [opened.page.evaluate(colours)]
+            switch = opened.page.locator("#page_scheme")
             for name in ("light", "dark", "system"):
                 switch.click()
                 assert switch.inner_text() == f"Colours: {name}"
-                seen[scheme, name] = page.evaluate(colours)
-    assert (
-        seen["light"] == seen["dark", "light"] == seen["light", "system"] == ["rgb(255, 255, 255)", "rgb(0, 114, 178)"]
-    )
-    assert seen["dark"] == seen["light", "dark"] == seen["dark", "system"]
-    assert not set(seen["light"]) & set(seen["dark"])
+                found[scheme].append(opened.page.evaluate(colours))
+    dark = found["dark"][0]
+    assert not set(light) & set(dark)
+    assert found == {"light": [light, light, dark, light], "dark": [dark, light, dark, dark]}
 
 
 @pytest.mark.slow
@@ -260,17 +214,13 @@ def test_axe_finds_nothing(browser: Any, address: str) -> None:
             assert [(found["id"], [node["html"][:200] for node in found["nodes"]]) for found in violations] == []
 
 
-def decoded(uri: str) -> tuple[str, np.ndarray]:
-    kind, data = re.fullmatch(r"data:image/(\w+);base64,(.*)", uri).groups()  # type: ignore[union-attr]
-    return kind, np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-
-
 def test_pixels_that_mean_something_stay_exact() -> None:
     smooth = np.add.outer(np.arange(96), np.arange(96))[..., None].repeat(3, axis=2).astype(np.uint8)
     photo = (smooth + pixels(0, 96) // 8).astype(np.uint8)
     text = render(page_of(Picture("exact", "", smooth, pixelated=True), Picture("photo", "", photo)))
-    (png, exact), (webp, close) = map(decoded, re.findall(r'src="(data:[^"]*)"', text))
-    assert (png, webp) == ("png", "webp")
+    found = re.findall(r'src="data:image/(\w+);base64,([^"]*)"', text)
+    exact, close = (np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for _, data in found)
+    assert [kind for kind, _ in found] == ["png", "webp"]
     np.testing.assert_array_equal(exact, smooth)
     assert np.abs(close.astype(int) - photo).mean() < 12
 
@@ -280,26 +230,22 @@ def test_pictures_as_files(whole: Page, tmp_path: Path) -> None:
     assert [path.name for path in paths[:5]] == ["loss.svg", "accuracy.svg", "photo.png", "tile.png", "filter0.png"]
     assert paths[-1].name == "sheet_sheet.png"
     assert sorted(tmp_path.iterdir()) == sorted(paths)
-    with Image.open(tmp_path / "tile.png") as tile:
-        np.testing.assert_array_equal(np.asarray(tile)[::64, ::64], pixels(2, 4))
-        assert tile.size == (256, 256)
-    with Image.open(tmp_path / "sheet_sheet.png") as drawn:
-        found = np.asarray(drawn)
+    tile, drawn = (np.asarray(Image.open(tmp_path / name)) for name in ("tile.png", "sheet_sheet.png"))
+    np.testing.assert_array_equal(tile, pixels(2, 4).repeat(64, axis=0).repeat(64, axis=1))
     last = np.asarray(Image.fromarray(pixels(2)).resize((192, 192), Image.Resampling.NEAREST))
-    corners = np.argwhere((found == last[0, 0]).all(axis=2))
-    assert any(np.array_equal(found[y : y + 192, x : x + 192], last) for y, x in corners)
+    corners = np.argwhere((drawn == last[0, 0]).all(axis=2))
+    assert any(np.array_equal(drawn[y : y + 192, x : x + 192], last) for y, x in corners)
 
 
 @pytest.mark.slow
 def test_a_drawing_alone_is_right(browser: Any, whole: Page, tmp_path: Path) -> None:
     write_pictures(whole, tmp_path)
+    style = "getComputedStyle(document.querySelector('path[style*=series-1]')).stroke"
+    root = "document.documentElement"
     with visit(browser, (tmp_path / "loss.svg").as_uri(), color_scheme="dark") as opened:
-        evaluate = opened.page.evaluate
-        assert (
-            evaluate("getComputedStyle(document.querySelector('path[style*=series-1]')).stroke") == "rgb(0, 114, 178)"
-        )
-        assert evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
-        assert evaluate("document.documentElement.getAttribute('aria-label')") == "the loss"
+        assert opened.page.evaluate(style) == "rgb(0, 114, 178)"
+        assert opened.page.evaluate(f"getComputedStyle({root}).backgroundColor") == "rgb(255, 255, 255)"
+        assert opened.page.evaluate(f"{root}.getAttribute('aria-label')") == "the loss"
         assert not opened.problems
 
 

@@ -1,12 +1,28 @@
 """What the page says of a study, against arithmetic by hand."""
 
+from typing import Any
+
 import pytest
 from results_page import figures, goals, tables
 from results_page.data import Study
 
 from mpp.errors import UserError
-from tests.invented_studies import all_kinds
-from tests.results_page.invented import by_hand, rows
+from tests.results_page.invented import all_kinds, by_hand, rows
+
+
+def changed(of: Study, name: str = "", **parts: Any) -> Study:
+    """The study with other parts of its data."""
+    return Study({**of.content, **parts}, name or of.name)
+
+
+def with_top1(of: Study, top1: dict[str, float], name: str) -> Study:
+    """The study with the same accuracy in all fine-tunings of a side, of these sides alone."""
+    runs = [run | {"top1": top1[run["side"]]} for run in of.content["finetuning"] if run["side"] in top1]
+    return changed(of, name, finetuning=runs, pretraining=[run | {"seconds": 1.0} for run in of.content["pretraining"]])
+
+
+def verdicts(*studies: Study) -> list[str]:
+    return [cell for _, *cells in goals.goal_rows(goals.columns(studies)) for cell in cells if cell != "-"]
 
 
 def test_fine_tuning_by_hand() -> None:
@@ -27,8 +43,8 @@ def test_the_headline_has_every_side_and_the_gain_of_what_held_out_training_imag
     table = rows(tables.headline_table(by_hand()))
     sides = ["from scratch", "from scratch, longer", "usual", "other", "same"]
     assert table[""][1:] == [*sides, "other: gain over scratch"]
-    told = ["32.0 ± 2.0", "34.0 ± 1.0", "43.0 ± 3.6", "54.0 ± 3.6", "44.0 ± 2.6", "+22.0 ± 4.3"]
-    assert table["1% of the labels"] == told
+    expected = ["32.0 ± 2.0", "34.0 ± 1.0", "43.0 ± 3.6", "54.0 ± 3.6", "44.0 ± 2.6", "+22.0 ± 4.3"]
+    assert table["1% of the labels"] == expected
     assert table["few-shot, 10 per class, frozen"][:3] == ["21.0 ± 1.4 (random)", "-", "35.0 ± 5.1"]
 
 
@@ -37,8 +53,8 @@ def test_test_images_choose_no_arm() -> None:
     assert goals.chosen(of) == "other"
     # Of the best test accuracy by far, and not of the best on held-out training images.
     runs = [run | {"top1": 0.99} if run["side"] == "same" else run for run in of.content["finetuning"]]
-    assert goals.chosen(Study({**of.content, "finetuning": runs}, of.name)) == "other"
-    none = Study({**of.content, "finetuning": [run | {"sweep": None} for run in runs]}, of.name)
+    assert goals.chosen(changed(of, finetuning=runs)) == "other"
+    none = changed(of, finetuning=[run | {"sweep": None} for run in runs])
     assert goals.chosen(none) is None
     assert [arm for _, arm in goals.columns([none])] == ["usual", "other", "same"]  # all of them, then
     heads = rows(tables.headline_table(none))[""]
@@ -48,18 +64,17 @@ def test_test_images_choose_no_arm() -> None:
 def test_test_images_choose_no_layer() -> None:
     of = by_hand()
     better = [run | {"layer": -2, "accuracy": [0.9, 0.9]} for run in of.content["fewshot"] if run["side"] != "random"]
-    both = Study({**of.content, "fewshot": [*better, *of.content["fewshot"]]}, of.name)
+    both = changed(of, fewshot=[*better, *of.content["fewshot"]])
     assert figures.fewshot_gain(both, "usual", 10) == figures.fewshot_gain(of, "usual", 10)
     assert tables.headline_table(both) == tables.headline_table(of)
-    assert goals.goal_rows(goals.columns([both])) == goals.goal_rows(goals.columns([of]))
-    assert "best" not in tables.fewshot_table(both)
+    assert verdicts(both) == verdicts(of)
     # What cross-validation on the shots chooses stands there where the study noted it.
     noted = [run | {"held_out": [0.5 + (run["layer"] == -2) / 4] * 2} for run in both.content["fewshot"]]
-    table = rows(tables.fewshot_table(Study({**of.content, "fewshot": noted}, of.name)))
+    table = rows(tables.fewshot_table(changed(of, fewshot=noted)))
     assert table["usual, chosen on the shots"] == ["90.0 ± 0.0"]
 
 
-def test_shares_are_told_from_the_fewest_labels_on() -> None:
+def test_shares_come_from_the_fewest_labels_on() -> None:
     content = all_kinds()["benefit_cpu"]
     content["config"]["labels"] = ["10%", "1%", "50%", "100%"]
     assert Study(content, "benefit_cpu").labels == ["1%", "10%", "100%", "50%"]  # of 50 % there is no run
@@ -75,7 +90,7 @@ def test_few_shot_by_hand() -> None:
     assert table["usual: gain, mean"] == ["+14.0 ± 40.2"]
     # Of one pretraining the pairs are the draws: 16 and 18.
     runs = [run for run in of.content["fewshot"] if run["pretrain_seed"] != 0]
-    assert figures.fewshot_gain(Study({**of.content, "fewshot": runs}, of.name), "usual", 10) == "+17.0 ± 12.7"
+    assert figures.fewshot_gain(changed(of, fewshot=runs), "usual", 10) == "+17.0 ± 12.7"
 
 
 def test_every_arm_stands_beside_the_default_with_an_interval() -> None:
@@ -94,15 +109,9 @@ def test_every_arm_stands_beside_the_default_with_an_interval() -> None:
 
 def test_of_one_seed_no_table_has_a_spread() -> None:
     of = by_hand()
-    content = {
-        **of.content,
-        "finetuning": [run for run in of.content["finetuning"] if run["seed"] == 0],
-        "fewshot": [
-            run | {"accuracy": run["accuracy"][:1]} for run in of.content["fewshot"] if run["pretrain_seed"] != 0
-        ],
-        "pretraining": of.content["pretraining"][:3],
-    }
-    one = Study(content, of.name)
+    tuned = [run for run in of.content["finetuning"] if run["seed"] == 0]
+    frozen = [run | {"accuracy": run["accuracy"][:1]} for run in of.content["fewshot"] if run["pretrain_seed"] != 0]
+    one = changed(of, finetuning=tuned, fewshot=frozen, pretraining=of.content["pretraining"][:3])
     made = (tables.finetuning_table, tables.headline_table, tables.fewshot_table, tables.ablation_table)
     assert not [text for make in made if "±" in (text := make(one))]
 
@@ -112,16 +121,13 @@ def test_the_effect_of_a_flag_is_the_mean_over_the_pairs_that_differ_in_it_alone
     flags = {"usual": "", "other": "--x 1 2", "same": "--y", "both": "--y --x 1 2", "more": "--x 1 2 --z --y"}
     before, tuned = of.content["pretraining"][0], of.content["finetuning"][0]
     top1 = {"usual": (40, 42, 47), "other": (51, 53, 58), "same": (42, 43, 47), "both": (47, 48, 52), "more": (1, 1, 1)}
-    content = {
-        **of.content,
-        "pretraining": [before | {"arm": arm, "flags": told} for arm, told in flags.items()],
-        "finetuning": [
-            tuned | {"side": side, "seed": seed, "top1": value / 100}
-            for side, values in top1.items()
-            for seed, value in enumerate(values)
-        ],
-    }
-    table = rows(tables.effects_table(Study(content, of.name)))
+    runs = [
+        tuned | {"side": side, "seed": seed, "top1": value / 100}
+        for side, values in top1.items()
+        for seed, value in enumerate(values)
+    ]
+    arms = [before | {"arm": arm, "flags": each} for arm, each in flags.items()]
+    table = rows(tables.effects_table(changed(of, pretraining=arms, finetuning=runs)))
     assert table[""] == ["flag", "pairs", "10 shots", "1% of the labels"]
     # x: 11, 11, 11 without y and 5, 5, 5 with it. y: 2, 1, 0 without x and -4, -5, -6 with it: -1, -2, -3.
     assert table["`--x 1 2`"] == ["2", "-", "+8.0 ± 0.0"]
@@ -131,62 +137,45 @@ def test_the_effect_of_a_flag_is_the_mean_over_the_pairs_that_differ_in_it_alone
 
 
 def test_better_than_the_default_by_hand() -> None:
-    content = {**by_hand().content, "name": "best_hand", "equal_time": None}
-    for run in content["pretraining"]:
-        run |= {"images": 1000, "seconds": {"usual": 10.0, "other": 10.0, "same": 5.0}[run["arm"]]}
-    of = Study(content, "best_hand")
+    seconds = {"usual": 10.0, "other": 10.0, "same": 5.0}
+    of = by_hand()
+    arms = [run | {"images": 1000, "seconds": seconds[run["arm"]]} for run in of.content["pretraining"]]
+    of = changed(of, "best_hand", pretraining=arms, equal_time=None)
     # Gains 11, 22 and 12 points.
     assert rows(tables.best_table(of))["other"] == ["1,000", "1.00", "-", "+22.0 ± 4.3 (200%)"]
     assert goals.times(of, "other", "1%") == "2.0"
-    reached = dict(goals.goal_rows(goals.columns([of])))
-    told = "other 2.00 times (in 100% of the time): **met**; same 1.09 times (in 50% of the time): not met"
-    assert told in reached.values()  # each of them, not the best
-    assert "same 1.09 times (in 50% of the time): **met**" in reached.values()
-    slow = {**content, "equal_time": {"arms": {arm: {"ratio": 1.5, "images": 1000} for arm in of.arms}}}
-    reached = dict(goals.goal_rows(goals.columns([Study(slow, "best_slow")])))
-    assert not [cell for cell in reached.values() if "met" in cell]
+    twice = "other 2.00 times (in 100% of the time): **met**; same 1.09 times (in 50% of the time): not met"
+    assert twice in verdicts(of)  # each of them, not the best
+    assert "same 1.09 times (in 50% of the time): **met**" in verdicts(of)
+    slow = {"arms": {arm: {"ratio": 1.5, "images": 1000} for arm in of.arms}}
+    assert not [cell for cell in verdicts(changed(of, "best_slow", equal_time=slow)) if "met" in cell]
 
 
 @pytest.mark.parametrize(
-    ("usual", "other", "said"),
+    ("usual", "other", "verdict"),
     [
         (0.27, 0.40, "the default gains nothing (\u22125.0); other +8.0 (in 100% of the time): **met**"),
         (0.32, 0.31, "the default gains nothing (+0.0); other \u22121.0 (in 100% of the time): not met"),
     ],
 )
-def test_better_than_a_default_that_gains_nothing(usual: float, other: float, said: str) -> None:
-    content = dict(by_hand().content)
-    top1 = {"scratch": 0.32, "usual": usual, "other": other}
-    content["finetuning"] = [run | {"top1": top1[run["side"]]} for run in content["finetuning"] if run["side"] in top1]
-    content["pretraining"] = [run | {"seconds": 1.0} for run in content["pretraining"]]
-    of = Study(content, "best_hand")
-    assert [cell for _, cell in goals.goal_rows(goals.columns([of])) if cell != "-"] == [said]
+def test_better_than_a_default_that_gains_nothing(usual: float, other: float, verdict: str) -> None:
+    of = with_top1(by_hand(), {"scratch": 0.32, "usual": usual, "other": other}, "best_hand")
+    assert verdicts(of) == [verdict]
     assert rows(tables.best_table(of))["other"][-1] == figures.gain(of, "other", "1%")
-
-
-def test_a_goal_just_missed_is_told_exactly() -> None:
-    of = by_hand()
-    # Over scratch at 0.32 on average: 9.97 points, which round to the goal's 10.
-    top1 = {"scratch": 0.32, "usual": 0.4197}
-    runs = [run | {"top1": top1[run["side"]]} for run in of.content["finetuning"] if run["side"] in top1]
-    reached = dict(goals.goal_rows([(Study({**of.content, "finetuning": runs}, "benefit_near"), "usual")]))
-    assert reached["+10.0 points over scratch at 1% of the labels"] == "+10.0 ± 0.0 (9.97): not met"
 
 
 def test_goals_are_met_by_the_mean() -> None:
     of = by_hand()
-    cells = dict(goals.goal_rows(goals.columns([of])))
-    assert [cell for cell in cells.values() if cell != "-"] == [
-        "+22.0 ± 4.3: **met**",
-        "lowest +21.0 (1%, seed 0): **met**",
-    ]
+    assert verdicts(of) == ["+22.0 ± 4.3: **met**", "lowest +21.0 (1%, seed 0): **met**"]
     arms = ("usual", "other", "same")
     runs = [run | {"top1": 0.25 if run["side"] in arms else run["top1"]} for run in of.content["finetuning"]]
-    worse = Study({**of.content, "finetuning": runs}, "benefit_worse")
-    verdicts = [cell for _, cell in goals.goal_rows(goals.columns([worse])) if cell != "-"]
-    assert len(verdicts) == 2
-    assert all(cell.endswith(": not met") for cell in verdicts)
-    assert verdicts[1].startswith("lowest \u22129.0 (1%, seed 2)")
+    gain, lowest = verdicts(changed(of, "benefit_worse", finetuning=runs))
+    assert gain.endswith(": not met")
+    assert lowest == "lowest \u22129.0 (1%, seed 2): not met"
+    # Over scratch at 0.32 on average: 9.97 points, which round to the goal's 10.
+    near = with_top1(of, {"scratch": 0.32, "usual": 0.4197}, "benefit_near")
+    reached = dict(goals.goal_rows([(near, "usual")]))
+    assert reached["+10.0 points over scratch at 1% of the labels"] == "+10.0 ± 0.0 (9.97): not met"
 
 
 def test_a_sentence_that_names_what_is_not_there_is_refused() -> None:
