@@ -18,13 +18,10 @@ def images():
 def server(tmp_path):
     """A server of the files in a folder of its own."""
     (tmp_path / "www").mkdir()
-    running = FileServer(tmp_path / "www")
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with FileServer(tmp_path / "www") as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        yield running
+        running.shutdown()
 
 
 @pytest.fixture
@@ -33,15 +30,6 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("mpp.data.sources.remote._FIRST_PAUSE", 0.01)
     return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def no_progress_bars():
-    """Without those of `datasets`."""
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture(scope="module")
@@ -56,39 +44,24 @@ def made(pictures):
     datasets = pytest.importorskip("datasets")
 
     def make(start=0, stop=20, **columns):
-        numbers = range(stop - 1, start - 1, -1)
-        features = {"id": datasets.Value("int64"), "image": datasets.Image()}
-        values = {"id": list(numbers), "image": [{"bytes": pictures[n], "path": f"{n}.png"} for n in numbers]}
-        if not columns:
-            features["label"] = datasets.ClassLabel(names=["ant", "bee", "cat"])
-            values["label"] = [n % 3 for n in numbers]
-        for name, (feature, column) in columns.items():
-            features[name], values[name] = feature, [column[n] for n in numbers]
+        columns = columns or {"label": (datasets.ClassLabel(names=["ant", "bee", "cat"]), [n % 3 for n in range(20)])}
+        images = [{"bytes": data, "path": f"{n}.png"} for n, data in enumerate(pictures)]
+        columns = {"id": (datasets.Value("int64"), range(20)), "image": (datasets.Image(), images), **columns}
+        values = {name: [column[n] for n in range(stop - 1, start - 1, -1)] for name, (_, column) in columns.items()}
+        features = {name: feature for name, (feature, _) in columns.items()}
         return datasets.Dataset.from_dict(values, features=datasets.Features(features))
 
     return make
 
 
-@pytest.fixture
-def write_parquet():
-    """`write_parquet(folder, train=...)`: a folder with one Parquet file of each dataset, by the name of its split."""
-
-    def write(folder, **parts):
-        folder.mkdir(exist_ok=True)
-        for name, part in parts.items():
-            part.to_parquet(str(folder / f"{name}-00000-of-00001.parquet"))
-        return folder
-
-    return write
-
-
 @pytest.fixture(params=["saved", "parquet"])
-def split_in_two(request, made, write_parquet, tmp_path):
+def split_in_two(request, made, tmp_path):
     """The source string of a dataset with twelve images to train and eight to test."""
-    datasets = pytest.importorskip("datasets")
     parts = {"train": made(0, 12), "test": made(12, 20)}
     if request.param == "saved":
-        datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "two"))
+        pytest.importorskip("datasets").DatasetDict(parts).save_to_disk(str(tmp_path / "two"))
     else:
-        write_parquet(tmp_path / "two", **parts)
+        (tmp_path / "two").mkdir()
+        for name, part in parts.items():
+            part.to_parquet(str(tmp_path / "two" / f"{name}-00000-of-00001.parquet"))
     return f"hf:{tmp_path / 'two'}"

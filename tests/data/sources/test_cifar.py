@@ -1,19 +1,16 @@
 import errno
-import functools
 import hashlib
-import http.server
 import io
 import os
 import pickle
 import tarfile
-import threading
 
 import numpy as np
 import pytest
 
 import mpp.system.torchvision_import  # noqa: F401
 from mpp.data.sources.opening import open_source, open_splits
-from tests.data.sources.reading import refused
+from tests.data.sources.reading import all_read, refused
 
 from torchvision.datasets import CIFAR10, CIFAR100  # isort: skip
 
@@ -21,15 +18,14 @@ from torchvision.datasets import CIFAR10, CIFAR100  # isort: skip
 @pytest.fixture(params=["cifar10", "cifar100"])
 def cifar(request, tmp_path, monkeypatch):
     """A small CIFAR, checksums included: (kind, folder, torchvision's class)."""
-    kind = request.param
-    reader, key, number = (CIFAR10, "labels", 10) if kind == "cifar10" else (CIFAR100, "fine_labels", 100)
-    folder = tmp_path / "cifar"
-    (folder / reader.base_folder).mkdir(parents=True)
+    reader, key, number = (CIFAR10, "labels", 10) if request.param == "cifar10" else (CIFAR100, "fine_labels", 100)
+    folder = tmp_path / "cifar" / reader.base_folder
+    folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
 
     def write(name, content):
         data = pickle.dumps(content)
-        (folder / reader.base_folder / name).write_bytes(data)
+        (folder / name).write_bytes(data)
         return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
     for attribute in ("train_list", "test_list"):
@@ -41,14 +37,16 @@ def cifar(request, tmp_path, monkeypatch):
     classes = [f"class {label}" for label in range(number)]
     meta = {**reader.meta, "md5": write(reader.meta["filename"], {reader.meta["key"]: classes})}
     monkeypatch.setattr(reader, "meta", meta)
-    return kind, folder, reader
+    return request.param, folder.parent, reader
 
 
-def pack(cifar, archive):
-    _, folder, reader = cifar
-    archive.parent.mkdir(exist_ok=True)
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder / reader.base_folder, reader.base_folder)
+def pack(cifar, folder):
+    """The archive of a small CIFAR, in a folder."""
+    _, unpacked, reader = cifar
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / reader.filename, "w:gz") as tar:
+        tar.add(unpacked / reader.base_folder, reader.base_folder)
+    return folder / reader.filename
 
 
 @pytest.mark.parametrize("form", ["unpacked", "the folder itself", "packed"])
@@ -57,17 +55,14 @@ def test_cifar_equals_torchvision(form, cifar, tmp_path):
     root = folder
     if form == "the folder itself":
         root = (folder / reader.base_folder).rename(tmp_path / "by any name")
-        folder.rename(tmp_path / "gone")
-        folder.mkdir()
         (folder / reader.base_folder).symlink_to(root)
     elif form == "packed":
-        root = tmp_path / "packed"
-        pack(cifar, root / reader.filename)
+        root = pack(cifar, tmp_path / "packed").parent
     for split, source in open_splits(f"{kind}:{root}").items():
         reference = reader(str(folder), train=split == "train")
         assert source.labels().tolist() == reference.targets
         assert list(source.classes) == reference.classes
-        np.testing.assert_array_equal(np.stack([source.read(i)[0] for i in range(len(source))]), reference.data)
+        np.testing.assert_array_equal(np.stack([image for image, _ in all_read(source)]), reference.data)
         assert source.read(0)[0].flags.c_contiguous
         assert source.location(2) == f"image 2 of the {split} split of {kind}:{root}"
     if form == "packed":
@@ -101,18 +96,16 @@ def test_damaged_or_missing_cifar(cifar, tmp_path, monkeypatch):
     kind, folder, reader = cifar
     text = refused(f"{kind}:{tmp_path / 'none'}")
     assert f"found no {reader.filename}, packed or unpacked, in {tmp_path / 'none'}; --download true fetches it" in text
-    archive = tmp_path / "packed" / reader.filename
-    pack(cifar, archive)
+    archive = pack(cifar, tmp_path / "packed")
     with monkeypatch.context() as patch:
         patch.setattr(tarfile.TarFile, "extractall", full_disk)
         text = refused(f"{kind}:{archive.parent}")
         assert f"cannot unpack {archive}" in text
         assert "No space left on device" in text
     data = archive.read_bytes()
-    archive.write_bytes(data[:200] + bytes(200) + data[400:])
-    assert "is not a complete archive" in refused(f"{kind}:{archive.parent}")
-    archive.write_bytes(data[:-100])
-    assert "is not a complete archive" in refused(f"{kind}:{archive.parent}")
+    for damaged in (data[:200] + bytes(200) + data[400:], data[:-100]):
+        archive.write_bytes(damaged)
+        assert "is not a complete archive" in refused(f"{kind}:{archive.parent}")
     with tarfile.open(archive, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("other"), io.BytesIO())
     assert f"{reader.train_list[0][0]} is missing" in refused(f"{kind}:{archive.parent}")
@@ -120,31 +113,15 @@ def test_damaged_or_missing_cifar(cifar, tmp_path, monkeypatch):
     assert f"{reader.test_list[0][0]} is missing" in refused(f"{kind}:{folder}")
 
 
-@pytest.fixture
-def served(tmp_path):
-    """The address under which tmp_path/served is served on this machine."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Handler, directory=tmp_path / "served")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-
-
-def test_download(cifar, served, tmp_path, monkeypatch):
+def test_download(cifar, server, tmp_path, monkeypatch):
     kind, _, reader = cifar
-    archive = tmp_path / "served" / reader.filename
-    pack(cifar, archive)
-    monkeypatch.setattr(reader, "url", f"{served}/{reader.filename}")
-    monkeypatch.setattr(reader, "tgz_md5", hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest())
+    data = pack(cifar, server.folder).read_bytes()
+    monkeypatch.setattr(reader, "url", f"{server.url}/{reader.filename}")
+    monkeypatch.setattr(reader, "tgz_md5", hashlib.md5(data, usedforsecurity=False).hexdigest())
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / reader.filename).write_bytes(archive.read_bytes()[:500])
+    (tmp_path / "new" / reader.filename).write_bytes(data[:500])
     for download in (True, False):  # a broken one is replaced, and then it is there
         source = open_source(f"{kind}:{tmp_path / 'new'}", download=download)
         assert len(source) == 6 * len(reader.train_list)
-    monkeypatch.setattr(reader, "url", f"{served}/nowhere.tar.gz")
+    monkeypatch.setattr(reader, "url", f"{server.url}/nowhere.tar.gz")
     assert f"the download of {reader.url} failed" in refused(f"{kind}:{tmp_path / 'newer'}", download=True)

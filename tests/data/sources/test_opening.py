@@ -1,22 +1,14 @@
 import numpy as np
 import pytest
 
-from mpp.data.sources.base import SourceError
 from mpp.data.sources.opening import open_source, open_splits
-from mpp.data.sources.patterns import (
-    expand_braces,
-    literal,
-    quoted,
-    shown,
-    split_patterns,
-)
+from mpp.data.sources.patterns import expand_braces, literal, quoted, shown, split_patterns
 from mpp.data.sources.specs import spec_of
 from tests.data.sources.reading import all_read, opened, refused, write_tar
 
 
 def test_home_is_expanded(picture_folder, monkeypatch):
-    folder = picture_folder("pics/1.png")
-    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("HOME", str(picture_folder("pics/1.png")))
     assert len(open_source("folder:~/pics")) == 1
 
 
@@ -37,8 +29,6 @@ def test_which_kinds_have_a_test_split(tmp_path):
         ("deom", "did you mean demo?"),
         ("qqq:1", "a source is one of folder:DIR, shards:GLOB"),
         ("folder:", "does not say where; write folder:DIR"),
-        ("array", "does not say where; write array:FILE.npy"),
-        ("csv:", "does not say where; write csv:FILE.csv"),
         ("hf", "does not say where; write hf:NAME_OR_DIR"),
         ("shards: ", "does not say where; write shards:GLOB"),
         ("demo:72", "demo takes no argument; write demo"),
@@ -49,7 +39,6 @@ def test_which_kinds_have_a_test_split(tmp_path):
         ("/x/*.tar + demo", "lacks the kind of source: did you mean shards:/x/*.tar?"),
         ("2 * /x/*.tar + 1 * demo", "lacks the kind of source: did you mean shards:/x/*.tar?"),
         ("2 * /x", "a weight is for one of several sources; write /x"),
-        ("x * demo + 1 * demo", "the weight 'x' is no number; write e.g. 3 * folder:DIR"),
     ],
 )
 def test_strings_that_name_no_source(spec, text):
@@ -59,22 +48,18 @@ def test_strings_that_name_no_source(spec, text):
 def test_paths_without_a_kind(tmp_path):
     assert f"did you mean folder:{tmp_path}?" in refused(str(tmp_path))
     kinds = {"array": ("a.npy", "a.npz"), "shards": ("a.tar", "a.tar.gz"), "csv": ("a.csv", "a.tsv")}
-    for kind, names in kinds.items():
-        for name in names:
-            (tmp_path / name).touch()
-            assert f"did you mean {kind}:{tmp_path / name}?" in refused(str(tmp_path / name))
+    for kind, path in [(kind, tmp_path / name) for kind, names in kinds.items() for name in names]:
+        path.touch()
+        assert f"did you mean {kind}:{path}?" in refused(str(path))
     (tmp_path / "a.png").touch()
     text = f"single file: did you mean the folder that it lies in, folder:{tmp_path}?"
     assert text in refused(str(tmp_path / "a.png"))
 
 
-NAMES = (
-    *("C + D", "3 * x", "a b", 'a "b" + c', '"q"', "it's + that's", "back\\ + slash\\", " a + b "),
-    *("{a,b} + [c]*", "x{1..2}"),
-)
+NAMES = ("C + D", "3 * x", "a b", 'a "b" + c', '"q"', "it's + that's", "back\\ + slash\\", " a + b ", "{a,b} + [c]*")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "x{1..2}"])
 def test_any_name_can_be_named(name, picture_folder, tmp_path):
     folder = picture_folder(f"{name}/1.png")
     spec = spec_of("folder", str(folder / name))
@@ -93,15 +78,11 @@ def test_any_name_can_be_named(name, picture_folder, tmp_path):
     assert len(open_source(spec_of("csv", str(folder / f"{name}.csv")))) == 1
 
 
-def test_quotes_of_either_kind(picture_folder):
+def test_quotes_of_either_kind_and_names_that_lack_them(picture_folder):
     folder = picture_folder("C + D/1.png", "it's/1.png", "x'y + z'/1.png")
     for spec in (f'folder:"{folder}/C + D"', f"folder:'{folder}/C + D'", f"folder:{folder}/it's"):
         assert len(open_source(spec)) == len(open_source(f"{spec} + {spec}")) / 2 == 1
     assert f'there is no folder "{folder}' in refused(f'folder:"{folder}/C')  # no closing one: a name like others
-
-
-def test_a_name_with_a_plus_must_be_quoted(picture_folder):
-    folder = picture_folder("C + D/1.png")
     write_tar(folder / "C + D" / "a.tar", [("a.jpg", b"a")])
     hint = f'+ joins two sources; a name that holds one is quoted, folder:"{folder}/C + D"'
     assert hint in refused(f"folder:{folder}/C + D")
@@ -116,8 +97,6 @@ def test_paths_that_no_system_has(kind):
         refused(f"{kind}:/{'x' * 5000}")
     assert "holds a NUL" in refused(f"{kind}:/a\0b")
     refused(f"{kind}:/a\nb.csv")
-    with pytest.raises(SourceError, match="holds a NUL"):
-        open_splits(f"{kind}:/a\0b")
 
 
 @pytest.mark.parametrize("kind", ["shards", "shrds", "folder", "array", "csv", "hf", ""])
@@ -132,43 +111,30 @@ def test_nothing_secret_is_shown(kind):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "expected"),
+    ("call", "text", "expected"),
     [
-        ("a.tar", ["a.tar"]),
-        ("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
-        ("{x,y}/{0..1}", ["x/0", "x/1", "y/0", "y/1"]),
-        ("a{,-b}.tar", ["a.tar", "a-b.tar"]),
-        ("a{2..0}", ["a2", "a1", "a0"]),
+        (expand_braces, "a.tar", ["a.tar"]),
+        (expand_braces, "a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
+        (expand_braces, "{x,y}/{0..1}", ["x/0", "x/1", "y/0", "y/1"]),
+        (expand_braces, "a{,-b}.tar", ["a.tar", "a-b.tar"]),
+        (expand_braces, "a{2..0}", ["a2", "a1", "a0"]),
+        (split_patterns, " /a/*.tar\n s3://b/x-{000..123}.tar ", ["/a/*.tar", "s3://b/x-{000..123}.tar"]),
+        (split_patterns, r"/my\ data/*.tar /b/{c d,e}.tar", ["/my data/*.tar", "/b/{c d,e}.tar"]),
+        (split_patterns, r"/a\b.tar", [r"/a\b.tar"]),
     ],
 )
-def test_braces(pattern, expected):
-    assert list(expand_braces(pattern)) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("/a/*.tar", ["/a/*.tar"]),
-        (" /a/*.tar\n s3://b/x-{000..123}.tar ", ["/a/*.tar", "s3://b/x-{000..123}.tar"]),
-        (r"/my\ data/*.tar /b/{c d,e}.tar", ["/my data/*.tar", "/b/{c d,e}.tar"]),
-        (r"/a\b.tar", [r"/a\b.tar"]),
-        ("", []),
-        (" ", []),
-    ],
-)
-def test_patterns(text, expected):
-    assert split_patterns(text) == expected
+def test_patterns(call, text, expected):
+    assert list(call(text)) == expected
 
 
 def test_several_patterns(tmp_path):
-    (tmp_path / "one two").mkdir()
-    (tmp_path / "three").mkdir()
-    first = write_tar(tmp_path / "one two" / "a b.tar", [("a.jpg", b"a")])
-    write_tar(tmp_path / "three" / "c.tar", [("c.jpg", b"c")])
-    for pattern in (str(first), f"{tmp_path}/one two/*.tar", f"{tmp_path}/one*/a\\ b.tar"):
-        assert all_read(opened(pattern)) == [(b"a", None)]
+    for folder, name in (("one two", "a b"), ("three", "c")):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / f"{name}.tar", [("a.jpg", name.encode())])
+    for pattern in (f"{tmp_path}/one two/a b.tar", f"{tmp_path}/one two/*.tar", f"{tmp_path}/one*/a\\ b.tar"):
+        assert all_read(opened(pattern)) == [(b"a b", None)]
     both = opened(f"{tmp_path}/three/*.tar {tmp_path}/one\\ two/*.tar")
-    assert [data for data, _ in all_read(both)] == [b"a", b"c"]
+    assert all_read(both) == [(b"a b", None), (b"c", None)]
 
 
 @pytest.mark.parametrize(

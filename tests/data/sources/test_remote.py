@@ -13,30 +13,17 @@ pytest.importorskip("aiohttp")
 from mpp.data.sources import remote
 from mpp.data.sources.base import SourceAway, SourceError, TooLarge
 from mpp.errors import Unreachable
-from tests.data.sources.reading import (
-    all_read,
-    opened,
-    read_many,
-    refused_shards,
-    states,
-    write_shards,
-    write_tar,
-)
+from tests.data.sources.reading import all_read, opened, read_many, refused, states, write_shards, write_tar
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def test_failures_that_pass_are_asked_again(server):
-    write_shards(server.folder)
-    expected = all_read(opened(f"{server.folder}/*.tar"))
+def test_failures_that_pass_are_asked_again_and_those_that_stay_become_errors(server):
+    expected = all_read(opened(f"{write_shards(server.folder)}/*.tar"))
     server.failing = lambda number: number % 3 == 1
     source = opened(f"{server.url}/s-{{000..002}}.tar")
     assert read_many(source, range(12)) == expected
-
-
-def test_failures_that_stay_become_errors_of_their_images(server):
-    write_shards(server.folder)
-    source = opened(f"{server.url}/s-{{000..002}}.tar")
+    server.failing = lambda number: False
     (server.folder / "s-001.tar").unlink()
     os.truncate(server.folder / "s-002.tar", 512)
     results = read_many(source, range(12))
@@ -74,12 +61,6 @@ def test_ctrl_c_does_not_wait_for_requests(server):
     server.hanging.clear()
 
 
-def test_a_server_without_ranges_is_refused_shards(server):
-    write_shards(server.folder, 1)
-    server.ranges = False
-    assert "the server sends whole files only" in refused_shards(f"{server.url}/s-000.tar")
-
-
 @pytest.mark.usefixtures("any_name")
 def test_names_that_an_address_cannot_hold(server):
     write_tar(server.folder / "größe 1.tar", [("a.jpg", b"a")])
@@ -88,20 +69,16 @@ def test_names_that_an_address_cannot_hold(server):
 
 
 def test_missing_or_broken_shards(server):
-    write_shards(server.folder, 1)
-    assert f"{server.url}/s-001.tar matches no file" in refused_shards(f"{server.url}/s-{{000..001}}.tar")
-    assert "over http nothing lists files" in refused_shards(f"{server.url}/*.tar")
-    assert "is no address of a kind that is known" in refused_shards("ftp://host/a.tar")
-    (server.folder / "text.tar").write_text("not a tar file, " * 100)
-    assert f"{server.url}/text.tar is not a complete tar file" in refused_shards(f"{server.url}/text.tar")
-    whole = (server.folder / "s-000.tar").read_bytes()
-    (server.folder / "cut.tar").write_bytes(whole[:515])
-    assert "cut.tar is not a complete tar file" in refused_shards(f"{server.url}/cut.tar")
-    header = bytearray(whole)
-    header[124:136] = b"\xff" * 12  # a size of -1
-    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(b" " * 8) + sum(header[156:512]))
-    (server.folder / "negative.tar").write_bytes(header)
-    assert "negative.tar is not a complete tar file (" in refused_shards(f"{server.url}/negative.tar")
+    whole = (write_shards(server.folder, 1) / "s-000.tar").read_bytes()
+    spec = f"shards:{server.url}"
+    assert f"{server.url}/s-001.tar matches no file" in refused(f"{spec}/s-{{000..001}}.tar")
+    assert "over http nothing lists files" in refused(f"{spec}/*.tar")
+    assert "is no address of a kind that is known" in refused("shards:ftp://host/a.tar")
+    for name, data in {"text.tar": b"not a tar file, " * 100, "cut.tar": whole[:515]}.items():
+        (server.folder / name).write_bytes(data)
+        assert f"{server.url}/{name} is not a complete tar file (" in refused(f"{spec}/{name}")
+    server.ranges = False
+    assert "the server sends whole files only" in refused(f"{spec}/s-000.tar")
 
 
 def test_no_secret_is_shown(server):
@@ -110,49 +87,47 @@ def test_no_secret_is_shown(server):
     address = server.url.replace("http://", "http://user:secret@")
     source = opened(f"{address}/s-000.tar?sig=secret")
     assert source.read(0) == (b"image 0000", 0)
+    texts = [source.name, source.location(0), source.describe(), *states(source, True)]
     (server.folder / "s-000.tar").unlink()
-    with pytest.raises(OSError, match="not there") as caught:
-        source.read(0)
-    server.failing = lambda number: True
-    with pytest.raises(OSError, match="500") as failed:
-        source.read(0)
+    for failing, match in ((False, "not there"), (True, "500")):
+        server.failing = lambda number, failing=failing: failing
+        with pytest.raises(OSError, match=match) as caught:
+            source.read(0)
+        texts.append(str(caught.value))
     server.failing = lambda number: False
-    texts = [
-        str(caught.value),
-        str(failed.value),
-        source.name,
-        source.location(0),
-        source.describe(),
-        *states(source, True),
-    ]
-    texts += [refused_shards(f"{address}/{name}?sig=secret") for name in ("none.tar", "*.tar")]
-    texts += [refused_shards(f"{server.url}/s-000.tar?sig=secret")]
+    texts += [refused(f"shards:{address}/{name}?sig=secret") for name in ("none.tar", "*.tar")]
+    texts += [refused(f"shards:{server.url}/s-000.tar?sig=secret")]
     assert not [text for text in texts if "secret" in text]
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 410, 501])
-def test_an_answer_that_stays_is_asked_for_once(server, status):
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (401, PermissionError),
+        (403, PermissionError),
+        (404, FileNotFoundError),
+        (410, FileNotFoundError),
+        (501, OSError),
+    ],
+)
+def test_an_answer_that_stays_is_asked_for_once(server, status, kind):
     write_shards(server.folder, 1)
     source = opened(f"{server.url}/s-000.tar")
     server.failing = lambda number: status
     server.asked.clear()
-    with pytest.raises(OSError, match="is not there" if status in (404, 410) else str(status)) as caught:
+    with pytest.raises(OSError, match="is not there" if kind is FileNotFoundError else str(status)) as caught:
         source.read(0)
-    assert not isinstance(caught.value, Unreachable)
-    assert len(server.asked) == 1
-    kind = {401: PermissionError, 403: PermissionError, 501: OSError}.get(status, FileNotFoundError)
-    assert type(caught.value) is kind
+    assert (len(server.asked), type(caught.value)) == (1, kind)
 
 
 def test_a_store_that_is_away_may_open_later(server):
     write_shards(server.folder, 1)
-    server.failing = lambda number: 503
-    with pytest.raises(SourceAway, match="HTTP status 503"):
-        opened(f"{server.url}/s-000.tar")
-    server.failing = lambda number: 503 if number > 1 else False
-    server.asked.clear()
-    with pytest.raises(SourceAway, match="HTTP status 503"):  # answers of its size, and is away for its index
-        opened(f"{server.url}/s-000.tar")
+    # Away from the start, or answers of its size, and is away for its index.
+    for failing in (lambda number: 503, lambda number: 503 if number > 1 else False):
+        server.failing = failing
+        server.asked.clear()
+        with pytest.raises(SourceAway, match="HTTP status 503"):
+            opened(f"{server.url}/s-000.tar")
     server.failing = lambda number: 403
     with pytest.raises(SourceError, match="HTTP status 403") as caught:
         opened(f"{server.url}/s-000.tar")
@@ -163,7 +138,7 @@ def test_the_settings_of_fsspec_count(server, monkeypatch):
     config = pytest.importorskip("fsspec.config")
     write_shards(server.folder, 1)
     server.password = "Bearer token"
-    assert "HTTP status 401" in refused_shards(f"{server.url}/s-000.tar")
+    assert "HTTP status 401" in refused(f"shards:{server.url}/s-000.tar")
     headers = {"client_kwargs": {"headers": {"Authorization": "Bearer token"}}}
     monkeypatch.setitem(config.conf, "http", headers)
     monkeypatch.setattr(remote, "_made", {})

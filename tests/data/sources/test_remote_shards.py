@@ -9,17 +9,15 @@ import pytest
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
-from mpp.data.loader import sequential
-from mpp.data.settings import DecodeOptions
 from mpp.data.sources import remote, shards
 from mpp.data.sources.base import SourceError, TooLarge
 from mpp.data.sources.tar_index import write_sidecar
-from mpp.data.transform import EvalTransform
 from tests.data.sources.reading import (
     all_read,
     opened,
+    read_by_workers,
     read_many,
-    refused_shards,
+    refused,
     states,
     write_pictures,
     write_shards,
@@ -30,8 +28,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_remote_equals_local(server):
-    folder = write_shards(server.folder)
-    local = opened(f"{folder}/*.tar")
+    local = opened(f"{write_shards(server.folder)}/*.tar")
     source = opened(f"{server.url}/s-{{000..002}}.tar")
     assert all_read(source) == all_read(local)
     indices = [11, 0, 5, 5, 7]
@@ -42,51 +39,50 @@ def test_remote_equals_local(server):
     with pytest.raises(IndexError):
         read_many(source, [0, 12])
     assert (source.reads_together, local.reads_together) == (True, False)
+    assert all_read(pickle.loads(pickle.dumps(opened(f"{server.url}/s-000.tar", keep=True)))) == all_read(local)[:4]
 
 
-def test_the_index_is_made_once(server):
+def test_the_index_is_made_once_for_each_state_of_a_shard(server):
     write_shards(server.folder)
     pattern = f"{server.url}/s-{{000..002}}.tar"
-    first = all_read(opened(pattern))
+    first = opened(pattern)
+    assert states(first, False) == [f"s-00{n}.tar 10240" for n in range(3)]
     server.asked.clear()
     again = opened(pattern)
     assert {wanted for path, wanted in server.asked if path.endswith(".tar")} == {"bytes=0-0"}
     assert not any(path.endswith(".index") for path, _ in server.asked)
-    assert all_read(again) == first
+    assert all_read(again) == all_read(first)
+    assert states(again, True) == states(first, True)
     write_tar(server.folder / "s-001.tar", [("new.jpg", b"new"), ("new.cls", b"0")])
-    assert opened(pattern).read(4) == (b"new", 0)
+    changed = opened(pattern)
+    assert changed.read(4) == (b"new", 0)
+    assert [a == b for a, b in zip(states(changed, True), states(first, True), strict=True)] == [True, False, True]
 
 
 def test_a_sidecar_saves_reading_the_shard(server):
-    folder = write_shards(server.folder)
-    expected = all_read(opened(f"{folder}/*.tar"))
-    for path in sorted(folder.glob("*.tar")):
+    expected = all_read(opened(f"{write_shards(server.folder)}/*.tar"))
+    for path in sorted(server.folder.glob("*.tar")):
         write_sidecar(path)
     source = opened(f"{server.url}/s-{{000..002}}.tar")
     assert {wanted for path, wanted in server.asked if path.endswith(".tar")} == {"bytes=0-0"}
     assert all_read(source) == expected
 
 
-def test_mixed_local_and_remote(server, tmp_path):
-    write_shards(server.folder, 3)
+def test_mixed_local_and_remote_and_their_class_names(server, tmp_path):
+    write_shards(server.folder, 1)
     (tmp_path / "here").mkdir()
-    write_tar(tmp_path / "here" / "a.tar", [("a.jpg", b"local"), ("a.cls", b"1")])
-    source = opened(f"{server.url}/s-000.tar {tmp_path}/here/*.tar")
+    local = write_tar(tmp_path / "here" / "a.tar", [("a.jpg", b"local"), ("a.cls", b"1")])
+    pattern = f"{server.url}/s-000.tar {tmp_path}/here/*.tar"
+    source = opened(pattern)
     assert [data for data, _ in read_many(source, [4, 0])] == [b"image 0003", b"local"]
-    os.truncate(tmp_path / "here" / "a.tar", 512)
+    (server.folder / "classes.txt").write_text("ant\nbee\ncat\n")
+    assert opened(pattern).classes == ("ant", "bee", "cat")
+    (tmp_path / "here" / "classes.txt").write_text("bee\nant\ncat\n")
+    assert "name different classes" in refused(f"shards:{pattern}")
+    os.truncate(local, 512)
     lost, found = read_many(source, [0, 1])
     assert isinstance(lost, OSError)
     assert found == (b"image 0000", 0)
-
-
-def test_class_names_lie_beside_remote_shards(server, tmp_path):
-    write_shards(server.folder, 1)
-    (server.folder / "classes.txt").write_text("ant\nbee\ncat\n")
-    assert opened(f"{server.url}/s-000.tar").classes == ("ant", "bee", "cat")
-    (tmp_path / "here").mkdir()
-    write_shards(tmp_path / "here", 1)
-    (tmp_path / "here" / "classes.txt").write_text("bee\nant\ncat\n")
-    assert "name different classes" in refused_shards(f"{server.url}/s-000.tar {tmp_path}/here/*.tar")
 
 
 def signed_shards(server, allowed):
@@ -100,16 +96,11 @@ def test_class_names_beside_signed_shards(server):
     (server.folder / "classes.txt").write_text("ant\nbee\ncat\n")
     for allowed in (lambda path: "Signature=ok" in path, lambda path: path == "/classes.txt"):
         source = opened(signed_shards(server, allowed))
-        assert source.classes == ("ant", "bee", "cat")
-        assert source.warnings == ()
-
-
-def test_class_names_that_we_may_not_read_are_said_to_be_numbers(server):
-    """Whether there are any or not: some stores answer 403 to both."""
+        assert (source.classes, source.warnings) == (("ant", "bee", "cat"), ())
+    # Whether there are any or not: some stores answer 403 to both.
     source = opened(signed_shards(server, lambda path: False))
-    assert source.classes == ("0", "1", "2")
     why = f"class names are numbers, for we may not read {server.url}/classes.txt: HTTP status 403 Forbidden"
-    assert source.warnings == (why,)
+    assert (source.classes, source.warnings) == (("0", "1", "2"), (why,))
     server.refusing = lambda path: False
     server.failing = lambda number: 500 if "classes" in server.asked[-1][0] else False
     with pytest.raises(SourceError, match=r"cannot read http.*/classes\.txt \(HTTP status 500"):
@@ -118,26 +109,12 @@ def test_class_names_that_we_may_not_read_are_said_to_be_numbers(server):
 
 def test_class_names_are_asked_for_once_a_folder_however_signed(server):
     write_shards(server.folder)
-    server.asked.clear()
     opened(" ".join(f"{server.url}/s-00{i}.tar?token={i}" for i in range(3)))
     assert [path for path, _ in server.asked if "classes" in path] == ["/classes.txt?token=0"]
 
 
-def test_state_tells_one_shard_from_another(server, tmp_path):
-    write_shards(server.folder, 2)
-    pattern = f"{server.url}/s-{{000..001}}.tar"
-    before = opened(pattern)
-    assert states(before, True) == states(opened(pattern), True)
-    assert states(before, False) == ["s-000.tar 10240", "s-001.tar 10240"]
-    write_tar(server.folder / "s-001.tar", [("new.jpg", b"new"), ("new.cls", b"0")])
-    first, second = states(opened(pattern), True)
-    assert first == states(before, True)[0]
-    assert second not in states(before, True)
-
-
 def test_gzipped_remote_shards_are_unpacked_into_the_cache(server):
-    write_shards(server.folder, 1)
-    expected = all_read(opened(f"{server.folder}/*.tar"))
+    expected = all_read(opened(f"{write_shards(server.folder, 1)}/*.tar"))
     packed = gzip.compress((server.folder / "s-000.tar").read_bytes())
     (server.folder / "s-000.tar.gz").write_bytes(packed)
     assert all_read(opened(f"{server.url}/s-000.tar.gz")) == expected
@@ -147,7 +124,7 @@ def test_gzipped_remote_shards_are_unpacked_into_the_cache(server):
     assert [wanted for path, wanted in server.asked if path.endswith(".gz")] == ["bytes=0-0"]
     assert source.location(0) == f"{server.url}/s-000.tar.gz, byte 512"
     (server.folder / "cut.tar.gz").write_bytes(packed[:-20])
-    assert "not a complete gzip file" in refused_shards(f"{server.url}/cut.tar.gz")
+    assert "not a complete gzip file" in refused(f"shards:{server.url}/cut.tar.gz")
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -156,23 +133,13 @@ def test_forked_workers_read_on_their_own(server, encode, keep):
     source = opened(f"{server.url}/p.tar", keep=keep)
     source.read(0)  # the parent's own connection, which workers must not use
     for _ in range(2):
-        transform = EvalTransform((8, 8))
-        batches = sequential(source, transform, DecodeOptions(), range(12), batch_size=3, workers=2)
-        assert [int(image[0, 0, 0]) for batch in batches for image in batch["images"]] == list(range(12))
+        assert read_by_workers(source) == list(range(12))
     assert len(read_many(source, range(12))) == 12
-
-
-def test_a_copy_by_pickle_reads(server):
-    write_shards(server.folder, 1)
-    source = opened(f"{server.url}/s-000.tar", keep=True)
-    source.read(0)
-    assert all_read(pickle.loads(pickle.dumps(source))) == all_read(source)
 
 
 def test_members_of_too_many_bytes_are_not_fetched(server, monkeypatch):
     write_tar(server.folder / "s.tar", [("a.jpg", b"small"), ("b.jpg", bytes(1000)), ("c.jpg", b"small")])
-    source = opened(f"{server.url}/s.tar")
-    fetched = []
+    source, fetched = opened(f"{server.url}/s.tar"), []
     monkeypatch.setattr(shards, "fetch_ranges", lambda ranges, _: fetched.extend(ranges) or remote.fetch_ranges(ranges))
     first, second, third = source.read_many(range(3), most=100)
     assert (first[0], third[0]) == (b"small", b"small")

@@ -8,22 +8,22 @@ import pytest
 
 pytest.importorskip("fsspec")
 
-from mpp.data.loader import sequential
-from mpp.data.settings import DecodeOptions
 from mpp.data.sources import remote
 from mpp.data.sources.base import SourceAway, SourceError
 from mpp.data.sources.tar_index import write_sidecar
-from mpp.data.transform import EvalTransform
 from mpp.errors import Unreachable, install
 from tests.data.sources.reading import (
     all_read,
     opened,
+    read_by_workers,
     read_many,
-    refused_shards,
+    refused,
     states,
     write_pictures,
     write_shards,
 )
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -46,38 +46,32 @@ def s3():
     running.stop()
 
 
-def test_s3(s3, tmp_path, encode):
-    folder = write_shards(tmp_path)
+def test_s3(s3, tmp_path, encode, monkeypatch):
+    folder = write_shards(tmp_path / "shards")
     write_pictures(folder, encode)
     write_sidecar(folder / "s-001.tar")
     for path in folder.iterdir():
-        if path.is_file():
-            s3.upload_file(str(path), "bucket", f"deep/er/{path.name}")
+        s3.upload_file(str(path), "bucket", f"deep/er/{path.name}")
     expected = all_read(opened(f"{folder}/s-*.tar"))
     pattern = "s3://bucket/deep/er/s-{000..002}.tar"
     for same in ("s3://bucket/deep/er/s-*", "s3://bucket/deep/**/s-00?.tar", pattern):
         source = opened(same)
         assert read_many(source, range(12)) == expected
     assert source.location(0) == "s3://bucket/deep/er/s-000.tar, byte 512"
-    assert "matches no file" in refused_shards("s3://bucket/deep/x-*.tar")
-    assert "matches no file" in refused_shards("s3://bucket/deep/er/s-{000..003}.tar")
-    assert "matches no file" in refused_shards("s3://nobucket/*.tar")
+    for missing in ("bucket/deep/x-*.tar", "bucket/deep/er/s-{000..003}.tar", "nobucket/*.tar"):
+        assert "matches no file" in refused(f"shards:s3://{missing}")
     pictures = opened("s3://bucket/deep/er/p.tar")
     pictures.read(0)
-    batches = sequential(pictures, EvalTransform((8, 8)), DecodeOptions(), range(12), batch_size=3, workers=2)
-    assert [int(image[0, 0, 0]) for batch in batches for image in batch["images"]] == list(range(12))
+    assert read_by_workers(pictures) == list(range(12))
     before = states(source, True)
     s3.upload_file(str(folder / "s-001.tar"), "bucket", "deep/er/s-000.tar")
-    assert [a == b for a, b in zip(states(opened(pattern), True), before, strict=True)] == [False, True, True]
-    assert opened(pattern).read(0) == expected[4]
-
-
-def test_s3_by_the_other_names_of_its_settings(s3, tmp_path, monkeypatch):
-    s3.upload_file(str(write_shards(tmp_path, 1) / "s-000.tar"), "bucket", "other.tar")
+    # By the other name of the setting.
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setattr(remote, "_made", {})
-    assert len(opened("s3://bucket/other.tar")) == 4
+    changed = opened(pattern)
+    assert [a == b for a, b in zip(states(changed, True), before, strict=True)] == [False, True, True]
+    assert changed.read(0) == expected[4]
 
 
 def test_s3_without_credentials(s3, monkeypatch, tmp_path):
@@ -86,13 +80,14 @@ def test_s3_without_credentials(s3, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(remote, "_made", {})
-    text = refused_shards("s3://bucket/a.tar")
+    text = refused("shards:s3://bucket/a.tar")
     assert "Unable to locate credentials" in text
     assert "check the URL and the credentials" in text
 
 
-def in_memory(tmp_path):
-    """A file system in memory, not asynchronous, that goes by Hugging Face's protocol; with three shards."""
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Three shards on a file system in memory, not asynchronous, that goes by Hugging Face's protocol; as they read."""
     memory = pytest.importorskip("fsspec.implementations.memory")
 
     class Hub(memory.MemoryFileSystem):
@@ -104,18 +99,16 @@ def in_memory(tmp_path):
         def _strip_protocol(cls, path):
             return "/" + path.removeprefix("hf://").strip("/")
 
-    hub = Hub()
+    system = Hub()
     for path in write_shards(tmp_path).glob("*.tar"):
-        hub.pipe_file(f"/datasets/me/{path.name}", path.read_bytes())
-    return hub
+        system.pipe_file(f"/datasets/me/{path.name}", path.read_bytes())
+    monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", remote.TIMEOUT): system})
+    return all_read(opened(f"{tmp_path}/*.tar"))
 
 
-def test_file_systems_that_are_not_asynchronous(tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", remote.TIMEOUT): in_memory(tmp_path)})
-    expected = all_read(opened(f"{tmp_path}/*.tar"))
-    source = opened("hf://datasets/me/s-*.tar")
-    assert read_many(source, range(12)) == expected
-    assert "hf://datasets/me/none.tar matches no file" in refused_shards("hf://datasets/me/none.tar")
+def test_file_systems_that_are_not_asynchronous(hub):
+    assert read_many(opened("hf://datasets/me/s-*.tar"), range(12)) == hub
+    assert "hf://datasets/me/none.tar matches no file" in refused("shards:hf://datasets/me/none.tar")
 
 
 @pytest.mark.parametrize(
@@ -125,11 +118,11 @@ def test_file_systems_that_are_not_asynchronous(tmp_path, monkeypatch):
         (PermissionError("invalid_grant"), SourceError, PermissionError),
     ],
 )
-def test_a_login_that_fails(error, opening, reading, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("hub")
+def test_a_login_that_fails(error, opening, reading, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(remote, "_made", {(os.getpid(), "hf", remote.TIMEOUT): in_memory(tmp_path)})
     source = opened("hf://datasets/me/s-*.tar")
     monkeypatch.setattr(remote, "_file_system", fail)
     found = read_many(source, [0, 5])
@@ -151,5 +144,4 @@ def test_missing_packages(protocol, package, monkeypatch):
     registry = pytest.importorskip("fsspec.registry")
     for name in (protocol, "gcs", "s3a"):
         monkeypatch.delitem(registry._registry, name, raising=False)
-    text = refused_shards(f"{protocol}://bucket/a.tar")
-    assert text.endswith(f"; {install('remote')}")
+    assert refused(f"shards:{protocol}://bucket/a.tar").endswith(f"; {install('remote')}")

@@ -1,6 +1,5 @@
 """Shards as one source: their images, labels, class names, and what is wrong with them."""
 
-import json
 import os
 import tarfile
 
@@ -10,12 +9,7 @@ import pytest
 from mpp.data.sources.base import Subset
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source
-from tests.data.sources.reading import (
-    all_read,
-    refused,
-    write_shards,
-    write_tar,
-)
+from tests.data.sources.reading import all_read, refused, write_shards, write_tar
 
 
 def test_shards_equal_tarfile(tmp_path):
@@ -31,12 +25,7 @@ def test_shards_equal_tarfile(tmp_path):
     assert source.classes == ("0", "1", "2")
     assert source.describe() == "12 images in 3 classes"
     assert source.location(5).startswith(str(tmp_path / "s-001.tar"))
-
-
-def test_globs_are_sorted_and_unique(tmp_path):
-    write_shards(tmp_path)
-    once = all_read(open_source(f"shards:{tmp_path}/*.tar"))
-    assert all_read(open_source(f"shards:{tmp_path}/s-{{002,00?,000}}.tar")) == once
+    assert all_read(open_source(f"shards:{tmp_path}/s-{{002,00?,000}}.tar")) == expected  # sorted, each once
 
 
 @pytest.mark.parametrize(
@@ -76,10 +65,8 @@ def test_pictures_that_are_lost_are_a_warning(tmp_path):
     assert Subset(source, [0]).warnings == MixtureSource("m", [source]).warnings == source.warnings
     write_tar(tmp_path / "b.tar", [(f"{i}.{end}", b"x") for i in range(120) for end in ("jpg", "txt")])
     source = open_source(f"shards:{tmp_path}/b.tar")
-    assert (source.describe(), source.warnings) == (
-        "120 images, unlabelled; ignored 120 other members, such as 0.txt",
-        (),
-    )
+    assert source.describe() == "120 images, unlabelled; ignored 120 other members, such as 0.txt"
+    assert source.warnings == ()
 
 
 def test_members_of_all_kinds(tmp_path):
@@ -89,6 +76,7 @@ def test_members_of_all_kinds(tmp_path):
         return info
 
     hidden = (".DS_Store", "__MACOSX/f.jpg", "./x/._g.jpg", ".cache/h.jpg", "x/Thumbs.db")
+    # Names of members are never paths of this machine.
     members = [
         ("x", special(tarfile.DIRTYPE)),
         *((name, b"no") for name in hidden),
@@ -96,7 +84,7 @@ def test_members_of_all_kinds(tmp_path):
         ("fifo.jpg", special(tarfile.FIFOTYPE)),
         ("device.jpg", special(tarfile.CHRTYPE)),
         ("hard.jpg", special(tarfile.LNKTYPE, "ours.jpg")),
-        *((name, b"outside") for name in ("/etc/a.jpg", "../b.jpg", "x/../../c.jpg")),  # never paths of this machine
+        *((name, b"outside") for name in ("/etc/a.jpg", "../b.jpg", "x/../../c.jpg")),
         ("./x/b.cls", b" 1\n"),
         ("x/b.seg.png", b"its mask"),
         ("x/b.png", b"one image of a key"),
@@ -122,6 +110,9 @@ def test_class_names(tmp_path):
         if names:
             (tmp_path / folder / "classes.txt").write_text(names)
     assert open_source(f"shards:{tmp_path}/{{a,b,d}}/*.tar").classes == ("ant", "bee", "cat")
+    for name in ("classes.txt", "s-000.tar.index"):
+        os.mkfifo(tmp_path / "d" / name)  # which nobody writes to is not waited for
+    assert open_source(f"shards:{tmp_path}/d/*.tar").classes == ("0", "1", "2")
     assert "a/classes.txt and" in refused(f"shards:{tmp_path}/{{a,c}}/*.tar")
     (tmp_path / "a" / "classes.txt").write_bytes(b"\xff\xfe")
     assert "write it in UTF-8" in refused(f"shards:{tmp_path}/a/*.tar")
@@ -138,26 +129,20 @@ def test_labels_of_a_few_images_of_a_large_set(tmp_path):
     assert (len(source.classes), source.labels().tolist()) == (100_002, [99_999, 100_001])
 
 
-def test_a_fifo_beside_a_shard_is_not_waited_for(tmp_path):
-    write_shards(tmp_path)
-    for name in ("classes.txt", "s-000.tar.index"):
-        os.mkfifo(tmp_path / name)
-    assert open_source(f"shards:{tmp_path}/*.tar").classes == ("0", "1", "2")
-
-
 def test_errors(tmp_path):
     write_shards(tmp_path, 2)
-    assert f"{tmp_path}/s-002.tar matches no file" in refused(f"shards:{tmp_path}/s-{{000..002}}.tar")
-    assert f"{tmp_path}/no*.tar matches no file" in refused(f"shards:{tmp_path}/no*.tar")
-    assert "is a folder; write e.g. shards:DIR/*.tar" in refused(f"shards:{tmp_path}")
-    (tmp_path / "text.tar").write_text("not a tar file, " * 100)
-    assert "text.tar is not a complete tar file" in refused(f"shards:{tmp_path}/text.tar")
-    whole = (tmp_path / "s-000.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[:700])
-    (tmp_path / "big.tar").write_bytes(write_tar(tmp_path / "b.tar", [("a.jpg", b"x" * 5000)]).read_bytes()[:2000])
-    assert "big.tar is not a complete tar file" in refused(f"shards:{tmp_path}/big.tar")
     write_tar(tmp_path / "empty.tar", [("a.txt", b"x")])
-    assert "no image in 1 shard;" in refused(f"shards:{tmp_path}/empty.tar")
+    (tmp_path / "text.tar").write_text("not a tar file, " * 100)
+    (tmp_path / "cut.tar").write_bytes(write_tar(tmp_path / "b.tar", [("a.jpg", b"x" * 5000)]).read_bytes()[:2000])
+    for name, text in {
+        "s-{000..002}.tar": f"{tmp_path}/s-002.tar matches no file",
+        "no*.tar": f"{tmp_path}/no*.tar matches no file",
+        "": "is a folder; write e.g. shards:DIR/*.tar",
+        "text.tar": "text.tar is not a complete tar file",
+        "cut.tar": "cut.tar is not a complete tar file",
+        "empty.tar": "no image in 1 shard;",
+    }.items():
+        assert text in refused(f"shards:{tmp_path}/{name}")
 
 
 @pytest.mark.parametrize(
@@ -172,9 +157,7 @@ def test_errors(tmp_path):
         ("a.json", b"[" * 100_000),
         ("a.json", b'{"label": ' + b"1" * 5000 + b"}"),
         ("a.json", b'{"label": 1}' + b" " * 2**20),
-        ("a.json", json.dumps({"label": "cat"}).encode()),
-        ("a.json", json.dumps({"label": True}).encode()),
-        ("a.json", json.dumps({"label": 2**24}).encode()),
+        *(("a.json", b'{"label": %b}' % label) for label in (b'"cat"', b"true", b"16777216")),
         ("a.cls", b"16777215"),
         ("a.cls", b"100000"),
     ],
@@ -190,12 +173,6 @@ def test_a_label_that_cannot_be_read_is_none(member, data, tmp_path):
     source = open_source(f"shards:{tmp_path}/alone.tar")
     assert (source.classes, source.labels()) == (None, None)
     assert source.describe() == "1 image, unlabelled; 1 label that cannot be read"
-
-
-def test_without_labels(tmp_path):
-    write_tar(tmp_path / "none.tar", [("a.jpg", b"a"), ("b.jpg", b"b"), ("b.json", b'{"text": "x"}')])
-    source = open_source(f"shards:{tmp_path}/none.tar")
-    assert (source.classes, source.labels(), source.read(1)) == (None, None, (b"b", None))
 
 
 def test_the_label_that_can_be_read_counts(tmp_path):

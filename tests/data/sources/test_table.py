@@ -9,7 +9,7 @@ from mpp.data.sources import table as tables
 from mpp.data.sources.opening import open_source, open_splits
 from mpp.downstream.labelled import open_labelled
 from mpp.system.files import write_csv
-from tests.data.sources.reading import refused
+from tests.data.sources.reading import locations, refused
 
 
 @pytest.fixture
@@ -25,10 +25,6 @@ def table(picture_folder):
     return write
 
 
-def names(source):
-    return [source.location(i) for i in range(len(source))]
-
-
 def settled(spec):
     """The spec, its file of long ago: one that was just written is read again each time."""
     os.utime(spec.removeprefix("csv:"), (1, 1))
@@ -37,7 +33,7 @@ def settled(spec):
 
 def test_path_and_label(table, tmp_path):
     source = open_source(table("1.png,dog\ndeep/2.png, cat\n\na.png,dog\n"))
-    assert names(source) == [str(tmp_path / name) for name in ("1.png", "deep/2.png", "a.png")]
+    assert locations(source) == [str(tmp_path / name) for name in ("1.png", "deep/2.png", "a.png")]
     assert source.classes == ("cat", "dog")
     assert source.labels().tolist() == [1, 0, 1]
     assert source.labels().dtype == np.int64
@@ -86,9 +82,9 @@ def test_a_picture_called_as_a_header_is_a_picture(table, tmp_path):
 
 def test_tabs_and_absolute_paths(table, tmp_path):
     spec = table(f"{tmp_path}/1.png\tcat\na,b.png\tdog\n", "list.TSV")
-    assert names(open_source(spec)) == [str(tmp_path / "1.png"), str(tmp_path / "a,b.png")]
+    assert locations(open_source(spec)) == [str(tmp_path / "1.png"), str(tmp_path / "a,b.png")]
     moved = table(f"path,label\n{tmp_path}/1.png,cat\n", "deep/list.csv")
-    assert names(open_source(moved)) == [str(tmp_path / "1.png")]
+    assert locations(open_source(moved)) == [str(tmp_path / "1.png")]
 
 
 def test_splits(table):
@@ -104,7 +100,7 @@ def test_splits(table):
     assert numbers["test"].classes == numbers["train"].classes == ("0", "1", "2", "3", "4")
     for text in ("path,split\n1.png,train\n2.png,train\n", "path,split\n1.png,val\n2.png,test\n3.png,val\n"):
         source = open_source(spec := table(text))  # not split: in the order of the lines
-        assert [name.rpartition("/")[2] for name in names(source)] == [line[:5] for line in text.split()[1:]]
+        assert [name.rpartition("/")[2] for name in locations(source)] == [line[:5] for line in text.split()[1:]]
         assert "has no test split of its own" in refused(spec, "test")
     assert "test" not in open_splits(table("path,label\n1.png,a\n"))
 

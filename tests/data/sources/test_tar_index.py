@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 
 import numpy as np
@@ -11,21 +12,20 @@ from mpp.data.sources.base import SourceError
 from mpp.data.sources.names import Ignored
 from mpp.data.sources.opening import open_source
 from mpp.data.sources.tar_index import TarIndex, index_tar, write_sidecar
-from tests.data.sources.reading import all_read, write_shards, write_tar
+from tests.data.sources.reading import all_read, refused, write_shards, write_tar
 
 
-def test_sidecar(tmp_path, monkeypatch):
-    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+def test_sidecar(tmp_path, own_cache, monkeypatch):
     spec = f"shards:{write_shards(tmp_path, 2)}/*"
     shard = tmp_path / "s-000.tar"
     expected = all_read(open_source(f"shards:{tmp_path}/*.tar"))
-    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(own_cache)
     sidecars = [write_sidecar(path) for path in sorted(tmp_path.glob("*.tar"))]
     assert sidecars == [tmp_path / "s-000.tar.index", tmp_path / "s-001.tar.index"]
     with monkeypatch.context() as patch:
         patch.setattr(shard_files, "index_tar", None)
         assert all_read(open_source(spec)) == expected
-    assert not (tmp_path / "cache").exists()
+    assert not own_cache.exists()
     whole = sidecars[0].read_bytes()
     for damage in (b"", b"nonsense", whole[:40], whole[:-1], whole[:70] + b"x" + whole[71:], b"mpp idx9" + whole[8:]):
         sidecars[0].write_bytes(damage)
@@ -33,7 +33,7 @@ def test_sidecar(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shard_files, "index_tar", None)
         sidecars[0].write_bytes(b"mpp idx2" + whole[8:])  # as an earlier version wrote it
-        shutil.rmtree(tmp_path / "cache")
+        shutil.rmtree(own_cache)
         assert all_read(open_source(spec)) == expected
     sidecars[0].write_bytes(whole)
     write_tar(shard, [(f"{i}.jpg", b"x" * 5000) for i in range(20)])  # of another size: the sidecar is stale
@@ -75,9 +75,9 @@ def test_an_index_survives_being_kept(rows, counts, example):
 
 
 @pytest.mark.parametrize("row", [(2, 10, 2**24), (2, 10, -3), (2, 10, -(2**31)), (2, 4097, 0), (11, 0, 0)])
-def test_an_index_that_says_what_cannot_be_is_made_again(row, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("own_cache")
+def test_an_index_that_says_what_cannot_be_is_made_again(row, tmp_path):
     shard = write_tar(tmp_path / "a.tar", [("a.jpg", b"a"), ("a.cls", b"1"), ("b.jpg", b"b")])
-    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
     size = shard.stat().st_size
     columns = [np.array([value], dtype) for value, dtype in zip(row, (np.uint32, np.uint32, np.int32), strict=True)]
     false = TarIndex(*columns, Ignored(), 10 * 512).to_bytes()
@@ -112,16 +112,14 @@ def with_header(whole, start, **fields):
 def test_damaged_headers_are_one_line(fields, start, tmp_path):
     whole = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"13 path=a/b\n") for i in range(4)]).read_bytes()
     (tmp_path / "a.tar").write_bytes(with_header(whole, start, **fields))
-    with pytest.raises(SourceError, match=r"a\.tar is not a complete tar file \(.+\); make it again") as caught:
-        open_source(f"shards:{tmp_path}/a.tar")
-    assert "\n" not in str(caught.value)
+    text = refused(f"shards:{tmp_path}/a.tar")
+    assert re.search(r"a\.tar is not a complete tar file \(.+\); make it again$", text)
 
 
 def test_a_damaged_header_is_no_end(tmp_path):
     whole = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"x") for i in range(4)]).read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[:2048] + b"y" + whole[2049:])
-    with pytest.raises(SourceError, match="no header at byte 2048"):
-        open_source(f"shards:{tmp_path}/a.tar")
+    assert "no header at byte 2048" in refused(f"shards:{tmp_path}/a.tar")
     (tmp_path / "a.tar").write_bytes(whole[: 4 * 1024])  # without the zeros at the end, as some programs write it
     assert len(open_source(f"shards:{tmp_path}/a.tar")) == 4
 
@@ -130,8 +128,8 @@ def test_any_damage_is_one_line_or_none(tmp_path):
     random = np.random.default_rng(0)
     members = [(f"{'long/' * 40}{i}.{end}", b"7") for i in range(3) for end in ("jpg", "json")]
     whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
-    refused: list[str] = []
-    for _ in range(300):
+    texts = list[str]()
+    for _ in range(200):
         data = np.frombuffer(whole, dtype=np.uint8).copy()
         start = 512 * int(random.integers(0, 12))
         data[start + random.integers(0, 512, 3)] = random.integers(0, 256, 3)
@@ -141,6 +139,6 @@ def test_any_damage_is_one_line_or_none(tmp_path):
         try:
             index_tar(tmp_path / "a.tar")
         except SourceError as error:
-            refused.append(str(error))
-    assert 30 < len(refused) < 300
-    assert all(text.isprintable() and "is not a complete tar file" in text for text in refused)
+            texts.append(str(error))
+    assert 20 < len(texts) < 200
+    assert all(text.isprintable() and "is not a complete tar file" in text for text in texts)
