@@ -1,22 +1,19 @@
 """What the tests share."""
 
-import io
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jaxtyping
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-with (
-    warnings.catch_warnings()
-):  # torch warns once in a process of a GPU's driver that does not work, which is no fault here
-    warnings.simplefilter("ignore")
+from tests.data import picture_files
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch warns once in a process of a GPU's driver that does not work
     torch.cuda.is_available()
 
 # Shapes and types in the signatures of the tensor code are checked in every call that a test makes.
@@ -50,10 +47,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return runs.write_images(tmp_path_factory.mktemp("images"))
 
 
-QUADRANTS = ((255, 0, 0), (0, 200, 0), (0, 0, 255), (255, 255, 255))
-"""Colours of the corners of `quadrants`: top left, top right, bottom left, bottom right."""
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory):
     """Indices and unpacked shards go to a temporary folder."""
@@ -76,23 +69,13 @@ def kernels():
 @pytest.fixture(scope="session")
 def quadrants() -> np.ndarray:
     """uint8 (32, 48, 3) in four colours."""
-    image = np.zeros((32, 48, 3), dtype=np.uint8)
-    for colour, (top, left) in zip(QUADRANTS, ((0, 0), (0, 24), (16, 0), (16, 24)), strict=True):
-        image[top : top + 16, left : left + 24] = colour
-    return image
+    return picture_files.quadrants()
 
 
 @pytest.fixture(scope="session")
 def encode() -> Callable[..., bytes]:
     """`encode(array or Pillow image, "PNG", ...)`: encoded bytes."""
-
-    def run(image: np.ndarray | Image.Image, container: str = "PNG", **options: Any) -> bytes:
-        buffer = io.BytesIO()
-        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-        picture.save(buffer, container, **options)
-        return buffer.getvalue()
-
-    return run
+    return picture_files.encoded
 
 
 @pytest.fixture

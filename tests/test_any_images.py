@@ -37,7 +37,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]
         folder = root / ("first", "second")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{number:03d}-{case.name}"
-        path.write_bytes(case.make())
+        path.write_bytes(case.data)
         if is_image(case.name):
             expected[str(path)] = case.kind
     for name in _OWN:

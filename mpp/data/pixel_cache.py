@@ -114,11 +114,7 @@ class WholeReader(Reader):
     """
 
     def __init__(
-        self,
-        source: Source,
-        options: DecodeOptions,
-        crop_hw: tuple[int, int] | None = None,
-        device_jpegs: bool = False,
+        self, source: Source, options: DecodeOptions, crop_hw: tuple[int, int] | None = None, device_jpegs: bool = False
     ) -> None:
         super().__init__(source, EvalTransform((1, 1)), options)
         self.crop_hw, self.device_jpegs = crop_hw, device_jpegs

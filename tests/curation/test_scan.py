@@ -115,7 +115,7 @@ def test_a_process_that_dies_or_fails_is_one_clear_error(act: Callable[[], objec
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_any_file_is_looked_at_as_it_is_decoded(case: Case):
-    part = scan_chunk(ListSource([case.make()]), case.reading, np.array([0]))
+    part = scan_chunk(ListSource([case.data]), case.reading, np.array([0]))
     assert [bad.kind for bad in part.bad] == ([case.kind] if case.kind else [])
     assert all(kind.dtype in form for kind in part.spreads for form in part.forms)
     if case.kind == "wrong channels":

@@ -18,13 +18,7 @@ import pytest
 import torch
 
 from mpp.report import charts
-from mpp.system.process import (
-    GENERATORS,
-    global_draws,
-    one_thread,
-    shared,
-    without_warnings,
-)
+from mpp.system.process import GENERATORS, global_draws, one_thread, shared, without_warnings
 
 Enter = Callable[[], AbstractContextManager[object]]
 
@@ -81,10 +75,7 @@ def several_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("enter", "look"),
-    [(one_thread, torch.get_num_threads), (without_warnings, is_heard)],
-)
+@pytest.mark.parametrize(("enter", "look"), [(one_thread, torch.get_num_threads), (without_warnings, is_heard)])
 def test_a_thread_that_comes_meanwhile_sees_nothing_of_it(enter: Enter, look: Callable[[], object]) -> None:
     with several_threads():
         before = look()

@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mpp.data.decoding import formats as decoding
-from mpp.data.decoding import open_picture
+from mpp.data.decoding import decode, open_picture
 from mpp.data.settings import DecodeOptions
-
-
-def decode(data, channels, **options):
-    return decoding.decode(data, DecodeOptions(channels, **options))
+from tests.data.picture_files import exif
 
 
 def opened(data):
@@ -20,15 +16,14 @@ def opened(data):
 def test_jpeg_equals_pillow(shared, encode):
     photos = sorted(shared("data/photos").glob("*.jpg"))[:8]
     for turn, path in enumerate(photos, 1):
-        exif = Image.Exif()
-        exif[0x0112] = turn
         plain = path.read_bytes()
-        for data in (plain, encode(opened(plain).convert("RGB"), "JPEG", exif=exif, quality=90)):
+        for data in (plain, encode(opened(plain).convert("RGB"), "JPEG", exif=exif(turn), quality=90)):
             reference = np.asarray(ImageOps.exif_transpose(opened(data)).convert("RGB"))
-            np.testing.assert_array_equal(decode(data, 3), reference)
+            np.testing.assert_array_equal(decode(data, DecodeOptions(3)), reference)
             grey = opened(data)
             grey.draft("L", grey.size)  # the file's own luma, as it is before clipped colours are made of it
-            np.testing.assert_array_equal(decode(data, 1)[..., 0], np.asarray(ImageOps.exif_transpose(grey)))
+            luma = decode(data, DecodeOptions(1))[..., 0]
+            np.testing.assert_array_equal(luma, np.asarray(ImageOps.exif_transpose(grey)))
 
 
 def crop(pixels, box, target_hw):
@@ -41,9 +36,7 @@ def crop(pixels, box, target_hw):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_regions_of_a_jpeg(orientation, shared, encode):
     photo = Image.open(sorted(shared("data/photos").glob("*.jpg"))[1]).convert("RGB").resize((1240, 1000))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    picture = open_picture(encode(photo, "JPEG", quality=92, exif=exif), DecodeOptions())
+    picture = open_picture(encode(photo, "JPEG", quality=92, exif=exif(orientation)), DecodeOptions())
     pixels, target = picture.pixels(), (112, 112)
     assert pixels.shape == (picture.height, picture.width, 3)
     odd = (33, 101, 700, 561)
@@ -58,9 +51,8 @@ def test_regions_of_a_jpeg(orientation, shared, encode):
 
 
 def test_steps_are_counted_from_the_stored_edge(encode):
-    exif = Image.Exif()
     for orientation, step in ((1, 8), (3, 2)):
-        exif[0x0112] = orientation
-        picture = open_picture(encode(np.zeros((1002, 1000, 3), np.uint8), "JPEG", exif=exif), DecodeOptions())
+        jpeg = encode(np.zeros((1002, 1000, 3), np.uint8), "JPEG", exif=exif(orientation))
+        picture = open_picture(jpeg, DecodeOptions())
         assert picture.step(1000, 1000, (32, 32)) == step
     assert picture.step(60, 1000, (32, 32)) == 1

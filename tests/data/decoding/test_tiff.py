@@ -10,7 +10,7 @@ import tifffile
 from mpp.data.decoding import BadImage, decode
 from mpp.data.decoding.tiff import _lzw
 from mpp.data.settings import DecodeOptions
-from tests.data.zoo import tiff
+from tests.data.picture_files import tiff
 
 
 @pytest.mark.parametrize("layout", [{}, {"rowsperstrip": 7}, {"tile": (16, 32)}], ids=["one strip", "strips", "tiles"])
