@@ -2,14 +2,19 @@
 
 import contextlib
 import itertools
+from typing import Any
 
 import numpy as np
 import torch
 
+from mpp.data.feed import DeviceBatch, feed
 from mpp.data.loader import stream
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import EvalTransform
+from mpp.dist import World
+
+CPU = torch.device("cpu")
 
 
 def numbered(length, side=12, bad=()):
@@ -22,6 +27,13 @@ def run(source, batches, transform=None, options=DecodeOptions(3), **settings): 
     """The first batches of a stream, closed after."""
     settings = {"seed": 7, "batch_size": 8, "micro_batch": 4, "start": 0, **settings}
     with contextlib.closing(stream(source, transform or EvalTransform((4, 4)), options, **settings)) as it:
+        return list(itertools.islice(it, batches))
+
+
+def fed(source, batches, transform, options=DecodeOptions(3), device=CPU, **settings) -> list[DeviceBatch]:  # noqa: B008
+    """The first batches as a training gets them, closed after."""
+    settings: dict[str, Any] = {"seed": 1, "start": 0, "world": World(), "workers": 0, **settings}
+    with contextlib.closing(feed(source, transform, options, device, **settings)) as it:
         return list(itertools.islice(it, batches))
 
 

@@ -49,20 +49,14 @@ def test_each_epoch_holds_each_index_once_in_its_permutation():
         np.testing.assert_array_equal(part, permutation(7, epoch, 22))
         assert sorted(part) == list(range(22))
     assert not np.array_equal(index[:22], index[22:])
+    assert batches[0]["images"].shape == (4, 3, 4, 4)
+    assert [batches[0][key].dtype for key in ("images", "index", "label")] == [torch.uint8, torch.int64, torch.int64]
     assert torch.equal(joined(batches, "images")[:, 0, 0, 0], joined(batches, "index").to(torch.uint8))
     assert torch.equal(joined(batches, "label"), joined(batches, "index") % 3)
-    few = joined(run(numbered(3), 4, batch_size=16, micro_batch=8), "index").numpy()  # a source smaller than a batch
-    np.testing.assert_array_equal(few, np.concatenate([permutation(7, epoch, 3) for epoch in range(11)])[:32])
-
-
-def test_shapes_and_types():
-    (batch,) = run(numbered(9), 1)
-    assert batch["images"].shape == (4, 3, 4, 4)
-    assert batch["images"].dtype == torch.uint8
-    assert batch["index"].dtype == batch["label"].dtype == torch.int64
-    assert batch["bad"] == []
     unlabelled = ListSource([np.zeros((4, 4, 3), dtype=np.uint8)])
     assert run(unlabelled, 1)[0]["label"].tolist() == [-1] * 4
+    few = joined(run(numbered(3), 4, batch_size=16, micro_batch=8), "index").numpy()  # a source smaller than a batch
+    np.testing.assert_array_equal(few, np.concatenate([permutation(7, epoch, 3) for epoch in range(11)])[:32])
 
 
 def test_workers_threads_and_micro_batches_change_nothing(pictures, augment, whole):

@@ -1,4 +1,3 @@
-import contextlib
 import io
 import resource
 import time
@@ -14,14 +13,13 @@ from hypothesis import strategies as st
 
 from mpp.curation.pack_image import PackOptions, pack_image
 from mpp.data.decoding import BadImage, decode
-from mpp.data.feed import feed
 from mpp.data.loader import sequential
 from mpp.data.pixel_cache import cache_pixels
 from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import EvalTransform, TrainTransform
-from mpp.dist import World
+from tests.data.streams import fed
 from tests.data.test_device_jpeg import stand_in
 from tests.data.zoo import CASES, Case
 
@@ -57,13 +55,12 @@ def test_every_file_ends_as_expected(case: Case, capfd):
 )
 def test_bombs_are_refused_before_anything_is_allocated(name):
     case = next(case for case in CASES if case.name == name)
-    data = case.data
     with pytest.raises(BadImage):
-        decode(data, case.reading)  # imports what it needs
+        decode(case.data, case.reading)  # imports what it needs
     tracemalloc.start()
     try:
         with pytest.raises(BadImage):
-            decode(data, case.reading)
+            decode(case.data, case.reading)
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
@@ -115,13 +112,11 @@ class Locked(ListSource):
 def trained_on(source: Source, reading: DecodeOptions, hw: tuple[int, int], decode: Any = None) -> torch.Tensor:
     """Both images of a source as a training gets them, whole."""
     transform = TrainTransform(DataConfig(crop_scale=(1, 1), hflip=0), hw, reading.channels)
-    settings: Any = {"seed": 0, "batch_size": 2, "micro_batch": 2, "start": 0, "workers": 0, "world": World()}
     bad: list[Any] = []
-    settings |= {"decode": decode, "report_bad": lambda found, _: bad.extend(found)}
-    with contextlib.closing(feed(source, transform, reading, torch.device("cpu"), **settings)) as batches:
-        images = next(batches)["images"]
+    settings = {"batch_size": 2, "micro_batch": 2, "decode": decode, "report_bad": lambda found, _: bad.extend(found)}
+    (batch,) = fed(source, 1, transform, reading, **settings)
     assert not bad
-    return images
+    return batch["images"]
 
 
 @pytest.mark.parametrize("shrink", [1, 4])
