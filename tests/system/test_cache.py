@@ -39,20 +39,17 @@ def put(path: Path, age: float = 0, size: int = SIZE) -> Path:
     return path
 
 
-def fill(cache: Path) -> None:
+@pytest.fixture
+def filled(cache: Path) -> Path:
     """One of each kind, in the order of their age: the oldest first."""
-    put(cache / f"{KEYS[0]}.index", 800)
-    put(cache / f"{KEYS[1]}.tar", 700)
-    put(cache / f"{KEYS[1]}.index", 700)
-    put(cache / f"{KEYS[2]}.part", 600)
-    put(cache / f"{KEYS[2]}.sums", 600)
-    put(cache / f"{KEYS[3]}.pixels", 500)
-    put(cache / f"{KEYS[3]}.sizes.npy", 500)
-    put(cache / "features" / f"{KEYS[4]}{KEYS[4]}.npz", 400)
-    put(cache / "hf" / "parquet" / "default-1" / "0.0.0" / "a.arrow", 300)
+    one, two, three, four, five, six, *_ = KEYS
+    ages = {f"{one}.index": 800, f"{two}.tar": 700, f"{two}.index": 700, f"{three}.part": 600, f"{three}.sums": 600}
+    ages |= {f"{four}.pixels": 500, f"{four}.sizes.npy": 500, f"features/{five}{five}.npz": 400}
+    for name, age in (ages | {"hf/parquet/default-1/0.0.0/a.arrow": 300, f".{six}.tar-0123456789ab": 200}).items():
+        put(cache / name, age)
     for path in (cache / "hf").rglob("*"):
         os.utime(path, (path.stat().st_mtime, cache.stat().st_mtime - 300))
-    put(cache / f".{KEYS[5]}.tar-0123456789ab", 200)
+    return cache
 
 
 def kinds() -> list[str]:
@@ -68,53 +65,7 @@ def assert_foreign_is_left(cache: Path) -> None:
     assert (cache / "link.tar").is_symlink()
 
 
-def test_what_lies_there(cache: Path) -> None:
-    fill(cache)
-    found = {entry.kind: entry for entry in entries()}
-    assert list(found) == ["index", "unpacked", "kept", "pixels", "features", "datasets", "left-over"]
-    files = sum(len([path for path in entry.paths if path.is_file()]) for entry in found.values())
-    assert files == 9
-    for kind, number in {"index": 1, "unpacked": 2, "kept": 2, "pixels": 2, "features": 1, "left-over": 1}.items():
-        assert found[kind].size == number * SIZE
-    assert found["datasets"].size >= SIZE
-    assert not any(entry.busy for entry in found.values())
-
-
-@pytest.mark.parametrize("suffix", ["pixels", "sizes.npy", "pixels.json", "pixels.npy", "bad.npy"])
-def test_half_an_array_of_pixels_is_left_over_in_older_releases_too(cache: Path, suffix: str) -> None:
-    put(cache / f".{KEYS[5]}.{suffix}-0123456789ab", 200)
-    assert kinds() == ["left-over"]
-
-
-def test_a_hole_takes_nothing(cache: Path) -> None:
-    with (cache / f"{KEYS[0]}.part").open("wb") as file:
-        file.truncate(2**31)
-    assert total() < 2**20
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("1000", 1000), ("200GB", 200 * 10**9), ("1.5 TiB", 3 * 2**39), ("2k", 2000), ("0", 0), ("none", None)],
-)
-def test_limits(text: str, expected: int | None, tmp_path: Path) -> None:
-    assert parse_limit(text, tmp_path, "x") == expected
-
-
-def test_a_limit_by_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = shutil.disk_usage(tmp_path).total
-    assert parse_limit("50%", tmp_path / "not" / "there", "x") == disk // 2
-    monkeypatch.delenv("MPP_CACHE_LIMIT", raising=False)
-    assert limit_of(tmp_path) == int(0.8 * disk)
-
-
-@pytest.mark.parametrize("text", ["some", "5x", "-1", "1e9", "GB", "50%B"])
-def test_what_is_no_limit(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--limit '.*' is no size; write e\.g\. 200GB"):
-        parse_limit(text, tmp_path, "--limit")
-
-
-def test_the_oldest_goes_first_and_indices_last(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(cache)
+def test_the_oldest_goes_first_and_indices_last(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = []
     while total():
         before = kinds()
@@ -122,12 +73,11 @@ def test_the_oldest_goes_first_and_indices_last(cache: Path, monkeypatch: pytest
         make_room(0)
         gone += [kind for kind in before if kind not in kinds()]
     assert gone == ["left-over", "unpacked", "kept", "pixels", "features", "datasets", "index"]
-    assert_foreign_is_left(cache)
+    assert_foreign_is_left(filled)
 
 
-def test_nothing_goes_that_need_not(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(cache)
-    (cache / f".{KEYS[5]}.tar-0123456789ab").unlink()
+def test_nothing_goes_that_need_not(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (filled / f".{KEYS[5]}.tar-0123456789ab").unlink()
     before = kinds()
     assert make_room(SIZE) > SIZE
     monkeypatch.setenv("MPP_CACHE_LIMIT", str(total() + SIZE))
@@ -137,9 +87,8 @@ def test_nothing_goes_that_need_not(cache: Path, monkeypatch: pytest.MonkeyPatch
     assert [kind for kind in before if kind not in kinds()] == ["unpacked"]
 
 
-def test_a_disk_that_is_full_is_a_limit(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(cache)
-    usage, whole = shutil.disk_usage(cache), total()
+def test_a_disk_that_is_full_is_a_limit(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage, whole = shutil.disk_usage(filled), total()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=(whole - total()) / 0.95))
     make_room(4 * SIZE)  # two leave 5 files' room
     assert kinds() == ["index", "pixels", "features", "datasets"]
@@ -149,8 +98,7 @@ def test_a_disk_that_is_full_is_a_limit(cache: Path, monkeypatch: pytest.MonkeyP
     assert kinds() == ["index", "pixels", "features", "datasets"]  # in vain nothing goes
 
 
-def test_more_than_the_limit_is_refused_before_anything_goes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(cache)
+def test_more_than_the_limit_is_refused_before_anything_goes(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPP_CACHE_LIMIT", "1MB")
     with pytest.raises(OSError, match=r"an array takes 1\.5 MB, of the 1 MB that MPP_CACHE_LIMIT allows"):
         make_room(1_500_000, "an array")
@@ -166,6 +114,39 @@ sys.stdin.read()
 """
 
 
+def test_what_lies_there(filled: Path) -> None:
+    found = {entry.kind: entry for entry in entries()}
+    assert list(found) == ["index", "unpacked", "kept", "pixels", "features", "datasets", "left-over"]
+    assert sum(path.is_file() for entry in found.values() for path in entry.paths) == 9
+    for kind, number in {"index": 1, "unpacked": 2, "kept": 2, "pixels": 2, "features": 1, "left-over": 1}.items():
+        assert found[kind].size == number * SIZE
+    assert found["datasets"].size >= SIZE
+    assert not any(entry.busy for entry in found.values())
+    clear(KINDS)
+    with (filled / f"{KEYS[0]}.part").open("wb") as file:
+        file.truncate(2**31)
+    assert total() < 2**20  # a hole takes nothing
+    for suffix in ("pixels", "sizes.npy", "pixels.json", "pixels.npy", "bad.npy"):  # the last three of older releases
+        put(filled / f".{KEYS[5]}.{suffix}-0123456789ab", 200)
+    assert kinds() == ["kept", *5 * ["left-over"]]
+
+
+LIMITS = {"1000": 1000, "200GB": 200 * 10**9, "1.5 TiB": 3 * 2**39, "2k": 2000, "0": 0, "none": None}
+
+
+def test_limits_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {text: parse_limit(text, tmp_path, "x") for text in LIMITS} == LIMITS
+    disk = shutil.disk_usage(tmp_path).total
+    assert parse_limit("50%", tmp_path / "not" / "there", "x") == disk // 2
+    monkeypatch.delenv("MPP_CACHE_LIMIT", raising=False)
+    assert limit_of(tmp_path) == int(0.8 * disk)
+    for text in ("some", "5x", "-1", "1e9", "GB", "50%B"):
+        with pytest.raises(ConfigError, match=rf"--limit '{text}' is no size; write e\.g\. 200GB"):
+            parse_limit(text, tmp_path, "--limit")
+    shown = {0: "0 bytes", 999: "999 bytes", 1000: "1 kB", 123_456_789: "123 MB", 2e12: "2 TB", 5e15: "5,000 TB"}
+    assert {size: shown_size(size) for size in shown} == shown
+
+
 @contextlib.contextmanager
 def user(*names: str):
     words = [sys.executable, "-c", _USER, *names]
@@ -176,10 +157,9 @@ def user(*names: str):
         process.kill()
 
 
-def test_what_a_living_process_uses_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(cache)
+def test_what_a_living_process_uses_stays(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with user(KEYS[1], KEYS[3], "hf/parquet/default-1"):
-        for path in (cache / "in_use").iterdir():  # not young any more
+        for path in (filled / "in_use").iterdir():  # not young any more
             os.utime(path, (0, 0))
         busy = {entry.kind for entry in entries() if entry.busy}
         assert busy == {"unpacked", "pixels", "datasets"}
@@ -191,32 +171,25 @@ def test_what_a_living_process_uses_stays(cache: Path, monkeypatch: pytest.Monke
         assert clear(["unpacked", "pixels", "datasets"]) == []
         drop([KEYS[1]])
         assert set(kinds()) == busy
-    for path in (cache / "in_use").iterdir():  # killed: its lock is gone
+    for path in (filled / "in_use").iterdir():  # killed: its lock is gone
         os.utime(path, (0, 0))
     assert {entry.kind for entry in clear(["unpacked", "pixels", "datasets"])} == busy
-    assert not list((cache / "in_use").iterdir())
-    assert_foreign_is_left(cache)
+    assert not list((filled / "in_use").iterdir())
+    assert_foreign_is_left(filled)
 
 
-def test_what_is_used_is_new_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(cache)
+def test_what_this_process_or_one_before_uses(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with user(KEYS[1]) as process:
-        process.communicate("")  # it ends by itself, and leaves nothing
-    assert not list((cache / "in_use").iterdir())
+        process.communicate("")  # it ends by itself, and leaves nothing but a new time
+    assert not list((filled / "in_use").iterdir())
     monkeypatch.setenv("MPP_CACHE_LIMIT", str(total() - 3 * SIZE))
     make_room(0)
-    assert "unpacked" in kinds()
-    assert "kept" not in kinds()
-
-
-def test_this_process_uses_something(cache: Path) -> None:
-    fill(cache)
+    assert set(kinds()) == {"index", "unpacked", "pixels", "features", "datasets"}
     use(KEYS[3])
-    use(KEYS[3], KEYS[2])
-    assert {entry.kind for entry in entries() if entry.busy} == {"kept", "pixels"}
-    clear(["kept", "pixels", "unpacked"])
-    assert {"kept", "pixels"} < set(kinds())
-    assert "unpacked" not in kinds()
+    use(KEYS[3], KEYS[0])
+    assert {entry.kind for entry in entries() if entry.busy} == {"index", "pixels"}
+    clear(["index", "pixels", "unpacked"])
+    assert set(kinds()) == {"index", "pixels", "features", "datasets"}
 
 
 def test_what_is_being_written_stays(cache: Path) -> None:
@@ -233,21 +206,19 @@ def test_what_is_being_written_stays(cache: Path) -> None:
     assert (cache / f"{KEYS[6]}.tar").stat().st_size == SIZE
 
 
-def test_clear_by_kind_and_by_limit(cache: Path) -> None:
-    fill(cache)
+def test_clear_by_kind_and_by_limit(filled: Path) -> None:
     assert [entry.kind for entry in clear(["features"])] == ["features"]
     assert [entry.kind for entry in clear(["kept", "pixels"], total() - 1)] == ["kept"]
     assert [entry.kind for entry in clear(KINDS, total() - 2 * SIZE)] == ["left-over", "unpacked"]
     clear(KINDS)
     assert kinds() == []
-    assert_foreign_is_left(cache)
+    assert_foreign_is_left(filled)
 
 
-def test_without_locks_nothing_is_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_nothing_is_removed(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    fill(cache)
     monkeypatch.setattr("fcntl.flock", refuse)
     monkeypatch.setenv("MPP_CACHE_LIMIT", str(total() - 1))
     with pytest.raises(OSError, match="MPP_CACHE_LIMIT"):
@@ -265,14 +236,3 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert entries() == []
     with pytest.raises(NotADirectoryError):
         make_room(1)
-
-
-def test_sizes() -> None:
-    assert [shown_size(size) for size in (0, 999, 1000, 123_456_789, 2e12, 5e15)] == [
-        "0 bytes",
-        "999 bytes",
-        "1 kB",
-        "123 MB",
-        "2 TB",
-        "5,000 TB",
-    ]

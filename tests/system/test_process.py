@@ -1,9 +1,10 @@
-"""What a whole process shares, changed by two threads at once: it ends as it was, and neither disturbs the other."""
+"""What a whole process shares: changed by two threads at once it ends as it was, and neither disturbs the other."""
 
 import os
 import pickle
 import platform
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -12,22 +13,31 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
 
+from mpp import cli
 from mpp.report import charts
-from mpp.system.process import GENERATORS, global_draws, one_thread, shared, without_warnings
+from mpp.study import scheduler
+from mpp.system.process import GENERATORS, global_draws, handle, one_thread, shared, without_warnings
+from tests import runs
+from tests.study.commands import command as study_command
 
 Enter = Callable[[], AbstractContextManager[object]]
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @pytest.fixture
 def other() -> Iterator[ThreadPoolExecutor]:
-    """One other thread."""
+    """One other thread; torch computes on three, in each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
     with ThreadPoolExecutor(1) as pool:
         yield pool
+    torch.set_num_threads(before)
 
 
 def is_heard() -> bool:
@@ -52,36 +62,19 @@ def test_two_threads_within(enter: Enter, look: Callable[[], object], other: Thr
     def elsewhere(work: Callable[[], object]) -> object:
         return other.submit(work).result()
 
-    with several_threads():
-        before, first, second = (look(), elsewhere(look)), enter(), enter()
-        first.__enter__()
-        within = look()
-        assert within != before[0]
-        elsewhere(second.__enter__)
-        assert (look(), elsewhere(look)) == (within, within)
-        first.__exit__(None, None, None)
-        assert elsewhere(look) == within  # which is still within
-        elsewhere(lambda: second.__exit__(None, None, None))
-        assert (look(), elsewhere(look)) == before
-
-
-@contextmanager
-def several_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("enter", "look"), [(one_thread, torch.get_num_threads), (without_warnings, is_heard)])
-def test_a_thread_that_comes_meanwhile_sees_nothing_of_it(enter: Enter, look: Callable[[], object]) -> None:
-    with several_threads():
-        before = look()
-        with enter(), ThreadPoolExecutor(1) as new:
-            assert new.submit(look).result() == before
-            assert look() != before
+    before, first, second = (look(), elsewhere(look)), enter(), enter()
+    first.__enter__()
+    within = look()
+    assert within != before[0]
+    if look in (torch.get_num_threads, is_heard):  # not those of the process
+        with ThreadPoolExecutor(1) as new:
+            assert new.submit(look).result() == before[0]
+    elsewhere(second.__enter__)
+    assert (look(), elsewhere(look)) == (within, within)
+    first.__exit__(None, None, None)
+    assert elsewhere(look) == within  # which is still within
+    elsewhere(lambda: second.__exit__(None, None, None))
+    assert (look(), elsewhere(look)) == before
 
 
 def test_only_the_warnings_that_are_named() -> None:
@@ -95,10 +88,7 @@ def test_only_the_warnings_that_are_named() -> None:
         assert is_heard()
         with without_warnings("the (hint|clue)", UserWarning):
             assert not is_heard()
-
-
-def test_the_filters_can_be_sent_to_other_processes() -> None:  # as joblib does
-    with without_warnings():
+    with without_warnings():  # the filters can be sent to other processes, as joblib does
         sent = pickle.loads(pickle.dumps(warnings.filters))
     assert sent[0] == ("ignore", re.compile("(?!)"), Warning, None, 0)
 
@@ -152,10 +142,7 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is tuned")
-def test_memory_is_reused_within_and_given_back_after() -> None:
-    # A process of its own: its heap has room that the tests freed before, and the environment may tune it.
-    program = """
+REUSE = """
 import os, resource, torch
 from mpp.system.process import memory_reused, return_memory
 
@@ -183,10 +170,71 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is tuned")
+def test_memory_is_reused_within_and_given_back_after() -> None:
+    # A process of its own: its heap has room that the tests freed before, and the environment may tune it.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", REUSE], env=environment, capture_output=True, text=True, check=True)
     usual, within, same, freed, worker = done.stdout.split()
     assert int(within) < int(usual) / 10  # page faults; how many usually are depends on the size of pages
     assert same == "True"
     assert int(freed) > 2**25
     assert int(worker) < 100
+
+
+def test_earlier_handlers_of_signals_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, heard = [signal.getsignal(number) for number in SIGNALS], []
+    restore = handle(SIGNALS, lambda number, _: heard.append(number))
+    signal.raise_signal(signal.SIGUSR1)
+    assert heard == [signal.SIGUSR1]
+    restore()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)  # one that is not Python's stays
+    monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("it could not be put back"))
+    handle(SIGNALS, lambda *_: None)()
+
+
+def pretraining(source: str, out: Path) -> list[str]:
+    return runs.command(source, out, data__workers="2", train__length="3 steps")
+
+
+def tuning(source: str, out: Path) -> list[str]:
+    return runs.finetune_command(source, out, data__workers="2", train__length="3 steps")
+
+
+def packing(source: str, out: Path) -> list[str]:
+    return ["tools/shard.py", "--data", source, "--out", str(out), "--workers", "2"]
+
+
+def checking(source: str, out: Path) -> list[str]:
+    return ["tools/check_data.py", "--data", source, "--out", str(out), "--workers", "2", "--img-size", "32"]
+
+
+def studying(source: str, out: Path) -> list[str]:
+    one = {"pretrain_seeds": "0", "labels": "100%", "lengths": "2 steps", "seeds": "0", "layers": "-1"}
+    return study_command(source, out, **one, arms="", longer="", tune_at="", pretrain__log__report="false")
+
+
+@pytest.mark.parametrize(
+    "words", [pretraining, tuning, packing, checking, pytest.param(studying, marks=pytest.mark.slow)]
+)
+def test_tools_work_in_any_thread(
+    words: Callable[[str, Path], list[str]],
+    source: str,
+    other: ThreadPoolExecutor,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    tool, *rest = words(source, tmp_path / "out")
+    assert other.submit(getattr(cli, Path(tool).stem), rest).result() == 0, capfd.readouterr().err
+
+
+def test_a_study_waits_for_a_task_in_any_thread(
+    other: ThreadPoolExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_WAIT_SECONDS", 0)
+    ready = iter([False, True])
+    task = scheduler.Task(tmp_path / "a", lambda: 0, lambda: next(ready))
+    assert other.submit(scheduler.run_tasks, [task]).result() == 0
