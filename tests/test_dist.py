@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,17 +39,10 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def meet() -> list[Any]:
     """The stores of ranks 0 and 1; rank 1 comes well before rank 0."""
-    stores: dict[int, Any] = {}
-
-    def join() -> None:
-        stores[1] = store_of_this_attempt(World(1, 2), PATIENCE)
-
-    other = threading.Thread(target=join)
-    other.start()
-    other.join(0.3)
-    stores[0] = store_of_this_attempt(World(0, 2), PATIENCE)
-    other.join(PATIENCE.total_seconds())
-    return [stores[0], stores[1]]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(store_of_this_attempt, World(1, 2), PATIENCE)
+        time.sleep(0.3)
+        return [store_of_this_attempt(World(0, 2), PATIENCE), other.result()]
 
 
 @pytest.mark.parametrize("before", ["nothing", "a dead rank 0", "a living rank 0", "another's port"])
@@ -63,30 +58,33 @@ def test_ranks_meet_whatever_an_earlier_attempt_left(before: str, lent: Any) -> 
     assert second.timeout == PATIENCE
     assert second.port == first.port
     assert all(store.port != first.port for store in earlier)
+    lent.set("mpp/store", "1 0123456789abcdef")
+    with pytest.raises(RunError, match="rank 0 on localhost did not come within 0:00:01"):
+        store_of_this_attempt(World(1, 2), datetime.timedelta(seconds=1))
 
 
 class Board:
     """Sums up what two ranks, each a thread, ask; `wait` returns when both have asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[list[torch.Tensor]] = [[], []]
         self.waits = [0, 0]
-        self.changed = threading.Condition()
-        self.own = threading.local()
+        self.changed, self.own = threading.Condition(), threading.local()
+        monkeypatch.setattr(torch.distributed, "all_reduce", self.all_reduce)
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
 
-    def all_reduce(self, told: torch.Tensor, op: Any, async_op: bool) -> Any:
-        assert op == torch.distributed.ReduceOp.MAX
-        assert async_op
+    def all_reduce(self, given: torch.Tensor, op: Any, async_op: bool) -> Any:
+        assert (op, async_op) == (torch.distributed.ReduceOp.MAX, True)
         rank, number = self.own.rank, len(self.asked[self.own.rank])
         with self.changed:
-            self.asked[rank].append(told.clone())
+            self.asked[rank].append(given.clone())
             self.changed.notify_all()
 
         def wait() -> None:
             with self.changed:
                 self.waits[rank] += len(self.asked[1 - rank]) <= number
                 assert self.changed.wait_for(lambda: len(self.asked[1 - rank]) > number, 10)
-            told.copy_(torch.maximum(self.asked[0][number], self.asked[1][number]))
+            given.copy_(torch.maximum(self.asked[0][number], self.asked[1][number]))
 
         return SimpleNamespace(wait=wait)
 
@@ -99,86 +97,60 @@ def test_ranks_stop_together_at_once_or_after_one_short_step_more(
     seconds: tuple[float, float], wanted: int, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`seconds` are those of each rank's steps; rank 1 wants to stop from step `wanted` on."""
-    board, stopped = Board(), [-1, -1]
-    monkeypatch.setattr(torch.distributed, "all_reduce", board.all_reduce)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    board = Board(monkeypatch)
     monkeypatch.setattr(dist.time, "monotonic", lambda: board.own.now)
 
-    def run(rank: int) -> None:
+    def run(rank: int) -> int:
         board.own.rank, board.own.now = rank, 0.0
         poll = dist.Poll()
         for step in range(9):
             board.own.now += seconds[rank]
             if poll(rank == 1 and step >= wanted):
-                stopped[rank] = step
-                return
+                return step
+        return -1
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert stopped == [stop, stop]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(2))) == [stop, stop]
 
 
 def test_a_rank_goes_on_before_the_others_have_done_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board()
-    monkeypatch.setattr(torch.distributed, "all_reduce", board.all_reduce)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    board.own.rank, poll = 0, dist.Poll()
-    board.asked[1].append(torch.zeros(2))
-    assert not poll(False)
-    for _ in range(5):  # rank 1 has answered up to the step before
-        assert not poll(False)
+    board, poll = Board(monkeypatch), dist.Poll()
+    board.own.rank = 0
+    for _ in range(6):  # rank 1 has answered up to the step before
         board.asked[1].append(torch.zeros(2))
+        assert not poll(False)
     assert board.waits == [0, 0]
 
 
-def test_a_rank_0_that_never_comes_is_an_error(lent: Any) -> None:
-    lent.set("mpp/store", "1 0123456789abcdef")
-    with pytest.raises(RunError, match="rank 0 on localhost did not come within 0:00:01"):
-        store_of_this_attempt(World(1, 2), datetime.timedelta(seconds=1))
-
-
-@pytest.mark.parametrize("told", ["soon", "0", "-5", "1.5"])
-def test_a_bad_timeout_is_an_error(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPP_TIMEOUT", told)
-    with pytest.raises(UserError, match=f"MPP_TIMEOUT is '{told}'"):
+@pytest.mark.parametrize("given", ["soon", "0", "-5", "1.5"])
+def test_a_bad_timeout_is_an_error(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPP_TIMEOUT", given)
+    with pytest.raises(UserError, match=f"MPP_TIMEOUT is '{given}'"):
         dist.start(World(1, 2), torch.device("cpu"))
 
 
 GLOO = "[/w/pytorch/third_party/gloo/gloo/transport/tcp/"
-LOST = [
+RECV = "Timed out waiting 20000ms for recv"
+FAILURES = [
     (RuntimeError("Application timeout caused pair closure"), "Application timeout caused pair closure"),
     (RuntimeError(f"{GLOO}pair.cc:547] Connection closed by peer [127.0.0.1]:13"), "Connection closed by peer"),
-    (
-        RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 20000ms for recv"),
-        "Timed out waiting 20000ms for recv",
-    ),
+    (RuntimeError(f"{GLOO}unbound_buffer.cc:78] {RECV}"), RECV),
     (DistBackendError("NCCL error in: x.cpp:9, ncclRemoteError: A call failed\nLast error:"), "ncclRemoteError"),
     (DistNetworkError("failed to recv, got 0 bytes"), "failed to recv"),
     (DistStoreError("wait timeout after 600000ms"), "wait timeout"),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ""),
+    (DistBackendError("NCCL error: ncclInvalidUsage: Duplicate GPU detected : rank 0 and rank 1"), ""),
+    (ConnectionError(f"{GLOO}pair.cc:547] not an error of torch's"), ""),
 ]
 
 
-@pytest.mark.parametrize(("error", "part"), LOST)
-def test_what_tells_of_another_rank(error: Exception, part: str) -> None:
+@pytest.mark.parametrize(("error", "part"), FAILURES)
+def test_errors_tell_of_another_rank_or_are_this_one_s_own(error: Exception, part: str) -> None:
     text = failure.lost_another(error)
     assert part in text
+    assert bool(part) == bool(text)
     assert "pair.cc" not in text
     assert "\n" not in text
-
-
-OWN = [
-    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
-    DistBackendError("NCCL error: ncclInvalidUsage: Duplicate GPU detected : rank 0 and rank 1"),
-    ConnectionError(f"{GLOO}pair.cc:547] not an error of torch's"),
-]
-
-
-@pytest.mark.parametrize("error", OWN)
-def test_what_is_this_rank_s_own_error(error: Exception) -> None:
-    assert failure.lost_another(error) == ""
 
 
 def test_the_first_of_a_machine_s_ranks_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +165,7 @@ def test_the_first_of_a_machine_s_ranks_speaks(tmp_path: Path, monkeypatch: pyte
     assert spoke == [True, False, False] * 2
     failure.report_to_torchrun("no room")
     assert json.loads((own / "error.json").read_text())["message"]["message"] == "no room"
-
-
-def test_without_torchrun_all_speak_but_of_what_they_have_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")  # without torchrun all speak, but of what they have in common
     for rank, alike, speaks in [("0", True, True), ("0", False, True), ("1", True, False), ("1", False, True)]:
         monkeypatch.setenv("RANK", rank)
         assert failure.is_first_to_report(alike) == speaks
@@ -205,51 +174,37 @@ def test_without_torchrun_all_speak_but_of_what_they_have_in_common(monkeypatch:
 
 
 SAME = {"optim.lr": "0.1", "images": "40 images", "log.every": '"5%"', "newest checkpoint in run_dir": "none"}
+DIFFERENT = [
+    ([{}, {"images": "41 images"}], "rank 1 on node0 differs from the other ranks: images 41 images (elsewhere 40"),
+    ([{"images": "1"}, {}, {}], "rank 0 on node0 differs from the other ranks: images 1 (elsewhere 40 images); g"),
+    ([{}, {}, {"optim.lr": "1"}, {}, {"optim.lr": "2"}], "rank 2 on node1 and 1 more differ from the other ranks: o"),
+    ([{}, dict.fromkeys(SAME, "x")], 'images x (elsewhere 40 images); log.every x (elsewhere "5%"); 1 more; give'),
+    ([{}, {"new": "x"}], "new x (elsewhere None)"),
+]
 
 
-def agree(monkeypatch: pytest.MonkeyPatch, *ranks: dict[str, str]) -> None:
-    """As the ranks of a group that know this."""
-    monkeypatch.setattr(dist.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "gather", lambda own: [(f"node{rank // 2}", known) for rank, known in enumerate(ranks)])
-    dist.agree(lambda: ranks[0])
-
-
-def test_ranks_that_know_the_same_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    agree(monkeypatch, SAME, SAME, SAME)
-    monkeypatch.setattr(dist.dist, "is_initialized", lambda: False)
-    dist.agree(lambda: {}[""])  # alone there is nothing to compare, and so nothing is asked
-
-
-@pytest.mark.parametrize(
-    ("ranks", "told"),
-    [
-        ([{}, {"images": "41 images"}], "rank 1 on node0 differs from the other ranks: images 41 images (elsewhere 40"),
-        ([{"images": "1"}, {}, {}], "rank 0 on node0 differs from the other ranks: images 1 (elsewhere 40 images); g"),
-        (
-            [{}, {}, {"optim.lr": "1"}, {}, {"optim.lr": "2"}],
-            "rank 2 on node1 and 1 more differ from the other ranks: o",
-        ),
-        ([{}, dict.fromkeys(SAME, "x")], 'images x (elsewhere 40 images); log.every x (elsewhere "5%"); 1 more; give'),
-        ([{}, {"new": "x"}], "new x (elsewhere None)"),
-    ],
-)
+@pytest.mark.parametrize(("ranks", "said"), DIFFERENT)
 def test_the_rank_that_differs_is_named_with_what_it_has(
-    ranks: list[dict[str, str]], told: str, monkeypatch: pytest.MonkeyPatch
+    ranks: list[dict[str, str]], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=re.escape(told)) as caught:
-        agree(monkeypatch, *(SAME | changed for changed in ranks))
+    dist.agree(lambda: {}[""])  # alone there is nothing to compare, and so nothing is asked
+    known = [SAME | changed for changed in ranks]
+    monkeypatch.setattr(dist.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "gather", lambda own: [(f"node{rank // 2}", facts) for rank, facts in enumerate(known)])
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        dist.agree(lambda: known[0])
     assert str(caught.value).endswith("the same run folder and equal copies of the images")
+    known = [SAME] * 3
+    dist.agree(lambda: known[0])
 
 
 PAGE = re.sub(r" \\\n#? +", " ", (runs.ROOT / "docs" / "cluster.md").read_text())
 COMMANDS = re.findall(r"^ {4}(?:torchrun|sbatch) .*?tools/(?:pretrain\.py|slurm\.sh) (.*)$", PAGE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("settings", COMMANDS)
-def test_the_commands_of_the_page_parse(settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", range(4))
+def test_the_four_commands_of_the_page_parse(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs.ROOT)
-    assert parse(PretrainConfig, shlex.split(settings), "pretrain", "", _ALIASES).data.source == "folder:/my/images"
-
-
-def test_the_page_has_every_way_to_start() -> None:
     assert len(COMMANDS) == 4
+    config = parse(PretrainConfig, shlex.split(COMMANDS[number]), "pretrain", "", _ALIASES)
+    assert config.data.source == "folder:/my/images"

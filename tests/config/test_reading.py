@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.config import load_yaml, parse
-from mpp.errors import ConfigError, UserError
+from mpp.errors import ConfigError
 from mpp.pretraining.settings import PretrainConfig
 from tests.config.recipe import Encoder, Optimiser, Recipe
 
@@ -50,17 +50,16 @@ def at(config: Any, name: str) -> Any:
 def test_nothing_given_gives_the_defaults_of_the_recipe_not_of_its_groups() -> None:
     assert read() == Recipe()
     assert read("--encoder.width", "384").encoder == Encoder(name="vit_small", width=384)
+    assert read("--optim.log-every", "100 steps").optim.log_every == "100 steps"  # one argument, with a space
 
 
 FLAGS = [
     ("--run-dir runs/first", "run_dir", "runs/first"),
-    ("--run_dir runs/first", "run_dir", "runs/first"),
     ("--data folder:/images", "data.source", "folder:/images"),
     ("--data.source folder:/images", "data.source", "folder:/images"),
     ("--data=--odd", "data.source", "--odd"),
     ("--data.workers -1", "data.workers", -1),
     ("--optim.lr 2e-4", "optim.lr", 2e-4),
-    ("--optim.lr=2e-4", "optim.lr", 2e-4),
     ("--optim.lr 1", "optim.lr", 1.0),
     ("--optim.lr 1 --optim.lr 2", "optim.lr", 2.0),
     ("--optim.betas -0.5 -1e-3", "optim.betas", (-0.5, -0.001)),
@@ -89,15 +88,10 @@ def test_flags(argv: str, name: str, value: Any) -> None:
     assert type(result) is type(value)
 
 
-def test_a_value_with_spaces_is_one_argument() -> None:
-    assert read("--optim.log-every", "100 steps").optim.log_every == "100 steps"
-
-
 YAML = [
     ("compile: off", "compile", "off"),
     ("compile: 'off'", "compile", "off"),
     ("optim: {lr: 1e-3}", "optim.lr", 1e-3),
-    ("optim: {lr: 1.0e-03}", "optim.lr", 1e-3),
     ("optim: {lr: .inf}", "optim.lr", math.inf),
     ("optim: {lr: inf}", "optim.lr", math.inf),
     ("optim.lr: 1e-3", "optim.lr", 1e-3),
@@ -105,14 +99,11 @@ YAML = [
     ("optim: {log_every: 010}", "optim.log_every", "010"),
     ("encoder: {size: 224}", "encoder.size", (224,)),
     ("encoder: {size: [224, 160]}", "encoder.size", (224, 160)),
-    ("encoder:\n  size:\n  - 224\n  - 160\n", "encoder.size", (224, 160)),
     ("encoder: {size: []}", "encoder.size", ()),
     ("encoder: {width: null}", "encoder.width", None),
     ("encoder: {width: }", "encoder.width", None),
     ("encoder: {width: ~}", "encoder.width", None),
-    ("encoder: {width: 12}", "encoder.width", 12),
     ("encoder: {name: 'null'}", "encoder.name", "null"),
-    ("encoder: {name: ''}", "encoder.name", ""),
     ("encoder: {remat: true}", "encoder.remat", True),
     ("encoder: {remat: No}", "encoder.remat", False),
     ("dry_run: on", "dry_run", True),
@@ -156,9 +147,7 @@ WRONG_FLAGS = [
     ("--optim 3", "no setting '--optim': it is a group of settings, such as --optim.lr, --optim.betas, --optim.kind"),
     ("--optim.lr abc", "--optim.lr: takes a number, got 'abc'"),
     ("--optim.lr", "--optim.lr: takes a number, got nothing"),
-    ("--optim.lr --run-dir x", "--optim.lr: takes a number, got nothing"),
     ("--optim.lr 1 2", "--optim.lr: takes a number, got '1' '2'"),
-    ("--optim.lr -x", "--optim.lr: takes a number, got '-x'"),
     ("--optim.lr=--help", "--optim.lr: takes a number, got '--help'"),
     ("--optim.lr x --optim.lr 3", "--optim.lr: takes a number, got 'x'"),
     ("--data.workers 1.5", "--data.workers: takes a whole number, got '1.5'"),
@@ -167,8 +156,6 @@ WRONG_FLAGS = [
     ("--optim.betas 1", "--optim.betas: takes 2 numbers, got '1'"),
     ("--optim.kind adamww", "--optim.kind: takes one of adam, adamw, got 'adamww'; did you mean 'adamw'?"),
     ("--compile 7", "--compile: takes one of auto, on, off, got '7'"),
-    ("--compile", "--compile: takes one of auto, on, off, got nothing"),
-    ("--run-dir", "--run-dir: takes one text, got nothing"),
     ("--data a b", "--data: takes one text, got 'a' 'b'; put quotes around it"),
     ("--dry-run 7", "--dry-run: takes true or false, got '7'"),
     ("--no-dry-run true", "--no-dry-run: takes no value, got 'true'"),
@@ -200,12 +187,10 @@ WRONG_YAML = [
     ("optim: {lr: abc}", "{path}: optim.lr: takes a number, got 'abc'"),
     ("optim: {lr: {a: b}}", "{path}: optim.lr: takes a number, got {{'a': 'b'}}"),
     ("optim: {lr: }", "{path}: optim.lr: takes a number, got null"),
-    ("optim: {lr: [3]}", "{path}: optim.lr: takes a number, got ['3']"),
     ("optim: {lr: !!float 3}", "{path}: optim.lr: takes a number, got 3.0"),
     ("optim: {betas: [1, [2]]}", "{path}: optim.betas: takes 2 numbers, got '1' ['2']"),
     ("encoder: {size: [1, null]}", "{path}: encoder.size: takes a list of whole numbers, got '1' null"),
     ("encoder: {size: 224 160}", "{path}: encoder.size: takes a list of whole numbers, got '224 160'"),
-    ("encoder: {name: }", "{path}: encoder.name: takes one text, got null"),
     ("encoder: {name: [a, b]}", "{path}: encoder.name: takes one text, got ['a', 'b']"),
     ("dry_run: 7", "{path}: dry_run: takes true or false, got '7'"),
     ("dry_run: []", "{path}: dry_run: takes true or false, got []"),
@@ -225,31 +210,26 @@ def test_wrong_yaml(text: str, line: str, yaml_file) -> None:
     assert complaint("--config", path) == line.format(path=path)
 
 
+NOT_YAML = "is not YAML that can be used: "
 UNREADABLE = [
-    (b"optim:\n  lr: [1\nrun_dir: x", 3),
-    (b"optim:\n\tlr: 3", 2),
-    (b"optim: {lr: *nowhere}", 1),
-    (b"compile: on\n---\ncompile: off", 2),
-    (b"compile: !!python/object:os.system on", 1),
-    (b"? [a, b]\n: c", 1),
+    (b"optim:\n  lr: [1\nrun_dir: x", f":3: {NOT_YAML}"),
+    (b"optim:\n\tlr: 3", f":2: {NOT_YAML}"),
+    (b"optim: {lr: *nowhere}", f":1: {NOT_YAML}"),
+    (b"compile: on\n---\ncompile: off", f":2: {NOT_YAML}"),
+    (b"compile: !!python/object:os.system on", f":1: {NOT_YAML}"),
+    (b"? [a, b]\n: c", f":1: {NOT_YAML}"),
+    (b"run_dir: caf\xe9", ": is not UTF-8 text"),
+    (b"run_dir: \x01", ": is not YAML: "),
+    (None, ": cannot be read: No such file or directory"),
 ]
 
 
 @pytest.mark.parametrize(("text", "line"), UNREADABLE)
-def test_what_is_not_yaml_is_an_error_with_its_line(text: bytes, line: int, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_an_error_with_its_line(text: bytes | None, line: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_bytes(text)
-    assert complaint("--config", str(path)).startswith(f"{path}:{line}: is not YAML that can be used: ")
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    missing, latin, control = tmp_path / "none.yaml", tmp_path / "latin.yaml", tmp_path / "control.yaml"
-    latin.write_bytes(b"run_dir: caf\xe9")
-    control.write_bytes(b"run_dir: \x01")
-    assert complaint("--config", str(missing)) == f"{missing}: cannot be read: No such file or directory"
-    assert complaint("--config", str(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
-    assert complaint("--config", str(latin)).startswith(f"{latin}: is not UTF-8 text")
-    assert complaint("--config", str(control)).startswith(f"{control}: is not YAML: ")
+    if text is not None:
+        path.write_bytes(text)
+    assert complaint("--config", str(path)).startswith(f"{path}{line}")
 
 
 def test_a_bad_value_of_the_file_counts_unless_it_is_overridden(yaml_file) -> None:
@@ -259,21 +239,20 @@ def test_a_bad_value_of_the_file_counts_unless_it_is_overridden(yaml_file) -> No
     assert complaint("--config", path, "--optim.lr", "-2") == "optim.lr must be positive, got -2.0"
 
 
-def test_config_errors_are_user_errors_and_value_errors() -> None:
-    assert issubclass(ConfigError, UserError)
-    assert issubclass(ConfigError, ValueError)
-
-
 def test_load_yaml_keeps_scalars_as_text(yaml_file) -> None:
     path = yaml_file("a: 1e-3\nb: off\nc: [1, 2.50]\nd: {e: null, f: 2020-01-01}")
     assert load_yaml(Path(path)) == {"a": "1e-3", "b": "off", "c": ["1", "2.50"], "d": {"e": None, "f": "2020-01-01"}}
 
 
-def test_help_names_every_setting_with_its_text_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     with pytest.raises(SystemExit) as exited:
-        read("--help", "--optim.lrr", "3")
+        read(*argv)
     assert exited.value.code == 0
-    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    return capsys.readouterr().out
+
+
+def test_help_names_every_setting_with_its_text_and_default(yaml_file, capsys: pytest.CaptureFixture[str]) -> None:
+    text = re.sub(r"[\s│]+", " ", printed(capsys, "--help", "--optim.lrr", "3"))
     assert text.startswith("usage: mpp [-h] [OPTIONS] A small recipe. ")
     for flag in ("-h, --help", "--version", "--config FILE", "--run-dir STR", "--dry-run, --no-dry-run"):
         assert f" {flag} " in text
@@ -281,47 +260,23 @@ def test_help_names_every_setting_with_its_text_and_default(capsys: pytest.Captu
     assert "--compile {auto,on,off} Whether to compile. (default: auto)" in text
     assert "encoder options" in text
     assert "--encoder.name STR Name in timm. (default: vit_small)" in text
+    assert "(default: 0.25)" in printed(capsys, "-h", "--config", yaml_file("optim: {lr: 0.25}"))  # the file's own
 
 
-def test_help_shows_the_file_s_values_as_defaults(yaml_file, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        read("-h", "--config", yaml_file("optim: {lr: 0.25}"))
-    assert "(default: 0.25)" in capsys.readouterr().out
-
-
-def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exited:
-        read("--version")
-    assert exited.value.code == 0
-    assert re.fullmatch(r"mpp \S.*\n", capsys.readouterr().out)
-
-
-def test_version_where_nothing_is_installed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_version_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.fullmatch(r"mpp \S.*\n", printed(capsys, "--version"))
     monkeypatch.setattr(metadata, "distributions", lambda **_: iter(()))
-    with pytest.raises(SystemExit):
-        read("--version")
-    assert capsys.readouterr().out == "mpp (not installed)\n"
+    assert printed(capsys, "--version") == "mpp (not installed)\n"
 
 
-NAMES = [
-    "run-dir",
-    "compile",
-    "dry-run",
-    "encoder.size",
-    "encoder.width",
-    "optim.lr",
-    "optim.betas",
-    "data",
-    "no-dry-run",
-]
-words = st.text(st.characters(exclude_characters="\0")) | st.sampled_from(
-    ["--", "--help", "-h", "-1", "None", "@x", "nan"]
+NAMES = ["run-dir", "compile", "dry-run", "encoder.size", "encoder.width", "optim.lr", "optim.betas", "data"]
+WORDS = ["--", "--help", "-h", "-1", "None", "@x", "nan"]
+
+
+@given(
+    name=st.sampled_from([*NAMES, "no-dry-run"]),
+    tokens=st.lists(st.text(st.characters(exclude_characters="\0")) | st.sampled_from(WORDS), max_size=3),
 )
-
-
-@given(name=st.sampled_from(NAMES), tokens=st.lists(words, max_size=3))
 @settings(max_examples=100, deadline=None)
 def test_any_text_is_a_value_or_one_line(
     name: str, tokens: list[str], tmp_path_factory: pytest.TempPathFactory
@@ -331,9 +286,9 @@ def test_any_text_is_a_value_or_one_line(
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     values = [word for word in tokens if not word.startswith("--") and word != "-h"]
     for argv in (["--config", str(path)], [f"--{name}", *values], [f"--{name}={' '.join(tokens)}"]):
-        lines: list[str] = []
+        said = ""
         try:
             read(*argv)
         except ConfigError as error:
-            lines = str(error).splitlines()
-        assert len(lines) <= 1
+            said = str(error)
+        assert len(said.splitlines()) <= 1

@@ -1,7 +1,6 @@
 """Settings as they are written, read back and compared."""
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,42 +11,36 @@ from hypothesis import strategies as st
 
 from mpp.config import differences, from_file, parse, to_dict, to_yaml
 from mpp.data.settings import DataConfig
-from mpp.errors import ConfigError
 from mpp.pretraining.settings import PretrainConfig
 from tests.config.recipe import Encoder, Optimiser, Recipe, Source
 
-
-def test_to_dict_is_plain_and_in_field_order() -> None:
-    plain = to_dict(Recipe())
-    assert list(plain) == ["run_dir", "compile", "dry_run", "encoder", "optim", "data"]
-    assert plain["encoder"] == {"name": "vit_small", "size": [224], "width": None, "remat": False}
+WRITTEN = """\
+run_dir: runs/first
+compile: auto
+dry_run: false
+encoder:
+  name: vit_base
+  size: [224, 160]
+  width: null
+  remat: false
+optim:
+  lr: 0.0002
+  betas: [0.9, 0.999]
+  kind: adamw
+  log_every: 50 steps
+data:
+  source: ''
+  workers: -1
+"""
 
 
 def test_to_yaml_reads_well() -> None:
-    assert to_yaml(Recipe(run_dir="runs/first", encoder=Encoder(size=(224, 160)))) == (
-        "run_dir: runs/first\n"
-        "compile: auto\n"
-        "dry_run: false\n"
-        "encoder:\n"
-        "  name: vit_base\n"
-        "  size: [224, 160]\n"
-        "  width: null\n"
-        "  remat: false\n"
-        "optim:\n"
-        "  lr: 0.0002\n"
-        "  betas: [0.9, 0.999]\n"
-        "  kind: adamw\n"
-        "  log_every: 50 steps\n"
-        "data:\n"
-        "  source: ''\n"
-        "  workers: -1\n"
-    )
+    assert to_yaml(Recipe(run_dir="runs/first", encoder=Encoder(size=(224, 160)))) == WRITTEN
 
 
 # Characters of any kind, surrogates included: a path may hold bytes that are no UTF-8.
-texts = st.text(st.characters()) | st.sampled_from(
-    ["null", "~", "off", "1e-3", "--help", "-h", "<<", "=", "---", ".inf"]
-)
+odd = ["null", "~", "off", "1e-3", "--help", "-h", "<<", "=", "---", ".inf"]
+texts = st.text(st.characters()) | st.sampled_from(odd)
 numbers = st.floats(allow_nan=False)
 recipes = st.builds(
     Recipe,
@@ -81,13 +74,6 @@ def test_the_pretraining_recipe_is_read_back_exactly(tmp_path: Path) -> None:
     path.write_text(to_yaml(PretrainConfig()), encoding="utf-8")
     assert from_file(PretrainConfig, path) == PretrainConfig()
     assert parse(PretrainConfig, ["--config", str(path)], "pretrain", "", {}) == PretrainConfig()
-
-
-def test_from_file_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("optim: {lrr: 3}", encoding="utf-8")
-    with pytest.raises(ConfigError, match=re.escape(f"{path}: no setting 'optim.lrr'")):
-        from_file(Recipe, path)
 
 
 DIFFERENCES: list[tuple[Any, list[str]]] = [

@@ -103,11 +103,6 @@ def test_another_size_of_crop_has_pixels_of_its_own(folder, monkeypatch, order):
         assert_same_stream(found, source, transform)
 
 
-def weighted(folder):
-    part = open_source(folder)
-    return MixtureSource("two", [part, part], [1, 2])
-
-
 def remote(folder):
     source = open_source(folder)
     source.name = "shards:s3://bucket/a.tar"
@@ -120,11 +115,10 @@ def remote(folder):
         (open_source, {"images": 19}, "19 images of 10 are to be read, fewer than two passes"),
         (open_source, {"make": False}, "a dry run keeps no pixels"),
         (open_source, {"device_jpegs": True}, "JPEGs decoded on the device"),
-        (weighted, {}, "the sources are weighted"),
+        (lambda folder: MixtureSource("two", [open_source(folder)] * 2, [1, 2]), {}, "the sources are weighted"),
         (remote, {}, "they are remote (--data.keep true keeps the files)"),
         (lambda _: ListSource([b"", b"x"]), {}, "none of some decodes"),
     ],
-    ids=["short", "dry", "device", "weighted", "remote", "bad"],
 )
 def test_why_not(opened, changed, reason, folder, monkeypatch, cache):
     monkeypatch.setattr(pixel_cache, "_decode_all", None)

@@ -12,10 +12,7 @@ from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import TrainTransform, resize
 from tests.data.streams import joined, run
 
-RNG = np.random.default_rng(0)
-
-
-PLAIN = DecodeOptions(3)
+RNG, PLAIN = np.random.default_rng(0), DecodeOptions(3)
 
 
 def some(number: int, height: int, width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from mpp.data.sources.base import Subset
 from mpp.data.sources.opening import open_source
 from mpp.data.transform import TrainTransform
 from mpp.errors import UserError
+from tests.data.picture_files import noise
 from tests.data.streams import assert_same, run
 
 NAMES = [f"{label}/{number}.png" for label in ("a", "b") for number in range(6)]
@@ -23,9 +24,8 @@ NAMES = [f"{label}/{number}.png" for label in ("a", "b") for number in range(6)]
 def folder(picture_folder, encode) -> Path:
     """Twelve pictures of noise in two classes, one of them cut short."""
     root = picture_folder(*NAMES)
-    rng = np.random.default_rng(0)
-    for name in NAMES:
-        (root / name).write_bytes(encode(rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)))
+    for name, image in zip(NAMES, noise((12, 10, 14, 3)), strict=True):
+        (root / name).write_bytes(encode(image))
     (root / "b" / "2.png").write_bytes((root / "b" / "2.png").read_bytes()[:150])
     return root
 
@@ -34,12 +34,6 @@ def folder(picture_folder, encode) -> Path:
 def made(folder):
     """`made(options)`: the folder opened anew, from the cache."""
     return lambda *options, **named: cache_pixels(open_source(f"folder:{folder}"), DecodeOptions(*options, **named), 0)
-
-
-@pytest.fixture
-def idle(monkeypatch):
-    """What is in the cache is as of processes that have ended since."""
-    monkeypatch.setattr(pixel_cache, "use", lambda *names: None)
 
 
 @pytest.mark.parametrize("options", [(3,), (1,), (3, (0.0, 100.0))], ids=["rgb", "grey", "range"])
@@ -51,6 +45,10 @@ def test_the_stream_is_the_same_bits(folder, made, options):
     for plain, decoded in ((source, cached), (Subset(source, part), Subset(cached, part))):
         settings = {"transform": TrainTransform(DataConfig(), (8, 8), options[0]), "options": DecodeOptions(*options)}
         assert_same(run(plain, 6, **settings), run(decoded, 6, **settings))
+    (folder / "b" / "2.png").unlink()  # whole arrays go in blocks
+    block = made(*options).block(np.array([3, 0]))
+    assert block is not None
+    np.testing.assert_array_equal(block[1], made(*options).read(0)[0])
 
 
 def test_it_decodes_once(folder, made, monkeypatch):
@@ -106,7 +104,8 @@ def test_an_array_whose_files_were_touched_makes_room_for_the_next(folder, made,
     assert [path.exists() for path in (unused, in_use, other)] == [False, True, True]
 
 
-def test_arrays_of_other_splits_and_folders_stay(folder, tmp_path, monkeypatch, idle):
+def test_arrays_of_other_splits_and_folders_stay(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_cache, "use", lambda *names: None)  # as of processes that have ended since
     lists = tmp_path / "list.csv"
     lists.write_text("path,split\n" + "".join(f"{folder}/{name},{('train', 'test')[name > 'b']}\n" for name in NAMES))
     sources = [
@@ -122,14 +121,6 @@ def test_arrays_of_other_splits_and_folders_stay(folder, tmp_path, monkeypatch, 
     monkeypatch.setattr(pixel_cache, "_decode_all", None)  # all of them are there
     for opened in sources:
         cache_pixels(opened(), DecodeOptions(), workers=0)
-
-
-def test_whole_arrays_go_in_blocks(folder, made):
-    (folder / "b" / "2.png").unlink()
-    cached = made(3)
-    block = cached.block(np.array([3, 0]))
-    assert block is not None
-    np.testing.assert_array_equal(block[1], cached.read(0)[0])
 
 
 def test_what_is_refused(folder, made, monkeypatch, cache, encode):
