@@ -1,5 +1,6 @@
 """Starts the real commands on tiny problems, and reads what they left behind."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +51,10 @@ TINY = {
     "fewshot.seeds": "0",
 }
 
-FINETUNE = {
-    "init": "none",
-    **{name: value for name, value in TINY.items() if name.startswith("model.")},
+FINETUNE = {name: value for name, value in TINY.items() if name.startswith(("model.", "train.", "data."))} | {
     "train.length": "40 steps",
-    "train.batch_size": "16",
-    "train.micro_batch": "8",
-    "train.device": "cpu",
-    "train.precision": "fp32",
     "optim.lr": "0.05",
     "optim.ema_decay": "0.8",
-    "data.workers": "0",
     "checkpoint.every": "5 steps",
     "checkpoint.keep_last": "3",
     "log.every": "5 steps",
@@ -144,17 +139,17 @@ def kill(process: "subprocess.Popen[str]") -> None:
     started = children(process) if process.poll() is None else []
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
+    wait_for_end(started)
+
+
+def wait_for_end(processes: Iterable[int]) -> None:
+    """Waits until these have ended: a minute at most."""
     deadline = time.monotonic() + 60
-    while any(_alive(child) for child in started):
-        assert time.monotonic() < deadline, "the workers of a killed run live on"
-        time.sleep(0.05)
-
-
-def _alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    for process in processes:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                assert time.monotonic() < deadline, "processes outlive their parent"
+                time.sleep(0.05)
 
 
 def finish(words: list[str], code: int = 0, ranks: int = 1, **options: Any) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform
 from mpp.errors import RunError, UserError
 from mpp.system.process import GENERATORS
+from tests import runs
 from tests.data.sources.reading import write_tar
 from tests.data.streams import Failing, assert_same, numbered, raising, run
 
@@ -40,7 +41,6 @@ from tests.data.streams import Failing, assert_same, numbered, raising, run
         (raising(UserError("take another")), "^take another$"),
         (raising(OSError(errno.EMFILE, "Too many open files")), r"too many open files: .*\(ulimit -n\)"),
     ],
-    ids=["killed", "bus", "exit", "bug", "setting", "files"],
 )
 def test_what_a_worker_dies_of_is_one_line(act, said):
     with pytest.raises(UserError, match=said) as caught:
@@ -106,6 +106,12 @@ def test_workers_that_cannot_be_started(number, said, monkeypatch):
         scan(numbered(4), DecodeOptions(), np.arange(4), 2)
 
 
+def test_a_worker_that_dies_while_it_starts_is_one_line(monkeypatch):
+    monkeypatch.setattr(workers, "_start_worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RunError, match=r"^no process can be started \(DataLoader worker .*\): take fewer workers$"):
+        run(numbered(4), 1, workers=2)
+
+
 SCRIPT = """
     import multiprocessing, os, signal, sys, time
     import numpy as np
@@ -132,14 +138,6 @@ SCRIPT = """
 """
 
 
-def exists(pid):
-    """Whether a process runs; one that has ended and only waits for its new parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_workers_start_while_another_thread_draws():
     """Forked while that thread is within torch's generator, a worker, which seeds its own, would hang."""
     done = threading.Event()
@@ -161,12 +159,6 @@ def test_workers_start_while_another_thread_draws():
         hung.cancel()
         done.set()
         other.join()
-
-
-def test_a_worker_that_dies_while_it_starts_is_one_line(monkeypatch):
-    monkeypatch.setattr(workers, "_start_worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(RunError, match=r"^no process can be started \(DataLoader worker .*\): take fewer workers$"):
-        run(numbered(4), 1, workers=2)
 
 
 def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch, capfd):
@@ -204,10 +196,7 @@ def test_workers_ignore_the_groups_signals_and_end_with_their_parent():
         assert alive == "alive"
         assert process.returncode == (0 if how == "end" else -signal.SIGKILL)
         assert err == ""
-        deadline = time.monotonic() + 10
-        while any(exists(pid) for pid in pids.split()):
-            assert time.monotonic() < deadline, "workers outlive their parent"
-            time.sleep(0.1)
+        runs.wait_for_end(int(pid) for pid in pids.split())
 
 
 @pytest.mark.slow
