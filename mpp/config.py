@@ -8,6 +8,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import re
@@ -171,6 +172,7 @@ def _fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield from _fields(kind, f"{name}.")
 
 
+@functools.cache
 def _kinds(cls: type[Any]) -> dict[str, Any]:
     return {name: kind for name, kind, _ in _fields(cls)}
 
@@ -323,10 +325,8 @@ def _accepts(kind: Any) -> str:
     if inner[0] in (float, int, str):
         plural = {float: "numbers", int: "whole numbers", str: "texts"}[inner[0]]
         return f"{'a list of' if inner[-1] is Ellipsis else len(inner)} {plural}"
-    accepts = _accepts(inner[0])
-    return (
-        accepts.replace("one of", "one or more of") if accepts.startswith("one of") else f"one or more, each {accepts}"
-    )
+    each = _accepts(inner[0])
+    return each.replace("one of", "one or more of") if each.startswith("one of") else f"one or more, each {each}"
 
 
 def _print_help(config: Any, prog: str, description: str) -> NoReturn:

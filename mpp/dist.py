@@ -44,22 +44,18 @@ _patient: list[Any] = []  # the group of those who wait while one prepares the d
 def timeout() -> datetime.timedelta:
     """How long a rank waits for the others, to join and in each collective: $MPP_TIMEOUT seconds, or ten minutes.
 
-    Nothing else notices a machine that lost its power or its network.
-
-    Raises:
-        UserError: an $MPP_TIMEOUT that is no number of seconds.
+    Nothing else notices a machine that lost its power or its network. Raises UserError for no number of seconds.
     """
-    told = os.environ.get("MPP_TIMEOUT") or "600"
-    if not told.isdecimal() or not 0 < int(told) < 10**7:
-        raise UserError(f"MPP_TIMEOUT is {told!r}; it takes the seconds that a rank waits for the others, such as 600")
-    return datetime.timedelta(seconds=int(told))
+    text = os.environ.get("MPP_TIMEOUT") or "600"
+    if not text.isdecimal() or not 0 < int(text) < 10**7:
+        raise UserError(f"MPP_TIMEOUT is {text!r}; it takes the seconds that a rank waits for the others, such as 600")
+    return datetime.timedelta(seconds=int(text))
 
 
 def start(world: World, device: torch.device) -> None:
     """Joins the process group: nccl with gloo for CPU tensors on CUDA, gloo elsewhere. Nothing for a world of one.
 
-    Raises:
-        UserError: a rank 0 that did not come in time, or a bad $MPP_TIMEOUT.
+    Raises UserError for a rank 0 that did not come in time, or a bad $MPP_TIMEOUT.
     """
     if world.size > 1 and not dist.is_initialized():
         patience = timeout()
@@ -78,9 +74,7 @@ def store_of_this_attempt(world: World, patience: datetime.timedelta) -> Any:
     torchrun lends its own, but keeps it over restarts (torch 2.13; no prefix by attempt), so that restarted ranks would
     find the addresses of the dead and wait for them. So it only says where ours is: a port and a token. Those may
     still be the dead rank 0's; then nobody answers there, or not to the token, or the seat of our rank is taken.
-
-    Raises:
-        RunError: rank 0 did not come in time.
+    Raises RunError where rank 0 did not come in time.
     """
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # not in every build
 
@@ -180,10 +174,8 @@ def _answer(asked: tuple[Any, Tensor]) -> tuple[bool, float]:
 def agree(facts: Callable[[], Mapping[str, str]]) -> None:
     """Refuses to go on where a rank knows otherwise than the others; for all ranks together, before it can do harm.
 
-    `facts`, texts by name, is called only where there are several ranks.
-
-    Raises:
-        ConfigError: on all ranks, naming the first that differs from most, and in what.
+    `facts`, texts by name, is called only where there are several ranks. Raises ConfigError on all of them, naming the
+    first that differs from most, and in what.
     """
     if not dist.is_initialized():
         return
@@ -192,11 +184,8 @@ def agree(facts: Callable[[], Mapping[str, str]]) -> None:
     odd = [(rank, host, known) for rank, (host, known) in enumerate(ranks) if known != usual]
     if odd:
         rank, host, known = odd[0]
-        lines = [
-            f"{name} {known.get(name)} (elsewhere {usual.get(name)})"
-            for name in {**usual, **known}
-            if known.get(name) != usual.get(name)
-        ]
+        names = [name for name in {**usual, **known} if known.get(name) != usual.get(name)]
+        lines = [f"{name} {known.get(name)} (elsewhere {usual.get(name)})" for name in names]
         others = f" and {len(odd) - 1} more differ" if odd[1:] else " differs"
         what = "; ".join([*lines[:3], *([f"{len(lines) - 3} more"] if lines[3:] else [])])
         raise ConfigError(

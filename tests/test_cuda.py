@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,28 +21,21 @@ from tests import runs
 CUDA = torch.device("cuda", 0)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+WAYS = [*itertools.product(("bf16", "fp16"), ("auto", "xformers", "sdpa", "explicit"), ("off", "on"))]
+SLOW = [way for way in WAYS if way[2] == "on" and way[:2] != ("bf16", "auto")]  # compiling takes long
 
 
-def ways() -> list[Any]:
-    """Every precision, kernel and compilation; compiling takes long, so all but one of those are slow."""
-    every = [*itertools.product(("bf16", "fp16"), ("auto", "xformers", "sdpa", "explicit"), ("off", "on"))]
-    slow = [way[2] == "on" and way[:2] != ("bf16", "auto") for way in every]
-    return [pytest.param(*way, marks=[pytest.mark.slow] if late else []) for way, late in zip(every, slow, strict=True)]
-
-
-@pytest.mark.parametrize(("precision", "attention", "compiled"), ways())
+@pytest.mark.parametrize(
+    ("precision", "attention", "compiled"),
+    [pytest.param(*way, marks=[pytest.mark.slow] if way in SLOW else []) for way in WAYS],
+)
 def test_a_run_learns_and_resumes(precision: str, attention: str, compiled: str, tmp_path: Path) -> None:
     obstacle = compiled == "on" and runs.compile_obstacle()
     obstacle = obstacle or (attention == "xformers" and xformers_obstacle(CUDA, DTYPES[precision], width=16))
     if obstacle:
         pytest.skip(obstacle)
-    changed = {
-        "train__device": "cuda",
-        "train__precision": precision,
-        "train__compile": compiled,
-        "model__attention": attention,
-        "data__workers": "2",
-    }
+    changed = {"train__device": "cuda", "train__precision": precision, "train__compile": compiled}
+    changed |= {"model__attention": attention, "data__workers": "2"}
     source = runs.write_images(tmp_path / "images")
     for length in ("30 steps", "60 steps"):
         words = runs.command(source, tmp_path / "run", "--resume", "force", train__length=length, **changed)

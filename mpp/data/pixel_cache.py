@@ -120,16 +120,10 @@ class WholeReader(Reader):
         self.crop_hw, self.device_jpegs = crop_hw, device_jpegs
         self.only_hw: tuple[int, int] | None = None  # the size that all images must have
 
-    @property
-    def how(self) -> list[Any]:
-        """What the pixels, and which images have some, depend on beside the options."""
-        return ["training", *self.crop_hw, self.device_jpegs] if self.crop_hw else []
-
-    @property
-    def left_out(self) -> str:
-        """Which images it leaves out."""
+        # What the pixels, and which images have some, depend on beside the options; which images are left out.
+        self.how: list[Any] = ["training", *crop_hw, device_jpegs] if crop_hw else []
         scaled = "that are scaled to their crop while they are decoded"
-        return f"JPEGs {'decoded on the device' if self.device_jpegs else scaled}"
+        self.left_out = f"JPEGs {'decoded on the device' if device_jpegs else scaled}"
 
     def keeps(self, picture: Picture) -> bool:
         """Not JPEGs whose pixels in a training depend on the crop, or on the device."""
@@ -221,7 +215,7 @@ def cached(
             drop(_outdated(placement))
             sizes = _decode_all(reader, workers, wanted or size(), check, path, sizes_path)
             with contextlib.suppress(OSError):
-                write_whole(path.with_suffix(".pixels.json"), lambda file: file.write(placement.encode()))
+                write_whole(path.with_suffix(".pixels.json"), placement)
     return PixelSource(source, path, sizes, options.channels)
 
 

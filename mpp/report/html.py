@@ -56,7 +56,7 @@ def write_page(page: Page, path: Path) -> None:
         OSError: it cannot be written.
     """
     text = render(page).encode("utf-8", errors="replace")  # a path may be no UTF-8
-    write_whole(path, lambda file: file.write(text))
+    write_whole(path, text)
 
 
 def write_pictures(page: Page, folder: Path) -> list[Path]:
@@ -69,7 +69,7 @@ def write_pictures(page: Page, folder: Path) -> list[Path]:
     for name, picture in pictures_of(page):
         content = picture.encode(errors="replace") if isinstance(picture, str) else _encoded(picture, "PNG")
         written.append(folder / name)
-        write_whole(written[-1], lambda file, content=content: file.write(content))
+        write_whole(written[-1], content)
     return written
 
 

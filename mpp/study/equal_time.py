@@ -60,7 +60,7 @@ def equal_lengths(folder: Path, arms: Sequence[Arm], images: int) -> Lengths:
         steps = max(1, round(images / ratio / size))
         known[arm.name] = {"ratio": ratio, "images": size * steps, "flags": flags[arm.name]}
     text = json.dumps({"arms": known}, indent=2) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, text)
     return known
 
 

@@ -77,7 +77,7 @@ def read_frozen(plan: Plan, start: StartPoint, inputs: Inputs) -> Figures:
     except ValueError as error:
         raise RunError(f"the frozen encoder of {side}: {error}") from error
     text = json.dumps({"of": asdict(inputs) | _settings(config), "figures": figures}, indent=1) + "\n"
-    write_whole(figures_path(config, side, seed), lambda file: file.write(text.encode()))
+    write_whole(figures_path(config, side, seed), text)
     return figures
 
 

@@ -104,7 +104,7 @@ class Record:
         text = json.dumps(self.document, indent=1) + "\n"
         if self._path.is_file() and self._path.read_text("utf-8") == text:
             return False
-        write_whole(self._path, lambda file: file.write(text.encode()))
+        write_whole(self._path, text)
         return True
 
     def _read(self) -> None:

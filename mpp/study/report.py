@@ -32,7 +32,7 @@ def write(folder: Path, document: Document) -> None:
     if any(of.layer != last for of in readouts):
         plot_layers(folder / "layers.png", readouts)
     text = _markdown(study, readouts, chosen).encode()
-    write_whole(folder / "study.md", lambda file: file.write(text))
+    write_whole(folder / "study.md", text)
 
 
 def fewshot(study: StudyResults) -> dict[Readout, dict[int, Estimate]]:

@@ -71,7 +71,7 @@ def run(config: StudyConfig) -> int:
     check_finished(plan, before)
     text = to_yaml(config).encode()
     try:
-        write_whole(folder / "config.yaml", lambda file: file.write(text))
+        write_whole(folder / "config.yaml", text)
     except OSError as error:
         raise UserError(f"cannot write to the study's folder {folder}: {error.strerror}") from error
     lengths: Lengths = {}

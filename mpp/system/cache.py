@@ -49,18 +49,12 @@ _SPARE = 0.05  # share of the free room that the disk's other users keep
 class Entry:
     """One thing in the cache that goes as a whole."""
 
-    kind: str
-    """Of KINDS."""
-    name: str
-    """Its key, or its path in the cache."""
-    paths: tuple[Path, ...]
-    """Its files, or its folder."""
-    size: int
-    """Bytes on the disk."""
-    used: float
-    """When it was written or used last, in seconds since 1970."""
-    busy: bool
-    """Whether a living process uses it."""
+    kind: str  # of KINDS
+    name: str  # its key, or its path in the cache
+    paths: tuple[Path, ...]  # its files, or its folder
+    size: int  # bytes on the disk
+    used: float  # when it was written or used last, in seconds since 1970
+    busy: bool  # whether a living process uses it
 
     def remove(self) -> None:
         for path in self.paths:
@@ -73,9 +67,7 @@ def entries(folder: Path | None = None) -> list[Entry]:
     used = _in_use(folder)
     files, features = _files(folder), _files(folder / "features")
     found = list(_keyed(files, used))
-    found += [
-        _entry("features", f"features/{path.name}", [path]) for path in features if _FEATURES.fullmatch(path.name)
-    ]
+    found += [_entry("features", f"features/{one.name}", [one]) for one in features if _FEATURES.fullmatch(one.name)]
     for path in folder.glob("hf/*/*"):
         if path.is_dir() and not path.is_symlink():
             name = path.relative_to(folder).as_posix()
@@ -84,8 +76,7 @@ def entries(folder: Path | None = None) -> list[Entry]:
         if _HALF.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 found.append(_entry("left-over", path.name, [path], _is_claimed(path)))
-    order = list(KINDS)
-    return sorted(found, key=lambda entry: (order.index(entry.kind), entry.used, entry.name))
+    return sorted(found, key=lambda entry: ([*KINDS].index(entry.kind), entry.used, entry.name))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -230,11 +221,7 @@ def limit_of(folder: Path) -> int | None:
 
 
 def parse_limit(text: str, folder: Path, setting: str) -> int | None:
-    """A size such as 200GB, 1.5TiB, 50% (of the disk that the folder lies on) or none, in bytes.
-
-    Raises:
-        ConfigError: it is no size.
-    """
+    """A size such as 200GB, 1.5TiB, 50% (of the folder's disk) or none, in bytes. Raises ConfigError."""
     if text.strip().lower() == "none":
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:(%)|([KMGTP]?)(i?)B?)\s*", text, re.IGNORECASE)
@@ -247,18 +234,10 @@ def parse_limit(text: str, folder: Path, setting: str) -> int | None:
 
 
 def make_room(size: int, what: str = "it") -> int:
-    """Removes what was used longest ago until `size` more bytes are within the limit and on the disk.
+    """Removes what was used longest ago until `size` more bytes fit; gives how many may be written now.
 
-    Args:
-        size: bytes to be written.
-        what: their name in messages.
-
-    Returns:
-        The bytes that may be written now.
-
-    Raises:
-        OSError: there is not even then room (ENOSPC); or the folder cannot be made.
-        ConfigError: $MPP_CACHE_LIMIT is no size.
+    `what` names them in messages. Raises OSError (ENOSPC) where there is not even then room or the folder cannot be
+    made, ConfigError where $MPP_CACHE_LIMIT is no size.
     """
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -304,11 +283,7 @@ def drop(names: Iterable[str]) -> None:
 def clear(kinds: Iterable[str], limit: int = 0) -> list[Entry]:
     """Removes unused entries of these kinds, the longest unused first, until the cache is within `limit` bytes.
 
-    Returns:
-        The removed entries.
-
-    Raises:
-        OSError: the cache cannot be written, or its file system has no locks, to tell what is in use.
+    Gives the removed entries. Raises OSError where the cache cannot be written, or has no locks to tell what is in use.
     """
     folder, kinds, removed = cache_folder(), set(kinds), []
     if not folder.is_dir():

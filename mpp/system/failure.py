@@ -80,12 +80,7 @@ def lost_another(error: Exception) -> str:
 
 
 def why_ended(exit_code: int, fewer: str) -> str:
-    """Why a child process ended by itself, and what to try.
-
-    Args:
-        exit_code: as `multiprocessing` has it: minus the number of a signal.
-        fewer: how to take fewer processes.
-    """
+    """Why a child process ended by itself (minus the number of a signal), and what to try; `fewer`: processes."""
     name = signal.Signals(-exit_code).name if exit_code < 0 else ""
     if name == "SIGKILL":
         return f"was killed, perhaps for want of memory: {fewer}"

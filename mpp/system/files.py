@@ -32,8 +32,7 @@ def cache_folder() -> Path:
 def make_folder(folder: Path, names: Sequence[str]) -> None:
     """Makes the folder that `--out` names, before hours are spent on the files called `names` that go into it.
 
-    Raises:
-        UserError: it cannot be made or written to, or has folders of those names.
+    Raises UserError where it cannot be made or written to, or has folders of those names.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,13 +45,8 @@ def make_folder(folder: Path, names: Sequence[str]) -> None:
 def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object], sync: bool = False) -> None:
     """Writes a file under a temporary name and renames it at the end, so that no process ever sees half of it.
 
-    Args:
-        path: its folder is made where it is missing.
-        content: text (as UTF-8), bytes, or a function that writes to the open file.
-        sync: make sure that it survives a crash of the machine.
-
-    Raises:
-        OSError: it cannot be written; the earlier file is untouched.
+    `content` is text (as UTF-8), bytes, or a function that writes to the open file. The folder is made where it is
+    missing; with `sync` the file survives a crash of the machine. Raises OSError; the earlier file is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
@@ -89,10 +83,8 @@ def whole_folder(folder: Path) -> Generator[Path]:
     """Gives a temporary folder that replaces `folder` at the end; after an error nothing of it stays.
 
     The old folder goes only when the new one has its name. A process that is killed between the two leaves the old one
-    beside, as .NAME.old, and the next call puts it back.
-
-    Raises:
-        UserError: it cannot be written, or is or holds the current folder.
+    beside, as .NAME.old, and the next call puts it back. Raises UserError where it cannot be written, or is or holds
+    the current folder.
     """
     inside = False
     try:
@@ -173,15 +165,10 @@ os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, a
 def claimed(lock: Path, wait: bool = False) -> Generator[bool]:
     """Gives whether this thread has the file to itself, among all processes and threads, until the end.
 
-    The claim ends with the process, however that ends. While it lasts, `holder` names the process. On a file system
-    without locks every claim succeeds, which is noted once on stderr.
-
-    Args:
-        lock: made where it is missing, and left behind: removing it would part those who wait from those who come.
-        wait: until nobody else has it.
-
-    Raises:
-        OSError: the file cannot be made.
+    The claim ends with the process, however that ends. While it lasts, `holder` names the process. With `wait`, waits
+    until nobody else has it. On a file system without locks every claim succeeds, which is noted once on stderr.
+    The file is made where it is missing, and stays: removing it would part those who wait from those who come. Raises
+    OSError where it cannot be made.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -220,15 +207,10 @@ def _write_holder(file: BinaryIO, text: str) -> None:
 
 @contextlib.contextmanager
 def one_writer(folder: Path, setting: str, lock: str = LOCK) -> Generator[None]:
-    """Claims a folder, made where it is missing, for writing by this process and thread alone.
+    """Claims a folder, made where it is missing, for writing by this thread alone, by the file `lock` in it.
 
-    Args:
-        folder: to be written to.
-        setting: its name in messages, such as "--out".
-        lock: the file in it that is claimed.
-
-    Raises:
-        ConfigError: another process has claimed it, or it cannot be written.
+    Raises ConfigError, which names the `setting`, such as "--out": another process has claimed it, or it cannot be
+    written.
     """
     with contextlib.ExitStack() as stack:
         try:

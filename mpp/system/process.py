@@ -146,11 +146,7 @@ os.register_at_fork(after_in_child=GENERATORS._at_fork_reinit)  # a thread that 
 
 @contextmanager
 def global_draws(seed: int | None = None) -> Generator[None]:
-    """Lets library code draw from torch's global CPU generator, and puts its state back afterwards.
-
-    Args:
-        seed: to start from; None: the generator's present state.
-    """
+    """Lets library code draw from torch's global CPU generator, from `seed` on, and puts its state back afterwards."""
     import torch
 
     with GENERATORS, torch.random.fork_rng(devices=[]):

@@ -15,11 +15,7 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def ensure_torchvision() -> None:
-    """Makes `import torchvision` work; call it before the first import of torchvision or timm.
-
-    Raises:
-        ImportError, RuntimeError: torchvision's own, where it is missing or broken in another way.
-    """
+    """Makes `import torchvision` work, also in timm. Raises its own error where it is missing or broken otherwise."""
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:

@@ -76,17 +76,17 @@ class TensorBoard(Logger):
         entry = config.embeddings.add(tensor_name=name, tensor_path=f"{name}/features.bytes")
         entry.tensor_shape.extend(features.shape)
         data = features.astype(np.float32).tobytes()
-        write_whole(folder / "features.bytes", lambda file: file.write(data))
+        write_whole(folder / "features.bytes", data)
         if labels is not None:
             table = "".join(f"{' '.join(label.split()) or '-'}\n" for label in labels).encode()
-            write_whole(folder / "labels.tsv", lambda file: file.write(table))
+            write_whole(folder / "labels.tsv", table)
             entry.metadata_path = f"{name}/labels.tsv"
         if thumbnails is not None:
             sheet, (height, width) = sprite(thumbnails)
             write_whole(folder / "sprite.png", lambda file: Image.fromarray(sheet).save(file, "PNG"))
             entry.sprite.image_path = f"{name}/sprite.png"
             entry.sprite.single_image_dim.extend([width, height])
-        write_whole(path, lambda file: file.write(text_format.MessageToString(config).encode()))
+        write_whole(path, text_format.MessageToString(config))
 
     def flush(self) -> None:
         self._writer.flush()

@@ -78,7 +78,7 @@ def open_logger(name: str, folder: Path, resume_step: int, kept: EarlierRows, dr
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     service = {"wandb": WandB, "mlflow": MLflow}[name](folder, known)
     text = json.dumps(service.identity)
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, text)
     if service.identity == known:
         service.sent = {(step, name): value for step, figures in dropped for name, value in figures.items()}
     return service

@@ -62,7 +62,7 @@ def record_start(folder: Path, step: int, device: torch.device, facts: Mapping[s
         **facts,
     }
     text = json.dumps([*read_starts(folder), entry], indent=2) + "\n"
-    write_whole(folder / FILE, lambda file: file.write(text.encode()))
+    write_whole(folder / FILE, text)
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:

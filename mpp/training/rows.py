@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def drop_rows(path: Path, last_step: int) -> tuple[list[Row], list[Row]]:
         (kept if last_step and row["step"] <= last_step else dropped).append(row)
     text = "".join(json.dumps(row) + "\n" for row in kept).encode()
     # Rows must never be older than the checkpoint that they lead to, though the power fails.
-    write_whole(path, lambda file: (file.write(text), file.flush(), os.fsync(file.fileno())))
+    write_whole(path, text, sync=True)
     return kept, dropped
 
 

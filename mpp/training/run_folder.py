@@ -182,7 +182,7 @@ def _count_unanswered(config: RunConfig, error: Unreachable, latest: Path | None
         raise RunError(f"{error}; {row}; once it answers, {resume}") from error
     text = json.dumps({"times": times, "saved": saved, "error": str(error)}, indent=1)
     with contextlib.suppress(OSError):
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_whole(path, text)
     raise TryLater(f"{error}; once it answers, {resume}") from error
 
 
@@ -223,7 +223,7 @@ def resume(
     check()
     if main:
         try:
-            write_whole(folder / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
+            write_whole(folder / "config.yaml", to_yaml(config))
         except OSError as error:
             raise UserError(f"cannot write to the run folder {folder}: {error.strerror}") from error
     return schedule.step(state.images_seen)

@@ -149,7 +149,7 @@ def _cached_index(key: str, tar_size: int) -> TarIndex | None:
 def _cache_index(key: str, index: TarIndex) -> None:
     """Writes an index into the cache; where that fails, the next start makes it again."""
     with contextlib.suppress(OSError):
-        write_whole(cache_folder() / f"{key}.index", lambda file: file.write(index.to_bytes()))
+        write_whole(cache_folder() / f"{key}.index", index.to_bytes())
 
 
 def _index_into_cache(spec: str, tar: Path, key: str, called: str = "") -> TarIndex:

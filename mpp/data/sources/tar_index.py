@@ -113,7 +113,7 @@ def write_sidecar(shard: Path) -> Path:
     """
     path = Path(sidecar_name(str(shard)))
     data = index_tar(shard).to_bytes()
-    write_whole(path, lambda file: file.write(data))
+    write_whole(path, data)
     return path
 
 
