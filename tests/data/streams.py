@@ -30,9 +30,9 @@ def run(source, batches, transform=None, options=DecodeOptions(3), **settings): 
         return list(itertools.islice(it, batches))
 
 
-def fed(source, batches, transform, options=DecodeOptions(3), device=CPU, **settings) -> list[DeviceBatch]:  # noqa: B008
+def fed(source, batches, transform, options=DecodeOptions(3), device=CPU, **changed) -> list[DeviceBatch]:  # noqa: B008
     """The first batches as a training gets them, closed after."""
-    settings: dict[str, Any] = {"seed": 1, "start": 0, "world": World(), "workers": 0, **settings}
+    settings: dict[str, Any] = {"seed": 1, "start": 0, "world": World(), "workers": 0, **changed}
     with contextlib.closing(feed(source, transform, options, device, **settings)) as it:
         return list(itertools.islice(it, batches))
 
