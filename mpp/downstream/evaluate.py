@@ -76,7 +76,7 @@ def fewshot_results(config: FewshotRecipe) -> dict[Readout, FewshotResult]:
     with processes(config, "encoder.device") as (world, device):
         labelled = _open(config, world)
         l2 = "cv" if config.l2 == "cv" else float(config.l2)
-        task = Fewshot.of(labelled, config.shots, config.seeds, l2, config.max_test or None)
+        task = Fewshot(labelled, config.shots, config.seeds, l2, config.max_test or None)
         encoders = _encoders(config, config.layers, world, device)
         if config.out and world.main:
             make_folder(Path(config.out).expanduser(), _fewshot_files(config))

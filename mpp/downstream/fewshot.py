@@ -150,9 +150,8 @@ class FewshotResult:
         l2 = [self._l2_text(column) for column in range(len(self.shots))]
         width = max(map(len, l2))
         head = f"  {'L2':{width}}" if width else ""
-        lines = [
-            f"shots  accuracy    std  95% interval{head}   (over {count(len(self.accuracy), 'draw')} of the shots)"
-        ]
+        over = f"over {count(len(self.accuracy), 'draw')} of the shots"
+        lines = [f"shots  accuracy    std  95% interval{head}   ({over})"]
         for (shots, estimated), strength in zip(self.estimates.items(), l2, strict=True):
             spread = "-" if estimated.spread is None else f"{estimated.spread:.1%}"
             interval = "-" if estimated.half is None else f"± {estimated.half:.1%}"
@@ -213,11 +212,10 @@ def score(
 
 
 def choose_readout(results: Mapping[Readout, FewshotResult]) -> tuple[FewshotResult, list[list[Readout]]]:
-    """Chooses, for one encoder, the layer and pooling of each draw by cross-validation on its shots.
+    """Chooses, for one encoder, the layer and pooling of each draw by cross-validation on its shots, never by the test.
 
-    Test images have no part in the choice, so that the accuracy on them is that of the method, not of the luckiest of
-    its readouts. Of equals, and where one image per class leaves nothing to choose by, the last layer is taken, and
-    there the first pooling. Gives the result, and the readout of each of its figures, by seed and number of shots.
+    Of equals, and where one image per class leaves nothing to choose by, the last layer is taken, and there the first
+    pooling. Gives the result, and the readout of each of its figures, by seed and number of shots.
     """
     order = sorted(results, key=lambda readout: -readout.layer)  # stable: poolings stay in their order
     held_out, accuracy = (np.stack([getattr(results[of], part) for of in order]) for part in ("held_out", "accuracy"))
@@ -227,46 +225,32 @@ def choose_readout(results: Mapping[Readout, FewshotResult]) -> tuple[FewshotRes
     return result, [[order[at] for at in row] for row in best.tolist()]
 
 
-@dataclass(frozen=True, eq=False)
 class Fewshot:
-    """A few-shot evaluation that is ready to run: which images it needs, and their labels."""
+    """A few-shot evaluation that is ready to run: which of the labelled images it needs.
 
-    labelled: Labelled
-    draws: tuple[tuple[np.ndarray, ...], ...]
-    """Per seed and number of shots: indices into the training source."""
-    test_indices: Int64[np.ndarray, " tested"]
-    """Ascending."""
-    shots: tuple[int, ...]
-    l2: L2
+    At most `max_test` test images are drawn, uniformly and by a fixed seed, so that they are the same in every run;
+    not by class, so that the accuracy estimates that of the whole test split.
 
-    @classmethod
-    def of(
-        cls,
+    Attributes:
+        draws: per seed and number of shots, indices into the training source.
+        train_indices, test_indices: all images that are read, ascending; `num_images` of them.
+    """
+
+    def __init__(
+        self,
         labelled: Labelled,
         shots: tuple[int, ...],
         seeds: tuple[int, ...],
         l2: L2 = DEFAULT_L2,
         max_test: int | None = None,
-    ) -> "Fewshot":
-        """Decides which of the labelled images are needed.
-
-        At most `max_test` test images are drawn, uniformly and by a fixed seed, so that they are the same in every run;
-        not by class, so that the accuracy estimates that of the whole test split.
-        """
+    ) -> None:
+        self.labelled, self.shots, self.l2 = labelled, shots, l2
         tested = np.random.default_rng(_TEST_SEED).permutation(labelled.test_indices)[:max_test]
-        classes = len(labelled.classes)
-        draws = tuple(tuple(draw_shots(labelled.train_labels, k, seed, classes) for k in shots) for seed in seeds)
-        return cls(labelled, draws, np.sort(tested), shots, l2)
-
-    @property
-    def train_indices(self) -> Int64[np.ndarray, " needed"]:
-        """Images of the training source that some seed and number of shots needs, ascending."""
-        return np.unique(np.concatenate([picked for of_seed in self.draws for picked in of_seed]))
-
-    @property
-    def num_images(self) -> int:
-        """Images that one evaluation reads."""
-        return len(self.train_indices) + len(self.test_indices)
+        labels, classes = labelled.train_labels, len(labelled.classes)
+        self.draws = [[draw_shots(labels, k, seed, classes) for k in shots] for seed in seeds]
+        self.train_indices = np.unique(np.concatenate([picked for of_seed in self.draws for picked in of_seed]))
+        self.test_indices = np.sort(tested)
+        self.num_images = len(self.train_indices) + len(self.test_indices)
 
     def run(self, extract: Extract, choosing: bool = False) -> FewshotResult:
         """Extracts the features of the images needed and evaluates them; `choosing` as in `score`.
@@ -286,31 +270,22 @@ class Fewshot:
             raise ValueError("few-shot evaluation has no image left: none of those needed could be decoded")
         train = train_features, images.train_labels[train_decoded]
         test = test_features, images.test_labels[test_decoded]
-        classes = len(images.classes)
-        result = score(self.shots, draws, train, test, classes, self.l2, choosing)
-        sizes = np.bincount(images.train_labels[images.train_indices], minlength=classes)
-        return replace(
-            result,
-            short_classes={k: int(np.count_nonzero(sizes < k)) for k in self.shots},
-            dropped=self.num_images - len(train_decoded) - len(test_decoded),
-        )
+        result = score(self.shots, draws, train, test, len(images.classes), self.l2, choosing)
+        sizes = np.bincount(images.train_labels[images.train_indices], minlength=len(images.classes))
+        short = {k: int(np.count_nonzero(sizes < k)) for k in self.shots}
+        lost = self.num_images - len(train_decoded) - len(test_decoded)
+        return replace(result, short_classes=short, dropped=lost)
 
 
-def evaluations(every: str, total_steps: int, batch_size: int, num_images: int, epoch_images: int | None = None) -> int:
+def evaluations(every: str, total_steps: int, batch_size: int, num_images: int, epoch_images: int) -> int:
     """Gives the steps between evaluations; 0 for none but those at step 0 and at the end, which always take place.
 
-    `every` is a duration, which may need `epoch_images`, or auto: as many evaluations, the first and the last included,
+    `every` is a duration or auto: as many evaluations, the first and the last included,
     as cost less than 2% of the run, at most 20, in even steps. Each of `num_images` images counts as one trained on:
     reading it costs as much, its forward pass a third (on a CPU, with the least squares: 0.4).
-
-    Raises:
-        ValueError: an `every` that is no duration, or one in epochs without `epoch_images`.
     """
     if every != "auto":
-        duration = parse_duration(every, "fewshot.every")
-        if duration.unit == "epochs" and epoch_images is None:
-            raise ValueError(f"fewshot.every {every!r} needs the number of images in an epoch")
-        return duration.steps(batch_size, epoch_images or 1, total_steps)
+        return parse_duration(every, "fewshot.every").steps(batch_size, epoch_images, total_steps)
     # The most that cost strictly less, in whole numbers: 0.02 * 55 * 750 is more than 825.
     affordable = (total_steps * batch_size - 1) // (_LEAST_TRAINING * max(num_images, 1))
     count = min(affordable, _MAX_EVALUATIONS)

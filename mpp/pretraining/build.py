@@ -109,7 +109,7 @@ def _open_fewshot(config: FewshotConfig, download: bool, keep: bool) -> Fewshot:
         labelled = open_labelled(config.data, config.test, download, keep)
     except SourceError as error:
         raise SourceError(f"fewshot.data: {error}") from error
-    return Fewshot.of(labelled, config.shots, config.seeds, config.l2, config.max_test)
+    return Fewshot(labelled, config.shots, config.seeds, config.l2, config.max_test)
 
 
 def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, Weights | None]:

@@ -84,7 +84,7 @@ def read_frozen(plan: Plan, start: StartPoint, inputs: Inputs) -> Figures:
 def _fewshot(plan: Plan, frozen: FrozenEncoder, side: str, pretrain_seed: int | None) -> list[dict[str, Any]]:
     config = plan.config
     l2 = "cv" if config.l2 == "cv" else float(config.l2)
-    fewshot = Fewshot.of(plan.labelled, config.shots, tuple(range(config.draws)), l2)
+    fewshot = Fewshot(plan.labelled, config.shots, tuple(range(config.draws)), l2)
     asked = {layer if layer == "all" or layer < 0 else layer - frozen.depth for layer in config.layers}
     found = []
     for layer in (layer for layer in frozen.layers if layer in asked or "all" in asked):
