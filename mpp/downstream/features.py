@@ -97,10 +97,8 @@ def extract_by_all(
     Images that cannot be decoded are left out; raises RunError where that leaves none.
     """
     rank, size = dist.rank_and_size()
-    mine, cuda = indices[rank::size], device.type == "cuda"
-    batches = sequential(
-        source, transform, reading, mine, batch_size=EVALUATION_BATCH, workers=workers, pin_memory=cuda
-    )
+    options: Any = {"batch_size": EVALUATION_BATCH, "workers": workers, "pin_memory": device.type == "cuda"}
+    batches = sequential(source, transform, reading, indices[rank::size], **options)
     parts = [part for part in dist.gather(extract_features(encode, batches, device)) if len(part[1])]
     if not parts:
         raise RunError(f"none of the {len(indices)} images of {source.name} that are needed could be decoded")
@@ -110,15 +108,13 @@ def extract_by_all(
 
 
 class FrozenEncoder:
-    """An encoder in evaluation mode, its head dropped.
+    """An encoder in evaluation mode, its head dropped; fresh weights are drawn from `seed`.
 
     Args:
-        weights: which; fresh ones are drawn from `seed`.
         layers: whose outputs are read, from 0 or from the end (-1), or the word all; of ViTs blocks, of others stages.
             The last layer is read after the encoder's last norm, the others as they are.
         image_hw: another input size than the weights' own.
         precision: bf16, fp16 or fp32.
-        workers: loader processes.
         cache: whether features are cached on disk.
 
     Attributes:
@@ -232,14 +228,11 @@ class FrozenEncoder:
         task = task_of(self.model, EVALUATION_BATCH, False, self.device, DTYPES[self.precision])
         self._attention = settle_kernel("auto", self._attention, task, self.model)
         passed = functools.cache(lambda: self._pass(source, indices))  # made at most once, by the first layer to miss
+        features: dict[int, Features] = {} if self._hash else passed()
         if self._hash:
             key = self._key(source, indices)
-            features = {
-                layer: cached_features({**key, "layer": layer}, lambda layer=layer: passed()[layer])
-                for layer in self.layers
-            }
-        else:
-            features = passed()
+            for layer in self.layers:
+                features[layer] = cached_features({**key, "layer": layer}, lambda layer=layer: passed()[layer])
         self._memory.append((source, indices, features))
         return features
 

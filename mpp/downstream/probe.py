@@ -184,15 +184,14 @@ def _result(
     num_classes: int,
 ) -> ProbeResult:
     """Measures the probe by its scores of the test images, which come in blocks."""
-    top1, top5, predicted = 0, 0, np.empty(len(labels), dtype=np.int64)
-    start = 0
+    top1, top5, start = 0, 0, 0
+    predicted: list[np.ndarray] = []
     for block in scores:
-        rows = slice(start, start + len(block))
-        top1, top5 = top1 + _right(block, labels[rows], 1), top5 + _right(block, labels[rows], 5)
-        predicted[rows] = block.argmax(axis=1)
-        start = rows.stop
+        of_block = labels[start : start + len(block)]
+        top1, top5, start = top1 + _right(block, of_block, 1), top5 + _right(block, of_block, 5), start + len(block)
+        predicted.append(block.argmax(axis=1))
     shares = top1 / len(labels), top5 / len(labels) if num_classes > 5 else None
-    return ProbeResult(setting, chosen, tuple(table), *shares, predicted)
+    return ProbeResult(setting, chosen, tuple(table), *shares, np.concatenate(predicted))
 
 
 def _right(scores: Float64[np.ndarray, "m K"], labels: Int[np.ndarray, " m"], count: int) -> int:

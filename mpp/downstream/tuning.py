@@ -47,13 +47,7 @@ _MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
 
 
 class ClassifierLoss(nn.Module):
-    """Normalisation, model and loss of a step, in one module that is compiled as a whole.
-
-    Args:
-        model: normalised images to logits.
-        weights: whose mean and std normalise.
-        smoothing: of labels.
-    """
+    """Normalisation (by the mean and std of `weights`), model and loss of a step, compiled as a whole."""
 
     def __init__(self, model: nn.Module, weights: Weights, smoothing: float) -> None:
         super().__init__()
@@ -61,11 +55,9 @@ class ClassifierLoss(nn.Module):
         self.normalise = Normalise(weights.mean, weights.std, weights.in_chans)
 
     def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes loss and figures of a batch.
+        """Computes loss and figures of uint8 images (B, C, H, W) and classes (B,), or of what was normalised and mixed.
 
-        Args:
-            images: uint8 (B, C, H, W), or float32, normalised and mixed.
-            target: int64 (B,), or float32 (B, K), mixed and smoothed.
+        That is float32 images, and targets (B, K) that are smoothed, too.
         """
         mixed = target.is_floating_point()
         logits = self.model(images if mixed else self.normalise(images)).float()
@@ -128,11 +120,11 @@ def build_tuning(
         if labelled.test is not labelled.train:
             test_source = once_a_machine(world, lambda: cache_pixels(labelled.test, weights.reading, workers))
         labelled = replace(labelled, train=train_source, test=test_source)
-    size_of_config = config.model.img_size
-    image_hw = (size_of_config[0], size_of_config[-1]) if size_of_config else weights.image_hw
+    size = config.model.img_size
+    image_hw = (size[0], size[-1]) if size else weights.image_hw
     with global_draws(config.train.seed):
         model: Any = _classifier(config.model, weights, image_hw, labelled, device, DTYPES[precision])
-    if size_of_config:
+    if size:
         check_patches(model, image_hw, "model.img_size")
     if config.model.grad_checkpointing:
         try:
@@ -190,10 +182,9 @@ def _classifier(
             raise UserError(f"model.head keep: {weights.origin} has no head; take linear")
         if weights.classes != labelled.classes:
             missing = sorted(set(labelled.classes) ^ set(weights.classes))[:5]
-            raise UserError(
-                f"model.head keep: the head of {weights.origin} is for {len(weights.classes)} classes, the labels of "
-                f"{labelled.train.name} for {len(labelled.classes)}; they differ in {', '.join(missing) or 'order'}"
-            )
+            head = f"the head of {weights.origin} is for {len(weights.classes)} classes"
+            labels = f"the labels of {labelled.train.name} for {len(labelled.classes)}"
+            raise UserError(f"model.head keep: {head}, {labels}; they differ in {', '.join(missing) or 'order'}")
     return build(
         weights,
         classes=None if model.head == "keep" else labelled.classes,
