@@ -244,7 +244,8 @@ class Fewshot:
         l2: L2 = DEFAULT_L2,
         max_test: int | None = None,
     ) -> None:
-        self.labelled, self.shots, self.l2 = labelled, shots, l2
+        self.labelled, self.shots = labelled, shots
+        self.l2: L2 = l2
         tested = np.random.default_rng(_TEST_SEED).permutation(labelled.test_indices)[:max_test]
         labels, classes = labelled.train_labels, len(labelled.classes)
         self.draws = [[draw_shots(labels, k, seed, classes) for k in shots] for seed in seeds]

@@ -39,7 +39,8 @@ def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
 
     The ending of `path` tells the format, such as .png or .svg. What was measured once has no bar.
     """
-    figure, axes = _new()
+    figure = _figure()
+    axes = _new_axes(figure)
     ticks = sorted({k for result in results.values() for k in result})
     for i, (name, result) in enumerate(results.items()):
         shots = sorted(result)
@@ -84,10 +85,9 @@ def plot_layers(path: Path, results: Mapping[Readout, ByShots]) -> None:
     shots = list(next(iter(results.values())))
     columns = math.ceil(math.sqrt(len(shots)))
     rows = math.ceil(len(shots) / columns)
-    figure = _figure((_WIDTH, max(_HEIGHT, 3.2 * rows + 1.0)))
+    figure = _figure(max(_HEIGHT, 3.2 * rows + 1.0))
     for panel, number in enumerate(shots):
-        axes = figure.add_subplot(rows, columns, panel + 1)
-        _style(axes)
+        axes = _new_axes(figure, rows, columns, panel + 1)
         for (init, pool), look in lines.items():
             points = sorted((of.depth + of.layer, of) for of in results if (of.init, of.pool) == (init, pool))
             x = [layer for layer, _ in points]
@@ -98,8 +98,8 @@ def plot_layers(path: Path, results: Mapping[Readout, ByShots]) -> None:
             axes.fill_between(x, mean - std, mean + std, color=colours[init], alpha=0.12, linewidth=0)
         axes.locator_params(axis="x", integer=True)
         axes.set_title(f"{number} labelled image{'s' * (number > 1)} per class", fontsize=13)
-    bands = over(of for result in results.values() for of in result.values())
-    bands = f"; bands: standard deviation over {bands}" if bands else ""
+    repeated = over(of for result in results.values() for of in result.values())
+    bands = f"; bands: standard deviation over {repeated}" if repeated else ""
     figure.supxlabel(f"layer that is read, from 0{bands}", fontsize=13)
     figure.supylabel("accuracy (%)", fontsize=14)
     handles = [Line2D([], [], label=_cut(init, 34), color=colour, linewidth=4) for init, colour in colours.items()]
@@ -116,7 +116,8 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, Estimate]], ylabel: 
     series has one colour in all groups, and a gap where it is missing.
     """
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
-    figure, axes = _new()
+    figure = _figure()
+    axes = _new_axes(figure)
     width = 0.8 / len(series)
     estimates = [of for group in groups.values() for of in group.values()]
     for i, name in enumerate(series):
@@ -126,8 +127,8 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, Estimate]], ylabel: 
         axes.bar(x, mean, 0.92 * width, color=PALETTE[i % len(PALETTE)], label=_cut(name, 40), zorder=2)
         axes.errorbar(x, mean, yerr=spread, fmt="none", ecolor="#222222", elinewidth=1.6, capsize=4, zorder=3)
         if len(series) * len(groups) <= 24:  # more figures than that would run into each other
+            offset: Any = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 11}
             for at, value, above in zip(x, mean, mean + np.nan_to_num(spread), strict=True):
-                offset = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 11}
                 axes.annotate(f"{value:#.3g}", (at, above), **offset)
     axes.set_xticks(range(len(groups)), [_cut(name, _LONGEST) for name in groups])
     axes.tick_params(axis="x", length=0)
@@ -145,11 +146,9 @@ def plot_bars(path: Path, groups: Mapping[str, Mapping[str, Estimate]], ylabel: 
 def plot_confusion(path: Path, matrix: Int[np.ndarray, "C K"], names: Sequence[str]) -> None:
     """Draws a confusion matrix, each row in percent of its class; rows are true classes, columns predicted ones.
 
-    Up to 60 classes are named at the sides, up to 12 have their percentages in the cells. Of more classes only the
-    pattern can be read: small shares are drawn darker than in proportion, and from 250 on a cell shows the largest
-    share of several classes.
-
-    Row i and column i are of `names[i]`. A row without images stays white.
+    Up to 60 classes are named at the sides (row i and column i are of `names[i]`), up to 12 have their percentages in
+    the cells. Of more only the pattern can be read: small shares are drawn darker than in proportion, and from 250 on a
+    cell shows the largest share of several classes. A row without images stays white.
     """
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
@@ -161,7 +160,8 @@ def plot_confusion(path: Path, matrix: Int[np.ndarray, "C K"], names: Sequence[s
     cells = share
     for axis in (0, 1):
         cells = np.maximum.reduceat(cells, np.arange(0, share.shape[axis], step), axis=axis)
-    figure, axes = _new((_WIDTH, 0.88 * _WIDTH * min(max(rows / columns, 0.4), 2.0)))
+    figure = _figure(0.88 * _WIDTH * min(max(rows / columns, 0.4), 2.0))
+    axes = _new_axes(figure)
     norm = PowerNorm(1.0 if larger <= _LARGEST_LABELLED else 0.5, 0, 100)
     edges = (-0.5, cells.shape[1] * step - 0.5, cells.shape[0] * step - 0.5, -0.5)
     colours = colormaps["Blues"]
@@ -187,31 +187,26 @@ def plot_confusion(path: Path, matrix: Int[np.ndarray, "C K"], names: Sequence[s
     _save(figure, path)
 
 
-def _new(size: tuple[float, float] = (_WIDTH, _HEIGHT)) -> "tuple[Figure, Axes]":
-    """Makes a figure with one pair of axes."""
-    figure = _figure(size)
-    axes = figure.subplots()
-    _style(axes)
-    return figure, axes
-
-
-def _figure(size: tuple[float, float]) -> "Figure":
+def _figure(height: float = _HEIGHT) -> "Figure":
     """Makes a figure that is drawn into memory: no window, and no state shared with other plots of the process."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _style(axes: "Axes") -> None:
+def _new_axes(figure: "Figure", *place: int) -> "Axes":
+    """Adds axes to a figure, alone or at (rows, columns, number)."""
+    axes = figure.add_subplot(*place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=13)
     axes.xaxis.label.set_fontsize(14)
     axes.yaxis.label.set_fontsize(14)
+    return axes
 
 
 def _save(figure: "Figure", path: Path) -> None:

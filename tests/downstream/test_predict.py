@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mpp.cli import _with_images, predict
+from mpp.cli import predict
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
 from tests.downstream.tuned import Done, read_csv
@@ -89,18 +89,6 @@ def test_images_of_too_many_bytes_are_said(
     assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [str(large), str(small)]
 
 
-def test_images_need_no_flag() -> None:
-    for argv, expected in (
-        ("a.png --init x b.png", "--init x --images a.png b.png"),
-        ("--init=x a.png --top 1", "--init=x --top 1 --images a.png"),
-        ("--images a b --init x", "--init x --images a b"),
-        ("--images=a b", "--images a b"),
-        ("--help", "--help"),
-        ("--init", "--init"),
-    ):
-        assert _with_images(argv.split()) == expected.split()
-
-
 WRONG = {
     "a.png": "no model: give --init",
     "--init RUN": "no images: name files or folders",
@@ -137,7 +125,7 @@ def test_wrong_input_is_one_line(
 
 def test_no_image_that_decodes(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.png").write_text("no image")
-    words = ["--init", str(done.run_dir), str(tmp_path / "bad.png"), "--out", str(tmp_path / "x.csv")]
+    words = ["--images", str(tmp_path / "bad.png"), "--init", str(done.run_dir), "--out", str(tmp_path / "x.csv")]
     assert predict([*words, "--device", "cpu"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "predict: error: none of the 1 images could be decoded"
