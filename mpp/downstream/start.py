@@ -1,6 +1,5 @@
 """What a fine-tuning starts from: named weights, or a new architecture, with the config's settings of their input."""
 
-import difflib
 from dataclasses import replace
 
 import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
@@ -11,6 +10,7 @@ import timm
 from mpp.data.settings import DataConfig
 from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, LabelledConfig
 from mpp.errors import UserError
+from mpp.model.encoder import similar_names
 from mpp.weights.base import Weights
 from mpp.weights.opening import open_weights
 
@@ -48,15 +48,13 @@ def with_input_settings(weights: Weights, data: LabelledConfig) -> Weights:
 def _new(model: ClassifierConfig) -> Weights:
     if not model.name:
         raise UserError("--init none makes a new model: say which by --model.name, such as vit_tiny_patch16_224")
-    sizes = {"embed_dim": model.embed_dim, "depth": model.depth, "num_heads": model.num_heads}
-    if model.patch_size:
-        sizes["patch_size"] = [model.patch_size[0], model.patch_size[-1]]  # pyright: ignore[reportArgumentType]
+    patch = [model.patch_size[0], model.patch_size[-1]] if model.patch_size else None
+    sizes = {"embed_dim": model.embed_dim, "depth": model.depth, "num_heads": model.num_heads, "patch_size": patch}
     args = {key: value for key, value in sizes.items() if value is not None}
     bare = model.name.partition(".")[0]
     if not timm.is_model(bare):
-        near = difflib.get_close_matches(bare, timm.list_models(), 3)
-        known = f"near it: {', '.join(near)}" if near else "timm.list_models() lists them all"
-        raise UserError(f"model.name: timm {timm.__version__} has no model {model.name!r}; {known}")
+        unknown = f"model.name: timm {timm.__version__} has no model {model.name!r}"
+        raise UserError(f"{unknown}; near it: {similar_names(bare)}")
     named = open_weights(f"random:timm:{bare}")
     size = (model.img_size[0], model.img_size[-1]) if model.img_size else named.image_hw
     # timm's entry of that name describes weights that are not taken, so only its name, size and pooling count.
