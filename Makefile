@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow gpu-check gpu-study lint clean
+.PHONY: demo test test-slow docs gpu-check gpu-study lint clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ test: lint  ## Lint, types, layers and the fast tests
 test-slow: $(VENV)/dev.stamp  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+docs: $(VENV)/dev.stamp  ## The documentation as a site, in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
+
 gpu-check: $(VENV)/bench.stamp  ## On a machine with a CUDA device: its tests, then its measurements as one table
 	$(BIN)/python -m pytest -m "gpu and not slow" -n 0 -q; tests=$$?; $(BIN)/python tools/bench.py gpu && exit $$tests
 
@@ -51,4 +54,4 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) runs/demo .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) site runs/demo .pytest_cache .hypothesis .ruff_cache

@@ -23,9 +23,10 @@ from mpp.training.data_stalls import advice
 from tests.data.zoo import CASES
 
 ROOT = Path(__file__).parent.parent
-README, DATA = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/data.md"))
-DATA_IN_ONE_LINE = re.sub(r"\s+", " ", DATA)
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+README, DATA = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/data.md"))
+GUIDES = "\n".join(path.read_text("utf-8") for path in PAGES if path.stem not in ("data", "performance", "results"))
+DATA_IN_ONE_LINE = re.sub(r"\s+", " ", DATA)
 BENCHES: dict[str, tuple[type[Any], dict[str, str]]] = {"plan": (PlanBench, PLAN_ALIASES), "data": (DataBench, {})}
 
 
@@ -43,17 +44,17 @@ def parsed(command: str) -> Any:
     return parse(cls, _with_images(words) if tool == "predict" else words, tool, "", aliases)
 
 
-@pytest.mark.parametrize("command", commands(README))
-def test_readme_s_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", sorted(set(commands(GUIDES))))
+def test_the_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = parsed(command)
     if type(config) is PretrainConfig:
         assert config.data.source == "folder:/my/images"
 
 
-def test_readme_has_a_command_for_every_tool() -> None:
-    found = {command.partition(".")[0] for command in commands(README)}
-    assert found == {path.stem for path in (ROOT / "tools").glob("*.py")} - {"cache"}
+def test_the_pages_have_a_command_for_every_tool() -> None:
+    found = {command.partition(".")[0] for command in commands("\n".join(page.read_text("utf-8") for page in PAGES))}
+    assert found == {path.stem for path in (ROOT / "tools").glob("*.py")}
 
 
 @pytest.mark.parametrize(
@@ -98,8 +99,13 @@ def run_python(text: str) -> dict[str, Any]:
     return names
 
 
-def test_readme_s_python_runs() -> None:
-    assert run_python(README)["tokens"].shape == (8, 197, 384)
+def test_the_python_of_the_guides_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = mpp.ModelConfig("vit_tiny_patch16_224", depth=1)
+    mpp.save_timm_folder(mpp.build_encoder(config), config, Path("runs/first/model"))
+    quickstart, method = ((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("quickstart", "method"))
+    assert run_python(README)["features"].shape == run_python(quickstart)["features"].shape == (1, 192)
+    assert run_python(method)["tokens"].shape == (8, 197, 384)
 
 
 def test_the_python_about_data_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,8 +113,8 @@ class DataConfig:
     """Where ordinary JPEGs of the training are decoded; cuda (nvJPEG) helps where there are few cores for a GPU."""
     cache: Literal["auto", "none", "pixels"] = field(default="auto", metadata={"free": ("auto", "none")})
     """Decode once, and keep the pixels in $MPP_CACHE. auto: where that pays and takes at most a quarter of the memory
-    and of the free disk; the training reads the same bits as with none. pixels: always, exact pixels, and small ones
-    are cropped faster, by another rounding; for images of one size."""
+    and of the free disk; the training reads the same bits as with none. pixels: always, exact pixels, of images of one
+    size."""
     keep: bool = field(default=False, metadata={"free": True})
     """Keep in $MPP_CACHE what is fetched of remote shards."""
     max_bad: str = field(default="1%", metadata={"free": True})
