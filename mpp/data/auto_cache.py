@@ -15,7 +15,7 @@ from mpp.data.decoding.bad_image import one_line
 from mpp.data.pixel_cache import PixelSource, WholeReader, cached
 from mpp.data.reader import Bad, attempt_each
 from mpp.data.settings import DataConfig, DecodeOptions
-from mpp.data.sources.base import Source, count
+from mpp.data.sources.base import Source, count, spread
 from mpp.data.transform import Transform
 from mpp.errors import Unreachable, UserError
 from mpp.system.cache import shown_size
@@ -117,7 +117,7 @@ def _estimate(reader: WholeReader, sample: int) -> int:
         return picture.height * picture.width if reader.keeps(picture) else 0
 
     source = reader.source
-    indices = np.unique(np.linspace(0, len(source) - 1, sample).astype(np.int64)).tolist()
+    indices = spread(np.arange(len(source)), sample)
     each = attempt_each(source, indices, reader.options.max_bytes, area)
     areas = [found for _, found in each if not isinstance(found, Bad)]
     if not areas:

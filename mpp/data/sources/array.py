@@ -50,7 +50,12 @@ class ArraySource(Source):
                     return np.load(self.path, mmap_mode="r", allow_pickle=False), None
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as archive:
-                    self._check_memory(sum(member.file_size for member in archive.zip.infolist()))
+                    # It is unpacked whole, and a small one may hold more than any memory.
+                    unpacked = sum(member.file_size for member in archive.zip.infolist())
+                    if unpacked > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+                        sizes = f"{unpacked / 1e9:,.1f} GB unpacked, more than the {memory / 1e9:,.1f} of this"
+                        hint = "save the images as .npy, which is read where it lies"
+                        raise SourceError(f"{self.name}: {sizes} machine's memory; {hint}")
                     arrays: dict[str, np.ndarray] = {key: np.asarray(archive[key]) for key in archive.files}
         except FileNotFoundError:
             raise SourceError(f"{self.name}: there is no file {self.path}; check the path") from None
@@ -71,13 +76,6 @@ class ArraySource(Source):
             raise SourceError(f"{self.name}: holds {sorted(arrays)}; name the array of images 'images'")
         return fitting[0], labels
 
-    def _check_memory(self, unpacked: int) -> None:
-        """An .npz is unpacked whole, and a small one may hold more than any memory."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if unpacked > memory:
-            sizes = f"{unpacked / 1e9:,.1f} GB unpacked, more than the {memory / 1e9:,.1f} of this machine's memory"
-            raise SourceError(f"{self.name}: {sizes}; save the images as .npy, which is read where it lies")
-
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry every pixel to each spawned worker.
         mapped = isinstance(self._images, np.memmap)
@@ -95,12 +93,10 @@ class ArraySource(Source):
         return f"image {check_index(index, len(self))} of {self.path}"
 
     def image(self, index: int) -> np.ndarray:
-        """(H, W) or (H, W, C) of the array's dtype, in this machine's byte order."""
-        image = np.asarray(self._images[index])
+        image = np.asarray(self._images[index])  # in this machine's byte order
         return image.astype(image.dtype.newbyteorder("="), copy=False)
 
     def block(self, indices: np.ndarray) -> np.ndarray | None:
-        """Images uint8 (B, H, W, C); None where they are large or of another dtype."""
         images = self._images
         if images.dtype != np.uint8 or images[0].nbytes > _SMALL:
             return None

@@ -16,6 +16,8 @@ from mpp.errors import Unreachable, UserError
 Split = Literal["train", "test"]
 Sample = tuple[bytes | np.ndarray, int | None]
 """Encoded bytes or an array (H, W) or (H, W, C) of a real dtype, and the label or None."""
+ClassNames = tuple[str, ...] | None
+"""By label; None: unlabelled."""
 
 UNKNOWN = -1
 """In a `Placement`: of an image in memory, or gone."""
@@ -31,6 +33,11 @@ class SourceError(UserError, ValueError):
 
 class SourceAway(SourceError, Unreachable):
     """A source whose store gives no answer, so that it may open in a while."""
+
+
+def opening_error(text: str, cause: Exception) -> SourceError:
+    """The error to raise where a source cannot be opened: SourceAway where its store gives no answer."""
+    return (SourceAway if isinstance(cause, Unreachable) else SourceError)(text)
 
 
 class TooLarge(OSError):
@@ -67,9 +74,7 @@ class Source(ABC):
     _kind = ""
     """The name of the class in fingerprints, where it once had another."""
 
-    def __init__(
-        self, name: str, labels: np.ndarray | None = None, classes: tuple[str, ...] | None = None, note: str = ""
-    ) -> None:
+    def __init__(self, name: str, labels: np.ndarray | None = None, classes: ClassNames = None, note: str = "") -> None:
         self.name, self.classes, self.note, self._labels = name, classes, note, labels
 
     @abstractmethod
@@ -80,7 +85,7 @@ class Source(ABC):
         """Encoded bytes or an array (H, W) or (H, W, C) of a real dtype; OSError where it cannot be read."""
 
     def label(self, index: int) -> int | None:
-        """The label of an image."""
+        """The label of an image; None where it has none."""
         label = -1 if self._labels is None else int(self._labels[index])
         return None if label < 0 else label
 
@@ -109,12 +114,7 @@ class Source(ABC):
         return None
 
     def read(self, index: int) -> Sample:
-        """An image and its label.
-
-        Raises:
-            OSError: the image cannot be read.
-            IndexError: index outside [0, len).
-        """
+        """An image and its label. OSError where the image cannot be read, IndexError outside [0, len)."""
         return self.image(check_index(index, len(self))), self.label(index)
 
     def read_many(self, indices: Sequence[int], most: float = math.inf) -> Iterator[Sample | OSError]:
@@ -209,8 +209,7 @@ class Source(ABC):
 class Subset(Source):
     """Some images of another source, in the order of `indices`; the classes stay those of the whole.
 
-    Raises:
-        IndexError: an index outside [0, len(source)).
+    IndexError where an index lies outside [0, len(source)).
     """
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
@@ -224,11 +223,11 @@ class Subset(Source):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def _inner(self, index: int) -> int:
-        return int(self.indices[check_index(index, len(self))])
-
     def image(self, index: int) -> bytes | np.ndarray:
         return self.source.image(self._inner(index))
+
+    def _inner(self, index: int) -> int:
+        return int(self.indices[check_index(index, len(self))])
 
     def location(self, index: int) -> str:
         return self.source.location(self._inner(index))
@@ -267,7 +266,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def summary(images: int, classes: tuple[str, ...] | None, note: str = "") -> str:
+def summary(images: int, classes: ClassNames, note: str = "") -> str:
     """The line that `describe` gives: `12,345 images in 10 classes; note`."""
     kind = ", unlabelled" if classes is None else f" in {count(len(classes), 'class')}"
     return count(images, "image") + kind + (f"; {note}" if note else "")

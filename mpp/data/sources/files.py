@@ -6,10 +6,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mpp.data.sources.base import UNKNOWN, Placement, Source, check_index, spread
+from mpp.data.sources.base import UNKNOWN, ClassNames, Placement, Source, check_index, spread
 from mpp.data.sources.names import printable
 
 _PIECE, _THREADS = 1000, 16  # of files that are asked for at once, since a network disk answers late
@@ -60,7 +61,7 @@ def file_size(path: str) -> int:
 
 
 def file_state(path: str | os.PathLike[str], times: bool) -> str:
-    """Size of a file, and its time of modification."""
+    """Size of a file, and with `times` its time of modification."""
     try:
         info = os.stat(path)  # noqa: PTH116 - as above
     except OSError as error:  # gone since the source was opened: reading it says so
@@ -118,21 +119,15 @@ class PathTable:
 
 
 class FileSource(Source):
-    """One image a file.
-
-    Args:
-        name, labels, classes, note: as of every source.
-        root: the folder that the paths start from.
-        paths: relative to root, or absolute; read once, in order.
-    """
+    """One image a file: `paths` are relative to root, or absolute; read once, in order. The rest as of every source."""
 
     def __init__(
         self,
         name: str,
         root: Path,
-        paths: Iterable[str] | PathTable,
-        labels: Sequence[int] | np.ndarray | None = None,
-        classes: tuple[str, ...] | None = None,
+        paths: Iterable[str],
+        labels: Any = None,
+        classes: ClassNames = None,
         note: str = "",
     ) -> None:
         super().__init__(name, None if labels is None else np.asarray(labels, dtype=np.int64), classes, note)
@@ -143,11 +138,6 @@ class FileSource(Source):
         return len(self._paths)
 
     def image(self, index: int) -> bytes:
-        """The file's bytes.
-
-        Raises:
-            OSError: it cannot be read; NotAFile for a FIFO, a socket, a device or a folder, which is never opened.
-        """
         return read_file(self.location(index))
 
     def location(self, index: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.data.sources.base import SourceError, Split
+from mpp.data.sources.base import ClassNames, SourceError, Split
 from mpp.data.sources.files import FileSource, PathTable
 from mpp.data.sources.names import IMAGE_EXTENSIONS, Ignored, is_hidden, is_image, is_picture
 from mpp.data.sources.specs import spec_of
@@ -104,9 +104,7 @@ def open_folder(spec: str, folder: Path, expected: Sequence[str] = ()) -> dict[S
     return {"train": train, "test": lambda: _open(spec, splits["test"], expected, train().classes or (), split=True)}
 
 
-def _open(
-    spec: str, root: Path, expected: Sequence[str], known: tuple[str, ...] | None = None, split: bool = False
-) -> FileSource:
+def _open(spec: str, root: Path, expected: Sequence[str], known: ClassNames = None, split: bool = False) -> FileSource:
     if not os.path.exists(root):  # noqa: PTH110 - Path.exists raises for a name that is too long
         raise SourceError(f"{spec}: there is no folder {root}; check the path")
     if not root.is_dir():

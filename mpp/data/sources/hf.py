@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpp.data.sources.base import Placement, Source, SourceError, spread
+from mpp.data.sources.base import ClassNames, Placement, Source, SourceError, spread
 from mpp.data.sources.files import Outside, file_places, file_size, file_state, read_file, within
 from mpp.data.sources.in_memory import checked_labels, numbered_classes
 from mpp.data.sources.names import LABEL_COLUMNS, folded, printable
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "bytes")
+
+
+def _compute() -> Any:
+    """pyarrow.compute, which makes its functions when it is imported: type checkers know none of them."""
+    return import_module("pyarrow.compute")
 
 
 class HfSource(Source):
@@ -38,9 +43,9 @@ class HfSource(Source):
         dataset: "Dataset",
         column: str,
         folders: Sequence[Path],
-        labels: np.ndarray | None = None,
-        classes: tuple[str, ...] | None = None,
-        note: str = "",
+        labels: np.ndarray | None,
+        classes: ClassNames,
+        note: str,
     ) -> None:
         super().__init__(name, labels, classes, note)
         self._dataset, self._column, self._folders = dataset, column, tuple(map(str, folders))
@@ -50,13 +55,12 @@ class HfSource(Source):
         """The images' bytes, and their paths or None; six times as fast as dataset[index]."""
         import pyarrow as pa
 
-        pc: Any = import_module("pyarrow.compute")
-
         column: Any = self._dataset.data.column(self._column)
         if not pa.types.is_struct(column.type):
             return column, None
         names = [field.name for field in column.type]
-        return pc.struct_field(column, "bytes"), pc.struct_field(column, "path") if "path" in names else None
+        paths = _compute().struct_field(column, "path") if "path" in names else None
+        return _compute().struct_field(column, "bytes"), paths
 
     def __getstate__(self) -> dict[str, Any]:
         # A dataset pickles as the path of its file, a column as all its bytes.
@@ -93,12 +97,7 @@ class HfSource(Source):
         return data.as_buffer().size if data.is_valid else file_size(path) if self._inside(path) else 0
 
     def image(self, index: int) -> bytes:
-        """The image's bytes, from the table or from the file that it names.
-
-        Raises:
-            Outside: the file lies outside the data set's folder.
-            OSError: there are none, or the file cannot be read.
-        """
+        """The image's bytes, from the table or from the file that it names; Outside where that lies elsewhere."""
         data = self._bytes[index].as_py()
         if data is not None:
             return data
@@ -114,8 +113,7 @@ class HfSource(Source):
         """Encoded bytes of each image, without reading them: int64 (len,), -1 where they lie in a file."""
         import pyarrow as pa
 
-        pc: Any = import_module("pyarrow.compute")
-
+        pc = _compute()
         return np.array(pc.fill_null(pc.cast(pc.binary_length(self._bytes), pa.int64()), -1))
 
     def placement(self, indices: np.ndarray) -> Placement:
@@ -164,10 +162,8 @@ def _type(feature: Any) -> str:
 
 
 def label_column(features: Mapping[str, Any]) -> tuple[str, str]:
-    """The column of type ClassLabel, or of numbers or names called label, class and the like, or "".
-
-    And a note where it is not clear which it is.
-    """
+    """The column of type ClassLabel, or of numbers or names called label, class and the like, or ""; and a note where
+    it is not clear which it is."""
     typed = [name for name, feature in features.items() if _type(feature) == "ClassLabel"]
     if len(typed) == 1:
         return typed[0], ""
@@ -181,12 +177,11 @@ def label_column(features: Mapping[str, Any]) -> tuple[str, str]:
 
 def read_labels(
     spec: str, dataset: "Dataset", train: "Dataset | None", column: str
-) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+) -> tuple[np.ndarray | None, ClassNames]:
     """int64 labels, -1 for none, and the classes: those of `train` first, where it is given."""
     import pyarrow as pa
 
-    pc: Any = import_module("pyarrow.compute")
-
+    pc = _compute()
     values: Any = dataset.data.column(column)
     before: Any = train.data.column(column) if train is not None else values[:0]
     if pa.types.is_integer(values.type):

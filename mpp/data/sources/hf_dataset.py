@@ -107,9 +107,8 @@ class HfDataset:
             return []
         if self._path.is_dir():
             if next(self._path.rglob("*.parquet"), None) is None:
-                raise SourceError(
-                    f"{self.spec}: {self._path} holds neither Parquet files nor a saved dataset; check it"
-                )
+                what = f"{self._path} holds neither Parquet files nor a saved dataset"
+                raise SourceError(f"{self.spec}: {what}; check it")
             cache = str(cache_folder() / "hf")
             self._builder = datasets.load_dataset_builder("parquet", data_dir=str(self._path), cache_dir=cache)
         elif self._name.startswith(("/", ".", "~")):
@@ -156,8 +155,12 @@ class HfDataset:
         import datasets
 
         if self._builder is not None:
-            if self._path.is_dir():
-                self._make_room(Path(self._builder.cache_dir))
+            if self._path.is_dir():  # room in our cache for the copy that `datasets` makes of Parquet files
+                copy = Path(self._builder.cache_dir)
+                use("/".join(copy.relative_to(cache_folder()).parts[:3]))
+                if not copy.is_dir():  # Arrow does not compress images either
+                    size = sum(file.stat().st_size for file in self._path.rglob("*.parquet"))
+                    make_room(size, f"a copy of {self._path}")
             self._builder.download_and_prepare()
             return self._builder.as_dataset(split=name)
         folder = self._path / name
@@ -166,13 +169,6 @@ class HfDataset:
             if each in ("", ".", "..") or "/" in each or "\\" in each:
                 raise SourceError(f"{self.spec}: it names {each!r}, outside of its folder, and is not read")
         return datasets.load_from_disk(str(folder))
-
-    def _make_room(self, copy: Path) -> None:
-        """Makes room in our cache for the copy that `datasets` makes of Parquet files, where there is none."""
-        root = cache_folder()
-        use("/".join(copy.relative_to(root).parts[:3]))
-        if not copy.is_dir():  # Arrow does not compress images either
-            make_room(sum(file.stat().st_size for file in self._path.rglob("*.parquet")), f"a copy of {self._path}")
 
     def _folders(self) -> list[Path]:
         """Where images may lie that a row names by a path.

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mpp.data.sources.base import Placement, Source, SourceError, check_index, count
+from mpp.data.sources.base import ClassNames, Placement, Source, SourceError, check_index, count
+
+Labels = Sequence[int] | np.ndarray
 
 _MOST_NUMBERED = 100_000  # ImageNet-21k has 21,841 classes, the largest sets of faces some 90,000
 
@@ -17,7 +19,6 @@ class ListSource(Source):
         labels: one an image, -1 for none; None: unlabelled.
         classes: class names; None: numbers, where there are labels.
         name: what the source is called.
-        note: what `describe` adds.
         split: of the source, where it has several.
 
     Raises:
@@ -27,14 +28,13 @@ class ListSource(Source):
     def __init__(
         self,
         images: Sequence[bytes | np.ndarray] | np.ndarray,
-        labels: Sequence[int] | np.ndarray | None = None,
-        classes: tuple[str, ...] | None = None,
+        labels: Labels | None = None,
+        classes: ClassNames = None,
         name: str = "list",
-        note: str = "",
         split: str = "",
     ) -> None:
         checked = (None, None) if labels is None else checked_labels(name, labels, len(images), classes)
-        super().__init__(name, *checked, note)
+        super().__init__(name, *checked)
         self._images, self._whole = images, f"the {split} split of {name}" if split else name
 
     def __len__(self) -> int:
@@ -47,13 +47,10 @@ class ListSource(Source):
         return f"image {check_index(index, len(self))} of {self._whole}"
 
     def block(self, indices: np.ndarray) -> np.ndarray | None:
-        """Images where they are one array of uint8 and four dimensions."""
         images = self._images
-        return (
-            images[indices]
-            if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
-            else None
-        )
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
+            return images[indices]
+        return None
 
     def placement(self, indices: np.ndarray) -> Placement:
         images = (self._images[index] for index in indices.tolist())
@@ -62,15 +59,11 @@ class ListSource(Source):
 
 
 def checked_labels(
-    name: str, labels: Sequence[int] | np.ndarray, images: int, classes: tuple[str, ...] | None = None
-) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    name: str, labels: Labels, images: int, classes: ClassNames = None
+) -> tuple[np.ndarray | None, ClassNames]:
     """int64 labels, -1 for none, and the classes that they number, or twice None where no image has a label.
 
-    Args:
-        name: of the source, for messages.
-        labels: one an image.
-        images: how many there are.
-        classes: class names; None: `numbered_classes`.
+    Without `classes` they are `numbered_classes`; `name` is the source's, for messages.
 
     Raises:
         SourceError: labels that are not one whole number from -1 an image, or number no class.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mpp.data.sources.base import Placement, Sample, Source, SourceError, check_index, count
+from mpp.data.sources.base import ClassNames, Placement, Sample, Source, SourceError, check_index, count
 
 # What the draws are for; the loader numbers its own from 1.
 _PASS, _SHUFFLE = 101, 102
@@ -45,7 +45,7 @@ class MixtureSource(Source):
                 )
         super().__init__(name, *self._joined_labels(), "; ".join(self._notes()))
 
-    def _joined_labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    def _joined_labels(self) -> tuple[np.ndarray | None, ClassNames]:
         """Labels and classes of all parts, the classes by name; None where a part has none."""
         if any(part.classes is None for part in self.parts):
             return None, None
@@ -60,7 +60,7 @@ class MixtureSource(Source):
         return np.concatenate(joined), classes
 
     def _notes(self) -> Iterator[str]:
-        """For `describe`: the parts, with weights the share that is drawn from each, and labels left aside."""
+        """The parts, with weights the share that is drawn from each, and labels left aside; for `describe`."""
         for part, share in zip(self.parts, self.quotas / len(self), strict=True):
             drawn = "" if self.weights is None else f", {share:.1%} of the images drawn"
             yield f"{part.name}: {count(len(part), 'image')}{drawn}"

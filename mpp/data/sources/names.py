@@ -44,17 +44,14 @@ def folded(column: str) -> str:
 
 def printable(text: str) -> str:
     """The text in one line that a terminal shows as it is: line breaks and undecodable bytes become \\n and \\xff."""
-    if text.isprintable():
-        return text
-    # The wide space of Japanese names counts as unprintable.
-    return "".join(
-        each if each.isprintable() or unicodedata.category(each) == "Zs" else _escaped(each) for each in text
-    )
 
+    def escaped(letter: str) -> str:
+        if letter.isprintable() or unicodedata.category(letter) == "Zs":  # such as the wide space of Japanese names
+            return letter
+        code = ord(letter)
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else letter.encode("unicode_escape").decode()
 
-def _escaped(letter: str) -> str:
-    code = ord(letter)
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else letter.encode("unicode_escape").decode()
+    return text if text.isprintable() else "".join(map(escaped, text))
 
 
 def home_expanded(path: str) -> Path:

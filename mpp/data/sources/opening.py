@@ -28,10 +28,7 @@ _BOTH: tuple[Split, ...] = ("train", "test")
 class Splits(Mapping[Split, Source]):
     """The splits of a source: `train`, all there is where it has no others, and `test`, where it holds images out.
 
-    Each is opened, or refused, when it is asked for, and once.
-
-    Args:
-        openers: what opens each split.
+    Each is opened, or refused, when it is asked for, and once; `openers` say how.
     """
 
     def __init__(self, openers: Mapping[Split, Callable[[], Source]]) -> None:
@@ -102,14 +99,9 @@ def _openers(spec: str, download: bool, expected: Sequence[str], keep: bool) -> 
 
 
 def open_source(spec: str, split: Split = "train", download: bool = False, keep: bool = False) -> Source:
-    """One split of a source by its string, as `open_splits`.
-
-    Raises:
-        SourceError: as `open_splits`, or no such split.
-    """
+    """One split of a source by its string, as `open_splits`; SourceError also where there is no such split."""
     splits = open_splits(spec, download, keep=keep)
     if split not in splits:
-        raise SourceError(
-            f"{shown(spec)} has no test split of its own: give the held-out images as a source of their own"
-        )
+        hint = "give the held-out images as a source of their own"
+        raise SourceError(f"{shown(spec)} has no test split of its own: {hint}")
     return splits[split]

@@ -45,11 +45,8 @@ class Shared(NamedTuple):
         """How many are in `there`, and how many were not compared; none where nothing is to be said."""
         lines, tested = [], count(self.tested, "test image")
         if self.found:
-            ways = (
-                (self.places, f"{self.places:,} as the same files"),
-                (self.copies, f"{self.copies:,} byte for byte"),
-            )
-            which = " and ".join(way for number, way in ways if number)
+            ways = ((self.places, "as the same files"), (self.copies, "byte for byte"))
+            which = " and ".join(f"{number:,} {way}" for number, way in ways if number)
             lines.append(f"{self.found:,} of the {tested} are in {there}, {which}, such as {self.example}")
         if self.unread:
             lines.append(

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mpp.data.sources.base import SourceAway, SourceError, TooLarge
+from mpp.data.sources.base import SourceAway, SourceError, TooLarge, opening_error
 from mpp.data.sources.patterns import expand_braces, shown
 from mpp.data.sources.remote_errors import RangeNotSupported, http_status, is_away, kind_of_failure, may_pass, reason
 from mpp.errors import Unreachable, install, split_query
@@ -33,7 +33,8 @@ _AT_ONCE = 64
 _PIECE = 4 * 2**20  # bytes a request while a whole file is read
 
 _SAME_PROTOCOL = (("http", "https"), ("s3", "s3a"), ("gs", "gcs"), ("hf",))
-
+# A file's state, by the names that s3, gs and hf have for it in their listings.
+_TAGS = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "mtime", "last_modified", "updated", "created")
 _made: dict[tuple[int, str, float], Any] = {}  # never emptied: a child must not close what its parent still uses
 
 _T = TypeVar("_T")
@@ -151,14 +152,9 @@ def _at_once(work: Callable[[_T], _R], many: Sequence[_T]) -> list[_R]:
 
 
 def fetch_ranges(ranges: Sequence[tuple[str, int, int]], timeout: float = TIMEOUT) -> list[bytes | OSError]:
-    """Several ranges of bytes, at the same time.
+    """Several ranges of bytes, (URL, first byte, number of bytes), at the same time.
 
-    Args:
-        ranges: URL, first byte, number of bytes.
-        timeout: seconds for which each may wait for more of its answer.
-
-    Returns:
-        One a range: its bytes, or why there are none, with URL and byte.
+    Each is its bytes, or why there are none, with URL and byte; it may wait `timeout` seconds for more of its answer.
     """
 
     def fetch(wanted: tuple[str, int, int]) -> bytes | OSError:
@@ -232,12 +228,10 @@ def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[Remot
         urls = list(expand_braces(pattern))
         found = _at_once(lambda url: _answer(lambda: look(url, timeout), url, timeout), urls)
     except FileNotFoundError as error:
-        raise SourceError(
-            f"{name}: {str(error).replace(': is not there', '')} matches no file; check the URL"
-        ) from error
+        what = str(error).replace(": is not there", "")
+        raise SourceError(f"{name}: {what} matches no file; check the URL") from error
     except OSError as error:
-        kind = SourceAway if isinstance(error, Unreachable) else SourceError
-        raise kind(f"{name}: cannot open {error}; check the URL and the credentials") from error
+        raise opening_error(f"{name}: cannot open {error}; check the URL and the credentials", error) from error
     return [file for files in found for file in files]
 
 
@@ -256,9 +250,8 @@ def _probe(url: str, timeout: float) -> list[RemoteFile]:
             size = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("Content-Range", ""))
             if answer.status != 206 or not size:
                 answer.close()  # or the whole shard would come
-                raise RangeNotSupported(
-                    "the server sends whole files only; download the shards, or use one with ranges"
-                )
+                hint = "download the shards, or use one with ranges"
+                raise RangeNotSupported(f"the server sends whole files only; {hint}")
             tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
             return [RemoteFile(url, int(size[1]), tag)]
 
@@ -271,21 +264,14 @@ def _list(url: str, timeout: float) -> list[RemoteFile]:
     system = _file_system(url, timeout)
     path, listing = _path(system, url), any(character in url for character in "*?[")
     found = system.glob(path, detail=True) if listing else {path: system.info(path)}
-    protocol = url.partition("://")[0]
-    files = [
-        RemoteFile(f"{protocol}://{name}" if listing else url, int(info["size"]), _tag(info))
-        for name, info in sorted(found.items())
-        if info.get("type") == "file" and not name.endswith(".index")
-    ]
+    protocol, files = url.partition("://")[0], list[RemoteFile]()
+    for name, info in sorted(found.items()):
+        if info.get("type") == "file" and not name.endswith(".index"):
+            tag = next((str(info[name]) for name in _TAGS if info.get(name)), "")
+            files.append(RemoteFile(f"{protocol}://{name}" if listing else url, int(info["size"]), tag))
     if not files:
         raise FileNotFoundError(url)
     return files
-
-
-def _tag(info: dict[str, Any]) -> str:
-    """A file's state, by the names that s3, gs and hf have for it in their listings."""
-    known = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "mtime", "last_modified", "updated", "created")
-    return next((str(info[name]) for name in known if info.get(name)), "")
 
 
 def open_stream(file: RemoteFile, timeout: float = TIMEOUT) -> io.BufferedReader:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mpp.data.sources.base import SourceAway, SourceError
+from mpp.data.sources.base import SourceError, opening_error
 from mpp.data.sources.files import file_state
 from mpp.data.sources.names import printable
 from mpp.data.sources.patterns import shown
@@ -31,7 +31,6 @@ from mpp.data.sources.tar_index import (
     load_index,
     sidecar_name,
 )
-from mpp.errors import Unreachable
 from mpp.system.cache import make_room, shown_size, use
 from mpp.system.files import cache_folder, claimed, write_whole
 
@@ -111,7 +110,6 @@ def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:
         SourceError: unreadable, or not a complete tar file.
     """
     key = remote_key(file)
-
     packed = (cache_folder() / f"{key}.tar").is_file()
     index = None if packed else _cached_index(key, file.size)
     if not packed and index is None:
@@ -127,8 +125,8 @@ def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:
         except SourceError as error:
             raise SourceError(f"{shown(spec)}: {file}: {error}") from error
         except OSError as error:
-            kind = SourceAway if isinstance(error, Unreachable) else SourceError
-            raise kind(f"{shown(spec)}: cannot read {error}; check the connection, then start again") from error
+            text = f"{shown(spec)}: cannot read {error}; check the connection, then start again"
+            raise opening_error(text, error) from error
         if index is not None:
             _cache_index(key, index)
     if index is None:
@@ -186,13 +184,12 @@ def _open_packed(
         except SourceError:
             raise
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise SourceError(
-                f"{shown(spec)}: {origin} is not a complete gzip file ({error}); make it again"
-            ) from error
+            what = f"{origin} is not a complete gzip file ({error})"
+            raise SourceError(f"{shown(spec)}: {what}; make it again") from error
         except OSError as error:
             if error.errno is None:  # the network's
-                kind = SourceAway if isinstance(error, Unreachable) else SourceError
-                raise kind(f"{shown(spec)}: cannot read {error}; check the connection, then start again") from error
+                text = f"{shown(spec)}: cannot read {error}; check the connection, then start again"
+                raise opening_error(text, error) from error
             what = f"cannot unpack {_base_name(origin)} into {cache_folder()} ({error.strerror or error})"
             hint = "set MPP_CACHE to a folder with room, or gunzip the shards"
             raise SourceError(f"{shown(spec)}: {what}; {hint}") from error
@@ -213,8 +210,7 @@ def _unpack(spec: str, origin: LocalFile | RemoteFile, size: int, opener: Callab
                     hint = "if it is right, gunzip it and name the .tar"
                     raise SourceError(f"{shown(spec)}: {what}, which images do not; {hint}")
                 if written > room:
-                    why = f"it unpacks to more than {shown_size(room)}, for which there is room"
-                    raise OSError(errno.ENOSPC, why)
+                    raise OSError(errno.ENOSPC, f"it unpacks to more than {shown_size(room)}, for which there is room")
                 out.write(data)
 
         write_whole(tar, write)

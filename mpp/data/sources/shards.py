@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.data.sources.base import UNKNOWN, Placement, Sample, Source, SourceAway, SourceError, check_index, count
+from mpp.data.sources.base import UNKNOWN, Placement, Sample, Source, SourceError, check_index, count, opening_error
 from mpp.data.sources.descriptors import Descriptors
 from mpp.data.sources.files import NotAFile, file_place, read_file
 from mpp.data.sources.in_memory import most_numbered, numbered_classes
@@ -23,7 +23,6 @@ from mpp.data.sources.range_cache import RangeCache
 from mpp.data.sources.remote import TIMEOUT, RemoteFile, fetch_ranges, fetch_small, find_remote
 from mpp.data.sources.shard_files import Shard, open_local, open_remote, remote_key
 from mpp.data.sources.tar_index import BLOCK, UNREADABLE
-from mpp.errors import Unreachable
 from mpp.system.files import cache_folder
 
 _AT_ONCE = 16  # remote shards whose index is fetched or made at the same time
@@ -33,9 +32,8 @@ class ShardSource(Source):
     """Images inside uncompressed tar files, on the local disk or behind URLs. Twelve bytes an image in memory.
 
     Args:
-        name: the string it was opened with, fit to be shown.
+        name, classes, note: as of every source.
         shards: in the order of their images.
-        classes, note: as of every source.
         keep: whether to cache what is fetched of remote shards.
         timeout: seconds for which a request may wait for more of its answer.
 
@@ -44,13 +42,7 @@ class ShardSource(Source):
     """
 
     def __init__(
-        self,
-        name: str,
-        shards: Sequence[Shard],
-        classes: tuple[str, ...] | None,
-        note: str,
-        keep: bool = False,
-        timeout: float = TIMEOUT,
+        self, name: str, shards: Sequence[Shard], classes: tuple[str, ...] | None, note: str, keep: bool, timeout: float
     ) -> None:
         labels = np.concatenate([np.maximum(shard.index.labels, -1) for shard in shards])
         super().__init__(name, None if classes is None else labels, classes, note)
@@ -62,16 +54,14 @@ class ShardSource(Source):
         self._starts = np.cumsum([0, *(len(shard.index.blocks) for shard in shards)])
         self._blocks = np.concatenate([shard.index.blocks for shard in shards])
         self._sizes = np.concatenate([shard.index.sizes for shard in shards])
-        self._open = Descriptors(os.O_RDONLY)
-        self._cache = self._range_cache() if keep and self.reads_together else None
-
-    def _range_cache(self) -> RangeCache:
-        keys = [remote_key(origin) if isinstance(origin, RemoteFile) else "" for origin in self.origins]
-        try:
-            return RangeCache(cache_folder(), keys)
-        except OSError as error:
-            what = f"cannot keep anything in {cache_folder()} ({error.strerror})"
-            raise SourceError(f"{self.name}: {what}; set MPP_CACHE to a folder with room") from error
+        self._open, self._cache = Descriptors(os.O_RDONLY), None
+        if keep and self.reads_together:
+            keys = [remote_key(origin) if isinstance(origin, RemoteFile) else "" for origin in self.origins]
+            try:
+                self._cache = RangeCache(cache_folder(), keys)
+            except OSError as error:
+                what = f"cannot keep anything in {cache_folder()} ({error.strerror})"
+                raise SourceError(f"{name}: {what}; set MPP_CACHE to a folder with room") from error
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -194,27 +184,20 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
     named, warnings = None, list[str]()
     if any(shard.index.labels.max(initial=-1) >= 0 for shard in shards):
         named, warnings = _class_names(name, shards, timeout)
-    shards = _without_large_labels(shards, 0 if named is None else len(named[1]))
+    # A label that is too large to be a class, as of a damaged .cls, is one that cannot be read.
+    most = max(len(named[1]) if named else 0, most_numbered(sum(len(shard.index.labels) for shard in shards)))
     ignored = Ignored()
-    for shard in shards:
+    for number, shard in enumerate(shards):
         ignored.merge(shard.index.ignored)
+        labels = shard.index.labels
+        if labels.max(initial=-1) >= most:
+            checked = replace(shard.index, labels=np.where(labels < most, labels, UNREADABLE))
+            shards[number] = replace(shard, index=checked)
     classes, note = _classes_and_note(name, shards, ignored, named)
     source = ShardSource(name, shards, classes, note, keep, timeout)
     lost = ignored.warnings(len(source), "a sample has one image, KEY.jpg or of another known ending")
     source.warnings = (*lost, *warnings)
     return source
-
-
-def _without_large_labels(shards: Sequence[Shard], named: int) -> list[Shard]:
-    """The shards, where a label that is too large to be a class, as of a damaged .cls, is one that cannot be read."""
-    most = max(named, most_numbered(sum(len(shard.index.labels) for shard in shards)))
-    checked = list[Shard]()
-    for shard in shards:
-        labels = shard.index.labels
-        if labels.max(initial=-1) >= most:
-            shard = replace(shard, index=replace(shard.index, labels=np.where(labels < most, labels, UNREADABLE)))
-        checked.append(shard)
-    return checked
 
 
 def _classes_and_note(
@@ -233,15 +216,13 @@ def _classes_and_note(
         notes.append(f"{without:,} without a label")
     if unreadable:
         notes.append(f"{count(unreadable, 'label')} that cannot be read")
-    if largest < 0:
-        return None, "; ".join(notes)
     if named is None:
-        return numbered_classes(name, largest, len(labels)), "; ".join(notes)
+        return (None if largest < 0 else numbered_classes(name, largest, len(labels))), "; ".join(notes)
     location, names = named
     if largest >= len(names):
         what = f"names {len(names)} classes, but there is a label {largest}"
         raise SourceError(f"{name}: {shown(location)} {what}; complete it")
-    return names, "; ".join(notes)
+    return (None if largest < 0 else names), "; ".join(notes)
 
 
 def _class_names(
@@ -261,14 +242,13 @@ def _class_names(
         except UnicodeDecodeError as error:
             raise SourceError(f"{name}: cannot read {shown(location)} ({error}); write it in UTF-8") from error
         except OSError as error:
-            if isinstance(error, PermissionError) and is_url(
-                location
-            ):  # where it is not there, some stores say so, too
+            # Where it is not there, some stores say so, too.
+            if isinstance(error, PermissionError) and is_url(location):
                 refused.append(str(error))
                 continue
-            kind = SourceAway if isinstance(error, Unreachable) else SourceError
             reason = shown(error.strerror or str(error)).removeprefix(f"{shown(location)}: ")
-            raise kind(f"{name}: cannot read {shown(location)} ({reason}); mend that, or take it away") from error
+            text = f"{name}: cannot read {shown(location)} ({reason}); mend that, or take it away"
+            raise opening_error(text, error) from error
     names_are = "those of the other shards" if found else "numbers"
     warnings = [f"class names are {names_are}, for we may not read {error}" for error in refused[:1]]
     if not found:

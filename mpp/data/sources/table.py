@@ -4,6 +4,7 @@ cats/1.jpg,cat          path,label,split
 dogs/7.jpg,dog    or    cats/1.jpg,cat,train
 """
 
+import contextlib
 import csv
 import os
 import time
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpp.data.sources.base import SourceError, Split
+from mpp.data.sources.base import ClassNames, SourceError, Split
 from mpp.data.sources.files import FileSource, PathTable
 from mpp.data.sources.in_memory import numbered_classes
 from mpp.data.sources.names import LABEL_COLUMNS, folded, is_image, printable
@@ -92,10 +93,8 @@ class Table:
         self._splits.append(_SPLITS.index(split))
         self._numbers.append(-1 if label in ("", "-1") else self._names.setdefault(label, len(self._names)))
         if len(self._names) > _MOST_CLASSES:
-            raise SourceError(
-                f"{self.spec}: more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}; "
-                "leave out the column, or name classes in it"
-            )
+            what = f"more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}"
+            raise SourceError(f"{self.spec}: {what}; leave out the column, or name classes in it")
 
     def open(self, split: Split = "train") -> FileSource:
         """The images of a split; of all rows, where the file is not split.
@@ -117,7 +116,7 @@ class Table:
         splits = np.frombuffer(self._splits, dtype=np.uint8)
         return np.flatnonzero(splits == _SPLITS.index(name)) if name else np.arange(len(splits))
 
-    def _labels(self, rows: np.ndarray, split: Split) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    def _labels(self, rows: np.ndarray, split: Split) -> tuple[np.ndarray | None, ClassNames]:
         """int64 (n,), -1 for none, and the classes: the train split's, then those that the other alone has."""
         numbers, names = np.frombuffer(self._numbers, dtype=np.intc), list(self._names)
 
@@ -131,9 +130,8 @@ class Table:
             bare = {name: name.lstrip("0") or "0" for name in own | known}
             largest = max(bare.values(), key=lambda name: (len(name), name))
             if len(largest) > _MOST_DIGITS:  # int refuses thousands of digits
-                raise SourceError(
-                    f"{self.spec}: the label {largest[:40]} would mean as many classes; write names or count from 0"
-                )
+                what = f"the label {largest[:40]} would mean as many classes"
+                raise SourceError(f"{self.spec}: {what}; write names or count from 0")
             images = sum(len(self._rows_of(name)) for name in self.splits.values())
             classes = numbered_classes(self.spec, int(largest), images)
             label_of = {name: int(number) for name, number in bare.items()}
@@ -160,9 +158,8 @@ class Table:
         except OSError as error:
             raise SourceError(f"{self.spec}: cannot read {self.path} ({error.strerror}); check it") from error
         except UnicodeDecodeError as error:
-            raise SourceError(
-                f"{self.spec}: {self.path} is not UTF-8 after line {line} ({error.reason}); save it as UTF-8"
-            ) from error
+            what = f"{self.path} is not UTF-8 after line {line} ({error.reason})"
+            raise SourceError(f"{self.spec}: {what}; save it as UTF-8") from error
         except csv.Error as error:
             raise SourceError(f"{self.spec}: {self.path}, after line {line}: {error}; mend the row") from error
 
@@ -177,9 +174,8 @@ class Table:
         path, label, split = place(_PATH_COLUMNS), place(LABEL_COLUMNS), place(("split",))
         if path < 0 or there(first[path]):
             if len(first) > 2:
-                raise SourceError(
-                    f"{self.spec}: {self.path} has {len(first)} columns and no header; begin it with e.g. path,label"
-                )
+                what = f"{self.path} has {len(first)} columns and no header"
+                raise SourceError(f"{self.spec}: {what}; begin it with e.g. path,label")
             may_be_images = any(is_image(cell) or there(cell) or any(mark in cell for mark in _MARKS) for cell in first)
             if path < 0 and not may_be_images:
                 columns = printable(", ".join(first))
@@ -208,20 +204,15 @@ class Table:
 def read_table(spec: str, path: Path) -> Table:
     """The table in a CSV (.tsv: tab-separated) file; of one that has not changed, the same as before.
 
-    A command opens its images several times: to train, to test, for the page in the end.
-
-    Raises:
-        SourceError: as `Table`.
+    A command opens its images several times: to train, to test, for the page in the end. SourceError as of `Table`.
     """
-    try:
+    with contextlib.suppress(OSError):  # which `Table` says
         info = path.stat()
-    except OSError:
-        return Table(spec, path)  # which says why
-    if time.time_ns() - info.st_mtime_ns < _SETTLED:
-        return Table(spec, path)
-    return _cached_table(spec, path, (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns))
+        if time.time_ns() - info.st_mtime_ns >= _SETTLED:
+            return _cached_table(spec, path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+    return Table(spec, path)
 
 
 @lru_cache(maxsize=2)  # images to train on, and to test with
-def _cached_table(spec: str, path: Path, state: tuple[int, ...]) -> Table:
+def _cached_table(spec: str, path: Path, *_state: int) -> Table:
     return Table(spec, path)

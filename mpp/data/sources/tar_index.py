@@ -112,8 +112,7 @@ def write_sidecar(shard: Path) -> Path:
         OSError: the index cannot be written.
     """
     path = Path(sidecar_name(str(shard)))
-    data = index_tar(shard).to_bytes()
-    write_whole(path, data)
+    write_whole(path, index_tar(shard).to_bytes())
     return path
 
 

@@ -5,14 +5,7 @@ import ssl
 
 import pytest
 
-from mpp.data.sources.remote_errors import (
-    RangeNotSupported,
-    http_status,
-    is_away,
-    kind_of_failure,
-    may_pass,
-    reason,
-)
+from mpp.data.sources.remote_errors import RangeNotSupported, http_status, is_away, kind_of_failure, may_pass, reason
 from mpp.errors import Unreachable
 
 STAYS, PASSES, AWAY = "stays", "passes", "away"
