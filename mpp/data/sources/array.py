@@ -23,8 +23,7 @@ class ArraySource(Source):
     `read` gives values as they are; decoding says what they mean. An .npz holds the images as `images`, `x` or its
     only array of 3 or 4 dimensions, and may hold labels as `labels` or `y`.
 
-    Raises:
-        SourceError: missing, not such a file, or an array of another shape or dtype.
+    Raises SourceError: missing, not such a file, or an array of another shape or dtype.
     """
 
     def __init__(self, name: str, path: Path) -> None:

@@ -25,8 +25,7 @@ _READERS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 def open_cifar(kind: str, folder: Path, split: Split, download: bool = False) -> ListSource:
     """CIFAR-10 or CIFAR-100 in `folder`, packed or unpacked; with `download`, fetched where it is not there whole.
 
-    Raises:
-        SourceError: it is not there, a file is not the official one, or the download failed.
+    Raises SourceError: it is not there, a file is not the official one, or the download failed.
     """
     spec, reader = f"{kind}:{folder}", _READERS[kind]
     # About how the official files were made: tarfile's, and numpy's.

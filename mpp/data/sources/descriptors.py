@@ -9,6 +9,7 @@ from typing import Any
 from mpp.errors import RunError
 
 _NO_MORE = (errno.EMFILE, errno.ENFILE)
+_HINT = "raise that, as by ulimit -n 4096, or take fewer workers"
 
 
 def _limit() -> float:
@@ -31,21 +32,17 @@ def _too_few() -> str:
 def check_files(wanted: int, workers: int) -> None:
     """Refuses so many workers where a process may not open so many more files: batches would be lost on their way.
 
-    Raises:
-        RunError: naming the limit.
+    Raises RunError: naming the limit.
     """
     if files_left() < wanted:
-        raise RunError(
-            f"{_too_few()}, and {workers} workers need {wanted} more; raise that, as by ulimit -n 4096, or take "
-            "fewer workers"
-        )
+        raise RunError(f"{_too_few()}, and {workers} workers need {wanted} more; {_HINT}")
 
 
 def no_more_files(error: BaseException) -> RunError | None:
     """The error to raise where one says that no more files can be opened, which is no fault of the file; else None."""
     if getattr(error, "errno", None) not in _NO_MORE and "too many open files" not in str(error).lower():
         return None
-    return RunError(f"{_too_few()}; raise that, as by ulimit -n 4096, or take fewer workers")
+    return RunError(f"{_too_few()}; {_HINT}")
 
 
 def not_started(error: BaseException) -> RunError:

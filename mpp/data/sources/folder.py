@@ -90,12 +90,10 @@ def open_folder(spec: str, folder: Path, expected: Sequence[str] = ()) -> dict[S
     the train split, and after them those that it alone has.
 
     Args:
-        spec: the source as the user wrote it.
-        folder: where to look.
+        spec, folder: the source as the user wrote it, and where to look.
         expected: classes that it may hold a single one of, as of the images that a test belongs to.
 
-    Raises:
-        SourceError: on opening a split that is missing, not a folder, unreadable, or without an image.
+    Raises SourceError: on opening a split that is missing, not a folder, unreadable, or without an image.
     """
     splits = split_folders(folder)
     if not splits:

@@ -136,8 +136,7 @@ class HfSource(Source):
 def image_column(spec: str, features: Mapping[str, Any]) -> str:
     """The column of type Image, or one of bytes called image, img and the like.
 
-    Raises:
-        SourceError: it is not clear which.
+    Raises SourceError: it is not clear which.
     """
     from datasets import Image
 

@@ -51,8 +51,7 @@ def _log_lines_off() -> Generator[None]:
 class HfDataset:
     """A dataset by the string `NAME_OR_DIR[:SPLIT]`: saved, a folder of Parquet files, or of the hub.
 
-    Raises:
-        SourceError: nothing there or readable, or no split that must be meant.
+    Raises SourceError: nothing there or readable, or no split that must be meant.
     """
 
     def __init__(self, spec: str, argument: str) -> None:
@@ -122,11 +121,7 @@ class HfDataset:
         return [str(name) for name in self._builder.config.data_files or self._builder.info.splits or ()]
 
     def open(self, split: Split = "train") -> HfSource:
-        """The images of a split.
-
-        Raises:
-            SourceError: not readable, no rows, or no column that must be the images.
-        """
+        """The images of a split. Raises SourceError: not readable, no rows, or no column that must be the images."""
         spec, name = self.spec, self.splits[split]
         dataset = self._dataset(name)
         if not len(dataset):

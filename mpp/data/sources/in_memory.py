@@ -21,8 +21,7 @@ class ListSource(Source):
         name: what the source is called.
         split: of the source, where it has several.
 
-    Raises:
-        SourceError: labels that are not one whole number an image, or name no class.
+    Raises SourceError: labels that are not one whole number an image, or name no class.
     """
 
     def __init__(
@@ -65,8 +64,7 @@ def checked_labels(
 
     Without `classes` they are `numbered_classes`; `name` is the source's, for messages.
 
-    Raises:
-        SourceError: labels that are not one whole number from -1 an image, or number no class.
+    Raises SourceError: labels that are not one whole number from -1 an image, or number no class.
     """
     given = np.asarray(labels)
     if given.shape != (images,) or (given.dtype.kind not in "iu" and images):

@@ -21,8 +21,7 @@ class MixtureSource(Source):
         parts: at least one source; classes of the same name are the same class.
         weights: positive, one a part: how often images of the parts are drawn; None: every image alike.
 
-    Raises:
-        SourceError: weights that do not fit, or so small that a part would never be drawn.
+    Raises SourceError: weights that do not fit, or so small that a part would never be drawn.
     """
 
     def __init__(self, name: str, parts: Sequence[Source], weights: Sequence[float] | None = None) -> None:

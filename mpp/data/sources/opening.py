@@ -61,9 +61,8 @@ def open_splits(spec: str, download: bool = False, expected: Sequence[str] = (),
         expected: classes that a folder may hold a single one of (see `open_folder`).
         keep: keep in the cache what is fetched of remote shards.
 
-    Raises:
-        SourceError: unknown kind, or a CSV or a dataset that cannot be opened; in taking a split, nothing there, or
-            nothing readable.
+    Raises SourceError: unknown kind, or a CSV or a dataset that cannot be opened; in taking a split, nothing there, or
+    nothing readable.
     """
     weights, parts = parts_of(spec)
     if len(parts) == 1:

@@ -87,8 +87,7 @@ def local_files(alternative: str, folders: bool = False) -> list[str]:
 def local_shards(spec: str, pattern: str) -> list[Path]:
     """The files that a local pattern stands for, unsorted.
 
-    Raises:
-        SourceError: an alternative in braces that matches no file.
+    Raises SourceError: an alternative in braces that matches no file.
     """
     if Path(pattern).is_file():
         return [Path(pattern)]

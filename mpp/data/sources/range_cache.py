@@ -25,8 +25,7 @@ class RangeCache:
         folder: made where it is missing.
         keys: of the shards, fit for file names; another state of a shard needs another key.
 
-    Raises:
-        OSError: the folder cannot be made.
+    Raises OSError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, keys: list[str]) -> None:

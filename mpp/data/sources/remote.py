@@ -113,8 +113,7 @@ def _path(system: Any, url: str) -> str:
 def _answer(ask: Callable[[], _T], url: str, timeout: float) -> _T:
     """Asks until there is an answer, a reason that stays, or no attempt left.
 
-    Raises:
-        OSError: one line that names the URL and the reason.
+    Raises OSError: one line that names the URL and the reason.
     """
     for attempt in range(_ATTEMPTS):
         try:
@@ -207,8 +206,7 @@ def fetch_small(url: str, timeout: float = TIMEOUT) -> bytes | None:
 def find_remote(spec: str, pattern: str, timeout: float = TIMEOUT) -> list[RemoteFile]:
     """The files that a pattern of URLs stands for. Globs need a listing, which http has not.
 
-    Raises:
-        SourceError: nothing there, no access, a glob on http, a server that cannot send ranges, or a missing package.
+    Raises SourceError: nothing there, no access, a glob on http, a server without ranges, or a missing package.
     """
     name = shown(spec)
     try:

@@ -77,12 +77,9 @@ def remote_key(file: RemoteFile) -> str:
 
 
 def open_local(spec: str, path: Path) -> Shard:
-    """A local .tar or .tar.gz with its index, from the sidecar or the cache where they are there.
+    """A local .tar or .tar.gz with its index, from the sidecar, unless it is older than its shard, or the cache.
 
-    A sidecar that is older than its shard is passed over.
-
-    Raises:
-        SourceError: unreadable, or not a complete tar or gzip file.
+    Raises SourceError: unreadable, or not a complete tar or gzip file.
     """
     origin = LocalFile(path)
     try:
@@ -106,8 +103,7 @@ def open_local(spec: str, path: Path) -> Shard:
 def open_remote(spec: str, file: RemoteFile, timeout: float = TIMEOUT) -> Shard:
     """A remote .tar with its index. A .tar.gz is fetched as a whole and unpacked into the cache.
 
-    Raises:
-        SourceError: unreadable, or not a complete tar file.
+    Raises SourceError: unreadable, or not a complete tar file.
     """
     key = remote_key(file)
     packed = (cache_folder() / f"{key}.tar").is_file()
@@ -164,8 +160,7 @@ def _open_packed(
 ) -> Shard:
     """A gzipped tar of `size` bytes, unpacked into the cache as `key` where it is not there yet.
 
-    Raises:
-        SourceError: damaged, far too large, no room, or it cannot be read.
+    Raises SourceError: damaged, far too large, no room, or it cannot be read.
     """
     tar = cache_folder() / f"{key}.tar"
 

@@ -37,8 +37,7 @@ class ShardSource(Source):
         keep: whether to cache what is fetched of remote shards.
         timeout: seconds for which a request may wait for more of its answer.
 
-    Raises:
-        SourceError: `keep`, and the cache folder cannot be made.
+    Raises SourceError: `keep`, and the cache folder cannot be made.
     """
 
     def __init__(
@@ -160,8 +159,7 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
             and braces: `/a/*.tar s3://b/x-{000..123}.tar`. White space in a name is written `\ `.
         keep, timeout: as of `ShardSource`.
 
-    Raises:
-        SourceError: no such shard, not a tar file, no image inside, class names that do not fit, or a missing package.
+    Raises SourceError: no such shard, no tar file, no image inside, class names that do not fit, or a missing package.
     """
     name = shown(spec)
     paths, remote = set[Path](), dict[str, RemoteFile]()

@@ -42,8 +42,7 @@ def spec_of(kind: str, argument: str) -> str:
 def parts_of(spec: str) -> tuple[list[float] | None, list[str]]:
     """The weights, where there are any, and the sources that are joined by " + ", one or several.
 
-    Raises:
-        SourceError: a source is missing beside a +, or has no weight although others do.
+    Raises SourceError: a source is missing beside a +, or has no weight although others do.
     """
     starts = [found.start() for found in _TOKEN.finditer(spec) if found[0] == _PLUS]
     ends = [start + len(_PLUS) for start in starts]
@@ -83,8 +82,7 @@ def _weighted(text: str) -> re.Match[str] | None:
 def parse(spec: str) -> tuple[str, str]:
     """`kind:argument` in two, checked, the argument without quotes; that of shards with them, for it is several.
 
-    Raises:
-        SourceError: no such kind, or an argument that it cannot have.
+    Raises SourceError: no such kind, or an argument that it cannot have.
     """
     if "\0" in spec:
         raise SourceError(f"{shown(spec)!r} holds a NUL, which no path does; check it")
@@ -133,15 +131,10 @@ def _unknown(spec: str, kind: str, argument: str) -> SourceError:
 def check_outside_images(setting: str, folder: str, specs: Iterable[str]) -> None:
     """Refuses to write in a folder of images, where our pictures would be images, and a class, for the next command.
 
-    A run that is there already may go on.
+    A run that is there already may go on. `setting` names `folder`, which is there or not, or empty for none; opening
+    the `specs` says what is wrong with one.
 
-    Args:
-        setting: that names `folder`.
-        folder: to be written to, there or not; empty for none.
-        specs: of sources; opening them says what is wrong with one.
-
-    Raises:
-        ConfigError: `folder` is one of images, or lies in one, and is not hidden there.
+    Raises ConfigError: `folder` is one of images, or lies in one, and is not hidden there.
     """
     target = home_expanded(folder).resolve()
     if not folder or (target / "config.yaml").exists():

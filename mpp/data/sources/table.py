@@ -53,9 +53,7 @@ class Table:
     sorted into classes, or whole numbers from 0; where a row has none, or -1, it is -1. Paths are absolute or start
     from the file's folder; reading an image says where a file is missing.
 
-    Raises:
-        SourceError: missing, not such a file, without rows, columns of which none can be the paths, or more labels than
-            classes can be.
+    Raises SourceError: missing, not such a file, without rows, no column of paths, or more labels than classes can be.
     """
 
     def __init__(self, spec: str, path: Path) -> None:
@@ -99,8 +97,7 @@ class Table:
     def open(self, split: Split = "train") -> FileSource:
         """The images of a split; of all rows, where the file is not split.
 
-        Raises:
-            SourceError: a label that is no class, or none of the first 100 images is there.
+        Raises SourceError: a label that is no class, or none of the first 100 images is there.
         """
         name = self.splits[split]
         rows = self._rows_of(name)

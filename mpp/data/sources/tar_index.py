@@ -117,11 +117,7 @@ def write_sidecar(shard: Path) -> Path:
 
 
 def index_tar(shard: Path) -> TarIndex:
-    """The index of a local .tar.
-
-    Raises:
-        SourceError: unreadable, or not a complete tar file.
-    """
+    """The index of a local .tar. Raises SourceError: unreadable, or not a complete tar file."""
     try:
         with shard.open("rb") as file:
             return build_index(file, shard.stat().st_size)

@@ -27,6 +27,7 @@ def test_values_come_as_they_are(dtype, order, tmp_path):
 def test_npz_with_labels(key, label_key, labels, classes, tmp_path, images):
     np.savez(tmp_path / "a.npz", **{key: images, label_key: np.array(labels, dtype=np.int16)})
     source = open_source(f"array:{tmp_path / 'a.npz'}")
+    assert source.location(1) == f"image 1 of {tmp_path / 'a.npz'}"
     assert source.classes == (classes and tuple(map(str, range(classes))))
     assert [source.read(i)[1] for i in range(5)] == [None if label < 0 else label for label in labels]
     if classes:

@@ -7,7 +7,6 @@ import pytest
 from mpp.data.sources.base import Source, SourceError, Subset, TooLarge
 from mpp.data.sources.files import FileSource
 from mpp.data.sources.in_memory import ListSource
-from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source
 from mpp.errors import RunError
 from tests.data.sources.reading import read_many, write_shards, write_tar
@@ -36,6 +35,7 @@ def test_subset(images):
     assert (len(subset), subset.classes, subset.labels().tolist()) == (2, ("x", "y", "z"), [2, 1])
     np.testing.assert_array_equal(subset.read(0)[0], images[4])
     assert subset.describe() == "2 of 5 images in 3 classes"
+    assert (subset.location(1), Subset(subset, [1]).location(0)) == ("image 1 of list", "image 1 of list")
     assert Subset(subset, [1]).labels().tolist() == [1]
     assert len(Subset(subset, [])) == 0
     with pytest.raises(IndexError):
@@ -68,28 +68,6 @@ def test_sources_do_not_count_from_the_end(picture_folder, images, tmp_path):
             for call in (source.read, source.location):
                 with pytest.raises(IndexError):
                     call(index)
-
-
-def test_every_source_names_its_images(picture_folder, images, tmp_path):
-    folder = picture_folder("1.png", "2.png")
-    np.savez(tmp_path / "a.npz", images=images)
-    (tmp_path / "l.csv").write_text("1.png\n2.png\n")
-    write_tar(tmp_path / "s.tar", [("a.jpg", b"a"), ("b.jpg", b"b")])
-    specs = ("array:a.npz", "shards:s.tar", "csv:l.csv")
-    array, shard, file = (open_source(spec.replace(":", f":{tmp_path}/")) for spec in specs)
-    whole = ListSource(images, name="cifar10:/x", split="test")
-    names = {
-        array: f"image 1 of {tmp_path / 'a.npz'}",
-        shard: f"{tmp_path / 's.tar'}, byte 1536",
-        file: str(tmp_path / "2.png"),
-        open_source(f"folder:{folder}"): str(folder / "2.png"),
-        whole: "image 1 of the test split of cifar10:/x",
-        ListSource(images): "image 1 of list",
-        Subset(whole, [3, 4]): "image 4 of the test split of cifar10:/x",
-        Subset(Plain("plain"), [0, 1]): "image 1 of plain",
-        MixtureSource("m", [shard, file]): f"{tmp_path / 's.tar'}, byte 1536",
-    }
-    assert {source: source.location(1) for source in names} == names
 
 
 class AtOnce(ListSource):

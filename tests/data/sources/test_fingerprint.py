@@ -8,7 +8,7 @@ import pytest
 
 from mpp.data.pixel_cache import PixelSource
 from mpp.data.sources import base, files
-from mpp.data.sources.base import Source, Subset
+from mpp.data.sources.base import Subset
 from mpp.data.sources.contents import Contents
 from mpp.data.sources.files import FileSource
 from mpp.data.sources.in_memory import ListSource
@@ -20,20 +20,17 @@ PIXELS = np.arange(6 * 4 * 4 * 3, dtype=np.uint8).reshape(6, 4, 4, 3)
 LISTED = ListSource(PIXELS, [0, 1] * 3, ("a", "b"))
 
 
-class Own(Source):
+class Own(ListSource):
     """A source of somebody else's, which is read."""
 
     def __init__(self, images, broken=-1):
-        super().__init__("own", np.arange(len(images)) % 2, ("a", "b"))
-        self.images, self.broken = images, broken
-
-    def __len__(self):
-        return len(self.images)
+        super().__init__(images)
+        self.broken = broken
 
     def image(self, index):
         if index == self.broken:
             raise OSError("broken")
-        return self.images[index]
+        return super().image(index)
 
 
 def all_differ(*texts):
@@ -41,37 +38,42 @@ def all_differ(*texts):
     return len(set(texts)) == len(texts)
 
 
-@pytest.fixture
-def of_all_kinds(tmp_path):
-    """The spec of a source of each kind on disk."""
+def test_they_are_those_of_earlier_releases(tmp_path):
+    """By which caches and checkpoints know their images. Made by release 0.1."""
     for name in "ab":
         (tmp_path / "f" / name).mkdir(parents=True)
         (tmp_path / "f" / name / "1.png").write_bytes(name.encode() * 7)
     np.save(tmp_path / "a.npy", PIXELS)
     write_tar(tmp_path / "s.tar", [("1.jpg", b"image"), ("1.cls", b"1")])
-    return {"folder": f"folder:{tmp_path}/f", "array": f"array:{tmp_path}/a.npy", "shards": f"shards:{tmp_path}/s.tar"}
-
-
-def test_they_are_those_of_earlier_releases(of_all_kinds, tmp_path):
-    """By which caches and checkpoints know their images. Made by release 0.1."""
     datasets = pytest.importorskip("datasets")
     rows = [{"bytes": b"abc", "path": None}, {"bytes": b"abcd", "path": "x"}]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
     table = datasets.Dataset.from_dict({"image": rows, "label": [0, 1]}, features=features)
     table.save_to_disk(str(tmp_path / "hf"))
     known = {
-        "folder": ("5d53569c9d5e3de7", "d67432f4e28f8e17"),
-        "array": ("16fed55399b6f6aa", "16fed55399b6f6aa"),
-        "shards": ("825c55d0f1b0f379", "6783ddb4c8f4fd0a"),
-        "hf": ("9a54d0c098f11742", "9a54d0c098f11742"),
+        "folder:f": ("5d53569c9d5e3de7", "d67432f4e28f8e17"),
+        "array:a.npy": ("16fed55399b6f6aa", "16fed55399b6f6aa"),
+        "shards:s.tar": ("825c55d0f1b0f379", "6783ddb4c8f4fd0a"),
+        "hf:hf": ("9a54d0c098f11742", "9a54d0c098f11742"),
     }
-    for kind, spec in {**of_all_kinds, "hf": f"hf:{tmp_path}/hf"}.items():
-        source = open_source(spec)
-        found = source.fingerprint(times=False)[:16], source.quick_fingerprint()[:16]
-        assert found == known[kind], kind
+
+    def found():
+        sources = {spec: open_source(spec.replace(":", f":{tmp_path}/")) for spec in known}
+        short = {s: (each.fingerprint(times=False)[:16], each.quick_fingerprint()[:16]) for s, each in sources.items()}
+        return short, {spec: source.fingerprint() for spec, source in sources.items()}
+
+    short, before = found()
+    assert short == known
     assert LISTED.fingerprint()[:16] == "54ea8636d0b3b527"
     assert Subset(LISTED, [3, 1]).fingerprint()[:16] == "2ca687a669e84f1d"
     assert MixtureSource("m", [LISTED, LISTED], (1, 2)).fingerprint()[:16] == "951b0da96b8579af"
+    for name in ("f/a/1.png", "a.npy", "s.tar"):
+        os.utime(tmp_path / name, ns=(0, 1))
+    short, touched = found()
+    assert short == known
+    assert [spec for spec in known if touched[spec] == before[spec]] == ["hf:hf"]
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")  # class names count
+    assert [spec for spec, each in found()[0].items() if each != known[spec]] == ["shards:s.tar"]
 
 
 def test_files(picture_folder, monkeypatch):
@@ -98,19 +100,6 @@ def test_files(picture_folder, monkeypatch):
     states = [before, touched, resized, renamed, found()]
     assert all_differ(open_source(f"folder:{copy}").fingerprint(), *(times for times, _ in states))
     assert all_differ(*(sizes for _, sizes in states[1:]))
-
-
-@pytest.mark.parametrize("kind", ["folder", "array", "shards"])
-def test_times_and_classes_count(kind, of_all_kinds, tmp_path):
-    source = open_source(of_all_kinds[kind])
-    first, without = source.fingerprint(), source.fingerprint(times=False)
-    for name in ("f/a/1.png", "a.npy", "s.tar"):
-        os.utime(tmp_path / name, ns=(0, 1))
-    touched = open_source(of_all_kinds[kind])
-    assert all_differ(first, touched.fingerprint(), without)
-    assert touched.fingerprint(times=False) == without
-    (tmp_path / "classes.txt").write_text("ant\nbee\n")
-    assert (open_source(of_all_kinds[kind]).fingerprint(times=False) == without) == (kind != "shards")
 
 
 def test_images_that_are_read():

@@ -82,8 +82,7 @@ def test_s3_without_an_answer():
     exceptions = pytest.importorskip("botocore.exceptions")
     url = {"endpoint_url": "https://h"}
     away = {
-        **dict.fromkeys(("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError"), url),
-        "ConnectionClosedError": url,
+        **{f"{name}Error": url for name in ("EndpointConnection", "ConnectTimeout", "ReadTimeout", "ConnectionClosed")},
         **{name: {"error": "x"} for name in ("HTTPClientError", "ResponseStreamingError")},
         "IncompleteReadError": {"actual_bytes": 1, "expected_bytes": 2},
         "MetadataRetrievalError": {"error_msg": "x"},
@@ -100,30 +99,12 @@ def test_s3_without_an_answer():
     check_errors(*([getattr(exceptions, name)(**facts) for name, facts in each.items()] for each in (stays, away)))
 
 
-# gcsfs's and google.auth's, as gcsfs 2026.10.1 (retry.py, validate_response) raises them.
 class HttpError(Exception):
+    """gcsfs's, as gcsfs 2026.10.1 (retry.py, validate_response) raises it."""
+
     def __init__(self, code, message="why"):
         super().__init__(f"{message}, {code}")
         self.code, self.message = code, message
-
-
-class GoogleAuthError(Exception):
-    retryable = False
-
-
-class DefaultCredentialsError(GoogleAuthError): ...
-
-
-class TransportError(GoogleAuthError): ...
-
-
-class RefreshError(GoogleAuthError): ...
-
-
-class ChecksumError(Exception): ...
-
-
-class NonRetryableError(Exception): ...
 
 
 def test_gs():
@@ -134,13 +115,13 @@ def test_gs():
     assert reason(refused, 30).startswith("HTTP status 403: Forbidden: b/bucket/o/a.tar alice")
     limited = OSError("Forbidden: b/bucket/o/a.tar\nUser Rate Limit Exceeded.")
     assert (verdict(limited), kind_of_failure(limited)) == (AWAY, None)
-    metadata, retryable = RefreshError("no metadata server"), RefreshError("internal_failure")
-    metadata.__cause__, retryable.retryable = TransportError("refused"), True
-    stays = [FileNotFoundError("b"), ValueError("Bad Request: b"), DefaultCredentialsError("none"), NonRetryableError()]
-    away = [TransportError("x"), metadata, retryable, ChecksumError()]
-    check_errors([*stays, RefreshError("invalid_grant")], away)
+    checksum, settled = (type(name, (Exception,), {})() for name in ("ChecksumError", "NonRetryableError"))  # gcsfs's
+    check_errors([FileNotFoundError("b"), ValueError("Bad Request: b"), settled], [checksum])
     auth = pytest.importorskip("google.auth.exceptions")
-    check_errors([auth.DefaultCredentialsError("none"), auth.RefreshError("invalid_grant")], [auth.TransportError("x")])
+    metadata = auth.RefreshError("no metadata server")
+    metadata.__cause__ = auth.TransportError("refused")
+    away = [auth.TransportError("x"), metadata, auth.RefreshError("internal_failure", retryable=True)]
+    check_errors([auth.DefaultCredentialsError("none"), auth.RefreshError("invalid_grant")], away)
 
 
 def hub_error(status, **headers):
@@ -162,8 +143,8 @@ def test_hf():
     assert kind_of_failure(private) is PermissionError
     assert reason(private, 30).startswith("HTTP status 401")
     stays = [private, hub_error(403, **{"X-Error-Code": "GatedRepo"})]
-    stays += [getattr(errors, name)("x") for name in ("OfflineModeIsEnabled", "HFValidationError")]
-    stays += [getattr(errors, name)("x") for name in ("EntryNotFoundError", "LocalTokenNotFoundError")]
+    names = ("OfflineModeIsEnabled", "HFValidationError", "EntryNotFoundError", "LocalTokenNotFoundError")
+    stays += [getattr(errors, name)("x") for name in names]
     http = importlib.import_module(errors.Response.__module__.partition(".")[0])
     stays += [http.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] x"), http.UnsupportedProtocol("x")]
     stays += [http.TooManyRedirects("x")]

@@ -3,7 +3,6 @@
 import os
 import tarfile
 
-import numpy as np
 import pytest
 
 from mpp.data.sources.base import Subset
@@ -181,19 +180,3 @@ def test_the_label_that_can_be_read_counts(tmp_path):
     source = open_source(f"shards:{write_tar(tmp_path / 'a.tar', members)}")
     assert source.labels().tolist() == [1, 0, -1, -1]
     assert source.describe() == "4 images in 2 classes; 2 without a label"
-
-
-def test_shared_cifar_equals_tarfile(shared):
-    path = shared("data/cifar10/cifar10-test-000000.tar.gz")
-    source = open_source(f"shards:{path}")
-    assert len(source) == 10_000
-    assert source.classes[:2] == ("airplane", "automobile")
-    assert np.bincount(source.labels()).tolist() == [1000] * 10
-    held = {}
-    with tarfile.open(path, "r|*") as tar:
-        for member in tar:
-            held[member.name] = tar.extractfile(member).read()
-            if len(held) == 200:
-                break
-    for i in range(100):
-        assert source.read(i) == (held[f"{i:06d}.jpg"], int(held[f"{i:06d}.cls"]))
