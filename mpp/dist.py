@@ -160,15 +160,14 @@ class Poll:
         question = torch.tensor([float(flag), now - self._since], dtype=torch.float64)
         before, self._since = self._asked, now
         self._asked = dist.all_reduce(question, dist.ReduceOp.MAX, async_op=True), question
-        anyone, seconds = _answer(before) if before is not None else (False, self.LONG)
-        return anyone or (seconds >= self.LONG and _answer(self._asked)[0])
-
-
-def _answer(asked: tuple[Any, Tensor]) -> tuple[bool, float]:
-    work, answer = asked
-    work.wait()
-    anyone, seconds = answer.tolist()
-    return bool(anyone), seconds
+        anyone, seconds = 0.0, self.LONG
+        if before is not None:
+            before[0].wait()
+            anyone, seconds = before[1].tolist()
+        if not anyone and seconds >= self.LONG:
+            self._asked[0].wait()
+            anyone = question[0].item()
+        return bool(anyone)
 
 
 def agree(facts: Callable[[], Mapping[str, str]]) -> None:

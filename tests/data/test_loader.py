@@ -18,6 +18,7 @@ from mpp.data.sources.opening import open_source
 from mpp.data.transform import EvalTransform, TrainTransform
 from mpp.data.workers import worker_count
 from mpp.errors import ConfigError, RunError
+from tests.data.picture_files import noise
 from tests.data.streams import Failing, assert_same, joined, numbered, raising, run
 
 SMALL = EvalTransform((4, 4))
@@ -26,8 +27,7 @@ SMALL = EvalTransform((4, 4))
 @pytest.fixture(scope="module")
 def pictures():
     """Noise large enough that torch would share out the sums of contrast between threads."""
-    generator = np.random.default_rng(0)
-    return ListSource(list(generator.integers(0, 256, (13, 230, 260, 3), dtype=np.uint8)))
+    return ListSource(list(noise((13, 230, 260, 3))))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_each_epoch_holds_each_index_once_in_its_permutation():
     np.testing.assert_array_equal(few, np.concatenate([permutation(7, epoch, 3) for epoch in range(11)])[:32])
 
 
-def test_workers_threads_and_micro_batches_change_nothing(pictures, augment, whole):
+def test_workers_threads_micro_batches_and_resumption_change_nothing(pictures, augment, whole):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
@@ -68,24 +68,10 @@ def test_workers_threads_and_micro_batches_change_nothing(pictures, augment, who
     finally:
         torch.set_num_threads(threads)
     assert_same(whole, run(pictures, 6, augment, workers=2))
+    for workers in (0, 2):
+        assert_same(whole[4:], run(pictures, 2, augment, start=16, workers=workers))
     assert torch.equal(joined(whole[:2], "images"), joined(run(pictures, 4, augment, micro_batch=2), "images"))
     assert_same(run(numbered(9), 6), run(numbered(9), 6, workers=8))  # more than cores, without a warning
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumption(pictures, augment, whole, workers):
-    assert_same(whole[4:], run(pictures, 2, augment, start=16, workers=workers))
-
-
-def test_ranks_share_each_batch():
-    source = numbered(11)
-    whole = run(source, 4, batch_size=12, micro_batch=6)
-    first, second = (run(source, 4, batch_size=12, micro_batch=3, rank=rank, world=2) for rank in range(2))
-    for half, (a, b) in enumerate(zip(whole[::2], whole[1::2], strict=True)):
-        for mine, theirs in ((first, a), (second, b)):
-            part = mine[2 * half : 2 * half + 2]
-            assert torch.equal(joined(part, "index"), theirs["index"])
-            assert torch.equal(joined(part, "images"), theirs["images"])
 
 
 def test_a_mixture_is_drawn_by_its_weights(augment):
@@ -103,8 +89,8 @@ def test_a_mixture_is_drawn_by_its_weights(augment):
     together = torch.stack([joined(half, "index").view(-1, 4) for half in halves], dim=1)
     assert together.flatten().tolist() == index[:64].tolist()
     # An image that comes twice in an epoch is cropped anew.
-    noise = ListSource(list(np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)))
-    images = joined(run(MixtureSource("mixed", [noise, noise], (1, 1)), 1, augment, micro_batch=8), "images")
+    one = ListSource([noise((40, 40, 3))])
+    images = joined(run(MixtureSource("mixed", [one, one], (1, 1)), 1, augment, micro_batch=8), "images")
     assert len(torch.unique(images.flatten(1).sum(1))) == 8
 
 
@@ -153,19 +139,11 @@ def test_nothing_but_bad_images_ends_in_one_line(workers):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"batch_size": 9, "world": 2},
-        {"batch_size": 8, "micro_batch": 3},
-        {"start": 4},
-        {"start": -8},
-        {"rank": 2, "world": 2},
-    ],
-)
-def test_sizes_that_do_not_divide(sizes):
-    with pytest.raises(ValueError, match=r"equal|multiple"):
-        run(numbered(5), 1, **sizes)
+def test_sizes_that_do_not_divide():
+    ranks, parts = {"batch_size": 9, "world": 2}, {"batch_size": 8, "micro_batch": 3}
+    for sizes in (ranks, parts, {"start": 4}, {"start": -8}, {"rank": 2, "world": 2}):
+        with pytest.raises(ValueError, match=r"equal|multiple"):
+            run(numbered(5), 1, **sizes)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -176,7 +176,12 @@ def _from_pillow(data: bytes, options: DecodeOptions) -> Picture:
         with without_warnings():
             if opened.format == "PNG":
                 _check_png(data)
-            return _wide_png(data) if wide else _values(opened)
+            if not wide:
+                return _values(opened)
+            import imagecodecs  # slow to import, and few need it
+
+            values = imagecodecs.png_decode(data)
+            return RawValues(values, alpha=values.ndim == 3 and values.shape[2] in (2, 4))
 
     return Picture((image.height, image.width), form, read, options, orientation)
 
@@ -197,13 +202,6 @@ def _values(image: Image.Image) -> RawValues:
         # Pillow inverts the inks of every JPEG, as Adobe writes them; without its marker they are not inverted.
         image = Image.fromarray(255 - np.asarray(image), "CMYK")
     return RawValues(np.asarray(image.convert("RGB")))
-
-
-def _wide_png(data: bytes) -> RawValues:
-    import imagecodecs  # slow to import, and few need it
-
-    values = imagecodecs.png_decode(data)
-    return RawValues(values, alpha=values.ndim == 3 and values.shape[2] in (2, 4))
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
