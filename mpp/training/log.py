@@ -99,11 +99,7 @@ class RunLog:
         self._each(lambda logger: logger.picture(name, step, picture))
 
     def features(
-        self,
-        name: str,
-        features: np.ndarray,
-        labels: Sequence[str] | None = None,
-        thumbnails: np.ndarray | None = None,
+        self, name: str, features: np.ndarray, labels: Sequence[str] | None = None, thumbnails: np.ndarray | None = None
     ) -> None:
         """Show image features (M, D) in TensorBoard's projector, with labels and thumbnails (M, H, W, 3) uint8."""
         self._each(lambda logger: logger.features(name, features, labels, thumbnails))

@@ -26,10 +26,7 @@ def test_counts_classes_forms_and_sizes(check: Callable[..., Any], tmp_path: Pat
     assert code == 0
     assert lines[-1] == "a run would start"
     assert under(lines, "images") == ["7 images in 3 classes; ignored 1 other file"]
-    assert under(lines, "classes") == [
-        "largest cat 4, smallest lone 1: 4.0 to 1",
-        "1 class of one image: lone",
-    ]
+    assert under(lines, "classes") == ["largest cat 4, smallest lone 1: 4.0 to 1", "1 class of one image: lone"]
     assert under(lines, "forms") == ["JPEG 4; PNG L 1; PNG RGB 1; PNG RGBA 1"]
     assert under(lines, "height") == ["min 20, median 50, max 70"]
     assert under(lines, "width") == ["min 48, median 64, max 100"]

@@ -134,10 +134,7 @@ def test_stopped_by_a_signal(
 
 
 def test_a_full_disk(
-    images: Path,
-    uninterrupted: tuple[dict[str, bytes], float],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+    images: Path, uninterrupted: tuple[dict[str, bytes], float], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     process = in_a_process(images, out, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)))

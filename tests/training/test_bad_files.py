@@ -26,9 +26,9 @@ def test_bad_files_end_a_run_past_the_share(tmp_path: Path) -> None:
     assert not path.exists()
     # Of the first 1,000 images: 10 may be bad, however few have been read.
     for index in range(10):
-        files.add(bad(index, kind="empty" if index < 3 else "truncated"), 16)
+        files.add(bad(index, index, kind="empty" if index < 3 else "truncated"), 16)  # each counts once
     with pytest.raises(RunError) as caught:
-        files.add(bad(10), 16)
+        files.add(bad(2, 10), 16)
     assert str(caught.value) == (
         "11 of the first 192 images cannot be used (8 truncated, 3 empty), more than data.max_bad allows; "
         f"the last is image 10: dir/10.jpg: broken, badly; all are in {path}: mend them, or raise data.max_bad"
@@ -38,26 +38,14 @@ def test_bad_files_end_a_run_past_the_share(tmp_path: Path) -> None:
     assert rows(path) == [list(HEAD), *named]
 
 
-def test_bad_files_are_a_share_of_the_images_read() -> None:
-    files = BadFiles(None, 0.01)
-    files.add([], 5000)
-    files.add(bad(*range(50)), 0)
-    assert len(files) == 50
-    with pytest.raises(RunError, match=r"^51 of the first 5,000 images"):
-        files.add(bad(50), 0)
-
-
-def test_a_bad_file_counts_once(tmp_path: Path) -> None:
-    files = BadFiles(tmp_path / "bad_files.csv", 0.001)
-    for _ in range(20):
-        files.add(bad(3, 3), 16)
-    assert len(files) == 1
-    assert len(rows(tmp_path / "bad_files.csv")) == 2
-
-
-def test_a_max_bad_of_nothing_allows_none() -> None:
-    with pytest.raises(RunError, match=r"^1 of the first 8 images"):
-        BadFiles(None, 0.0).add(bad(0), 8)
+@pytest.mark.parametrize(("share", "read", "allowed"), [(0.01, 5000, 50), (0.001, 16, 1), (0.0, 8, 0)])
+def test_the_share_is_of_the_images_read(share: float, read: int, allowed: int) -> None:
+    files = BadFiles(None, share)
+    files.add([], read)
+    files.add(bad(*range(allowed)), 0)
+    assert len(files) == allowed
+    with pytest.raises(RunError, match=rf"^{allowed + 1} of the first {read:,} images"):
+        files.add(bad(allowed), 0)
 
 
 def test_any_name_can_be_written(tmp_path: Path) -> None:
@@ -67,29 +55,17 @@ def test_any_name_can_be_written(tmp_path: Path) -> None:
     assert [row[2] for row in rows(tmp_path / "bad_files.csv")[1:]] == names
 
 
-def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_counting_and_a_fresh_one_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "bad_files.csv"
     BadFiles(path, 0.01).add(bad(3, 5), 640)
+    with path.open("a") as file:
+        file.write("9,emp")  # cut short by a crash
     again = BadFiles(path, 0.01, read=640)
     assert len(again) == 2
     again.add(bad(3, 9), 16)
-    assert [row[0] for row in rows(path)] == ["index", "3", "5", "9"]
-
-
-def test_a_fresh_run_forgets_what_an_earlier_start_named(tmp_path: Path) -> None:
-    path = tmp_path / "bad_files.csv"
-    BadFiles(path, 0.01).add(bad(3), 640)
+    assert [row[:2] for row in rows(path)] == [["index", "kind"], *([i, "truncated"] for i in "359")]
     assert len(BadFiles(path, 0.01)) == 0
     assert not path.exists()
-
-
-def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "bad_files.csv"
-    path.write_text("index,kind,file,reason\n3,empty,a.jpg,empty file\n5,emp")
-    files = BadFiles(path, 0.01, read=16)
-    assert len(files) == 1
-    files.add(bad(5), 16)
-    assert [row[:2] for row in rows(path)] == [["index", "kind"], ["3", "empty"], ["5", "truncated"]]
 
 
 def test_bad_files_of_all_ranks_are_summed_up_once(tmp_path: Path) -> None:

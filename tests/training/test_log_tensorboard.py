@@ -1,5 +1,6 @@
 """TensorBoard's files: the layout of its charts, settings, and the projector."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,23 +25,22 @@ def test_the_layout_has_a_chart_for_what_there_is_and_no_other() -> None:
     ]
 
 
-@pytest.mark.parametrize(("number", "height", "width", "one"), [(5, 8, 6, (8, 6)), (4, 128, 96, (64, 48))])
-def test_a_sprite_holds_the_thumbnails_row_by_row(number: int, height: int, width: int, one: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("number", "height", "width", "most", "one"),
+    [(5, 8, 6, 8192, (8, 6)), (4, 128, 96, 8192, (64, 48)), (25, 32, 16, 104, (20, 10))],
+)
+def test_a_sprite_holds_the_thumbnails_row_by_row_and_is_no_larger_than_browsers_take(
+    number: int, height: int, width: int, most: int, one: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpp.training.log_tensorboard._SPRITE", most)
     colours = np.random.default_rng(0).integers(0, 256, (number, 1, 1, 3), dtype=np.uint8)
     sheet, size = sprite(np.broadcast_to(colours, (number, height, width, 3)))
-    places = 3 if number == 5 else 2
+    places = math.ceil(math.sqrt(number))
     assert size == one
     assert sheet.shape == (places * one[0], places * one[1], 3)
     cells = sheet.reshape(places, one[0], places, one[1], 3).transpose(0, 2, 1, 3, 4).reshape(-1, *one, 3)
     np.testing.assert_array_equal(cells[:number], np.broadcast_to(colours, (number, *one, 3)))
     assert not cells[number:].any()
-
-
-def test_a_sprite_of_very_many_images_is_no_larger_than_browsers_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpp.training.log_tensorboard._SPRITE", 104)
-    sheet, size = sprite(np.zeros((25, 32, 16, 3), np.uint8))
-    assert size == (20, 10)
-    assert sheet.shape == (100, 50, 3)
 
 
 def test_an_embedding_takes_the_place_of_the_earlier_one_of_its_name(tmp_path: Path) -> None:

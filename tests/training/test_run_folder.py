@@ -17,13 +17,7 @@ from mpp.data.sources.contents import Contents
 from mpp.errors import RunError, TryLater, Unreachable, UserError
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
 from mpp.training.loop import EXIT_REQUEUE, State
-from mpp.training.run_folder import (
-    check_config,
-    check_contents,
-    earlier,
-    explained,
-    resume,
-)
+from mpp.training.run_folder import check_config, check_contents, earlier, explained, resume
 from mpp.training.saving import Saving
 from mpp.training.schedule import Schedule
 from mpp.training.settings import TrainConfig
