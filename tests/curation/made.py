@@ -19,6 +19,13 @@ def save(path: Path, pixels: np.ndarray, **options: Any) -> Path:
     return path
 
 
+def pictures(folder: Path, number: int) -> Path:
+    """Make 0.png, 1.png, ... of noise, 40 x 40."""
+    for each in range(number):
+        save(folder / f"{each}.png", noise(40, 40))
+    return folder
+
+
 def under(lines: list[str], title: str) -> list[str]:
     """What the report says under a title."""
     found: list[str] = []

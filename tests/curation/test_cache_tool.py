@@ -40,21 +40,24 @@ def test_it_says_what_lies_there(folder: Path, capsys: pytest.CaptureFixture[str
     assert len(list(folder.iterdir())) == 4
 
 
-def test_it_clears_by_kind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_clears_by_kind_and_to_a_limit(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert said(capsys, "--limit", "none")[0] == "removed 0 entries, 0 bytes"
+    assert said(capsys, "--clear", "index", "--limit", "2.0009MB")[0] == "removed 1 entries, 1 kB"
+    assert [path.name for path in folder.glob("*.index")] == ["b" * 32 + ".index"]
     assert said(capsys, "--clear", "unpacked", "pixels")[0] == "removed 1 entries, 2 MB"
     assert len(said(capsys)) == 2
+    (folder / f"{'d' * 32}.tar").write_bytes(bytes(2000))
+    assert said(capsys, "--limit", "2kB")[0] == "removed 1 entries, 500 bytes"
     assert said(capsys, "--clear", "all")[:2] == [
-        "removed 2 entries, 1.5 kB",
+        "removed 1 entries, 2 kB",
         f"{folder}: 0 bytes, of at most 1 GB (MPP_CACHE_LIMIT, by default 80% of the disk)",
     ]
     assert {path.name for path in folder.iterdir()} == {"mine.txt", "cache.lock"}
-
-
-def test_it_clears_to_a_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(capsys, "--limit", "none")[0] == "removed 0 entries, 0 bytes"
-    assert said(capsys, "--clear", "index", "--limit", "2.0009MB")[0] == "removed 1 entries, 1 kB"
-    assert said(capsys, "--limit", "1kB")[0] == "removed 1 entries, 2 MB"
-    assert [path.name for path in folder.glob("*.index")] == ["b" * 32 + ".index"]
+    monkeypatch.setenv("MPP_CACHE", str(folder / "none"))
+    assert said(capsys, "--clear", "all")[0] == "removed 0 entries, 0 bytes"
+    assert not (folder / "none").exists()
 
 
 def test_wrong_words(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +68,6 @@ def test_wrong_words(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setenv("MPP_CACHE_LIMIT", "many")
     (line,) = said(capsys, status=2)
     assert line.startswith("cache: error: MPP_CACHE_LIMIT 'many' is no size")
-
-
-def test_a_cache_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "none"))
-    assert said(capsys, "--clear", "all")[0] == "removed 0 entries, 0 bytes"
-    assert not (tmp_path / "none").exists()
 
 
 def test_help_loads_neither_torch_nor_numpy(tmp_path: Path) -> None:

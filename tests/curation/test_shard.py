@@ -48,20 +48,17 @@ def test_members_are_named_as_webdataset_names_them(images: Path, tmp_path: Path
     }
 
 
-def test_the_shuffle_is_by_the_seed(images: Path, tmp_path: Path) -> None:
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        assert pack(images, tmp_path / name, "--seed", seed) == 0
-    a, b, c = (list(members(tmp_path / name).values()) for name in "abc")
-    assert a == b != c
+def test_the_shuffle_is_by_the_seed_and_the_bytes_are_the_same_by_any_number_of_workers(
+    images: Path, tmp_path: Path
+) -> None:
+    for name, seed, workers in (("a", "1", 1), ("b", "1", 2), ("c", "2", 5), ("d", "1", 5)):
+        assert pack(images, tmp_path / name, "--shard-images", "9", "--seed", seed, workers=workers) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "d")
+    a, c = (list(members(tmp_path / name).values()) for name in "ac")
+    assert a != c
     assert sorted(a) == sorted(c)
     before = open_source(f"folder:{images}")
     assert sorted(a[::2]) == sorted(before.read(i)[0] for i in range(40))
-
-
-def test_any_number_of_workers_gives_the_same_bytes(images: Path, tmp_path: Path) -> None:
-    for workers in (1, 2, 5):
-        assert pack(images, tmp_path / str(workers), "--shard-images", "9", workers=workers) == 0
-    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")
 
 
 def test_shards_keep_to_the_bytes(tmp_path: Path, encode: Callable[..., bytes]) -> None:
@@ -90,47 +87,29 @@ def test_images_without_a_label_have_no_cls(images: Path, tmp_path: Path, capsys
 
 
 def test_bad_files_are_left_out_and_named(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = {"empty.jpg": "empty", "text.png": "not an image", "gone.png": "missing", "huge.jpg": "too large"}
     (images / "class 0" / "empty.jpg").write_bytes(b"")
     (images / "class 1" / "text.png").write_text("not an image")
     (images / "class 2" / "gone.png").symlink_to("nowhere")
-    assert pack(images, tmp_path / "out", "--shard-images", "7") == 0
-    held = manifest(tmp_path / "out")
-    assert held["images"] == 40
-    assert held["bad_files"] == {"empty": 1, "not an image": 1, "missing": 1}
-    rows = list(csv.reader((tmp_path / "out" / "bad_files.csv").read_text().splitlines()))[1:]
-    assert {(Path(row[2]).name, row[1]) for row in rows} == {
-        ("empty.jpg", "empty"),
-        ("text.png", "not an image"),
-        ("gone.png", "missing"),
-    }
-    assert "bad_files.csv" in capsys.readouterr().out
-    names = [name for name in members(tmp_path / "out") if not name.endswith(".cls")]
-    assert len(names) == 40  # the keys of the bad ones are passed over
-    assert len({int(name[:9]) for name in names} & set(range(43))) == 40
-
-
-def test_pictures_that_are_not_read_are_a_warning(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    with (images / "class 0" / "huge.jpg").open("wb") as file:
+        file.truncate(2**36)
     for number in range(100):
         (images / f"{number}.avif").touch()
-    assert pack(images, tmp_path / "out") == 0
-    assert "\nWARNING: 100 pictures ignored, such as 0.avif: only files that end in jpg " in capsys.readouterr().err
-
-
-def test_images_of_too_many_bytes_are_left_out(images: Path, tmp_path: Path) -> None:
+    assert pack(images, tmp_path / "out", "--shard-images", "7", "--max-bad", "5%") == 0
+    said = capsys.readouterr()
+    assert "bad_files.csv" in said.out
+    assert "\nWARNING: 100 pictures ignored, such as 0.avif: only files that end in jpg " in said.err
+    held = manifest(tmp_path / "out")
+    assert (held["images"], held["bad_files"]) == (40, dict.fromkeys(bad.values(), 1))
+    assert "max_image_mb" not in held["settings"]  # so that a packing of before there was a limit goes on
+    rows = list(csv.reader((tmp_path / "out" / "bad_files.csv").read_text().splitlines()))[1:]
+    assert {Path(row[2]).name: row[1] for row in rows} == bad
+    names = [name for name in members(tmp_path / "out") if not name.endswith(".cls")]
+    assert len(names) == 40  # the keys of the bad ones are passed over
+    assert len({int(name[:9]) for name in names} & set(range(44))) == 40
     Image.fromarray(np.zeros((500, 600, 3), dtype=np.uint8)).save(images / "class 0" / "large.png")
-    with (images / "class 0" / "file.jpg").open("wb") as file:
-        file.truncate(2**36)
-    assert pack(images, tmp_path / "a") == 0
-    assert manifest(tmp_path / "a")["bad_files"] == {"too large": 1}
-    assert pack(images, tmp_path / "b", "--max-image-mb", "1") == 0
-    assert manifest(tmp_path / "b")["bad_files"] == {"too large": 2}
-
-
-def test_a_packing_of_before_there_was_a_limit_goes_on(images: Path, tmp_path: Path) -> None:
-    assert pack(images, tmp_path / "out") == 0
-    assert "max_image_mb" not in (tmp_path / "out" / "manifest.json").read_text()
+    assert pack(images, tmp_path / "b", "--max-image-mb", "1", "--max-bad", "5%") == 0
+    assert manifest(tmp_path / "b")["bad_files"]["too large"] == 2
 
 
 def test_too_many_bad_files_stop_it_until_they_are_allowed(
@@ -138,20 +117,17 @@ def test_too_many_bad_files_stop_it_until_they_are_allowed(
 ) -> None:
     for number in range(11):
         (images / "class 0" / f"empty {number}.jpg").write_bytes(b"")
-    flags = ("--shard-images", "9")
-    assert pack(images, tmp_path / "out", *flags) == 1
+    flags, out = ("--shard-images", "9"), tmp_path / "out"
+    assert pack(images, out, *flags) == 1
     line = complaint(capsys)
     assert "11 empty" in line
-    assert str(tmp_path / "out" / "bad_files.csv") in line
-    assert not list((tmp_path / "out").glob("*.tar"))
-    assert pack(images, tmp_path / "out", *flags, "--max-bad", "5%") == 0
-    assert manifest(tmp_path / "out")["bad_files"] == {"empty": 11}
-
-
-def test_nothing_but_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.jpg").write_bytes(b"")
-    assert pack(tmp_path / "images", tmp_path / "out") == 1
+    assert str(out / "bad_files.csv") in line
+    assert not list(out.glob("*.tar"))
+    assert pack(images, out, *flags, "--max-bad", "5%") == 0
+    assert manifest(out)["bad_files"] == {"empty": 11}
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.jpg").write_bytes(b"")
+    assert pack(tmp_path / "none", tmp_path / "empty") == 1
     assert "no image of" in complaint(capsys)
 
 

@@ -12,38 +12,34 @@ from mpp.data.settings import DecodeOptions
 from tests.curation.made import RNG, under
 
 
-def write_raw(data: Path, kind: str) -> list[np.ndarray]:
-    """Three images of values that are known, as (H, W, C)."""
-    data.mkdir(parents=True)
-    if kind == "uint16 tiff":
-        images = [RNG.integers(100, 4096, (50, 60, 1), dtype=np.uint16) for _ in range(3)]
-        for number, values in enumerate(images):
-            tifffile.imwrite(data / f"{number}.tif", values[:, :, 0])
-    elif kind == "uint16 png":
-        images = [RNG.integers(0, 1024, (50, 60, 1), dtype=np.uint16) for _ in range(3)]
-        for number, values in enumerate(images):
-            Image.fromarray(values[:, :, 0]).save(data / f"{number}.png")
-    elif kind == "float tiff":
-        images = [RNG.normal(0, 100, (50, 60, 1)).astype(np.float32) for _ in range(3)]
-        for number, values in enumerate(images):
-            tifffile.imwrite(data / f"{number}.tif", values[:, :, 0])
-    elif kind == "planar tiff":
-        images = [RNG.integers(0, 16384, (50, 60, 5), dtype=np.uint16) for _ in range(3)]
-        for number, values in enumerate(images):
-            tifffile.imwrite(
-                data / f"{number}.tif", np.moveaxis(values, 2, 0), planarconfig="separate", photometric="minisblack"
-            )
-    elif kind == "paged tiff":
-        images = [RNG.integers(0, 4096, (50, 60, 4), dtype=np.uint16) for _ in range(3)]
-        for number, values in enumerate(images):
-            with tifffile.TiffWriter(data / f"{number}.tif") as file:
-                for page in np.moveaxis(values, 2, 0):
-                    file.write(page, photometric="minisblack")
-    else:
-        images = [(RNG.random((50, 60, 5)) * [10, 100, 1000, 1, 2]).astype(np.float32) for _ in range(3)]
-        for number, values in enumerate(images):
-            np.save(data / f"{number}.npy", values)
-    return images
+def write_tiff(path: Path, values: np.ndarray) -> None:
+    planar = {"planarconfig": "separate", "photometric": "minisblack"} if values.shape[2] == 5 else {}
+    tifffile.imwrite(f"{path}.tif", np.moveaxis(values, 2, 0).squeeze(), **planar)
+
+
+def write_pages(path: Path, values: np.ndarray) -> None:
+    with tifffile.TiffWriter(f"{path}.tif") as file:
+        for page in np.moveaxis(values, 2, 0):
+            file.write(page, photometric="minisblack")
+
+
+def write_png(path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values[:, :, 0]).save(f"{path}.png")
+
+
+def integers(low: int, high: int, channels: int) -> np.ndarray:
+    return RNG.integers(low, high, (50, 60, channels), dtype=np.uint16)
+
+
+Write = Callable[[Path, np.ndarray], object]
+KINDS: dict[str, tuple[Write, Callable[[], np.ndarray]]] = {
+    "uint16 tiff": (write_tiff, lambda: integers(100, 4096, 1)),
+    "uint16 png": (write_png, lambda: integers(0, 1024, 1)),
+    "planar tiff": (write_tiff, lambda: integers(0, 16384, 5)),
+    "paged tiff": (write_pages, lambda: integers(0, 4096, 4)),
+    "float tiff": (write_tiff, lambda: RNG.normal(0, 100, (50, 60, 1)).astype(np.float32)),
+    "float npy": (np.save, lambda: (RNG.random((50, 60, 5)) * [10, 100, 1000, 1, 2]).astype(np.float32)),
+}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +56,11 @@ def write_raw(data: Path, kind: str) -> list[np.ndarray]:
 def test_values_and_the_range_to_state(
     check: Callable[..., Any], tmp_path: Path, kind: str, channels: int, proposed: tuple[int, int] | None
 ):
-    images = write_raw(tmp_path / "data", kind)
+    write, make = KINDS[kind]
+    images = [make() for _ in range(3)]
+    (tmp_path / "data").mkdir()
+    for number, values in enumerate(images):
+        write(tmp_path / "data" / str(number), values)
     code, lines, report = check(tmp_path / "data", "--in-chans", str(channels))
     all_values = np.concatenate([values.reshape(-1, values.shape[2]) for values in images])
     (found,) = report["values"]

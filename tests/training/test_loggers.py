@@ -180,14 +180,9 @@ def write_elsewhere(folder: Path, resume: int, steps: range, **environment: str)
     home.mkdir(exist_ok=True)
     call = f"write(Path({str(folder)!r}), 'wandb', {resume}, {steps!r})"
     code = f"from pathlib import Path; from tests.training.test_loggers import write; {call}"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, "--data", f"shards:http://bob:{PASSWORD}@host/a.tar"],
-        env={**others, "HOME": str(home), "WANDB_SILENT": "true", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = [sys.executable, "-W", "error", "-c", code, "--data", f"shards:http://bob:{PASSWORD}@host/a.tar"]
+    env = {**others, "HOME": str(home), "WANDB_SILENT": "true", **environment}
+    done = subprocess.run(words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stderr
 

@@ -31,39 +31,18 @@ MODELS = {
 }
 
 
-def pretraining_model(config: ModelConfig) -> MaskedPatchPrediction:
-    encoder, normalise = build_encoder(config), Normalise((0.5,), (0.5,), 3)
-    return MaskedPatchPrediction(encoder, build_target("mean_colour", encoder.patch, 3, 3), normalise)
-
-
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_weight_decay_is_for_the_matrices_of_layers_alone(config: ModelConfig) -> None:
-    model = pretraining_model(config)
-    decayed = {p for group in parameter_groups(model, 0.1) if group["weight_decay"] == 0.1 for p in group["params"]}
+    encoder, normalise = build_encoder(config), Normalise((0.5,), (0.5,), 3)
+    model = MaskedPatchPrediction(encoder, build_target("mean_colour", encoder.patch, 3, 3), normalise)
     kernels = {m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    assert decayed == kernels
-
-
-@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
-def test_every_trainable_parameter_is_in_one_group(config: ModelConfig) -> None:
-    model = pretraining_model(config)
     model.encoder.vit.norm.requires_grad_(False)
-    grouped = [p for group in parameter_groups(model, 0.1) for p in group["params"]]
-    assert len(grouped) == len(set(grouped))
-    assert set(grouped) == {p for p in model.parameters() if p.requires_grad}
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["vit.pos_embed", "vit.cls_token", "vit.reg_token", "position.x", "position.y", "mask_token", "vit.norm.weight"],
-)
-def test_weight_decay_spares(name: str) -> None:
-    spared = set()
-    for config in MODELS.values():
-        model = pretraining_model(config)
-        names = {p: n.removeprefix("encoder.") for n, p in model.named_parameters()}
-        spared |= {names[p] for g in parameter_groups(model, 0.1) if not g["weight_decay"] for p in g["params"]}
-    assert name in spared
+    groups = parameter_groups(model, 0.1)
+    assert {group["weight_decay"]: {*group["params"]} for group in groups} == {
+        0.1: kernels,
+        0.0: {p for p in model.parameters() if p.requires_grad} - kernels,
+    }
+    assert [len(group["params"]) for group in groups] == [len({*group["params"]}) for group in groups]
 
 
 class Layer(nn.Module):
@@ -74,53 +53,41 @@ class Layer(nn.Module):
         self.kernel, self.bias = nn.Parameter(kernel.clone()), nn.Parameter(bias.clone())
 
 
-def given_gradients(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """A step whose gradients are the batch itself."""
-    return sum(((p * g).sum() for p, g in zip(model.parameters(), batch, strict=True)), torch.zeros(())), {}
+def weights_after_each_step(
+    data: Any, key: str, names: tuple[str, str], config: OptimConfig, weight_decay: float, rate: Callable[[int], float]
+) -> list[np.ndarray]:
+    """Kernels and biases (steps, ...) of a training whose gradients, clipped to a norm of 1, are those of a fixture."""
+    model = Layer(*(torch.from_numpy(data[f"{key}/init/{name}"]) for name in names))
+    state = State(model, build_optimizer(parameter_groups(model, weight_decay), config))
+    seen: list[list[np.ndarray]] = []
+
+    def step(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return sum(((p * g).sum() for p, g in zip(model.parameters(), batch, strict=True)), torch.zeros(())), {}
+
+    gradients = zip(*(torch.from_numpy(data[f"{key}/grad/{name}"]) for name in names), strict=True)
+    note = lambda state: seen.append([p.detach().numpy().copy() for p in model.parameters()])  # noqa: E731
+    fit(state, model, gradients, step, Schedule(12, 1, 1, rate, clip_norm=1.0), [(1, note)])
+    return [np.stack(values) for values in zip(*seen, strict=True)]
 
 
 def test_updates_equal_big_visions(shared: Callable[[str], Path]) -> None:
     """Its chain (clip to 1, Adam, times 0.01, plus 0.05 of the kernels, all times the schedule) is AdamW with the
     weight decay 0.05 / 0.01: torch multiplies that by the learning rate, 0.01 times the schedule."""
     data = np.load(shared("fixtures/optim.npz"), allow_pickle=False)
-    tensors = {key: torch.from_numpy(data[f"adam/{key}"]) for key in (
-        "init/layer/kernel", "init/layer/bias", "grad/layer/kernel", "grad/layer/bias", "schedule"
-    )}  # fmt: skip
-    model = Layer(tensors["init/layer/kernel"], tensors["init/layer/bias"])
-    state = State(model, build_optimizer(parameter_groups(model, 0.05 / 0.01), OptimConfig("adamw")))
-    seen: list[dict[str, Tensor]] = []
-    fit(
-        state,
-        model,
-        zip(tensors["grad/layer/kernel"], tensors["grad/layer/bias"], strict=True),
-        given_gradients,
-        Schedule(12, 1, 1, lambda step: 0.01 * tensors["schedule"][step].item(), clip_norm=1.0),
-        [(1, lambda state: seen.append({n: p.detach().clone() for n, p in state.model.named_parameters()}))],
-    )
-    for name in ("kernel", "bias"):
-        ours = torch.stack([step[name] for step in seen])
-        np.testing.assert_allclose(ours, data[f"adam/float32/layer/{name}"], atol=1e-6, rtol=1e-6)
+    rate = lambda step: 0.01 * data["adam/schedule"][step].item()  # noqa: E731
+    names = ("layer/kernel", "layer/bias")
+    found = weights_after_each_step(data, "adam", names, OptimConfig("adamw"), 0.05 / 0.01, rate)
+    for name, ours in zip(names, found, strict=True):
+        np.testing.assert_allclose(ours, data[f"adam/float32/{name}"], atol=1e-6, rtol=1e-6)
 
 
 def test_updates_equal_the_paper_s_fine_tuning(shared: Callable[[str], Path]) -> None:
     """SGD with momentum 0.9 after clipping the global norm to 1, cosine rule (vision_transformer, appendix B.1.1)."""
     data = np.load(shared("fixtures/optim.npz"), allow_pickle=False)
-    tensors = {key: torch.from_numpy(data[f"sgd/{key}"]) for key in ("init/a", "init/b", "grad/a", "grad/b")}
-    model = Layer(tensors["init/a"], tensors["init/b"])
-    state = State(model, build_optimizer(parameter_groups(model, 0.0), OptimConfig("sgd", momentum=0.9)))
     rate = learning_rate("cosine", 0.03, 12, 3)
-    seen: list[list[Tensor]] = []
-    fit(
-        state,
-        model,
-        zip(tensors["grad/a"], tensors["grad/b"], strict=True),
-        given_gradients,
-        Schedule(12, 1, 1, rate, clip_norm=1.0),
-        [(1, lambda state: seen.append([p.detach().clone() for p in state.model.parameters()]))],
-    )
     np.testing.assert_allclose([rate(step) for step in range(12)], data["sgd/lr"], rtol=1e-6)
-    for number, name in enumerate("ab"):
-        ours = torch.stack([step[number] for step in seen])
+    found = weights_after_each_step(data, "sgd", ("a", "b"), OptimConfig("sgd", momentum=0.9), 0.0, rate)
+    for name, ours in zip("ab", found, strict=True):
         np.testing.assert_allclose(ours, data[f"sgd/float32/{name}"], atol=1e-6, rtol=1e-6)
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from mpp.data.sources.contents import Contents
 from mpp.errors import RunError, TryLater, Unreachable, UserError
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
 from mpp.training.loop import EXIT_REQUEUE, State
-from mpp.training.run_folder import check_config, check_contents, earlier, explained, resume
+from mpp.training.run_folder import check_contents, earlier, explained, resume
 from mpp.training.saving import Saving
 from mpp.training.schedule import Schedule
 from mpp.training.settings import TrainConfig
@@ -35,11 +34,6 @@ class Other(Config):
     something: int = 0
 
 
-@dataclass(frozen=True)
-class DryRun(Config):
-    dry_run: bool = True
-
-
 SCHEDULE = Schedule(10, 4, 1, lambda step: 0.1)
 
 
@@ -49,88 +43,73 @@ def fresh() -> State:
     return State(model, torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9))
 
 
+def start(config: Config, main: bool = True) -> int:
+    return resume(config, fresh(), SCHEDULE, Checkpoints(Path(config.run_dir) / "checkpoints"), main)
+
+
+def save(checkpoints: Checkpoints, state: State, images: int) -> None:
+    state.images_seen = images
+    with Saving(SCHEDULE, checkpoints, lambda: None, None) as saving:
+        saving(state)
+
+
 def saved(folder: Path) -> tuple[Config, Checkpoints, State]:
     """A run of two steps."""
     config, checkpoints, state = Config(str(folder)), Checkpoints(folder / "checkpoints"), fresh()
-    assert resume(config, state, SCHEDULE, checkpoints, True) == 0
+    assert start(config) == 0
     with torch.no_grad():
         state.model.get_parameter("weight").fill_(3.0)
-    state.images_seen = 8
-    with Saving(SCHEDULE, checkpoints, lambda: None, None) as save:
-        save(state)
+    save(checkpoints, state, 8)
     return config, checkpoints, state
-
-
-def test_a_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
-    config, checkpoints, before = saved(tmp_path / "a" / "run")
-    state = fresh()
-    assert resume(config, state, SCHEDULE, checkpoints, True) == 2
-    assert state.images_seen == 8
-    assert torch.equal(state.model.get_parameter("weight"), before.model.get_parameter("weight"))
-    assert earlier(config) == config
-    assert {path.name for path in (tmp_path / "a" / "run").iterdir()} == {"config.yaml", "checkpoints"}
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "rank_and_size", lambda: (1, 2))
-    config, checkpoints = Config(str(tmp_path / "run")), Checkpoints(tmp_path / "run" / "checkpoints")
-    assert resume(config, fresh(), SCHEDULE, checkpoints, False) == 0
-    with Saving(SCHEDULE, checkpoints, lambda: None, None) as save:
-        save(fresh())
+    assert start(Config(str(tmp_path / "run")), main=False) == 0
+    save(Checkpoints(tmp_path / "run" / "checkpoints"), fresh(), 8)
     assert not (tmp_path / "run").exists()
 
 
-def test_somebody_else_s_config_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("whatever: 3")
-    with pytest.raises(UserError, match="holds a run of another kind; choose another --run-dir"):
-        resume(Config(str(tmp_path)), fresh(), SCHEDULE, Checkpoints(tmp_path / "checkpoints"), True)
-    assert (tmp_path / "config.yaml").read_text() == "whatever: 3"
-
-
-def grown(config: Config, checkpoints: Checkpoints, images: int, steps: int) -> int:
-    """Resumes a run whose epoch has so many images, and which has so many steps."""
+def with_images(config: Config, images: int, steps: int) -> int:
+    """Resume a run whose epoch has so many images, and which has so many steps."""
     state = fresh()
     state.contents = Contents(images, "0")
+    checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints")
     return resume(config, state, replace(SCHEDULE, total_steps=steps), checkpoints, True)
 
 
 def test_changed_images_are_refused_but_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = Config(str(tmp_path), train=TrainConfig(batch_size=4, length="5 epochs"))
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert grown(config, checkpoints, 8, 10) == 0
-    state = fresh()
-    state.images_seen, state.contents = 8, Contents(8, "0")
-    with Saving(SCHEDULE, checkpoints, lambda: None, None) as save:
-        save(state)
-    assert grown(config, checkpoints, 8, 10) == 2
+    config, state = Config(str(tmp_path), train=TrainConfig(batch_size=4, length="5 epochs")), fresh()
+    assert with_images(config, 8, 10) == 0
+    state.contents = Contents(8, "0")
+    save(Checkpoints(tmp_path / "checkpoints"), state, 8)
+    assert with_images(config, 8, 10) == 2
     written = (tmp_path / "config.yaml").stat().st_mtime_ns
     text = r"changed since the last checkpoint of \S+ \(8 images then, 12 now\).* by --resume force"
     with pytest.raises(UserError, match=text) as caught:
-        grown(config, checkpoints, 12, 15)
+        with_images(config, 12, 15)
     assert caught.value.exit_code == 2
     assert (tmp_path / "config.yaml").stat().st_mtime_ns == written
     assert not capsys.readouterr().err
     force = replace(config, resume="force")
-    assert grown(force, checkpoints, 12, 15) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "note: the images have changed (8 images then, 12 now)"
-    assert lines[1] == (
+    assert with_images(force, 12, 15) == 2
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "note: the images have changed (8 images then, 12 now)",
         "note: an epoch is 3.0 steps instead of 2.0; the run is 15 steps long instead of 10, and its learning rate "
-        "goes by that: step 2 is 13% of it (it was 20%)"
-    )
+        "goes by that: step 2 is 13% of it (it was 20%)",
+    ]
     steps = replace(force, train=replace(config.train, length="10 steps"))
     (tmp_path / "config.yaml").write_text(to_yaml(steps))
-    assert grown(steps, checkpoints, 12, 10) == 2
+    assert with_images(steps, 12, 10) == 2
     assert "the run stays 10 steps long: step 2 is 20% of it (it was 20%)" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_an_older_version_does_not_tell_its_images(tmp_path: Path) -> None:
     config, checkpoints, state = saved(tmp_path)
     assert load_checkpoint(checkpoints.path(2))["contents"] is None
-    assert grown(config, checkpoints, 12, 10) == 2
-    old = {name: value for name, value in state.state_dict().items() if name != "contents"}
-    checkpoints.save(2, old)
-    assert grown(config, checkpoints, 12, 10) == 2
+    assert with_images(config, 12, 10) == 2
+    checkpoints.save(2, {name: value for name, value in state.state_dict().items() if name != "contents"})
+    assert with_images(config, 12, 10) == 2
 
 
 def test_one_rank_s_other_images_stop_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,27 +119,28 @@ def test_one_rank_s_other_images_stop_all(tmp_path: Path, monkeypatch: pytest.Mo
         check_contents(here, here.to_dict(), tmp_path, force=False)
 
 
-def test_a_changed_config_is_refused_but_by_force(tmp_path: Path) -> None:
-    config, checkpoints, _ = saved(tmp_path)
-    changed = replace(config, train=replace(config.train, seed=7))
-    with pytest.raises(UserError, match=r"another config \(train\.seed: 0 -> 7\).*--resume force") as caught:
-        resume(changed, fresh(), SCHEDULE, checkpoints, True)
+def test_another_batch_size_is_refused_even_by_force(tmp_path: Path) -> None:
+    config, _, _ = saved(tmp_path)
+    larger = replace(config, train=replace(config.train, batch_size=8))
+    with pytest.raises(UserError, match=r"train\.batch_size: 4 -> 8.*choose another --run-dir$") as caught:
+        start(larger)
     assert caught.value.exit_code == 2
-    check_config(config, replace(changed, resume="force"))
-    larger = replace(changed, train=replace(config.train, batch_size=8))
-    with pytest.raises(UserError, match=r"train\.batch_size: 4 -> 8.*choose another --run-dir$"):
-        check_config(config, larger)
     with pytest.raises(UserError, match=r"train\.batch_size cannot change within a run \(4 -> 8\)"):
-        check_config(config, replace(config, resume="force", train=replace(config.train, batch_size=8)))
+        start(replace(larger, resume="force"))
 
 
-def test_runs_of_another_kind(tmp_path: Path) -> None:
+def test_runs_of_another_kind_are_left_alone(tmp_path: Path) -> None:
+    path, another = tmp_path / "config.yaml", "holds a run of another kind; choose another --run-dir"
+    path.write_text("whatever: 3")
+    with pytest.raises(UserError, match=another):
+        start(Config(str(tmp_path)))
+    assert path.read_text() == "whatever: 3"
+    path.unlink()
     saved(tmp_path)
-    text = (tmp_path / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(text + "unknown: 3\n")
-    with pytest.raises(UserError, match="holds a run of another kind; choose another --run-dir"):
+    path.write_text(path.read_text() + "unknown: 3\n")
+    with pytest.raises(UserError, match=another):
         earlier(Other(str(tmp_path)))
-    (tmp_path / "config.yaml").unlink()
+    path.unlink()
     with pytest.raises(UserError, match=r"has checkpoints but no config\.yaml"):
         earlier(Other(str(tmp_path)))
 
@@ -173,46 +153,36 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
         resume(config, other, SCHEDULE, checkpoints, True)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+FULL = OSError(errno.ENOSPC, "No space left on device")
+MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (FULL, RunError, "cannot write to RUN: No space left on device; the last good checkpoint is None"),
+        (MEMORY, RunError, "out of memory on cpu: halve --train.micro-batch .now 256."),
+        (FileNotFoundError(errno.ENOENT, "No such file"), FileNotFoundError, "No such file"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error: Exception, kind: type[Exception], said: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    config = Config(str(tmp_path / "file" / "run"))
     with pytest.raises(UserError, match="cannot write to the run folder"):
-        resume(config, fresh(), SCHEDULE, Checkpoints(tmp_path / "file" / "run" / "checkpoints"), True)
-
-
-def no_room() -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def no_memory() -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-
-
-LACKS: list[tuple[Callable[[], None], str]] = [
-    (no_room, "cannot write to RUN: No space left on device; the last good checkpoint is None"),
-    (no_memory, "out of memory on cpu: halve --train.micro-batch .now 256."),
-]
-
-
-@pytest.mark.parametrize(("fail", "said"), LACKS)
-def test_what_the_machine_lacks_is_one_line(fail: Callable[[], None], said: str, tmp_path: Path) -> None:
-    config = Config(str(tmp_path / "run"))
-    with (
-        pytest.raises(RunError, match=said.replace("RUN", str(tmp_path / "run"))),
-        explained(config, torch.device("cpu")),
-    ):
-        fail()
-
-
-def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), explained(Config(str(tmp_path)), torch.device("cpu")):
-        raise FileNotFoundError(errno.ENOENT, "No such file")
+        start(Config(str(tmp_path / "file" / "run")))
+    run = tmp_path / "run"
+    with pytest.raises(kind, match=said.replace("RUN", str(run))), explained(Config(str(run)), torch.device("cpu")):
+        raise error
 
 
 def unanswered(config: Config, error: OSError | None = None) -> UserError:
     with pytest.raises(UserError) as caught, explained(config, torch.device("cpu")):
         raise error or Unreachable("s3://b/a.tar: no answer within 30 s")
     return caught.value
+
+
+def codes(config: Config, starts: int, error: OSError | None = None) -> list[int]:
+    """The exit codes of so many starts that get no answer."""
+    return [unanswered(config, error).exit_code for _ in range(starts)]
 
 
 def test_a_run_that_gets_no_answer_is_queued_again_but_not_for_ever(tmp_path: Path) -> None:
@@ -229,44 +199,40 @@ def test_a_run_that_gets_no_answer_is_queued_again_but_not_for_ever(tmp_path: Pa
         assert not (tmp_path / "unanswered.json").exists()
 
 
-def test_new_images_begin_the_row_anew(tmp_path: Path) -> None:
-    config, checkpoints, state = saved(tmp_path)
+def test_new_images_begin_the_row_anew_and_of_a_sweep_each_run_counts(tmp_path: Path) -> None:
+    config, checkpoints, state = saved(tmp_path / "run")
     for images in (12, 16, 20, 24):
-        assert [unanswered(config).exit_code for _ in range(2)] == [EXIT_REQUEUE] * 2
-        state.images_seen = images
-        with Saving(SCHEDULE, checkpoints, lambda: None, None) as save:
-            save(state)
-    (tmp_path / "unanswered.json").write_text("torn {")
-    assert [unanswered(config).exit_code for _ in range(3)] == [EXIT_REQUEUE, EXIT_REQUEUE, 1]
-
-
-def test_of_a_sweep_the_runs_count(tmp_path: Path) -> None:
-    config = Config(str(tmp_path))
+        assert codes(config, 2) == [EXIT_REQUEUE] * 2
+        save(checkpoints, state, images)
+    (tmp_path / "run" / "unanswered.json").write_text("torn {")
+    assert codes(config, 3) == [EXIT_REQUEUE, EXIT_REQUEUE, 1]
     for number in range(4):
         saved(tmp_path / "sweep" / f"lr_{number}")
-        assert unanswered(config).exit_code == EXIT_REQUEUE
+        assert codes(Config(str(tmp_path)), 1) == [EXIT_REQUEUE]
 
 
 def test_a_source_that_does_not_open(tmp_path: Path) -> None:
     """At the first start its address may be misspelt; later it is away."""
     away = SourceAway("shards:s3://b/a.tar: cannot open it")
     config = Config(str(tmp_path / "run"))
-    assert unanswered(config, away) is away
-    (tmp_path / "run").mkdir()
-    assert unanswered(config, away) is away
+    for _ in range(2):
+        assert unanswered(config, away) is away
+        (tmp_path / "run").mkdir(exist_ok=True)
     assert away.exit_code == 2
     saved(tmp_path / "run")
-    assert [unanswered(config, away).exit_code for _ in range(3)] == [EXIT_REQUEUE, EXIT_REQUEUE, 1]
+    assert codes(config, 3, away) == [EXIT_REQUEUE, EXIT_REQUEUE, 1]
 
 
 def test_no_answer_without_a_run_folder_or_with_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for config in (Config(str(tmp_path / "none")), Config(""), DryRun(str(tmp_path))):
+    dry_run = Config(str(tmp_path))
+    object.__setattr__(dry_run, "dry_run", True)
+    for config in (Config(str(tmp_path / "none")), Config(""), dry_run):
         with pytest.raises(Unreachable), explained(config, torch.device("cpu")):
             raise Unreachable("x")
     assert not list(tmp_path.iterdir())
     config, _, _ = saved(tmp_path)
     monkeypatch.setattr(dist, "rank_and_size", lambda: (0, 2))
-    assert unanswered(config).exit_code == 1
+    assert codes(config, 1) == [1]
     assert not (tmp_path / "unanswered.json").exists()

@@ -20,18 +20,13 @@ from mpp.training.settings import ScheduleConfig, TrainConfig
         ("1 step", 1, "steps"),
         ("10_000 steps", 10_000, "steps"),
         ("10k steps", 10_000, "steps"),
-        ("90 epochs", 90, "epochs"),
-        ("1 epoch", 1, "epochs"),
         ("0.5 epochs", 0.5, "epochs"),
         ("1.28M images", 1_280_000, "images"),
         ("4B images", 4e9, "images"),
-        ("1e6 images", 1e6, "images"),
         ("2.5e+3 steps", 2500, "steps"),
         ("1image", 1, "images"),
-        ("5%", 5, "percent"),
         ("2.5 percent", 2.5, "percent"),
         ("  5  %  ", 5, "percent"),
-        ("0 steps", 0, "steps"),
     ],
 )
 def test_durations_are_read(text: str, value: float, unit: str) -> None:
@@ -39,55 +34,24 @@ def test_durations_are_read(text: str, value: float, unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "1000", "steps", "ten steps", "-5 steps", "5 parsecs", "5 %%", "1,000 steps", "1 k k steps", "nan steps"],
+    "text", ["", "1000", "steps", "ten steps", "-5 steps", "5 parsecs", "5 %%", "1,000 steps", "1 k k steps"]
 )
 def test_what_is_no_duration_is_refused_with_the_fields_name_and_the_forms(text: str) -> None:
-    with pytest.raises(ValueError, match="number and a unit") as caught:
+    with pytest.raises(ValueError, match=r"^train.length needs a number and a unit") as caught:
         parse_duration(text, "train.length")
-    assert str(caught.value).startswith("train.length needs")
     assert repr(text) in str(caught.value)
     assert all(parse_duration(form) for form in ("1000 steps", "90 epochs", "1.28M images", "5%"))
 
 
-@pytest.mark.parametrize(
-    ("text", "steps"),
-    [
-        ("1000 steps", 1000),
-        ("2 epochs", 25),  # 2 * 100 / 8
-        ("0.5 epochs", 6),
-        ("64 images", 8),
-        ("65 images", 8),
-        ("1 image", 1),
-        ("0.001 epochs", 1),
-        ("0 images", 0),
-        ("10%", 20),
-        ("0.1%", 1),
-        ("0%", 0),
-        ("100%", 200),
-    ],
-)
-def test_durations_in_steps_of_a_batch_of_8_in_an_epoch_of_100_and_a_run_of_200(text: str, steps: int) -> None:
-    assert parse_duration(text).steps(8, 100, 200) == steps
-
-
-def test_a_percentage_needs_the_length_of_the_run() -> None:
-    with pytest.raises(ValueError, match="length of the run"):
-        parse_duration("5%").steps(8, 100)
+def test_durations_in_steps_of_a_batch_of_8_in_an_epoch_of_100_and_a_run_of_200() -> None:
+    steps = {"1000 steps": 1000, "2 epochs": 25, "0.5 epochs": 6, "64 images": 8, "65 images": 8, "1 image": 1,
+             "0.001 epochs": 1, "0 images": 0, "10%": 20, "0.1%": 1, "0%": 0, "100%": 200}  # fmt: skip
+    assert {text: parse_duration(text).steps(8, 100, 200) for text in steps} == steps
 
 
 @pytest.mark.parametrize(
     ("period", "total", "due"),
-    [
-        (3, 10, [3, 6, 9, 10]),  # also at the last step but one
-        (5, 10, [5, 10]),
-        (1, 4, [1, 2, 3, 4]),
-        (10, 10, [10]),
-        (11, 10, [10]),
-        (9, 10, [9, 10]),
-        (0, 10, [10]),
-        (1, 1, [1]),
-    ],
+    [(3, 10, [3, 6, 9, 10]), (5, 10, [5, 10]), (1, 4, [1, 2, 3, 4]), (11, 10, [10]), (9, 10, [9, 10]), (0, 10, [10])],
 )
 def test_due_steps(period: int, total: int, due: list[int]) -> None:
     assert [step for step in range(total + 1) if is_due(step, period, total)] == due
@@ -114,20 +78,6 @@ def test_constant_rises_stays_and_falls() -> None:
     assert [rate(step) for step in range(11)] == [0, 0.5, 1, 1.5, 2, 2, 2, 2, 2, 1, 0]
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "rsqrt"])
-@pytest.mark.parametrize(("warmup", "cooldown"), [(0, 0), (5, 0), (0, 5), (4, 6), (10, 0), (0, 10)])
-def test_rates_stay_between_zero_and_the_base(kind: str, warmup: int, cooldown: int) -> None:
-    rate = learning_rate(kind, 0.1, 10, warmup, cooldown)
-    assert all(0 <= rate(step) <= 0.1 for step in range(11))
-    assert any(rate(step) > 0 for step in range(10))
-
-
-@pytest.mark.parametrize(("warmup", "cooldown"), [(11, 0), (0, 11), (6, 5)])
-def test_a_warmup_and_cooldown_longer_than_the_run_are_refused(warmup: int, cooldown: int) -> None:
-    with pytest.raises(ValueError, match=rf"warm-up \({warmup} steps\) and cooldown \({cooldown}\) .* \(10 steps\)"):
-        learning_rate("cosine", 0.1, 10, warmup, cooldown)
-
-
 def built(train: dict[str, Any], plan: dict[str, Any], ranks: int = 1) -> Schedule:
     return build_schedule(TrainConfig(**{"length": "10 steps", **train}), ScheduleConfig(**plan), 0.1, 0.5, 10, ranks)
 
@@ -146,7 +96,7 @@ def test_the_schedule_of_a_config() -> None:
     assert (schedule.total_steps, schedule.clip_norm, schedule.step(8)) == (10, 0.5, 2)
     assert [schedule.steps(text, "x") for text in ("", "3 steps", "2 epochs", "50%", "8 images")] == [0, 3, 5, 5, 2]
     assert [schedule.rate(step) for step in (0, 1, 2, 10)] == pytest.approx([0, 0.05, 0.1, 0])
-    with pytest.raises(UserError, match=r"schedule: warm-up"):
-        built({}, {"warmup": "11 steps"})
+    with pytest.raises(UserError, match=r"schedule: warm-up \(6 steps\) and cooldown \(5\) .* \(10 steps\)"):
+        built({}, {"warmup": "6 steps", "cooldown": "5 steps"})
     with pytest.raises(UserError, match=r"train\.batch_size 15 is not a multiple of the 2 processes"):
         built({"batch_size": 15}, {}, 2)

@@ -53,7 +53,7 @@ def test_whoever_looks_at_a_sharded_model_gets_all_of_it() -> None:
 
 
 @pytest.mark.usefixtures("group")
-def test_bf16_is_what_blocks_are_gathered_in_and_weights_stay_fp32() -> None:
+def test_bf16_is_what_blocks_are_gathered_in_and_weights_and_sums_of_gradients_stay_fp32() -> None:
     state = build(True, precision="bf16")
     state.model.bf16 = True
     train(state)
@@ -61,27 +61,14 @@ def test_bf16_is_what_blocks_are_gathered_in_and_weights_stay_fp32() -> None:
     assert {dtype for block in blocks for dtype in block.dtypes} == {torch.bfloat16}
     tensors = [state.model.state_dict(), *state.optimizer.state_dict()["state"].values()]
     assert {value.dtype for part in tensors for value in part.values()} == {torch.float32}
-
-
-@pytest.mark.usefixtures("group")
-def test_bf16_gradients_are_summed_in_fp32() -> None:
-    model = build(True, precision="bf16").model
     for number, batch in zip(range(2), batches(0), strict=False):
-        with gradient_sync(model, on=number == 1), torch.autocast("cpu", torch.bfloat16):
-            model(batch).float().square().mean().backward()
-    gradient = model.get_parameter("blocks.0.linear.weight").grad
-    assert isinstance(gradient, DTensor)
+        with gradient_sync(state.model, on=number == 1), torch.autocast("cpu", torch.bfloat16):
+            state.model(batch).float().square().mean().backward()
+        gradient = state.model.get_parameter("blocks.0.linear.weight").grad
+        assert isinstance(gradient, DTensor)  # shared out after every micro-batch
     total = gradient.full_tensor()
     assert total.dtype == torch.float32
     assert (total.bfloat16().float() != total).any()  # the sum of two numbers in bf16, which bf16 does not hold
-
-
-@pytest.mark.usefixtures("group")
-def test_gradients_are_shared_out_after_every_micro_batch() -> None:
-    model = build(True).model
-    with gradient_sync(model, on=False):
-        model(next(batches(0))).square().mean().backward()
-    assert all(isinstance(parameter.grad, DTensor) for parameter in model.parameters())
 
 
 @pytest.mark.usefixtures("group")
@@ -96,15 +83,12 @@ def test_an_update_that_the_kernel_is_to_skip_changes_no_shard(optimiser: str) -
     torch.testing.assert_close(gathered(state.state_dict()), before, rtol=0, atol=0)
 
 
-def test_one_process_shares_nothing_out() -> None:
+def test_one_process_shares_nothing_out_and_fp16_is_refused() -> None:
     model = nn.Linear(2, 2)
     assert prepare(model, CPU, World(), "off", "fsdp", "fp16") is model
     assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def test_fp16_is_refused_with_a_way_out() -> None:
     with pytest.raises(UserError, match=r"fsdp has no loss scaling for fp16; take train\.precision bf16"):
-        prepare(nn.Linear(2, 2), CPU, World(0, 2), "off", "fsdp", "fp16")
+        prepare(model, CPU, World(0, 2), "off", "fsdp", "fp16")
 
 
 @pytest.mark.gpu
