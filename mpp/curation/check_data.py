@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from mpp.curation import check_report
@@ -30,7 +29,7 @@ from mpp.data.reader import Bad
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.names import printable
-from mpp.data.sources.opening import Splits, open_splits
+from mpp.data.sources.opening import open_splits
 from mpp.data.transform import TrainTransform
 from mpp.data.workers import worker_count
 from mpp.errors import RunError
@@ -67,14 +66,19 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     workers = worker_count(config.workers, 1)
     opened = open_splits(config.data, download=config.download)
     source = opened["train"]
-    test, no_test = _test_split(opened)
+    test_split = ""
+    try:
+        test = opened.get("test")
+    except SourceError as error:  # pretraining does without
+        test, test_split = None, f"cannot be opened: {error}"
     classes = Classes.of(source)
-    indices = _drawn(len(source), config.images)
+    indices = spread_over_classes(len(source), None, config.images or len(source))
     with _bad_list(out) as report_bad:
         scanned, seconds = scan(source, reading, indices, workers, report_bad, _progress(len(indices)))
     splits = [(source, scanned)]
     if test is not None:
-        splits.append((test, scan(test, reading, _drawn(len(test), config.images), workers)[0]))
+        chosen = spread_over_classes(len(test), None, config.images or len(test))
+        splits.append((test, scan(test, reading, chosen, workers)[0]))
     found = Duplicates(splits)
     why = _why_not_start(scanned, len(source), reading, config)
     crops = None
@@ -84,7 +88,11 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
         except BadImage as error:
             why = str(error)
     lines = _lines(config, source, scanned, classes, found, reading)
-    lines += [_test_line(splits[1][1])] if test is not None else [row("test split", no_test)] if no_test else []
+    if test is not None:
+        bad = splits[1][1].kinds
+        what = f"{bad.total():,} of them bad ({by_kind(bad)})" if bad else "none of them bad"
+        test_split = f"{len(splits[1][1].indices):,} images looked at, {what}"
+    lines += [row("test split", test_split)] if test_split else []
     rates = _rates(scanned, seconds, workers, crops)
     lines += [*_crop_lines(crops), *_rate_lines(rates)]
     if out:
@@ -112,14 +120,6 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     return 1 if why else 0
 
 
-def _test_split(opened: Splits) -> tuple[Source | None, str]:
-    """The source's own test split, or why it cannot be opened, if there is one: pretraining does without."""
-    try:
-        return opened.get("test"), ""
-    except SourceError as error:
-        return None, f"cannot be opened: {error}"
-
-
 @contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
     try:
@@ -127,13 +127,6 @@ def _writing(out: Path) -> Iterator[None]:
     except OSError as error:
         reason = f"cannot write to {printable(str(out))} ({error.strerror or error})"
         raise RunError(f"{reason}; make room there or give another --out, and look again") from error
-
-
-def _drawn(total: int, wanted: int) -> np.ndarray:
-    """All, or so many, evenly: int64."""
-    if not 0 < wanted < total:
-        return np.arange(total, dtype=np.int64)
-    return np.arange(wanted, dtype=np.int64) * total // wanted
 
 
 @contextlib.contextmanager
@@ -244,12 +237,6 @@ def _lines(
         *check_report.value_lines(scanned.spreads, reading, eight_bits),
         check_report.statistics_line(scanned, reading),
     ]
-
-
-def _test_line(scanned: ScanResult) -> str:
-    bad = scanned.kinds.total()
-    what = f"{bad:,} of them bad ({by_kind(scanned.kinds)})" if bad else "none of them bad"
-    return row("test split", f"{len(scanned.indices):,} images looked at, {what}")
 
 
 def _crop_lines(crops: Crops | None) -> list[str]:

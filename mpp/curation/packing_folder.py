@@ -25,6 +25,7 @@ from mpp.system.files import LOCK, one_writer, write_whole
 
 _FORMAT = 1  # of manifest.json and of the records
 _MANIFEST, _CLASSES, _BAD = "manifest.json", "classes.txt", "bad_files.csv"
+_NUMBERED = "shards-{:06d}.tar"
 _OURS = re.compile(rf"{_MANIFEST}|{_CLASSES}|{_BAD}|shards-\d{{6,}}\.tar(\.index)?")
 
 
@@ -46,7 +47,7 @@ class PackingFolder:
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
         self.out, self.work, self._identity = out, out / ".packing", identity
         self.bad_files = out / _BAD
-        self.manifest: dict[str, Any] | None = None
+        self.manifest: dict[str, Any] | None
         self._look()
 
     def _look(self) -> None:
@@ -56,14 +57,14 @@ class PackingFolder:
         except OSError as error:
             reason = f"cannot be listed ({error.strerror})"
             raise UserError(f"--out {out} {reason}; give a new or an empty folder") from error
-        earlier = _read_json(out / _MANIFEST) or _read_json(self.work / "packing.json")
+        self.manifest = _read_json(out / _MANIFEST)
+        earlier = self.manifest or _read_json(self.work / "packing.json")
         foreign = [name for name in found if not is_hidden(name) and not (earlier and _OURS.fullmatch(name))]
         if foreign:
             what = "which no packing wrote; give a new or an empty folder"
             raise UserError(f"--out {out} holds {printable(foreign[0])}, {what}")
         if earlier is not None:
             self._check_same(earlier)
-        self.manifest = _read_json(out / _MANIFEST)
 
     def _check_same(self, earlier: dict[str, Any]) -> None:
         mine, theirs = self._identity, earlier.get("settings", {})
@@ -118,7 +119,7 @@ class PackingFolder:
             if record is not None:
                 found[task] = [Shard(*shard) for shard in record["parts"]]
         every = [shard for shards in found.values() for shard in shards] if len(found) == tasks else []
-        final = {shard.name: self.out / _numbered(number) for number, shard in enumerate(every)}
+        final = {shard.name: self.out / _NUMBERED.format(number) for number, shard in enumerate(every)}
 
         def is_there(shard: Shard) -> bool:
             locations = [self.work / shard.name, final.get(shard.name)]
@@ -135,13 +136,13 @@ class PackingFolder:
             figures: the other entries of the manifest.
         """
         for number, shard in enumerate(shards):
-            name = _numbered(number)
+            name = _NUMBERED.format(number)
             for old, new in ((shard.name, name), (sidecar_name(shard.name), sidecar_name(name))):
                 with contextlib.suppress(FileNotFoundError):  # before an interruption
                     os.replace(self.work / old, self.out / new)
         if classes is not None:
             self._publish(_CLASSES, "".join(f"{name}\n" for name in classes).encode())
-        numbered = [{**shard._asdict(), "name": _numbered(number)} for number, shard in enumerate(shards)]
+        numbered = [{**shard._asdict(), "name": _NUMBERED.format(number)} for number, shard in enumerate(shards)]
         self.manifest = {"format": _FORMAT, **self._identity, **figures, "shards": numbered}
         self._publish(_MANIFEST, _json(self.manifest, indent=1))
 
@@ -161,10 +162,6 @@ class PackingFolder:
             if not _is_whole(self.out / shard["name"], shard["bytes"]):
                 what = f"is missing or has not the {shard['bytes']:,} bytes that {_MANIFEST} says"
                 raise RunError(f"{self.out / shard['name']} {what}; remove {self.out} and pack again")
-
-
-def _numbered(number: int) -> str:
-    return f"shards-{number:06d}.tar"
 
 
 def _is_whole(path: Path, size: int) -> bool:

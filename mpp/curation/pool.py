@@ -1,12 +1,11 @@
 """Work in several processes: results in order, a few at a time; no process outlives the one that started it."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -16,7 +15,7 @@ from mpp.data.sources.descriptors import not_started
 from mpp.data.workers import follow_parent
 from mpp.errors import RunError, UserError
 from mpp.system.failure import last_line, why_ended
-from mpp.system.process import without_warnings
+from mpp.system.process import forking
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -59,7 +58,7 @@ def in_processes(
 
     try:
         for number, task in enumerate(tasks):
-            with _signals_wait(), without_warnings(".*fork", DeprecationWarning):  # the first one starts the processes
+            with forking(_SIGNALS):  # the first one starts the processes
                 futures.append(pool.submit(_call, number, task))
             processes = processes or list(pool._processes.values())  # a pool that broke has forgotten them
             if len(futures) >= _AHEAD * workers:
@@ -93,16 +92,6 @@ def _died(processes: list[BaseProcess], fewer: str, again: str) -> RunError:
     codes = [process.exitcode for process in processes if process.exitcode]
     code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)
     return RunError(f"a process {why_ended(code, fewer)}{again}")
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Until a new process has its own handlers."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _work: Callable[[Any], Any] | None = None  # of this process, if it is one of a pool

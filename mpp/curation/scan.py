@@ -5,7 +5,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from hashlib import sha1
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from mpp.data.decoding import BadImage, open_picture
 from mpp.data.decoding.to_uint8 import RawValues
 from mpp.data.reader import Bad, attempt_each
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import Source
+from mpp.data.sources.base import Source, image_digest
 from mpp.data.statistics import ChannelStatistics, histogram
 from mpp.errors import RunError, Unreachable
 
@@ -151,8 +150,8 @@ def _scan_image(result: ScanResult, row: int, data: bytes | np.ndarray, reading:
     counts = histogram(pixels)
     result.colours.add(counts)
     result.height[row], result.width[row] = picture.height, picture.width
-    result.content[row] = _hash(data)
-    result.pixels[row] = _hash(pixels)
+    for hashes, image in ((result.content, data), (result.pixels, pixels)):
+        hashes[row] = int.from_bytes(image_digest(image)[:8], "little")
     result.flags[row] = GOOD
     if counts.max(axis=1).min() == picture.height * picture.width:
         result.flags[row] |= BLANK
@@ -173,13 +172,3 @@ def _note_values(result: ScanResult, stored: RawValues, form: str, reading: Deco
         values = values[:, :, :-1]
     kind = Kind(values.dtype.newbyteorder("=").name, values.shape[2])
     result.spreads.setdefault(kind, Spread(kind.channels)).add(values)
-
-
-def _hash(data: bytes | np.ndarray) -> int:
-    # SHA-1 is twice as fast as BLAKE2 where the processor knows it; else all this would take as long as decoding.
-    if isinstance(data, np.ndarray):
-        digest = sha1(f"{data.dtype} {data.shape}".encode(), usedforsecurity=False)
-        digest.update(np.ascontiguousarray(data).data)
-    else:
-        digest = sha1(data, usedforsecurity=False)
-    return int.from_bytes(digest.digest()[:8], "little")

@@ -73,7 +73,6 @@ def shard(config: ShardRecipe) -> int:
             if folder.manifest is not None:  # another process has finished it meanwhile
                 return _report_complete(config, folder)
             packed = _pack(config, source, plan, folder)
-            _finish(config, source, plan, folder)
     except Stopped as stopped:
         raise RunError(f"stopped by {stopped}{_AGAIN}") from None
     except OSError as error:
@@ -127,24 +126,27 @@ def _check_source(source: Source) -> None:
 
 
 def _pack(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder) -> int:
-    """Packs what is not there yet; returns how many images were read for it."""
+    """Packs what is not there yet and finishes the folder; returns how many images were read for it."""
     done = folder.done(plan.tasks)
     tasks = [task for task in range(plan.tasks) if task not in done]
     before = sum(plan.images(task) for task in done)
     if done:
         print(f"goes on after {before:,} of {count(len(plan.order), 'image')}", file=sys.stderr)
     bad = BadFiles(folder.bad_files, config.data_config.max_bad_share, setting="--max-bad")
+    figures, shards = Figures(len(source.classes or ()), config.in_chans), []
     progress = _Progress(before, len(plan.order))
     workers = max(1, worker_count(config.workers, 1))
     work = functools.partial(_pack_and_save, source, plan, folder)
     with contextlib.closing(in_processes(work, tasks, workers, progress.tell, _AGAIN)) as running:
-        for task in range(
-            plan.tasks
-        ):  # in this order, so that whether there are too many bad ones depends on no timing
+        for task in range(plan.tasks):  # in order, so that whether there are too many bad ones depends on no timing
             if task not in done:
                 next(running)
-            bad.add(folder.record(task).bad, plan.images(task))
+            record = folder.record(task)
+            bad.add(record.bad, plan.images(task))
+            figures.merge(record.figures)
+            shards += record.shards
     progress.tell(len(plan.order) - before)
+    _finish(source, folder, figures, bad, shards)
     return len(plan.order) - before
 
 
@@ -154,15 +156,7 @@ def _pack_and_save(source: Source, plan: Plan, folder: PackingFolder, task: int)
     folder.save(task, record)
 
 
-def _finish(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder) -> None:
-    figures = Figures(len(source.classes or ()), config.in_chans)
-    bad = BadFiles(None, 1.0)
-    shards: list[Shard] = []
-    for task in range(plan.tasks):
-        record = folder.record(task)
-        figures.merge(record.figures)
-        bad.add(record.bad, plan.images(task))
-        shards += record.shards
+def _finish(source: Source, folder: PackingFolder, figures: Figures, bad: BadFiles, shards: list[Shard]) -> None:
     images = figures.colours.images
     if not images:
         raise RunError(f"no image of {source.name} could be packed ({by_kind(bad.kinds())}); see {folder.bad_files}")

@@ -25,7 +25,7 @@ from mpp.data.sources.descriptors import check_files, no_more_files, not_started
 from mpp.errors import ConfigError, RunError, UserError
 from mpp.system.cores import count_cores
 from mpp.system.failure import last_line, why_ended
-from mpp.system.process import GENERATORS, one_thread, return_memory, without_warnings
+from mpp.system.process import GENERATORS, forking, one_thread, return_memory, without_warnings
 
 _MOST_WORKERS = 32  # for each core: reading over a network mostly waits
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -135,16 +135,12 @@ def _start(loader: _Loader) -> Any:
     """The loader's iterator, and with it the workers."""
     if loader.num_workers:  # measured: five or six of each, and a few of ours
         check_files(6 * loader.num_workers + 12, loader.num_workers)
-    # Until a worker has started up it would obey signals; it inherits the mask.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_SIGNALS)
     try:
         # A worker seeds torch's generator, whose lock it must not inherit from a thread that draws.
-        with without_warnings(".*fork", DeprecationWarning), GENERATORS:
+        with forking(_IGNORED_SIGNALS), GENERATORS:
             iterator: Any = iter(loader)
     except (OSError, RuntimeError) as error:  # the latter, by torch, where one dies before its first answer
         raise not_started(error) from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if loader.num_workers:  # from now on it would raise for a dead worker anywhere in the training: see `_next`
         _remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False

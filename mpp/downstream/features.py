@@ -38,6 +38,7 @@ from mpp.model.encoder import check_patches
 from mpp.model.kernel_choice import EVALUATION_BATCH, settle_kernel, task_of
 from mpp.system.process import global_draws
 from mpp.training.parallel import DTYPES, autocast
+from mpp.training.timing import synchronise
 from mpp.weights.base import Weights, build
 
 
@@ -77,8 +78,7 @@ def extract_features(
                 index.append(batch["index"].clone())
         if not rows:
             return np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
         return torch.cat(rows).numpy(), torch.cat(index).numpy()
 
 

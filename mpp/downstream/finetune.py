@@ -24,7 +24,6 @@ import torch
 
 from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
-from mpp.data.workers import cores_for
 from mpp.dist import World
 from mpp.downstream.estimates import wilson
 from mpp.downstream.finetune_result import INPUTS, RESULT, Inputs, Result, finished, read_result, summary, write_record
@@ -35,14 +34,12 @@ from mpp.downstream.scoring import Scores, score
 from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.downstream.tuning import FinetuningRun, build_tuning, predict, result_weights, training_step
 from mpp.errors import RunError
-from mpp.system.files import drop_aside, set_aside, write_csv, write_whole
+from mpp.system.files import drop_aside, write_csv, write_whole
 from mpp.training.checkpoint import Checkpoints
-from mpp.training.data_stalls import data_notes
 from mpp.training.loggers import check_installed
 from mpp.training.loop import Every, NonFinite, State
 from mpp.training.optim import average_warning
 from mpp.training.parallel import share_statistics
-from mpp.training.provenance import record_start
 from mpp.training.run_folder import (
     MODEL,
     Claim,
@@ -173,10 +170,7 @@ def _finetune(run: FinetuningRun, inputs: Inputs, claim: Claim, choosing: bool =
         if average := average_warning(config.optim.ema_decay, total):
             print(f"WARNING: {average}", file=sys.stderr)
     claim()
-    checkpoints = Checkpoints(
-        run.folder / "checkpoints", config.checkpoint.keep_last, run.steps("checkpoint.keep_every")
-    )
-    check = functools.partial(_check_inputs, run, inputs)
+    checkpoints, check = run.checkpoints(), functools.partial(_check_inputs, run, inputs)
     resumed = resume(config, run.state, run.schedule, checkpoints, run.world.main, check)
     run.settle_attention()
     if run.world.main:
@@ -200,9 +194,8 @@ def _describe_images(run: FinetuningRun) -> str:
     return "\n".join([f"labels: {images}", *(f"note: {note}" for note in labelled.notes)])
 
 
-def _check_inputs(run: FinetuningRun, inputs: Inputs) -> None:
+def _check_inputs(run: FinetuningRun, inputs: Inputs, before: FinetuneConfig | None) -> None:
     """Refuses to resume with other images or weights, except by force; deletes the results of an earlier config."""
-    before = earlier(run.config)
     forced = run.config.resume == "force"
     if before is not None and not forced:
         inputs.check(run.folder)
@@ -249,8 +242,7 @@ def _train(run: FinetuningRun, checkpoints: Checkpoints, monitor: _Monitor, resu
     run.read_decoded(monitor.say)
     save = Saving(run.schedule, checkpoints, monitor.log.flush, resumed or None)
     if not monitor.choosing:
-        if run.world.main and (before := set_aside(run.folder / MODEL)):  # as in pretraining
-            monitor.say(f"the model of the run's earlier end is {before}, until there is a new one")
+        monitor.set_model_aside()
         labelled = run.labelled
         data = {
             "source": labelled.train.describe(),
@@ -260,9 +252,7 @@ def _train(run: FinetuningRun, checkpoints: Checkpoints, monitor: _Monitor, resu
             "test_images": len(labelled.test_indices),
             "notes": list(labelled.notes),
         }
-        facts = {"precision": run.precision, "attention": run.state.attention}
-        facts |= {"seed": run.config.train.seed, "data": data}
-        record_start(run.folder, resumed, next(run.model.parameters()).device, facts)
+        run.record(resumed, data)
     if resumed:
         monitor.say(f"resumed from {checkpoints.latest()} at step {resumed} of {run.schedule.total_steps}")
     else:
@@ -314,6 +304,6 @@ def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
             plot_confusion(folder / "confusion.png", scores.confusion, (*labelled.classes, *labelled.foreign))
             write_record(folder / RESULT, result)
             monitor.terminal.close()
-            notes += data_notes(folder, run.config.data, run.workers, cores_for(run.world.local_size))
+            notes += run.data_notes()
             print(summary(folder, labelled, scores, result, notes), flush=True)
     dist.barrier()

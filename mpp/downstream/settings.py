@@ -1,12 +1,11 @@
 """Settings of fine-tuning, of the tools that evaluate frozen features, and of predict. Free of torch, for `--help`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mpp.data.settings import MAX_IMAGE_MB, DataConfig, check_max_image_mb
 from mpp.training.duration import parse_duration
-from mpp.training.settings import CheckpointConfig, LogTo, OptimConfig, ScheduleConfig, TrainConfig, check_log_to
+from mpp.training.settings import CheckpointConfig, LogTo, OptimConfig, ScheduleConfig, TrainConfig, check_different
 
 Pool = Literal["mean", "token", "mean+token"]
 """Of the patch tokens, the class token, or both side by side."""
@@ -21,12 +20,6 @@ def parse_share(text: str, name: str = "a share") -> float:
     if not 0 < share <= 1:
         raise ValueError(f"{name} is above 0% and up to 100%, such as 1% or 0.01; got {text!r}")
     return share
-
-
-def check_different(values: Sequence[object], setting: str, what: str, valid: bool = True) -> None:
-    """Raises ValueError if a value stands twice, or unless `valid`."""
-    if not valid or len(set(values)) < len(values):
-        raise ValueError(f"{setting} takes different {what}, got {' '.join(map(str, values)) or 'none'}")
 
 
 def check_size(size: tuple[int, ...], setting: str) -> None:
@@ -185,7 +178,7 @@ class FinetuneLogConfig:
 
     def __post_init__(self) -> None:
         parse_duration(self.every, "log.every")
-        check_log_to(self.to)
+        check_different(self.to, "log.to", "loggers")
         if self.evaluate:
             parse_duration(self.evaluate, "log.evaluate")
 

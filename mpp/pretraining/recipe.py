@@ -17,7 +17,6 @@ import torch
 
 from mpp import dist
 from mpp.config import to_yaml
-from mpp.data.workers import cores_for
 from mpp.dist import World
 from mpp.errors import RunError
 from mpp.model.attention import use_kernel
@@ -27,16 +26,15 @@ from mpp.pretraining.monitor import Monitor
 from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import survey_source, training_step
 from mpp.pretraining.summary import dry_run_report, summary
-from mpp.system.files import drop_aside, set_aside
+from mpp.system.files import drop_aside
 from mpp.training.checkpoint import Checkpoints
-from mpp.training.data_stalls import data_notes
 from mpp.training.loggers import check_installed
 from mpp.training.loop import Every, NonFinite, State, fit
 from mpp.training.optim import average_warning
-from mpp.training.provenance import record_start
 from mpp.training.run_folder import MODEL, claiming, explained, processes, resume, train
 from mpp.training.saving import Saving
 from mpp.training.sharded import whole
+from mpp.training.timing import synchronise
 from mpp.weights.timm_folder import write_timm_folder
 
 
@@ -54,10 +52,7 @@ def run(config: PretrainConfig) -> int:
             return _dry_run(_build(config, world, device))
         with claiming(config, world) as claim:
             built = _build(config, world, device)
-            checkpoint = built.config.checkpoint
-            checkpoints = Checkpoints(
-                built.folder / "checkpoints", checkpoint.keep_last, built.steps("checkpoint.keep_every")
-            )
+            checkpoints = built.checkpoints()
             claim()
             resumed = resume(built.config, built.state, built.schedule, checkpoints, world.main)
             built.settle_attention()
@@ -83,11 +78,12 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
         monitor.say(f"{run.folder} is finished ({resumed} steps)")
         return _finish(run, monitor)
     run.train_source = run.decoded(run.source, monitor.say)
-    if run.world.main and (before := set_aside(run.folder / MODEL)):  # else it would pass for the model of this run
-        monitor.say(f"the model of the run's earlier end is {before}, until there is a new one")
+    monitor.set_model_aside()
     save = Saving(run.schedule, checkpoints, monitor.log.flush, resumed or None)
+    classes = len(run.source.classes) if run.source.classes is not None else None
+    data = {"source": run.source.describe(), "images": len(run.source), "classes": classes}
     if resumed:
-        _record(run, resumed)
+        run.record(resumed, data)
         monitor.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
     else:
         survey = start(run, monitor)
@@ -95,7 +91,7 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
         if run.config.init:
             export(run, FIRST)  # the original may be gone when somebody wants to compare
             facts["init"] = f"{run.config.init} (SHA-256 of its weights {run.init_hash})"
-        _record(run, 0, **facts)
+        run.record(0, data, **facts)
         save(run.state)
         save.wait()  # or the loader's processes, started meanwhile, would keep the file open
     every: list[Every] = [*monitor.every(), (run.steps("checkpoint.every"), save)]
@@ -107,28 +103,14 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
     return status or _finish(run, monitor)
 
 
-def _record(run: PretrainingRun, step: int, **facts: str) -> None:
-    """Adds this start to environment.json."""
-    source = run.source
-    classes = len(source.classes) if source.classes is not None else None
-    started = {
-        "precision": run.precision,
-        "attention": run.state.attention,
-        "seed": run.config.train.seed,
-        "data": {"source": source.describe(), "images": len(source), "classes": classes},
-    }
-    record_start(run.folder, step, run.device, started | facts)
-
-
 def _finish(run: PretrainingRun, monitor: Monitor) -> int:
     export(run)
     if run.world.main:
         drop_aside(run.folder / MODEL)
     monitor.project_features()
     if run.world.main:
-        notes = data_notes(run.folder, run.config.data, run.workers, cores_for(run.world.local_size))
         monitor.terminal.close()
-        print(summary(run.folder, run.model.target.score_name, notes, run.config.init))
+        print(summary(run.folder, run.model.target.score_name, run.data_notes(), run.config.init))
     return 0
 
 
@@ -194,8 +176,7 @@ def _dry_run(run: PretrainingRun) -> int:
         ends: list[float] = []
 
         def note_end(state: State) -> None:
-            if run.device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronise(run.device)
             ends.append(time.perf_counter())
 
         with contextlib.closing(run.batches()) as batches:

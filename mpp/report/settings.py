@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 from mpp.data.settings import MAX_IMAGE_MB, check_max_image_mb
-from mpp.downstream.settings import check_different, check_size
+from mpp.downstream.settings import check_size
+from mpp.training.settings import check_different
 
 SCRATCH, LONGER, RANDOM, PRETRAINED = "scratch", "scratch, longer", "random", "pretrained"
 """The sides without pretraining, the encoder of few-shot that has none, and the pretraining of a study of one."""

@@ -191,3 +191,17 @@ def without_warnings(message: str = "", category: type[Warning] = Warning) -> Ge
         yield
     finally:
         thread.depth -= 1
+
+
+@contextmanager
+def forking(signals: Sequence[signal.Signals]) -> Generator[None]:
+    """Blocks these signals while child processes start, which inherit that until they have handlers of their own.
+
+    It hides Python's warning of a fork, too.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        with without_warnings(".*fork", DeprecationWarning):
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,15 +79,13 @@ class RunLog:
         numbers = _numbers(figures)
         self._each(lambda logger: logger.scalars(step, numbers))
 
-    def picture(
-        self, name: str, step: int, picture: np.ndarray, text: Mapping[str, str] = MappingProxyType({})
-    ) -> Path | None:
+    def picture(self, name: str, step: int, picture: np.ndarray, text: Mapping[str, str] | None = None) -> Path | None:
         """Write a picture (H, W, 3) uint8 as PNG, with `text` as its tEXt entries, and to the loggers."""
         if self.folder is None:
             return None
         path = self.folder / "pictures" / f"{name}_{step:09d}.png"
         info = PngInfo()
-        for key, value in text.items():
+        for key, value in (text or {}).items():
             info.add_text(key, value)
         write_whole(path, lambda file: Image.fromarray(picture).save(file, "PNG", pnginfo=info))
         self.show(name, step, picture)

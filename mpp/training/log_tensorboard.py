@@ -75,11 +75,9 @@ class TensorBoard(Logger):
         config.embeddings.extend(others)
         entry = config.embeddings.add(tensor_name=name, tensor_path=f"{name}/features.bytes")
         entry.tensor_shape.extend(features.shape)
-        data = features.astype(np.float32).tobytes()
-        write_whole(folder / "features.bytes", data)
+        write_whole(folder / "features.bytes", features.astype(np.float32).tobytes())
         if labels is not None:
-            table = "".join(f"{' '.join(label.split()) or '-'}\n" for label in labels).encode()
-            write_whole(folder / "labels.tsv", table)
+            write_whole(folder / "labels.tsv", "".join(f"{' '.join(label.split()) or '-'}\n" for label in labels))
             entry.metadata_path = f"{name}/labels.tsv"
         if thumbnails is not None:
             sheet, (height, width) = sprite(thumbnails)

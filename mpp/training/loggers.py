@@ -77,8 +77,7 @@ def open_logger(name: str, folder: Path, resume_step: int, kept: EarlierRows, dr
     path = folder / f"{name}.json"
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     service = {"wandb": WandB, "mlflow": MLflow}[name](folder, known)
-    text = json.dumps(service.identity)
-    write_whole(path, text)
+    write_whole(path, json.dumps(service.identity))
     if service.identity == known:
         service.sent = {(step, name): value for step, figures in dropped for name, value in figures.items()}
     return service

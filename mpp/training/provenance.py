@@ -41,7 +41,11 @@ def record_start(folder: Path, step: int, device: torch.device, facts: Mapping[s
         OSError: it cannot be written; what was there before is untouched.
     """
     hosts = dist.gather(socket.gethostname())
-    devices = dist.gather(describe_device(device))
+    name = device.type
+    if name == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name = f"{properties.name} ({properties.total_memory / 2**30:.1f} GiB)"
+    devices = dist.gather(name)
     if dist.rank_and_size()[0]:
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -61,8 +65,7 @@ def record_start(folder: Path, step: int, device: torch.device, facts: Mapping[s
         },
         **facts,
     }
-    text = json.dumps([*read_starts(folder), entry], indent=2) + "\n"
-    write_whole(folder / FILE, text)
+    write_whole(folder / FILE, json.dumps([*read_starts(folder), entry], indent=2) + "\n")
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
@@ -108,11 +111,3 @@ def _versions() -> dict[str, str]:
     if driver.exists():
         versions["nvidia driver"] = driver.read_text("utf-8").strip()
     return versions
-
-
-def describe_device(device: torch.device) -> str:
-    """Return `cpu`, or a GPU's name with its memory: `NVIDIA H200 (139.8 GiB)`."""
-    if device.type != "cuda":
-        return device.type
-    properties = torch.cuda.get_device_properties(device)
-    return f"{properties.name} ({properties.total_memory / 2**30:.1f} GiB)"

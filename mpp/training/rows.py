@@ -34,9 +34,8 @@ def drop_rows(path: Path, last_step: int) -> tuple[list[Row], list[Row]]:
     dropped: list[Row] = []
     for row in read_rows(path):
         (kept if last_step and row["step"] <= last_step else dropped).append(row)
-    text = "".join(json.dumps(row) + "\n" for row in kept).encode()
     # Rows must never be older than the checkpoint that they lead to, though the power fails.
-    write_whole(path, text, sync=True)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept), sync=True)
     return kept, dropped
 
 

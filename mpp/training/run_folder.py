@@ -187,16 +187,16 @@ def _count_unanswered(config: RunConfig, error: Unreachable, latest: Path | None
 
 
 def resume(
-    config: RunConfig,
+    config: C,
     state: State,
     schedule: Schedule,
     checkpoints: Checkpoints,
     main: bool,
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[C | None], None] = lambda before: None,
 ) -> int:
     """Load the newest checkpoint of the run, if any, and return its step; save the config.
 
-    `check` is called before anything is written, and may refuse, too.
+    `check` gets the config of the saved run before anything is written, and may refuse, too.
 
     Raises:
         UserError: a run folder of another config or other images, or a checkpoint that does not fit.
@@ -220,7 +220,7 @@ def resume(
     if changed and main and before:
         print(f"note: the images have changed ({'; '.join(changed)})", file=sys.stderr)
         print(f"note: {_schedule_change(before.train, saved['contents'], state, schedule)}", file=sys.stderr)
-    check()
+    check(before)
     if main:
         try:
             write_whole(folder / "config.yaml", to_yaml(config))

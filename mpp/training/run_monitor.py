@@ -1,8 +1,10 @@
 """What a person sees of any training run: rows of figures, lines on the terminal, bad files."""
 
+from mpp.system.files import set_aside
 from mpp.training.bad_files import BadFiles
 from mpp.training.log import RunLog, Terminal
 from mpp.training.loop import State, read_figures
+from mpp.training.run_folder import MODEL
 from mpp.training.training_run import TrainingRun
 
 
@@ -32,6 +34,11 @@ class RunMonitor:
 
     def say(self, text: str) -> None:
         self.terminal.say(text)
+
+    def set_model_aside(self) -> None:
+        """Rename the model of the run's earlier end, which would pass for the model of this run."""
+        if self.run.world.main and (before := set_aside(self.run.folder / MODEL)):
+            self.say(f"the model of the run's earlier end is {before}, until there is a new one")
 
     def close(self) -> None:
         self.terminal.close()

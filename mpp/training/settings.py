@@ -4,6 +4,7 @@ Durations are texts with a unit: "1000 steps", "90 epochs", "1.28M images", "5%"
 Fields marked free may change between a run and its resumption.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -121,10 +122,10 @@ class CheckpointConfig:
 LogTo = Literal["tensorboard", "wandb", "mlflow"]
 
 
-def check_log_to(to: tuple[LogTo, ...]) -> None:
-    """Raises ValueError if `log.to` names one twice."""
-    if len(set(to)) < len(to):
-        raise ValueError(f"log.to takes different loggers, got {' '.join(to)}")
+def check_different(values: Sequence[object], setting: str, what: str, valid: bool = True) -> None:
+    """Raises ValueError if a value stands twice, or unless `valid`."""
+    if not valid or len(set(values)) < len(values):
+        raise ValueError(f"{setting} takes different {what}, got {' '.join(map(str, values)) or 'none'}")
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         parse_duration(self.every, "log.every")
-        check_log_to(self.to)
+        check_different(self.to, "log.to", "loggers")
         if self.pictures:
             parse_duration(self.pictures, "log.pictures")
         if self.num_pictures < 1:

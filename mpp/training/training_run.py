@@ -1,6 +1,6 @@
 """The parts of a training run, whatever it trains, and what pretraining and fine-tuning do with them alike."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -18,12 +18,15 @@ from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.sources.contents import Contents
 from mpp.data.transform import Transform
-from mpp.data.workers import worker_count
+from mpp.data.workers import cores_for, worker_count
 from mpp.dist import World
 from mpp.model.kernel_choice import settle_kernel, task_of
+from mpp.training.checkpoint import Checkpoints
+from mpp.training.data_stalls import data_notes
 from mpp.training.loop import State
 from mpp.training.optim import build_ema, build_optimizer, parameter_groups
 from mpp.training.parallel import DTYPES, prepare
+from mpp.training.provenance import record_start
 from mpp.training.run_folder import once_a_machine
 from mpp.training.schedule import Schedule
 
@@ -68,6 +71,20 @@ class TrainingRun:
     def steps(self, setting: str) -> int:
         """Convert a duration of the config, such as "log.every", to steps; an empty one to 0."""
         return self.schedule.steps(attrgetter(setting)(self.config), setting)
+
+    def checkpoints(self) -> Checkpoints:
+        """Return the checkpoints of the run, kept as its config says."""
+        keep_last = self.config.checkpoint.keep_last
+        return Checkpoints(self.folder / "checkpoints", keep_last, self.steps("checkpoint.keep_every"))
+
+    def record(self, step: int, data: Mapping[str, Any], **facts: str) -> None:
+        """Add a start from `step` to environment.json, with facts about its images; for all ranks together."""
+        own = {"precision": self.precision, "attention": self.state.attention, "seed": self.config.train.seed}
+        record_start(self.folder, step, self.device, {**own, "data": data, **facts})
+
+    def data_notes(self) -> list[str]:
+        """Return what its images did to the run, if anything (see data_stalls.py)."""
+        return data_notes(self.folder, self.config.data, self.workers, cores_for(self.world.local_size))
 
     def settle_attention(self) -> None:
         """Choose the attention kernel of a new run; a resumed one keeps its own."""

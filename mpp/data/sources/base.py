@@ -284,3 +284,13 @@ def spread(indices: np.ndarray, most: int | None) -> list[int]:
     if most is not None and len(indices) > most:
         indices = indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
     return indices.tolist()
+
+
+def image_digest(image: bytes | np.ndarray) -> bytes:
+    """Return a hash of a file's bytes, or of an array's shape, type and values: 20 bytes."""
+    # SHA-1 is twice as fast as BLAKE2 where the processor knows it; else a look at all images would take twice as long.
+    if isinstance(image, bytes):
+        return hashlib.sha1(image, usedforsecurity=False).digest()
+    digest = hashlib.sha1(f"{image.dtype} {image.shape}".encode(), usedforsecurity=False)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()

@@ -4,13 +4,12 @@ where each image lies, and its size, without reading it -> the same places
 of the others those whose size occurs on both sides     -> read and hashed, within limits -> equal bytes
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from mpp.data.sources.base import UNKNOWN, Placement, Source, count
+from mpp.data.sources.base import UNKNOWN, Placement, Source, count, image_digest
 from mpp.data.sources.names import printable
 
 MOST_IMAGES, MOST_BYTES = 100_000, 2**31
@@ -108,10 +107,4 @@ def _digests(source: Source, indices: np.ndarray) -> Iterator[tuple[int, bytes]]
         some = indices[start : start + _AT_ONCE].tolist()
         for index, found in zip(some, source.read_many(some), strict=True):
             if not isinstance(found, OSError):
-                yield index, _digest(found[0])
-
-
-def _digest(image: bytes | np.ndarray) -> bytes:
-    if isinstance(image, np.ndarray):
-        image = f"{image.dtype} {image.shape} ".encode() + np.ascontiguousarray(image).tobytes()
-    return hashlib.sha1(image, usedforsecurity=False).digest()
+                yield index, image_digest(found[0])

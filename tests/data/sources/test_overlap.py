@@ -48,7 +48,7 @@ def test_a_folder_by_any_name_is_itself(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     test = f"folder:{folder}"
     with monkeypatch.context() as patch:
-        patch.setattr(overlap, "_digest", lambda data: pytest.fail("read"))
+        patch.setattr(overlap, "image_digest", lambda data: pytest.fail("read"))
         names = [folder, f"{folder}/", "here/test", "./here//other/../test", tmp_path / "link", "link/", "of links"]
         for other in [*(f"folder:{name}" for name in names), f"csv:{listed}", "folder:link + folder:here/other"]:
             found = compared(test, other)
@@ -112,7 +112,7 @@ def test_in_shards_arrays_datasets_and_caches(pictures, tmp_path, monkeypatch):
     assert compared(f"folder:{test}", f"hf:{tmp_path}/saved")[:4] == (3, 0, 2, 0)
     far = open_source(f"shards:{tmp_path}/a.tar")
     far.tars = [None]  # as one behind a URL
-    monkeypatch.setattr(overlap, "_digest", lambda data: pytest.fail("read"))
+    monkeypatch.setattr(overlap, "image_digest", lambda data: pytest.fail("read"))
     assert compared(f"folder:{test}", far)[:4] == (3, 0, 0, 3)
     assert compared(far, f"folder:{test}")[:4] == (2, 0, 0, 2)
 
@@ -123,7 +123,7 @@ def test_only_so_much_is_read(pictures, monkeypatch):
         shutil.copy(test / f"{number}.bmp", train)
     size = (test / "0.bmp").stat().st_size
     read = []
-    monkeypatch.setattr(overlap, "_digest", lambda data: read.append(len(data)) or data)
+    monkeypatch.setattr(overlap, "image_digest", lambda data: read.append(len(data)) or data)
     monkeypatch.setattr(overlap, "MOST_IMAGES", 21)  # all 18 there, and 3
     found = compared(f"folder:{test}", f"folder:{train}")
     assert (found.copies, found.unread, len(read), found.all_of_them) == (3, 5, 21, False)
