@@ -11,12 +11,7 @@ _ALL = "all"
 
 
 def cache(config: CacheRecipe) -> int:
-    """Removes what is asked for, lists what is left, and returns the exit status.
-
-    Raises:
-        ConfigError: an unknown kind, or a limit that is no size.
-        RunError: the cache cannot be cleared.
-    """
+    """Removes what is asked for, lists what is left, and returns the exit status; raises ConfigError, RunError."""
     folder, kinds = cache_folder(), config.clear
     wrong = [kind for kind in kinds if kind not in KINDS and kind != _ALL]
     if wrong:

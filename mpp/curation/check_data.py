@@ -48,10 +48,8 @@ _TIMED_SECONDS = 20.0
 def check_data(config: CheckRecipe) -> int:
     """Looks at images, prints what they are, and returns 0 where a run would start, 1 where it would not.
 
-    Raises:
-        UserError: a source that cannot be opened, settings that do not fit, or an `out` that cannot be written or that
-            another process writes to.
-        RunError: a process was killed, or `out` can be written no longer.
+    Raises UserError for bad settings, a source that does not open, an `out` that cannot be written or is in use, and
+    RunError where a process was killed or the disk is full.
     """
     if not config.out:
         return _check(config, None)

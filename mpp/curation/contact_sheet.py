@@ -23,13 +23,7 @@ _GREY = (200, 200, 200)
 
 
 def spread_over_classes(total: int, labels: np.ndarray | None, count: int) -> np.ndarray:
-    """Positions of at most `count` of `total` images, as evenly over the labels as can be, and over each of them.
-
-    Args:
-        total: images.
-        labels: int64 (total,), or None.
-        count: images to choose.
-    """
+    """Positions of at most `count` of `total` images, evenly over labels, int64 (total,) or None, and within each."""
     if labels is None:
         count = min(total, count)
         return np.arange(count, dtype=np.int64) * total // max(1, count)
@@ -48,14 +42,9 @@ def spread_over_classes(total: int, labels: np.ndarray | None, count: int) -> np
 def draw_sheet(
     source: Source, reading: DecodeOptions, image_hw: tuple[int, int], indices: Sequence[int], labels: np.ndarray | None
 ) -> Image.Image:
-    """An RGB picture of 8 x 12 tiles, fewer where there are fewer images.
+    """An RGB picture of 8 x 12 tiles, fewer where there are fewer `indices`.
 
-    Args:
-        source: of the images.
-        reading: how files become pixels.
-        image_hw: the model's input size.
-        indices: which images.
-        labels: int64, of the whole source, or None.
+    `image_hw` is the model's input size; `labels` int64, of the whole source, or None.
     """
     scale = TILE / max(image_hw)
     height, width = (max(1, round(side * scale)) for side in image_hw)

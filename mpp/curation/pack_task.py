@@ -131,9 +131,7 @@ class Record:
 def pack_task(source: Source, plan: Plan, folder: Path, task: int) -> Record:
     """Packs the images of a task (from 0) into shards in `folder`, named by task and number.
 
-    Raises:
-        RunError: a shard read back differs from what was written, or the source does not answer.
-        OSError: a shard cannot be written.
+    Raises RunError where a shard read back differs or the source does not answer, OSError where one cannot be written.
     """
     record = Record([], [], Figures(len(source.classes or ()), plan.options.reading.channels))
     first = task * plan.task_images
@@ -204,12 +202,7 @@ class TarWriter:
         self._size += len(data)
 
     def finish(self) -> Shard:
-        """Ends the file, reads it back, gives it its name and writes its index beside it.
-
-        Raises:
-            RunError: what was read back differs from what was written.
-            OSError: it cannot be written.
-        """
+        """Ends the file, reads it back, gives it its name and writes its index beside it. Raises RunError, OSError."""
         self._write(_END)
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -30,18 +30,13 @@ _OURS = re.compile(rf"{_MANIFEST}|{_CLASSES}|{_BAD}|shards-\d{{6,}}\.tar(\.index
 
 
 class PackingFolder:
-    """The folder of one packing.
+    """The folder `out` of one packing, made where it is missing; raises UserError where it holds something else.
 
-    Args:
-        out: made where it is missing.
-        identity: what is packed and how, in plain values: "source", its "fingerprint", and "settings" by name.
+    `identity` is what is packed and how, in plain values: "source", its "fingerprint", and "settings" by name.
 
     Attributes:
         work: where tasks write their shards.
         manifest: of a packing that is complete; else None.
-
-    Raises:
-        UserError: other files are in it, or another packing.
     """
 
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
@@ -85,8 +80,7 @@ class PackingFolder:
     def locked(self) -> Iterator[None]:
         """Lets this process alone pack into the folder, and removes the unfinished files of a killed one.
 
-        Raises:
-            UserError: another process is packing there, or another packing is there now; or it cannot be written.
+        Raises UserError where another process packs there, another packing is there now, or it cannot be written.
         """
         with one_writer(self.out, "--out", f"{self.work.name}/{LOCK}"):
             self._look()  # another process may have finished it
@@ -128,13 +122,7 @@ class PackingFolder:
         return {task for task, shards in found.items() if all(map(is_there, shards))}
 
     def finish(self, shards: Sequence[Shard], classes: Sequence[str] | None, figures: dict[str, Any]) -> None:
-        """Numbers the shards and writes manifest.json; after an interruption it can be called again.
-
-        Args:
-            shards: of all tasks.
-            classes: their names, or None.
-            figures: the other entries of the manifest.
-        """
+        """Numbers the shards of all tasks and writes manifest.json with the `figures`; may be called again."""
         for number, shard in enumerate(shards):
             name = _NUMBERED.format(number)
             for old, new in ((shard.name, name), (sidecar_name(shard.name), sidecar_name(name))):

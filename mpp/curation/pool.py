@@ -34,12 +34,8 @@ def in_processes(
 ) -> Generator[Result]:
     """Gives the results of `work` in the order of the tasks; close it to end the processes.
 
-    Args:
-        work: can be pickled, as are tasks and results; it may call `count_images`.
-        tasks: its arguments.
-        workers: processes, at most one a task.
-        tell: called at least once a second with the images counted so far.
-        again: the end of the message of a process that died or failed.
+    Work, tasks and results can be pickled. At least once a second `tell` gets the images that `count_images` has
+    counted; `again` ends the message of a process that died or failed.
 
     Raises:
         UserError, OSError: as `work` raised it.

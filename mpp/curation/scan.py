@@ -98,10 +98,8 @@ def scan(
 ) -> tuple[ScanResult, float]:
     """Reads and decodes images (`indices`, int64); returns the facts about them, and the seconds that it took.
 
-    `report_bad` gets the bad ones as they are met, `tell` the number of images done.
-
-    Raises:
-        RunError: a process died, or the source does not answer.
+    `report_bad` gets the bad ones as they are met, `tell` the number of images done. Raises RunError where a process
+    died or the source does not answer.
     """
     start, total = time.perf_counter(), ScanResult(indices, reading.channels)
     work = functools.partial(scan_chunk, source, reading)

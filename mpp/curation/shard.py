@@ -49,7 +49,6 @@ def shard(config: ShardRecipe) -> int:
     """Packs as the recipe says; prints the shards and what they hold on stdout.
 
     Raises:
-        SourceError: images that cannot be opened.
         UserError: settings or a source that cannot be packed, or a folder that holds something else.
         RunError: too many bad images, no room, or stopped by a signal; the same command goes on.
     """

@@ -18,10 +18,8 @@ class BadFiles:
     """Counts and names the files that could not be decoded; too many of them end the run.
 
     Args:
-        path: bad_files.csv of the run, read where the run goes on; None writes nothing.
-        max_share: of the images read.
-        read: images read before this start of the run.
-        setting: what the user calls `max_share`.
+        path: bad_files.csv of the run, read where the run goes on (`read` images before); None writes nothing.
+        max_share: of the images read; the user calls it `setting`.
     """
 
     def __init__(self, path: Path | None, max_share: float, read: int = 0, setting: str = "data.max_bad") -> None:
@@ -37,11 +35,7 @@ class BadFiles:
             path.unlink(missing_ok=True)
 
     def add(self, bad: Sequence[Bad], images: int) -> None:
-        """Add the bad files met while reading `images` images.
-
-        Raises:
-            RunError: past the allowed share.
-        """
+        """Add the bad files met while reading `images` images; raises RunError past the allowed share."""
         self._read += images
         new = {file.index: file for file in bad if file.index not in self._kinds}
         self._kinds |= {index: file.kind for index, file in new.items()}

@@ -29,12 +29,9 @@ _PLAIN = "plain.pt"
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`.
+    """The checkpoints of one run, in `folder`, which the first save makes.
 
-    Args:
-        folder: made at the first save.
-        keep_last: number of newest checkpoints kept.
-        keep_every: checkpoints whose step is a multiple of it are kept for good; 0: none.
+    The newest `keep_last` are kept, and for good those whose step is a multiple of `keep_every` (0: none).
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_every: int = 0) -> None:
@@ -60,10 +57,8 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, Any], group: torch_dist.ProcessGroup | None = None) -> Path:
         """Write the checkpoint of `step` and remove those that are no longer kept.
 
-        Of a sharded state all ranks of `group` write together; any other is for one rank to write.
-
-        Raises:
-            RunError: where it cannot be written (a full disk, say); the earlier ones are untouched.
+        Of a sharded state all ranks of `group` write together; any other is for one rank to write. Raises RunError
+        where it cannot be written (a full disk, say); the earlier ones are untouched.
         """
         path, main = self.path(step, sharded=group is not None), dist.rank_and_size()[0] == 0
         temporary = self.folder / f"step_{step:09d}.tmp"
@@ -115,10 +110,8 @@ def load_checkpoint(path: Path, like: Like | None = None) -> dict[str, Any]:
     """Load the state saved in `path` on the CPU, but for the tensors that are to be `like` those of a sharded run.
 
     Tensors are the file's own bytes, mapped: what is not looked at is not read, and ranks on one machine share them.
-    Copy what is to stay; the file may be replaced or removed meanwhile, but never written to.
-
-    Raises:
-        UserError: a file or folder that is truncated, foreign or of another format.
+    Copy what is to stay; the file may be removed meanwhile, but never written to. Raises UserError for a truncated or
+    foreign one.
     """
     advice = "delete it to go on from an earlier one, or choose another run_dir"
     try:

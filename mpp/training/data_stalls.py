@@ -13,12 +13,9 @@ _MIN_SHARE = 0.1  # of the training time: where less was spent waiting, nothing 
 
 
 def data_notes(folder: Path, data: DataConfig, workers: int, cores: int) -> list[str]:
-    """Return what its images did to a run, if anything: files that could not be used, time spent waiting.
+    """Return what its images did to the run in `folder`, if anything: files that could not be used, time spent waiting.
 
-    Args:
-        folder: of the run.
-        workers: loader processes per device.
-        cores: that each device's process could use.
+    `workers` and `cores` are those of each device's process.
     """
     notes = [summary_of(folder), advice(waited(read_rows(folder / FILE)), data, workers, cores)]
     return [note for note in notes if note]

@@ -16,10 +16,7 @@ class Duration:
     unit: str
 
     def steps(self, batch_size: int, epoch_images: int, total_steps: int | None = None) -> int:
-        """Return the nearest number of whole steps, at least 1 for a duration above 0.
-
-        A percentage is of `total_steps`, without which it raises ValueError.
-        """
+        """Return the nearest number of whole steps, at least 1 for a duration above 0; percent are of `total_steps`."""
         if self.unit == "percent":
             if total_steps is None:
                 raise ValueError("a percentage needs the length of the run")
@@ -31,11 +28,7 @@ class Duration:
 
 
 def parse_duration(text: str, name: str = "duration") -> Duration:
-    """Read "1000 steps", "90 epochs", "1.28M images" or "5%".
-
-    Raises:
-        ValueError: with the field's `name`, the text and the accepted forms.
-    """
+    """Read "1000 steps", "90 epochs", "1.28M images" or "5%"; ValueError names the field, the text and the forms."""
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise ValueError(f"{name} needs a number and a unit (1000 steps, 90 epochs, 1.28M images, 5%), got {text!r}")

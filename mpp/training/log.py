@@ -33,10 +33,9 @@ class RunLog:
     def __init__(
         self, folder: Path | None, resume_step: int = 0, to: Sequence[str] = ("tensorboard",), config: Any = None
     ) -> None:
-        """Open metrics.jsonl and the loggers that `to` names, and give those the run's config, a dataclass.
+        """Open metrics.jsonl and the loggers that `to` names, which get `config`, a dataclass.
 
-        Raises:
-            ConfigError: a logger is not installed.
+        Raises ConfigError where one is not installed.
         """
         check_installed(to)
         self.folder = folder

@@ -58,11 +58,7 @@ class Logger:
 
 
 def check_installed(to: Sequence[str]) -> None:
-    """Look for the packages of `log.to`, without importing them.
-
-    Raises:
-        ConfigError: one is missing.
-    """
+    """Look for the packages of `log.to`, without importing them; raises ConfigError where one is missing."""
     for name in to:
         if find_spec(name) is None:
             raise ConfigError(f"log.to {name}: {name} is not installed; pip install {_PACKAGES[name]}")

@@ -78,8 +78,7 @@ class State:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, as copies: it may be a mapped file.
 
-        Raises:
-            KeyError, ValueError, RuntimeError: a state of another model or optimiser.
+        Raises KeyError, ValueError or RuntimeError for a state of another model or optimiser.
         """
         self.model.load_state_dict(state["model"])
         # The moments are the run's, their options the config's: a forced resume may change those.
@@ -136,11 +135,9 @@ def fit(
         state: restored or fresh; changed in place.
         model: what `step` calls: `state.model` itself, compiled or wrapped for data parallelism.
         batches: this rank's micro-batches, from `state.images_seen` on.
-        step: loss and figures of one micro-batch.
         every: called in this order after each step that is due, and was finite.
         stop_requested: asked after each step; if any rank says yes, the state is saved and `Interrupted` raised, of
             several ranks after the next step where steps are short (see `dist.Poll`).
-        save: saves the state.
         each_step: called after each step, before those of `every`. On CUDA the step may still turn out not to have
             been finite, so these must neither save nor show the state.
 
@@ -243,11 +240,7 @@ class FiniteGuard:
         self._pending: tuple[Tensor, torch.cuda.Event, int] | None = None
 
     def check(self, value: Tensor, number: int) -> None:
-        """Check the loss or gradient norm of update `number`.
-
-        Raises:
-            NonFinite: of this update, or on CUDA of the one before.
-        """
+        """Check the loss or gradient norm of update `number`; raises NonFinite of it, or on CUDA of the one before."""
         if value.device.type != "cuda" or not self._skips:
             if not math.isfinite(value.item()):
                 raise NonFinite(number)
@@ -265,8 +258,7 @@ class FiniteGuard:
     def judge(self, number: int) -> None:
         """Wait for the device until the state after update `number` may be saved and shown.
 
-        Raises:
-            NonFinite: of this update; or a loss scale so low that no gradient is going to be finite.
+        Raises NonFinite of this update, or for a loss scale so low that no gradient is going to be finite.
         """
         self.settle()
         if self._scaler is not None and self._scaler.get_scale() < _MIN_SCALE:

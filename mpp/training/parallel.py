@@ -28,8 +28,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def choose_device(name: str, world: World, setting: str = "train.device") -> torch.device:
     """Return the device that `name` means; auto takes CUDA (one device per local rank), else the CPU.
 
-    Raises:
-        UserError: a device that is not there.
+    Raises UserError for one that is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,11 +49,7 @@ def choose_device(name: str, world: World, setting: str = "train.device") -> tor
 
 
 def refuse_shared(device: torch.device, setting: str = "train.device") -> None:
-    """Refuse a GPU that another rank has too; for all ranks together.
-
-    Raises:
-        ConfigError: on all ranks.
-    """
+    """Raise ConfigError on all ranks, which call it together, where two of them have the same GPU."""
     gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
     first: dict[str, int] = {}
     for rank, other in enumerate(dist.gather(gpu)):
@@ -68,8 +63,7 @@ def refuse_shared(device: torch.device, setting: str = "train.device") -> None:
 def choose_precision(name: str, device: torch.device, setting: str = "train.precision") -> str:
     """Return bf16, fp16 or fp32 for `name` on `device`; auto takes bf16 where the hardware computes it.
 
-    Raises:
-        UserError: fp16 elsewhere than on CUDA.
+    Raises UserError for fp16 elsewhere than on CUDA.
     """
     if name == "fp16" and device.type != "cuda":
         raise UserError(f"{setting} fp16 needs CUDA, not {device.type}; take bf16 or fp32")
@@ -128,10 +122,7 @@ def prepare(
 
     It is compiled if asked for, and averaged over ranks by DDP. By fsdp, several ranks share out the weights of `model`
     and `ema` instead, in place, so the optimiser must be built after. auto compiles on CUDA; where that cannot work, it
-    warns once and leaves the module as it is.
-
-    Raises:
-        UserError: fsdp in fp16; compilation on CUDA where it cannot work.
+    warns once and leaves the module as it is, while on raises UserError, as does fsdp in fp16.
     """
     called = around or model
     compiled = compile_mode == "on" or (compile_mode == "auto" and device.type == "cuda")

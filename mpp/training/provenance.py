@@ -32,13 +32,9 @@ def record_start(folder: Path, step: int, device: torch.device, facts: Mapping[s
     """Add a start of the run to environment.json in its folder. For all ranks to call; rank 0 alone writes.
 
     Args:
-        folder: of the run.
         step: that it goes on from; 0 for a fresh one.
         device: that this rank computes on.
         facts: what the run itself knows, as JSON takes it: precision, seed, data.
-
-    Raises:
-        OSError: it cannot be written; what was there before is untouched.
     """
     hosts = dist.gather(socket.gethostname())
     name = device.type

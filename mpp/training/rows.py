@@ -42,9 +42,8 @@ def drop_rows(path: Path, last_step: int) -> tuple[list[Row], list[Row]]:
 def last_part(rows: Sequence[Mapping[str, Any]], score: str) -> tuple[dict[str, float], int]:
     """Average the scores over the last rows, as many as make a twentieth of the run; returns means and their steps.
 
-    Args:
-        rows: of a run, in order; each counts as many times as it has steps.
-        score: what the names of the figures begin with, such as "accuracy". A figure that is not finite is left out.
+    Scores are the finite figures whose names begin with `score`, such as "accuracy"; each row counts as many times as
+    it has steps.
     """
     total: dict[str, float] = {}
     weights: dict[str, int] = {}

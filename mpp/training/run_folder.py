@@ -58,8 +58,7 @@ Claim = Callable[[], None]
 def processes(config: Any, setting: str = "train.device") -> Iterator[tuple[World, torch.device]]:
     """Give this process among all and the device that `setting` names, in one process group while they are used.
 
-    Raises:
-        UserError: a device that is not there, or of another rank; ranks with different settings or run folders.
+    Raises UserError for a device that is not there or of another rank, and ranks with different settings or folders.
     """
     world = dist.world_from_environment()
     device = choose_device(attrgetter(setting)(config), world, setting)
@@ -96,11 +95,8 @@ def claiming(config: RunConfig, world: World) -> Iterator[Claim]:
     """Give a function; within the context, once it was called, no other process or thread writes to the run folder.
 
     A folder that has had a run is claimed at once. Any other is made only when the function is called, so that bad
-    input leaves nothing behind. Rank 0 claims for all.
-
-    Raises:
-        UserError: on entering and by the function: another one writes there, or it cannot be written; by the function
-            alone: a folder of something else.
+    input leaves nothing behind. Rank 0 claims for all. Both raise UserError where another one writes there or it cannot
+    be written, the function also for a folder of something else.
     """
     folder, claimed = Path(config.run_dir), False
     with contextlib.ExitStack() as stack:
@@ -130,9 +126,7 @@ def claiming(config: RunConfig, world: World) -> Iterator[Claim]:
 def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
     """Turn what the machine lacks (memory, disk, an answer from where images are stored) into one line with advice.
 
-    Raises:
-        RunError: out of memory, no room to write, or no answer for several starts in a row.
-        TryLater: no answer, and a run that the same command goes on with.
+    Raises RunError, or TryLater where the same command goes on with the run once there is an answer.
     """
     newest = Checkpoints(Path(config.run_dir) / "checkpoints").latest
     try:
@@ -155,11 +149,9 @@ def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
 
 
 def _count_unanswered(config: RunConfig, error: Unreachable, latest: Path | None) -> None:
-    """Say how a run goes on whose images could not be fetched, and count in its folder how often it ended so in vain.
+    """Raise TryLater for a run whose images could not be fetched, where there is one to go on with.
 
-    Raises:
-        RunError: too often in a row, for a queue would start it for ever; or one of several processes.
-        TryLater: else, where there is a run to go on with.
+    After too many such ends in a row, which a queue would start for ever, or of several processes it raises RunError.
     """
     folder = Path(config.run_dir)
     if getattr(config, "dry_run", False) or not config.run_dir or not folder.is_dir():
@@ -196,10 +188,8 @@ def resume(
 ) -> int:
     """Load the newest checkpoint of the run, if any, and return its step; save the config.
 
-    `check` gets the config of the saved run before anything is written, and may refuse, too.
-
-    Raises:
-        UserError: a run folder of another config or other images, or a checkpoint that does not fit.
+    `check` gets the config of the saved run before anything is written, and may refuse, too. Raises UserError for a run
+    of another config or other images, or a checkpoint that does not fit.
     """
     folder = Path(config.run_dir)
     latest, before = checkpoints.latest(), earlier(config)
@@ -232,8 +222,7 @@ def resume(
 def earlier(config: C) -> C | None:
     """Return the config of the run in config.run_dir; None where it has no checkpoint, and so nothing to go on with.
 
-    Raises:
-        UserError: a folder of something else, or checkpoints without their config.
+    Raises UserError for a folder of something else, or checkpoints without their config.
     """
     folder = Path(config.run_dir)
     path = folder / "config.yaml"
@@ -252,11 +241,7 @@ def earlier(config: C) -> C | None:
 
 
 def check_config(old: RunConfig, new: RunConfig) -> None:
-    """Refuse to go on with a changed config unless --resume force is set.
-
-    Raises:
-        UserError: naming the changed settings.
-    """
+    """Raise UserError, naming the changed settings, where they bar going on, as most do without --resume force."""
     changed = differences(type(new), to_dict(old), to_dict(new))
     if changed and new.resume != "force":
         by_force = "" if any(line.startswith(_FIXED) for line in changed) else _BY_FORCE
@@ -271,12 +256,9 @@ def check_config(old: RunConfig, new: RunConfig) -> None:
 
 
 def check_contents(now: Contents | None, saved: Mapping[str, Any] | None, run: Path, force: bool) -> list[str]:
-    """Refuse to go on with other images than those noted in a checkpoint, unless forced; return what has changed.
+    """Return how the images differ from those noted in a checkpoint, if any are; raise UserError unless forced.
 
     Checkpoints of older versions note none. For all ranks to call together.
-
-    Raises:
-        UserError: naming what has changed.
     """
     here = now.changes(Contents.from_dict(saved)) if now and saved else []
     changed = next((each for each in dist.gather(here) if each), [])

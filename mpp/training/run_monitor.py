@@ -11,10 +11,7 @@ from mpp.training.training_run import TrainingRun
 class RunMonitor:
     """Follows a run while it trains. Only rank 0 writes; a dry run writes nothing.
 
-    Args:
-        run: what trains; its state may have been resumed.
-        score: the figure shown beside the loss, "accuracy" or "mse".
-        dry: whether nothing is to be written.
+    The state may have been resumed; `score` is the figure shown beside the loss, "accuracy" or "mse".
     """
 
     def __init__(self, run: TrainingRun, score: str, dry: bool = False) -> None:

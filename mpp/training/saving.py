@@ -60,11 +60,7 @@ class Saving:
         return self._error is not None
 
     def wait(self) -> None:
-        """Wait until what was saved last is on disk.
-
-        Raises:
-            RunError: it could not be written.
-        """
+        """Wait until what was saved last is on disk; raises RunError where it could not be written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -47,8 +47,7 @@ def build_schedule(
 ) -> Schedule:
     """Build the schedule of a run with epochs of `epoch_images` and base learning rate `lr`.
 
-    Raises:
-        UserError: a batch that the processes cannot share equally; a warm-up and cooldown longer than the run.
+    Raises UserError for a batch that the processes cannot share equally, or warm-up and cooldown longer than the run.
     """
     size = train.batch_size
     if size % world_size:
@@ -76,10 +75,8 @@ def learning_rate(
     """Return the learning rate of the update that follows `step` finished steps, for step = 0, ..., total_steps.
 
     cosine and linear decay from the end of the warm-up to 0 at `total_steps`, as in the paper's code
-    (vision_transformer, `create_learning_rate_schedule`); rsqrt and the cooldown are big_vision's.
-
-    Raises:
-        ValueError: warm-up and cooldown longer than the run.
+    (vision_transformer, `create_learning_rate_schedule`); rsqrt and the cooldown are big_vision's. Raises ValueError
+    for warm-up and cooldown longer than the run.
     """
     if warmup + cooldown > total_steps:
         raise ValueError(

@@ -37,11 +37,8 @@ _ALLOWED = {
 def write_shards(folder: Path, content: Any, group: torch_dist.ProcessGroup) -> Any:
     """Write the sharded tensors of `content`, which are on the CPU, to a new `folder`; all of `group` together.
 
-    Returns:
-        The rest of `content`, and under "sharded" the keys of the tensors.
-
-    Raises:
-        CheckpointException: on every rank, where one cannot write.
+    Returns the rest of `content`, and under "sharded" the keys of the tensors. Raises CheckpointException on every rank
+    where one cannot write.
     """
     shards: dict[str, Any] = {}
     keys: dict[str, Key] = {}
@@ -63,10 +60,8 @@ def write_shards(folder: Path, content: Any, group: torch_dist.ProcessGroup) -> 
 def read_shards(folder: Path, rest: Any, like: Like) -> None:
     """Complete in place what `write_shards` returned; each rank reads for itself what it needs.
 
-    Tensors come whole and on the CPU, but for those that are to be `like` sharded ones.
-
-    Raises:
-        Exception: of many kinds, for a folder that is truncated or foreign.
+    Tensors come whole and on the CPU, but for those that are to be `like` sharded ones. A truncated or foreign folder
+    raises exceptions of many kinds.
     """
     reader = _Reader(folder)
     stored = reader.read_metadata().state_dict_metadata

@@ -95,9 +95,7 @@ class TrainingRun:
     def decoded(self, source: Source, say: Callable[[str], None], make: bool = True) -> Source:
         """Return `source` for the rest of the training, with decoded pixels where data.cache auto keeps them.
 
-        Args:
-            say: prints a line.
-            make: whether to decode what is not cached yet.
+        `say` prints a line; `make` decodes what is not cached yet.
         """
         left = self.schedule.total_steps * self.schedule.batch_size - self.state.images_seen
         return once_a_machine(
@@ -150,12 +148,9 @@ def build_state(
     contents: Contents,
     around: nn.Module | None = None,
 ) -> tuple[nn.Module, State]:
-    """Build the module that the step calls (see `prepare`), and the state of a new run.
+    """Build the module that the step calls (see `prepare`), and the state of a new run on images of these `contents`.
 
-    Args:
-        config: of the run, with `train` and `optim`.
-        contents: of the images it trains on.
-        around: a module that holds `model` and computes more of the step.
+    `around` is a module that holds `model` and computes more of the step.
     """
     train, optim = config.train, config.optim
     ema = build_ema(model, optim.ema_decay)
