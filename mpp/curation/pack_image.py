@@ -10,17 +10,8 @@ from PIL import Image
 from mpp.data.decoding import BadImage, open_picture
 from mpp.data.settings import DecodeOptions
 
-_EXTENSIONS = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "DIB": "bmp",
-    "WEBP": "webp",
-    "TIFF": "tif",
-    "PPM": "ppm",
-    "npy": "npy",
-}
+_EXTENSIONS = {"jpeg": "jpg", "dib": "bmp", "tiff": "tif"}
+"""Of formats, where it is not their name."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +65,13 @@ def pack_image(data: bytes | np.ndarray, options: PackOptions) -> Packed:
     small = shrunk(pixels, options.resize)
     anew = options.all_anew or small is not pixels
     if not anew and isinstance(data, np.ndarray):
-        return Packed(*_array_as_file(data), pixels)
+        if data.dtype == np.uint8 and (data.ndim == 2 or data.shape[2] in (1, 3)):
+            return Packed(*_encoded(data.reshape(*data.shape[:2], -1), "png", 0), pixels)
+        return Packed(_as_npy(data), "npy", pixels)
     if not anew:
         assert isinstance(data, bytes)  # pyright does not conclude it
-        return Packed(data, _EXTENSIONS[picture.form.partition(" ")[0]], pixels)
+        form = picture.form.partition(" ")[0].lower()
+        return Packed(data, _EXTENSIONS.get(form, form), pixels)
     container = options.encode
     if container == "keep":
         container = "jpeg" if picture.form.startswith("JPEG") else "png"
@@ -115,13 +109,7 @@ def _encoded(pixels: np.ndarray, container: str, quality: int) -> tuple[bytes, s
     except (OSError, ValueError) as error:  # sides longer than the format can say
         reason = f"{image.width} x {image.height} pixels cannot be written as {container}"
         raise BadImage(reason, "too large") from error
-    return out.getvalue(), {"jpeg": "jpg"}.get(container, container)
-
-
-def _array_as_file(values: np.ndarray) -> tuple[bytes, str]:
-    if values.dtype == np.uint8 and (values.ndim == 2 or values.shape[2] in (1, 3)):
-        return _encoded(values.reshape(*values.shape[:2], -1), "png", 0)
-    return _as_npy(values), "npy"
+    return out.getvalue(), _EXTENSIONS.get(container, container)
 
 
 def _as_npy(values: np.ndarray) -> bytes:

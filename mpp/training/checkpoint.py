@@ -8,7 +8,6 @@ folder with that file for what is not sharded (see shard_files.py). Either loads
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from mpp import dist
 from mpp.errors import RunError, UserError
 from mpp.system.failure import lost_another
+from mpp.system.files import remove
 from mpp.training.shard_files import origin, read_shards, write_shards
 from mpp.training.tensor_tree import Like, map_tensors, share
 
@@ -66,7 +66,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if main:
-                _remove(temporary)  # of a run that was killed while writing
+                remove(temporary)  # of a run that was killed while writing
             if group is None:
                 _write(temporary, content)
             else:
@@ -81,8 +81,7 @@ class Checkpoints:
             if isinstance(error, Exception) and lost_another(error):
                 raise
             if main:
-                with contextlib.suppress(OSError):
-                    _remove(temporary)
+                remove(temporary)
             cause, latest = origin(error), self.latest()
             reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0]
             last_good = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
@@ -100,10 +99,9 @@ class Checkpoints:
                 with contextlib.suppress(OSError):
                     if path.is_dir():  # whose removal takes a while, in which it must not pass for a checkpoint
                         path = path.rename(path.with_suffix(".old.tmp"))
-                    _remove(path)
+                    remove(path)
         for stale in self.folder.glob("step_*.tmp"):  # of a run that was killed while writing
-            with contextlib.suppress(OSError):
-                _remove(stale)
+            remove(stale)
 
 
 def load_checkpoint(path: Path, like: Like | None = None) -> dict[str, Any]:
@@ -149,20 +147,13 @@ def _replace(new: Path, path: Path) -> None:
         os.replace(new, path)
         return
     old = path.with_suffix(".old.tmp")
-    _remove(old)
+    remove(old)
     path.rename(old)
     try:
         new.rename(path)
     except BaseException:
         old.rename(path)
         raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """What the pre-flight says of folders whose every image is known."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 
 from mpp.curation.check_report import Classes
 from mpp.data.sources.in_memory import ListSource
-from tests.curation.made import noise, save, under
+from tests.curation.made import noise, pictures, save, under
+from tests.curation.packed import each_alike
 
 
 def test_counts_classes_forms_and_sizes(check: Callable[..., Any], tmp_path: Path):
@@ -46,15 +46,11 @@ def test_mean_and_std_are_numpys_over_the_images_each_alike(check: Callable[...,
     for number, pixels in enumerate(images):
         save(data / f"{number}.png", pixels)
     _, lines, report = check(data)
-    scaled = [pixels.reshape(-1, 3) / 255 for pixels in images]
-    mean = np.mean([pixels.mean(axis=0) for pixels in scaled], axis=0)
-    std = np.sqrt(np.mean([(pixels**2).mean(axis=0) for pixels in scaled], axis=0) - mean**2)
+    mean, std = each_alike(images)
     np.testing.assert_allclose(report["mean"], mean, rtol=1e-12)
     np.testing.assert_allclose(report["std"], std, rtol=1e-9)
-    line = under(lines, "pixels")[0]
-    found = re.fullmatch(r"--data.mean (.+) (.+) (.+) --data.std (.+) (.+) (.+)", line)
-    assert found
-    np.testing.assert_allclose([float(figure) for figure in found.groups()], [*mean, *std], atol=5.1e-5)
+    numbers = [" ".join(f"{value:.4f}" for value in values) for values in (mean, std)]
+    assert under(lines, "pixels") == [f"--data.mean {numbers[0]} --data.std {numbers[1]}"]
     _, lines, _ = check(data, "--value-range", "0", "300.125", "--background", "7", "8", "9")
     assert under(lines, "pixels")[0].endswith("--data.value-range 0 300.125 --data.background 7 8 9")
 
@@ -75,9 +71,7 @@ def test_grey_as_colour_and_blank_images_are_counted(check: Callable[..., Any], 
 
 
 def test_bad_files_by_kind_all_in_the_list(check: Callable[..., Any], tmp_path: Path, encode: Callable[..., bytes]):
-    data, out = tmp_path / "data", tmp_path / "out"
-    for number in range(6):
-        save(data / f"good{number}.png", noise(40, 40))
+    data = pictures(tmp_path / "data", 6)
     for number in range(5):
         (data / f"empty{number}.jpg").write_bytes(b"")
     (data / "text.jpg").write_bytes(b"hello")
@@ -87,20 +81,15 @@ def test_bad_files_by_kind_all_in_the_list(check: Callable[..., Any], tmp_path: 
     os.mkfifo(data / "pipe.png")
     code, lines, report = check(data)
     assert code == 0
-    kinds = {"empty": 5, "not an image": 1, "truncated": 1, "missing": 1, "not a file": 1}
-    assert report["bad"] == kinds
-    bad = under(lines, "bad")
-    assert bad[0] == "9 of 15 images (60.00%); max_bad 1% allows 10 in all"
-    assert bad[1:5] == [
+    assert report["bad"] == {"empty": 5, "not an image": 1, "truncated": 1, "missing": 1, "not a file": 1}
+    assert under(lines, "bad")[:5] == [
+        "9 of 15 images (60.00%); max_bad 1% allows 10 in all",
         "5 empty:",
-        f"  image 1: {data}/empty0.jpg: empty file",
-        f"  image 2: {data}/empty1.jpg: empty file",
-        f"  image 3: {data}/empty2.jpg: empty file",
+        *(f"  image {7 + number}: {data}/empty{number}.jpg: empty file" for number in range(3)),
     ]
-    rows = (out / "bad_files.csv").read_text().splitlines()
-    assert rows[0] == "index,kind,file,reason"
-    assert len(rows) == 10
-    assert rows[1].startswith(f"0,truncated,{data}/cut.png,")
+    rows = (tmp_path / "out" / "bad_files.csv").read_text().splitlines()
+    assert (rows[0], len(rows)) == ("index,kind,file,reason", 10)
+    assert rows[1].startswith(f"6,truncated,{data}/cut.png,")
     assert [row.split(",")[1] for row in rows[1:]].count("empty") == 5
     assert report["usable"] == 6
 

@@ -28,13 +28,8 @@ def test_duplicates_by_bytes_and_by_pixels_and_across_labels(check: Callable[...
     assert report["duplicates"]["label_conflicts"] == 1
     rows = [row.split(",") for row in (tmp_path / "out" / "duplicates.csv").read_text().splitlines()]
     assert rows[0] == ["group", "split", "index", "class", "bytes", "file"]
-    assert [(row[0], row[2], row[3]) for row in rows[1:]] == [
-        ("0", "0", "cat"),
-        ("0", "1", "cat"),
-        ("0", "2", "dog"),
-        ("1", "3", "dog"),
-        ("1", "4", "dog"),
-    ]
+    groups = [("0", "0", "cat"), ("0", "1", "cat"), ("0", "2", "dog"), ("1", "3", "dog"), ("1", "4", "dog")]
+    assert [(row[0], row[2], row[3]) for row in rows[1:]] == groups
     hashes = [row[4] for row in rows[1:]]
     assert hashes[0] == hashes[1] != hashes[2]
 

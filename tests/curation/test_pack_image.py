@@ -17,9 +17,18 @@ from mpp.pretraining.settings import PretrainConfig
 from tests.curation.packed import each_alike, manifest, members, noise, pack, shards
 
 
-def test_extensions_are_by_content(tmp_path: Path, encode: Callable[..., bytes]) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    return tmp_path / "images"
+
+
+def opened(data: bytes) -> np.ndarray:
+    """The pixels in a PNG, or an .npy."""
+    return np.load(io.BytesIO(data)) if data.startswith(b"\x93NUMPY") else np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_extensions_are_by_content(folder: Path, tmp_path: Path, encode: Callable[..., bytes]) -> None:
     (folder / "a.jpg").write_bytes(encode(noise(5, 5), "PNG"))
     (folder / "b.png").write_bytes(encode(noise(5, 5), "JPEG"))
     np.save(folder / "c.npy", noise(5, 5))
@@ -28,9 +37,7 @@ def test_extensions_are_by_content(tmp_path: Path, encode: Callable[..., bytes])
     assert not (tmp_path / "out" / "classes.txt").exists()
 
 
-def test_resizing_is_pillows_and_never_enlarges(tmp_path: Path, encode: Callable[..., bytes]) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
+def test_resizing_is_pillows_and_never_enlarges(folder: Path, tmp_path: Path, encode: Callable[..., bytes]) -> None:
     small = encode(noise(20, 90), "PNG")
     (folder / "0.png").write_bytes(small)
     (folder / "1.png").write_bytes(encode(noise(50, 70)))
@@ -42,12 +49,19 @@ def test_resizing_is_pillows_and_never_enlarges(tmp_path: Path, encode: Callable
     assert list(held) == ["000000000.png", "000000001.png", "000000002.jpg"]
     assert held["000000000.png"] == small
     expected = Image.fromarray(noise(50, 70)).resize((34, 24), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(held["000000001.png"]))), np.asarray(expected))
+    np.testing.assert_array_equal(opened(held["000000001.png"]), np.asarray(expected))
     turned = Image.fromarray(decode((folder / "2.jpg").read_bytes(), DecodeOptions()))
     assert turned.size == (60, 81)
     jpeg = encode(turned.resize((24, 32), Image.Resampling.BICUBIC), "JPEG", quality=92)
     assert held["000000002.jpg"] == jpeg
     assert manifest(tmp_path / "out")["sizes"]["height"] == {"min": 20, "median": 24, "max": 32}
+    values = noise(40, 60, 5)
+    np.save(tmp_path / "a.npy", values[None])
+    assert pack(f"array:{tmp_path / 'a.npy'}", tmp_path / "b", "--in-chans", "5", "--resize", "20") == 0
+    (data,) = members(tmp_path / "b").values()
+    planes = [Image.fromarray(values[:, :, channel].copy()) for channel in range(5)]
+    expected = np.stack([np.asarray(plane.resize((30, 20), Image.Resampling.BICUBIC)) for plane in planes], axis=2)
+    np.testing.assert_array_equal(opened(data), expected)
 
 
 @pytest.mark.parametrize(("form", "extension"), [("jpeg", "jpg"), ("png", "png"), ("webp", "webp")])
@@ -76,32 +90,17 @@ def test_arrays_keep_their_values(shape: tuple[int, ...], dtype: str, extension:
     assert pack(source, tmp_path / "out", "--no-shuffle", "--in-chans", str(channels)) == 0
     for image, (name, data) in zip(values, members(tmp_path / "out").items(), strict=True):
         assert name.endswith(extension)
-        held = np.load(io.BytesIO(data)) if extension == "npy" else np.asarray(Image.open(io.BytesIO(data)))
-        np.testing.assert_array_equal(held, image)
+        np.testing.assert_array_equal(opened(data), image)
 
 
-def test_many_channels_shrink_as_npy(tmp_path: Path) -> None:
-    values = noise(40, 60, 5)
-    np.save(tmp_path / "a.npy", values[None])
-    assert pack(f"array:{tmp_path / 'a.npy'}", tmp_path / "out", "--in-chans", "5", "--resize", "20") == 0
-    (data,) = members(tmp_path / "out").values()
-    planes = [Image.fromarray(values[:, :, channel].copy()) for channel in range(5)]
-    expected = np.stack([np.asarray(plane.resize((30, 20), Image.Resampling.BICUBIC)) for plane in planes], axis=2)
-    np.testing.assert_array_equal(np.load(io.BytesIO(data)), expected)
-
-
-def test_a_stated_range_is_used_up_once(tmp_path: Path) -> None:
+def test_a_stated_range_is_used_up_once(folder: Path, tmp_path: Path) -> None:
     """With a range, small images are converted, too, for one setting must then read all of them."""
-    folder = tmp_path / "images"
-    folder.mkdir()
     values = np.random.default_rng(0).integers(0, 4096, (40, 40, 3)).astype(np.uint16)
     np.save(folder / "0.npy", values[:10, :10])
     np.save(folder / "1.npy", values)
-    told = ("--value-range", "0", "4095")
-    assert pack(folder, tmp_path / "out", "--resize", "20", "--no-shuffle", *told) == 0
-    small, large = (np.asarray(Image.open(io.BytesIO(data))) for data in members(tmp_path / "out").values())
-    scaled = np.rint(values / 4095 * 255).astype(np.uint8)
-    np.testing.assert_array_equal(small, scaled[:10, :10])
+    assert pack(folder, tmp_path / "out", "--resize", "20", "--no-shuffle", "--value-range", "0", "4095") == 0
+    small, large = map(opened, members(tmp_path / "out").values())
+    np.testing.assert_array_equal(small, np.rint(values / 4095 * 255).astype(np.uint8)[:10, :10])
     assert large.shape == (20, 20, 3)
 
 
@@ -126,22 +125,17 @@ FORMS = ["", "--resize 20", "--encode png", "--resize 20 --encode webp"]
     ],
 )
 def test_the_command_that_it_prints_gives_the_statistics_that_it_prints(
-    channels: int,
-    dtype: str,
-    flags: str,
-    tmp_path: Path,
-    encode: Callable[..., bytes],
+    channels: int, dtype: str, flags: str, folder: Path, tmp_path: Path, encode: Callable[..., bytes],
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     """Also of a mixture of images that are kept and that are packed anew."""
-    (tmp_path / "images").mkdir()
     for number, side in enumerate((12, 17, 40)):
         values = noise(side, side + 3, channels, number) * np.dtype(dtype).type(16 if dtype == "uint16" else 1)
         if dtype == "uint16":
-            np.save(tmp_path / "images" / f"{number}.npy", values)
+            np.save(folder / f"{number}.npy", values)
         else:
-            (tmp_path / "images" / f"{number}.png").write_bytes(encode(values))
-    assert pack(tmp_path / "images", tmp_path / "out", *flags.split()) == 0
+            (folder / f"{number}.png").write_bytes(encode(values))
+    assert pack(folder, tmp_path / "out", *flags.split()) == 0
     told = shlex.split(capsys.readouterr().out.splitlines()[-1])
     config = parse(PretrainConfig, told[told.index("--data") :], "pretrain", "", {"data": "data.source"})
     source, reading = open_source(config.data.source), config.data.decode_options(config.model.in_chans)
