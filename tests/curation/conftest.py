@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mpp.cli import check_data
-from tests.curation.packed import noise
+from tests.curation.made import noise
 
 
 @pytest.fixture

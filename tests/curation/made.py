@@ -1,16 +1,23 @@
-"""Images made for the pre-flight, and its report read."""
+"""Images made for the tools, and what they print and pack read."""
 
+import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from mpp.cli import shard
 
 RNG = np.random.default_rng(0)
 
 
-def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
-    return RNG.integers(0, 256, (height, width, channels), dtype=np.uint8)
+def noise(height: int, width: int, channels: int = 3, seed: int | None = None) -> np.ndarray:
+    """uint8 (height, width, channels): another one at each call, but for the same seed."""
+    rng = RNG if seed is None else np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def save(path: Path, pixels: np.ndarray, **options: Any) -> Path:
@@ -35,3 +42,42 @@ def under(lines: list[str], title: str) -> list[str]:
         if inside:
             found.append(line[13:])
     return found
+
+
+def pack(images: Path | str, out: Path, *flags: str, workers: int = 2) -> int:
+    data = images if isinstance(images, str) else f"folder:{images}"
+    return shard(["--data", data, "--out", str(out), "--workers", str(workers), *flags])
+
+
+def shards(out: Path) -> str:
+    return f"shards:{out}/*.tar"
+
+
+def members(out: Path) -> dict[str, bytes]:
+    held: dict[str, bytes] = {}
+    for path in sorted(out.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            held |= {member.name: tar.extractfile(member).read() for member in tar}
+    return held
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def manifest(out: Path) -> dict:
+    return json.loads((out / "manifest.json").read_text())
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("shard: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def each_alike(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, scaled to 0 to 1, every image counting alike."""
+    scaled = [image.reshape(-1, image.shape[-1]) / 255 for image in images]
+    mean = np.mean([pixels.mean(axis=0) for pixels in scaled], axis=0)
+    return mean, np.sqrt(np.mean([((pixels - mean) ** 2).mean(axis=0) for pixels in scaled], axis=0))

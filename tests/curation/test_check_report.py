@@ -10,8 +10,7 @@ import torch
 
 from mpp.curation.check_report import Classes
 from mpp.data.sources.in_memory import ListSource
-from tests.curation.made import noise, pictures, save, under
-from tests.curation.packed import each_alike
+from tests.curation.made import each_alike, noise, pictures, save, under
 
 
 def test_counts_classes_forms_and_sizes(check: Callable[..., Any], tmp_path: Path):

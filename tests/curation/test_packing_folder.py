@@ -18,7 +18,7 @@ import pytest
 from mpp.curation import pack_task
 from mpp.curation.pack_task import Record, TarWriter
 from mpp.curation.packing_folder import PackingFolder
-from tests.curation.packed import complaint, contents, pack
+from tests.curation.made import complaint, contents, pack
 
 FLAGS = ("--shard-images", "6", "--resize", "12")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mpp.curation import pack_task
 from mpp.data.sources.opening import open_source
-from tests.curation.packed import complaint, contents, manifest, members, noise, pack, shards
+from tests.curation.made import complaint, contents, manifest, members, noise, pack, shards
 
 
 def test_a_folder_comes_back_byte_for_byte(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

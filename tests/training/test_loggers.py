@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,12 +130,9 @@ def test_loggers_are_closed_with_whether_the_run_failed(
     notebook = Notebook()
     monkeypatch.setattr("mpp.training.log.open_logger", lambda *_: notebook)
     log = RunLog(tmp_path)
-    with suppress(ValueError):
-        try:
-            if failed:
-                raise ValueError
-        finally:
-            log.close()
+    with suppress(ValueError), closing(log):  # as the recipes do
+        if failed:
+            raise ValueError
     assert notebook.notes == [("close", failed)]
 
 
