@@ -98,7 +98,7 @@ def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: 
     assert order == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
-def full(*_: Any) -> None:
+def full(*_: Any, **__: Any) -> None:
     """Fail as torch's writer does on a full disk."""
     try:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
