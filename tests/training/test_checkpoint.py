@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from mpp.errors import RunError, UserError
-from mpp.training import shard_files
+from mpp.training import checkpoint, shard_files
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
 from mpp.training.saving import Saving
 from mpp.training.tensor_tree import like_these
@@ -98,7 +98,7 @@ def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: 
     assert order == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
-def full(*_: Any, **__: Any) -> None:
+def full(*_: Any) -> None:
     """Fail as torch's writer does on a full disk."""
     try:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -114,7 +114,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_good_one(
     run = train(build(sharded), 1)
     good = save(run, tmp_path)
     run.images_seen += 4
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(checkpoint, "_write", full)
     monkeypatch.setattr(shard_files.filesystem.FileSystemWriter, "write_data", full)
     with pytest.raises(RunError) as caught:
         save(run, tmp_path)
