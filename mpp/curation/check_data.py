@@ -2,7 +2,7 @@
 
 open_splits -> scan             every image read and decoded, in parallel: sizes, hashes, colours, values, what is bad
 Duplicates                      equal files and equal pixels, also between train and test
-draw_crops                      the targets that a run would draw first, and the rate of its loader
+_draw_crops                     the targets that a run would draw first, and the rate of its loader
 check_report                    on the terminal; --out has report.json, the lists and the contact sheet
 """
 
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -79,10 +79,10 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
         splits.append((test, scan(test, reading, chosen, workers)[0]))
     found = Duplicates(splits)
     why = _why_not_start(scanned, len(source), reading, config)
-    crops = None
+    survey = crop_rate = None
     if not why:
         try:
-            crops = draw_crops(source, config, reading, workers)
+            survey, crop_rate = _draw_crops(source, config, reading, workers)
         except BadImage as error:
             why = str(error)
     lines = _lines(config, source, scanned, classes, found, reading)
@@ -91,8 +91,13 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
         what = f"{bad.total():,} of them bad ({by_kind(bad)})" if bad else "none of them bad"
         test_split = f"{len(splits[1][1].indices):,} images looked at, {what}"
     lines += [row("test split", test_split)] if test_split else []
-    rates = _rates(scanned, seconds, workers, crops)
-    lines += [*_crop_lines(crops), *_rate_lines(rates)]
+    rates = {
+        "decode_per_core": int(scanned.good.sum()) / scanned.seconds if scanned.seconds else None,
+        "looked_at": len(scanned.indices) / seconds,
+        "workers": workers,
+        "training_crops": crop_rate,
+    }
+    lines += [*_survey_lines(survey), *_rate_lines(rates)]
     if out:
         labels = source.labels()
         chosen = None if labels is None else labels[scanned.indices]
@@ -103,13 +108,13 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
             write_whole(out / "contact_sheet.png", lambda file: sheet.save(file, "PNG"))
         lines.append(row("written", f"{printable(str(out))}: {', '.join(_FILES)}"))
     warnings = [*source.warnings, *(classes.warnings() if classes else []), *check_report.duplicate_warnings(found)]
-    if crops and crops.survey.warning:
-        warnings.append(crops.survey.warning)
+    if survey and survey.warning:
+        warnings.append(survey.warning)
     lines += [f"WARNING: {warning}" for warning in warnings]
     lines.append(f"a run would not start: {why}" if why else "a run would start")
     if out:
         report = check_report.facts(source, scanned, classes, found, reading)
-        report |= {"targets": _survey_facts(crops), "warnings": warnings, "rates": rates}
+        report |= {"targets": _survey_facts(survey), "warnings": warnings, "rates": rates}
         report |= {"would_start": not why, "why": why}
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         with _writing(out):
@@ -181,19 +186,10 @@ def _why_not_start(scanned: ScanResult, total: int, reading: DecodeOptions, conf
     return "; ".join([what, *hints])
 
 
-class Crops(NamedTuple):
-    """The first training crops of a run."""
+def _draw_crops(source: Source, config: CheckRecipe, reading: DecodeOptions, workers: int) -> tuple[Survey, float]:
+    """Surveys the first 512 crops of a run of seed 0; also returns the loader's crops a second, by all workers.
 
-    survey: Survey
-    rate: float
-    """Training crops a second, with all the workers."""
-
-
-def draw_crops(source: Source, config: CheckRecipe, reading: DecodeOptions, workers: int) -> Crops:
-    """Surveys the first 512 crops of a run of seed 0, and times the loader.
-
-    Raises:
-        BadImage: 20 images in a row could not be used.
+    Raises BadImage where 20 images in a row could not be used.
     """
     target = build_target("mean_colour", config.patch_hw, config.in_chans, config.bits)
     transform = TrainTransform(config.data_config, config.image_hw, reading.channels)
@@ -209,7 +205,7 @@ def draw_crops(source: Source, config: CheckRecipe, reading: DecodeOptions, work
             elif time.perf_counter() - start > _TIMED_SECONDS:
                 break
         rate = timed * SURVEY_BATCH / (time.perf_counter() - start)
-    return Crops(survey_targets(target, torch.cat(images)[:SURVEY_IMAGES]), rate)
+    return survey_targets(target, torch.cat(images)[:SURVEY_IMAGES]), rate
 
 
 def _lines(
@@ -237,33 +233,22 @@ def _lines(
     ]
 
 
-def _crop_lines(crops: Crops | None) -> list[str]:
-    if crops is None:
+def _survey_lines(survey: Survey | None) -> list[str]:
+    if survey is None or survey.counts is None:
         return []
-    what, _, rest = crops.survey.describe().partition(": ")
-    counts = crops.survey.counts
-    if counts is None:
-        return [row(what, rest)]
+    what, _, rest = survey.describe().partition(": ")
+    counts = survey.counts
     top = counts.argsort(descending=True, stable=True)[:5]
     shares = ", ".join(f"{int(c)}: {int(counts[c]) / int(counts.sum()):.1%}" for c in top if counts[c])
     return [row(what, rest), row("", f"most frequent classes {shares}")]
 
 
-def _survey_facts(crops: Crops | None) -> dict[str, Any] | None:
-    if crops is None or crops.survey.counts is None:
+def _survey_facts(survey: Survey | None) -> dict[str, Any] | None:
+    if survey is None or survey.counts is None:
         return None
-    counts, survey = crops.survey.counts, crops.survey
+    counts = survey.counts
     occurring = {int(c): int(counts[c]) for c in counts.nonzero().flatten()}
     return {"images": survey.images, "classes": len(counts), "perplexity": survey.perplexity, "counts": occurring}
-
-
-def _rates(scanned: ScanResult, seconds: float, workers: int, crops: Crops | None) -> dict[str, float | int | None]:
-    return {
-        "decode_per_core": int(scanned.good.sum()) / scanned.seconds if scanned.seconds else None,
-        "looked_at": len(scanned.indices) / seconds,
-        "workers": workers,
-        "training_crops": crops.rate if crops else None,
-    }
 
 
 def _rate_lines(rates: dict[str, float | int | None]) -> list[str]:
