@@ -16,6 +16,8 @@ from mpp.errors import Unreachable, UserError
 Split = Literal["train", "test"]
 Sample = tuple[bytes | np.ndarray, int | None]
 """Encoded bytes or an array (H, W) or (H, W, C) of a real dtype, and the label or None."""
+Labels = Sequence[int] | np.ndarray
+"""Whole numbers, one an image."""
 ClassNames = tuple[str, ...] | None
 """By label; None: unlabelled."""
 

@@ -6,11 +6,10 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mpp.data.sources.base import UNKNOWN, ClassNames, Placement, Source, check_index, spread
+from mpp.data.sources.base import UNKNOWN, ClassNames, Labels, Placement, Source, check_index, spread
 from mpp.data.sources.names import printable
 
 _PIECE, _THREADS = 1000, 16  # of files that are asked for at once, since a network disk answers late
@@ -126,7 +125,7 @@ class FileSource(Source):
         name: str,
         root: Path,
         paths: Iterable[str],
-        labels: Any = None,
+        labels: Labels | None = None,
         classes: ClassNames = None,
         note: str = "",
     ) -> None:

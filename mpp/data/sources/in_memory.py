@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mpp.data.sources.base import ClassNames, Placement, Source, SourceError, check_index, count
-
-Labels = Sequence[int] | np.ndarray
+from mpp.data.sources.base import ClassNames, Labels, Placement, Source, SourceError, check_index, count
 
 _MOST_NUMBERED = 100_000  # ImageNet-21k has 21,841 classes, the largest sets of faces some 90,000
 
