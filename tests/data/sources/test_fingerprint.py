@@ -1,5 +1,3 @@
-"""A fingerprint changes with the images, labels and classes of a source, and with nothing else."""
-
 import os
 import shutil
 

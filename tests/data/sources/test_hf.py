@@ -1,5 +1,3 @@
-"""Hugging Face datasets: their splits, images, labels and names, and which files they may name."""
-
 import json
 import os
 import pickle

@@ -1,5 +1,3 @@
-"""Images that two sources share, by whichever names they have."""
-
 import os
 import shutil
 

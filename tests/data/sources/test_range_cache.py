@@ -1,5 +1,3 @@
-"""Ranges of remote shards in the cache: by which object, and where there is no room for them."""
-
 import errno
 import os
 

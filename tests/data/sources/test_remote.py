@@ -1,5 +1,3 @@
-"""Remote shards read as local ones do, and what a store may answer, against a real server on this machine."""
-
 import gzip
 import os
 import pickle

@@ -1,5 +1,3 @@
-"""Which answers of which store stay, which may pass, and which are none: by the errors that each library raises."""
-
 import importlib
 import ssl
 

@@ -1,5 +1,3 @@
-"""Remote shards by the file systems that list what they hold: a real S3 server on this machine, and stand-ins."""
-
 import os
 import sys
 from typing import ClassVar

@@ -1,5 +1,3 @@
-"""Shards on this machine: their index in the cache, those that are unpacked into it, and their open files."""
-
 import gzip
 import os
 import pickle

@@ -1,5 +1,3 @@
-"""Shards as one source: their images, labels, class names, and what is wrong with them."""
-
 import os
 import tarfile
 
