@@ -149,16 +149,11 @@ class Decoder(nn.Module):
     Used in pretraining only. It has no position embeddings of its own: the encoder's come with the tokens. Weights are
     drawn as timm draws those of a ViT, from torch's global generator, on the CPU.
 
-    The last `depth` blocks of a new `encoder` are copied, without their stochastic depth.
-
-    Raises:
-        ValueError: a `depth` that is not from 1 to the encoder's.
+    The last `depth` blocks (1 to all) of a new `encoder` are copied, without their stochastic depth.
     """
 
     def __init__(self, encoder: Encoder, depth: int) -> None:
         super().__init__()
-        if not 1 <= depth <= len(encoder.vit.blocks):
-            raise ValueError(f"a decoder takes 1 to {len(encoder.vit.blocks)} blocks, got {depth}")
         device = encoder.vit.norm.weight.device
         drawn_on = device if device.type == "meta" else "cpu"
         self.blocks = nn.ModuleList(copy.deepcopy(block) for block in encoder.vit.blocks[-depth:]).to(drawn_on)

@@ -112,13 +112,6 @@ class Tiles(NamedTuple):
     pixels: UInt8[np.ndarray, "images versions height width 3"]
 
 
-class Sheet(NamedTuple):
-    """A picture of tiles, and where they are, as JSON to be written into its PNG under `TEXT_KEY`."""
-
-    picture: UInt8[np.ndarray, "height width 3"]
-    layout: str
-
-
 class Layout(NamedTuple):
     """Where the tiles of a sheet are, in pixels: tile (i, j) begins at (top + i down, left + j across)."""
 
@@ -156,8 +149,8 @@ def draw_tiles(rows: Reconstruction) -> Tiles:
     return Tiles(tuple(tiles), np.stack(list(tiles.values()), axis=1))
 
 
-def draw_sheet(rows: Reconstruction) -> Sheet:
-    """All tiles on one picture, with titles and a legend."""
+def draw_sheet(rows: Reconstruction) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
+    """All tiles on one picture, with titles and a legend; where they are, JSON for its PNG's text `TEXT_KEY`."""
     titles, tiles = draw_tiles(rows)
     images, versions, height, width, _ = tiles.shape
     across = max(width, _NARROWEST) + _MARGIN
@@ -172,7 +165,7 @@ def draw_sheet(rows: Reconstruction) -> Sheet:
         middle = left + version * across + width / 2
         pen.text((middle, _HEADER / 2), title, fill="black", font=_font(), anchor="mm")
     legend = _draw_legend(rows.score_name, sheet.shape[1])
-    return Sheet(np.concatenate([np.asarray(picture), legend]), json.dumps(layout._asdict()))
+    return np.concatenate([np.asarray(picture), legend]), json.dumps(layout._asdict())
 
 
 def read_sheet(path: Path) -> Tiles | None:

@@ -70,8 +70,8 @@ class Monitor(RunMonitor):
                 images = self.pictured_images()
                 pixels = normalise(images, run.config.data.mean, run.config.data.std)
                 with autocast(run.precision, run.device):
-                    sheet = draw_sheet(reconstruct(model, images, pixels, draw(run, 0, len(images))))
-                self.log.picture("reconstruction", self.step(state), sheet.picture, {TEXT_KEY: sheet.layout})
+                    sheet, layout = draw_sheet(reconstruct(model, images, pixels, draw(run, 0, len(images))))
+                self.log.picture("reconstruction", self.step(state), sheet, {TEXT_KEY: layout})
         state.clock.paused(time.perf_counter() - began)
 
     def pictured_images(self) -> Tensor:

@@ -1,12 +1,12 @@
 """Models opened to be inspected, the images for that, and arrays as pictures.
 
 model = inspect(open_weights(spec), device)     any timm VisionTransformer, hybrids included
-twin  = inspect(untrained(weights), device)     the same architecture, randomly initialised, to stand beside it
+twin  = inspect(weights.untrained(), device)    the same architecture, randomly initialised, to stand beside it
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -104,11 +104,6 @@ def inspect(
         vit = vit if tiled == tuple(embed.img_size) else built(tiled)
     pool: Literal["mean", "token"] = "token" if vit.global_pool == "token" else "mean"
     return Inspected(Encoder(vit).eval(), weights, pool, torch.device(device))
-
-
-def untrained(weights: Weights) -> Weights:
-    """The same architecture without its weights and its head; `inspect` initialises it afresh."""
-    return replace(weights, state=None, classes=None, representation=None, origin=f"random:{weights.origin}")
 
 
 class Images(NamedTuple):

@@ -30,7 +30,7 @@ from mpp.report.downstream import downstream_section
 from mpp.report.features import image_section, patch_section
 from mpp.report.filters import filter_section, position_section
 from mpp.report.html import pictures_of, write_page, write_pictures
-from mpp.report.inspection import Images, Inspected, InspectionContext, draw_images, inspect, untrained
+from mpp.report.inspection import Images, Inspected, InspectionContext, draw_images, inspect
 from mpp.report.page import Page, Section, Text
 from mpp.report.predictions import (
     checkpoints_of,
@@ -241,7 +241,7 @@ def _first_weights(weights: Weights, run: RunRecord | None) -> Weights | None:
         with contextlib.suppress(UserError):  # a run that was copied may have left its init behind
             return first_weights(run.folder)
         return None
-    return None if weights.state is None else untrained(weights)
+    return None if weights.state is None else weights.untrained()
 
 
 def _open_images(recipe: VisualizeRecipe, run: RunRecord | None, source: str, model: Inspected) -> Images:

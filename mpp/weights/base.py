@@ -6,7 +6,7 @@ write_timm_folder(weights, folder)     (timm_folder.py, huggingface.py, onnx.py:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
@@ -70,6 +70,10 @@ class Weights:
     def label(self) -> str:
         """The weights' name in error messages."""
         return self.origin or self.name
+
+    def untrained(self) -> "Weights":
+        """The same architecture without weights and head, to be initialised afresh."""
+        return replace(self, state=None, classes=None, representation=None, origin=f"random:{self.origin}")
 
     @property
     def reading(self) -> DecodeOptions:

@@ -115,8 +115,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             if not isinstance(opened, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} is a single array, not an .npz of many; take the checkpoint itself")
             arrays = {name: opened[name] for name in opened.files}
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there") from None
     # Whatever numpy, zipfile and zlib raise for a file that is cut off, pickled or something else.
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

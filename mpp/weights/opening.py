@@ -41,7 +41,7 @@ def open_weights(spec: str) -> Weights:
         architecture = spec.removeprefix("random:")
         if not Path(architecture).expanduser().exists():
             return replace(_open_timm(architecture.removeprefix("timm:"), pretrained=False), origin=spec)
-        return replace(open_weights(architecture), representation=None, state=None, classes=None, origin=spec)
+        return open_weights(architecture).untrained()
     path = Path(spec).expanduser()
     if path.is_dir():
         return replace(_open_folder(path), origin=spec)
@@ -81,35 +81,31 @@ def _open_timm(name: str, pretrained: bool) -> Weights:
             f"--init {name}: neither a file, a folder nor a model of timm {timm.__version__}; near it: "
             f"{similar_names(bare)}"
         )
-    model: Any = None
     if pretrained:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its tries
         try:
-            model = timm.create_model(name, pretrained=True)
+            model: Any = timm.create_model(name, pretrained=True)
         except Exception as error:  # the hub's, requests' and urllib's errors differ by version
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            problem = f"its pretrained weights could not be fetched ({reason}); are you online? "
             if isinstance(error, RuntimeError):
-                problem = f"timm has no pretrained weights for it ({reason}); take random:{bare}"
-            else:
-                problem = (
-                    f"its pretrained weights could not be fetched ({reason}); are you online? random:{name} takes "
-                )
-                problem += "the architecture alone"
-            raise UserError(f"--init {name}: {problem}") from error
+                problem = f"timm has no pretrained weights for it ({reason}); "
+            raise UserError(f"--init {name}: {problem}random:{bare} takes the architecture alone") from error
+        config: dict[str, Any] = model.pretrained_cfg
     else:
+        config = timm.get_pretrained_cfg(bare).to_dict()  # pyright: ignore[reportOptionalMemberAccess]
         with torch.device("meta"):
-            untrained: Any = timm.create_model(bare) if is_vit(bare) else None
-    config: dict[str, Any] = model.pretrained_cfg if pretrained else timm.get_pretrained_cfg(bare).to_dict()  # pyright: ignore
+            model = timm.create_model(bare) if is_vit(bare) else None
     return Weights(
         bare,
         {},
-        None if model is None else {key: value.detach() for key, value in model.state_dict().items()},
+        {key: value.detach() for key, value in model.state_dict().items()} if pretrained else None,
         tuple(config["input_size"][1:]),
         config["input_size"][0],
         tuple(config["mean"]),
         tuple(config["std"]),
         # A ViT's own default is written down nowhere but in the model.
-        str((model or untrained).global_pool) if is_vit(bare) else "avg",
+        str(model.global_pool) if is_vit(bare) else "avg",
         _class_names(config) if pretrained else None,
         origin=name,
         **timm_framing(config, name),

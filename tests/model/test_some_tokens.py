@@ -52,8 +52,7 @@ def test_some_tokens_and_all_gradients_equal_those_among_all(config: ModelConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "layer scale": {"init_values": 0.3},
-    "qk norm": {"qk_norm": True},
-    "attention norm, mlp norm": {"scale_attn_norm": True, "scale_mlp_norm": True},
+    "norms within": {"qk_norm": True, "scale_attn_norm": True, "scale_mlp_norm": True},
     "no biases": {"qkv_bias": False, "proj_bias": False},
 }
 
@@ -160,15 +159,12 @@ def test_patches_that_enter_later_and_the_decoder_against_one_image_at_a_time(ca
     assert not [name for part in (encoder, decoder) for name, p in part.named_parameters() if p.grad is None]
 
 
-def test_block_numbers_and_depths_that_do_not_exist_are_refused() -> None:
+def test_block_numbers_that_do_not_exist_are_refused() -> None:
     encoder = build(tiny(depth=3))
     tokens, at = torch.randn(2, encoder.grid[0] * encoder.grid[1], encoder.embed_dim).double(), choose(encoder)
     for mask_block, return_all in ((3, False), (4, True)):
         with pytest.raises(ValueError, match=f"mask_block {mask_block}: of 3 blocks the last must run"):
             encoder.encode(tokens, at=at, mask_block=mask_block, return_all=return_all)
-    for depth in (0, 4):
-        with pytest.raises(ValueError, match=f"takes 1 to 3 blocks, got {depth}"):
-            Decoder(encoder, depth)
 
 
 def test_the_decoders_weights_are_new_and_drawn_as_timm_draws_them() -> None:

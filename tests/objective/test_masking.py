@@ -52,13 +52,11 @@ def test_k_of_the_papers_ratios() -> None:
 def test_exactly_k_patches_of_every_image_are_picked_ascending_and_distinct(
     grid: Grid, ratio: float, seed: int, style: str
 ) -> None:
-    patches = grid[0] * grid[1]
     picked = pick_patches(3, grid, ratio, seeded(seed), style)
-    assert picked.shape == (3, num_picked(ratio, patches))
-    assert picked.dtype == torch.int64
+    assert (picked.shape, picked.dtype) == ((3, num_picked(ratio, grid[0] * grid[1])), torch.int64)
     assert (picked.diff(dim=1) > 0).all()
     assert picked.min() >= 0
-    assert picked.max() < patches
+    assert picked.max() < grid[0] * grid[1]
     assert torch.equal(picked, pick_patches(3, grid, ratio, seeded(seed), style))
 
 
@@ -131,17 +129,13 @@ def test_a_replacement_is_never_the_patch_itself_and_hidden_only_where_nothing_e
         return
     picked = pick_patches(2 * group, (rows, columns), ratio, seeded(seed))
     drawn = draw_corruption(picked, patches, seeded(seed + 1), split, group)
-    for start in range(0, 2 * group, group):
-        images = range(group)
-        own = [[image * patches + p for p in drawn.picked[start + image].tolist()] for image in images]
-        kinds = drawn.kinds[start : start + group].tolist()
-        hidden = {own[i][j] for i in images for j, kind in enumerate(kinds[i]) if kind == MASK}
-        for i, j in itertools.product(images, range(picked.shape[1])):
-            if kinds[i][j] != RANDOM:
-                continue
-            source = int(drawn.other[start + i, j])
-            allowed = set(range(group * patches)) - {own[i][j]}
-            assert source in (allowed - hidden or allowed)
+    own = (picked.view(2, group, -1) + patches * torch.arange(group)[:, None]).flatten(1).tolist()
+    kinds_of, others_of = (x.view(2, -1).tolist() for x in (drawn.kinds, drawn.other))
+    for mine, kinds, others in zip(own, kinds_of, others_of, strict=True):
+        hidden = {p for p, kind in zip(mine, kinds, strict=True) if kind == MASK}
+        for p, kind, source in zip(mine, kinds, others, strict=True):
+            allowed = set(range(group * patches)) - {p}
+            assert kind != RANDOM or source in (allowed - hidden or allowed)
 
 
 @pytest.mark.parametrize("group", [1, 2])

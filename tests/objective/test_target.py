@@ -76,25 +76,6 @@ def test_a_bin_begins_at_its_edge_however_large_the_patch(side: int) -> None:
     assert ColourTarget((side, side), 1).of(image).item() == 0
 
 
-@pytest.mark.parametrize(
-    ("channels", "bits", "cells", "classes", "predictions"),
-    [
-        (3, 3, 1, 512, 1),
-        (3, 3, 4, 512, 16),
-        (3, 4, 1, 4096, 1),
-        (3, 5, 1, 32, 3),
-        (8, 3, 4, 8, 128),
-        (12, 1, 1, 4096, 1),
-        (13, 1, 1, 2, 13),
-    ],
-)
-def test_channels_are_joined_up_to_4096_classes(
-    channels: int, bits: int, cells: int, classes: int, predictions: int
-) -> None:
-    target = ColourTarget((8, 8), channels, bits, cells)
-    assert (target.classes, target.predictions, target.outputs) == (classes, predictions, classes * predictions)
-
-
 @per_shape
 def test_pixels_are_the_patches_from_minus_1_to_1_and_details_less_their_mean_over_their_deviation(
     channels: int, grid: tuple[int, int], patch: tuple[int, int]

@@ -9,7 +9,7 @@ import torch
 from matplotlib import colormaps
 
 from mpp.errors import UserError
-from mpp.report.inspection import framed, heat, inspect, lit, tiled, untrained
+from mpp.report.inspection import framed, heat, inspect, lit, tiled
 from mpp.weights.base import Weights, build
 from mpp.weights.numerics import Numerics
 
@@ -51,7 +51,7 @@ def test_it_gives_timms_tokens_and_features_and_an_untrained_twin(weights: Weigh
         if weights.name != "deit_tiny_distilled_patch16_224":  # timm pools it with the distillation token
             torch.testing.assert_close(features, model(pixels))
     assert features.untyped_storage().nbytes() == features.nbytes  # else it keeps all tokens
-    own, fresh = (dict(inspect(w, "cpu").encoder.named_parameters()) for w in (weights, untrained(weights)))
+    own, fresh = (dict(inspect(w, "cpu").encoder.named_parameters()) for w in (weights, weights.untrained()))
     assert {name: p.shape for name, p in own.items()} == {name: p.shape for name, p in fresh.items()}
     assert not any(torch.equal(own[name], fresh[name]) for name in own)
 
@@ -63,7 +63,7 @@ def test_the_representation_is_what_timm_pools() -> None:
 
 
 def test_the_seed_decides_fresh_weights_and_the_callers_stream_stays() -> None:
-    twin = untrained(WEIGHTS["mean"])
+    twin = WEIGHTS["mean"].untrained()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -22,7 +22,7 @@ from mpp.report.attention import attention_statistics, distance_section, heads_s
 from mpp.report.features import image_section, patch_section
 from mpp.report.filters import filter_section, position_section
 from mpp.report.html import all_pictures, render
-from mpp.report.inspection import Images, InspectionContext, inspect, untrained
+from mpp.report.inspection import Images, InspectionContext, inspect
 from mpp.report.page import Page, Picture, Section, Sheet, Table
 from mpp.report.predictions import ReconstructionStep, reconstruction_section, target_section
 from mpp.weights.timm_folder import encoder_weights
@@ -39,7 +39,7 @@ def context() -> InspectionContext:
     weights = encoder_weights(build_encoder(MODEL), MODEL, (0.5,), (0.5,), CONFIG.data.decode_options(3), "small")
     pixels = torch.randint(0, 256, (12, 3, 24, 32), dtype=torch.uint8)
     images = Images(pixels, np.arange(12) % 3, ("ants", "bees", "cats"), "12 images")
-    model, twin = inspect(weights, "cpu"), inspect(untrained(weights), "cpu")
+    model, twin = inspect(weights, "cpu"), inspect(weights.untrained(), "cpu")
     return InspectionContext("pretrained", model, twin, images, images, 3, (1, 2))
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +92,31 @@ def test_an_encoder_is_read(kind: str, pool: str, hf: Any, tmp_path: Path) -> No
 # Out: read by transformers.
 
 
-@pytest.mark.parametrize("args", [{}, {"act_layer": "gelu_tanh"}, {"qkv_bias": False}, {"mlp_ratio": 1.7}], ids=str)
-@pytest.mark.parametrize("eps", [None, 1e-12, 1e-2])
-def test_a_classifier_is_written(args: dict[str, Any], eps: float | None, hf: Any, tmp_path: Path) -> None:
-    source = replace(vit(classes=NAMES, **args), numerics=Numerics(norm_eps=eps))
+WRITTEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "tanh gelu": ({"act_layer": "gelu_tanh"}, {}),
+    "no bias of q, k, v": ({"qkv_bias": False}, {"numerics": Numerics(norm_eps=1e-12)}),
+    "odd mlp": ({"mlp_ratio": 1.7}, {"numerics": Numerics(norm_eps=1e-2)}),
+    "flat": ({"patch_size": [8, 4]}, {"image_hw": (32, 16), "in_chans": 2, "mean": (0.1, 0.2), "std": (0.3, 0.3)}),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_a_classifier_is_written(case: str, hf: Any, tmp_path: Path) -> None:
+    args, fields = WRITTEN[case]
+    fields = {"image_hw": (32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "pool": "token", "classes": NAMES} | fields
+    source: Any = filled(Weights("vit_base_patch16_224", ARGS | args, None, **fields))
     assert write_hf_folder(source, tmp_path / "hf") == []
     theirs, info = hf.ViTForImageClassification.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(info.values()), info
     assert theirs.config.id2label == dict(enumerate(NAMES))
+    assert tuple(hf.ViTImageProcessor.from_pretrained(tmp_path / "hf").image_mean) == fields["mean"]
+    pixels = images(*source.image_hw, source.in_chans)
     with torch.no_grad():
-        expected = build(source, attention="explicit").eval()(images())
-        torch.testing.assert_close(theirs.eval()(images()).logits, expected, rtol=0, atol=ATOL)
-    back = read_hf_folder(tmp_path / "hf")
-    assert (back.classes, back.pool, back.image_hw) == (NAMES, "token", (32, 32))
-    assert all(torch.equal(back.state[name], source.state[name]) for name in source.state)  # pyright: ignore
+        torch.testing.assert_close(theirs.eval()(pixels).logits, build(source).eval()(pixels), rtol=0, atol=ATOL)
+    back: Any = read_hf_folder(tmp_path / "hf")
+    assert {key: getattr(back, key) for key in fields} == fields
+    assert all(torch.equal(back.state[name], source.state[name]) for name in source.state)
 
 
 @pytest.mark.parametrize(("pool", "classes"), [("avg", None), ("avg", NAMES), ("token", None), ("token", NAMES[:1])])
@@ -120,19 +130,6 @@ def test_an_encoder_is_written(pool: str, classes: Any, hf: Any, tmp_path: Path)
         expected = build(source).eval().forward_features(images())  # pyright: ignore[reportCallIssue]
         torch.testing.assert_close(theirs(images()).last_hidden_state, expected, rtol=0, atol=ATOL)
     assert read_hf_folder(tmp_path / "hf").pool == pool
-
-
-def test_flat_images_and_channels_are_written(hf: Any, tmp_path: Path) -> None:
-    shape: dict[str, Any] = {"image_hw": (32, 16), "in_chans": 2, "mean": (0.1, 0.2), "std": (0.3,), "pool": "token"}
-    source = filled(Weights("vit_base_patch16_224", ARGS | {"patch_size": [8, 4]}, None, classes=NAMES, **shape))
-    write_hf_folder(source, tmp_path / "hf")
-    theirs = hf.ViTForImageClassification.from_pretrained(tmp_path / "hf").eval()
-    x = images(32, 16, 2)
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(x).logits, build(source).eval()(x), rtol=0, atol=ATOL)
-    back = read_hf_folder(tmp_path / "hf")
-    assert (back.image_hw, back.mean, back.std) == ((32, 16), (0.1, 0.2), (0.3, 0.3))
-    assert tuple(hf.ViTImageProcessor.from_pretrained(tmp_path / "hf").image_mean) == (0.1, 0.2)
 
 
 # Folders that are damaged or of something else.

@@ -1,11 +1,8 @@
 """Hybrids against timm's own, the original stem against formulas and the authors' code, and init_args."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -13,7 +10,6 @@ from torch.nn import functional as F
 
 from mpp.errors import UserError
 from mpp.weights.base import build
-from mpp.weights.jax_npz import read_jax_npz
 from mpp.weights.numerics import Numerics, OriginalStdConv2d, create_hybrid, read_init_args, write_init_args
 from tests.weights.models import HYBRID
 
@@ -54,23 +50,6 @@ def test_the_original_stem_replaces_every_convolution_and_epsilon() -> None:
     stem: Any = build(replace(HYBRID, image_hw=(64, 64))).patch_embed.backbone
     assert {type(m) for m in stem.modules() if isinstance(m, torch.nn.Conv2d)} == {OriginalStdConv2d}
     assert {m.eps for m in stem.modules() if isinstance(m, torch.nn.GroupNorm)} == {1e-6}
-
-
-def test_its_maps_are_the_authors(shared: Callable[[str], Path]) -> None:
-    model: Any = build(read_jax_npz(shared("fixtures/hybrid_params.npz"))).eval()
-    given = np.load(shared("fixtures/hybrid_io.npz"))
-    stem = model.patch_embed.backbone
-    # gn_root is before its ReLU, which works in place, and its max pool; timm's norm has the ReLU in it.
-    maps: dict[str, torch.Tensor] = {}
-    for name, module in (("gn_root", stem.stem.norm.drop), ("block1", stem.stages[0]), ("block2", stem.stages[1])):
-        module.register_forward_hook(lambda _, __, out, name=name: maps.update({name: out.clone()}))
-    with torch.no_grad():
-        stem(torch.from_numpy(given["image"][:2]).permute(0, 3, 1, 2))
-    for name, found in maps.items():
-        expected = given[f"mid/{name}"]
-        # These maps are not normalised, and reach 10.
-        tolerance = 1e-5 * max(1.0, float(np.abs(expected).max()))
-        np.testing.assert_allclose(found.permute(0, 2, 3, 1), expected, rtol=0, atol=tolerance, err_msg=name)
 
 
 def test_init_args_are_read_as_they_were_written() -> None:
