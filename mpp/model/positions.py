@@ -12,11 +12,9 @@ def sincos2d(height: int, width: int, dim: int, temperature: float = 10_000.0) -
 
     As in big_vision's `posemb_sincos_2d`, computed in float64 and returned as float32.
     """
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
-    )
-    quarter = dim // 4
-    omega = temperature ** -(torch.arange(quarter, dtype=torch.float64) / max(quarter - 1, 1))
+    rows, columns, parts = (torch.arange(number, dtype=torch.float64) for number in (height, width, dim // 4))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    omega = temperature ** -(parts / max(dim // 4 - 1, 1))
     angle_x, angle_y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
     return torch.cat([angle_x.sin(), angle_x.cos(), angle_y.sin(), angle_y.cos()], dim=1).float()
 
@@ -68,8 +66,7 @@ class SinCos2d(nn.Module):
 def build_position(kind: str, grid: tuple[int, int], dim: int) -> nn.Module | None:
     """The 2-D-aware embedding named `kind`; None for those that timm's encoder has itself (learned, none).
 
-    Raises:
-        UserError: a token width that the form cannot split.
+    Raises UserError for a token width that the form cannot split.
     """
     if kind in ("learned", "none"):
         return None

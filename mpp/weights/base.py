@@ -223,33 +223,28 @@ def load(model: nn.Module, state: Mapping[str, Tensor], label: str, *, head: boo
     prefixes = classifier_names(model)
     wanted = {k: v for k, v in model.state_dict().items() if head or not k.startswith(prefixes)}
     given = {k: v for k, v in state.items() if head or not k.startswith(prefixes)}
-    shapes = [
-        f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in given and given[name].shape != wanted[name].shape
-    ]
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted]
-    if problems := list_names({"missing": missing, "unexpected": unexpected, "of another shape": shapes}):
+    both = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
+    wrong = {
+        "missing": [name for name in wanted if name not in given],
+        "unexpected": [name for name in given if name not in wanted],
+        "of another shape": [f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}" for name in both],
+    }
+    if problems := list_names(wrong):
         raise UserError(f"{label}: the weights do not fit {type(model).__name__} ({problems})")
     model.load_state_dict(given, strict=False)
 
 
-def list_names(names: Mapping[str, list[str]], shown: int = 5) -> str:
-    """Names by their kind of problem, counted and the first of them listed; empty if there are none."""
+def list_names(names: Mapping[str, list[str]]) -> str:
+    """Names by their kind of problem, counted and the first five listed; empty if there are none."""
     return "; ".join(
-        f"{len(them)} {kind}: {', '.join(them[:shown])}{', ...' if len(them) > shown else ''}"
+        f"{len(them)} {kind}: {', '.join([*them[:5], '...'] if len(them) > 5 else them)}"
         for kind, them in names.items()
         if them
     )
 
 
 def _load_resized(model: Any, weights: Weights, image_hw: tuple[int, int], *, head: bool) -> None:
-    """Copies the weights into a model of that other size, which is no ViT: as they are, or resampled by timm.
-
-    Raises:
-        UserError: weights of another model, or of one that is for its own size alone.
-    """
+    """Copies the weights into a model of that other size, which is no ViT: as they are, or resampled by timm."""
     state = weights.state or {}
     try:
         return load(model, state, weights.label, head=head)
@@ -277,8 +272,7 @@ def _load_resized(model: Any, weights: Weights, image_hw: tuple[int, int], *, he
 def resampled(state: Mapping[str, Tensor], weights: Weights, vit: Any) -> dict[str, Tensor]:
     """The state with its position embeddings for the grid of the model (section 3.2, "Fine-tuning").
 
-    Raises:
-        UserError: a table that is not for the weights' own size.
+    Raises UserError for a table that is not for the weights' own size.
     """
     table = state.get("pos_embed")
     if table is None or vit.pos_embed is None:

@@ -46,18 +46,14 @@ def complete_configs(
     """
     if weights.state is None:
         raise UserError(f"--init {init} has no weights to go on from; leave it out for new ones")
-    weights = _as_vit(weights)
-    if not is_vit(weights.name):
+    weights, vit = _as_vit(weights), None
+    if is_vit(weights.name):
+        with torch.device("meta"):
+            vit = create(replace(weights, state=None, pool="avg"))
+    if not isinstance(vit, VisionTransformer):  # some of timm's files of ViTs have other classes as well
         raise UserError(
             f"--init {init} is timm's {weights.name!r}, not a VisionTransformer, which masked patch prediction needs; "
             "take one, such as vit_base_patch16_224"
-        )
-    with torch.device("meta"):
-        vit: Any = create(replace(weights, state=None, pool="avg"))
-    if not isinstance(vit, VisionTransformer):
-        raise UserError(
-            f"--init {init} is timm's {weights.name!r}, a {type(vit).__name__}; masked patch prediction needs a "
-            "VisionTransformer"
         )
     check_vit(vit, f"--init {init}")
     own = _config_of(weights, vit)
@@ -72,8 +68,7 @@ def complete_configs(
 def complete_model(init: str, given: ModelConfig, own: ModelConfig) -> ModelConfig:
     """The given settings with the weights' own architecture, and with their size unless another was given.
 
-    Raises:
-        UserError: settings that were given and contradict the weights.
+    Raises UserError for settings that were given and contradict the weights.
     """
     default = ModelConfig()
     for key in _ARCHITECTURE:
@@ -122,10 +117,8 @@ def load_encoder(encoder: Encoder, weights: Weights) -> None:
     """Puts the weights into the encoder of their architecture; position embeddings are resampled to its size.
 
     Their head, or their pooling by attention, is left out. A last norm after the pooling becomes the encoder's last
-    norm, of each token (as in `mpp.report.inspection`): the mean of its tokens is nearly what they pool.
-
-    Raises:
-        UserError: names or shapes that do not fit.
+    norm, of each token (as in `mpp.report.inspection`): the mean of its tokens is nearly what they pool. Raises
+    UserError for names or shapes that do not fit.
     """
     weights = _as_vit(weights)
     dropped = (*classifier_names(encoder.vit), "head.", "attn_pool.")

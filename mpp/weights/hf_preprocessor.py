@@ -17,11 +17,8 @@ _CROPPING = (*_BY_SHORTER_EDGE, "DeiTImageProcessor", "DeiTFeatureExtractor")  #
 def read_preprocessor(folder: Path, image_hw: tuple[int, int], in_chans: int) -> dict[str, Any]:
     """Mean, standard deviation and framing, for `Weights`, as transformers understands the file.
 
-    ViT's own processor squashes images to its size; those of others resize the shorter edge, and crop.
-
-    Raises:
-        TypeError, ValueError: settings of another kind.
-        UserError: a file that is no JSON, or of another number of channels.
+    ViT's own processor squashes images to its size; those of others resize the shorter edge, and crop. Raises TypeError
+    or ValueError for settings of another kind, UserError for no JSON or another number of channels.
     """
     path = folder / _FILE
     if not path.exists():

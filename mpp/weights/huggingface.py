@@ -89,11 +89,7 @@ def write_hf_folder(weights: Weights, folder: Path) -> list[str]:
     ViTForImageClassification with a linear head that reads the class token; else ViTModel, without pooler
     (transformers says so: load it with `add_pooling_layer=False`).
 
-    Returns:
-        What was left out, in sentences.
-
-    Raises:
-        UserError: a model that Hugging Face's ViT cannot represent, with the reason.
+    Returns what was left out, in sentences. Raises UserError for a model that Hugging Face's ViT cannot represent.
     """
     classes = written_classes(weights)
     with global_draws():
@@ -158,9 +154,7 @@ def _settings(config: dict[str, Any], act: str) -> tuple[dict[str, Any], dict[st
         "depth": int(config.get("num_hidden_layers", 12)),
         "num_heads": int(config.get("num_attention_heads", 12)),
         "mlp_ratio": mlp_ratio(dim, int(config.get("intermediate_size", 3072))),
-    }
-    if not config.get("qkv_bias", True):
-        args["qkv_bias"] = False
+    } | ({} if config.get("qkv_bias", True) else {"qkv_bias": False})
     return args, {"image_hw": (int(height), int(width)), "in_chans": int(config.get("num_channels", 3))}
 
 

@@ -90,8 +90,7 @@ def use_original_stem(model: nn.Module) -> None:
 def read_init_args(init_args: Sequence[str]) -> tuple[dict[str, Any], Numerics]:
     """Arguments for timm beside `model_args`, and the numerics, of texts such as "mlp_ratio=2.0", "norm_eps=1e-12".
 
-    Raises:
-        UserError: texts of another form.
+    Raises UserError for texts of another form.
     """
     args: dict[str, Any] = {}
     for text in init_args:

@@ -23,11 +23,9 @@ def write_onnx(weights: Weights, path: Path) -> None:
     with torch within 1e-4 on one and on three random images. Weights of more than 2 GiB lie beside the file, in one
     that ends in ".data".
 
-    Raises:
-        UserError: a missing package, a model that cannot be exported or computes something else.
+    Raises UserError for a missing package, or a model that cannot be exported or computes something else.
     """
-    absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if absent:
+    if absent := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise UserError(f"writing ONNX needs {' and '.join(absent)}; install with: {install('onnx')}")
     model = build(weights, attention="sdpa").eval()
     shape = (weights.in_chans, *weights.image_hw)

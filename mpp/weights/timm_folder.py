@@ -88,11 +88,7 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
 
     An earlier folder of that name is replaced once all is written.
 
-    Returns:
-        What timm alone does not read of these weights, in sentences; mpp reads all of it back.
-
-    Raises:
-        UserError: weights that no timm model can hold.
+    Returns what timm alone does not read of these weights, in sentences; mpp reads all of it back.
     """
     state = weights.state or {}
     tanh, units = weights.representation is not None, weights.numerics.stem_units
@@ -180,8 +176,7 @@ def read_timm_folder(folder: Path) -> Weights:
 def timm_framing(config: Mapping[str, Any], origin: str | Path) -> dict[str, Any]:
     """The evaluation settings of a timm config, as `Weights` has them, with timm's own defaults.
 
-    Raises:
-        UserError: settings that are not timm's.
+    Raises UserError for settings that are not timm's.
     """
     timms = PretrainedCfg()
     framing = {key: config.get(key) or getattr(timms, key) for key in ("crop_pct", "interpolation", "crop_mode")}
@@ -218,8 +213,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     """The tensors of the first of these files that exists; no code in them is ever run.
 
-    Raises:
-        UserError: no such file, or it is truncated or a pickle of something else than tensors.
+    Raises UserError for no such file, a truncated one, or a pickle of something else than tensors.
     """
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:

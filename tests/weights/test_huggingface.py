@@ -97,7 +97,10 @@ WRITTEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tanh gelu": ({"act_layer": "gelu_tanh"}, {}),
     "no bias of q, k, v": ({"qkv_bias": False}, {"numerics": Numerics(norm_eps=1e-12)}),
     "odd mlp": ({"mlp_ratio": 1.7}, {"numerics": Numerics(norm_eps=1e-2)}),
-    "flat": ({"patch_size": [8, 4]}, {"image_hw": (32, 16), "in_chans": 2, "mean": (0.1, 0.2), "std": (0.3, 0.3)}),
+    "flat": (
+        {"patch_size": [8, 4]},
+        {"image_hw": (32, 16), "crop_mode": "squash", "in_chans": 2, "mean": (0.1, 0.2), "std": (0.3, 0.3)},
+    ),
 }
 
 

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from mpp.data.settings import DecodeOptions
 from mpp.errors import UserError
 from mpp.model.encoder import Encoder
 from mpp.model.settings import ModelConfig
@@ -77,6 +76,7 @@ def test_a_stem_or_a_head_that_timm_has_no_name_for(
     args = {"patch_size": 2 if units else 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
     name = "vit_base_r50_s16_224" if units else "vit_base_patch16_224"
     weights = Weights(name, args, None, (32, 48), 2, (0.1, 0.2), (0.3,), "token", classes, representation, numerics)
+    weights = replace(weights, value_range=(0.0, 4095.0), background=(0,))
     notes = write_timm_folder(weights := filled(weights), tmp_path / "out")
     assert (representation is not None) == ("hidden tanh layer is in head.safetensors" in notes[0])
     if units:
@@ -89,16 +89,6 @@ def test_a_stem_or_a_head_that_timm_has_no_name_for(
     pixels = images(32, 48, 2)
     with torch.no_grad():
         assert torch.equal(base.build(back).eval()(pixels), base.build(weights).eval()(pixels))
-
-
-def test_how_files_are_read_goes_with_the_weights(tmp_path: Path) -> None:
-    reading = DecodeOptions(8, (0.0, 4095.0), (0,))
-    config = CASES["eight channels"]
-    save_timm_folder(build(config), config, tmp_path / "stated", reading=reading)
-    assert read_timm_folder(tmp_path / "stated").reading == reading
-    save_timm_folder(build(config), config, tmp_path / "plain")
-    assert read_timm_folder(tmp_path / "plain").reading == DecodeOptions(8)
-    assert "value_range" not in (tmp_path / "plain" / "config.json").read_text()
 
 
 FRAMING = {"crop_pct": 0.875, "interpolation": "bilinear", "crop_mode": "squash"}
