@@ -56,13 +56,16 @@ class Weights:
     numerics: Numerics = field(default=Numerics())
     origin: str = ""
     """Where it was opened from."""
-    # Of the image files, see `DecodeOptions`.
     value_range: tuple[float, ...] = ()
+    """Of the image files (see `DecodeOptions`)."""
     background: tuple[int, ...] = (255,)
-    # Of evaluation, see `Framing`.
+    """Of the image files, too."""
     crop_pct: float = 1.0
+    """Of evaluation (see `Framing`)."""
     interpolation: str = "bicubic"
+    """Of evaluation, too."""
     crop_mode: str = "center"
+    """Of evaluation, too."""
     max_image_mb: int = MAX_IMAGE_MB
     """Limit of the images that are read for these weights: a setting of the reader, not of the weights."""
 
