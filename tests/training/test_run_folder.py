@@ -38,8 +38,11 @@ def fresh() -> State:
     return State(model, torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9))
 
 
-def start(config: Config, main: bool = True) -> int:
-    return resume(config, fresh(), SCHEDULE, Checkpoints(Path(config.run_dir) / "checkpoints"), main)
+def start(config: Config, images: int = 0, steps: int = 10, main: bool = True) -> int:
+    """Resume a run of so many steps, and so many images in an epoch (0: unknown)."""
+    state, checkpoints = fresh(), Checkpoints(Path(config.run_dir) / "checkpoints")
+    state.contents = Contents(images, "0") if images else None
+    return resume(config, state, replace(SCHEDULE, total_steps=steps), checkpoints, main)
 
 
 def save(checkpoints: Checkpoints, state: State, images: int) -> None:
@@ -52,8 +55,6 @@ def saved(folder: Path) -> tuple[Config, Checkpoints, State]:
     """A run of two steps."""
     config, checkpoints, state = Config(str(folder)), Checkpoints(folder / "checkpoints"), fresh()
     assert start(config) == 0
-    with torch.no_grad():
-        state.model.get_parameter("weight").fill_(3.0)
     save(checkpoints, state, 8)
     return config, checkpoints, state
 
@@ -65,29 +66,21 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "run").exists()
 
 
-def with_images(config: Config, images: int, steps: int) -> int:
-    """Resume a run whose epoch has so many images, and which has so many steps."""
-    state = fresh()
-    state.contents = Contents(images, "0")
-    checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints")
-    return resume(config, state, replace(SCHEDULE, total_steps=steps), checkpoints, True)
-
-
 def test_changed_images_are_refused_but_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, state = Config(str(tmp_path), train=TrainConfig(batch_size=4, length="5 epochs")), fresh()
-    assert with_images(config, 8, 10) == 0
+    assert start(config, 8, 10) == 0
     state.contents = Contents(8, "0")
     save(Checkpoints(tmp_path / "checkpoints"), state, 8)
-    assert with_images(config, 8, 10) == 2
+    assert start(config, 8, 10) == 2
     written = (tmp_path / "config.yaml").stat().st_mtime_ns
     text = r"changed since the last checkpoint of \S+ \(8 images then, 12 now\).* by --resume force"
     with pytest.raises(UserError, match=text) as caught:
-        with_images(config, 12, 15)
+        start(config, 12, 15)
     assert caught.value.exit_code == 2
     assert (tmp_path / "config.yaml").stat().st_mtime_ns == written
     assert not capsys.readouterr().err
     force = replace(config, resume="force")
-    assert with_images(force, 12, 15) == 2
+    assert start(force, 12, 15) == 2
     assert capsys.readouterr().err.splitlines()[:2] == [
         "note: the images have changed (8 images then, 12 now)",
         "note: an epoch is 3.0 steps instead of 2.0; the run is 15 steps long instead of 10, and its learning rate "
@@ -95,16 +88,16 @@ def test_changed_images_are_refused_but_by_force(tmp_path: Path, capsys: pytest.
     ]
     steps = replace(force, train=replace(config.train, length="10 steps"))
     (tmp_path / "config.yaml").write_text(to_yaml(steps))
-    assert with_images(steps, 12, 10) == 2
+    assert start(steps, 12, 10) == 2
     assert "the run stays 10 steps long: step 2 is 20% of it (it was 20%)" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_an_older_version_does_not_tell_its_images(tmp_path: Path) -> None:
     config, checkpoints, state = saved(tmp_path)
     assert load_checkpoint(checkpoints.path(2))["contents"] is None
-    assert with_images(config, 12, 10) == 2
+    assert start(config, 12, 10) == 2
     checkpoints.save(2, {name: value for name, value in state.state_dict().items() if name != "contents"})
-    assert with_images(config, 12, 10) == 2
+    assert start(config, 12, 10) == 2
 
 
 def test_one_rank_s_other_images_stop_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
