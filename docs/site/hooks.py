@@ -1,0 +1,116 @@
+"""Pages of the site that are made of code or lie elsewhere: home, contributors', settings, Python; and formulas as MathML."""
+
+import ast
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+import mpp
+from mpp.config import by_name
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+TOOLS = {
+    "pretrain": "mpp.pretraining.settings.PretrainConfig",
+    "finetune": "mpp.downstream.settings.FinetuneConfig",
+    "fewshot": "mpp.downstream.settings.FewshotRecipe",
+    "probe": "mpp.downstream.settings.ProbeRecipe",
+    "predict": "mpp.downstream.settings.PredictRecipe",
+    "study": "mpp.study.settings.StudyConfig",
+    "visualize": "mpp.report.settings.VisualizeRecipe",
+    "convert": "mpp.pretraining.settings.ConvertRecipe",
+    "check_data": "mpp.curation.settings.CheckRecipe",
+    "shard": "mpp.curation.settings.ShardRecipe",
+    "cache": "mpp.curation.settings.CacheRecipe",
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages, and the files outside docs/ that pages link to."""
+    made = {
+        "index.md": (ROOT / "README.md").read_text("utf-8").replace("](docs/", "](").replace('src="docs/', 'src="'),
+        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
+        "settings.md": settings_page(),
+        "api.md": api_page(),
+    }
+    for name, text in made.items():
+        files.append(File.generated(config, name, content=text))
+    texts = [*made.values(), *(page.read_text("utf-8") for page in (ROOT / "docs").glob("*.md"))]
+    linked = {link for text in texts for link in re.findall(r"\]\((?:\.\./)?([\w./]+)\)", text)}
+    for path in sorted(linked):
+        if (ROOT / path).is_file() and path not in PAGES:
+            files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turns links out of docs/ to where their files lie in the site, and formulas into MathML."""
+    for there, here in PAGES.items():
+        markdown = re.sub(rf"\]\((\.\./)?{there}", f"]({here}", markdown)
+    markdown = re.sub(r"\[([^\]]+)\]\((?:\.\./)?(?:configs/\w+|results)\)", r"\1", markdown)  # a folder is no page
+    markdown = markdown.replace("](../", "](")
+    if page.file.src_uri != "method.md":
+        return markdown
+    block = '\n<div style="overflow-x: auto">{}</div>\n'  # a phone's page scrolls the formula alone
+    markdown = re.sub(r"\$\$(.+?)\$\$", lambda m: block.format(convert(m[1].strip(), display="block")), markdown)
+    return re.sub(r"\$([^$\n]+)\$", lambda m: convert(m[1]), markdown)
+
+
+def settings_page() -> str:
+    """Every setting of every tool: name, default, meaning."""
+    parts = [
+        "# Settings\n\nEvery setting of every tool, with its default. On a command line a name has two dashes in front and `-` for `_`: "
+        "`--optim.lr 2e-4`, `--train.batch-size 512`. In a YAML file the parts of a name are nested. `--help` of a tool says the same.\n"
+    ]
+    for tool, where in TOOLS.items():
+        module, _, name = where.rpartition(".")
+        cls = getattr(importlib.import_module(module), name)
+        parts.append(f"## {tool}\n\n`python tools/{tool}.py`, `mpp-{tool.replace('_', '-')}`. {inspect.getdoc(cls)}\n")
+        parts.append("| setting | default | meaning |\n|---|---|---|")
+        defaults = by_name(cls())
+        parts += [f"| `{name}` | {_shown(defaults[name])} | {meaning} |" for name, meaning in _meanings(cls)]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+    return "" if value in ("", None, []) else f"`{text}`"
+
+
+def _meanings(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted names of a class of settings, and what the text below each field says."""
+    texts: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
+        for field, text in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                texts[field.target.id] = str(text.value.value)  # pyright: ignore[reportAttributeAccessIssue]
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        if is_dataclass(hints[field.name]):
+            yield from _meanings(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, " ".join(texts[field.name].split()).replace("|", "\\|")
+
+
+def api_page() -> str:
+    """The public names, in the order and groups of mpp/__init__.py."""
+    source = inspect.getsource(mpp).partition("_HOME = {")[2].partition("}")[0]
+    lines = [f"# Python\n\n{inspect.getdoc(mpp)}\n"]
+    for line in source.splitlines():
+        if line.strip().startswith("#"):
+            lines.append(f"## {line.strip(' #').capitalize()}\n")
+        elif named := re.match(r'\s+"(\w+)": "([\w.]+)"', line):
+            lines.append(f"::: {named[2]}.{named[1]}\n")
+    return "\n".join(lines)
