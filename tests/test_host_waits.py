@@ -21,9 +21,8 @@ from mpp.downstream import features, tuning
 from mpp.downstream.labelled import open_labelled
 from mpp.downstream.settings import FinetuneConfig
 from mpp.pretraining.build import build
-from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import training_step
-from mpp.training.loop import State, fit
+from mpp.training.loop import fit
 from tests import pretended, runs
 
 ALONE = World()
@@ -34,21 +33,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of Fa
 def waits_after_the_first_step(
     run: Any, step: Any, batches: Any, waits: pretended.Waits, rows: bool = False
 ) -> dict[str, int]:
-    """What the steps 2 to 4 of a run wait for; the first fills caches."""
+    """What the second and third step of a run wait for; the first fills caches."""
     after: list[dict[str, int]] = []
     every: list[Any] = [(1, lambda state: state.meter.read())] if rows else []
-    each: list[Callable[[State], None]] = [lambda _: after.append(dict(waits.seen))]
+    note = lambda _: after.append(dict(waits.seen))  # noqa: E731
     assert run.schedule.accumulate == 2
-    fit(run.state, run.wrapped, batches, step, replace(run.schedule, total_steps=4), every, each_step=each)
-    batches.close()
+    with contextlib.closing(batches):
+        fit(run.state, run.wrapped, batches, step, replace(run.schedule, total_steps=3), every, each_step=[note])
     return {place: times - after[0].get(place, 0) for place, times in after[-1].items() if times != after[0].get(place)}
 
 
 def pretrain(source: str, rows: bool = False, world: World = ALONE, **changed: str) -> dict[str, int]:
-    words = runs.command(
-        source, None, **{"fewshot__data": "", "model__attention": "sdpa", "train__compile": "off"} | changed
-    )
-    config = parse(PretrainConfig, words[1:], "pretrain", "", {})
+    usual = {"fewshot__data": "", "model__attention": "sdpa", "train__compile": "off"}
+    config = runs.pretrain_config(source, **usual | changed)
     with pretended.cuda() as waits:
         run = build(config, world, pretended.CUDA)
         return waits_after_the_first_step(run, training_step(run), run.batches(), waits, rows)
@@ -57,8 +54,7 @@ def pretrain(source: str, rows: bool = False, world: World = ALONE, **changed: s
 @pytest.mark.parametrize(
     "changed",
     [
-        {"optim__ema_decay": "0.9"},
-        {"objective__picking": "block", "objective__random_from": "batch"},
+        {"optim__ema_decay": "0.9", "objective__picking": "block", "objective__random_from": "batch"},
         {"train__precision": "bf16", "objective__target": "pixels", "objective__decoder_depth": "1"},
         {"train__precision": "fp16", "objective__detail": "0.5", "model__pos_embed": "2d"},
         {"optim__name": "sgd", "optim__clip_norm": "0"},
@@ -84,7 +80,7 @@ def first_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     ("changed", "waits"),
     [
         ({"train__precision": "bf16"}, {}),
-        ({"optim__name": "sgd"}, {"mpp/training/loop.py:check: item": 3}),  # torch has no fused one for shards
+        ({"optim__name": "sgd"}, {"mpp/training/loop.py:check: item": 2}),  # torch has no fused one for shards
     ],
 )
 def test_fsdp_does_not_wait(changed: dict[str, str], waits: dict[str, int], first_of_two: World, source: str) -> None:
@@ -105,7 +101,7 @@ def test_fine_tuning_does_not_wait(changed: dict[str, str], source: str, tmp_pat
 
 
 def test_a_row_of_figures_waits_once(source: str) -> None:
-    assert pretrain(source, rows=True) == {"mpp/training/meter.py:read: copy to cpu, blocking": 3}
+    assert pretrain(source, rows=True) == {"mpp/training/meter.py:read: copy to cpu, blocking": 2}
 
 
 def test_reading_features_does_not_wait_before_the_last(source: str, monkeypatch: pytest.MonkeyPatch) -> None:

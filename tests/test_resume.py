@@ -104,6 +104,11 @@ def test_full_disk_leaves_the_last_good_checkpoint(
     runs.assert_same_run(run_dir, uninterrupted[0])
 
 
+def again(source: str, run_dir: Path, *flags: str, **changed: str) -> int:
+    """The command of a short run, in this process."""
+    return pretrain(runs.command(source, run_dir, *flags, **{"train__length": "20 steps", **changed})[1:])
+
+
 @pytest.fixture(scope="module")
 def ended(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
@@ -118,36 +123,42 @@ def copy(ended: Path, tmp_path: Path) -> Path:
     return shutil.copytree(ended, tmp_path / "copy")
 
 
-def again(source: str, run_dir: Path, *flags: str, **changed: str) -> int:
-    """The same command, in this process."""
-    return pretrain(runs.command(source, run_dir, *flags, **changed)[1:])
-
-
-def test_finished_run_is_left_as_it_is(source: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = runs.figures(copy)
-    assert again(source, copy) == 0
-    assert "is finished (60 steps)" in capsys.readouterr().err
-    assert runs.figures(copy) == before
-
-
-def test_changed_config_is_refused_with_the_difference(
+def test_a_finished_run_is_left_as_it_is_and_refused_where_it_does_not_fit(
     source: str, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = runs.figures(copy)
+    assert again(source, copy) == 0
+    assert "is finished (20 steps)" in capsys.readouterr().err
+    assert runs.figures(copy) == before
     assert again(source, copy, optim__lr="2e-3") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "optim.lr: 0.001 -> 0.002" in line
     assert "--resume force" in line
+    latest = Checkpoints(copy / "checkpoints").path(20)
+    latest.write_bytes(latest.read_bytes()[:-1000])
+    assert again(source, copy) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "it is truncated or not a checkpoint" in line
+    assert str(latest) in line
 
 
 def test_forced_resume_goes_on_with_the_changed_config(
     source: str, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert again(source, copy, "--resume", "force", train__length="64 steps") == 0
-    assert "at step 60 of 64" in capsys.readouterr().err
-    assert runs.final_state(copy)["images_seen"] == 64 * 16
+    assert again(source, copy, "--resume", "force", train__length="22 steps", optim__weight_decay="0.25") == 0
+    assert "at step 20 of 22" in capsys.readouterr().err
+    state = runs.final_state(copy)
+    assert state["images_seen"] == 22 * 16
+    assert [group["weight_decay"] for group in state["optimizer"]["param_groups"]] == [0.25, 0.0]
 
 
-@pytest.mark.parametrize("tool", ["pretrain", "finetune"])
+BOTH = {
+    "pretrain": (pretrain, runs.command, "mpp.pretraining.recipe"),
+    "finetune": (finetune, runs.finetune_command, "mpp.downstream.finetune"),
+}
+
+
+@pytest.mark.parametrize("tool", BOTH)
 def test_the_model_of_an_earlier_end_stays_until_there_is_a_new_one(
     tool: str,
     source: str,
@@ -156,17 +167,13 @@ def test_the_model_of_an_earlier_end_stays_until_there_is_a_new_one(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_dir, command = tmp_path / "run", {"pretrain": runs.command, "finetune": runs.finetune_command}[tool]
-    make, module = {
-        "pretrain": (pretrain, "mpp.pretraining.recipe"),
-        "finetune": (finetune, "mpp.downstream.finetune"),
-    }[tool]
+    (make, command, module), run_dir = BOTH[tool], tmp_path / "run"
     if tool == "pretrain":
         shutil.copytree(ended, run_dir)
     else:
         assert make(command(source, run_dir, train__length="4 steps")[1:]) == 0
     model = (run_dir / "model" / "model.safetensors").read_bytes()
-    longer = command(source, run_dir, "--resume", "force", train__length="62 steps")[1:]
+    longer = command(source, run_dir, "--resume", "force", train__length="22 steps")[1:]
     with monkeypatch.context() as patch:
         patch.setattr(f"{module}.train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         for _ in range(2):
@@ -179,26 +186,26 @@ def test_the_model_of_an_earlier_end_stays_until_there_is_a_new_one(
     assert not (run_dir / "model_before").exists()
 
 
-@pytest.mark.parametrize("tool", ["pretrain", "finetune"])
+@pytest.mark.parametrize("tool", BOTH)
 def test_a_resumed_run_computes_attention_as_it_began(
     tool: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command, make = {"pretrain": (runs.command, pretrain), "finetune": (runs.finetune_command, finetune)}[tool]
+    make, command, _ = BOTH[tool]
 
     def run(cache: str, folder: Path) -> None:
         monkeypatch.setenv("MPP_CACHE", str(tmp_path / cache))  # as of another machine
-        assert make(command(source, folder, train__length="10 steps", checkpoint__every="5 steps")[1:]) == 0
+        assert make(command(source, folder, train__length="6 steps", checkpoint__every="3 steps")[1:]) == 0
 
     for kernel, slow in (("explicit", "sdpa"), ("sdpa", "explicit")):
         times = {kernel: 1.0, slow: 2.0}
         monkeypatch.setattr("mpp.model.kernel_choice.time_kernels", lambda *_, times=times, **__: times)
         run(kernel, tmp_path / kernel)
-        resumed = shutil.copytree(tmp_path / kernel, tmp_path / f"{kernel} resumed")
-        (resumed / "checkpoints" / "step_000000010.pt").unlink()
-        monkeypatch.setattr("mpp.model.kernel_choice.time_kernels", lambda *_, **__: pytest.fail("it was timed again"))
-        run(slow, resumed)
-        runs.assert_same_run(resumed, tmp_path / kernel)
-        assert runs.final_state(resumed)["attention"] == f"{kernel} cpu"
+    monkeypatch.setattr("mpp.model.kernel_choice.time_kernels", lambda *_, **__: pytest.fail("it was timed again"))
+    resumed = shutil.copytree(tmp_path / "explicit", tmp_path / "resumed")
+    (resumed / "checkpoints" / "step_000000006.pt").unlink()
+    run("sdpa", resumed)
+    runs.assert_same_run(resumed, tmp_path / "explicit")
+    assert runs.final_state(resumed)["attention"] == "explicit cpu"
     with pytest.raises(AssertionError):  # the kernels do differ in bits
         runs.assert_same_run(tmp_path / "explicit", tmp_path / "sdpa")
 
@@ -213,22 +220,6 @@ def test_a_folder_of_the_user_s_own_called_model_is_left_alone(
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == ["run/model/code.py"]
 
 
-def test_forced_resume_takes_the_optimisers_new_options(source: str, copy: Path) -> None:
-    assert again(source, copy, "--resume", "force", train__length="62 steps", optim__weight_decay="0.25") == 0
-    groups = runs.final_state(copy)["optimizer"]["param_groups"]
-    assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
-
-
 def test_a_start_without_a_checkpoint_does_not_bind_its_config(source: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("optim:\n  lr: 0.5\n")
     assert again(source, tmp_path, train__length="1 steps") == 0
-
-
-def test_spoilt_checkpoint_is_refused_in_one_line(source: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    latest = Checkpoints(copy / "checkpoints").latest()
-    assert latest is not None
-    latest.write_bytes(latest.read_bytes()[:-1000])
-    assert again(source, copy) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert "it is truncated or not a checkpoint" in line
-    assert str(latest) in line

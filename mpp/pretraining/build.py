@@ -9,6 +9,7 @@ import torch
 from mpp import dist
 from mpp.data.device_jpeg import choose_decoder
 from mpp.data.pixel_cache import open_images
+from mpp.data.settings import DataConfig
 from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.contents import Contents
 from mpp.data.transform import Normalise, TrainTransform
@@ -62,9 +63,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
     workers = training_workers(data, world, device)
     reading = data.decode_options(config.model.in_chans)
     source = once_a_machine(world, lambda: open_images(data, reading, workers))
-    fewshot = None
-    if config.fewshot.data:
-        fewshot = once_a_machine(world, lambda: _open_fewshot(config.fewshot, data.download, data.keep))
+    fewshot = once_a_machine(world, lambda: _open_fewshot(config.fewshot, data)) if config.fewshot.data else None
     init_hash = weights_hash(first.state) if first is not None and first.state is not None else ""
 
     def facts() -> dict[str, str]:
@@ -104,9 +103,9 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
     )
 
 
-def _open_fewshot(config: FewshotConfig, download: bool, keep: bool) -> Fewshot:
+def _open_fewshot(config: FewshotConfig, data: DataConfig) -> Fewshot:
     try:
-        labelled = open_labelled(config.data, config.test, download, keep)
+        labelled = open_labelled(config.data, config.test, data.download, data.keep)
     except SourceError as error:
         raise SourceError(f"fewshot.data: {error}") from error
     return Fewshot(labelled, config.shots, config.seeds, config.l2, config.max_test)
@@ -124,12 +123,12 @@ def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, 
     if not config.init:
         return config, None
     before = earlier(config) if config.run_dir and not config.dry_run else None
-    if before is not None and _same_spelling(before.init) != _same_spelling(config.init):
-        raise UserError(
-            f"{config.run_dir} began with {f'--init {before.init}' if before.init else 'new weights'}, "
-            f"not --init {config.init}; choose another --run-dir"
-        )
     if before is not None:
+        if _same_spelling(before.init) != _same_spelling(config.init):
+            raise UserError(
+                f"{config.run_dir} began with {f'--init {before.init}' if before.init else 'new weights'}, "
+                f"not --init {config.init}; choose another --run-dir"
+            )
         init, init_args, weights = before.init, before.init_args, None
         model, data = complete_model(config.init, config.model, before.model), complete_data(config.data, before.data)
     else:

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,7 +37,6 @@ class Monitor(RunMonitor):
         super().__init__(run, run.model.target.score_name, dry)
         self.evaluation_seconds = 0.0
         """Spent on few-shot evaluation."""
-        self._images: Tensor | None = None
 
     def every(self) -> list[Every]:
         """What is due how often."""
@@ -67,22 +67,20 @@ class Monitor(RunMonitor):
         run, began = self.run, time.perf_counter()
         with evaluating(run) as model:
             if run.world.main:
-                images = self.pictured_images()
+                images = self.pictured_images
                 pixels = normalise(images, run.config.data.mean, run.config.data.std)
                 with autocast(run.precision, run.device):
                     sheet, layout = draw_sheet(reconstruct(model, images, pixels, draw(run, 0, len(images))))
                 self.log.picture("reconstruction", self.step(state), sheet, {TEXT_KEY: layout})
         state.clock.paused(time.perf_counter() - began)
 
+    @cached_property
     def pictured_images(self) -> Tensor:
-        """uint8 (n, C, h, w): drawn by the seed, read once."""
-        if self._images is None:
-            source, config = self.run.source, self.run.config
-            number = min(config.log.num_pictures, len(source))
-            indices = np.random.default_rng(config.train.seed).choice(len(source), number, replace=False)
-            images = [batch["images"] for batch in self._read(source, indices)]
-            self._images = torch.cat(images).to(self.run.device)
-        return self._images
+        """uint8 (n, C, h, w), drawn by the seed."""
+        source, config = self.run.source, self.run.config
+        number = min(config.log.num_pictures, len(source))
+        indices = np.random.default_rng(config.train.seed).choice(len(source), number, replace=False)
+        return torch.cat([batch["images"] for batch in self._read(source, indices)]).to(self.run.device)
 
     def _read(self, source: Source, indices: Sequence[int] | np.ndarray) -> Iterator[Batch]:
         transform = EvalTransform(self.run.model.encoder.image_hw)

@@ -25,19 +25,14 @@ def weights_or_checkpoint(spec: str) -> Weights:
         checkpoint = Checkpoints(path / "checkpoints").latest()
         if checkpoint:
             print(f"note: this run has not ended; its newest checkpoint is taken, {checkpoint.name}", file=sys.stderr)
-    return open_weights(spec) if checkpoint is None else _encoder(checkpoint)
-
-
-def _encoder(path: Path) -> Weights:
-    config, model = restored(path)
-    return weights_of(config, model.encoder, str(path))
+    if checkpoint is None:
+        return open_weights(spec)
+    config, model = restored(checkpoint)
+    return weights_of(config, model.encoder, str(checkpoint))
 
 
 def first_weights(run: Path) -> Weights:
-    """What a pretraining run began with: the weights of its init, which it kept, or its own first ones, drawn again.
-
-    Args:
-        run: its folder.
+    """What the run in this folder began with: the weights of its init, which it kept, or new ones, drawn again.
 
     Raises:
         UserError: a run of another kind; one that lacks the folder that it kept them in.
@@ -49,10 +44,7 @@ def first_weights(run: Path) -> Weights:
 
 
 def restored(path: Path) -> tuple[PretrainConfig, MaskedPatchPrediction]:
-    """The config of a pretraining run and its model at a checkpoint, on the CPU: the moving average, where it has one.
-
-    Args:
-        path: the checkpoint, `RUN/checkpoints/step_N`.
+    """The config of a run and its model at `RUN/checkpoints/step_N`, on the CPU: the moving average, if it has one.
 
     Raises:
         UserError: a checkpoint of another kind of run, or one that is damaged.

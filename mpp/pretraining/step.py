@@ -6,6 +6,7 @@ the corruption of a global batch.
 
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -81,8 +82,8 @@ def corruption_at(
 def survey_source(run: PretrainingRun) -> Survey:
     """Surveys the targets of the first augmented images of the run's source."""
     batches = survey_batches(run.train_source, run.transform, run.reading, run.config.train.seed, run.workers)
-    images = torch.cat([next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)])
-    batches.close()
+    with closing(batches):
+        images = torch.cat([next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)])
     return survey_targets(run.model.target, images)
 
 

@@ -3,7 +3,7 @@
 import math
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,29 +14,26 @@ from mpp.training.rows import last_part, read_rows, training_spans
 
 
 def summary(folder: Path, score: str, notes: Sequence[str] = (), init: str = "") -> str:
-    """The text that a finished run ends with, from its own rows.
+    """The text that a finished run ends with, from the rows in its folder.
 
     Args:
-        folder: of the run.
         score: accuracy or mse.
-        notes: lines to add.
         init: the weights that it went on from, if any.
     """
     rows = read_rows(folder / "metrics.jsonl")
     trained = [row for row in rows if score in row]
     evaluated = [row for row in rows if any(name.startswith("fewshot/") for name in row)]
     last, span = last_part(trained, score)
-    unit: Callable[[float], str] = (lambda v: f"{v:7.1%}") if score == "accuracy" else (lambda v: f"{v:7.4f}")
-    better = "higher" if score == "accuracy" else "lower"
+    form, better = ("7.1%", "higher") if score == "accuracy" else ("7.4f", "lower")
     lines = [
         "",
         f"Finished: {rows[-1]['step']:,} steps, {rows[-1]['images']:,} images.",
         "",
         f"Prediction of corrupted patches, {score} ({better} is better), mean over the last {span} steps:",
-        f"  {unit(last[f'{score}_masked'])}  the model, at masked patches" if f"{score}_masked" in last else "",
-        f"  {unit(last[score])}  the model, at all corrupted patches",
-        f"  {unit(last[f'{score}_baseline_neighbours'])}  trivial: the colour of the nearest visible patches",
-        f"  {unit(last[f'{score}_baseline_frequent'])}  trivial: always the most frequent colour",
+        f"  {last[f'{score}_masked']:{form}}  the model, at masked patches" if f"{score}_masked" in last else "",
+        f"  {last[score]:{form}}  the model, at all corrupted patches",
+        f"  {last[f'{score}_baseline_neighbours']:{form}}  trivial: the colour of the nearest visible patches",
+        f"  {last[f'{score}_baseline_frequent']:{form}}  trivial: always the most frequent colour",
         "",
     ]
     if len(evaluated) > 1 and evaluated[0]["step"] == 0:

@@ -5,8 +5,8 @@ arms -> the training step of each, as its run would make it -> seconds per image
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mpp.pretraining.step import endless_step
 from mpp.study.settings import Arm
 from mpp.system.files import write_whole
 from mpp.training.parallel import choose_device
-from mpp.training.timing import MEASURING, ratios, synchronise, timed
+from mpp.training.timing import MEASURING, calls_lasting, in_turns, ratios, seconds_a_call
 
 EQUAL_TIME = "equal_time.json"
 _ROUNDS, _WARM_UP, _SAMPLE_SECONDS = 7, 2, 0.5
@@ -42,16 +42,15 @@ def equal_lengths(folder: Path, arms: Sequence[Arm], images: int) -> Lengths:
         known: Lengths = json.loads(path.read_text("utf-8"))["arms"] if path.is_file() else {}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read; delete it to measure again") from error
-    flags = {arm.name: without_credentials(arm.flags) for arm in arms}
-    default = arms[0].name
+    default, flags = arms[0].name, {arm.name: without_credentials(arm.flags) for arm in arms}
     first = {"ratio": 1.0, "images": images, "flags": flags[default]}
     # Files of an older version lack the flags.
-    timed_arms = {name: {"flags": own} | known[name] for name, own in flags.items() if name in known}
-    if known and timed_arms.get(default) != first:
+    before = {name: {"flags": own} | known[name] for name, own in flags.items() if name in known}
+    if known and before.get(default) != first:
         raise UserError(
             f"{path} is of another first arm, or of other flags or another length of it; choose another --run-dir"
         )
-    missing = [a for a in arms[1:] if a.name not in timed_arms or timed_arms[a.name]["flags"] != flags[a.name]]
+    missing = [arm for arm in arms[1:] if arm.name not in before or before[arm.name]["flags"] != flags[arm.name]]
     if known and not missing:
         return known
     known[default] = first
@@ -59,8 +58,7 @@ def equal_lengths(folder: Path, arms: Sequence[Arm], images: int) -> Lengths:
         size = arm.pretrain.train.batch_size
         steps = max(1, round(images / ratio / size))
         known[arm.name] = {"ratio": ratio, "images": size * steps, "flags": flags[arm.name]}
-    text = json.dumps({"arms": known}, indent=2) + "\n"
-    write_whole(path, text)
+    write_whole(path, json.dumps({"arms": known}, indent=2) + "\n")
     return known
 
 
@@ -70,25 +68,14 @@ def step_time_ratios(configs: Sequence[PretrainConfig]) -> list[float]:
     Whole steps as the runs make them, with the optimiser, on images that lie on the device.
     """
     device = choose_device(configs[0].train.device, World(), "train.device")
-
-    def seconds(step: Callable[[], None], times: int) -> float:
-        def repeat() -> None:
-            for _ in range(times):
-                step()
-            synchronise(device)
-
-        return timed(repeat)[1]
-
+    sides: dict[int, Callable[[], float]] = {}
     # Each is compiled for itself, however many there are.
     with MEASURING, torch._dynamo.config.patch(recompile_limit=8 * len(configs)):
-        steps = [endless_step(resolve_init(config, World())[0], device)[1] for config in configs]
-        counts = []
-        for step in steps:
-            seconds(step, _WARM_UP)
-            counts.append(max(1, math.ceil(_SAMPLE_SECONDS / seconds(step, 1))))
-        taken: list[list[float]] = [[] for _ in steps]
-        for turn in range(_ROUNDS):
-            for i in range(len(steps)) if turn % 2 else reversed(range(len(steps))):
-                taken[i].append(seconds(steps[i], counts[i]) / counts[i] / configs[i].train.batch_size)
+        for number, config in enumerate(configs):
+            _, step = endless_step(resolve_init(config, World())[0], device)
+            seconds_a_call(step, device, _WARM_UP)
+            sides[number] = partial(seconds_a_call, step, device, calls_lasting(_SAMPLE_SECONDS, step, device))
+        taken = in_turns(sides, _ROUNDS)
     torch.compiler.reset()
-    return [float(np.median(ratios(of, taken[0]))) for of in taken[1:]]
+    images = [config.train.batch_size for config in configs]
+    return [float(np.median(ratios(taken[i], taken[0]))) * images[0] / images[i] for i in range(1, len(configs))]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mpp.config import to_dict
 from mpp.data.workers import worker_count
@@ -35,21 +34,8 @@ Figures = dict[str, Any]
 
 
 def open_encoder(init: str, config: StudyConfig) -> Weights:
-    """Opens the weights that `init` names, with the input that fine-tuning gives them.
-
-    Raises:
-        UserError: as `open_weights` and `with_input_settings`.
-    """
+    """Opens the weights that `init` names, with the input that fine-tuning gives them. Raises as the two functions."""
     return with_input_settings(open_weights(init), config.finetune.data)
-
-
-def check_layers(config: StudyConfig, weights: Weights) -> None:
-    """Refuses layers that an encoder does not have, before it is trained.
-
-    Raises:
-        UserError: naming the layer and those that there are.
-    """
-    FrozenEncoder(weights, layers=config.layers, device=torch.device("cpu"))
 
 
 def read_frozen(plan: Plan, start: StartPoint, inputs: Inputs) -> Figures:
@@ -70,14 +56,14 @@ def read_frozen(plan: Plan, start: StartPoint, inputs: Inputs) -> Figures:
         cache=True,
     )
     try:
-        figures = {
-            "fewshot": _fewshot(plan, frozen, side, seed),
-            "probe": _probe(plan, frozen) if config.probe else None,
-        }
+        figures: Figures = {"fewshot": _fewshot(plan, frozen, side, seed), "probe": None}
+        if config.probe:  # trained on the mean of the patches of all labelled images
+            features = read_splits(frozen.extract("mean", -1), plan.labelled)
+            figures["probe"] = sweep_linear(*features, len(plan.labelled.classes)).top1
     except ValueError as error:
         raise RunError(f"the frozen encoder of {side}: {error}") from error
-    text = json.dumps({"of": asdict(inputs) | _settings(config), "figures": figures}, indent=1) + "\n"
-    write_whole(figures_path(config, side, seed), text)
+    content = {"of": asdict(inputs) | _settings(config), "figures": figures}
+    write_whole(figures_path(config, side, seed), json.dumps(content, indent=1) + "\n")
     return figures
 
 
@@ -96,26 +82,11 @@ def _fewshot(plan: Plan, frozen: FrozenEncoder, side: str, pretrain_seed: int | 
             rank = effective_rank(features[some])
             for column, shots in enumerate(result.shots):
                 held_out = [] if result.held_out is None else result.held_out[:, column].tolist()
-                found.append(
-                    {
-                        "side": side,
-                        "pretrain_seed": pretrain_seed,
-                        "layer": layer,
-                        "pool": pool,
-                        "depth": frozen.depth,
-                        "shots": shots,
-                        "accuracy": result.accuracy[:, column].tolist(),
-                        "held_out": [None if np.isnan(share) else share for share in held_out],
-                        "rank": rank,
-                    }
-                )
+                entry = {"side": side, "pretrain_seed": pretrain_seed, "layer": layer, "pool": pool}
+                entry |= {"depth": frozen.depth, "shots": shots, "accuracy": result.accuracy[:, column].tolist()}
+                entry |= {"held_out": [None if np.isnan(share) else share for share in held_out], "rank": rank}
+                found.append(entry)
     return found
-
-
-def _probe(plan: Plan, frozen: FrozenEncoder) -> float:
-    """Top-1 on the test images of a linear classifier on the mean of the patches, trained on all labels."""
-    features = read_splits(frozen.extract("mean", -1), plan.labelled)
-    return sweep_linear(*features, len(plan.labelled.classes)).top1
 
 
 def saved_figures(config: StudyConfig, side: str, pretrain_seed: int | None, inputs: Inputs | None) -> Figures | None:

@@ -55,8 +55,9 @@ def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) 
     if config.init:
         return []
     found: list[Pretraining] = []
+    arms = config.parsed_arms()
     for seed in config.pretrain_seeds:
-        for number, arm in enumerate(config.parsed_arms()):
+        for number, arm in enumerate(arms):
             base = arm.pretrain
             timed = number and arm.name in lengths and base.train.length == config.pretrain.train.length
             length = f"{lengths[arm.name]['images']} images" if timed else base.train.length

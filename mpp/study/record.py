@@ -56,12 +56,7 @@ class Record:
         self._pretraining: dict[Path, dict[str, Any]] = {}
         self._finetuning: dict[FinetuneRun, dict[str, Any]] = {}
         self._frozen: dict[StartPoint, Figures] = {}
-        labelled = plan.labelled
-        data: dict[str, Any] = {
-            "train_images": len(labelled.train_indices),
-            "test_images": len(labelled.test_indices),
-            "classes": len(labelled.classes),
-        }
+        labelled, seen = plan.labelled, {"test_images_seen": dict(test_images_seen)} if test_images_seen else {}
         self.document: dict[str, Any] = {
             "schema": _SCHEMA,
             "name": self._path.absolute().parent.name,
@@ -69,7 +64,12 @@ class Record:
             "config": without_folders(without_credentials(to_dict(plan.config))),
             "environment": None,
             "environments": [],
-            "data": data | ({"test_images_seen": dict(test_images_seen)} if test_images_seen else {}),
+            "data": {
+                "train_images": len(labelled.train_indices),
+                "test_images": len(labelled.test_indices),
+                "classes": len(labelled.classes),
+                **seen,
+            },
             "equal_time": {"arms": without_folders(lengths)} if lengths else None,
             "pretraining": [],
             "finetuning": [],
@@ -89,8 +89,7 @@ class Record:
         starts = [self._starts[run] for run in (*pretraining, *finetuning) if self._starts[run]]
         self.document |= {
             "finished": finished,
-            # That of the first run.
-            "environment": _made_by(starts[0][-1], "time") if starts else None,
+            "environment": _made_by(starts[0][-1], "time") if starts else None,  # of the first run
             "environments": _environments(starts),
             "pretraining": [self._pretraining[run] for run in pretraining],
             "finetuning": [self._finetuning[run] for run in finetuning],
@@ -127,8 +126,8 @@ class Record:
     def _pretraining_entry(self, run: Pretraining) -> dict[str, Any]:
         config, rows = run.resolved, read_rows(run.folder / "metrics.jsonl")
         trained = [row for row in rows if "loss" in row]
-        score = "mse" if config.objective.target == "pixels" else "accuracy"
-        curve = [[row["images"], row[f"{score}_masked"]] for row in trained if f"{score}_masked" in row]
+        masked = "mse_masked" if config.objective.target == "pixels" else "accuracy_masked"
+        curve = [[row["images"], row[masked]] for row in trained if masked in row]
         some = np.unique(np.linspace(0, len(curve) - 1, min(_CURVE, len(curve))).round().astype(int))
         last = trained[-1] if trained else {}
         final, _ = last_part(trained, "")
@@ -141,7 +140,7 @@ class Record:
             "batch_size": config.train.batch_size,
             "parameters": sum(weight.numel() for weight in build_model(config, "meta").encoder.parameters()),
             "lr": config.optim.lr,
-            "seconds": self._training_seconds(run.folder),
+            "seconds": self._training_seconds(run.folder, rows),
             "final": {name: final[name] for name in final if "/" not in name and name not in _NOT_OF_OBJECTIVE},
             "curve": [curve[i] for i in some],
         }
@@ -152,29 +151,21 @@ class Record:
         rates = {f"{float(row['lr']):g}": row["held_out_top1"] for row in read_csv(folder / "sweep.csv")}
         sweep = {rate: None if top1 == "diverged" else float(top1) for rate, top1 in rates.items()}
         for tried in folder.glob("sweep/*/"):
-            self._training_seconds(tried)
+            self._training_seconds(tried, read_rows(tried / "metrics.jsonl"))
         return {
-            "side": run.side,
-            "labels": run.labels,
-            "seed": run.seed,
-            "pretrain_seed": run.pretrain_seed,
-            "length": run.length,
+            **{name: getattr(run, name) for name in ("side", "labels", "seed", "pretrain_seed", "length")},
             "images": result.steps * config.train.batch_size,
             "steps": result.steps,
             "lr": result.lr,
             "sweep": sweep or None,
-            "train_images": result.train_images,
-            "top1": result.top1,
-            "top5": result.top5,
-            "balanced": result.balanced,
-            "seconds": self._training_seconds(folder),
+            **{name: getattr(result, name) for name in ("train_images", "top1", "top5", "balanced")},
+            "seconds": self._training_seconds(folder, read_rows(folder / "metrics.jsonl")),
         }
 
-    def _training_seconds(self, folder: Path) -> float:
+    def _training_seconds(self, folder: Path, rows: list[dict[str, Any]]) -> float:
         """Seconds that a run trained, which the study's total includes from now on."""
-        seconds = round(sum(taken for _, taken in training_spans(read_rows(folder / "metrics.jsonl"))), 3)
-        self._seconds[folder] = seconds
-        return seconds
+        self._seconds[folder] = round(sum(taken for _, taken in training_spans(rows)), 3)
+        return self._seconds[folder]
 
 
 def _made_by(start: Mapping[str, Any], *more: str) -> dict[str, Any]:

@@ -31,8 +31,7 @@ def write(folder: Path, document: Document) -> None:
     plot_shots(folder / "fewshot.png", shown | {f"{side} (chosen)": by for side, by in chosen.items()})
     if any(of.layer != last for of in readouts):
         plot_layers(folder / "layers.png", readouts)
-    text = _markdown(study, readouts, chosen).encode()
-    write_whole(folder / "study.md", text)
+    write_whole(folder / "study.md", _markdown(study, readouts, chosen))
 
 
 def fewshot(study: StudyResults) -> dict[Readout, dict[int, Estimate]]:

@@ -24,6 +24,7 @@ from mpp.data.sources.opening import open_source
 from mpp.data.sources.overlap import Shared, shared
 from mpp.data.sources.patterns import shown
 from mpp.dist import World
+from mpp.downstream.features import FrozenEncoder
 from mpp.downstream.finetune_result import changed_settings, read_result
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.pretrained_on import notes_on_pretraining
@@ -34,7 +35,6 @@ from mpp.model.encoder import model_args
 from mpp.pretraining.build import build_model
 from mpp.report.visualize import REPORT, write_report
 from mpp.study.equal_time import EQUAL_TIME, Lengths, equal_lengths
-from mpp.study.frozen import check_layers
 from mpp.study.plan import Plan, Pretraining, finetune_runs, images_of, pretrainings
 from mpp.study.record import Record
 from mpp.study.report import write
@@ -63,15 +63,14 @@ def run(config: StudyConfig) -> int:
     print(f"labels: {trained:,} training and {tested:,} test images", flush=True)
     for note in labelled.notes:
         print(f"note: {note}", file=sys.stderr)
-    first = next(iter(pretrainings(config, {})), None)
     test_images_seen = _check(config, labelled)
-    images = images_of(first.config) if first and (config.longer or config.equal_time) else 0
+    planned = pretrainings(config, {})
+    images = images_of(planned[0].config) if config.longer or config.equal_time else 0
     before = _earlier_config(folder, config)
-    plan = Plan(config, labelled, pretrainings(config, {}), finetune_runs(config, labelled, images))
+    plan = Plan(config, labelled, planned, finetune_runs(config, labelled, images))
     check_finished(plan, before)
-    text = to_yaml(config).encode()
     try:
-        write_whole(folder / "config.yaml", text)
+        write_whole(folder / "config.yaml", to_yaml(config))
     except OSError as error:
         raise UserError(f"cannot write to the study's folder {folder}: {error.strerror}") from error
     lengths: Lengths = {}
@@ -94,14 +93,7 @@ def run(config: StudyConfig) -> int:
 
 
 def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
-    """Builds, with new weights, all that the study will build after hours of pretraining.
-
-    Returns:
-        By arm, how many of the test images its pretraining sees, where it sees any.
-
-    Raises:
-        UserError: what cannot be built, or a study that would pretrain on its own test images.
-    """
+    """Builds, with new weights, all that the study will build after hours of pretraining; returns as `check_apart`."""
     seen: dict[str, int] = {}
     if config.init:
         encoders = [replace(open_weights(config.init), state=None, origin="the encoder")]
@@ -111,7 +103,7 @@ def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
         seen = check_apart(config, labelled)
         encoders = [_new_encoder(one) for one in {one.arm.name: one for one in pretrainings(config, {})}.values()]
     for weights in encoders:
-        check_layers(config, weights)
+        FrozenEncoder(weights, layers=config.layers, device=torch.device("cpu"))  # refuses layers that are not there
     plan = Plan(config, labelled, pretrainings(config, {}), finetune_runs(config, labelled, 0))
     for labels, one in {one.labels: one for one in plan.finetunings if one.side == SCRATCH}.items():
         tuned = plan.finetune_config(one)

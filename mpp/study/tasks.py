@@ -41,7 +41,7 @@ class StudyTasks:
             Task(
                 lock_of(root, plan.finetune_config(run).run_dir),
                 lambda number=number, run=run: self._finetune(number, run),
-                lambda run=run: self._can_start(run.start) and self._has_rate(run),
+                lambda run=run: self._can_tune(run),
             )
             for number, run in enumerate(plan.finetunings, 1)
         ]
@@ -62,10 +62,10 @@ class StudyTasks:
             start = runs[0].arm.name, runs[0].seed
         return not runs or start in self._pretrained
 
-    def _has_rate(self, run: FinetuneRun) -> bool:
-        """Whether its learning rate is chosen, or it chooses one."""
+    def _can_tune(self, run: FinetuneRun) -> bool:
+        """Whether also its learning rate is chosen, or it chooses one."""
         group = self._plan.rate_group(run)
-        return group in self._rates or self._choosers[group] == run
+        return self._can_start(run.start) and (group in self._rates or self._choosers[group] == run)
 
     def _inputs_of(self, start: StartPoint) -> Inputs:
         if start not in self._inputs:
@@ -81,7 +81,7 @@ class StudyTasks:
             began = time.perf_counter()
             print(f"{name}: {run.config.train.length}; see {run.folder / 'log.txt'}", flush=True)
             torch.compiler.reset()  # or the last of many arms would run uncompiled
-            with _logged(run.folder):  # its page will tell what it was worth, and is made when that is known
+            with _logged(run.folder):  # its page says what it was worth, so that it is made when that is known
                 status = pretrain(replace(run.config, log=replace(run.config.log, report=False)))
             torch.compiler.reset()
             seconds = f"{time.perf_counter() - began:.0f} s"

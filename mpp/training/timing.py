@@ -1,5 +1,6 @@
 """Times and what they were measured on."""
 
+import math
 import os
 import threading
 import time
@@ -12,6 +13,7 @@ import torch
 from mpp.system.cores import count_cores, processor
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 MEASURING = threading.RLock()
 """Held while steps are measured and torch's settings, which are the whole process's, are changed for it."""
@@ -28,6 +30,32 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def seconds_a_call(run: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Return the seconds of one call, the mean of `calls`, with all that they queue on the device."""
+
+    def repeat() -> None:
+        for _ in range(calls):
+            run()
+        synchronise(device)
+
+    synchronise(device)
+    return timed(repeat)[1] / calls
+
+
+def calls_lasting(seconds: float, run: Callable[[], object], device: torch.device) -> int:
+    """Return how many calls take about so long, at least 1."""
+    return max(1, math.ceil(seconds / seconds_a_call(run, device)))
+
+
+def in_turns(sides: dict[K, Callable[[], float]], rounds: int) -> dict[K, list[float]]:
+    """Measure all sides once a round, every other round backwards, as a machine's speed wanders."""
+    found: dict[K, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in sides if number % 2 else reversed(sides):
+            found[name].append(sides[name]())
+    return found
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:

@@ -5,15 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import index
 from benchmarks.data import data
 from benchmarks.settings import DataBench
 
 from mpp.data.sources.base import SourceError
 from mpp.errors import UserError
-from tests.benchmarks.test_fewshot import call
-
-LINE = r" +\S+ \(\S+ to \S+\)"
+from tests.benchmarks.tiny import call
 
 
 @pytest.mark.slow
@@ -27,26 +24,16 @@ def test_every_part_is_measured(picture_folder, encode) -> None:
     done = call("data", "--data", f"folder:{folder}", *tiny)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"6 images of folder:{folder}, 0.00 megapixels" in done.stdout
-    for name in (
-        "mpp: decode, crop, resize, flip",
-        "Pillow and torchvision: the same",
-        "mpp: decode alone",
-        "Pillow: decode alone",
-        "1 worker",
-        "2 workers",
-    ):
-        assert re.search(rf"^  {re.escape(name)}{LINE}$", done.stdout, re.MULTILINE), name
-    for name in ("mpp / Pillow and torchvision", "mpp / its decoding alone", "2 workers / 1"):
-        assert re.search(rf"^  {re.escape(name)} +\S+ x \(\S+ to \S+\)$", done.stdout, re.MULTILINE), name
-    assert re.search(
-        r"^Crops of ours and Pillow's differ by \d+\.\d\d grey levels on average", done.stdout, re.MULTILINE
-    )
-    assert "Shards of 25,000 images, indexed:" in done.stdout
+    names = ("mpp: decode, crop, resize, flip", "Pillow and torchvision: the same", "mpp: decode alone")
+    lines = [rf"  {name} +\S+ \(\S+ to \S+\)$" for name in (*names, "Pillow: decode alone", "1 worker", "2 workers")]
+    names = ("mpp / Pillow and torchvision", "mpp / its decoding alone", "2 workers / 1")
+    lines += [rf"  {name} +\S+ x \(\S+ to \S+\)$" for name in names]
+    lines += [r"Crops of ours and Pillow's differ by \d+\.\d\d grey levels on average"]
+    lines += [r"Shards of 25,000 images, indexed:$", r"  a worker over 6,000 reads +\S+ to \S+ MiB resident, [+-]"]
     for name in ("a fresh start", "in the middle of an epoch"):
-        assert re.search(
-            rf"^  {name} +\d\.\d\d s to open, \d+\.\d\d s more to the first batch", done.stdout, re.MULTILINE
-        )
-    assert re.search(r"^  a worker over 6,000 reads +\S+ to \S+ MiB resident, [+-]", done.stdout, re.MULTILINE)
+        lines.append(rf"  {name} +\d\.\d\d s to open, \d+\.\d\d s more to the first batch")
+    for line in lines:
+        assert re.search(f"^{line}", done.stdout, re.MULTILINE), line
 
 
 def test_what_it_cannot_measure(tmp_path: Path) -> None:
@@ -60,14 +47,3 @@ def test_what_it_cannot_measure(tmp_path: Path) -> None:
         data(DataBench(data=f"folder:{tmp_path}"))
     with pytest.raises(ValueError, match="size must be at least 8, got 0"):
         DataBench(size=0)
-
-
-def test_the_index_names_as_many_images_as_asked_for(tmp_path: Path) -> None:
-    index._write(tmp_path, 12_345)
-    figures = index._measured(str(tmp_path), ["resume"])
-    assert figures.keys() == {"opened", "first", "rss"}
-    from mpp.data.sources.opening import open_source
-
-    source = open_source(f"shards:{tmp_path}/*.tar")
-    assert len(source) == 12_345
-    assert source.read(0) == source.read(50)

@@ -1,30 +1,19 @@
 """The measurements: the command as a process, and what it refuses. The figures themselves are the machine's."""
 
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from bench import bench as main
 from benchmarks import fewshot as bench
 from benchmarks.settings import FewshotBench
 
 from mpp.errors import RunError, UserError
+from tests.benchmarks.tiny import call
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = "step, training, plan, attention, saving, gpu, data, fewshot"
 TINY = ("--classes", "12", "--shots", "3", "--dim", "16", "--num-l2", "4", "--num-test", "50", "--repeats", "2")
-
-
-def call(*argv: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    environment.pop("RANK", None)
-    return subprocess.run(
-        [sys.executable, *python, str(ROOT / "tools" / "bench.py"), *argv],
-        check=False, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -62,9 +51,11 @@ def test_help_never_loads_torch() -> None:
         (("fewshot", "--classes", "1"), "bench fewshot: error: classes must be at least 2, got 1"),
     ],
 )
-def test_an_error_is_one_line_and_exit_code_2(argv: tuple[str, ...], line: str) -> None:
-    done = call(*argv)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{line}\n")
+def test_an_error_is_one_line_and_exit_code_2(
+    argv: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    assert capsys.readouterr() == ("", f"{line}\n")
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +78,3 @@ def test_sides_that_differ_are_not_compared(
     with pytest.raises(RunError, match=r"do not agree, .* 0 of 20 predictions differ, the logits by at most 1.0e-03$"):
         bench.fewshot(tiny)
     assert "ratio" in capsys.readouterr().out
-
-
-def test_values_of_l2_lie_around_the_papers() -> None:
-    assert bench._problem(FewshotBench(classes=3, shots=2, dim=4)).l2 == tuple(2.0**p for p in range(-10, 20))
-    assert bench._problem(FewshotBench(classes=3, shots=2, dim=4, num_l2=1)).l2 == (1024.0,)

@@ -1,14 +1,10 @@
 """The one table of a CUDA device: its rows, from figures made by hand, and what is said without such a device."""
 
-import io
-
 import pytest
 import torch
 from bench import bench
-from benchmarks.gpu import _photographs, step_lines, table
-from benchmarks.settings import GpuBench
+from benchmarks.gpu import step_lines
 from benchmarks.step import OURS, StepRow
-from PIL import Image
 
 ROW = StepRow(
     "vit_base_patch16_224",
@@ -28,8 +24,7 @@ ROW = StepRow(
 
 def test_a_row_says_rate_share_memory_and_parts() -> None:
     other = StepRow("vit_base_patch16_224", "another", "pip install it")
-    lines = [*step_lines([ROW, other])]
-    assert lines == [
+    assert [*step_lines([ROW, other])] == [
         (
             "vit_base_patch16_224, mpp, bf16, compiled, batch 256",
             "1,100 images/s (1,000 to 1,200), 55.0% of the matrix product's rate, 3.00 GiB",
@@ -37,25 +32,9 @@ def test_a_row_says_rate_share_memory_and_parts() -> None:
         ("  its parts", "attention 25.0%, MLP 75.0%"),
         ("vit_base_patch16_224, another", "left out: pip install it"),
     ]
-    assert table(lines[1:]).splitlines() == [
-        "  its parts                    attention 25.0%, MLP 75.0%",
-        "vit_base_patch16_224, another  left out: pip install it",
-    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_without_a_cuda_device_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(["gpu"]) == 2
     assert "needs a CUDA device" in capsys.readouterr().err
-
-
-def test_settings_below_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
-        GpuBench(repeats=0)
-
-
-def test_the_photographs_are_jpegs_as_large_as_such() -> None:
-    data = _photographs(1)[0]
-    with Image.open(io.BytesIO(data)) as image:
-        assert (image.format, image.size) == ("JPEG", (500, 375))
-    assert 20_000 < len(data) < 200_000

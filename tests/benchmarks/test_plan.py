@@ -1,28 +1,42 @@
 """The plan as it is printed, and what it refuses."""
 
+import functools
 import re
 from pathlib import Path
 
 import pytest
-from benchmarks.cost import memory
+from benchmarks.cost import memory, shape
 from benchmarks.cost.flops import total
-from benchmarks.plan import SCALE, _number, plan_of
+from benchmarks.plan import SCALE, plan_of
 from benchmarks.settings import PLAN_ALIASES, PlanBench
 
 from mpp.config import parse
-from mpp.errors import ConfigError, UserError
-from tests.benchmarks.test_fewshot import call
+from mpp.errors import UserError
+from mpp.pretraining.build import build_model
+from mpp.pretraining.settings import PretrainConfig
+from tests.benchmarks.tiny import call
+from tests.runs import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ISSUE = "--model vit_large_patch16_224 --images 1.3M --epochs 320 --device h200 --devices 8"
 
 
-def told(words: str) -> PlanBench:
+def read(words: str) -> PlanBench:
     return parse(PlanBench, words.split(), "bench plan", "", PLAN_ALIASES)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def built_once():
+    """Plans of one model build it once."""
+    built = functools.cache(
+        lambda model, objective: build_model(PretrainConfig(model=model, objective=objective), "meta")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shape, "build_model", lambda config, device: built(config.model, config.objective))
+        yield
+
+
 def test_the_figures_are_those_of_the_formulas() -> None:
-    plan = plan_of(told(f"{ISSUE} --batch-size 4096"))
+    plan = plan_of(read(f"{ISSUE} --batch-size 4096"))
     assert plan.steps == round(320 * 1.3e6 / 4096)
     step = plan.step
     assert (step.setup.precision, step.setup.micro_batch, step.setup.accumulate) == ("bf16", 256, 2)
@@ -42,32 +56,29 @@ def test_the_figures_are_those_of_the_formulas() -> None:
 
 
 def test_settings_of_the_run_change_it() -> None:
-    plain = plan_of(told(ISSUE))
-    assert plan_of(told(f"{ISSUE} --grad-checkpointing")).device_hours > 1.2 * plain.device_hours
-    assert plan_of(told(f"{ISSUE} --precision fp32")).device_hours > 10 * plain.device_hours
-    assert plan_of(told(f"{ISSUE} --ema 0.99")).storage.checkpoint == plain.storage.checkpoint * 4 // 3
-    assert plan_of(told(f"{ISSUE} --parallel fsdp")).step.memory["weights"] < plain.step.memory["weights"] / 7
-    assert plan_of(told(f"{ISSUE} --img-size 384")).shape.tokens == 577
-    assert plan_of(told(f"{ISSUE} --network 1")).step == plain.step  # one machine
-    far = f"{ISSUE} --devices 16".replace("--devices 8 ", "")
-    assert plan_of(told(f"{far} --network 1")).step.exposed > plan_of(told(far)).step.exposed
-    assert plan_of(told(f"{ISSUE} --images-per-second 1000")).step.computing == 1024 / 8 / 1000
-    assert "1,000, 1,000 a device" in str(plan_of(told("--images-per-second 1000")))
-    assert plan_of(told(f"{ISSUE} --data folder:/x")).step == plain.step
+    plain = plan_of(read(ISSUE))
+    assert plan_of(read(f"{ISSUE} --grad-checkpointing")).device_hours > 1.2 * plain.device_hours
+    assert plan_of(read(f"{ISSUE} --precision fp32")).device_hours > 10 * plain.device_hours
+    assert plan_of(read(f"{ISSUE} --ema 0.99")).checkpoint_bytes == plain.checkpoint_bytes * 4 // 3
+    assert plan_of(read(f"{ISSUE} --parallel fsdp")).step.memory["weights"] < plain.step.memory["weights"] / 7
+    assert plan_of(read(f"{ISSUE} --img-size 384")).shape.tokens == 577
+    assert plan_of(read(f"{ISSUE} --images-per-second 1000")).step.computing == 1024 / 8 / 1000
+    assert "1,000, 1,000 a device" in str(plan_of(read("--images-per-second 1000")))
+    assert plan_of(read(f"{ISSUE} --data folder:/x")).step == plain.step
     # A twentieth of the run apart, one at the start, and one after the last step, which 20312 does not divide.
-    assert plain.storage.written == 22
-    assert plan_of(parse(PlanBench, ["--checkpoint.every", "0 steps"], "", "", PLAN_ALIASES)).storage.written == 2
+    assert plain.checkpoints == 22
+    assert plan_of(parse(PlanBench, ["--checkpoint.every", "0 steps"], "", "", PLAN_ALIASES)).checkpoints == 2
 
 
 def test_a_config_of_the_pretraining_is_planned() -> None:
-    plan = plan_of(told(f"--config {ROOT}/configs/pretrain/in1k_b16.yaml --devices 8 --device a100-40"))
+    plan = plan_of(read(f"--config {ROOT}/configs/pretrain/in1k_b16.yaml --devices 8 --device a100-40"))
     assert (plan.steps, plan.step.images, plan.step.setup.optimiser) == (100_000, 4096, "adam")
     assert plan.shape.parameters == 86_193_152
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs" / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_has_a_plan(config: Path) -> None:
-    assert str(plan_of(told(f"--config {config} --device h200")))
+    assert str(plan_of(read(f"--config {config} --device h200")))
 
 
 @pytest.mark.parametrize(
@@ -75,63 +86,43 @@ def test_every_shipped_config_has_a_plan(config: Path) -> None:
     [
         ("--device h20", "no device 'h20' in the plan's table; take h200"),
         ("--devices 3", "train.batch_size 1024 is not a multiple of 3 devices; take a batch of 1023 or 2 devices"),
-        (
-            "--model vit_gigantic_patch14_224 --device v100",
-            "one image needs 3.* GB, .*try --model.grad-checkp",
-        ),
+        ("--model vit_gigantic_patch14_224 --device v100", "one image needs 3.* GB, .*try --model.grad-checkp"),
         ("--device v100 --precision bf16", "train.precision bf16 is not for the device v100; take auto"),
         ("--device v100 --parallel fsdp --devices 2", "train.parallel fsdp has no loss scaling for fp16"),
         ("--epochs 1e300 --images 1e300", "the run or what is between its checkpoints has no end"),
         ("--model resnet50", "'resnet50' is not a VisionTransformer"),
-    ],
-)
-def test_what_cannot_be_planned(words: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        plan_of(told(words))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
         ("--images many", "images takes a number such as 50000, 1.3M or 14M, got 'many'"),
         ("--images 0", "images takes a number"),
         ("--images 1e400", "images takes a number such as 50000, 1.3M or 14M, got '1e400'"),
         ("--efficiency 1.1", "efficiency is a share, above 0 and at most 1, got 1.1"),
         ("--devices 0", "devices must be at least 1, got 0"),
         ("--epochs -1", "epochs must be above 0"),
-        ("--disk 0", "disk must be above 0"),
         ("--images-per-second -1", "images_per_second must be at least 0"),
         ("--optim sdg", "did you mean 'sgd'"),
         ("--init-args mlp_ratio=2.0", "init_args is filled in from the weights of init"),
     ],
 )
-def test_wrong_settings(words: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        told(words)
+def test_what_cannot_be_planned(words: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_of(read(words))
 
 
 def test_a_batch_too_large_is_divided_and_said() -> None:
-    plan = plan_of(told("--model vit_large_patch16_224 --device rtx4090"))
+    plan = plan_of(read("--model vit_large_patch16_224 --device rtx4090"))
     assert plan.step.setup.micro_batch <= plan.step.largest < 256
     assert "train.micro_batch 256 does not fit; planned with 64" in str(plan)
 
 
 def test_numbers_have_no_exponents() -> None:
-    values = (0, 1e-5, 0.5, 320.04, 999.6, 2000, 1234567.0)
-    assert [_number(value, 3) for value in values] == ["0", "0.00001", "0.5", "320", "1,000", "2,000", "1,234,567"]
-    assert "2,000 epochs" in str(plan_of(told(f"{ISSUE.replace('320', '2000')}")))
-    slow = str(plan_of(told("--model vit_large_patch16_224 --device cpu --epochs 300")))
-    short = plan_of(told("--epochs 0.00001"))
-    assert (short.steps, short.storage.written) == (1, 2)
-    for text in (slow, str(short), str(plan_of(told(f"{ISSUE} --network 123456 --image-kib 1e7")))):
+    assert "2,000 epochs" in str(plan_of(read(ISSUE.replace("320", "2000"))))
+    slow, short = plan_of(read("--model vit_large_patch16_224 --device cpu --epochs 300")), read("--epochs 0.00001")
+    assert (plan_of(short).steps, plan_of(short).checkpoints) == (1, 2)
+    for text in map(str, (slow, plan_of(short), plan_of(read(f"{ISSUE} --image-kib 1e7")))):
         assert not re.search(r"\de[+-]\d", text)
-    assert re.search(r"the run +\d+,\d+ d,", slow)
+    assert re.search(r"the run +\d+,\d+ d,", str(slow))
 
 
 def test_the_command() -> None:
     done = call("plan", "--model.name", "vit_tiny_patch16_224", "--device", "cpu")
     assert (done.returncode, done.stderr) == (0, "")
     assert "vit_tiny_patch16_224, 224 x 224 pixels" in done.stdout
-    done = call("plan", "--device", "gpu")
-    assert done.returncode == 2
-    assert re.fullmatch(r"bench plan: error: no device 'gpu' .*\n", done.stderr)

@@ -3,20 +3,18 @@
 import re
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from bench import bench
-from benchmarks import training
 from benchmarks.settings import TrainingBench
-from benchmarks.training import Side, _side, as_flags, measure, recipe, steady
+from benchmarks.training import _side, as_flags, recipe, steady
 
 from mpp.config import overridden
 from mpp.errors import UserError
 from mpp.pretraining.settings import PretrainConfig
-from tests.benchmarks.test_fewshot import ROOT, call
-from tests.runs import TINY, write_images
+from tests.benchmarks.tiny import call
+from tests.runs import ROOT, TINY, write_images
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +57,6 @@ def test_the_first_quarter_does_not_count() -> None:
     rows.insert(2, {"step": 2, "images": 20, "fewshot/1shot": 0.5})
     rate, waited, seconds = steady(rows)
     assert (rate, waited, seconds) == pytest.approx((30 / 0.4, 0.1 / 0.4, 10.4))
-
-
-def test_the_run_that_does_not_count_is_as_long_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A shorter one may not be worth a cache of decoded pixels, which the first that counts would then make.
-    lengths: list[list[str]] = []
-
-    def run(words: list[str], *_: object) -> subprocess.CompletedProcess[str]:
-        lengths.append([words[place + 1] for place, word in enumerate(words) if word == "--train.length"])
-        return subprocess.CompletedProcess(words, 0)
-
-    rows = [{"step": step, "images": step, "time/images_per_second": 1.0, "time/data_wait": 0.0} for step in (1, 2)]
-    monkeypatch.setattr(training, "_run", run)
-    monkeypatch.setattr(training, "read_starts", lambda _: [{}])
-    monkeypatch.setattr(training, "read_rows", lambda _: rows)
-    side = Side("one", ROOT, [["--train.length", "400 steps"]], [])
-    measure([side], 2)
-    assert (lengths, len(side.rounds)) == (3 * [["400 steps"]], 2)
 
 
 @pytest.mark.parametrize(

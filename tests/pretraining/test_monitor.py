@@ -151,7 +151,7 @@ def test_a_batch_that_was_not_finite_is_read_again_and_tried_in_fp32(
 
 def test_pictures_are_of_the_same_images_each_time(source: str) -> None:
     run = built(source)
-    first, second = (Monitor(run, dry=True).pictured_images() for _ in range(2))
+    first, second = (Monitor(run, dry=True).pictured_images for _ in range(2))
     assert first.shape == (8, 3, 32, 32)
     assert torch.equal(first, second)
     assert len(np.unique(first.flatten(1).numpy(), axis=0)) == 8

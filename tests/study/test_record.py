@@ -13,7 +13,6 @@ from mpp.downstream.finetune_result import RESULT, Inputs, Result, write_record
 from mpp.downstream.labelled import open_labelled
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
-from mpp.pretraining.settings import PretrainConfig
 from mpp.study import tasks
 from mpp.study.equal_time import Lengths
 from mpp.study.frozen import saved_figures
@@ -97,15 +96,8 @@ def test_what_other_processes_did_is_written_too(tmp_path: Path, monkeypatch: py
     plan = replace(planned(study(run_dir=str(tmp_path), pretrain_seeds=(0, 1))), finetunings=[])
     end(plan.pretrainings[0], FIRST, SECOND)
     end(plan.pretrainings[2], FIRST)
-
-    def pretrain(config: PretrainConfig) -> int:
-        """The second of them ends, the last is stopped."""
-        if config.train.seed:
-            return 75
-        end(plan.pretrainings[1], FIRST)
-        return 0
-
-    monkeypatch.setattr(tasks, "pretrain", pretrain)
+    # The second of them ends, the last is stopped.
+    monkeypatch.setattr(tasks, "pretrain", lambda of: 75 if of.train.seed else (end(plan.pretrainings[1], FIRST) or 0))
     assert run_tasks(tasks.StudyTasks(plan, Record(plan)).tasks()) == 75
     document = json.loads((tmp_path / "study.json").read_text())
     assert [(run["arm"], run["seed"]) for run in document["pretraining"]] == [("a", 0), ("b", 0), ("a", 1)]

@@ -3,12 +3,11 @@
 Timed as the model calls them: queries, keys and values are views of one projection, and its gradient is the result.
 """
 
-import math
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from mpp.dist import World
 from mpp.model.attention import xformers_obstacle
 from mpp.model.kernel_choice import Task, choose_kernel, forward_backward
 from mpp.training.parallel import DTYPES, choose_device, choose_precision
-from mpp.training.timing import MEASURING, hardware, ratios, spread, synchronise
+from mpp.training.timing import MEASURING, calls_lasting, hardware, in_turns, ratios, seconds_a_call, spread
 
 _SDPA = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
@@ -48,6 +47,10 @@ class AttentionRow:
     left_out: str = ""
     """Why it was not measured."""
 
+    @property
+    def rate(self) -> str:
+        return spread([self.flops / seconds / 1e12 for seconds in self.seconds], " TFLOP/s")
+
 
 def attention(config: AttentionBench) -> int:
     """Measures and prints; returns the exit code."""
@@ -61,19 +64,16 @@ def attention(config: AttentionBench) -> int:
     rows = measure(config)
     for size in config.sizes:
         of_size = [row for row in rows if row.size == size]
-        print(f"\n{size}: {of_size[0].tokens:,} tokens, {of_size[0].batch:,} images")
-        reference = of_size[0].seconds
+        first = of_size[0]
+        print(f"\n{size}: {first.tokens:,} tokens, {first.batch:,} images")
         for row in of_size:
             if row.left_out:
                 print(f"  {row.kernel:16} left out: {row.left_out}")
                 continue
-            speed = [row.flops / seconds / 1e12 for seconds in row.seconds]
-            mark = "  <- auto" if row.chosen else ""
-            print(
-                f"  {row.kernel:16} {spread([1e3 * s for s in row.seconds], ' ms'):>28} "
-                f"{spread(speed, ' TFLOP/s'):>34} {spread(ratios(reference, row.seconds), ' x'):>26}{mark}"
-            )
-        print(f"  x: faster than {of_size[0].kernel}")
+            times = spread([1e3 * seconds for seconds in row.seconds], " ms")
+            faster = spread(ratios(first.seconds, row.seconds), " x")
+            print(f"  {row.kernel:16} {times:>28} {row.rate:>34} {faster:>26}{'  <- auto' * row.chosen}")
+        print(f"  x: faster than {first.kernel}")
     return 0
 
 
@@ -95,59 +95,40 @@ def _of_size(size: str, config: AttentionBench, device: torch.device, dtype: tor
     shape = (batch, tokens, 3, config.heads, config.width)
     joint = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
     gradient = torch.randn(batch, tokens, config.heads, config.width, device=device, dtype=dtype)
-    runs: dict[str, Callable[[], object]] = {}
+    sides: dict[str, Callable[[], float]] = {}
     obstacles: dict[str, str] = {}
     for kernel in ("xformers", "sdpa", *_SDPA, "explicit"):
+        run = partial(_run, kernel, joint, gradient)
         obstacle = xformers_obstacle(device, dtype, config.width) if kernel == "xformers" else None
-        if obstacle is None:
-            run, obstacle = _tried(kernel, joint, gradient)
-        if obstacle is None:
-            runs[kernel] = run
-        else:
+        if obstacle := obstacle or _obstacle(run):
             obstacles[kernel] = obstacle
-    times = _in_turns(runs, config.repeats, device)
+        else:
+            sides[kernel] = partial(seconds_a_call, run, device, calls_lasting(_SHORTEST, run, device))
+    times = in_turns(sides, config.repeats)
     chosen = choose_kernel("auto", Task(batch, tokens, config.heads, config.width, 12, True, device, dtype))
     # Two products forward; backward they are computed again, and each gives two more: 2.5 times the forward pass.
     flops = 3.5 * 4 * batch * config.heads * tokens**2 * config.width
-    return [
-        AttentionRow(size, tokens, batch, kernel, tuple(times[kernel]), flops, kernel == chosen) for kernel in times
-    ] + [AttentionRow(size, tokens, batch, kernel, (), flops, False, why) for kernel, why in obstacles.items()]
+    row = partial(AttentionRow, size, tokens, batch)
+    return [row(kernel, tuple(of), flops, kernel == chosen) for kernel, of in times.items()] + [
+        row(kernel, (), flops, False, why) for kernel, why in obstacles.items()
+    ]
 
 
-def _tried(kernel: str, joint: Tensor, gradient: Tensor) -> tuple[Callable[[], object], str | None]:
-    """One forward and backward pass by this kernel, and why it cannot run here, if so."""
+def _run(kernel: str, joint: Tensor, gradient: Tensor) -> Tensor:
+    """One forward and backward pass."""
+    only: AbstractContextManager[object] = sdpa_kernel(_SDPA[kernel]) if kernel in _SDPA else nullcontext()
+    with only:
+        return forward_backward("sdpa" if kernel in _SDPA else kernel, joint, gradient)
 
-    def run() -> Tensor:
-        only: AbstractContextManager[object] = sdpa_kernel(_SDPA[kernel]) if kernel in _SDPA else nullcontext()
-        with only:
-            return forward_backward("sdpa" if kernel in _SDPA else kernel, joint, gradient)
 
+def _obstacle(run: Callable[[], object]) -> str | None:
+    """Why it cannot run here, if so."""
     try:
         # PyTorch says by warnings why a kernel does not take this.
-        with MEASURING, warnings.catch_warnings(record=True) as told:
+        with MEASURING, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             run()
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        reason = str(told[-1].message) if told else str(error)
-        return run, (reason or type(error).__name__).splitlines()[0].partition(" (Triggered")[0].partition(". ")[0]
-    return run, None
-
-
-def _in_turns(runs: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of one call of each, over as many calls as make a span that can be timed."""
-    calls = {name: max(1, math.ceil(_SHORTEST / _seconds(run, 1, device))) for name, run in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            times[name].append(_seconds(run, calls[name], device))
-    return times
-
-
-def _seconds(run: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Of one call, the mean of `calls`."""
-    synchronise(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    synchronise(device)
-    return (time.perf_counter() - start) / calls
+        reason = str(caught[-1].message) if caught else str(error)
+        return (reason or type(error).__name__).splitlines()[0].partition(" (Triggered")[0].partition(". ")[0]
+    return None

@@ -1,7 +1,7 @@
 """python tools/bench.py fewshot: least squares for many values of L2 against scikit-learn's Ridge."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,6 @@ from mpp.training.timing import hardware, ratios, spread, timed
 
 _AGREE = 1e-6  # logits are around -1 to 1; beyond that the sides have not solved the same problem
 _SIDES = ("solve for every L2", "a weight matrix for each L2", "accuracy for each L2")
-
-
-@dataclass
-class _Times:
-    """Seconds per repetition."""
-
-    ours: list[float] = field(default_factory=list)
-    theirs: list[float] = field(default_factory=list)
-
-    def line(self, name: str) -> str:
-        ours, theirs = spread(self.ours, " s"), spread(self.theirs, " s")
-        return f"{name:28} {ours:>28} {theirs:>28} {spread(ratios(self.theirs, self.ours), ' x'):>26}"
 
 
 @dataclass(frozen=True)
@@ -63,25 +51,23 @@ def fewshot(config: FewshotBench) -> int:
         f"{config.classes:,} classes x {config.shots} shots, {config.dim} features, {config.num_l2} values of L2, "
         f"{config.num_test:,} test images; median (least to most) of {config.repeats}\n"
     )
-    _measure(_problem(FewshotBench(classes=10, shots=2, dim=16, num_l2=2)), reference, [_Times() for _ in _SIDES])
-    problem, times = _problem(config), [_Times() for _ in _SIDES]
-    for _ in range(config.repeats):
-        predicted = _measure(problem, reference, times)
+    _measure(_problem(FewshotBench(classes=10, shots=2, dim=16, num_l2=2)), reference)
+    problem = _problem(config)
+    seconds, predicted = zip(*(_measure(problem, reference) for _ in range(config.repeats)), strict=True)
     print(f"{'':28} {'mpp':>28} {'scikit-learn':>28} {'ratio':>26}")
-    for name, of_side in zip(_SIDES, times, strict=True):
-        print(of_side.line(name))
-    print(f"\n{_agreement(problem, predicted)}")
+    for name, of_side in zip(_SIDES, zip(*seconds, strict=True), strict=True):
+        ours, theirs = zip(*of_side, strict=True)
+        ratio = spread(ratios(theirs, ours), " x")
+        print(f"{name:28} {spread(ours, ' s'):>28} {spread(theirs, ' s'):>28} {ratio:>26}")
+    print(f"\n{_agreement(problem, predicted[-1])}")
     return 0
 
 
-def _measure(problem: _Problem, reference: type[Any], times: Sequence[_Times]) -> list[np.ndarray]:
-    """Runs both sides once and adds their times; the reference's logits for each L2."""
+def _measure(problem: _Problem, reference: type[Any]) -> tuple[list[tuple[float, float]], list[np.ndarray]]:
+    """Runs both sides once: for each of `_SIDES` our seconds and theirs, and the reference's logits for each L2."""
     solved, fit = timed(lambda: ridge.fit(problem.features, problem.labels, problem.y_nk.shape[1]))
-    times[0].ours.append(fit)
-    written_out = timed(lambda: [solved.left / (solved.eigenvalues + l2) @ solved.right for l2 in problem.l2])
-    times[1].ours.append(fit + written_out[1])
-    times[2].ours.append(fit + timed(lambda: solved.accuracy(problem.test, problem.test_labels, problem.l2))[1])
-
+    _, written_out = timed(lambda: [solved.left / (solved.eigenvalues + l2) @ solved.right for l2 in problem.l2])
+    _, scored = timed(lambda: solved.accuracy(problem.test, problem.test_labels, problem.l2))
     fitting = predicting = 0.0
     predicted: list[np.ndarray] = []
     for l2 in problem.l2:
@@ -91,10 +77,7 @@ def _measure(problem: _Problem, reference: type[Any], times: Sequence[_Times]) -
         predicting += seconds
         predicting += timed(lambda logits=logits: (logits.argmax(axis=1) == problem.test_labels).mean())[1]
         predicted.append(logits)
-    times[0].theirs.append(fitting)
-    times[1].theirs.append(fitting)
-    times[2].theirs.append(fitting + predicting)
-    return predicted
+    return [(fit, fitting), (fit + written_out, fitting), (fit + scored, fitting + predicting)], predicted
 
 
 def _agreement(problem: _Problem, predicted: Sequence[np.ndarray]) -> str:

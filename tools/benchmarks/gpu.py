@@ -5,6 +5,7 @@ decoded on the device beside the loader's (data.py).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,9 +19,6 @@ from benchmarks.step import OURS, StepRow
 from mpp.errors import UserError
 from mpp.training.timing import hardware, spread
 
-Line = tuple[str, str]
-"""What was measured, and the figure."""
-
 
 def gpu(config: GpuBench) -> int:
     """Measures and prints one table; returns the exit code.
@@ -30,29 +28,21 @@ def gpu(config: GpuBench) -> int:
     """
     if not torch.cuda.is_available():
         raise UserError("bench gpu needs a CUDA device, and this torch sees none; without one: bench step, bench plan")
-    rows = [row for number, name in enumerate(config.models) for row in _steps(config, name, peers=number == 0)]
+    rows: list[StepRow] = []
+    step = StepBench(batch=config.batch, device="cuda", repeats=config.repeats, data="")
+    for number, name in enumerate(config.models):
+        rows += steps.measure(replace(step, models=(name,), peers="off" if number else "on"))
     lines = [*step_lines(rows), *_attention_lines(), *_data_lines(config)]
+    width = max(len(what) for what, _ in lines)
     print(hardware())
     print(f"median (least to most) of {config.repeats}\n")
-    print(table(lines))
+    for what, figure in lines:
+        print(f"{what:{width}}  {figure}")
     return 0
 
 
-def _steps(config: GpuBench, name: str, peers: bool) -> list[StepRow]:
-    with_peers = "on" if peers else "off"
-    return steps.measure(
-        StepBench((name,), batch=config.batch, device="cuda", repeats=config.repeats, peers=with_peers, data="")
-    )
-
-
-def table(lines: list[Line]) -> str:
-    """Two columns."""
-    width = max(len(what) for what, _ in lines)
-    return "\n".join(f"{what:{width}}  {figure}" for what, figure in lines)
-
-
-def step_lines(rows: list[StepRow]) -> Iterator[Line]:
-    """Speed and memory of every side, and the parts of our own step."""
+def step_lines(rows: list[StepRow]) -> Iterator[tuple[str, str]]:
+    """What was measured, and the figure: speed and memory of every side, and the parts of our own step."""
     for row in rows:
         if row.left_out:
             yield f"{row.model}, {row.side}", f"left out: {row.left_out}"
@@ -67,14 +57,13 @@ def step_lines(rows: list[StepRow]) -> Iterator[Line]:
             yield "  its parts", ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in row.parts)
 
 
-def _attention_lines() -> Iterator[Line]:
+def _attention_lines() -> Iterator[tuple[str, str]]:
     for row in kernels.measure(AttentionBench(device="cuda", precision="bf16", repeats=5)):
         if not row.left_out:
-            rate = spread([row.flops / seconds / 1e12 for seconds in row.seconds], " TFLOP/s")
-            yield f"attention {row.size}, {row.tokens} tokens, {row.kernel}", rate + ", auto" * row.chosen
+            yield f"attention {row.size}, {row.tokens} tokens, {row.kernel}", row.rate + ", auto" * row.chosen
 
 
-def _data_lines(config: GpuBench) -> Iterator[Line]:
+def _data_lines(config: GpuBench) -> Iterator[tuple[str, str]]:
     rates = device_rates(_photographs(64), DataBench(workers=config.workers, repeats=config.repeats))
     for name, rate in rates.items():
         yield f"batches of 224 x 224, {name}, {config.workers} workers", spread(rate, " images/s")

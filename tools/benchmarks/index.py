@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +37,15 @@ def index(entries: int, reads: int) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), entries)
-        parts = [_measured(folder, ["open"]), _measured(folder, ["resume"])]
         print(f"Shards of {entries:,} images, indexed:")
-        for name, figures in (("a fresh start", parts[0]), ("in the middle of an epoch", parts[1])):
+        for name, what in (("a fresh start", "open"), ("in the middle of an epoch", "resume")):
+            figures = _measured(folder, what)
             print(
                 f"  {name:36} {figures['opened']:.2f} s to open, {figures['first']:.2f} s more to the first batch of "
                 f"{_BATCH}, {figures['rss'] / 2**20:,.0f} MiB resident"
             )
         if reads:
-            figures = _measured(folder, ["read", str(reads)])
+            figures = _measured(folder, "read", str(reads))
             least, most = (f"{value / 2**20:,.1f}" for value in (figures["least"], figures["most"]))
             grown = (figures["last"] - figures["early"]) / 2**20
             print(
@@ -73,7 +74,7 @@ def _write(folder: Path, entries: int) -> None:
         Path(sidecar_name(str(path))).write_bytes(repeated.to_bytes())
 
 
-def _measured(folder: str, what: list[str]) -> dict[str, float]:
+def _measured(folder: str, *what: str) -> dict[str, float]:
     """Runs this file's `main` in a fresh process."""
     # Python starts with the folder of bench.py among its own, in which this package lies; a new process does not.
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -98,16 +99,13 @@ def main(folder: str, what: str, reads: str = "0") -> dict[str, float]:
         return {"opened": opened, "first": first, "rss": _resident(os.getpid())}
     (worker,) = multiprocessing.active_children()
     looks, rounds = [], max(1, int(reads) // _BATCH // _LOOKS)
-
-    def read() -> None:
-        for _ in range(_LOOKS):
-            for _ in range(rounds):
-                next(batches)
-            looks.append(_resident(worker.pid or 0))
-
-    _, seconds = timed(read)
+    start = time.perf_counter()
+    for _ in range(_LOOKS):
+        for _ in range(rounds):
+            next(batches)
+        looks.append(_resident(worker.pid or 0))
+    rate = rounds * _LOOKS * _BATCH / (time.perf_counter() - start)
     batches.close()
-    rate = rounds * _LOOKS * _BATCH / seconds
     return {"least": min(looks), "most": max(looks), "early": looks[0], "last": looks[-1], "rate": rate}
 
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,27 +77,13 @@ def _vit_pytorch(setting: Setting) -> tuple[Any, Callable[[], Tensor]]:
     if version != VIT_PYTORCH:
         raise Missing(f"the MPP of vit-pytorch {version} may crash: pip install vit-pytorch=={VIT_PYTORCH}")
     package, module = (importlib.import_module(name) for name in ("vit_pytorch", "vit_pytorch.mpp"))
-    sizes = _Sizes.of(setting)
+    image, patch, dim, depth, heads, mlp = _sizes(setting)
+    both = {"patch_size": patch, "dim": dim, "channels": setting.model.in_chans}
     vit = package.ViT(
-        image_size=sizes.image,
-        patch_size=sizes.patch,
-        num_classes=1000,
-        dim=sizes.dim,
-        depth=sizes.depth,
-        heads=sizes.heads,
-        dim_head=sizes.dim // sizes.heads,
-        mlp_dim=sizes.mlp,
-        channels=setting.model.in_chans,
+        image_size=image, num_classes=1000, depth=depth, heads=heads, dim_head=dim // heads, mlp_dim=mlp, **both
     )
-    model = module.MPP(
-        transformer=vit,
-        patch_size=sizes.patch,
-        dim=sizes.dim,
-        channels=setting.model.in_chans,
-        mask_prob=0.15,
-        random_patch_prob=0.30,
-        replace_prob=0.50,
-    ).to(setting.device)
+    model = module.MPP(transformer=vit, mask_prob=0.15, random_patch_prob=0.30, replace_prob=0.50, **both)
+    model.to(setting.device)
     images = random_images(setting).float() / 255
     return model, lambda: model(images)
 
@@ -112,38 +98,28 @@ def _transformers(setting: Setting) -> tuple[Any, Callable[[], Tensor]]:
     if importlib.util.find_spec("transformers") is None:
         raise Missing(f"transformers is not installed: {install('bench')}")
     package: Any = importlib.import_module("transformers")
-    sizes = _Sizes.of(setting)
+    image, patch, dim, depth, heads, mlp = _sizes(setting)
     config = package.ViTConfig(
-        hidden_size=sizes.dim,
-        num_hidden_layers=sizes.depth,
-        num_attention_heads=sizes.heads,
-        intermediate_size=sizes.mlp,
-        image_size=sizes.image,
-        patch_size=sizes.patch,
+        hidden_size=dim,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=mlp,
+        image_size=image,
+        patch_size=patch,
         num_channels=setting.model.in_chans,
-        encoder_stride=sizes.patch,
+        encoder_stride=patch,
     )
     model = package.ViTForMaskedImageModeling(config).to(setting.device).train()
     pixels = random_images(setting).float() / 127.5 - 1
-    masked = (torch.rand(setting.batch, (sizes.image // sizes.patch) ** 2) < 0.5).to(setting.device)
+    masked = (torch.rand(setting.batch, (image // patch) ** 2) < 0.5).to(setting.device)
     return model, lambda: model(pixels, bool_masked_pos=masked).loss
 
 
-class _Sizes(NamedTuple):
-    """Those of timm's model."""
-
-    image: int
-    patch: int
-    dim: int
-    depth: int
-    heads: int
-    mlp: int
-
-    @classmethod
-    def of(cls, setting: Setting) -> "_Sizes":
-        with torch.device("meta"):
-            vit: Any = timm_model(setting.model)
-        block, (height, width), (patch, across) = vit.blocks[0], setting.model.image_hw, vit.patch_embed.patch_size
-        if (height, patch) != (width, across):
-            raise UserError("the other libraries take square images and patches: leave them out with --peers off")
-        return cls(height, patch, vit.embed_dim, len(vit.blocks), block.attn.num_heads, block.mlp.fc1.out_features)
+def _sizes(setting: Setting) -> tuple[int, int, int, int, int, int]:
+    """Sides of image and patch, width, depth, heads and the MLP's width of timm's model."""
+    with torch.device("meta"):
+        vit: Any = timm_model(setting.model)
+    block, (height, width), (patch, across) = vit.blocks[0], setting.model.image_hw, vit.patch_embed.patch_size
+    if (height, patch) != (width, across):
+        raise UserError("the other libraries take square images and patches: leave them out with --peers off")
+    return height, patch, vit.embed_dim, len(vit.blocks), block.attn.num_heads, block.mlp.fc1.out_features

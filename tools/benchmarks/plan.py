@@ -1,4 +1,4 @@
-"""python tools/bench.py plan: what a pretraining run costs, on paper (mpp/cost), before anybody pays for it."""
+"""python tools/bench.py plan: what a pretraining run costs, on paper (benchmarks/cost), before anybody pays for it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -8,11 +8,13 @@ from typing import cast
 from benchmarks.cost import flops, memory
 from benchmarks.cost.devices import Device, device_named
 from benchmarks.cost.flops import EXPLICIT, FUSED
-from benchmarks.cost.memory import Setup
-from benchmarks.cost.run import ATTAINED, BACKWARD, USABLE, Machine, Step, Storage, step_of, storage
+from benchmarks.cost.memory import OPTIMISER_COPIES, Setup
+from benchmarks.cost.run import ATTAINED, BACKWARD, USABLE, Machine, Step, step_of
 from benchmarks.cost.shape import Shape, shape_of
 from benchmarks.settings import PlanBench
+from mpp.dist import World
 from mpp.errors import UserError, command
+from mpp.pretraining.build import resolve_init
 from mpp.training.duration import Duration, parse_duration
 
 SCALE = tuple(2**n for n in range(10))
@@ -28,7 +30,8 @@ class Plan:
     shape: Shape
     step: Step
     steps: int
-    storage: Storage
+    checkpoints: int
+    """Checkpoints written in the run."""
     scale: dict[int, Step | UserError]
     """The same run on other numbers of devices, or why not."""
 
@@ -40,33 +43,67 @@ class Plan:
     def device_hours(self) -> float:
         return self.seconds * self.config.devices / 3600
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Weights, optimiser, moving average."""
+        setup = self.step.setup
+        return 4 * self.shape.parameters * (1 + OPTIMISER_COPIES[setup.optimiser] + setup.ema)
+
     def __str__(self) -> str:
         parts = (_head, _flops, _memory, _time, _data, _traffic, _scale, _assumptions)
         return "\n\n".join("\n".join(part(self)) for part in parts)
 
 
 def plan(config: PlanBench) -> int:
-    """Prints the plan; returns the exit code.
+    """Prints the plan; returns the exit code. Raises as `plan_of`."""
+    print(plan_of(config))
+    return 0
+
+
+def plan_of(config: PlanBench) -> Plan:
+    """The cost of the run that these settings describe.
 
     Raises:
         UserError: a device or model that is not known, a batch that does not divide, a model that does not fit,
             settings that training refuses, a run without end.
     """
-    print(plan_of(config))
-    return 0
+    config = _with_init(config)
+    device = device_named(config.device)
+    precision = config.train.precision
+    if (precision, device.auto) in (("bf16", "fp16"), ("fp16", "fp32")):
+        raise UserError(
+            f"train.precision {precision} is not for the device {config.device}; take auto, which is {device.auto}"
+        )
+    attention = config.model.attention  # of the two that auto may take on a CPU, the one that needs more memory
+    explicit = attention == "explicit" or (attention == "auto" and config.device.lower() == "cpu")
+    shape = shape_of(config)
+    setup = Setup(
+        micro_batch=config.train.micro_batch,
+        precision=device.auto if precision == "auto" else precision,
+        optimiser=config.optim.name,
+        ema=bool(config.optim.ema_decay),
+        checkpointing=config.model.grad_checkpointing,
+        parallel=config.train.parallel,
+        kernel=EXPLICIT if explicit else FUSED,
+    )
+
+    def on(count: int) -> Step:
+        speed = (config.per_node, config.efficiency, config.images_per_second)
+        return step_of(shape, setup, Machine(device, count, *speed), config.train.batch_size)
+
+    scale: dict[int, Step | UserError] = {}
+    for count in SCALE:
+        try:
+            scale[count] = on(count)
+        except UserError as error:
+            scale[count] = error
+    return Plan(config, device, shape, on(config.devices), *_steps(config), scale)
 
 
-def _whole(config: PlanBench) -> PlanBench:
-    """With what the weights that the run goes on from say, if it does.
-
-    Raises:
-        UserError: weights that cannot be gone on from, or of an architecture that the formulas are not for.
-    """
+def _with_init(config: PlanBench) -> PlanBench:
+    """With what the weights that the run goes on from say, if it does; refuses what the formulas are not for."""
     if not config.init:
         return config
-    from mpp.dist import World
-    from mpp.pretraining.build import resolve_init  # which needs torch, as a plan without weights does not
-
     whole = cast(PlanBench, resolve_init(replace(config, dry_run=True), World())[0])
     counted = {'act_layer="gelu"', "mlp_ratio=4.0"}
     rest = {arg for arg in whole.init_args if arg not in counted and not arg.startswith("norm_eps=")}
@@ -76,52 +113,6 @@ def _whole(config: PlanBench) -> PlanBench:
             f"{command('pretrain')} --dry-run measures it"
         )
     return whole
-
-
-def _kernel(config: PlanBench) -> str:
-    """The kind of attention kernel; of the two that auto may take on a CPU, the one that needs more memory."""
-    attention = config.model.attention
-    return EXPLICIT if attention == "explicit" or (attention == "auto" and config.device.lower() == "cpu") else FUSED
-
-
-def plan_of(config: PlanBench) -> Plan:
-    """The cost of the run that these settings describe.
-
-    Raises:
-        UserError: see `plan`.
-    """
-    config = _whole(config)
-    device = device_named(config.device)
-    if config.network is not None:
-        device = replace(device, network=config.network * 1e9)
-    shape = shape_of(config.model, config.objective)
-    setup = Setup(
-        micro_batch=config.train.micro_batch,
-        precision=_precision(config, device),
-        optimiser=config.optim.name,
-        ema=bool(config.optim.ema_decay),
-        checkpointing=config.model.grad_checkpointing,
-        parallel=config.train.parallel,
-        kernel=_kernel(config),
-    )
-    size, images = config.train.batch_size, config.num_images
-    steps, written = _steps(config)
-
-    def on(count: int) -> Step:
-        speed = (config.per_node, config.efficiency, config.images_per_second)
-        return step_of(shape, setup, Machine(device, count, *speed), size)
-
-    scale: dict[int, Step | UserError] = {}
-    for count in SCALE:
-        try:
-            scale[count] = on(count)
-        except UserError as error:
-            scale[count] = error
-    step = on(config.devices)
-    kept = storage(
-        shape, step.setup, images, config.image_kib * 1024, config.checkpoint.keep_last, written, config.disk * 1e9
-    )
-    return Plan(config, device, shape, step, steps, kept, scale)
 
 
 def _steps(config: PlanBench) -> tuple[int, int]:
@@ -135,15 +126,6 @@ def _steps(config: PlanBench) -> tuple[int, int]:
         raise UserError("the run or what is between its checkpoints has no end; take fewer epochs or steps") from None
     # One before the first step, and one at the end, which is the only other without a period.
     return steps, 1 + (-(-steps // every) if every else 1)
-
-
-def _precision(config: PlanBench, device: Device) -> str:
-    name = config.train.precision
-    if (name == "bf16" and device.auto == "fp16") or (name == "fp16" and device.auto == "fp32"):
-        raise UserError(
-            f"train.precision {name} is not for the device {config.device}; take auto, which is {device.auto}"
-        )
-    return device.auto if name == "auto" else name
 
 
 def _head(plan: Plan) -> Iterable[str]:
@@ -168,24 +150,12 @@ def _head(plan: Plan) -> Iterable[str]:
 
 
 def _flops(plan: Plan) -> Iterable[str]:
-    parts = plan.step.parts
+    parts = {name: (part.forward, part.backward, part.recomputed) for name, part in plan.step.parts.items()}
+    whole = flops.total(plan.step.parts)
     yield f"{'GFLOP an image':24} {'forward':>10} {'backward':>10} {'recomputed':>10} {'in all':>10} {'share':>7}"
-    whole = flops.total(parts)
-    for name, part in parts.items():
-        yield _flops_line(name, part.forward, part.backward, part.recomputed, whole)
-    yield _flops_line(
-        "in all",
-        sum(part.forward for part in parts.values()),
-        sum(part.backward for part in parts.values()),
-        sum(part.recomputed for part in parts.values()),
-        whole,
-    )
-
-
-def _flops_line(name: str, forward: int, backward: int, recomputed: int, whole: int) -> str:
-    total = forward + backward + recomputed
-    numbers = " ".join(f"{value / 1e9:10,.3f}" for value in (forward, backward, recomputed, total))
-    return f"  {name:22} {numbers} {total / whole:7.1%}"
+    for name, passes in {**parts, "in all": tuple(map(sum, zip(*parts.values(), strict=True)))}.items():
+        numbers = " ".join(f"{value / 1e9:10,.3f}" for value in (*passes, sum(passes)))
+        yield f"  {name:22} {numbers} {sum(passes) / whole:7.1%}"
 
 
 def _memory(plan: Plan) -> Iterable[str]:
@@ -218,18 +188,19 @@ def _time(plan: Plan) -> Iterable[str]:
 
 
 def _data(plan: Plan) -> Iterable[str]:
-    config, held = plan.config, plan.storage
-    nodes = -(-config.devices // config.per_node)
-    rate = plan.step.images_per_second / nodes
-    file = config.image_kib * 1024
-    size, loading = rate * file / 1e6, rate / config.images_per_core
+    config, size = plan.config, plan.checkpoint_bytes / 1e9
+    rate = plan.step.images_per_second / -(-config.devices // config.per_node)
+    file, kept = config.image_kib * 1024, config.checkpoint.keep_last + 1  # and the one that is being written
     yield "Data and storage"
-    yield f"  {'loader, a machine':28} {rate:,.0f} images/s: {loading:,.1f} cores, {size:,.1f} MB/s from storage"
-    yield f"  {'images (shards)':28} {held.data_bytes / 1e9:,.1f} GB at {_number(config.image_kib)} KiB each"
-    yield f"  {'a checkpoint':28} {held.checkpoint / 1e9:,.2f} GB, {held.seconds:,.1f} s at {_number(config.disk)} GB/s"
     yield (
-        f"  {'checkpoints of the run':28} {held.written:,} written ({held.written * held.checkpoint / 1e9:,.1f} GB), "
-        f"at most {held.kept} at once ({held.kept * held.checkpoint / 1e9:,.1f} GB)"
+        f"  {'loader, a machine':28} {rate:,.0f} images/s: {rate / config.images_per_core:,.1f} cores, "
+        f"{rate * file / 1e6:,.1f} MB/s from storage"
+    )
+    yield (f"  {'images (shards)':28} {config.num_images * file / 1e9:,.1f} GB at {_number(config.image_kib)} KiB each")
+    yield f"  {'a checkpoint':28} {size:,.2f} GB"
+    yield (
+        f"  {'checkpoints of the run':28} {plan.checkpoints:,} written ({plan.checkpoints * size:,.1f} GB), "
+        f"at most {kept} at once ({kept * size:,.1f} GB)"
     )
 
 
@@ -245,16 +216,14 @@ def _traffic(plan: Plan) -> Iterable[str]:
     yield f"  {'sent by a device':28} {step.sent / 1e9:,.3f} GB: {how}"
     yield f"  {'seconds alone':28} {_duration(step.sending)}, {step.sending / step.alone:.1%} of the rest of a step"
     yield f"  {'not hidden':28} {_duration(step.exposed)}"
-    yield (
-        f"  {'efficiency':28} {step.efficiency:.1%} with overlap, {step.efficiency_unhidden:.1%} if nothing were hidden"
-    )
+    yield f"  {'efficiency':28} {step.efficiency:.1%}"
 
 
 def _scale(plan: Plan) -> Iterable[str]:
     yield f"The same run of {plan.step.images:,} images a step on more devices"
     yield (
         f"  {'devices':>7} {'images':>12} {'GB':>6} {'step':>9} {'traffic':>9} {'images/s':>10} {'efficiency':>10} "
-        f"{'unhidden':>9} {'days':>8} {'device-hours':>12}"
+        f"{'days':>8} {'device-hours':>12}"
     )
     for count, step in plan.scale.items():
         if isinstance(step, UserError):
@@ -265,28 +234,28 @@ def _scale(plan: Plan) -> Iterable[str]:
         yield (
             f"  {count:7,} {images:>12} {memory.total(step.memory) / 1e9:6,.1f} {_duration(step.seconds):>9} "
             f"{_duration(step.sending):>9} {step.images_per_second:10,.0f} {step.efficiency:10.1%} "
-            f"{step.efficiency_unhidden:9.1%} {seconds / 86400:8,.2f} {seconds * count / 3600:12,.1f}"
+            f"{seconds / 86400:8,.2f} {seconds * count / 3600:12,.1f}"
         )
 
 
 def _assumptions(plan: Plan) -> Iterable[str]:
     device, config = plan.device, plan.config
     peak = device.single if plan.step.setup.precision == "fp32" else device.half
-    link, network = _number(device.link / 1e9), _number(device.network / 1e9)
-    yield "assumptions:"
-    yield "  operations are those of matrix products, as torch.utils.flop_counter counts them; attention is computed"
-    yield "  again in the backward pass (but by the explicit kernel); the last block works for corrupted patches alone"
-    yield "  memory is that of eager PyTorch's tensors, at the fullest moment of a step; torch.compile needs less; what"
-    yield "  kernels take for themselves while they run is not counted (on a CPU it grows with its threads)"
-    yield f"  {USABLE:.0%} of the device's memory is for tensors, the rest for its context, libraries and fragmentation"
+    rate = f"{config.efficiency:.0%} of {_number(peak / 1e12)} TFLOP/s (data sheet)"
     if config.images_per_second:
-        yield f"  {config.images_per_second:,.0f} images/s a device, whatever the micro-batch"
-    else:
-        yield f"  {config.efficiency:.0%} of {_number(peak / 1e12)} TFLOP/s (data sheet), whatever the micro-batch"
-    yield f"  links at {ATTAINED:.0%} of {link} GB/s between {config.per_node} devices of a machine"
-    yield f"  and of {network} GB/s from a machine to others, in one ring without start-up times"
-    yield f"  DDP's traffic hides behind the last backward pass ({BACKWARD:.0%} of computing), FSDP's behind it all"
-    yield "  the loader keeps up; evaluation, checkpoints, restarts and waiting for the slowest device are not counted"
+        rate = f"{config.images_per_second:,.0f} images/s a device"
+    link, network = _number(device.link / 1e9), _number(device.network / 1e9)
+    yield f"""assumptions:
+  operations are those of matrix products, as torch.utils.flop_counter counts them; attention is computed
+  again in the backward pass (but by the explicit kernel); the last block works for corrupted patches alone
+  memory is that of eager PyTorch's tensors, at the fullest moment of a step; torch.compile needs less; what
+  kernels take for themselves while they run is not counted (on a CPU it grows with its threads)
+  {USABLE:.0%} of the device's memory is for tensors, the rest for its context, libraries and fragmentation
+  {rate}, whatever the micro-batch
+  links at {ATTAINED:.0%} of {link} GB/s between {config.per_node} devices of a machine
+  and of {network} GB/s from a machine to others, in one ring without start-up times
+  DDP's traffic hides behind the last backward pass ({BACKWARD:.0%} of computing), FSDP's behind it all
+  the loader keeps up; evaluation, checkpoints, restarts and waiting for the slowest device are not counted"""
 
 
 def _duration(seconds: float) -> str:

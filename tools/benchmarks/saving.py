@@ -20,7 +20,7 @@ from mpp.training.loop import State
 from mpp.training.parallel import choose_device
 from mpp.training.saving import Saving
 from mpp.training.schedule import Schedule
-from mpp.training.timing import hardware, spread, synchronise, timed
+from mpp.training.timing import hardware, seconds_a_call, spread, timed
 
 
 def saving(config: SavingBench) -> int:
@@ -35,17 +35,17 @@ def saving(config: SavingBench) -> int:
     print(hardware())
     try:
         with tempfile.TemporaryDirectory(dir=config.folder or None) as folder:
-            first, stops, behind, at_once, size = _measure(state, Path(folder), config.repeats, device)
+            stops, behind, at_once, size = _measure(state, Path(folder), config.repeats, device)
     except OSError as error:
         raise RunError(f"cannot write to {config.folder or tempfile.gettempdir()}: {error.strerror}") from error
     print(
         f"{config.model} with Adam's moments, {size / 1e9:.2f} GB, from {device}; median (least to most) of "
         f"{config.repeats}, in turns\n"
     )
-    print(f"  training stops, first save of all    {first:.3g} s, which takes its memory from the system")
-    print(f"  training stops, later                {spread(stops, ' s')}")
-    print(f"  until it is on disk                  {spread(behind, ' s')}")
-    print(f"  written at once                      {spread(at_once, ' s')}")
+    print(f"  training stops, first save of all    {stops[0]:.3g} s, which takes its memory from the system")
+    print(f"  training stops, later                {spread(stops[1:], ' s')}")
+    print(f"  until it is on disk                  {spread(behind[1:], ' s')}")
+    print(f"  written at once                      {spread(at_once[1:], ' s')}")
     return 0
 
 
@@ -62,8 +62,8 @@ def _state(name: str, device: torch.device) -> State:
 
 def _measure(
     state: State, folder: Path, repeats: int, device: torch.device
-) -> tuple[float, list[float], list[float], list[float], int]:
-    """Seconds of the first stop, of later ones, until each is on disk, of writing at once; bytes of a checkpoint."""
+) -> tuple[list[float], list[float], list[float], int]:
+    """Seconds of the first and the later stops, until each is on disk, of writing at once; bytes of a checkpoint."""
     whole, beside = Checkpoints(folder / "at_once", keep_last=1), Checkpoints(folder / "beside", keep_last=1)
     schedule = Schedule(2 + repeats, 1, 1, lambda step: 0.0)
     stops: list[float] = []
@@ -72,10 +72,7 @@ def _measure(
     with Saving(schedule, beside, lambda: None, None) as save:
         for step in range(1, 2 + repeats):
             state.images_seen = step
-            synchronise(device)
-            _, stopped = timed(lambda: (save(state), synchronise(device)))
-            stops.append(stopped)
-            behind.append(stopped + timed(save.wait)[1])
-            if step > 1:
-                at_once.append(timed(lambda step=step: whole.save(step, state.state_dict()))[1])
-    return stops[0], stops[1:], behind[1:], at_once, beside.path(1 + repeats).stat().st_size
+            stops.append(seconds_a_call(lambda: save(state), device))
+            behind.append(stops[-1] + timed(save.wait)[1])
+            at_once.append(timed(lambda step=step: whole.save(step, state.state_dict()))[1])
+    return stops, behind, at_once, beside.path(1 + repeats).stat().st_size

@@ -178,10 +178,6 @@ class PlanBench(PretrainConfig):
     """Images that a core reads and augments in a second (`bench data` measures it)."""
     image_kib: float = 26.0
     """Mean size of an image file; the default is that of photographs at 256 pixels, JPEG quality 90."""
-    disk: float = 1.0
-    """Gigabytes a second that checkpoints are written at."""
-    network: float | None = None
-    """Gigabytes a second of a machine to others. None: that of the usual machine of the device."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,7 +185,7 @@ class PlanBench(PretrainConfig):
         if not self.device:
             raise ValueError("device must be a name, such as h200")
         _at_least(self, devices=1, per_node=1)
-        for key in ("images_per_core", "image_kib", "disk", "epochs", "network"):
+        for key in ("images_per_core", "image_kib", "epochs"):
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{key} must be above 0, got {value}")

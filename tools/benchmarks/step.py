@@ -12,24 +12,22 @@ libraries make their steps like ours (arithmetic, fused optimiser, clipping, com
 """
 
 import gc
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from benchmarks.peers import PEERS, MakeSide, Missing
 from benchmarks.settings import StepBench
 from benchmarks.step_parts import peak_bytes, time_by_part
-from benchmarks.step_sides import MatrixProduct, Setting, Side, data_wait, flops_per_image, ours, supervised
+from benchmarks.step_sides import Setting, Side, data_wait, flops_per_image, matrix_product, ours, supervised
 from mpp.dist import World
 from mpp.errors import RunError, UserError
 from mpp.model.settings import ModelConfig
 from mpp.system.process import memory_reused
 from mpp.training.parallel import DTYPES, choose_device, choose_precision
-from mpp.training.timing import MEASURING, hardware, ratios, spread, synchronise, timed
+from mpp.training.timing import MEASURING, calls_lasting, hardware, in_turns, ratios, seconds_a_call, spread
 
 OURS, SUPERVISED = "mpp", "timm, supervised"
 _ON_CPU = ("vit_small_patch16_224",)
@@ -67,8 +65,6 @@ class StepRow:
     """Peak of one step above that: gradients, activations, workspace."""
     parts: tuple[tuple[str, float], ...] = ()
     """Seconds of one uncompiled step by part; of ours alone."""
-    uncompiled_seconds: float = 0.0
-    """Of such a step without the profiler; of ours alone."""
     waited: float | None = None
     """Share of the time that a short run waited for its data; of ours alone."""
     note: str = ""
@@ -132,7 +128,9 @@ def _measure(config: StepBench, name: str, device: torch.device) -> list[StepRow
             sides[title] = _fitting(make, setting)
         except Missing as error:
             rows[title] = StepRow(name, title, left_out=str(error))
-    times, ceiling = _rounds(sides, MatrixProduct(device, DTYPES[precision]), config.repeats)
+    product = matrix_product(device, DTYPES[precision])
+    rounds = in_turns({"": product} | {title: _timing(side) for title, side in sides.items()}, config.repeats)
+    times = {title: [seconds / side.setting.batch for seconds in rounds[title]] for title, side in sides.items()}
     flops: dict[str, float] = dict(zip((OURS, SUPERVISED), flops_per_image(model), strict=True))
     for title, side in sides.items():
         side.optimizer.zero_grad(set_to_none=True)
@@ -146,7 +144,7 @@ def _measure(config: StepBench, name: str, device: torch.device) -> list[StepRow
             images_per_second=tuple(1 / each for each in times[title]),
             faster=tuple(ratios(times[title], times[OURS])),
             flops=flops.get(title, 0.0),
-            ceiling=tuple(ceiling),
+            ceiling=tuple(rounds[""]),
             state_bytes=side.state_bytes,
             step_bytes=peak_bytes(side.run, side.setting.device),
         )
@@ -164,7 +162,7 @@ def _fitting(make: MakeSide, setting: Setting) -> Side:
         side = None
         try:
             side = make(setting)
-            _seconds(side, _WARM_UP)
+            seconds_a_call(side.run, setting.device, _WARM_UP)
             return side
         except torch.OutOfMemoryError:
             pass  # the error keeps the step's memory until the end of this clause
@@ -176,40 +174,19 @@ def _fitting(make: MakeSide, setting: Setting) -> Side:
         setting = replace(setting, batch=setting.batch // 2)
 
 
-def _rounds(sides: dict[str, Side], product: MatrixProduct, repeats: int) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds per image of each side, and the product's FLOP/s, one a round; every other round goes backwards."""
-    times: dict[str, list[float]] = {title: [] for title in sides}
-    ceiling: list[float] = []
-    steps = {title: max(1, math.ceil(_SAMPLE_SECONDS / _seconds(side, 1))) for title, side in sides.items()}
-    for turn in range(repeats):
-        for title in [*sides, ""] if turn % 2 else ["", *reversed(sides)]:
-            if title:
-                times[title].append(_seconds(sides[title], steps[title]) / sides[title].setting.batch)
-            else:
-                ceiling.append(product())
-    return times, ceiling
-
-
-def _seconds(side: Side, steps: int) -> float:
-    """Of one step, the mean over some."""
-
-    def run() -> None:
-        for _ in range(steps):
-            side.run()
-        synchronise(side.setting.device)
-
-    return timed(run)[1] / steps
+def _timing(side: Side) -> Callable[[], float]:
+    """Gives the seconds of a step, the mean over some."""
+    device = side.setting.device
+    steps = calls_lasting(_SAMPLE_SECONDS, side.run, device)
+    return lambda: seconds_a_call(side.run, device, steps)
 
 
 def _with_parts(row: StepRow, side: Side, data: str) -> StepRow:
     """The row with what is measured of ours alone."""
     assert side.pretraining is not None
     try:
-        with torch.compiler.set_stance("force_eager"):
-            side.run()
-            uncompiled = float(np.median([_seconds(side, 1) for _ in range(3)]))
         parts = time_by_part(side.run, side.pretraining.model, side.setting.device)
-        row = replace(row, parts=tuple(parts.items()), uncompiled_seconds=uncompiled)
+        row = replace(row, parts=tuple(parts.items()))
     except torch.OutOfMemoryError:  # a compiled step may take less
         pass
     if not data:
@@ -249,8 +226,7 @@ def _print(rows: Sequence[StepRow], repeats: int) -> None:
     print("Our step by part, one uncompiled step:")
     for part, seconds in mine.parts:
         print(f"  {part:36} {seconds * 1e3:10,.1f} ms {seconds / total:8.1%}")
-    share = total / mine.uncompiled_seconds
-    print(f"  {'sum; share of an unprofiled step':36} {total * 1e3:10,.1f} ms {share:8.1%}")
+    print(f"  {'sum':36} {total * 1e3:10,.1f} ms")
     waited = mine.note if mine.waited is None else f"{mine.waited:.1%} of the time of a short run"
     print(f"  {'waiting for data':36} {waited}\n")
 

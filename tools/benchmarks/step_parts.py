@@ -1,8 +1,7 @@
 """Where the time of one of our training steps goes, by part, and what memory a step takes.
 
-The parts are marked in the product's own functions and modules for the length of one profiled, uncompiled step. An
-operation belongs to the part that it runs in; one of the backward pass to that of the forward operation with its
-autograd sequence number.
+The product's own functions and modules are marked during one profiled, uncompiled step. An operation belongs to the
+part that it runs in; one of the backward pass to that of the forward operation with its autograd sequence number.
 """
 
 import contextlib
@@ -24,19 +23,8 @@ import mpp.training.loop
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.training.timing import MEASURING, synchronise
 
-PARTS: tuple[str, ...] = (
-    "corruption",
-    "normalisation",
-    "patch embedding",
-    "attention",
-    "MLP",
-    "norms",
-    "head and loss",
-    "figures",
-    "clipping",
-    "optimiser",
-    "rest",
-)
+PARTS = ("corruption", "normalisation", "patch embedding", "attention", "MLP", "norms", "head and loss")
+PARTS += ("figures", "clipping", "optimiser", "rest")
 """figures: accuracies and baselines of the log; rest: residual sums, position embeddings, the host's own work."""
 _MARK = "mpp part: "
 _BACKWARD = "autograd::engine::evaluate_function: "
@@ -78,25 +66,19 @@ def _profiled(run: Callable[[], object], device: torch.device, memory: bool = Fa
     where = device.type if device.type == "cuda" else None
     done = profile(use_device=where, profile_memory=memory)
     # A process has one profiler, whose library says that it starts and stops, whatever its log level.
-    with MEASURING, _without_stderr(), done:
-        with record_function(f"{_MARK}rest"):
-            run()
-        synchronise(device)
-    return done
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Discards what the process, C libraries too, writes to standard error meanwhile."""
     sys.stderr.flush()
-    before = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
+    stderr = os.dup(2)
+    with MEASURING, open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            with done:
+                with record_function(f"{_MARK}rest"):
+                    run()
+                synchronise(device)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    return done
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What is timed: our training step as the product builds it, timm's supervised step, and a large matrix product."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from mpp.training.loop import fit
 from mpp.training.optim import build_optimizer, parameter_groups
 from mpp.training.parallel import autocast, prepare
 from mpp.training.settings import OptimConfig, TrainConfig
-from mpp.training.timing import synchronise, timed
+from mpp.training.timing import calls_lasting, seconds_a_call
 
 CLASSES = 1000
 WAIT_STEPS = 4
@@ -146,12 +147,9 @@ def data_wait(run: PretrainingRun, data: str) -> float:
     fed = replace(run, source=source, train_source=source)
     schedule = replace(run.schedule, total_steps=run.schedule.step(run.state.images_seen) + 2 * WAIT_STEPS)
     seen: list[dict[str, float]] = []
-    batches = fed.batches()
-    try:
-        look = lambda state: seen.append(state.clock.read(state.images_seen, 0))  # noqa: E731
+    look = lambda state: seen.append(state.clock.read(state.images_seen, 0))  # noqa: E731
+    with closing(fed.batches()) as batches:
         fit(run.state, run.wrapped, batches, training_step(fed), schedule, each_step=[look])
-    finally:
-        batches.close()
     seconds = [1 / each["time/images_per_second"] for each in seen[-WAIT_STEPS:]]
     waited = [each["time/data_wait"] * of for each, of in zip(seen[-WAIT_STEPS:], seconds, strict=True)]
     return sum(waited) / sum(seconds)
@@ -174,40 +172,25 @@ def flops_per_image(config: ModelConfig) -> tuple[float, float]:
         plain: Any = timm_model(config)
     for block in plain.blocks:
         block.attn.fused_attn = False
-    return _count(lambda: model.predict(pixels, corruption)), _count(lambda: plain(pixels))
+    found = []
+    for forward in (lambda: model.predict(pixels, corruption), lambda: plain(pixels)):
+        with FlopCounterMode(display=False) as counter:
+            forward().sum().backward()
+        found.append(float(counter.get_total_flops()))
+    return found[0], found[1]
 
 
-def _count(forward: Callable[[], Tensor]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        forward().sum().backward()
-    return float(counter.get_total_flops())
+def matrix_product(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Callable[[], float]:
+    """The ceiling: gives the FLOP/s of a large square product in the dtype of the step.
 
-
-class MatrixProduct:
-    """The ceiling: a large square product in the dtype of the step."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> None:
-        """Takes the largest size whose product is done in about `seconds`, at most 8192 (CPU: 2048)."""
-        self._device = device
-        self.size, largest = 256, 8192 if device.type == "cuda" else 2048
-        while True:
-            self._a, self._b = (torch.randn(self.size, self.size, device=device).to(dtype) for _ in range(2))
-            self._measure(1)
-            taken = 2 * self.size**3 / self._measure(1)
-            if self.size == largest or 8 * taken > seconds:
-                break
-            self.size *= 2
-        self._times = max(1, round(seconds / taken))
-
-    def __call__(self) -> float:
-        """FLOP/s."""
-        return self._measure(self._times)
-
-    def _measure(self, times: int) -> float:
-        def run() -> None:
-            for _ in range(times):
-                torch.mm(self._a, self._b)
-            synchronise(self._device)
-
-        synchronise(self._device)
-        return times * 2 * self.size**3 / timed(run)[1]
+    Of the largest size that is done in about `seconds`, at most 8192 (CPU: 2048).
+    """
+    size, largest = 256, 8192 if device.type == "cuda" else 2048
+    while True:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        run = lambda: torch.mm(a, b)  # noqa: B023, E731
+        run()
+        if size == largest or 8 * seconds_a_call(run, device) > seconds:
+            times = calls_lasting(seconds, run, device)
+            return lambda: 2 * size**3 / seconds_a_call(run, device, times)
+        size *= 2

@@ -2,11 +2,8 @@
 
 Each run is the checkout's own `tools/pretrain.py` in a process of its own, from the loader to the rows of the log;
 pictures, few-shot evaluation, loggers and the report are off. Its speed is that of the log without the first quarter.
-
-1. Each side says which mpp it imports, and which of the recipe's settings it does not know; those it does not get.
-2. One run first that does not count: it decodes what is cached, which only a run of full length may be worth, and
-   measures what is measured once.
-3. All sides once in every round, in turning order; medians with spread, ratios within a round.
+A side does not get the settings that it does not know. A first run of each, as long as the others, does not count: it
+decodes what is cached, and measures what is measured once.
 """
 
 import json
@@ -90,7 +87,8 @@ def training(config: TrainingBench) -> int:
             flags = as_flags(replace(of, train=train))
             sides = [_side(name, path, flags) for name, path in checkouts.items()]
             measure(sides, config.repeats)
-            _print(f"{text}, {precision}", sides)
+            print(f"\n{text}, {precision}")
+            _print(sides)
     return 0
 
 
@@ -185,8 +183,7 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
     return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
 
 
-def _print(title: str, sides: Sequence[Side]) -> None:
-    print(f"\n{title}")
+def _print(sides: Sequence[Side]) -> None:
     for side in sides:
         rates, waits, besides = zip(*side.rounds, strict=True)
         speed = f"{spread(rates, ' images/s'):>32}   {np.median(waits):.0%} waiting for data"

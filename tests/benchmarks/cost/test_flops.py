@@ -1,12 +1,12 @@
 """Operations against torch's own counter, and by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from benchmarks.cost.flops import EXPLICIT, FUSED, Passes, flops, total
-from benchmarks.cost.shape import Shape, shape_of
-from torch import Tensor
+from benchmarks.cost.flops import EXPLICIT, FUSED, flops, total
+from benchmarks.cost.shape import shape_of
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from mpp.model.settings import ModelConfig
@@ -14,8 +14,7 @@ from mpp.objective.masking import draw_corruption, pick_patches
 from mpp.objective.settings import ObjectiveConfig
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
-
-TINY = ModelConfig("vit_tiny_patch16_224", img_size=(32,), patch_size=(8,), embed_dim=48, num_heads=3, depth=2)
+from tests.benchmarks.tiny import TINY
 
 
 def _sdpa(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
@@ -33,64 +32,44 @@ _ON_CPU = {
 }
 
 
-def counted(model: ModelConfig, objective: ObjectiveConfig, batch: int = 2) -> tuple[int, int]:
-    """Operations of the product's forward pass and of all of a training step, an image."""
+def check(model: ModelConfig, objective: ObjectiveConfig, batch: int = 2) -> None:
+    """Compares the operations of forward pass and training step with those of the product's own, an image."""
     config = PretrainConfig(model=model, objective=objective)
-    built = build_model(config, "cpu")
-    generator = torch.Generator().manual_seed(0)
+    built, generator = build_model(config, "cpu"), torch.Generator().manual_seed(0)
     grid = built.encoder.grid
     picked = pick_patches(batch, grid, objective.ratio, generator)
     corruption = draw_corruption(picked, grid[0] * grid[1], generator, objective.split)
     images = torch.randint(0, 256, (batch, model.in_chans, *model.image_hw), dtype=torch.uint8, generator=generator)
     with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
-        loss: Tensor = built(images, corruption)[0]
-        forward = counter.get_total_flops()
+        loss = built(images, corruption)[0]
+        forward = counter.get_total_flops() // batch
         loss.backward()
-    return forward // batch, counter.get_total_flops() // batch
+    parts = flops(shape_of(config), FUSED if model.attention == "sdpa" else EXPLICIT, model.grad_checkpointing)
+    found = sum(part.forward for part in parts.values()), total(parts)
+    assert found == (forward, counter.get_total_flops() // batch)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kernel", ["sdpa", "explicit"])
+LATE = {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2}
+
+
 @pytest.mark.parametrize(
-    ("changes", "objective"),
+    ("model", "objective"),
     [
         ({}, {}),
+        ({"attention": "explicit"}, {}),
+        ({"grad_checkpointing": True}, {}),
         ({"img_size": (32, 48), "in_chans": 1, "depth": 3}, {"ratio": 0.15, "target": "colour_4x4"}),
-        ({"pos_embed": "2d"}, {"target": "pixels"}),
-        ({"depth": 4}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "detail": 1.0}),
-        ({}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "decoder_depth": 1}),
+        ({"pos_embed": "2d", "attention": "explicit", "grad_checkpointing": True}, {"target": "pixels"}),
+        ({"depth": 4, "attention": "explicit"}, {**LATE, "detail": 1.0}),
+        ({"grad_checkpointing": True}, {**LATE, "decoder_depth": 1}),
         ({}, {"decoder_depth": 2}),
     ],
 )
-def test_every_part_is_what_torch_counts(changes: Any, objective: Any, kernel: Any, checkpointing: bool) -> None:
-    from dataclasses import replace
-
-    model = replace(TINY, **changes, attention=kernel, grad_checkpointing=checkpointing)
-    told = ObjectiveConfig(**objective)
-    parts = flops(shape_of(model, told), FUSED if kernel == "sdpa" else EXPLICIT, checkpointing)
-    forward = sum(part.forward for part in parts.values())
-    assert (forward, total(parts)) == counted(model, told)
+def test_every_part_is_what_torch_counts(model: Any, objective: Any) -> None:
+    check(replace(TINY, **{"attention": "sdpa", **model}), ObjectiveConfig(**objective))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
 def test_the_usual_sizes(size: str) -> None:
-    model = ModelConfig(f"vit_{size}_patch16_224", attention="sdpa")
-    parts = flops(shape_of(model, ObjectiveConfig()))
-    forward = sum(part.forward for part in parts.values())
-    assert (forward, total(parts)) == counted(model, ObjectiveConfig(), batch=1)
-
-
-def test_by_hand() -> None:
-    # 4 patches of 2 values and a class token, width 3, two blocks, MLP of 5, 2 corrupted, 7 outputs
-    shape = Shape(1, (4, 2), (2, 1), 3, 2, 1, 5, 1, 15, 2, 7)
-    assert (shape.patches, shape.tokens) == (4, 5)
-    first = 2 * 5 * 3 * (9 + 3) + 2 * 2 * 5 * 5 * 3  # qkv and projection of 5 tokens; 5 x 5 weights twice
-    last = 2 * 5 * 3 * 6 + 2 * 2 * 3 * 6 + 2 * 2 * 2 * 5 * 3  # keys and values of 5; queries and projection of 2
-    assert flops(shape, EXPLICIT) == {
-        "patch embedding": Passes(2 * 4 * 2 * 3, 2 * 4 * 2 * 3),
-        "attention": Passes(first + last, 2 * (first + last)),
-        "MLP": Passes(2 * 2 * (5 + 2) * 3 * 5, 2 * 2 * 2 * (5 + 2) * 3 * 5),
-        "head": Passes(2 * 2 * 3 * 7, 2 * 2 * 2 * 3 * 7),
-        "baselines": Passes(2 * 2 * 4, 0),
-    }
+    check(ModelConfig(f"vit_{size}_patch16_224", attention="sdpa"), ObjectiveConfig(), batch=1)

@@ -1,18 +1,14 @@
 """Bytes against those of the tensors that live in the product's own training step, and by hand."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from benchmarks.cost.flops import EXPLICIT, FUSED
 from benchmarks.cost.memory import Setup, largest_micro_batch, memory, total
-from benchmarks.cost.shape import Shape, shape_of
+from benchmarks.cost.shape import shape_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -25,8 +21,9 @@ from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import training_step
 from mpp.training.loop import FiniteGuard, update
 from mpp.training.settings import OptimConfig, TrainConfig
+from tests import runs
+from tests.benchmarks.tiny import HAND
 
-ROOT = Path(__file__).resolve().parents[3]
 CPU, CUDA, RANKS = 0.05, 0.1, 0.1
 """Shares of the measured peak that the formulas may be off."""
 ALONE = World()
@@ -132,7 +129,7 @@ def setup_of(config: PretrainConfig) -> Setup:
 
 def check_on_cpu(source: str, config: PretrainConfig) -> None:
     steps = Steps(source, config, "cpu")
-    components = memory(shape_of(config.model, config.objective), setup_of(config))
+    components = memory(shape_of(config), setup_of(config))
     kept = sum(components.pop(name) for name in ("weights", "optimiser", "moving average"))
     measured = living(steps)
     assert total(components) == pytest.approx(measured, rel=CPU), components
@@ -149,12 +146,8 @@ def check_on_cpu(source: str, config: PretrainConfig) -> None:
         ({"grad_checkpointing": True}, {}, {"name": "sgd", "ema_decay": 0.9}, {}),
         ({}, {"micro_batch": BATCH // 4}, {}, {"ratio": 0.15, "target": "colour_4x4"}),
         ({"attention": "explicit"}, {}, {}, {"target": "pixels"}),
-        ({"img_size": (32,), "patch_size": (4,)}, {"batch_size": 32}, {}, {}),
-        ({"depth": 4}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2}),
-        ({}, {}, {}, {"detail": 1.0}),
-        ({}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "decoder_depth": 1}),
+        ({}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "decoder_depth": 1, "detail": 1.0}),
         ({"img_size": (64,)}, {"precision": "bf16"}, {}, {"decoder_depth": 2}),
-        ({"img_size": (64,)}, {"precision": "bf16"}, {}, {}),
         ({"img_size": (64,), "grad_checkpointing": True}, {"precision": "bf16", "batch_size": 16}, {}, {}),
     ],
 )
@@ -168,28 +161,10 @@ def test_the_peak_is_of_the_living_tensors(model: Any, train: Any, optim: Any, o
     check_on_cpu(source, config)
 
 
-def test_more_threads_change_nothing(source: str) -> None:
-    config = PretrainConfig(model=SMALL, train=TrainConfig(batch_size=BATCH, precision="bf16"))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = living(Steps(source, config, "cpu"))
-        torch.set_num_threads(8)
-        assert living(Steps(source, config, "cpu")) == one
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("name", "size", "patch", "batch"),
-    [
-        ("vit_tiny_patch16_224", 224, 16, 8),
-        ("vit_tiny_patch16_224", 32, 4, 64),
-        ("vit_small_patch16_224", 224, 16, 4),
-        ("vit_small_patch16_224", 32, 4, 32),
-    ],
+    ("name", "size", "patch", "batch"), [("vit_tiny_patch16_224", 224, 16, 8), ("vit_small_patch16_224", 32, 4, 32)]
 )
 def test_the_usual_sizes(name: str, size: int, patch: int, batch: int, checkpointing: bool, source: str) -> None:
     model = ModelConfig(name, (size,), (patch,), attention="sdpa", grad_checkpointing=checkpointing)
@@ -204,22 +179,12 @@ def test_of_several_ranks(parallel: str, passes: int, checkpointing: bool, sourc
 
     ranks = ranks_memory.RANKS if parallel == "fsdp" else 1
     batch = 4 * passes * ranks
-    words = [
-        sys.executable,
-        "-m",
-        "tests.benchmarks.cost.ranks_memory",
-        source,
-        parallel,
-        str(batch),
-        "4",
-        str(checkpointing),
-    ]
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
-    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT, env=env)
-    measured = int(done.stdout.split("living ")[1].split()[0])
+    words = ["-m", ranks_memory.__name__, source, parallel, str(batch), "4", str(checkpointing)]
+    out, _ = runs.finish(words, cwd=runs.ROOT, env={"PYTHONPATH": f"{runs.ROOT}:{runs.ROOT / 'tools'}"})
+    measured = int(out.split("living ")[1].split()[0])
     model = ModelConfig("vit_tiny_patch16_224", **ranks_memory.MODEL, grad_checkpointing=checkpointing)
     setup = Setup(4, passes, max(ranks, 2), checkpointing=checkpointing, parallel=parallel)
-    components = memory(shape_of(model, ObjectiveConfig()), setup)
+    components = memory(shape_of(PretrainConfig(model=model)), setup)
     for name in ("weights", "optimiser"):
         components.pop(name)
     assert total(components) == pytest.approx(measured, rel=RANKS), components
@@ -241,42 +206,6 @@ def test_on_cuda(name: str, batch: int, precision: Any, checkpointing: bool, sou
     steps.one()
     measured = torch.cuda.max_memory_allocated() - before
     assert total(memory(shape_of(model, config.objective), setup_of(config))) == pytest.approx(measured, rel=CUDA)
-
-
-# 4 patches of 2 values and a class token, width 3, two blocks, MLP of 5, 2 corrupted, 7 outputs
-HAND = Shape(1, (4, 2), (2, 1), 3, 2, 1, 5, 1, 15, 2, 7)
-
-
-def test_by_hand() -> None:
-    block = 4 * 3 + (27 + 9) + (9 + 3) + (15 + 5) + (15 + 3)
-    parameters = (3 * 2 + 3) + 3 + 15 + 2 * block + 2 * 3 + 3 + (3 * 7 + 7)
-    assert HAND.parameters == parameters
-    found = memory(HAND, Setup(micro_batch=1000, accumulate=2, optimiser="adam", ema=True))
-    assert found["weights"] == found["moving average"] == found["gradients"] == 4 * parameters
-    assert found["optimiser"] == 2 * 4 * parameters
-    # input, norm, queries, keys, values, attended, sum, norm; MLP before and after GELU; sums and norms' statistics
-    first = 4 * (8 * 5 * 3 + 2 * 5 * 5 + 1 * 5) + 2 * 8 * 5
-    # the same, but for 2 of the 5 tokens beyond input, norm, keys and values, and these 2 once more
-    last = 4 * (4 * 5 * 3 + 5 * 2 * 3 + 2 * 2 * 5 + 1 * 2) + 8 * (5 + 2)
-    read = 2 * 4 * 2 * 3
-    assert found["activations"] == 1000 * (first + last + read)
-    assert found["head and loss"] == 1000 * 2 * 4 * 2 * 7
-    # Of another pass lie there its places in the corruption, and no longer its images.
-    more = memory(HAND, Setup(micro_batch=1000, accumulate=3, optimiser="adam", ema=True))
-    assert more["batch"] - found["batch"] == 1000 * 24 * 2
-
-
-def test_what_devices_share() -> None:
-    alone = memory(HAND, Setup(1))
-    ddp, fsdp = (memory(HAND, Setup(1, devices=4, parallel=how)) for how in ("ddp", "fsdp"))
-    assert ddp["weights"] == alone["weights"] == 4 * HAND.parameters
-    assert ddp["gradients"] == 4 * HAND.parameters  # DDP's buckets stay
-    for name in ("weights", "optimiser"):
-        assert fsdp[name] == pytest.approx(alone[name] / 4, abs=8)
-    assert fsdp["gradients"] < ddp["gradients"] / 4
-    several = memory(HAND, Setup(1, 3, devices=4, parallel="fsdp"))
-    assert several["gradients"] == pytest.approx(alone["weights"] / 4, abs=8)  # of earlier passes
-    assert fsdp["gathered weights"] > ddp["gathered weights"] == 0
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits() -> None:

@@ -2,10 +2,11 @@
 
 Counted are the tensors of PyTorch's eager mode; torch.compile keeps fewer for the backward pass. What kernels take for
 themselves while they run is not: it depends on the device, on the CPU on the processor and the threads. The moments
-looked at are the end of the forward pass, and the backward pass at the head and at each block, during which activations
-shrink and gradients grow. Legend: T tokens, K corrupted patches, D token width, M width of the MLP.
+are the end of the forward pass, and the backward pass at the head and at each block: activations shrink, gradients
+grow. Legend: T tokens, K corrupted patches, D token width, M width of the MLP.
 """
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -54,22 +55,18 @@ def memory(shape: Shape, setup: Setup) -> Moment:
     Components: weights, optimiser, moving average, gradients, weights in half precision, gathered weights (FSDP),
     activations, head and loss, batch, temporaries.
     """
-    held = _held(shape, setup)
-    return held | max(_moments(shape, setup), key=lambda moment: sum(moment.values()))
+    own = -(-4 * shape.parameters // setup.sharded)
+    state = {
+        "weights": own,
+        "optimiser": OPTIMISER_COPIES[setup.optimiser] * own,
+        "moving average": own * setup.ema,
+    }
+    return state | max(_moments(shape, setup), key=total)
 
 
 def total(components: Moment) -> int:
     """Bytes of all."""
     return sum(components.values())
-
-
-def _held(shape: Shape, setup: Setup) -> Moment:
-    own = -(-4 * shape.parameters // setup.sharded)
-    return {
-        "weights": own,
-        "optimiser": OPTIMISER_COPIES[setup.optimiser] * own,
-        "moving average": own if setup.ema else 0,
-    }
 
 
 def _known(shape: Shape, number: int) -> int:
@@ -161,23 +158,13 @@ def _gathered(shape: Shape, setup: Setup, backward: bool) -> int:
 
 def _loss(shape: Shape, setup: Setup) -> int:
     """Bytes of the head's output and what its loss keeps, of one image."""
-    output = shape.picked * shape.outputs
     regression = setup.narrow + 8  # output, target, difference
-    details = shape.picked * shape.details * regression
-    if shape.pixel_target:
-        return output * regression + details
-    return output * (setup.narrow + (0 if setup.narrow == 4 else 4) + 4) + details
+    classes = setup.narrow + (0 if setup.narrow == 4 else 4) + 4
+    output = shape.outputs * (regression if shape.pixel_target else classes)
+    return shape.picked * (output + shape.details * regression)
 
 
 def largest_micro_batch(shape: Shape, setup: Setup, limit: float) -> int:
     """The most images in one forward pass with which a step stays within `limit` bytes; 0 where not even one does."""
-    low, high = 0, 1
-    while high <= 2**16 and total(memory(shape, replace(setup, micro_batch=high))) <= limit:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if total(memory(shape, replace(setup, micro_batch=middle))) <= limit:
-            low = middle
-        else:
-            high = middle
-    return low
+    sizes = range(1, 2**17)
+    return bisect.bisect_right(sizes, limit, key=lambda size: total(memory(shape, replace(setup, micro_batch=size))))

@@ -1,7 +1,4 @@
-"""What a whole run costs: time, traffic between devices, images to be read, checkpoints to be written.
-
-Everything here is arithmetic on what the caller states; nothing is measured.
-"""
+"""What a step costs on some devices: time, and traffic between them. Arithmetic on what the caller states."""
 
 from dataclasses import dataclass, replace
 
@@ -79,11 +76,6 @@ class Step:
         """Share of the time in which devices compute, where traffic hides behind computing as it can."""
         return self.alone / self.seconds
 
-    @property
-    def efficiency_unhidden(self) -> float:
-        """The same where no traffic hides."""
-        return self.alone / (self.alone + self.sending)
-
 
 def step_of(shape: Shape, setup: Setup, machine: Machine, batch_size: int) -> Step:
     """One update of `batch_size` images on the machine.
@@ -108,7 +100,9 @@ def step_of(shape: Shape, setup: Setup, machine: Machine, batch_size: int) -> St
     peak = machine.device.single if setup.precision == "fp32" else machine.device.half
     speed = machine.images_per_second or machine.efficiency * peak / flops.total(parts)
     computing = share / speed
-    updating = _updating(shape, setup) / (ATTAINED * machine.device.bandwidth)
+    # Numbers that clipping, the optimiser and the moving average read and write for each weight.
+    numbers = 2 + 3 + 2 * OPTIMISER_COPIES[setup.optimiser] + 3 * setup.ema
+    updating = 4 * numbers * shape.parameters / setup.sharded / (ATTAINED * machine.device.bandwidth)
     if machine.images_per_second:
         updating = 0.0  # measured with the rest
     sent, sending = _traffic(shape, setup, machine)
@@ -158,12 +152,6 @@ def _fitting(shape: Shape, setup: Setup, share: int, limit: float) -> Setup:
     return setup
 
 
-def _updating(shape: Shape, setup: Setup) -> float:
-    """Bytes that clipping, the optimiser and the moving average read and write."""
-    numbers = 2 + 3 + 2 * OPTIMISER_COPIES[setup.optimiser] + 3 * setup.ema
-    return 4 * numbers * shape.parameters / setup.sharded
-
-
 def _traffic(shape: Shape, setup: Setup, machine: Machine) -> tuple[float, float]:
     """Bytes that a device sends in an update, and the seconds of that, over a ring of all devices.
 
@@ -182,28 +170,3 @@ def _traffic(shape: Shape, setup: Setup, machine: Machine) -> tuple[float, float
     sent = (n - 1) / n * moved
     slowest = min(machine.device.link, machine.device.network) if machine.nodes > 1 else machine.device.link
     return sent, sent / (ATTAINED * slowest)
-
-
-@dataclass(frozen=True)
-class Storage:
-    """What is read and written."""
-
-    data_bytes: float
-    """Of all images once."""
-    checkpoint: int
-    """Bytes of one: weights, optimiser, moving average."""
-    kept: int
-    """Checkpoints on disk at once, the one that is being written among them."""
-    written: int
-    """Checkpoints written in the run."""
-    seconds: float
-    """Of writing one."""
-
-
-def storage(
-    shape: Shape, setup: Setup, images: float, image_bytes: float, kept: int, written: int, disk: float
-) -> Storage:
-    """What a run reads and writes; `disk` in bytes a second."""
-    held = memory.memory(shape, replace(setup, devices=1))
-    size = held["weights"] + held["optimiser"] + held["moving average"]
-    return Storage(images * image_bytes, size, kept + 1, written, size / disk)
