@@ -37,12 +37,6 @@ def test_it_prints_times_rates_and_ratios(capsys: pytest.CaptureFixture[str]) ->
     assert "xformers         left out: " in out
 
 
-@pytest.mark.parametrize("size", ["224", "224/15", "0/4"])
-def test_a_wrong_size_is_refused(size: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench(["attention", "--sizes", size]) == 2
-    assert f"as 224/16, got {size!r}" in capsys.readouterr().err
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_kernels_of_cuda_are_all_timed() -> None:

@@ -5,14 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from bench import bench as main
 from benchmarks import fewshot as bench
 from benchmarks.settings import FewshotBench
 
 from mpp.errors import RunError, UserError
 from tests.benchmarks.tiny import call
 
-NAMES = "step, training, plan, attention, saving, gpu, data, fewshot"
 TINY = ("--classes", "12", "--shots", "3", "--dim", "16", "--num-l2", "4", "--num-test", "50", "--repeats", "2")
 
 
@@ -40,22 +38,6 @@ def test_help_never_loads_torch() -> None:
     assert "benchmarks.settings" in modules
     assert not modules & {"torch", "numpy", "sklearn"}
     assert "bench step --help" in call("--help").stdout
-
-
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        ((), f"bench: error: the first word names what to measure: {NAMES}; got nothing"),
-        (("speed",), f"bench: error: the first word names what to measure: {NAMES}; got 'speed'"),
-        (("fewshot", "--repeat", "3"), "bench fewshot: error: no setting '--repeat'; did you mean '--repeats'?"),
-        (("fewshot", "--classes", "1"), "bench fewshot: error: classes must be at least 2, got 1"),
-    ],
-)
-def test_an_error_is_one_line_and_exit_code_2(
-    argv: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(argv) == 2
-    assert capsys.readouterr() == ("", f"{line}\n")
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,5 @@
 """The one table of a CUDA device: its rows, from figures made by hand, and what is said without such a device."""
 
-import pytest
-import torch
-from bench import bench
 from benchmarks.gpu import step_lines
 from benchmarks.step import OURS, StepRow
 
@@ -32,9 +29,3 @@ def test_a_row_says_rate_share_memory_and_parts() -> None:
         ("  its parts", "attention 25.0%, MLP 75.0%"),
         ("vit_base_patch16_224, another", "left out: pip install it"),
     ]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_without_a_cuda_device_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench(["gpu"]) == 2
-    assert "needs a CUDA device" in capsys.readouterr().err

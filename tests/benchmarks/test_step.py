@@ -29,7 +29,7 @@ from benchmarks.step_sides import (
 from torch import Tensor, nn
 
 import mpp.pretraining.step
-from mpp.errors import RunError, UserError
+from mpp.errors import RunError
 from mpp.model.settings import ModelConfig
 from mpp.training.timing import timed
 from tests import runs
@@ -224,12 +224,3 @@ def test_on_a_gpu(compiled: Any) -> None:
     mine = rows[0]
     assert mine.compiled == (compiled == "on")
     assert all(seconds > 0 for name, seconds in mine.parts if name != "rest")
-
-
-@pytest.mark.parametrize(
-    ("changed", "why"),
-    [({"models": ("vit_tyni",)}, "no model 'vit_tyni'; near it"), ({"img_size": (30,)}, "multiple of")],
-)
-def test_what_is_not_there_is_refused(changed: dict[str, Any], why: str) -> None:
-    with pytest.raises(UserError, match=why):
-        bench.measure(replace(BENCH, **changed))

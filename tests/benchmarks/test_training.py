@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bench import bench
 from benchmarks.settings import TrainingBench
 from benchmarks.training import _side, as_flags, recipe, steady
 
@@ -57,26 +56,6 @@ def test_the_first_quarter_does_not_count() -> None:
     rows.insert(2, {"step": 2, "images": 20, "fewshot/1shot": 0.5})
     rate, waited, seconds = steady(rows)
     assert (rate, waited, seconds) == pytest.approx((30 / 0.4, 0.1 / 0.4, 10.4))
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (("--against", "/nowhere"), "a checkout of this project is needed, and /nowhere has no tools/pretrain.py"),
-        (("--recipes", "nothing.yaml"), "nothing.yaml: cannot be read: No such file or directory"),
-        (("--recipes", "study/benefit_cpu.yaml"), "names no images: give '"),
-        (("--recipes", "pretrain/demo.yaml: --optim.rate 1"), "demo.yaml: --optim.rate 1: no setting '--opt"),
-        (("--recipes", "pretrain/demo.yaml: --data.source 'a"), "No closing quotation"),
-        (("--recipes",), "recipes takes at least one, such as pretrain/demo.yaml"),
-        (("--steps", "19"), "steps must be at least 20, got 19"),
-        (("--device", "tpu"), "tpu"),
-    ],
-)
-def test_what_is_refused(argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench(["training", *argv]) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -254,11 +254,7 @@ WRONG: list[tuple[str, dict[str, str], list[str]]] = [
     ),
     ("a heavy decoder", TWO | {"objective__decoder_depth": "3"}, ["no light decoder; take fewer"]),
     ("[mask] late and nothing visible", HIDDEN | {"objective__ratio": "1"}, ["take a smaller ratio"]),
-    (
-        "[mask] late and patches replaced",
-        HIDDEN | {"objective__split": "0.8,0.1,0.1"},
-        ["needs objective.split 1 0 0"],
-    ),
+    ("[mask] late and patches replaced", HIDDEN | {"objective__split": "0.8,0.1,0.1"}, ["needs objective.split 1 0 0"]),
     (
         "details of one value",
         {"objective__detail": "1", "model__patch_size": "1", "model__img_size": "4", **GREY},

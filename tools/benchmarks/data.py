@@ -107,8 +107,8 @@ def _print(title: str, rates: Mapping[str, Sequence[float]], compared: Mapping[s
     print()
 
 
-def _transform(side: int, **settings: float) -> TrainTransform:
-    return TrainTransform(DataConfig(**settings), (side, side), 3)
+def _transform(side: int, hflip: float = 0.5) -> TrainTransform:
+    return TrainTransform(DataConfig(hflip=hflip), (side, side), 3)
 
 
 def _draws(transform: TrainTransform, number: int) -> list[list[float]]:

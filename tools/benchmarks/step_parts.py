@@ -23,8 +23,8 @@ import mpp.training.loop
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.training.timing import MEASURING, synchronise
 
-PARTS = ("corruption", "normalisation", "patch embedding", "attention", "MLP", "norms", "head and loss")
-PARTS += ("figures", "clipping", "optimiser", "rest")
+PARTS: tuple[str, ...] = ("corruption", "normalisation", "patch embedding", "attention", "MLP", "norms")
+PARTS += ("head and loss", "figures", "clipping", "optimiser", "rest")
 """figures: accuracies and baselines of the log; rest: residual sums, position embeddings, the host's own work."""
 _MARK = "mpp part: "
 _BACKWARD = "autograd::engine::evaluate_function: "
