@@ -53,14 +53,9 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         "finetune",
         {"train__precision": "bf16", "optim__ema_decay": "0"},
     ),
-    "fine-tuning, hidden layer, smoothed, recomputed": (
+    "fine-tuning, hidden layer, smoothed": (
         "finetune",
-        {
-            "model__head": "tanh",
-            "loss__smoothing": "0.1",
-            "model__grad_checkpointing": "true",
-            "optim__layer_decay": "0.8",
-        },
+        {"model__head": "tanh", "loss__smoothing": "0.1", "optim__layer_decay": "0.8"},
     ),
     "fine-tuning, mixed, batch normalisation": (
         "finetune",

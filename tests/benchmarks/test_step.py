@@ -167,10 +167,6 @@ def test_peak_memory_by_hand() -> None:
     assert peak_bytes(run, CPU) == pytest.approx(4 * 2_000_000 + 4_000_000, abs=20_000)
 
 
-def test_the_matrix_product_gives_its_rate() -> None:
-    assert matrix_product(CPU, torch.float32, 0.02)() > 1e8
-
-
 def test_what_does_not_fit_is_halved() -> None:
     def make(most: int) -> Callable[[Setting], Side]:
         def side(setting: Setting) -> Side:

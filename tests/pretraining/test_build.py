@@ -82,16 +82,6 @@ def test_images_and_corruption_are_the_same_in_any_split(size: int, micro: str, 
         assert all(map(torch.equal, (picked, kinds, other), first[:3]))
 
 
-def test_a_rank_has_its_slots_and_goes_on_at_the_images_seen(source: str, rank) -> None:
-    run = rank(config_of(source, train__micro_batch="4"), 1, 2)
-    expected = given_to_the_model(run, updates=4)
-    assert list(expected)[:4] == [(0, 8), (0, 12), (16, 8), (16, 12)]
-    run.state.images_seen = 32
-    later = given_to_the_model(run, updates=2)
-    assert list(later) == [(32, 8), (32, 12), (48, 8), (48, 12)]
-    assert all(torch.equal(later[at][0], expected[at][0]) for at in later)
-
-
 def test_corruption_depends_on_position_and_seed(source: str) -> None:
     run, other = built(source), built(source, train__seed="1")
     first = draw(run, 0, 16).picked

@@ -13,7 +13,7 @@ libraries make their steps like ours (arithmetic, fused optimiser, clipping, com
 
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -184,11 +184,9 @@ def _timing(side: Side) -> Callable[[], float]:
 def _with_parts(row: StepRow, side: Side, data: str) -> StepRow:
     """The row with what is measured of ours alone."""
     assert side.pretraining is not None
-    try:
+    with suppress(torch.OutOfMemoryError):  # a compiled step may take less
         parts = time_by_part(side.run, side.pretraining.model, side.setting.device)
         row = replace(row, parts=tuple(parts.items()))
-    except torch.OutOfMemoryError:  # a compiled step may take less
-        pass
     if not data:
         return replace(row, note="not measured: name images by --data")
     try:

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from benchmarks.cost.devices import DEVICES, Device, device_named
+from benchmarks.cost.devices import DEVICES, Device
 from benchmarks.cost.flops import flops, total
 from benchmarks.cost.memory import Setup, largest_micro_batch
 from benchmarks.cost.memory import total as bytes_of
@@ -62,8 +62,8 @@ def test_the_micro_batch_fits_and_divides() -> None:
     assert tight.setup.micro_batch * tight.setup.accumulate == 96
     with pytest.raises(UserError, match=r"one image needs .*; try --model.grad-checkpointing or --train.parallel fsdp"):
         step_of(HAND, Setup(100), Machine(replace(ROUND, memory=1e3)), 96)
-    with pytest.raises(UserError, match="100 is not a multiple of 8 devices; take a batch of 96 or 5 devices"):
-        step_of(HAND, Setup(100), Machine(ROUND, 8), 100)
+    with pytest.raises(UserError, match=r"try --model.grad-checkpointing or a device with more memory"):  # no FSDP
+        step_of(HAND, Setup(8, precision="fp16"), Machine(replace(ROUND, memory=1e3), 4), 32)
 
 
 def test_what_is_planned_fits_with_its_accumulation() -> None:
@@ -88,19 +88,3 @@ def test_a_second_pass_that_does_not_fit_is_no_way_out() -> None:
     assert step_of(HAND, setup, small, 4).setup.micro_batch == 1
     with pytest.raises(UserError, match=r"one image needs .*; try --model.grad-checkpointing or more devices or a dev"):
         step_of(HAND, setup, small, 8)
-
-
-def test_fsdp_is_not_for_fp16() -> None:
-    setup = Setup(8, precision="fp16", parallel="fsdp")
-    assert step_of(HAND, setup, Machine(ROUND), 32).setup.sharded == 1
-    with pytest.raises(UserError, match=r"train.parallel fsdp has no loss scaling for fp16; take train.precision"):
-        step_of(HAND, setup, Machine(ROUND, 4), 32)
-    with pytest.raises(UserError, match=r"try --model.grad-checkpointing or a device with more memory"):
-        step_of(HAND, replace(setup, parallel="ddp"), Machine(replace(ROUND, memory=1e3), 4), 32)
-
-
-def test_devices_are_found_by_name() -> None:
-    assert device_named("H200") is DEVICES["h200"]
-    for wrong, near in (("a100", "a100-80 or a100-40"), ("h20", "h200"), ("4090", "rtx4090"), ("xyz", "h200 or h100")):
-        with pytest.raises(UserError, match=f"no device '{wrong}' in the plan's table; take .*{near}"):
-            device_named(wrong)
