@@ -206,7 +206,7 @@ def test_on_cuda(name: str, batch: int, precision: Any, checkpointing: bool, sou
     torch.cuda.reset_peak_memory_stats()
     steps.one()
     measured = torch.cuda.max_memory_allocated() - before
-    assert total(memory(shape_of(model, config.objective), setup_of(config))) == pytest.approx(measured, rel=CUDA)
+    assert total(memory(shape_of(config), setup_of(config))) == pytest.approx(measured, rel=CUDA)
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
