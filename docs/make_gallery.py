@@ -13,7 +13,6 @@ The sections, sentences and pictures are those of the runs' own pages. What is t
 
 import dataclasses
 import html
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from PIL import Image
 from mpp.report.html import write_pictures
 from mpp.report.page import Gallery, Page, Picture, Section
 from mpp.report.provenance import code, machine, versions
-from mpp.report.settings import VisualizeRecipe
+from mpp.report.settings import VisualizeRecipe, folder_name
 from mpp.report.visualize import build_page
 from mpp.system.files import whole_folder, write_whole
 from mpp.training.provenance import read_starts
@@ -54,8 +53,7 @@ def make(runs: Mapping[str, Path], out: Path) -> None:
             for name, page in pages.items():
                 for same in (each for each in page.sections if each.name == section.name):
                     lines += ["", f"**{name}**", "", *_pictures(name, page, same, gallery)]
-    text = "\n".join(lines) + "\n"
-    write_whole(out / "gallery.md", lambda file: file.write(text.encode()))
+    write_whole(out / "gallery.md", "\n".join(lines) + "\n")
 
 
 def _about(page: Page, run: Path) -> str:
@@ -69,7 +67,7 @@ def _about(page: Page, run: Path) -> str:
 
 def _pictures(name: str, page: Page, section: Section, gallery: Path) -> list[str]:
     """Writes the section's pictures, and shows them in Markdown."""
-    folder = gallery / re.sub(r"\W+", "_", name.lower())
+    folder = gallery / folder_name(name)
     alone = [block.pictures if isinstance(block, Gallery) else (block,) for block in section.blocks]
     alts = {each.name: each.alt for blocks in alone for each in blocks if isinstance(each, Picture)}
     lines = []

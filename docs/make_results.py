@@ -33,15 +33,11 @@ def make(root: Path, folders: Sequence[Path] = ()) -> None:
         print("README.md: its headline stays as it is: no study of what pretraining is worth is finished")
     files = render(studies)
     for name, text in files.items():
-        _write(root / "docs" / name, text)
+        write_whole(root / "docs" / name, text)
     for old in {*out.glob("*.svg")} - {root / "docs" / name for name in files}:
         old.unlink()
     if headline != readme.read_text("utf-8"):
-        _write(readme, headline)
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
+        write_whole(readme, headline)
 
 
 if __name__ == "__main__":

@@ -218,13 +218,7 @@ def _with_images(argv: Sequence[str]) -> list[str]:
     return [*words, "--images", *images] if images else words
 
 
-def run_tool(
-    prog: str,
-    cls: type[T],
-    argv: Sequence[str] | None,
-    run: Callable[[T], int],
-    aliases: Mapping[str, str] = _ALIASES,
-) -> int:
+def run_tool(prog: str, cls: type[T], argv: Sequence[str], run: Callable[[T], int], aliases: Mapping[str, str]) -> int:
     """Parses `cls`, runs, and turns what the user can put right into one line on stderr and an exit code of 2 or 1.
 
     Of several ranks the first to fail reports; those that only miss another do so where nobody else has.
@@ -233,7 +227,7 @@ def run_tool(
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         limit_threads()
-        config = parse(cls, sys.argv[1:] if argv is None else argv, prog, cls.__doc__ or "", aliases)
+        config = parse(cls, argv, prog, cls.__doc__ or "", aliases)
         if os.environ.get("MPP_CACHE_LIMIT"):  # a wrong one is reported now rather than when something is cached
             limit_of(cache_folder())
         return run(config)

@@ -37,19 +37,28 @@ def one(noisy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def assert_alike(run_dir: Path, reference: Path) -> None:
-    """The same rows, few-shot accuracy included, and the same weights, to rounding."""
+def assert_rows_alike(run_dir: Path, reference: Path) -> list[dict[str, Any]]:
+    """The same rows to rounding; returns those of the reference."""
     found, expected = runs.figures(run_dir), runs.figures(reference)
     assert [(row["step"], sorted(row)) for row in found] == [(row["step"], sorted(row)) for row in expected]
-    assert 0.2 < max(row.get("fewshot/5", 0.5) for row in expected) < 1
     for row, other in zip(expected, found, strict=True):
         assert other == pytest.approx(row, rel=1e-4)
-    first, second = runs.final_state(reference), runs.final_state(run_dir)
+    return expected
+
+
+def assert_weights_alike(found: dict[str, Any], expected: dict[str, Any], part: str) -> None:
+    assert found[part].keys() == expected[part].keys()
+    for name, value in expected[part].items():
+        torch.testing.assert_close(found[part][name], value, rtol=0, atol=1e-5, msg=f"{part}.{name}")
+
+
+def assert_alike(run_dir: Path, reference: Path) -> None:
+    """The same rows, few-shot accuracy included, and the same weights, to rounding."""
+    assert 0.2 < max(row.get("fewshot/5", 0.5) for row in assert_rows_alike(run_dir, reference)) < 1
+    found, expected = runs.final_state(run_dir), runs.final_state(reference)
     for part in ("model", "ema"):
-        assert first[part].keys() == second[part].keys()
-        for name, value in first[part].items():
-            torch.testing.assert_close(second[part][name], value, rtol=0, atol=1e-5, msg=f"{part}.{name}")
-    assert second["images_seen"] == 240
+        assert_weights_alike(found, expected, part)
+    assert found["images_seen"] == 240
 
 
 @pytest.mark.slow
@@ -140,44 +149,42 @@ def test_killed_while_a_checkpoint_is_written_ends_in_the_same_bits(
 def test_a_batch_that_the_processes_cannot_share_is_refused_in_one_line(source: str, tmp_path: Path) -> None:
     words = runs.command(source, tmp_path / "run", train__batch_size="15")
     _, err = runs.finish(words, code=1, ranks=2)
-    assert err.count("pretrain: error") >= 1
-    assert "train.batch_size 15 is not a multiple of the 2 processes" in err
+    assert "pretrain: error: train.batch_size 15 is not a multiple of the 2 processes" in err
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fresh", [True, False])
-def test_a_folder_in_use_is_refused_in_one_line(fresh: bool, source: str, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    with claimed(run_dir / LOCK):
-        if fresh:  # seen once the images are open
-            (run_dir / LOCK).rename(tmp_path / LOCK)
-            words = [str(tmp_path / "late.py"), *runs.command(source, run_dir)[1:]]
-            (tmp_path / "late.py").write_text(LATE.format(lock=str(tmp_path / LOCK), there=str(run_dir / LOCK)))
-        else:
-            words = runs.command(source, run_dir)
-        _, err = runs.finish(words, code=1, ranks=2)
-        (line,) = [line for line in err.splitlines() if line.startswith("pretrain: error")]
-        assert f"--run-dir {run_dir} is in use: process {os.getpid()} on " in line
-        assert [path.name for path in run_dir.iterdir()] == [LOCK]
-
-
+# The run folder is claimed only once the images are open.
 LATE = """
 import os, sys
-from mpp import dist
-from mpp.pretraining import recipe as pretrain
-from mpp.cli import pretrain as command
+from mpp.pretraining import recipe
+from mpp.cli import pretrain
 
-build = pretrain.build
+build = recipe.build
 
 def built(config, world, device):
     if world.main:
         os.rename({lock!r}, {there!r})
     return build(config, world, device)
 
-pretrain.build = built
-sys.exit(command())
+recipe.build = built
+sys.exit(pretrain())
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_folder_in_use_is_refused_in_one_line(fresh: bool, source: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = runs.command(source, run_dir)
+    with claimed(run_dir / LOCK):
+        if fresh:
+            (run_dir / LOCK).rename(tmp_path / LOCK)
+            (tmp_path / "late.py").write_text(LATE.format(lock=str(tmp_path / LOCK), there=str(run_dir / LOCK)))
+            words[0] = str(tmp_path / "late.py")
+        _, err = runs.finish(words, code=1, ranks=2)
+        (line,) = [line for line in err.splitlines() if line.startswith("pretrain: error")]
+        assert f"--run-dir {run_dir} is in use: process {os.getpid()} on " in line
+        assert [path.name for path in run_dir.iterdir()] == [LOCK]
 
 
 @pytest.mark.slow
@@ -206,27 +213,20 @@ def test_fine_tuning_by_shares_does_what_one_process_does(source: str, tmp_path:
     for name, ranks in (("one", 1), ("two", 2)):
         words = runs.finetune_command(source, tmp_path / name, train__parallel="fsdp", **settings)
         runs.finish(words, ranks=ranks)
-    one, two = runs.figures(tmp_path / "one"), runs.figures(tmp_path / "two")
-    assert [row["step"] for row in two] == [row["step"] for row in one]
-    for row, other in zip(one, two, strict=True):
-        assert other == pytest.approx(row, rel=1e-4)
-    first, second = (runs.final_state(tmp_path / name)["model"] for name in ("one", "two"))
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-5, msg=name)
+    assert_rows_alike(tmp_path / "two", tmp_path / "one")
+    assert_weights_alike(runs.final_state(tmp_path / "two"), runs.final_state(tmp_path / "one"), "model")
     assert (tmp_path / "two" / "model" / "model.safetensors").exists()
-    exact = [(tmp_path / name / "result.json").read_text() for name in ("one", "two")]
-    assert exact[0] == exact[1]
+    assert (tmp_path / "two" / "result.json").read_text() == (tmp_path / "one" / "result.json").read_text()
 
 
 # Each of two machines has its own copy of the images, under the same name; and RANK in a setting is another on each.
 MACHINES = """
 import os, sys
-from mpp.cli import finetune, pretrain
+from mpp import cli
 
 rank = os.environ["RANK"]
 os.chdir(sys.argv[2] + rank)
-words = [word.replace("RANK", rank) for word in sys.argv[3:]]
-sys.exit({"pretrain": pretrain, "finetune": finetune}[sys.argv[1]](words))
+sys.exit(getattr(cli, sys.argv[1])([word.replace("RANK", rank) for word in sys.argv[3:]]))
 """
 
 
@@ -256,33 +256,37 @@ def test_ranks_that_differ_are_refused_in_one_line(
 
 
 EVALUATED = ["--init", "random:test_vit", "--encoder.device", "cpu", "--encoder.workers", "0", "--img-size", "32"]
+EVALUATED += ["--encoder.cache", "false"]
 
 
-@pytest.mark.parametrize("tool", ["pretrain", "finetune", "fewshot", "probe"])
+TRAINING = {"optim.lr", "train.micro_batch", "checkpoint.every", "newest checkpoint in run_dir", "data.source"}
+LABELLED = {"training images", "test images", "labels with fingerprint"}
+
+
+@pytest.mark.parametrize(
+    ("tool", "settings", "facts"),
+    [
+        ("pretrain", TRAINING, {"images", "precision", "weights to go on from", "few-shot images"}),
+        ("finetune", TRAINING, LABELLED | {"precision", "weights"}),
+        ("fewshot", {"data", "shots", "init"}, LABELLED),
+        ("probe", {"data", "kind", "init"}, LABELLED),
+    ],
+)
 def test_what_ranks_compare_before_they_do_anything(
-    tool: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tool: str, settings: set[str], facts: set[str], source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[dict[str, str]] = []
-    monkeypatch.setattr(dist, "agree", lambda facts: seen.append(facts()))
-    commands: dict[str, Any] = {
-        "pretrain": lambda: cli.pretrain(runs.command(source, tmp_path / "run", "--dry-run")[1:]),
-        "finetune": lambda: cli.finetune(runs.finetune_command(source, tmp_path / "run", train__length="1 steps")[1:]),
-        "fewshot": lambda: cli.fewshot([*EVALUATED, "--data", source, "--shots", "1", "--encoder.cache", "false"]),
-        "probe": lambda: cli.probe([*EVALUATED, "--data", source, "--kind", "knn", "--encoder.cache", "false"]),
+    compared: list[dict[str, str]] = []
+    monkeypatch.setattr(dist, "agree", lambda facts: compared.append(facts()))
+    words = {
+        "pretrain": runs.command(source, tmp_path / "run", "--dry-run")[1:],
+        "finetune": runs.finetune_command(source, tmp_path / "run", train__length="1 steps")[1:],
+        "fewshot": [*EVALUATED, "--data", source, "--shots", "1"],
+        "probe": [*EVALUATED, "--data", source, "--kind", "knn"],
     }
-    assert commands[tool]() == 0
-    settings, *facts = seen
-    assert not {"run_dir", "out", "train.device", "encoder.device", "data.workers", "encoder.workers"} & settings.keys()
-    training = {"optim.lr", "train.micro_batch", "checkpoint.every", "newest checkpoint in run_dir", "data.source"}
-    images = {"training images", "test images", "labels with fingerprint"}
-    expected = {
-        "pretrain": (training, {"images", "precision", "weights to go on from", "few-shot images"}),
-        "finetune": (training, images | {"precision", "weights"}),
-        "fewshot": ({"data", "shots", "init"}, images),
-        "probe": ({"data", "kind", "init"}, images),
-    }
-    assert expected[tool][0] <= settings.keys()
-    assert expected[tool][1] <= {name for known in facts for name in known}
-    assert any(
-        text.startswith("40 images in 4 classes with fingerprint ") for known in facts for text in known.values()
-    )
+    assert getattr(cli, tool)(words[tool]) == 0
+    first, *others = compared
+    of_the_machine = {"run_dir", "out", "train.device", "encoder.device", "data.workers", "encoder.workers"}
+    assert settings <= first.keys() - of_the_machine == first.keys()
+    known = {name: text for each in others for name, text in each.items()}
+    assert facts <= known.keys()
+    assert any(text.startswith("40 images in 4 classes with fingerprint ") for text in known.values())

@@ -80,7 +80,7 @@ class Study(StudyResults):
                 raise UserError(f"{self.name} has no {side!r} at {labels!r}; it has {there}")
 
 
-def take(folder: Path, out: Path) -> Path:
+def take(folder: Path, out: Path) -> None:
     """Copies a study's data into `out` as NAME.json, in a form whose differences are easy to read.
 
     Raises:
@@ -91,10 +91,7 @@ def take(folder: Path, out: Path) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no study.json that can be read; name the folder of a study") from error
     study = _checked(content, folder)
-    path = out / f"{study.name}.json"
-    text = written(content)
-    write_whole(path, lambda file: file.write(text.encode()))
-    return path
+    write_whole(out / f"{study.name}.json", written(content))
 
 
 def read_studies(out: Path) -> dict[str, Study]:

@@ -36,19 +36,16 @@ _HEADS_OF = 4  # images whose heads are drawn one by one
 
 
 class AttentionStatistics(NamedTuple):
-    """Means over many images, of every layer (first to last) and head.
-
-    Attributes:
-        distance: mean attention distance in pixels of the input (appendix D.7).
-        entropy: of the attention weights in nats, from 0 for one token to ln(tokens) for all alike.
-        uniform_distance: the distance in pixels of a head to which all patches count alike, to compare with.
-        tokens: of an image, class and register tokens included.
-    """
+    """Means over many images, of every layer (first to last) and head."""
 
     distance: Float64[np.ndarray, "layers heads"]
+    """Mean attention distance in pixels of the input (appendix D.7)."""
     entropy: Float64[np.ndarray, "layers heads"]
+    """Of the attention weights in nats, from 0 for one token to ln(tokens) for all alike."""
     uniform_distance: float
+    """The distance in pixels of a head to which all patches count alike, to compare with."""
     tokens: int
+    """Of an image, class and register tokens included."""
 
 
 @torch.inference_mode()
@@ -61,15 +58,12 @@ def attention_statistics(inspected: Inspected, images: ImageBatch) -> AttentionS
     encoder, prefix = inspected.encoder, inspected.encoder.num_prefix_tokens
     apart = patch_distances(encoder.grid, encoder.patch).to(inspected.device).float().sqrt()
     total = np.zeros(())
-    for part in _parts(inspected, images):
-        layers = []
-        for weights in encoder.attention_maps(inspected.pixels(part)):
-            from_patches = weights[:, :, prefix:]
-            layers.append(torch.stack([mean_distance(from_patches[..., prefix:], apart), entropy(from_patches)]))
+    for maps in _maps(inspected, images):
+        from_patches = (weights[:, :, prefix:] for weights in maps)
+        layers = [torch.stack([mean_distance(of[..., prefix:], apart), entropy(of)]) for of in from_patches]
         total = total + torch.stack(layers).double().sum(dim=2).cpu().numpy()
     distance, spread = (total / len(images)).swapaxes(0, 1)
-    uniform = float(apart.double().mean())
-    return AttentionStatistics(distance, spread, uniform, len(apart) + prefix)
+    return AttentionStatistics(distance, spread, float(apart.double().mean()), len(apart) + prefix)
 
 
 def mean_distance(
@@ -95,14 +89,13 @@ def attention_rollout(inspected: Inspected, images: ImageBatch) -> Float32[np.nd
     Raises:
         UserError: an encoder whose attention weights are not available.
     """
-    encoder, prefix = inspected.encoder, inspected.encoder.num_prefix_tokens
-    maps = []
-    for part in _parts(inspected, images):
-        mixed = rollout(encoder.attention_maps(inspected.pixels(part)))
+    prefix, shares = inspected.encoder.num_prefix_tokens, []
+    for maps in _maps(inspected, images):
+        mixed = rollout(maps)
         row = mixed[:, 0] if inspected.pool == "token" else mixed[:, prefix:].mean(dim=1)
         share = row[:, prefix:]
-        maps.append((share / share.sum(dim=1, keepdim=True)).unflatten(1, encoder.grid))
-    return torch.cat(maps).float().cpu().numpy()
+        shares.append((share / share.sum(dim=1, keepdim=True)).unflatten(1, inspected.encoder.grid))
+    return torch.cat(shares).float().cpu().numpy()
 
 
 def rollout(maps: Iterable[Float[Tensor, "batch heads tokens tokens"]]) -> Float[Tensor, "batch tokens tokens"]:
@@ -133,19 +126,17 @@ def patch_attention(
     """
     encoder, prefix = inspected.encoder, inspected.encoder.num_prefix_tokens
     query = prefix + patch[0] * encoder.grid[1] + patch[1]
-    parts = []
-    for part in _parts(inspected, images):
-        maps = encoder.attention_maps(inspected.pixels(part))
-        parts.append(torch.stack([weights[:, :, query, prefix:] for weights in maps]))
+    parts = [torch.stack([of[:, :, query, prefix:] for of in maps]) for maps in _maps(inspected, images)]
     return torch.cat(parts, dim=1).unflatten(-1, encoder.grid).float().cpu().numpy()
 
 
-def _parts(inspected: Inspected, images: Tensor) -> Iterator[Tensor]:
-    """The images in parts of which a layer's weights fit into memory."""
+def _maps(inspected: Inspected, images: Tensor) -> Iterator[Iterable[Tensor]]:
+    """The attention weights, layer by layer, of parts of the images of which a layer's fit into memory."""
     encoder = inspected.encoder
     tokens = encoder.grid[0] * encoder.grid[1] + encoder.num_prefix_tokens
     heads = max(getattr(getattr(block, "attn", None), "num_heads", 1) for block in encoder.vit.blocks)
-    yield from images.split(min(BATCH, max(1, _AT_ONCE // (heads * tokens**2))))
+    for part in images.split(min(BATCH, max(1, _AT_ONCE // (heads * tokens**2)))):
+        yield encoder.attention_maps(inspected.pixels(part))
 
 
 def distance_section(context: InspectionContext) -> Section:
@@ -154,17 +145,17 @@ def distance_section(context: InspectionContext) -> Section:
     measured = [(name, attention_statistics(model, images)) for name, model in context.models]
     name, own = measured[0]
     depth = np.repeat(np.arange(1.0, len(own.distance) + 1), own.distance.shape[1])
-    first, last, largest = own.distance[0], own.distance[-1], math.log(own.tokens)
+    largest = math.log(own.tokens)
+    first, last = (f"{own.distance[at].min():.1f} to {own.distance[at].max():.1f}" for at in (0, -1))
+    spread = f"{own.entropy.min():.2f} to {own.entropy.max():.2f}"
     words = {
         "distance": (
-            f"Mean attention distance of the {name} model: {first.min():.1f} to {first.max():.1f} pixels in the first "
-            f"layer, {last.min():.1f} to {last.max():.1f} in the last.",
+            f"Mean attention distance of the {name} model: {first} pixels in the first layer, {last} in the last.",
             "mean attention distance (pixels)",
             f"Attention distance; if all patches counted alike it would be {own.uniform_distance:.1f} pixels.",
         ),
         "entropy": (
-            f"Entropy of attention of the {name} model: {own.entropy.min():.2f} to {own.entropy.max():.2f} nats; "
-            f"the largest possible is {largest:.2f}.",
+            f"Entropy of attention of the {name} model: {spread} nats; the largest possible is {largest:.2f}.",
             "entropy of attention (nats)",
             f"Entropy; if all {own.tokens} tokens counted alike it would be {largest:.2f} nats.",
         ),

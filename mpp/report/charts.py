@@ -45,23 +45,20 @@ _ROLES = {
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One line of a chart.
-
-    Attributes:
-        label: its name in the legend; "" for none.
-        x: (n,), in the order in which they are joined.
-        y: (n,); NaN leaves a gap.
-        spread: (n,), the half-height of a band around the line, or None.
-        dashed: for comparisons such as trivial baselines.
-        colour: number in the palette from 0; None: the line's own position among the lines.
-    """
+    """One line of a chart."""
 
     label: str
+    """Its name in the legend; "" for none."""
     x: Float[np.ndarray, " n"]
+    """In the order in which they are joined."""
     y: Float[np.ndarray, " n"]
+    """NaN leaves a gap."""
     spread: Float[np.ndarray, " n"] | None = None
+    """The half-height of a band around the line."""
     dashed: bool = False
+    """For comparisons such as trivial baselines."""
     colour: int | None = None
+    """Number in the palette from 0; None: the line's own position among the lines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,22 +84,13 @@ def line_chart(
     caption: str = "",
     markers: bool = False,
 ) -> Picture:
-    """Draws one or more lines over a common axis, with a legend below.
+    """Draws one or more lines over a common axis, with a legend below; past the seventh with other dashes.
 
     A line of more than `MOST_POINTS` points is thinned to means that leave out NaN. A point without neighbours is
-    drawn as a dot.
-
-    Args:
-        name, alt, caption: of the picture.
-        lines: past the seventh, the colours come again with other dashes.
-        x, y: names of the axes, with their units.
-        percent_y: y is a fraction, 0 to 1, and shown in percent.
-        log_x: logarithmic x.
-        markers: a dot at every point.
+    drawn as a dot. `percent_y`: y is a fraction, 0 to 1, and shown in percent; `markers`: a dot at every point.
     """
     with _drawing([line.label for line in lines], _HEIGHT) as (figure, axes):
-        handles = []
-        lowest = np.inf
+        handles, lowest = [], np.inf
         for i, line in enumerate(lines):
             lap, colour = divmod(i if line.colour is None else line.colour, len(_SERIES))
             spread = np.zeros(len(line.x)) if line.spread is None else line.spread
@@ -240,10 +228,9 @@ def _figure_text(value: float, largest: float) -> str:
     size = abs(value)
     if size < 1e-9 * largest:
         return "0"
+    text = f"{size:.6g}"
     if largest >= 10_000:
         text = f"{size / 1e6:.4g}M" if size >= 1e6 else f"{size / 1e3:.4g}k"
-    else:
-        text = f"{size:.6g}"
     return "\u2212" + text if value < 0 else text
 
 

@@ -82,26 +82,24 @@ def _sections(kind: str, runs: Runs, several_kinds: bool) -> list[Section]:
 
 def _pictures(kind: str, runs: Runs) -> tuple[Picture, ...]:
     """A chart for each figure that one run at least has, one line a run."""
+    groups = {run: {chart.name: chart for chart in charts(record)} for run, record in runs.items()}
     wanted: dict[tuple[str, str], tuple[Chart, str]] = {}
-    for record in runs.values():
-        for chart in charts(record):
-            for name, label in chart.figures:
-                wanted.setdefault((chart.name, name), (chart, label))
+    for group, chart in (each for of in groups.values() for each in of.items()):
+        for name, label in chart.figures:
+            wanted.setdefault((group, name), (chart, label))
     pictures = []
     for (group, name), (chart, label) in wanted.items():
         lines, ends = [], []
         for number, (run, record) in enumerate(runs.items()):
-            same = any(group == other.name for other in charts(record))
-            line = chart.line(record.rows, name, run, number) if same else None
+            line = chart.line(record.rows, name, run, number) if group in groups[run] else None
             if line is not None:
                 lines.append(line if len(runs) <= _MANY else replace(line, spread=None))
                 ends.append(f"{run} {chart.text(line.y[np.isfinite(line.y)][-1])}")
-        if not lines:
-            continue
-        title = chart.title if len(runs) <= _MANY else chart.title.removesuffix(BAND)
-        title = title if label.lower() in (chart.y, title.lower()) else f"{title}, {label}"
-        alt = f"{title} over {IMAGES_SEEN}, one line a run; at the end: {listed(ends, 20)}."
-        pictures.append(chart.draw(re.sub(r"\W+", "_", f"{kind}_{group}_{name}"), alt, lines, title))
+        if lines:
+            title = chart.title if len(runs) <= _MANY else chart.title.removesuffix(BAND)
+            title = title if label.lower() in (chart.y, title.lower()) else f"{title}, {label}"
+            alt = f"{title} over {IMAGES_SEEN}, one line a run; at the end: {listed(ends, 20)}."
+            pictures.append(chart.draw(re.sub(r"\W+", "_", f"{kind}_{group}_{name}"), alt, lines, title))
     return tuple(pictures)
 
 
@@ -151,11 +149,11 @@ def _finetuned(runs: Runs) -> Table:
         IMAGES_SEEN: _images,
         "top-1": lambda run: percent(run.result and run.result.top1),
         "95 % interval over test images": lambda run: (
-            NONE if run.result is None else " to ".join(map(percent, run.result.interval))
+            " to ".join(map(percent, run.result.interval)) if run.result else NONE
         ),
         "top-5": lambda run: percent(run.result and run.result.top5),
         "by class": lambda run: percent(run.result and run.result.balanced),
-        "test images": lambda run: NONE if run.result is None else f"{run.result.test_images:,}",
+        "test images": lambda run: f"{run.result.test_images:,}" if run.result else NONE,
         "training time": _time,
     }
     return _table(columns, runs, "Test results")
@@ -176,14 +174,13 @@ def _settings(runs: Runs) -> Table | Text:
     if not names:
         return Text("The settings of these runs are the same.")
     values = [by_name(config) for config in configs]
-    rows = ((name, *(setting_text(of[name]) for of in values)) for name in names)
+
+    def text(value: object) -> str:
+        each = value if isinstance(value, list) else [value]
+        return ", ".join(f"{one:.10g}" if isinstance(one, float) else shown(str(one)) for one in each)
+
+    rows = ((name, *(text(of[name]) for of in values)) for name in names)
     return Table(("setting", *runs), tuple(rows), "Settings", prose=True)
-
-
-def setting_text(value: object) -> str:
-    """A setting as a page shows it."""
-    values = value if isinstance(value, list) else [value]
-    return ", ".join(f"{each:.10g}" if isinstance(each, float) else shown(str(each)) for each in values)
 
 
 def _environments(runs: Runs) -> Table | Text:

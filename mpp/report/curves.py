@@ -95,7 +95,7 @@ def charts(record: RunRecord) -> tuple[Chart, ...]:
 
 def curves_section(record: RunRecord) -> Section:
     """The curves of a run, its failures, and a table of a few rows."""
-    pictures = tuple(picture for chart in charts(record) if (picture := _draw(chart, record.rows)) is not None)
+    pictures = tuple(filter(None, (_draw(chart, record.rows) for chart in charts(record))))
     blocks = [Text(text) for text in _remarks(record)]
     blocks += [Gallery(pictures)] if pictures else []
     blocks += [_table(record)] if record.trained else []
@@ -106,27 +106,27 @@ def curves_section(record: RunRecord) -> Section:
             f"{'above' if record.score == 'accuracy' else 'below'} the dashed ones, the model knows no more than a "
             "blur."
         )
-        return Section("curves", "Curves", reading, tuple(blocks), "section 4.6 and appendix B.1.2")
-    reading = (
-        "Each point of the training is the mean since the point before it, under augmentation, and those on test "
-        "images are of single evaluations: what gets better on training images alone is learnt by heart."
-    )
-    return Section("curves", "Curves", reading, tuple(blocks), "section 4.1 and appendix B.1.1")
+        paper = "section 4.6 and appendix B.1.2"
+    else:
+        reading = (
+            "Each point of the training is the mean since the point before it, under augmentation, and those on test "
+            "images are of single evaluations: what gets better on training images alone is learnt by heart."
+        )
+        paper = "section 4.1 and appendix B.1.1"
+    return Section("curves", "Curves", reading, tuple(blocks), paper)
 
 
 def _draw(chart: Chart, rows: Sequence[Row]) -> Picture | None:
     """The chart of one run's figures; None where it has none of them."""
     lines, courses = [], []
+    single = len(chart.figures) == 1  # which the axis names
     for number, (name, label) in enumerate((*chart.figures, *chart.baselines)):
-        line = chart.line(rows, name, label, number)
+        line = chart.line(rows, name, "" if single else label, number)
         if line is not None:
-            single = len(chart.figures) == 1  # which the axis names
-            lines.append(replace(line, label="" if single else label, dashed=number >= len(chart.figures)))
+            lines.append(replace(line, dashed=number >= len(chart.figures)))
             courses.append(f"{label} {_course(chart, line.y)}")
-    if not lines:
-        return None
     alt = f"{chart.title} over {IMAGES_SEEN}: {'; '.join(courses)}."
-    return chart.draw(f"curve_{chart.name}", alt, lines, chart.title)
+    return chart.draw(f"curve_{chart.name}", alt, lines, chart.title) if lines else None
 
 
 def _course(chart: Chart, y: Float[np.ndarray, " n"]) -> str:
@@ -169,11 +169,9 @@ def _table(record: RunRecord) -> Table:
     if record.pretraining:
         columns |= {"masked": of_score("_masked"), "neighbours": of_score("_baseline_neighbours")}
         columns[trivial] = of_score("_baseline_frequent")
-    columns |= {
-        "learning rate": lambda row: NONE if "lr" not in row else f"{row['lr']:.2e}",
-        "images/s": lambda row: figure(row.get("time/images_per_second")),
-        "waiting": lambda row: percent(row.get("time/data_wait")),
-    }
+    columns["learning rate"] = lambda row: f"{row['lr']:.2e}" if "lr" in row else NONE
+    columns["images/s"] = lambda row: figure(row.get("time/images_per_second"))
+    columns["waiting"] = lambda row: percent(row.get("time/data_wait"))
     cells = tuple(tuple(text(rows[i]) for text in columns.values()) for i in chosen)
     all_shown = len(chosen) == len(rows)
     caption = "The figures of each row" if all_shown else f"The figures of {len(chosen)} of {len(rows):,} rows"

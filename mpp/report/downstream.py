@@ -14,7 +14,7 @@ from typing import Any
 from mpp.config import differences, from_file, load_yaml, to_dict
 from mpp.data.sources.base import count
 from mpp.data.sources.patterns import shown
-from mpp.downstream.estimates import estimate, over
+from mpp.downstream.estimates import Estimate, estimate, over
 from mpp.downstream.fewshot import Readout
 from mpp.downstream.finetune_result import INPUTS, Result, read_result
 from mpp.downstream.settings import FinetuneConfig
@@ -130,11 +130,11 @@ def _finetuning_tables(runs: Sequence[_Finetuning]) -> list[Table]:
     """Scratch beside pretrained for each recipe that has both, and every run."""
     groups: list[list[_Finetuning]] = []
     for run in runs:
-        same = [group for group in groups if group[0].comparable(run)]
-        if same:
-            same[0].append(run)
-        else:
+        group = next((group for group in groups if group[0].comparable(run)), None)
+        if group is None:
             groups.append([run])
+        else:
+            group.append(run)
     rows = []
     for group in groups:
         scratch, pretrained = ([run for run in group if run.scratch is side] for side in (True, False))
@@ -164,10 +164,10 @@ def _finetuning_tables(runs: Sequence[_Finetuning]) -> list[Table]:
 
 
 def _accuracy(runs: Sequence[_Finetuning]) -> str:
-    if len(runs) == 1:
-        low, high = runs[0].result.interval
-        return f"{percent(runs[0].result.top1)} ({100 * low:.1f} to {100 * high:.1f})"
-    return f"{accuracy_text(estimate([run.result.top1 for run in runs], 'runs'))} % ({len(runs)} runs)"
+    if len(runs) > 1:
+        return f"{_percent(estimate([run.result.top1 for run in runs], 'runs'))} ({len(runs)} runs)"
+    low, high = runs[0].result.interval
+    return f"{percent(runs[0].result.top1)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _gain(scratch: Sequence[_Finetuning], pretrained: Sequence[_Finetuning]) -> str:
@@ -253,5 +253,5 @@ def _tables_of_variant(name: str, whole: StudyResults, variant: str, seed: int |
     return tables
 
 
-def _percent(estimate: Any) -> str:
+def _percent(estimate: Estimate | None) -> str:
     return NONE if estimate is None else f"{accuracy_text(estimate)} %"

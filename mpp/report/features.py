@@ -7,6 +7,7 @@ from mpp.objective.reconstruction import to_rgb
 from mpp.report.charts import Points, scatter_chart
 from mpp.report.inspection import InspectionContext, enlarged, sheets_by_model
 from mpp.report.page import Block, Gallery, Picture, Section, Sheet, Text
+from mpp.report.settings import folder_name
 
 _PERCENTILES = (1, 99)  # of a component over all patches: drawn as 0 and 255
 _ROUNDING = 1e-6  # spread of a component, relative to the largest feature, up to which it is rounding
@@ -21,15 +22,11 @@ def principal_axes(
 
     The sign of a direction means nothing: its value of largest magnitude is made positive.
     """
-    centred = features.astype(np.float64)
-    size = np.abs(centred).max()
-    centred -= centred.mean(axis=0)
-    # From the smaller of the two products; the largest come last.
-    wide = centred.shape[1] > len(centred)
-    variances, directions = np.linalg.eigh((centred @ centred.T if wide else centred.T @ centred) / len(centred))
+    centred, product, size = _centred(features)
+    variances, directions = np.linalg.eigh(product / len(centred))  # the largest come last
     variances, directions = variances[::-1][:number].clip(0), directions.T[::-1][:number]
     real = np.sqrt(variances) > _ROUNDING * size
-    if wide:
+    if len(product) != centred.shape[1]:
         directions = directions @ centred
         directions /= np.linalg.norm(directions, axis=1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
     signs = np.sign(np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1))
@@ -37,6 +34,16 @@ def principal_axes(
     axes[: len(real)] = directions * signs * real[:, None]
     share[: len(real)][real] = variances[real] / centred.var(axis=0).sum()
     return axes, share
+
+
+def _centred(
+    features: Float[np.ndarray, "m dim"],
+) -> tuple[Float64[np.ndarray, "m dim"], Float64[np.ndarray, "least least"], float]:
+    """The centred features, the smaller of their two products with themselves, and their largest magnitude before."""
+    centred = features.astype(np.float64)
+    size = float(np.abs(centred).max())
+    centred -= centred.mean(axis=0)
+    return centred, centred @ centred.T if centred.shape[1] > len(centred) else centred.T @ centred, size
 
 
 def principal_components(
@@ -84,12 +91,8 @@ def effective_rank(features: Float[np.ndarray, "m dim"]) -> float:
     Of centred features: from 1, where all lie on a line, to dim; 0 where nothing differs. Roy and Vetterli, "The
     effective rank" (EUSIPCO 2007), equation 3.
     """
-    centred = features.astype(np.float64)
-    size = np.abs(centred).max()
-    centred -= centred.mean(axis=0)
-    # The squares of the singular values, from the smaller of the two products.
-    squares = np.linalg.eigvalsh(centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T)
-    values = np.sqrt(squares.clip(0))
+    _, product, size = _centred(features)
+    values = np.sqrt(np.linalg.eigvalsh(product).clip(0))  # the singular values
     values = values[values > _ROUNDING * size]
     share = values / values.sum()
     return float(np.exp(-(share * np.log(share)).sum())) if len(values) else 0.0
@@ -120,7 +123,7 @@ def image_section(context: InspectionContext) -> Section:
         points, share = principal_components(features, 2)
         charts.append(
             scatter_chart(
-                f"plane_{name.replace(' ', '_').replace('-', '_')}",
+                f"plane_{folder_name(name)}",
                 f"{len(points)} images by the first two principal components of the {name} model's features.",
                 _groups(points, labelled.labels, classes),
                 x=f"component 1 ({share[0]:.0%} of the variance)",

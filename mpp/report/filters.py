@@ -11,21 +11,19 @@ from mpp.model.encoder import Encoder
 from mpp.report.features import principal_axes
 from mpp.report.inspection import InspectionContext, heat, tiled
 from mpp.report.page import Gallery, Picture, Section, Text
+from mpp.report.settings import folder_name
 
 _ACROSS = 7  # the 28 components of the paper's figure in four rows
 _LARGEST = 1000  # pixels of a side of the similarity tiles
 
 
 class Filters(NamedTuple):
-    """Filters of the input.
-
-    Attributes:
-        kernels: in the input's channels, without a range.
-        share: of the filters' variance that each component explains; empty for a convolution's filters.
-    """
+    """Filters of the input."""
 
     kernels: Float32[np.ndarray, "n height width channels"]
+    """In the input's channels, without a range."""
     share: Float64[np.ndarray, " components"]
+    """Of the filters' variance that each component explains; empty for a convolution's filters."""
 
 
 def embedding_filters(encoder: Encoder, number: int = 28) -> Filters:
@@ -79,16 +77,12 @@ def filter_section(context: InspectionContext) -> Section:
         n, height, width, channels = kernels.shape
         alt = f"{n} filters of {height} x {width} pixels of the {name} model{share}."
         rgb = kernels[..., :3] if channels >= 3 else kernels[..., :1].repeat(3, axis=-1)
-        picture = tiled(_stretched(rgb), _ACROSS, gap=max(1, height // 8))
-        pictures.append(Picture(f"filters_{_file_name(name)}", alt, picture, f"{name}{share}", True, 420))
+        # Each tile from black at its smallest value to white at its largest; mid-grey where all are equal.
+        low, high = (end(axis=(1, 2, 3), keepdims=True) for end in (rgb.min, rgb.max))
+        level = np.divide(rgb - low, high - low, out=np.full_like(rgb, 128 / 255), where=high > low)
+        picture = tiled((255 * level).round().astype(np.uint8), _ACROSS, gap=max(1, height // 8))
+        pictures.append(Picture(f"filters_{folder_name(name)}", alt, picture, f"{name}{share}", True, 420))
     return Section("filters", title, reading, (Gallery(tuple(pictures)),), "section 4.5, figure 7 (left)")
-
-
-def _stretched(tiles: np.ndarray) -> np.ndarray:
-    """Each tile from black at its smallest value to white at its largest; mid-grey where all are equal."""
-    low, high = (end(axis=(1, 2, 3), keepdims=True) for end in (tiles.min, tiles.max))
-    level = np.divide(tiles - low, high - low, out=np.full_like(tiles, 128 / 255), where=high > low)
-    return (255 * level).round().astype(np.uint8)
 
 
 def position_section(context: InspectionContext) -> Section:
@@ -103,7 +97,7 @@ def position_section(context: InspectionContext) -> Section:
         tiles = heat(similarity.reshape(rows * columns, rows, columns), -1.0)
         picture = tiled(tiles.repeat(times, axis=1).repeat(times, axis=2), columns, gap=times)
         alt = f"{rows} x {columns} tiles of cosine similarity between position embeddings of the {name} model."
-        pictures.append(Picture(f"positions_{_file_name(name)}", alt, picture, name, True, 420))
+        pictures.append(Picture(f"positions_{folder_name(name)}", alt, picture, name, True, 420))
     block = Gallery(tuple(pictures)) if pictures else Text("This model has no table of position embeddings.")
     reading = (
         "The tile in row r and column c shows how similar (cosine, -1 dark to 1 bright) the position embedding of that "
@@ -111,7 +105,3 @@ def position_section(context: InspectionContext) -> Section:
         "bright spot at the tile's own place, fading with distance, often along rows and columns."
     )
     return Section("positions", "Position embeddings", reading, (block,), "section 4.5, figure 7 (centre)")
-
-
-def _file_name(name: str) -> str:
-    return name.replace(" ", "_").replace("-", "_")

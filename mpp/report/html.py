@@ -55,8 +55,7 @@ def write_page(page: Page, path: Path) -> None:
         ValueError: as `render`.
         OSError: it cannot be written.
     """
-    text = render(page).encode("utf-8", errors="replace")  # a path may be no UTF-8
-    write_whole(path, text)
+    write_whole(path, render(page).encode("utf-8", errors="replace"))  # a path may be no UTF-8
 
 
 def write_pictures(page: Page, folder: Path) -> list[Path]:
@@ -67,8 +66,8 @@ def write_pictures(page: Page, folder: Path) -> list[Path]:
     """
     written = []
     for name, picture in pictures_of(page):
-        content = picture.encode(errors="replace") if isinstance(picture, str) else _encoded(picture, "PNG")
         written.append(folder / name)
+        content = picture.encode(errors="replace") if isinstance(picture, str) else _encoded(picture, "PNG")
         write_whole(written[-1], content)
     return written
 
@@ -119,12 +118,9 @@ def _template() -> "Template":
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("mpp.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=PackageLoader("mpp.report", ""), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters |= {"data_uri": _data_uri, "stops": _stops, "svg": lambda picture: Markup(_svg(picture))}
     environment.globals |= {"cell_width": _cell_width}
     environment.tests["drawing"] = lambda picture: isinstance(picture.image, str)

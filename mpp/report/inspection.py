@@ -42,18 +42,14 @@ Tiles = UInt8[np.ndarray, "n height width 3"]
 
 @dataclass(frozen=True, eq=False)
 class Inspected:
-    """An encoder in evaluation mode, in float32.
-
-    Attributes:
-        encoder: around timm's model; its `image_hw` is the size of the images to give.
-        weights: what it was built of.
-        pool: how it represents an image: by its class token or by the mean of the patch tokens.
-        device: where it is.
-    """
+    """An encoder in evaluation mode, in float32."""
 
     encoder: Encoder
+    """Around timm's model; its `image_hw` is the size of the images to give."""
     weights: Weights
+    """What it was built of."""
     pool: Literal["mean", "token"]
+    """How it represents an image: by its class token or by the mean of the patch tokens."""
     device: torch.device
 
     def pixels(self, images: ImageBatch) -> Float[Tensor, "batch channels height width"]:
@@ -136,26 +132,21 @@ def draw_images(
 
 @dataclass(frozen=True, eq=False)
 class InspectionContext:
-    """A model and all that its sections are made from.
-
-    Attributes:
-        name: of the model on the page, such as "pretrained".
-        model: the model.
-        twin: the same architecture untrained, or what a run went on from; None where there is neither.
-        images: to measure with.
-        labelled: for measures that need labels; the same images where those have labels.
-        shown: number of images that are drawn.
-        patch: row and column of the patch whose attention is drawn.
-        twin_name: of the twin on the page.
-    """
+    """A model and all that its sections are made from."""
 
     name: str
+    """Of the model on the page, such as "pretrained"."""
     model: Inspected
     twin: Inspected | None
+    """The same architecture untrained, or what a run went on from; None where there is neither."""
     images: Images
+    """To measure with."""
     labelled: Images
+    """For measures that need labels; the same images where those have labels."""
     shown: int
+    """Number of images that are drawn."""
     patch: tuple[int, int]
+    """Row and column of the patch whose attention is drawn."""
     twin_name: str = UNTRAINED
 
     @property
@@ -172,19 +163,14 @@ class InspectionContext:
     def features(self) -> list[tuple[str, Float[np.ndarray, "m dim"]]]:
         """Pooled features of the labelled images, by model."""
         parts = self.labelled.pixels.split(BATCH)
-        return [
-            (name, torch.cat([model.features(part).cpu() for part in parts]).numpy()) for name, model in self.models
-        ]
+        pooled = ((name, [model.features(part).cpu() for part in parts]) for name, model in self.models)
+        return [(name, torch.cat(each).numpy()) for name, each in pooled]
 
 
 def sheets_by_model(
-    prefix: str,
-    images: Sequence[np.ndarray],
-    models: Sequence[tuple[str, Sequence[np.ndarray]]],
-    alt: str,
-    pixelated: bool = False,
+    prefix: str, images: Sequence[RGB], models: Sequence[tuple[str, Sequence[RGB]]], alt: str, pixelated: bool = False
 ) -> tuple[Sheet, ...]:
-    """Sheets with each image, (H, W, 3) uint8, in a row with a picture of it by each model.
+    """Sheets with each image in a row with a picture of it by each model.
 
     `alt` follows "Image 3" and has {} for the name of the model; `prefix` begins the pictures' names.
     """

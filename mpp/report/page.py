@@ -10,23 +10,19 @@ from jaxtyping import UInt8
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture.
-
-    Attributes:
-        name: of its file, without ending, such as "attention_distance"; unique on the page.
-        alt: a sentence that describes it to readers who cannot see it.
-        image: pixels with three channels or four (alpha), or an SVG document.
-        caption: a few words under it; may be empty.
-        pixelated: each pixel means something: enlarged without smoothing, stored without loss.
-        width: largest width in CSS pixels; None: the whole column.
-    """
+    """One picture."""
 
     name: str
+    """Of its file, without ending, such as "attention_distance"; unique on the page."""
     alt: str
+    """A sentence that describes it to readers who cannot see it."""
     image: UInt8[np.ndarray, "height width channels"] | str
+    """Pixels with three channels or four (alpha), or an SVG document."""
     caption: str = ""
     pixelated: bool = False
+    """Each pixel means something: enlarged without smoothing, stored without loss."""
     width: int | None = None
+    """Largest width in CSS pixels; None: the whole column."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +78,16 @@ Block = Picture | Table | Gallery | Sheet | Text
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        name: its anchor, in lower case with hyphens.
-        title: its heading.
-        reading: one sentence that says how to read it.
-        blocks: its content.
-        paper: the part of the paper that it follows, such as "section 4.5, figure 7 (left)"; may be empty.
-    """
+    """A part of the page."""
 
     name: str
+    """Its anchor, in lower case with hyphens."""
     title: str
     reading: str
+    """One sentence that says how to read it."""
     blocks: tuple[Block, ...]
     paper: str = ""
+    """The part of the paper that it follows, such as "section 4.5, figure 7 (left)"; may be empty."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mpp.data.transform import normalise
 from mpp.errors import UserError
 from mpp.objective.masking import Corruption
-from mpp.objective.objective import MaskedPatchPrediction
+from mpp.objective.objective import MaskedPatchPrediction, gather_patches
 from mpp.objective.reconstruction import Tiles, draw_tiles, picture_of_targets, read_sheet, reconstruct, to_rgb
 from mpp.objective.target import MOST_CLASSES, ColourTarget, Target, build_target
 from mpp.pretraining.restore import restored
@@ -112,12 +112,7 @@ class ColourCounts:
     Colours are the model's own classes where those are colours: mean_colour and colour_4x4 with all channels in one
     class. Else they are classes of the first three channels (of one, where there are fewer) of the predictions drawn as
     pixels: of a target of pixels the mean colour of the patch in 3 bits, of predictions by channel each cell in the
-    target's bits, or as many as make 4096 classes.
-
-    Attributes:
-        bits: of a channel.
-        channels: that make a class.
-        classes: their number, 2^(bits * channels).
+    target's bits, or as many as make 4096 classes. `classes` is their number, 2^(bits * channels).
     """
 
     def __init__(self, target: Target) -> None:
@@ -142,8 +137,7 @@ class ColourCounts:
         """Counts a batch of predictions; `pixels` are the images, normalised."""
         guess = model.target.render(model.target.guess(model.predict(pixels, corruption)))
         predicted = self._colours.of(guess.flatten(0, 1)[:, : self.channels])[:, 0]
-        every = self._colours.of(images[:, : self.channels])
-        true = every.gather(1, corruption.picked[..., None].expand(-1, -1, every.shape[-1]))
+        true = gather_patches(self._colours.of(images[:, : self.channels]), corruption.picked)
         pairs, counts = (true.flatten() * self.classes + predicted.flatten()).unique(return_counts=True)
         self._counts.update(dict(zip(pairs.tolist(), counts.tolist(), strict=True)))
 
@@ -232,14 +226,12 @@ def _confusion(counts: ColourCounts, shown: np.ndarray, share_right: str) -> Pic
         own = own[np.argsort(-met[own], kind="stable")]  # the most frequent first
         edges = np.round(np.cumsum([0, *met[own]]) / met[own].sum() * _WIDTH).astype(int)
         row[:, 2 * _HEIGHT :] = colours[predicted[own]].repeat(np.diff(edges), axis=0)
-    return Picture(
-        "confusion",
-        f"Confusion of the {len(shown)} most frequent colours; {share_right} are predicted right.",
-        picture.reshape(-1, *picture.shape[2:])[:-_GAP],
-        f"Confusion: the {len(shown)} most frequent true colours (squares), and what is predicted for them (bars).",
-        pixelated=True,
-        width=460,
+    alt = f"Confusion of the {len(shown)} most frequent colours; {share_right} are predicted right."
+    caption = (
+        f"Confusion: the {len(shown)} most frequent true colours (squares), and what is predicted for them (bars)."
     )
+    pixels = picture.reshape(-1, *picture.shape[2:])[:-_GAP]
+    return Picture("confusion", alt, pixels, caption, pixelated=True, width=460)
 
 
 def _targets(config: PretrainConfig, patch: tuple[int, int], images: Tensor) -> tuple[Sheet, ...]:
@@ -252,11 +244,8 @@ def _targets(config: PretrainConfig, patch: tuple[int, int], images: Tensor) -> 
             drawn[title] = to_rgb(picture_of_targets(target, images))
     own = names[config.objective.target]
     columns = tuple(f"{title} (this run's)" if title == own else title for title in drawn)
-    rows = [
-        tuple(
-            Picture(f"target_{i}_{title.replace(' ', '_')}", f"Image {i + 1}: {title}.", enlarged(of[i]))
-            for title, of in drawn.items()
-        )
-        for i in range(min(len(images), 4))
-    ]
+    rows = []
+    for i in range(min(len(images), 4)):
+        cells = [(f"target_{i}_{title.replace(' ', '_')}", title, enlarged(of[i])) for title, of in drawn.items()]
+        rows.append(tuple(Picture(name, f"Image {i + 1}: {title}.", pixels) for name, title, pixels in cells))
     return two_sheets(columns, rows, 100)

@@ -42,16 +42,11 @@ def data_section(record: RunRecord) -> Section:
     cells = tuple((name, shown(str(value))) for name, value in rows if value)
     notes = [str(note) for note in (record.first("targets"), record.first("warning"), *found.get("notes", ())) if note]
     sentences = [note[:1].upper() + note[1:].removesuffix(".") + "." for note in notes]
-    return Section(
-        "data",
-        "Data",
-        "Read it for what the model can know: it has seen these images alone, cropped and coloured as the table says.",
-        (
-            Table(("setting", "value"), cells, "The images", prose=True),
-            *map(Text, sentences),
-            *_bad_files(record.folder),
-        ),
+    blocks = (Table(("setting", "value"), cells, "The images", prose=True), *map(Text, sentences))
+    reading = (
+        "Read it for what the model can know: it has seen these images alone, cropped and coloured as the table says."
     )
+    return Section("data", "Data", reading, (*blocks, *_bad_files(record.folder)))
 
 
 def _numbers(values: tuple[float, ...]) -> str:
@@ -86,12 +81,8 @@ def making_section(record: RunRecord) -> Section:
         if spent := times(record):
             blocks.append(Table(("what", "time"), tuple(spent.items()), "Time"))
     blocks.append(Text(to_yaml(record.config), "The whole config"))
-    return Section(
-        "how-it-was-made",
-        "How it was made",
-        "With this command, commit and config the run can be made again: every random draw derives from the seed.",
-        tuple(blocks),
-    )
+    reading = "With this command, commit and config the run can be made again: every random draw derives from the seed."
+    return Section("how-it-was-made", "How it was made", reading, tuple(blocks))
 
 
 def _in_lines(command: str) -> str:

@@ -67,14 +67,12 @@ def fewshot_section(record: RunRecord) -> Section | None:
     last = f"step {after['step']:,}" if after and not record.ended else "pretrained"
     head = ("labelled images per class", start_name(record.config), last, "gain in points")
     several = f"mean ± standard deviation over {draws} draws" if draws > 1 else "one draw"
-    return Section(
-        "few-shot",
-        "Few-shot",
+    reading = (
         "Each figure is the test accuracy of a linear regression on the frozen encoder's features, averaged over the "
-        "patches; the gain is what the training added to the same encoder as it began.",
-        (Table(head, rows, f"Test accuracy, {several} of the labelled images"),),
-        "section 4.1",
+        "patches; the gain is what the training added to the same encoder as it began."
     )
+    table = Table(head, rows, f"Test accuracy, {several} of the labelled images")
+    return Section("few-shot", "Few-shot", reading, (table,), "section 4.1")
 
 
 def fewshot_ends(record: RunRecord) -> tuple[Row | None, Row | None]:
@@ -124,14 +122,11 @@ def finetune_section(record: RunRecord) -> Section | None:
     elif ranked:
         blocks.append(_class_table(ranked, "All classes, the worst first"))
     blocks += [*_confusion(record.folder, ranked), *_sweep(record.folder)]
-    return Section(
-        "fine-tuning",
-        "Fine-tuning",
+    reading = (
         "Top-1 is the share of the test images whose first guess is right; the 95 % interval says how far other test "
-        "images of the same kind might move it, and a useful classifier is far above the most frequent class.",
-        tuple(blocks),
-        "section 4.1 and appendix B.1.1",
+        "images of the same kind might move it, and a useful classifier is far above the most frequent class."
     )
+    return Section("fine-tuning", "Fine-tuning", reading, tuple(blocks), "section 4.1 and appendix B.1.1")
 
 
 def _most_frequent(classes: Rows) -> float | None:

@@ -167,22 +167,16 @@ class StudyResults:
 
     def rank(self, side: str, reading: Reading | None = None) -> float | None:
         """Effective rank of the features, the mean over the pretrainings."""
-        at = reading or self.reading
-        ranks = {
-            run["pretrain_seed"]: run["rank"]
-            for run in self.content["fewshot"]
-            if (run["side"], (run["layer"], run["pool"])) == (side, at)
-        }
-        return fmean(ranks.values()) if ranks else None
+        asked = side, *(reading or self.reading)
+        runs = [run for run in self.content["fewshot"] if (run["side"], run["layer"], run["pool"]) == asked]
+        return fmean({run["pretrain_seed"]: run["rank"] for run in runs}.values()) if runs else None
 
     def held_out(self, side: str) -> float | None:
         """Held-out accuracy of the learning rate that a side chose, the mean over the shares of the labels at which it
         chose one; None where it had one learning rate."""
-        best = [
-            max(accuracy for accuracy in run["sweep"].values() if accuracy is not None)
-            for run in self.content["finetuning"]
-            if run["side"] == side and any(accuracy is not None for accuracy in (run["sweep"] or {}).values())
-        ]
+        sweeps = [(run["sweep"] or {}).values() for run in self.content["finetuning"] if run["side"] == side]
+        known = [[accuracy for accuracy in sweep if accuracy is not None] for sweep in sweeps]
+        best = [max(accuracies) for accuracies in known if accuracies]
         return fmean(best) if best else None
 
     def _tuned(self, side: str, labels: str) -> dict[int, Mapping[str, Any]]:

@@ -106,15 +106,12 @@ def _log_pictures(page: Page, run: RunRecord) -> None:
     """Sends the page's pictures of pixels to the loggers, under the last step; its charts are there as scalars."""
     step = Checkpoints(run.folder / "checkpoints").steps()[-1]
     log = RunLog(run.folder, step, run.config.log.to, run.config)
-    try:
+    with contextlib.closing(log):
         for name, pixels in pictures_of(page):
             if not isinstance(pixels, str):
                 picture = Image.fromarray(pixels).convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                flat = Image.alpha_composite(white, picture).convert("RGB")
+                flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
                 log.show(f"report/{name.removesuffix('.png')}", step, np.asarray(flat))
-    finally:
-        log.close()
 
 
 def _run_folder(init: str) -> Path | None:
@@ -191,14 +188,13 @@ def _model_sections(
     if run and checkpoint and isinstance(run.config, PretrainConfig):
         sections += _prediction_sections(recipe, run, checkpoint, context, device)
         lead += "" if sections else " Predictions are not shown, for the run was for images of another size."
-    sections += [make(context) for make in (filter_section, position_section)]
+    sections += [filter_section(context), position_section(context)]
     try:
-        sections += [make(context) for make in (distance_section, rollout_section, heads_section)]
+        sections += [distance_section(context), rollout_section(context), heads_section(context)]
     except UserError as error:  # the attention weights of some of timm's ViTs are not available
         reading = "This model's blocks do not tell whom a patch attends to."
         sections.append(Section("attention", "Attention", reading, (Text(f"{error}."),)))
-    sections += [make(context) for make in (patch_section, image_section)]
-    return tuple(sections), lead
+    return (*sections, patch_section(context), image_section(context)), lead
 
 
 def _open_context(recipe: VisualizeRecipe, run: RunRecord | None, device: torch.device) -> InspectionContext:
@@ -228,20 +224,22 @@ def _open_context(recipe: VisualizeRecipe, run: RunRecord | None, device: torch.
     if pretraining and pretraining.fewshot.data and not (images.labels >= 0).any():
         with contextlib.suppress(UserError):  # a run that was copied may have left these behind
             labelled = _open_images(recipe, run, pretraining.fewshot.data, model)
-    name = "this model" if twin else UNTRAINED
     if run:
-        name = "pretrained" if pretraining else "fine-tuned"
-    shown, twin_name = min(recipe.shown, len(images.pixels)), start_name(run.config) if run else UNTRAINED
+        name, twin_name = "pretrained" if pretraining else "fine-tuned", start_name(run.config)
+    else:
+        name, twin_name = "this model" if twin else UNTRAINED, UNTRAINED
+    shown = min(recipe.shown, len(images.pixels))
     return InspectionContext(name, model, twin, images, labelled, shown, (row, column), twin_name)
 
 
 def _first_weights(weights: Weights, run: RunRecord | None) -> Weights | None:
     """Weights of the twin: of a pretraining its very first ones, of others the architecture untrained."""
-    if run and run.pretraining:
-        with contextlib.suppress(UserError):  # a run that was copied may have left its init behind
-            return first_weights(run.folder)
+    if not (run and run.pretraining):
+        return None if weights.state is None else weights.untrained()
+    try:
+        return first_weights(run.folder)
+    except UserError:  # a run that was copied may have left its init behind
         return None
-    return None if weights.state is None else weights.untrained()
 
 
 def _open_images(recipe: VisualizeRecipe, run: RunRecord | None, source: str, model: Inspected) -> Images:

@@ -13,12 +13,11 @@ from pathlib import Path
 from mpp.training.checkpoint import Checkpoints
 from tests import runs
 
-LONG = {"model__drop_path": "0", "train__length": "120 steps", "fewshot__data": ""}
-
 
 def command(source: str, run_dir: Path, **changed: str) -> list[str]:
     """A run that is long enough to be hurt, without what would make it slow."""
-    return runs.command(source, run_dir, **LONG, **changed)
+    long = {"model__drop_path": "0", "train__length": "120 steps", "fewshot__data": ""}
+    return runs.command(source, run_dir, **long, **changed)
 
 
 def launcher(*options: str, nproc: int = 2) -> list[str]:
@@ -26,17 +25,13 @@ def launcher(*options: str, nproc: int = 2) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc), *options]
 
 
-def environment(**changed: str) -> dict[str, str]:
-    """That of the tests without what a caller might have set for torchrun."""
-    kept = {k: v for k, v in runs.environment().items() if k != "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"}
-    return kept | changed
-
-
 @contextlib.contextmanager
 def started(words: list[str], log: Path, **changed: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The command, writing to `log`; whatever is left of it at the end is killed."""
+    environment = runs.environment() | changed
+    environment.pop("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", None)  # a caller might have set it
     with log.open("ab") as out:
-        process = subprocess.Popen(words, env=environment(**changed), stdout=out, stderr=out, cwd=runs.ROOT)
+        process = subprocess.Popen(words, env=environment, stdout=out, stderr=out, cwd=runs.ROOT)
     try:
         yield process
     finally:
@@ -48,24 +43,30 @@ def started(words: list[str], log: Path, **changed: str) -> Iterator["subprocess
         process.wait(30)
 
 
+def end(process: "subprocess.Popen[bytes]", log: Path, code: int = 0) -> str:
+    """Waits for the process to end with this exit status; what it wrote."""
+    assert process.wait(200) == code, log.read_text()[-3000:]
+    return log.read_text()
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes below process `pid`."""
+    with contextlib.suppress(OSError):
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
 def ranks(pid: int) -> dict[int, int]:
-    """Process numbers of the ranks at and below process `pid`, by rank."""
-    found = {}
-    for child in _children(pid):
+    """Process numbers of the ranks below process `pid`, by rank; of a rank and its workers the rank itself."""
+    found: dict[int, int] = {}
+    for process in descendants(pid):
         with contextlib.suppress(OSError):
-            words = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-            told = dict(word.split(b"=", 1) for word in words if b"=" in word)
-            if b"LOCAL_RANK" in told and b"RANK" in told:
-                found.setdefault(int(told[b"RANK"]), child)
-        found = {**ranks(child), **found}
+            words = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            variables = dict(word.split(b"=", 1) for word in words if b"=" in word)
+            if b"LOCAL_RANK" in variables and b"RANK" in variables:
+                found.setdefault(int(variables[b"RANK"]), process)
     return found
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def free_port() -> int:
@@ -80,13 +81,9 @@ def newest(run_dir: Path) -> int:
     return max(Checkpoints(run_dir / "checkpoints").steps(), default=-1)
 
 
-def wait(until: Callable[[], bool], log: Path, seconds: float = 150) -> None:
-    """Waits until something is so.
-
-    Raises:
-        AssertionError: it has not come to be; with the end of the log.
-    """
-    deadline = time.monotonic() + seconds
+def wait(until: Callable[[], bool], log: Path) -> None:
+    """Waits until something is so; fails with the end of the log."""
+    deadline = time.monotonic() + 150
     while not until():
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.05)
