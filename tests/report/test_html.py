@@ -19,7 +19,6 @@ from tests.browser import open_browser, visit
 
 HOSTILE = "<script>document.title = 'broken'</script> \" ' ]]> --> </style> &amp; 🦆 " + "unbreakable" * 30
 STOPS = ("step 1", "step 20", "step 300")
-UNFOLD = "for (const folded of document.querySelectorAll('details')) folded.open = true"
 
 
 def pixels(seed: int, side: int = 24, channels: int = 3) -> np.ndarray:
@@ -177,14 +176,6 @@ def test_read_without_javascript_and_on_paper(browser: Any, address: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [360, 768, 1440])
-def test_no_width_overflows(browser: Any, address: str, width: int) -> None:
-    with visit(browser, address, viewport={"width": width, "height": 800}) as opened:
-        opened.page.evaluate(UNFOLD)
-        assert opened.page.evaluate("document.documentElement.scrollWidth") == width
-
-
-@pytest.mark.slow
 def test_light_dark_and_the_switch(browser: Any, address: str) -> None:
     stroke = "getComputedStyle(document.querySelector('svg path[style*=series-1]')).stroke"
     colours = f"[getComputedStyle(document.body).backgroundColor, {stroke}]"
@@ -203,15 +194,17 @@ def test_light_dark_and_the_switch(browser: Any, address: str) -> None:
 
 
 @pytest.mark.slow
-def test_axe_finds_nothing(browser: Any, address: str) -> None:
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 360), ("light", 768)])
+def test_axe_finds_nothing_and_no_width_overflows(browser: Any, address: str, scheme: str, width: int) -> None:
     pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
     axe = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
-    for scheme, width in (("light", 1440), ("dark", 390)):
-        with visit(browser, address, color_scheme=scheme, viewport={"width": width, "height": 900}) as opened:
-            opened.page.evaluate(UNFOLD)
-            opened.page.evaluate(axe)
-            violations = opened.page.evaluate("axe.run().then((result) => result.violations)")
-            assert [(found["id"], [node["html"][:200] for node in found["nodes"]]) for found in violations] == []
+    with visit(browser, address, color_scheme=scheme, viewport={"width": width, "height": 900}) as opened:
+        page = opened.page
+        page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        page.evaluate(axe)
+        violations = page.evaluate("axe.run().then((result) => result.violations)")
+        assert [(found["id"], [node["html"][:200] for node in found["nodes"]]) for found in violations] == []
 
 
 def test_pixels_that_mean_something_stay_exact() -> None:

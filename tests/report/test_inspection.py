@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
 
 from mpp.errors import UserError
-from mpp.report.inspection import framed, heat, inspect, lit, tiled
+from mpp.report.inspection import framed, inspect, lit
 from mpp.weights.base import Weights, build
 from mpp.weights.numerics import Numerics
 
@@ -85,18 +84,6 @@ def test_patches_tile_the_size_that_is_inspected_but_the_stem_of_a_hybrid_pads()
 def test_what_is_no_vit_is_refused() -> None:
     with pytest.raises(UserError, match=r"^resnet18 is timm's ResNet, and only its VisionTransformer.*$"):
         inspect(Weights("resnet18", {}, None, (32, 32)), "cpu")
-
-
-def test_values_as_colours_and_tiles_in_rows_with_transparent_gaps() -> None:
-    ends = [np.round(255 * np.array(colormaps["viridis"](x)[:3])) for x in (0.0, 0.5, 1.0)]
-    colours = heat(np.array([-3.0, -1.0, 0.0, 1.0, 9.0]), -1.0)
-    np.testing.assert_array_equal(colours, [ends[i] for i in (0, 0, 1, 2, 2)])
-    tiles = np.stack([np.full((2, 3, 3), 10 * (i + 1), np.uint8) for i in range(3)])
-    sheet = tiled(tiles, 2, gap=1)
-    expected = np.zeros((5, 7), np.uint8)
-    expected[:2, :3], expected[:2, 4:], expected[3:, :3] = 10, 20, 30
-    np.testing.assert_array_equal(sheet[..., 0], expected)
-    np.testing.assert_array_equal(sheet[..., 3], np.where(expected > 0, 255, 0))
 
 
 def test_light_follows_the_share_of_each_patch_and_a_frame_lies_around_one() -> None:

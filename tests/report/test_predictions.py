@@ -48,23 +48,6 @@ def predicted(counts: ColourCounts) -> np.ndarray:
     return np.bincount(guesses, times, counts.classes)
 
 
-@pytest.mark.parametrize("bits", [3, 4])
-def test_predictions_made_by_hand(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patches all black, predicted black, red, red; then all white, predicted white, black, white."""
-    model, step = made("mean_colour", bits=bits), 2**bits
-    black, red, white = 0, (step - 1) * step**2, step**3 - 1
-    counts = ColourCounts(model.target)
-    assert counts.true.sum() == counts.right.sum() == 0
-    for value, guesses in ((0, [black, red, red]), (255, [white, black, white])):
-        _, pixels, drawn = noise(1)
-        output = torch.nn.functional.one_hot(torch.tensor([guesses]), step**3).float()
-        predicting(monkeypatch, model, output)
-        counts.add(model, torch.full((1, 3, 8, 12), value, dtype=torch.uint8), pixels, drawn)
-    assert [x.tolist() for x in counts.pairs] == [[0, 0, white, white], [black, red, black, white], [1, 2, 1, 2]]
-    assert {i: n for i, n in enumerate(counts.true.tolist()) if n} == {black: 3, white: 3}
-    assert {i: n for i, n in enumerate(counts.right.tolist()) if n} == {black: 1, white: 2}
-
-
 @pytest.mark.parametrize(
     ("name", "channels", "bits"),
     [("mean_colour", 3, 3), ("colour_4x4", 3, 3), ("mean_colour", 4, 3), ("mean_colour", 2, 6), ("mean_colour", 1, 8)],
