@@ -168,7 +168,11 @@ class InspectionContext:
 
 
 def sheets_by_model(
-    prefix: str, images: Sequence[RGB], models: Sequence[tuple[str, Sequence[RGB]]], alt: str, pixelated: bool = False
+    prefix: str,
+    images: Sequence[np.ndarray],
+    models: Sequence[tuple[str, Sequence[np.ndarray]]],
+    alt: str,
+    pixelated: bool = False,
 ) -> tuple[Sheet, ...]:
     """Sheets with each image in a row with a picture of it by each model.
 

@@ -76,7 +76,8 @@ def sincos_tiles() -> np.ndarray:
 
 
 def test_sinusoids_are_alike_by_their_offset_and_without_positions_there_are_no_tiles() -> None:
-    np.testing.assert_allclose(position_similarity(encoder(pos_embed="sincos2d")), sincos_tiles(), atol=1e-6)
+    tiles: Any = position_similarity(encoder(pos_embed="sincos2d"))
+    np.testing.assert_allclose(tiles, sincos_tiles(), atol=1e-6)
     assert position_similarity(encoder(pos_embed="none")) is None
 
 
@@ -88,12 +89,14 @@ def test_sinusoids_are_alike_by_their_offset_and_without_positions_there_are_no_
 def test_a_learned_table_is_read_rows_first_and_without_the_tokens_before_it(settings: dict[str, Any]) -> None:
     vit = timm_vit(**settings)
     vit.pos_embed.data[:, -10:] = 3 * sincos2d(2, 5, 48)
-    np.testing.assert_allclose(position_similarity(Encoder(vit)), sincos_tiles(), atol=1e-6)
+    tiles: Any = position_similarity(Encoder(vit))
+    np.testing.assert_allclose(tiles, sincos_tiles(), atol=1e-6)
 
 
 def test_tiles_of_learned_2d_positions_are_those_of_the_table_that_is_written_out() -> None:
     model, vit = encoder(pos_embed="2d"), timm_vit(num_classes=0)
     vit.load_state_dict(timm_state(model))
     tiles: Any = position_similarity(model)
-    np.testing.assert_allclose(position_similarity(Encoder(vit)), tiles, atol=1e-6)
+    written: Any = position_similarity(Encoder(vit))
+    np.testing.assert_allclose(written, tiles, atol=1e-6)
     np.testing.assert_allclose(np.einsum("rcrc->rc", tiles), np.ones((2, 5)), rtol=1e-6)
