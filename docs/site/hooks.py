@@ -1,4 +1,4 @@
-"""Pages of the site that are made of code or lie elsewhere: home, contributors', settings, Python; and formulas as MathML."""
+"""Pages of the site that are made of code or lie elsewhere: home, contributors, settings, Python; MathML formulas."""
 
 import ast
 import importlib
@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -69,8 +70,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def settings_page() -> str:
     """Every setting of every tool: name, default, meaning."""
     parts = [
-        "# Settings\n\nEvery setting of every tool, with its default. On a command line a name has two dashes in front and `-` for `_`: "
-        "`--optim.lr 2e-4`, `--train.batch-size 512`. In a YAML file the parts of a name are nested. `--help` of a tool says the same.\n"
+        "# Settings\n\nEvery setting of every tool, with its default. On a command line a name has two dashes in front "
+        "and `-` for `_`: `--optim.lr 2e-4`, `--train.batch-size 512`. In a YAML file the parts of a name are nested. "
+        "`--help` of a tool says the same.\n"
     ]
     for tool, where in TOOLS.items():
         module, _, name = where.rpartition(".")
@@ -84,7 +86,8 @@ def settings_page() -> str:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = text.lower() if isinstance(value, bool) else text
     return "" if value in ("", None, []) else f"`{text}`"
 
 
@@ -93,7 +96,7 @@ def _meanings(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     texts: dict[str, str] = {}
     for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 texts[field.target.id] = str(text.value.value)  # pyright: ignore[reportAttributeAccessIssue]
     hints = get_type_hints(cls)
