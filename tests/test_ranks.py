@@ -149,7 +149,7 @@ def test_killed_while_a_checkpoint_is_written_ends_in_the_same_bits(
 def test_a_batch_that_the_processes_cannot_share_is_refused_in_one_line(source: str, tmp_path: Path) -> None:
     words = runs.command(source, tmp_path / "run", train__batch_size="15")
     _, err = runs.finish(words, code=1, ranks=2)
-    assert "pretrain: error: train.batch_size 15 is not a multiple of the 2 processes" in err
+    assert "train.batch_size 15 is not a multiple of the 2 processes" in err
     assert not (tmp_path / "run").exists()
 
 
