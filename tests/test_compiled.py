@@ -38,7 +38,8 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     "[mask] never enters, a mean of each channel, recomputed": (
         "pretrain",
         {
-            "objective__mask_enters": "2",
+            "model__depth": "1",
+            "objective__mask_enters": "1",
             "objective__decoder_depth": "1",
             "objective__split": "1,0,0",
             "data__mean": "0.5,0.4,0.3",
