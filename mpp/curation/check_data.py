@@ -28,7 +28,7 @@ from mpp.data.decoding import BadImage
 from mpp.data.reader import Bad
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, SourceError
-from mpp.data.sources.names import printable
+from mpp.data.sources.names import Split, printable
 from mpp.data.sources.opening import open_splits
 from mpp.data.transform import TrainTransform
 from mpp.data.workers import worker_count
@@ -64,19 +64,25 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     workers = worker_count(config.workers, 1)
     opened = open_splits(config.data, download=config.download)
     source = opened["train"]
-    test_split = ""
-    try:
-        test = opened.get("test")
-    except SourceError as error:  # pretraining does without
-        test, test_split = None, f"cannot be opened: {error}"
     classes = Classes.of(source)
     indices = spread_over_classes(len(source), None, config.images or len(source))
     with _bad_list(out) as report_bad:
         scanned, seconds = scan(source, reading, indices, workers, report_bad, _progress(len(indices)))
-    splits = [(source, scanned)]
-    if test is not None:
-        chosen = spread_over_classes(len(test), None, config.images or len(test))
-        splits.append((test, scan(test, reading, chosen, workers)[0]))
+    splits: dict[Split, tuple[Source, ScanResult]] = {"train": (source, scanned)}
+    of_others = list[str]()
+    for split in opened:
+        if split != "train":
+            try:
+                other = opened[split]
+            except SourceError as error:  # pretraining does without
+                of_others.append(row(f"{split} split", f"cannot be opened: {error}"))
+                continue
+            chosen = spread_over_classes(len(other), None, config.images or len(other))
+            looked_at, _ = scan(other, reading, chosen, workers)
+            splits[split] = other, looked_at
+            bad = looked_at.kinds
+            what = f"{bad.total():,} of them bad ({by_kind(bad)})" if bad else "none of them bad"
+            of_others.append(row(f"{split} split", f"{len(looked_at.indices):,} images looked at, {what}"))
     found = Duplicates(splits)
     why = _why_not_start(scanned, len(source), reading, config)
     survey = crop_rate = None
@@ -86,11 +92,7 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
         except BadImage as error:
             why = str(error)
     lines = _lines(config, source, scanned, classes, found, reading)
-    if test is not None:
-        bad = splits[1][1].kinds
-        what = f"{bad.total():,} of them bad ({by_kind(bad)})" if bad else "none of them bad"
-        test_split = f"{len(splits[1][1].indices):,} images looked at, {what}"
-    lines += [row("test split", test_split)] if test_split else []
+    lines += of_others
     rates = {
         "decode_per_core": int(scanned.good.sum()) / scanned.seconds if scanned.seconds else None,
         "looked_at": len(scanned.indices) / seconds,

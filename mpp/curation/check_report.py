@@ -1,5 +1,6 @@
 """The findings of the pre-flight, as lines of text and as report.json."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +10,11 @@ from mpp.curation.scan import ScanResult
 from mpp.curation.value_ranges import Kind, Spread, propose
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, count
-from mpp.data.sources.names import printable
+from mpp.data.sources.names import SPLIT_NAMES, printable
 from mpp.data.statistics import can_divide
 
 _WIDTH, _NAMED, _LONG = 13, 3, 4.0
-_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "eval", "dev", "holdout"))
+_SPLITS = frozenset((*itertools.chain(*SPLIT_NAMES.values()), "holdout"))
 _HUGE, _TIMES = 0.5, 5  # a class of more than half of the images, and of five times the next one's
 
 
@@ -143,7 +144,8 @@ def duplicate_warnings(found: Duplicates) -> list[str]:
         lines.append(f"{count(len(found.conflicts), 'group')} of duplicates with different labels: {first}")
     if len(found.across):
         first = found.shown(int(found.across[0]))
-        lines.append(f"{count(found.test_images, 'image')} of the test split also in the train split: {first}")
+        where = "val or test split also in another" if "val" in found.names else "test split also in the train"
+        lines.append(f"{count(found.leaked, 'image')} of the {where} split: {first}")
     return lines
 
 
@@ -219,7 +221,7 @@ def facts(
             "same_pixels_groups": found.same_pixels,
             "same_pixels_images": found.same_pixels_images,
             "label_conflicts": len(found.conflicts),
-            "test_images_in_train": found.test_images,
+            "test_images_in_train": found.leaked,
         },
         "values": values,
         "mean": mean.tolist() if len(height) else None,

@@ -1,39 +1,40 @@
 """Images that are there more than once, by the hashes of their files and of their pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from mpp.curation.scan import ScanResult
 from mpp.data.sources.base import Source
-from mpp.data.sources.names import printable
+from mpp.data.sources.names import Split, printable
 
 HEAD = ("group", "split", "index", "class", "bytes", "file")
 _LAST = np.iinfo(np.int64).max
 
 
 class Duplicates:
-    """Groups of images with the same pixels, among the good images of a source and of its test split.
+    """Groups of images with the same pixels, among the good images of all splits of a source.
 
     Args:
-        splits: source and result of the scan, of train first and then of test where there is one.
+        splits: source and result of the scan of each split, of train first.
 
     Attributes:
         same_bytes, same_bytes_images: groups of equal files, and the images in them.
         same_pixels, same_pixels_images: groups of equal images in files that are not all equal, and their images.
-        conflicts, across: groups whose labels differ; that lie in both splits.
-        test_images: images of the test split that are also in the train split.
+        conflicts, across: groups whose labels differ; that lie in several splits.
+        leaked: images of other splits than train that are also in another split.
     """
 
-    def __init__(self, splits: list[tuple[Source, ScanResult]]) -> None:
-        self._splits = splits
+    def __init__(self, splits: Mapping[Split, tuple[Source, ScanResult]]) -> None:
+        self.names = tuple(splits)
+        self._splits = list(splits.values())
 
         def joined(name: str) -> np.ndarray:
-            return np.concatenate([getattr(result, name)[result.good] for _, result in splits])
+            return np.concatenate([getattr(result, name)[result.good] for _, result in self._splits])
 
         self._index, self._content = joined("indices"), joined("content")
-        self._split = np.repeat(np.arange(len(splits)), [np.count_nonzero(result.good) for _, result in splits])
-        self._label = np.concatenate([_labels(source)[result.indices[result.good]] for source, result in splits])
+        self._split = np.repeat(np.arange(len(splits)), [np.count_nonzero(result.good) for _, result in self._splits])
+        self._label = np.concatenate([_labels(source)[result.indices[result.good]] for source, result in self._splits])
         _, first, group, size = np.unique(joined("pixels"), return_index=True, return_inverse=True, return_counts=True)
         # The images of all groups; groups in the order of their first images.
         rows = np.flatnonzero(size[group] > 1)
@@ -51,7 +52,7 @@ class Duplicates:
         lowest, highest = self._range(self._split)
         self.across = np.flatnonzero(lowest != highest)
         members = np.split(self._split[rows], self._starts[1:])
-        self.test_images = sum(int(members[number].sum()) for number in self.across)
+        self.leaked = sum(int(np.count_nonzero(members[number])) for number in self.across)
 
     def _range(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest value of each group."""
@@ -70,7 +71,7 @@ class Duplicates:
             source, _ = self._splits[int(self._split[row])]
             index, label = int(self._index[row]), int(self._label[row])
             name = source.classes[label] if source.classes and 0 <= label < len(source.classes) else ""
-            split = ("train", "test")[int(self._split[row])] if len(self._splits) > 1 else ""
+            split = self.names[int(self._split[row])] if len(self._splits) > 1 else ""
             yield group, split, index, name, f"{int(self._content[row]):016x}", source.location(index)
 
     def rows(self) -> Iterator[tuple[int | str, ...]]:

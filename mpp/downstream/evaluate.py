@@ -148,11 +148,11 @@ def probe(config: ProbeRecipe) -> int:
         results: dict[Readout, ProbeResult] = {}
         for readout, extract in _readouts(encoders, config.pool):
             with _named_errors(readout.name):
-                train, test = read_splits(extract, labelled)
+                train, test, val = read_splits(extract, labelled)
                 if config.kind == "knn":
-                    result = sweep_knn(train, test, len(labelled.classes), config.k, config.temperature)
+                    result = sweep_knn(train, test, len(labelled.classes), config.k, config.temperature, val)
                 else:
-                    result = sweep_linear(train, test, len(labelled.classes), config.l2 or L2_SWEEP)
+                    result = sweep_linear(train, test, len(labelled.classes), config.l2 or L2_SWEEP, val)
             results[readout] = result
             if world.main:
                 lost = images + len(labelled.test_indices) - len(train[0]) - len(test[0])
@@ -170,7 +170,7 @@ def _probe_text(result: ProbeResult, lost: int) -> str:
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.1%}"
     lines = [f"top-1 {result.top1:.1%}{top5} of {len(result.predicted):,} test images"]
     if result.table:
-        lines.append(f"{result.setting:>12}  held-out training images")
+        lines.append(f"{result.setting:>12}  held-out images")
         for value, accuracy in result.table:
             mark = "   chosen" if value == result.chosen else ""
             lines.append(f"{value:>12g}  {accuracy:8.1%}{mark}")
@@ -182,14 +182,14 @@ def _probe_text(result: ProbeResult, lost: int) -> str:
 
 
 def _chosen_probes(results: dict[Readout, ProbeResult]) -> str:
-    """Of each encoder that was read in several ways, the one that held-out training images choose."""
+    """Of each encoder that was read in several ways, the one that held-out images choose."""
     lines = []
     for init, ways in Counter(readout.init for readout in results).items():
         held_out = {of: result.held_out for of, result in results.items() if of.init == init}
         known = {of: accuracy for of, accuracy in held_out.items() if accuracy is not None}
         if ways > 1 and len(known) == ways:
             best = max(known, key=lambda of: known[of])  # of equals the first
-            lines.append(f"\n{init}: held-out training images choose {best.way}: top-1 {results[best].top1:.1%}\n")
+            lines.append(f"\n{init}: held-out images choose {best.way}: top-1 {results[best].top1:.1%}\n")
     return "".join(lines)
 
 

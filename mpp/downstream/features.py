@@ -264,10 +264,14 @@ class FrozenEncoder:
         }
 
 
-def read_splits(
-    extract: Extract, labelled: Labelled
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Extracts the features (n, d) and labels (n,) of the training images, and of the test images."""
-    train, train_decoded = extract(labelled.train, labelled.train_indices)
-    test, test_decoded = extract(labelled.test, labelled.test_indices)
-    return (train, labelled.train_labels[train_decoded]), (test, labelled.test_labels[test_decoded])
+def read_splits(extract: Extract, labelled: Labelled) -> tuple[Features, Features, Features | None]:
+    """Extracts features (n, d) and labels (n,) of training and test images, and of validation images if there are."""
+
+    def read(source: Source, labels: np.ndarray) -> Features:
+        features, decoded = extract(source, np.flatnonzero(labels >= 0))
+        return features, labels[decoded]
+
+    train, test = read(labelled.train, labelled.train_labels), read(labelled.test, labelled.test_labels)
+    if labelled.val is None or labelled.val_labels is None:
+        return train, test, None
+    return train, test, read(labelled.val, labelled.val_labels)

@@ -123,7 +123,7 @@ def _sweep(
     best = max(done, key=lambda lr: (done[lr], -lr))  # of equals the gentlest
     if world.main:
         rows: list[tuple[Any, ...]] = [("lr", "held_out_top1", "held_out_images", "chosen")]
-        print(f"accuracy on {len(split.test_indices):,} held-out training images, by optim.lr:")
+        print(f"accuracy on {len(split.test_indices):,} held-out images, by optim.lr:")
         for lr, result in results.items():
             figures = (result.top1, result.test_images) if result else ("diverged", "")
             rows.append((lr, *figures, int(lr == best)))

@@ -48,11 +48,16 @@ class Labelled:
     """Classes that only test images have. They are numbered after `classes` and can never be predicted."""
     source_notes: tuple[str, ...] = ()
     """One line each: what was held out or left out."""
+    val: Source | None = None
+    """A validation split of the training source, on which settings are chosen."""
+    val_labels: Int64[np.ndarray, " v"] | None = None
+    """Of every image of `val`, numbered by `classes`; -1: not used, also where the training images lack the class."""
 
     def facts(self) -> dict[str, str]:
         """What must be the same for all ranks that read these images, by name (see `dist.agree`)."""
         labels = hashlib.sha256(self.train_labels.tobytes() + self.test_labels.tobytes()).hexdigest()[:12]
         listed = {"training images": self.train.listing(), "test images": self.test.listing()}
+        listed |= {"validation images": self.val.listing()} if self.val else {}
         return {**listed, "labels with fingerprint": labels}
 
     @property
@@ -102,15 +107,16 @@ def open_labelled(data: str, test: str = "", download: bool = False, keep: bool 
         raise SourceError(f"{data}: weights say how often images are drawn, which is for pretraining; leave them out")
     if test and test != data:
         others = open_splits(test, download, train.classes or (), keep)
-        return label(train, others["test" if "test" in others else "train"])  # a folder of test images is all "train"
-    return label(train, splits.get("test"))
+        # A folder of test images is all "train".
+        return label(train, others["test" if "test" in others else "train"], splits.get("val"))
+    return label(train, splits.get("test"), splits.get("val"))
 
 
-def label(train: Source, test: Source | None = None) -> Labelled:
+def label(train: Source, test: Source | None = None, val: Source | None = None) -> Labelled:
     """Labels sources that are open already as `open_labelled` does; without `test`, a fifth of each class is held out.
 
-    Classes are matched by name. Test images of a class that the training images lack stay in the test, where they can
-    only count as wrong.
+    On the images of `val` settings are chosen (see `hold_out`). Classes are matched by name. Test images of a class
+    that the training images lack stay in the test, where they can only count as wrong.
 
     Raises:
         SourceError: no labels, training images of fewer than two classes, nothing to hold out, the same images on
@@ -139,7 +145,17 @@ def label(train: Source, test: Source | None = None) -> Labelled:
         what = f"the classes of {name} are none of those of {train.name}: {names}"
         raise SourceError(f"{what}; name the classes of both alike")
     notes += _warnings(test, test_labels)
-    return Labelled(train, test, classes, train_labels, test_labels, foreign, tuple(notes))
+    if val is None:
+        return Labelled(train, test, classes, train_labels, test_labels, foreign, tuple(notes))
+    for other in (train, test):
+        if same_places(other, val):
+            raise SourceError(f"the validation split of {val.name} holds the very images of another: mend the splits")
+    val_labels, _ = _renumber(*_numbered(val), classes)
+    val_labels = np.where(np.isin(val_labels, present), val_labels, -1)
+    if not (val_labels >= 0).any():
+        raise SourceError(f"the validation split of {val.name} has none of the classes of its training split")
+    notes += [f"settings are chosen on the validation split, {count(int((val_labels >= 0).sum()), 'image')}"]
+    return Labelled(train, test, classes, train_labels, test_labels, foreign, tuple(notes), val, val_labels)
 
 
 def take_fraction(labelled: Labelled, share: str | float, seed: int) -> Labelled:
@@ -153,11 +169,15 @@ def take_fraction(labelled: Labelled, share: str | float, seed: int) -> Labelled
 
 
 def hold_out(labelled: Labelled, share: float, seed: int) -> Labelled:
-    """Puts a share (between 0 and 1) of each class's training images in place of the test images, to choose settings.
+    """Puts the validation images in place of the test images, to choose settings; without a validation split a share
+    (between 0 and 1) of each class's training images.
 
     The real test images are in no split of the result. A class of one image stays in training; one of more keeps at
     least one there and gives at least one. Raises SourceError where no class has two training images.
     """
+    if labelled.val is not None and labelled.val_labels is not None:
+        test = {"test": labelled.val, "test_labels": labelled.val_labels, "val": None, "val_labels": None}
+        return replace(labelled, **test, foreign=(), source_notes=())
     rng, labels = np.random.default_rng([seed, _SETTINGS]), labelled.train_labels
     held_out = _draw(labels, len(labelled.classes), share, rng, leave=1)
     if not held_out.any():

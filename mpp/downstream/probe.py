@@ -53,8 +53,12 @@ class ProbeResult:
         return max((accuracy for _, accuracy in self.table), default=None)
 
 
-def sweep_linear(train: Labelled, test: Labelled, num_classes: int, l2s: Sequence[float] = L2_SWEEP) -> ProbeResult:
-    """Fits a linear probe with the L2 that does best on a held-out tenth; each fit starts from the next stronger one's.
+def sweep_linear(
+    train: Labelled, test: Labelled, num_classes: int, l2s: Sequence[float] = L2_SWEEP, val: Labelled | None = None
+) -> ProbeResult:
+    """Fits a linear probe with the L2 that does best on `val`, without it on a held-out tenth.
+
+    Each fit starts from the next stronger one's.
 
     Of equals the strongest is taken: the smallest weights that do as well. Test labels from num_classes on are classes
     without training images: always wrong.
@@ -67,7 +71,7 @@ def sweep_linear(train: Labelled, test: Labelled, num_classes: int, l2s: Sequenc
     table: list[tuple[float, float]] = []
     probe: LinearProbe | None = None
     if len(strongest_first) > 1:
-        learned, held_out = _hold_out(train)
+        learned, held_out = (train, val) if val else _hold_out(train)
         for l2 in strongest_first:
             probe = fit_linear(*learned, num_classes, l2, start=probe)
             right = _right(probe.logits(held_out[0]), held_out[1], 1)
@@ -79,9 +83,16 @@ def sweep_linear(train: Labelled, test: Labelled, num_classes: int, l2s: Sequenc
 
 
 def sweep_knn(
-    train: Labelled, test: Labelled, num_classes: int, ks: Sequence[int], temperature: float = 0.07
+    train: Labelled,
+    test: Labelled,
+    num_classes: int,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    val: Labelled | None = None,
 ) -> ProbeResult:
-    """Classifies by nearest neighbours with the k that does best on a held-out tenth, the smallest of equals.
+    """Classifies by nearest neighbours with the k that does best on `val`, without it on a held-out tenth.
+
+    Of equals the smallest is taken.
 
     Values of k beyond the training images that are left are not tried; where none remains, all images vote. Raises
     ValueError as `sweep_linear`.
@@ -90,7 +101,7 @@ def sweep_knn(
     wanted = sorted(set(ks))
     table: list[tuple[float, float]] = []
     if len(wanted) > 1:
-        learned, held_out = _hold_out(train)
+        learned, held_out = (train, val) if val else _hold_out(train)
         wanted = [k for k in wanted if k <= len(learned[0])] or [len(learned[0])]
         right, start = np.zeros(len(wanted)), 0
         for votes in knn_votes(*learned, held_out[0], num_classes, wanted, temperature):

@@ -171,5 +171,5 @@ def _sweep(folder: Path) -> list[Block]:
         accuracy = row.get("held_out_top1", "")
         accuracy = percent(float(accuracy)) if accuracy not in ("", "diverged") else accuracy
         cells.append((row.get("lr", ""), accuracy, "yes" if row.get("chosen") == "1" else "no"))
-    caption = f"The sweep over learning rates, on {rows[0].get('held_out_images') or 'some'} held-out training images"
+    caption = f"The sweep over learning rates, on {rows[0].get('held_out_images') or 'some'} held-out images"
     return [Table(("learning rate", "held-out top-1", "chosen"), tuple(cells), caption)]

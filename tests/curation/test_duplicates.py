@@ -45,3 +45,8 @@ def test_images_of_both_splits_are_found(check: Callable[..., Any], tmp_path: Pa
     assert report["duplicates"]["test_images_in_train"] == 2
     warning = "WARNING: 2 images of the test split also in the train split: "
     assert any(line.startswith(f"{warning}{data}/train/a/0.png (a) of train = ") for line in lines)
+    save(data / "valid" / "a" / "0.png", twice)
+    _, lines, report = check(data)
+    assert under(lines, "val split") == ["1 images looked at, none of them bad"]
+    assert report["duplicates"]["test_images_in_train"] == 3
+    assert any(line.startswith("WARNING: 3 images of the val or test split also in another split: ") for line in lines)

@@ -1,4 +1,4 @@
-"""Several learning rates: chosen on held-out training images."""
+"""Several learning rates: chosen on held-out images."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_a_sweep_chooses_on_held_out_training_images(
     best = rows[int(np.argmax(accuracy))]
     assert [row["chosen"] for row in rows] == ["1" if row is best else "0" for row in rows]
     assert "sweep: optim.lr 1e+38 diverged: the loss is not finite at step " in told.err
-    assert "held-out training images, by optim.lr:" in told.out
+    assert "held-out images, by optim.lr:" in told.out
     assert f"best: optim.lr {float(best['lr']):g}; it trains on all 28 images" in told.out
     result = read_result(run_dir)
     assert result is not None

@@ -139,12 +139,13 @@ def test_knn_by_hand_and_at_any_temperature() -> None:
     assert knn_predict(features, labels, np.zeros((1, 2)), 3, 3).tolist() == [0]  # similar to none, so all vote alike
 
 
+@pytest.mark.parametrize("val", [None, blobs(15, 60, 8, noise=2.0)], ids=["a tenth", "validation images"])
 @pytest.mark.parametrize("sweep", [sweep_linear, partial(sweep_knn, ks=KS)])
-def test_sweeps_choose_on_a_tenth_and_score_with_everything(sweep: Any) -> None:
+def test_sweeps_choose_on_others_and_score_with_everything(sweep: Any, val: Any) -> None:
     (features, labels), (test, test_labels) = blobs(13, 400, 8, noise=2.0), blobs(14, 150, 8, noise=2.0)
-    result = sweep((features, labels), (test, test_labels), 8)
-    learned, held = probe._hold_out((features, labels))
-    assert (len(learned[1]), len(held[1])) == (360, 40)
+    result = sweep((features, labels), (test, test_labels), 8, val=val)
+    learned, held = ((features, labels), val) if val else probe._hold_out((features, labels))
+    assert (len(learned[1]), len(held[1])) == ((400, 60) if val else (360, 40))
     table = dict(result.table)
     assert result.chosen == next(value for value, share in result.table if share == max(table.values()))
     if sweep is sweep_linear:

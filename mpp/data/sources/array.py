@@ -1,7 +1,10 @@
 """Arrays of images of one size, memory-mapped where they can be."""
 
 import os
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 from mpp.data.sources.base import Placement, Source, SourceError, check_index
 from mpp.data.sources.files import file_place, file_state
 from mpp.data.sources.in_memory import checked_labels
+from mpp.data.sources.names import Split, splits_among
 from mpp.data.sources.specs import spec_of
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
@@ -21,13 +25,14 @@ class ArraySource(Source):
     """Images of one size in a .npy (memory-mapped) or .npz file: NHWC or NHW, of a dtype in `DTYPES`.
 
     `read` gives values as they are; decoding says what they mean. An .npz holds the images as `images`, `x` or its
-    only array of 3 or 4 dimensions, and may hold labels as `labels` or `y`.
+    only array of 3 or 4 dimensions, and may hold labels as `labels` or `y`, N or N x 1 whole numbers. With `split` it
+    holds them as `{split}_images` and `{split}_labels`, as MedMNIST's files do.
 
     Raises SourceError: missing, not such a file, or an array of another shape or dtype.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
-        self.name, self.path = name, path
+    def __init__(self, name: str, path: Path, split: str = "") -> None:
+        self.name, self.path, self.split = name, path, split
         self._images, labels = self._load()
         shape, dtype = self._images.shape, self._images.dtype.newbyteorder("=").name
         if dtype not in DTYPES:
@@ -39,7 +44,8 @@ class ArraySource(Source):
         if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 16:
             raise SourceError(f"{name}: {shape} looks like NCHW; save it as NHWC, with np.moveaxis(array, 1, -1)")
         checked = (None, None) if labels is None else checked_labels(name, labels, len(self))
-        super().__init__(name, *checked, note="" if dtype == "uint8" else dtype)
+        notes = [f"the split {split} alone"] if split else []
+        super().__init__(name, *checked, note="; ".join(notes if dtype == "uint8" else [*notes, dtype]))
 
     def _load(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Images, and labels or None."""
@@ -49,13 +55,14 @@ class ArraySource(Source):
                     return np.load(self.path, mmap_mode="r", allow_pickle=False), None
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as archive:
-                    # It is unpacked whole, and a small one may hold more than any memory.
-                    unpacked = sum(member.file_size for member in archive.zip.infolist())
+                    keys = [key for key in archive.files if key.startswith(f"{self.split}_" * bool(self.split))]
+                    # They are unpacked whole, and a small file may hold more than any memory.
+                    unpacked = sum(one.file_size for one in archive.zip.infolist() if one.filename[:-4] in keys)
                     if unpacked > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
                         sizes = f"{unpacked / 1e9:,.1f} GB unpacked, more than the {memory / 1e9:,.1f} of this"
                         hint = "save the images as .npy, which is read where it lies"
                         raise SourceError(f"{self.name}: {sizes} machine's memory; {hint}")
-                    arrays: dict[str, np.ndarray] = {key: np.asarray(archive[key]) for key in archive.files}
+                    arrays: dict[str, np.ndarray] = {key: np.asarray(archive[key]) for key in keys}
         except FileNotFoundError:
             raise SourceError(f"{self.name}: there is no file {self.path}; check the path") from None
         except IsADirectoryError:
@@ -68,7 +75,11 @@ class ArraySource(Source):
             raise SourceError(
                 f"{self.name}: not a readable .npy or .npz of plain arrays ({reason}); save it by np.save or np.savez"
             ) from error
+        if self.split:
+            arrays = {key.removeprefix(f"{self.split}_"): array for key, array in arrays.items()}
         labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
+        if labels is not None and labels.shape[1:] == (1,):
+            labels = labels[:, 0]
         named = [arrays[key] for key in ("images", "x") if key in arrays]
         fitting = named[:1] or [array for array in arrays.values() if array.ndim in (3, 4)]
         if len(fitting) != 1:
@@ -89,7 +100,7 @@ class ArraySource(Source):
         return len(self._images)
 
     def location(self, index: int) -> str:
-        return f"image {check_index(index, len(self))} of {self.path}"
+        return f"image {check_index(index, len(self))} of {self.split and f'{self.split}_images in '}{self.path}"
 
     def image(self, index: int) -> np.ndarray:
         image = np.asarray(self._images[index])  # in this machine's byte order
@@ -104,9 +115,21 @@ class ArraySource(Source):
 
     def placement(self, indices: np.ndarray) -> Placement:
         file, _ = file_place(str(self.path))
-        places = np.array([hash((file, index)) for index in indices.tolist()], dtype=np.int64)
+        part = (zlib.crc32(self.split.encode()),) if self.split else ()
+        places = np.array([hash((file, *part, index)) for index in indices.tolist()], dtype=np.int64)
         return super().placement(indices)._replace(place=places, size=np.full(len(indices), self._images[0].nbytes))
 
     def _fingerprint_parts(self, times: bool, most: int | None, labelled: bool) -> Iterator[str | bytes]:
         yield str(self.path.resolve()) if times else ""
-        yield file_state(self.path, times)
+        yield file_state(self.path, times) + self.split
+
+
+def open_array(spec: str, path: Path) -> dict[Split, Callable[[], ArraySource]]:
+    """What opens each split of an array file: an .npz with `train_images`, `test_images` and the like has several."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [name.removesuffix("_images.npy") for name in archive.namelist() if name.endswith("_images.npy")]
+        found = splits_among(members)
+    except (OSError, zipfile.BadZipFile):  # a .npy, or what opening it will say
+        found = {}
+    return {split: partial(ArraySource, spec, path, name) for split, name in (found or {"train": ""}).items()}

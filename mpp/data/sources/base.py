@@ -5,7 +5,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from mpp.data.sources.descriptors import no_more_files
 from mpp.data.sources.names import printable
 from mpp.errors import Unreachable, UserError
 
-Split = Literal["train", "test"]
 Sample = tuple[bytes | np.ndarray, int | None]
 """Encoded bytes or an array (H, W) or (H, W, C) of a real dtype, and the label or None."""
 Labels = Sequence[int] | np.ndarray

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 import mpp.system.torchvision_import  # noqa: F401
-from mpp.data.sources.base import SourceError, Split
+from mpp.data.sources.base import SourceError
 from mpp.data.sources.in_memory import ListSource
+from mpp.data.sources.names import Split
 from mpp.system.files import cache_folder, claimed
 from mpp.system.process import without_warnings
 

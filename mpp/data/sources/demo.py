@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.data.sources.base import SourceError, Split
+from mpp.data.sources.base import SourceError
 from mpp.data.sources.files import FileSource
+from mpp.data.sources.names import Split
 from mpp.errors import install
 
 _SKIN_TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")

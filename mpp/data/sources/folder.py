@@ -1,16 +1,16 @@
-"""Folders of images, at any depth; first-level sub-folders are classes, train/ with test/ or val/ are splits."""
+"""Folders of images, at any depth; first-level sub-folders are classes, or train/, val/ and test/."""
 
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from mpp.data.sources.base import ClassNames, SourceError, Split
+from mpp.data.sources.base import ClassNames, SourceError
 from mpp.data.sources.files import FileSource, PathTable
-from mpp.data.sources.names import IMAGE_EXTENSIONS, Ignored, is_hidden, is_image, is_picture
+from mpp.data.sources.names import IMAGE_EXTENSIONS, Ignored, Split, is_hidden, is_image, is_picture, splits_among
 from mpp.data.sources.specs import spec_of
 
 
@@ -69,25 +69,23 @@ def _images_under(root: str, ignored: _Ignored) -> Iterator[str]:
 
 
 def split_folders(folder: Path) -> dict[Split, Path]:
-    """The folders of the two splits; empty where a folder is not split, for it has no such folders or other images."""
+    """The folders of the splits; empty where a folder is not split, for it has no such folders or other images."""
     try:
-        test = next((name for name in ("test", "val") if (folder / name).is_dir()), None)
-        if test is None or not (folder / "train").is_dir():
-            return {}
         images, folders = _listed(str(folder), _Ignored())
-        others = [name for name in folders if name not in ("train", "test", "val")]
+        splits = splits_among(folders)
+        others = {*folders} - {*splits.values()}
         if images or any(next(_images_under(f"{folder}/{name}", _Ignored()), "") for name in others):
             return {}
     except OSError:
         return {}
-    return {"train": folder / "train", "test": folder / test}
+    return {split: folder / name for split, name in splits.items()}
 
 
 def open_folder(spec: str, folder: Path, expected: Sequence[str] = ()) -> dict[Split, Callable[[], FileSource]]:
-    """What opens each split of a folder: of images at any depth, or of train/ with test/ or val/.
+    """What opens each split of a folder: of images at any depth, or of train/, val/ and test/ (see `SPLIT_NAMES`).
 
-    Images are labelled by first-level sub-folder where all lie in two or more. The classes of a test split are those of
-    the train split, and after them those that it alone has.
+    Images are labelled by first-level sub-folder where all lie in two or more. The classes of another split are those
+    of the train split, and after them those that it alone has.
 
     Args:
         spec, folder: the source as the user wrote it, and where to look.
@@ -99,7 +97,11 @@ def open_folder(spec: str, folder: Path, expected: Sequence[str] = ()) -> dict[S
     if not splits:
         return {"train": lambda: _open(spec, folder, expected)}
     train = cache(lambda: _open(spec, splits["train"], expected, split=True))
-    return {"train": train, "test": lambda: _open(spec, splits["test"], expected, train().classes or (), split=True)}
+
+    def other(root: Path) -> FileSource:
+        return _open(spec, root, expected, train().classes or (), split=True)
+
+    return {split: train if split == "train" else partial(other, root) for split, root in splits.items()}
 
 
 def _open(spec: str, root: Path, expected: Sequence[str], known: ClassNames = None, split: bool = False) -> FileSource:

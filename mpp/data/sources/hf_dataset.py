@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpp.data.sources.base import SourceError, Split
+from mpp.data.sources.base import SourceError
 from mpp.data.sources.hf import HfSource, image_column, label_column, read_labels
-from mpp.data.sources.names import home_expanded, printable
+from mpp.data.sources.names import Split, home_expanded, printable, splits_among
 from mpp.data.sources.specs import spec_of
 from mpp.errors import install
 from mpp.system.cache import make_room, use
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _REMOTE = ("hf://", "http://", "https://")
 _OWN_PATHS = ("imagefolder", "cache")  # builders of `datasets` that write paths; the latter is of any, prepared before
-_TEST_SPLITS = ("test", "validation", "val")
 
 
 @shared
@@ -70,13 +69,11 @@ class HfDataset:
         if asked and asked not in names:
             there = f"the splits {', '.join(names)}" if names else "no splits"
             raise SourceError(f"{spec}: {name} has no split {asked!r} but {there}; choose one of them")
-        if not asked and len(names) > 1 and "train" not in names:
+        found = {} if asked else splits_among(names)
+        if not asked and len(names) > 1 and not found and "train" not in names:
             write = f"{spec_of('hf', name)}:SPLIT"
             raise SourceError(f"{spec}: has the splits {', '.join(names)} and none called train; write {write}")
-        self.splits: dict[Split, str] = {"train": asked or ("train" if "train" in names else "")}
-        test = next((name for name in _TEST_SPLITS if name in names), "")
-        if test and not asked and "train" in names:
-            self.splits["test"] = test
+        self.splits: dict[Split, str] = found or {"train": asked or ("train" if "train" in names else "")}
 
     @contextmanager
     def _one_line(self) -> Generator[None]:
@@ -132,7 +129,7 @@ class HfDataset:
         notes += [note] if note else []
         labels, classes = None, None
         if column:
-            train = self._dataset(self.splits["train"]) if split == "test" else None
+            train = self._dataset(self.splits["train"]) if split != "train" else None
             labels, classes = read_labels(spec, dataset, train, column)
             if labels is not None and (missing := int((labels < 0).sum())):
                 notes.append(f"{missing:,} without a label")

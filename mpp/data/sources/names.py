@@ -3,9 +3,18 @@
 import os
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+Split = Literal["train", "val", "test"]
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""What splits are called, in any case; the likeliest first."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm", "npy")
 """File name endings that count as images; lower case."""
 LABEL_COLUMNS = ("label", "labels", "class", "target", "classname", "finelabel")
@@ -35,6 +44,20 @@ def is_image(name: str) -> bool:
 def is_picture(name: str) -> bool:
     """Whether a file name ends as that of a picture does, be it of a format that is read or not."""
     return is_image(name) or name.rpartition(".")[2].lower() in _UNREAD_EXTENSIONS
+
+
+def splits_among(names: Collection[str]) -> dict[Split, str]:
+    """Which of these names are the splits: a training split and a test split, perhaps a validation split; else none.
+
+    A validation split without a test split is the test split.
+    """
+    found = dict[Split, str]()
+    for split, known in SPLIT_NAMES.items():
+        if called := [name for name in names if name.lower() in known]:
+            found[split] = min(called, key=lambda name: (known.index(name.lower()), name))
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+    return found if {"train", "test"} <= {*found} else {}
 
 
 def folded(column: str) -> str:

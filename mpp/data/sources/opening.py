@@ -9,14 +9,14 @@ mixed = open_source("3 * folder:/data/images + 1 * shards:/data/more/*.tar")
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 
-from mpp.data.sources.array import ArraySource
-from mpp.data.sources.base import Source, SourceError, Split
+from mpp.data.sources.array import open_array
+from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.cifar import open_cifar
 from mpp.data.sources.demo import open_demo
 from mpp.data.sources.folder import open_folder
 from mpp.data.sources.hf_dataset import HfDataset
 from mpp.data.sources.mixture import MixtureSource
-from mpp.data.sources.names import home_expanded
+from mpp.data.sources.names import Split, home_expanded
 from mpp.data.sources.patterns import shown
 from mpp.data.sources.shards import open_shards
 from mpp.data.sources.specs import parse, parts_of
@@ -26,7 +26,8 @@ _BOTH: tuple[Split, ...] = ("train", "test")
 
 
 class Splits(Mapping[Split, Source]):
-    """The splits of a source: `train`, all there is where it has no others, and `test`, where it holds images out.
+    """The splits of a source: `train`, all there is where it has no others, `test`, where it holds images out, and
+    `val`, where it holds others out to choose settings by.
 
     Each is opened, or refused, when it is asked for, and once; `openers` say how.
     """
@@ -51,7 +52,8 @@ def open_splits(spec: str, download: bool = False, expected: Sequence[str] = (),
     """The splits of a source by its string.
 
     cifar10, cifar100 and demo hold images out; a folder does where it holds train/ and test/ or val/ and no other
-    images, a CSV by its column split, a dataset by the names of its splits, a mixture where all of its parts do.
+    images, a CSV by its column split, a dataset by the names of its splits, an .npz by those of its arrays
+    (train_images), a mixture where all of its parts do. Each by any of `SPLIT_NAMES`.
 
     Args:
         spec: folder:DIR, shards:GLOB, array:FILE.npy, csv:FILE.csv, hf:NAME_OR_DIR[:SPLIT], cifar10:DIR,
@@ -87,7 +89,7 @@ def _openers(spec: str, download: bool, expected: Sequence[str], keep: bool) -> 
     if kind == "shards":
         return {"train": lambda: open_shards(spec, argument, keep)}
     if kind == "array":
-        return {"train": lambda: ArraySource(spec, path)}
+        return open_array(spec, path)
     if kind == "csv":
         table = read_table(spec, path)
         return {split: partial(table.open, split) for split in table.splits}

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpp.data.sources.base import ClassNames, SourceError, Split
+from mpp.data.sources.base import ClassNames, SourceError
 from mpp.data.sources.files import FileSource, PathTable
 from mpp.data.sources.in_memory import numbered_classes
-from mpp.data.sources.names import LABEL_COLUMNS, folded, is_image, printable
+from mpp.data.sources.names import LABEL_COLUMNS, SPLIT_NAMES, Split, folded, is_image, printable, splits_among
 from mpp.data.sources.specs import spec_of
 
 _PATH_COLUMNS = (
@@ -49,7 +49,7 @@ class Table:
     """The rows of one file, read once for all of its splits.
 
     Columns are path and, where there is one, label. A header names them: path, file, image and the like (img_path,
-    File Name); label, class or target; split, of train, val and test. Other columns are passed over. Labels are names,
+    File Name); label, class or target; split (see `SPLIT_NAMES`). Other columns are passed over. Labels are names,
     sorted into classes, or whole numbers from 0; where a row has none, or -1, it is -1. Paths are absolute or start
     from the file's folder; reading an image says where a file is missing.
 
@@ -71,8 +71,7 @@ class Table:
         if not len(self.paths):
             raise SourceError(f"{spec}: {path} has a header and no rows; write one for each image")
         found = {_SPLITS[number] for number in set(self._splits)}
-        test = "test" if "test" in found else "val"
-        self.splits: dict[Split, str] = {"train": "train", "test": test} if {"train", test} <= found else {"train": ""}
+        self.splits: dict[Split, str] = splits_among(found) or {"train": ""}
 
     def _add(self, line: int, row: list[str], columns: _Columns) -> None:
         def fail(what: str) -> SourceError:
@@ -84,8 +83,11 @@ class Table:
         if not path or "\0" in path:
             raise fail(f"has the path {path!r}; write the path of an image")
         split = row[columns.split].strip().lower() if columns.split >= 0 else ""
-        if columns.split >= 0 and split not in _SPLITS[1:]:
-            raise fail(f"has the split {split!r}; write train, val or test")
+        if columns.split >= 0:
+            called = next((known for known, names in SPLIT_NAMES.items() if split in names), None)
+            if called is None:
+                raise fail(f"has the split {split!r}; write train, val or test")
+            split = called
         label = row[columns.label].strip() if columns.label >= 0 else ""
         self.paths.append(path)
         self._splits.append(_SPLITS.index(split))
@@ -120,7 +122,7 @@ class Table:
         def used(among: np.ndarray) -> set[str]:
             return {names[number] for number in np.unique(numbers[among]).tolist() if number >= 0}
 
-        own, known = used(rows), used(self._rows_of("train")) if split == "test" else set[str]()
+        own, known = used(rows), used(self._rows_of("train")) if split != "train" else set[str]()
         if not own:
             return None, None
         if all(name.isascii() and name.isdigit() for name in own | known):

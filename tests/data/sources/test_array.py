@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mpp.data.sources.array import DTYPES
-from mpp.data.sources.opening import open_source
+from mpp.data.sources.opening import open_source, open_splits
+from mpp.data.sources.overlap import same_places
 from tests.data.sources.reading import refused
 
 
@@ -34,6 +35,24 @@ def test_npz_with_labels(key, label_key, labels, classes, tmp_path, images):
         assert (source.labels().dtype, source.labels().tolist()) == (np.int64, labels)
 
 
+def test_npz_with_splits(tmp_path, images):
+    """As MedMNIST's files are: labels N x 1, greys N x H x W."""
+    path, rows = tmp_path / "m.npz", {"train": 3, "val": 1, "test": 2}
+    arrays = {f"{split}_images": images[:number, :, :, 0] + number for split, number in rows.items()}
+    np.savez(path, **arrays, **{f"{split}_labels": np.arange(number)[:, None] for split, number in rows.items()})
+    splits = open_splits(f"array:{path}")
+    assert {split: source.labels().tolist() for split, source in splits.items()} == {
+        **{"train": [0, 1, 2], "test": [0, 1]},
+        "val": [0],
+    }
+    for split, source in splits.items():
+        np.testing.assert_array_equal([source.read(i)[0] for i in range(len(source))], arrays[f"{split}_images"])
+        assert source.describe().endswith(f"; the split {split} alone")
+    assert splits["test"].location(1) == f"image 1 of test_images in {path}"
+    assert not same_places(splits["train"], splits["test"])
+    assert len({source.fingerprint() for source in splits.values()}) == 3
+
+
 @pytest.mark.parametrize(
     ("save", "text"),
     [
@@ -61,7 +80,7 @@ def test_files_that_are_no_arrays(tmp_path, images):
     assert f"did you mean folder:{tmp_path}?" in refused(f"array:{tmp_path}")
     np.savez(tmp_path / "two.npz", a=images, b=images)
     assert "holds ['a', 'b']; name the array of images 'images'" in refused(f"array:{tmp_path / 'two.npz'}")
-    np.savez(tmp_path / "labels.npz", images=images, labels=np.zeros((5, 1), int))
+    np.savez(tmp_path / "labels.npz", images=images, labels=np.zeros((5, 2), int))
     assert "expected 5 whole numbers from 0" in refused(f"array:{tmp_path / 'labels.npz'}")
     np.savez(tmp_path / "label.npz", images=images, labels=np.array([0, 1, 2**63 + 7, 0, 0], dtype=np.uint64))
     assert "the label 9223372036854775815 would mean" in refused(f"array:{tmp_path / 'label.npz'}")

@@ -6,6 +6,7 @@ import socket
 import numpy as np
 import pytest
 
+from mpp.data.sources.folder import split_folders
 from mpp.data.sources.opening import open_source, open_splits
 from tests.data.sources.reading import all_read, locations, refused
 
@@ -80,6 +81,23 @@ def test_folder_with_splits(test_name, picture_folder, monkeypatch):
     assert sorted(listed) == sorted((".", *below, test_name))  # each once
     (folder / "gone.png").symlink_to("nowhere")  # an image beside the splits
     assert "test" not in open_splits(f"folder:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("training", "validation"), {"train": "training", "test": "validation"}),
+        (("train", "valid", "test"), {"train": "train", "val": "valid", "test": "test"}),
+        (("Train", "Dev", "TESTING"), {"train": "Train", "val": "Dev", "test": "TESTING"}),
+        (("train", "eval"), {"train": "train", "test": "eval"}),
+        (("valid", "test"), {}),
+        (("train", "val", "valid"), {}),  # two of a kind: not what it seems
+    ],
+)
+def test_what_splits_are_called(names, expected, picture_folder):
+    folder = picture_folder(*(f"{name}/{label}/1.png" for name in names for label in "ab"))
+    assert {split: path.name for split, path in split_folders(folder).items()} == expected
+    assert set(open_splits(f"folder:{folder}")) == (set(expected) or {"train"})
 
 
 def test_folders_that_are_not_split(picture_folder):

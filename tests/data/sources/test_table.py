@@ -95,8 +95,8 @@ def test_splits(table):
     # As in folders the train split's classes come first, so that they keep their numbers.
     assert (test.classes, test.labels().tolist()) == (("b", "c", "a"), [2, 1])
     assert train.describe() == "2 images in 2 classes; the rows of split train alone"
-    both = open_splits(table("path,label,split\n1.png,0,Train\n1.png,2,val\n1.png,1,test\n"))
-    assert (both["test"].labels().tolist(), both["test"].classes) == ([1], ("0", "1"))
+    both = open_splits(table("path,label,split\n1.png,0,Training\n1.png,2,dev\n1.png,1,test\n"))
+    assert [(split, *source.labels()) for split, source in both.items()] == [("train", 0), ("val", 2), ("test", 1)]
     numbers = open_splits(table("path,label,split\n1.png,4,train\n1.png,0,test\n"))
     assert numbers["test"].classes == numbers["train"].classes == ("0", "1", "2", "3", "4")
     for text in ("path,split\n1.png,train\n2.png,train\n", "path,split\n1.png,val\n2.png,test\n3.png,val\n"):
@@ -125,7 +125,7 @@ def test_splits(table):
         ("path,label,label\n1.png,a,b\n", "has two columns 'label'; rename one"),
         ("path,label\n,a\n", "line 2, has the path ''; write the path of an image"),
         ("1.png,a\n\0,a\n", "line 2, has the path '\\x00'"),
-        ("path,split\n1.png,dev\n", "line 2, has the split 'dev'; write train, val or test"),
+        ("path,split\n1.png,old\n", "line 2, has the split 'old'; write train, val or test"),
         ('1.png,a\n"1.png,a\n', "after line 1: unexpected end of data; mend the row"),
         ("1.png," + "x" * 200_000, "field larger than field limit"),
         ("1.png,naïve\n".encode("latin-1"), "is not UTF-8 after line 0 (invalid continuation byte); save it as UTF-8"),
