@@ -23,6 +23,7 @@ from mpp.errors import RunError, Unreachable, UserError, command
 
 _ATTEMPTS = 20
 _EOI, _TAIL = b"\xff\xd9", 1024  # end mark of a JPEG, and how many last bytes are searched for it
+_ABOUT = 32  # pixels by which the sides of images in one block may differ
 _SAMPLE, _REPLACEMENT = 2, 3  # purposes of random numbers; seeds.py has the other
 T = TypeVar("T")
 Found = tuple[bytes | np.ndarray, int | None] | OSError  # data and label, or why they cannot be read
@@ -209,7 +210,7 @@ class TrainReader(Reader):
         images = empty_pixels(len(keys), self.options.channels, *self.transform.image_hw)
         labels, bad = [-1] * len(keys), list[Bad]()
         undecoded, files = list[UndecodedJpeg](), list[bytes]()
-        blocks = dict[tuple[int, ...], list[tuple[int, np.ndarray]]]()  # slots and images of each size
+        blocks = dict[tuple[int, int], list[tuple[int, np.ndarray]]]()  # slots and images of about one size
         for slot, found in enumerate(self.source.read_many(index, self.options.max_bytes)):
             picture = self._undecoded(index[slot], found) if self.device_jpegs else None
             if picture is not None and not isinstance(found, OSError):
@@ -225,10 +226,14 @@ class TrainReader(Reader):
                 if isinstance(image, Tensor):
                     images[slot].copy_(image)
                 else:
-                    blocks.setdefault(image.shape, []).append((slot, image))
+                    about = -(-image.shape[0] // _ABOUT), -(-image.shape[1] // _ABOUT)
+                    blocks.setdefault(about, []).append((slot, image))
         for block in blocks.values():
-            slots = [slot for slot, _ in block]
-            made = self.transform.block(np.stack([image for _, image in block]), drawn[slots])
+            slots, sizes = [slot for slot, _ in block], [image.shape[:2] for _, image in block]
+            padded = np.zeros((len(block), *np.max(sizes, axis=0), self.options.channels), dtype=np.uint8)
+            for row, (_, image) in zip(padded, block, strict=True):
+                row[: image.shape[0], : image.shape[1]] = image
+            made = self.transform.block(padded, drawn[slots], sizes)
             images.numpy()[slots] = made.numpy()  # torch's own indexing takes 20 times as long
         batch: Batch = {"images": images, "index": torch.tensor(index), "label": torch.tensor(labels), "bad": bad}
         if undecoded:

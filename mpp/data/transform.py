@@ -40,10 +40,11 @@ class Transform:
         """Whether training transforms images of this size together, by `block`."""
         return False
 
-    def block(self, images: np.ndarray, draws: np.ndarray) -> Tensor:
-        """Images of one size at once: uint8 (B, H, W, C) by float64 (B, self.draws) to uint8 (B, C, h, w).
+    def block(self, images: np.ndarray, draws: np.ndarray, sizes: Sequence[tuple[int, ...]] = ()) -> Tensor:
+        """Many images at once: uint8 (B, H, W, C) by float64 (B, self.draws) to uint8 (B, C, h, w).
 
-        An image becomes the same bits in any block; one by one, its crop is the same and its pixels differ by rounding.
+        With `sizes` each image has a height and width of its own, and zeros below and to the right of it. An image
+        becomes the same bits in any block; one by one, its crop is the same and its pixels differ by rounding.
         """
         raise NotImplementedError
 
@@ -71,9 +72,9 @@ class TrainTransform(Transform):
         """Small images without changes of colour; the size alone decides, so that a file has the same bits anywhere."""
         return self._jitter is None and not self.config.grayscale and is_small((height, width), self.image_hw)
 
-    def block(self, images: np.ndarray, draws: np.ndarray) -> Tensor:
-        config, (height, width) = self.config, images.shape[1:3]
-        boxes = np.array([self.crop(height, width, row) for row in draws.tolist()])
+    def block(self, images: np.ndarray, draws: np.ndarray, sizes: Sequence[tuple[int, ...]] = ()) -> Tensor:
+        config, each = self.config, sizes or [images.shape[1:3]] * len(images)
+        boxes = np.array([self.crop(size[0], size[1], row) for size, row in zip(each, draws.tolist(), strict=True)])
         hflip, vflip = draws[:, 0] < config.hflip, draws[:, 1] < config.vflip
         return crop_and_resize(images, boxes, hflip, vflip, self.image_hw)
 

@@ -140,6 +140,9 @@ def probe(config: ProbeRecipe) -> int:
         if config.kind == "knn" and min(config.k) > images:  # those that are too large are passed over
             ks = ", ".join(map(str, config.k))
             raise UserError(f"--k {ks}: there are only {images:,} training images to be neighbours; take at most that")
+        if len({*config.k} if config.kind == "knn" else {*(config.l2 or L2_SWEEP)}) == 1:  # nothing to choose
+            labelled = replace(labelled, val=None, val_labels=None)
+        chosen_on = "validation" if labelled.val else "held-out training"
         encoders = _encoders(config, (config.layer,), world, device)
         path = Path(config.out).expanduser() / "probe.csv"
         if config.out and world.main:
@@ -156,7 +159,10 @@ def probe(config: ProbeRecipe) -> int:
             results[readout] = result
             if world.main:
                 lost = images + len(labelled.test_indices) - len(train[0]) - len(test[0])
-                print(f"\n{readout.name}\n{_probe_text(result, lost)}", flush=True)
+                print(
+                    f"\n{readout.name}\n{_probe_text(result, lost, chosen_on)}",
+                    flush=True,
+                )
         if world.main:
             print(_chosen_probes(results), end="", flush=True)
         if world.main and config.out:
@@ -165,12 +171,12 @@ def probe(config: ProbeRecipe) -> int:
     return 0
 
 
-def _probe_text(result: ProbeResult, lost: int) -> str:
+def _probe_text(result: ProbeResult, lost: int, chosen_on: str) -> str:
     """Accuracy on the test images, and the values tried."""
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.1%}"
     lines = [f"top-1 {result.top1:.1%}{top5} of {len(result.predicted):,} test images"]
     if result.table:
-        lines.append(f"{result.setting:>12}  held-out images")
+        lines.append(f"{result.setting:>12}  {chosen_on} images")
         for value, accuracy in result.table:
             mark = "   chosen" if value == result.chosen else ""
             lines.append(f"{value:>12g}  {accuracy:8.1%}{mark}")

@@ -109,6 +109,10 @@ def _sweep(
     if before is not None:  # of the sweep's own learning rates one has been chosen
         lr = before.optim.lr[0]
         check_config(before, _with_lr(config, lr) if lr in config.optim.lr else config)
+        if lr in config.optim.lr and config.resume != "force":
+            if world.main:
+                print(f"optim.lr {lr:g} was chosen before, see sweep.csv", flush=True)
+            return 0, lr
     split = hold_out(labelled, parse_share(config.data.holdout), config.train.seed)
     results: dict[float, Result | None] = {}
     for lr in config.optim.lr:

@@ -95,11 +95,14 @@ def read_result(run_dir: Path) -> Result | None:
 
 
 def changed_settings(config: FinetuneConfig) -> list[str]:
-    """Gives the settings by which the run in config.run_dir differs, as "train.length: ... -> ...".
+    """Gives the settings by which the run in config.run_dir differs, if there is one, as "train.length: ... -> ...".
 
     Of several learning rates of config it may have any. Raises UserError for a config.yaml that cannot be read.
     """
-    before = from_file(FinetuneConfig, Path(config.run_dir) / "config.yaml")
+    path = Path(config.run_dir) / "config.yaml"
+    if not path.is_file():
+        return []
+    before = from_file(FinetuneConfig, path)
     changed = differences(FinetuneConfig, to_dict(before), to_dict(config))
     chosen = set(before.optim.lr) <= set(config.optim.lr)
     return [line for line in changed if not (chosen and line.startswith("optim.lr:"))]

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int, Int64
 from mpp.data.sources.base import Source, SourceError, count
 from mpp.data.sources.in_memory import checked_labels
 from mpp.data.sources.names import printable
-from mpp.data.sources.opening import open_splits
+from mpp.data.sources.opening import Splits, open_splits
 from mpp.data.sources.overlap import same_places
 from mpp.data.sources.patterns import shown
 from mpp.downstream.settings import parse_share
@@ -108,15 +108,33 @@ def open_labelled(data: str, test: str = "", download: bool = False, keep: bool 
     if test and test != data:
         others = open_splits(test, download, train.classes or (), keep)
         # A folder of test images is all "train".
-        return label(train, others["test" if "test" in others else "train"], splits.get("val"))
-    return label(train, splits.get("test"), splits.get("val"))
+        labelled = label(train, others["test" if "test" in others else "train"])
+    else:
+        labelled = label(train, splits.get("test"))
+    return _with_validation(labelled, splits) if "val" in splits else labelled
 
 
-def label(train: Source, test: Source | None = None, val: Source | None = None) -> Labelled:
+def _with_validation(labelled: Labelled, splits: Splits) -> Labelled:
+    """Adds the validation split, or a note why it is not used: nobody need choose anything by it."""
+    try:
+        val = splits["val"]
+        if same_places(labelled.train, val) or same_places(labelled.test, val):
+            raise SourceError(f"{val.name} holds the very images of another split there")
+        labels, _ = _renumber(*_numbered(val), labelled.classes)
+        labels = np.where(np.isin(labels, labelled.train_labels), labels, -1)
+        if not (labels >= 0).any():
+            raise SourceError(f"{val.name} has none of the classes of its training split there")
+    except SourceError as error:
+        note = f"the validation split is not used: {error}"
+        return replace(labelled, source_notes=(*labelled.source_notes, note))
+    return replace(labelled, val=val, val_labels=labels)
+
+
+def label(train: Source, test: Source | None = None) -> Labelled:
     """Labels sources that are open already as `open_labelled` does; without `test`, a fifth of each class is held out.
 
-    On the images of `val` settings are chosen (see `hold_out`). Classes are matched by name. Test images of a class
-    that the training images lack stay in the test, where they can only count as wrong.
+    Classes are matched by name. Test images of a class that the training images lack stay in the test, where they can
+    only count as wrong.
 
     Raises:
         SourceError: no labels, training images of fewer than two classes, nothing to hold out, the same images on
@@ -145,17 +163,7 @@ def label(train: Source, test: Source | None = None, val: Source | None = None) 
         what = f"the classes of {name} are none of those of {train.name}: {names}"
         raise SourceError(f"{what}; name the classes of both alike")
     notes += _warnings(test, test_labels)
-    if val is None:
-        return Labelled(train, test, classes, train_labels, test_labels, foreign, tuple(notes))
-    for other in (train, test):
-        if same_places(other, val):
-            raise SourceError(f"the validation split of {val.name} holds the very images of another: mend the splits")
-    val_labels, _ = _renumber(*_numbered(val), classes)
-    val_labels = np.where(np.isin(val_labels, present), val_labels, -1)
-    if not (val_labels >= 0).any():
-        raise SourceError(f"the validation split of {val.name} has none of the classes of its training split")
-    notes += [f"settings are chosen on the validation split, {count(int((val_labels >= 0).sum()), 'image')}"]
-    return Labelled(train, test, classes, train_labels, test_labels, foreign, tuple(notes), val, val_labels)
+    return Labelled(train, test, classes, train_labels, test_labels, foreign, tuple(notes))
 
 
 def take_fraction(labelled: Labelled, share: str | float, seed: int) -> Labelled:
@@ -176,8 +184,9 @@ def hold_out(labelled: Labelled, share: float, seed: int) -> Labelled:
     least one there and gives at least one. Raises SourceError where no class has two training images.
     """
     if labelled.val is not None and labelled.val_labels is not None:
-        test = {"test": labelled.val, "test_labels": labelled.val_labels, "val": None, "val_labels": None}
-        return replace(labelled, **test, foreign=(), source_notes=())
+        note = f"settings are chosen on the validation split, {count(int((labelled.val_labels >= 0).sum()), 'image')}"
+        chosen_on = {"test": labelled.val, "test_labels": labelled.val_labels, "val": None, "val_labels": None}
+        return replace(labelled, **chosen_on, foreign=(), source_notes=(note,))
     rng, labels = np.random.default_rng([seed, _SETTINGS]), labelled.train_labels
     held_out = _draw(labels, len(labelled.classes), share, rng, leave=1)
     if not held_out.any():

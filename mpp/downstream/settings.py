@@ -90,7 +90,7 @@ class LabelledConfig(DataConfig):
     labels_seed: int = 0
     """Which images those are; a smaller share is part of a larger one."""
     holdout: str = "10%"
-    """Share of the training images on which a sweep over several optim.lr chooses."""
+    """Share of the training images on which a sweep over several optim.lr chooses, without a validation split."""
     randaugment: str = ""
     """timm's RandAugment, such as rand-m9-mstd0.5-inc1. Empty: none."""
     mean: tuple[float, ...] = ()

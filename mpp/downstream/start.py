@@ -54,7 +54,7 @@ def _new(model: ClassifierConfig) -> Weights:
     bare = model.name.partition(".")[0]
     if not timm.is_model(bare):
         unknown = f"model.name: timm {timm.__version__} has no model {model.name!r}"
-        raise UserError(f"{unknown}; near it: {similar_names(bare)}")
+        raise UserError(f"{unknown}; near it: {similar_names(bare)}; timm.list_models() lists them all")
     named = open_weights(f"random:timm:{bare}")
     size = (model.img_size[0], model.img_size[-1]) if model.img_size else named.image_hw
     # timm's entry of that name describes weights that are not taken, so only its name, size and pooling count.

@@ -8,7 +8,7 @@ tables with mean and spread, and pictures                          run_dir/study
 
 All sides have the same recipe, number of steps and, per seed, the same labelled images; from scratch means random:RUN,
 the encoder of the first arm freshly initialised. Where finetune.optim.lr has several values, each side chooses its own,
-on held-out training images, with the first seed. What is finished is not done again. The same command may run several
+on held-out images, with the first seed. What is finished is not done again. The same command may run several
 times at once, on several devices: each process takes tasks that no other works at.
 """
 
@@ -202,7 +202,7 @@ def check_finished(plan: Plan, before: StudyConfig) -> None:
         group = plan.rate_group(one)
         config = plan.finetune_config(one, rates.get(group))
         folder = Path(config.run_dir)
-        changed = changed_settings(config) if (folder / "config.yaml").is_file() else []
+        changed = changed_settings(config)
         if changed and config.resume != "force":
             names = [name for name in _MAY_CHANGE if getattr(before, name) != getattr(plan.config, name)]
             why = f", for {' and '.join(names)} of the study changed" if names else ""

@@ -147,9 +147,10 @@ def _settings(config: dict[str, Any], act: str) -> tuple[dict[str, Any], dict[st
     """timm's arguments, and the size of the input."""
     dim, size = int(config.get("hidden_size", 768)), config.get("image_size", 224)
     height, width = size if isinstance(size, list) else (size, size)
+    patch = config.get("patch_size", 16)
     args = {
         "act_layer": act,
-        "patch_size": config.get("patch_size", 16),
+        "patch_size": patch[0] if isinstance(patch, list) and len({*patch}) == 1 else patch,
         "embed_dim": dim,
         "depth": int(config.get("num_hidden_layers", 12)),
         "num_heads": int(config.get("num_attention_heads", 12)),

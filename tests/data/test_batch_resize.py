@@ -85,8 +85,11 @@ def test_the_stream_is_the_same_bits_in_blocks_of_an_array_and_of_what_a_batch_r
     assert torch.equal(whole, first(part))
     assert torch.equal(whole, first(ListSource(list(images), labels)))
     assert torch.equal(whole, first(ListSource([encode(image, "png") for image in images], labels), workers=1))
-    # Larger and damaged images among them change nothing.
-    mixed = [encode(image if row % 3 else np.zeros((90, 99, 3), np.uint8)) for row, image in enumerate(images)]
+    # Images of other sizes, in their block and not, and damaged ones among them change nothing.
+    mixed = [
+        encode(image if row % 3 else np.full((25 + 8 * (row % 2), 31, 3), 255, np.uint8))
+        for row, image in enumerate(images)
+    ]
     mixed[4] = b"damaged"
     plain, among = (
         run(ListSource(those), 2, transform, PLAIN, batch_size=20, micro_batch=20) for those in (images, mixed)

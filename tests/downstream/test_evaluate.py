@@ -116,7 +116,7 @@ def test_probe_tables(source: str, tmp_path: Path, capsys: pytest.CaptureFixture
     vit = {"mean": found[0], "token": found[1]}
     best = max(vit, key=lambda pool: float(vit[pool]["held_out"]))
     assert f"{SIDES[0]}: held-out images choose {best}: top-1 {float(vit[best]['top1']):.1%}\n" in out
-    assert (out.count("held-out images"), out.count("chosen")) == (4, 3)
+    assert (out.count("held-out training images"), out.count("held-out images"), out.count("chosen")) == (3, 1, 3)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["probe.csv"]
 
 

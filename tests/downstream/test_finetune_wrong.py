@@ -111,7 +111,7 @@ def test_other_images_are_refused(split: str, tmp_path: Path, capsys: pytest.Cap
         shutil.copy(picture, picture.with_stem(f"{picture.stem}_again"))
     assert tune(f"folder:{root}", run_dir, **few) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "its training images and its test images have changed since; choose another --run-dir" in line
+    assert "the images have changed since the last checkpoint of" in line
     assert len(list((run_dir / "sweep").iterdir())) == 2
 
 

@@ -1,5 +1,6 @@
 """Which images are learned from and which are tested, and what is said about it."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,6 @@ def test_a_folder_with_a_test_split(tmp_path: Path) -> None:
     assert opened.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert opened.test_labels.tolist() == [1, 1, 3]
     assert opened.notes == (
-        "settings are chosen on the validation split, 1 image",
         "1 class has no training images, so that 1 test image can only count as wrong: zebra",
         "2 classes have no test images: a, c",
     )
@@ -62,14 +62,22 @@ def test_a_test_source_of_its_own(tmp_path: Path) -> None:
 def test_settings_are_chosen_on_a_validation_split(tmp_path: Path) -> None:
     names = ("train/a/1", "train/a/2", "train/b/1", "valid/a/1", "valid/b/1", "valid/new/1", "test/b/1", "test/old/1")
     opened = open_labelled(write(tmp_path, *(f"{name}.png" for name in names)))
-    assert "settings are chosen on the validation split, 2 images" in opened.notes
     assert (opened.foreign, opened.test_labels.tolist()) == (("old",), [1, 2])
     choosing = hold_out(take_fraction(opened, "50%", 0), 0.5, 0)
     assert (choosing.test, choosing.test_labels.tolist()) == (opened.val, [0, 1, -1])
+    assert choosing.notes[0] == "settings are chosen on the validation split, 2 images"
     assert sizes(choosing.train_labels, 2) == [1, 1]  # none of them are held out
-    for source, text in ((opened.test, "holds the very images of another"), (opened.train, "the very images of anoth")):
-        with pytest.raises(SourceError, match=text):
-            label(opened.train, opened.test, source)
+    # One that cannot be used is passed over, with a note.
+    shutil.rmtree(tmp_path / "valid")
+    for change, reason in (
+        (lambda: (tmp_path / "valid").mkdir(), f"no image in {tmp_path}/valid"),
+        (lambda: write(tmp_path, "valid/new/1.png", "valid/newer/1.png"), "has none of the classes of its training"),
+        (lambda: (shutil.rmtree(tmp_path / "valid"), (tmp_path / "valid").symlink_to("test")), "holds the very images"),
+    ):
+        change()
+        opened = open_labelled(f"folder:{tmp_path}")
+        assert opened.val is None
+        assert any(note.startswith("the validation split is not used: ") and reason in note for note in opened.notes)
 
 
 def test_a_fifth_is_held_out_where_there_is_no_test_split(tmp_path: Path) -> None:

@@ -10,7 +10,16 @@ import numpy as np
 
 from mpp.data.sources.base import ClassNames, SourceError
 from mpp.data.sources.files import FileSource, PathTable
-from mpp.data.sources.names import IMAGE_EXTENSIONS, Ignored, Split, is_hidden, is_image, is_picture, splits_among
+from mpp.data.sources.names import (
+    IMAGE_EXTENSIONS,
+    Ignored,
+    Split,
+    is_hidden,
+    is_image,
+    is_picture,
+    is_split,
+    splits_among,
+)
 from mpp.data.sources.specs import spec_of
 
 
@@ -71,8 +80,10 @@ def _images_under(root: str, ignored: _Ignored) -> Iterator[str]:
 def split_folders(folder: Path) -> dict[Split, Path]:
     """The folders of the splits; empty where a folder is not split, for it has no such folders or other images."""
     try:
+        called = [name for name in os.listdir(folder) if is_split(name) and (folder / name).is_dir()]  # noqa: PTH208
+        if not (splits := splits_among(called)):
+            return {}
         images, folders = _listed(str(folder), _Ignored())
-        splits = splits_among(folders)
         others = {*folders} - {*splits.values()}
         if images or any(next(_images_under(f"{folder}/{name}", _Ignored()), "") for name in others):
             return {}

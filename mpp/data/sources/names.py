@@ -46,6 +46,11 @@ def is_picture(name: str) -> bool:
     return is_image(name) or name.rpartition(".")[2].lower() in _UNREAD_EXTENSIONS
 
 
+def is_split(name: str) -> bool:
+    """Whether this is what a split is called."""
+    return any(name.lower() in known for known in SPLIT_NAMES.values())
+
+
 def splits_among(names: Collection[str]) -> dict[Split, str]:
     """Which of these names are the splits: a training split and a test split, perhaps a validation split; else none.
 

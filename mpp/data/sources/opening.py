@@ -104,5 +104,5 @@ def open_source(spec: str, split: Split = "train", download: bool = False, keep:
     splits = open_splits(spec, download, keep=keep)
     if split not in splits:
         hint = "give the held-out images as a source of their own"
-        raise SourceError(f"{shown(spec)} has no test split of its own: {hint}")
+        raise SourceError(f"{shown(spec)} has no {split} split of its own: {hint}")
     return splits[split]
