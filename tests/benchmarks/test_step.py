@@ -87,8 +87,10 @@ def test_ours_is_the_product_s_own_step_and_knows_how_long_it_waits(source: str)
     assert {"loss", "accuracy_baseline_neighbours", "grad_norm"} <= state.meter.read().keys()
     assert 0 <= data_wait(side.pretraining, source) <= 1
     assert state.images_seen == 2 + 2 * 8
-    row = bench._with_parts(StepRow(TINY.name, OURS), side, "folder:/nowhere/at/all")
-    assert (row.waited, row.note[:38]) == (None, "not measured: folder:/nowhere/at/all: ")
+    for data, why in (("", "name images by --data"), ("folder:/nowhere/at/all", "folder:/nowhere/at/all: ")):
+        row = bench._with_parts(StepRow(TINY.name, OURS), side, data)
+        assert row.waited is None
+        assert row.note.startswith(f"not measured: {why}")
 
 
 def test_the_plain_step_is_the_usual_one() -> None:
@@ -183,6 +185,16 @@ def test_what_does_not_fit_is_halved() -> None:
     assert bench._fitting(make(2), replace(SETTING, batch=4)).setting.batch == 2
     with pytest.raises(RunError, match="out of memory on cpu with a single image of vit_tiny_patch16_224"):
         bench._fitting(make(0), replace(SETTING, batch=4))
+
+
+def test_how_a_side_was_measured_is_printed_where_it_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"images_per_second": (1.0, 1.0), "faster": (1.0, 1.0)}
+    mine = StepRow(TINY.name, OURS, batch=4, asked=8, precision="bf16", compiled=True, ceiling=(1.0, 1.0), **rates)
+    bench._print([mine, StepRow(TINY.name, "other", batch=8, asked=8, precision="fp32", **rates)], 2)
+    printed = capsys.readouterr().out
+    assert f"{TINY.name}, batch 4, as 8 does not fit, bf16, compiled; median" in printed
+    assert "  (fp32, not compiled, batch 8)\n" in printed
+    assert "Our step by part: not measured, an uncompiled step of this batch does not fit" in printed
 
 
 @pytest.mark.usefixtures("quick")

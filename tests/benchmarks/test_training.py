@@ -3,11 +3,13 @@
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from benchmarks import training
 from benchmarks.settings import TrainingBench
-from benchmarks.training import _side, as_flags, recipe, steady
+from benchmarks.training import Side, _side, as_flags, measure, recipe, steady
 
 from mpp.config import overridden
 from mpp.errors import UserError
@@ -56,6 +58,19 @@ def test_the_first_quarter_does_not_count() -> None:
     rows.insert(2, {"step": 2, "images": 20, "fewshot/1shot": 0.5})
     rate, waited, seconds = steady(rows)
     assert (rate, waited, seconds) == pytest.approx((30 / 0.4, 0.1 / 0.4, 10.4))
+
+
+def test_the_run_that_does_not_count_is_as_long_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shorter one may not be worth a cache of decoded pixels, which the first that counts would then make."""
+    ran: list[list[str]] = []
+    row = {"step": 1, "images": 1, "time/images_per_second": 1.0, "time/data_wait": 0.0}
+    done = subprocess.CompletedProcess((), 0)
+    monkeypatch.setattr(training, "_run", lambda words, *_: (ran.append(words[2:-1]), done)[1])
+    monkeypatch.setattr(training, "read_starts", lambda _: [{}])
+    monkeypatch.setattr(training, "read_rows", lambda _: [row])
+    side = Side("one", ROOT, [["--train.length", "400 steps"]], [])
+    measure([side], 2)
+    assert (ran, len(side.rounds)) == (3 * [["--train.length", "400 steps", "--run-dir"]], 2)
 
 
 @pytest.mark.slow

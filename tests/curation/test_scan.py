@@ -69,6 +69,19 @@ def test_memory_is_flat(workers: int, monkeypatch: pytest.MonkeyPatch):
     assert kept(600) - kept(100) < 2**19
 
 
+@pytest.mark.slow
+def test_memory_grows_by_a_few_bytes_an_image():
+    def peak(length: int) -> int:
+        tracemalloc.start()
+        scan(Made(length), DecodeOptions(1), np.arange(length), 0)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(100)
+    assert peak(4_000) - peak(1_000) < 3_000 * 60
+
+
 @pytest.mark.parametrize(
     ("act", "said"),
     [

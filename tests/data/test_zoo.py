@@ -26,6 +26,10 @@ from tests.data.zoo import CASES, Case
 PLACES = ((0.1, 0.1), (0.1, 0.9), (0.9, 0.1), (0.9, 0.9))
 
 
+def test_names_are_unique_and_many():
+    assert len({case.name for case in CASES}) == len(CASES) > 90
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_file_ends_as_expected(case: Case, capfd):
     data = case.data

@@ -178,16 +178,18 @@ def test_too_many_bad_files_end_the_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_dry_run_reports_and_writes_nothing(
+@pytest.mark.timeout(120)  # all steps of this run would take days
+def test_a_dry_run_makes_few_steps_reports_and_writes_nothing(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
-    words = runs.command(source, tmp_path / "run", "--dry-run", log__pictures="50%", checkpoint__every="1 steps")
+    more = {"train__length": "100M images", "log__pictures": "50%", "checkpoint__every": "1 steps"}
+    words = runs.command(source, tmp_path / "run", "--dry-run", **more)
     assert pretrain(words[1:]) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line)
     assert lines["images"] == "40 images in 4 classes"
-    assert lines["full"].startswith("run     60 steps, 960 images, ")
+    assert lines["full"].startswith("run     6,250,000 steps, 100,000,000 images, ")
     for name, text in (("memory", " GiB peak of this process"), ("speed", " images/s ("), ("few-shot", " s each, ")):
         assert text in lines[name]
     written = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mpp.errors import UserError
-from mpp.report.inspection import framed, inspect, lit
+from mpp.report.inspection import enlarged, framed, heat, inspect, lit
 from mpp.weights.base import Weights, build
 from mpp.weights.numerics import Numerics
 
@@ -97,3 +97,11 @@ def test_light_follows_the_share_of_each_patch_and_a_frame_lies_around_one() -> 
     expected[4:8, 8:12] = 200
     np.testing.assert_array_equal(framed(image, 1, 2, (4, 4)), expected)
     assert (framed(image, 0, 0, (4, 4))[:4, :4] == 200).all()
+
+
+def test_small_images_are_enlarged_by_whole_numbers_and_heat_is_viridis() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (56, 57, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(enlarged(image), np.kron(image, np.ones((2, 2, 1), np.uint8)))
+    colours = heat(np.array([-3.0, -1.0, 0.0, 1.0, 9.0]), -1.0).tolist()
+    low, middle, high = [68, 1, 84], [33, 145, 140], [253, 231, 37]
+    assert colours == [low, low, middle, high, high]

@@ -103,6 +103,13 @@ def test_what_other_processes_did_is_written_too(tmp_path: Path, monkeypatch: py
     assert [(run["arm"], run["seed"]) for run in document["pretraining"]] == [("a", 0), ("b", 0), ("a", 1)]
 
 
+def test_a_fine_tuning_does_not_compare_the_images_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(study(run_dir=str(tmp_path), labels=("50%",), seeds=(0,)))
+    monkeypatch.setattr(tasks, "finetune", lambda config, compare=True: 1 if compare else (end_tuning(config) or 0))
+    monkeypatch.setattr(tasks.StudyTasks, "_inputs_of", lambda self, start: Inputs("x", "y", "z"))
+    assert tasks.StudyTasks(plan, Record(plan)).tasks()[len(plan.pretrainings)].do() == 0
+
+
 def test_runs_stand_in_order_with_all_that_made_them(tmp_path: Path) -> None:
     plan = replace(planned(study(run_dir=str(tmp_path), equal_time=True)), finetunings=[])
     end(plan.pretrainings[1], FIRST)

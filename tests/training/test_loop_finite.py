@@ -42,29 +42,29 @@ SPOILS: dict[str, Spoil] = {
 }
 
 
-def spoiled(spoil: Spoil, at: int, accumulate: int = 1) -> Callable[[nn.Module, Batch], Any]:
-    """The step, with a loss that is spoilt in the last micro-batch of update `at`."""
+def spoiled(spoil: Spoil, at: int, accumulate: int = 1, micro: int = 0) -> Callable[[nn.Module, Batch], Any]:
+    """The step, with a loss that is spoilt in one micro-batch of update `at`."""
     count = iter(range(10**6))
 
     def run(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, figures = step(model, batch)
-        return (spoil(loss) if next(count) == at * accumulate - 1 else loss), figures
+        return (spoil(loss) if next(count) == (at - 1) * accumulate + micro else loss), figures
 
     return run
 
 
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(("accumulate", "micro"), [(1, 0), (3, 0), (3, 2)])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(
-    spoil: Spoil, accumulate: int, scaled: bool
+    spoil: Spoil, accumulate: int, micro: int, scaled: bool
 ) -> None:
     state = fresh(ema=0.7, scaler=GradScaler("cpu", init_scale=8.0) if scaled else None)
     before: list[Any] = []
     schedule = Schedule(TOTAL, BATCH, accumulate, rate)
     every = [(1, lambda state: before.append(through_a_file(state)))]
     with pytest.raises(NonFinite, match="not finite at step 4") as caught:
-        fit(state, state.model, batches(accumulate=accumulate), spoiled(spoil, 4, accumulate), schedule, every)
+        fit(state, state.model, batches(accumulate=accumulate), spoiled(spoil, 4, accumulate, micro), schedule, every)
     assert caught.value.step == 4
     assert state.images_seen == 3 * BATCH
     for part in ("model", "ema", "meter"):

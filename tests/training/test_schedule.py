@@ -47,6 +47,8 @@ def test_durations_in_steps_of_a_batch_of_8_in_an_epoch_of_100_and_a_run_of_200(
     steps = {"1000 steps": 1000, "2 epochs": 25, "0.5 epochs": 6, "64 images": 8, "65 images": 8, "1 image": 1,
              "0.001 epochs": 1, "0 images": 0, "10%": 20, "0.1%": 1, "0%": 0, "100%": 200}  # fmt: skip
     assert {text: parse_duration(text).steps(8, 100, 200) for text in steps} == steps
+    with pytest.raises(ValueError, match="a percentage needs the length of the run"):
+        parse_duration("5%").steps(8, 100)
 
 
 @pytest.mark.parametrize(

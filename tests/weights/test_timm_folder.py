@@ -4,6 +4,7 @@ import json
 import socket
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -107,10 +108,14 @@ def test_how_images_are_framed_goes_with_the_weights(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "ours" / "config.json").read_text())["pretrained_cfg"]
     assert not {key for key, value in told.items() if key.startswith("test_") and value}
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
-    for key, wrong in (("interpolation", "random"), ("crop_pct", -1), ("crop_pct", "much")):
+    for key, wrong, complaint in (
+        ("interpolation", "random", "interpolation must be one of bicubic, .*, got 'random'"),
+        ("crop_pct", -1, "crop_pct must be positive, got -1"),
+        ("crop_pct", "much", ""),
+    ):
         told = config | {"pretrained_cfg": config["pretrained_cfg"] | {key: wrong}}
         (tmp_path / "theirs" / "config.json").write_text(json.dumps(told))
-        with pytest.raises(UserError, match=r"config\.json: "):
+        with pytest.raises(UserError, match=rf"config\.json: .*{complaint}"):
             read_timm_folder(tmp_path / "theirs")
 
 
@@ -154,3 +159,23 @@ def test_timms_names_have_timms_framing(name: str) -> None:
     weights, config = open_weights(f"random:{name}"), timm.get_pretrained_cfg(name).to_dict()
     data = timm.data.resolve_data_config(pretrained_cfg=config)
     assert {key: getattr(weights, key) for key in FRAMING} == {key: data[key] for key in FRAMING}
+
+
+WITHOUT: dict[str, tuple[str, type[Exception]]] = {
+    "begun": ("this run has no model/ yet; it is written when the run ends", OSError),
+    "bert": ("a model of type bert cannot be read; of Hugging Face's models only vit can", OSError),
+    "test_vit.far": (r"its pretrained weights could not be fetched \(why\); are you online\?", OSError),
+    "test_vit.none": (r"timm has no pretrained weights for it \(why\); random:test_vit takes", RuntimeError),
+}
+
+
+@pytest.mark.parametrize("spec", WITHOUT)
+def test_what_holds_no_weights_says_why(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, raised = WITHOUT[spec]
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timm, "create_model", Mock(side_effect=raised("why\nand more")))
+    with pytest.raises(UserError, match=f"^--init {spec}: {said}"):
+        open_weights(spec)

@@ -2,14 +2,41 @@ import os
 import pickle
 import threading
 
+import pytest
+
 from mpp.data.sources.files import FileSource, NotAFile, PathTable, read_file
 from mpp.data.sources.names import printable
+from tests import runs
 
 
 def test_paths_come_back_as_they_were():
     paths = ["", "a", "b/ü€.png", "\udcff\udc80.png", "line\nbreak", "x" * 5000, "last"]
     table = PathTable(iter(paths))
     assert [table[i] for i in range(len(table))] == list(table) == list(pickle.loads(pickle.dumps(table))) == paths
+
+
+TEN_MILLION = """
+import os, time
+from mpp.data.sources.files import PathTable
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+number, before = 10_000_000, resident()
+table = PathTable(f"class_{i % 1000:04d}/{i:09d}.jpg" for i in range(number))
+print((resident() - before) / number)
+began = time.perf_counter()
+assert all(table[i] == f"class_{i % 1000:04d}/{i:09d}.jpg" for i in range(0, number, 101))
+print((time.perf_counter() - began) / (number // 101))
+"""
+
+
+@pytest.mark.slow
+def test_ten_million_paths():
+    size, seconds = map(float, runs.finish(["-c", TEN_MILLION])[0].split())  # no other test's memory is in this process
+    assert size < 36
+    assert seconds < 50e-6
 
 
 def test_printable():
