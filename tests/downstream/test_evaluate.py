@@ -55,7 +55,9 @@ def test_fewshot_tables_and_the_same_from_kept_features(
         assert fewshot(words) == 0
         assert capsys.readouterr().out == out
         assert (tmp_path / "out" / "fewshot.csv").read_bytes() == before
-        assert ({path: path.stat().st_ino for path in (cache / "features").iterdir()} == kept) == (number == 0)
+        now = {path: path.stat().st_ino for path in (cache / "features").iterdir()}
+        assert now.keys() == kept.keys()
+        assert number or now == kept  # a file system may give a new file the number of a removed one
 
 
 def test_a_pretrained_run_all_layers_and_chosen_l2(
