@@ -1,7 +1,6 @@
 """Pages of the site that are made of code or lie elsewhere: home, contributors, settings, Python; MathML formulas."""
 
 import ast
-import importlib
 import inspect
 import re
 import textwrap
@@ -17,23 +16,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import mpp
+from mpp.cli import _TOOLS
 from mpp.config import by_name
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
-TOOLS = {
-    "pretrain": "mpp.pretraining.settings.PretrainConfig",
-    "finetune": "mpp.downstream.settings.FinetuneConfig",
-    "fewshot": "mpp.downstream.settings.FewshotRecipe",
-    "probe": "mpp.downstream.settings.ProbeRecipe",
-    "predict": "mpp.downstream.settings.PredictRecipe",
-    "study": "mpp.study.settings.StudyConfig",
-    "visualize": "mpp.report.settings.VisualizeRecipe",
-    "convert": "mpp.pretraining.settings.ConvertRecipe",
-    "check_data": "mpp.curation.settings.CheckRecipe",
-    "shard": "mpp.curation.settings.ShardRecipe",
-    "cache": "mpp.curation.settings.CacheRecipe",
-}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -74,9 +61,8 @@ def settings_page() -> str:
         "and `-` for `_`: `--optim.lr 2e-4`, `--train.batch-size 512`. In a YAML file the parts of a name are nested. "
         "`--help` of a tool says the same.\n"
     ]
-    for tool, where in TOOLS.items():
-        module, _, name = where.rpartition(".")
-        cls = getattr(importlib.import_module(module), name)
+    for tool, of in _TOOLS.items():
+        cls = of.settings
         parts.append(f"## {tool}\n\n`python tools/{tool}.py`, `mpp-{tool.replace('_', '-')}`. {inspect.getdoc(cls)}\n")
         parts.append("| setting | default | meaning |\n|---|---|---|")
         defaults = by_name(cls())
