@@ -1,6 +1,6 @@
-"""Makes docs/results.md, its charts and README.md's headline from studies: `python docs/make_results.py [STUDY ...]`.
+"""Makes docs/results.md, docs/studies.md, charts and README.md's headline: `python docs/make_results.py [STUDY ...]`.
 
-Each STUDY is the folder of one, finished or not: its study.json is copied to docs/results/NAME.json. The page is made
+Each STUDY is the folder of one, finished or not: its study.json is copied to docs/results/NAME.json. The pages are made
 from docs/results/*.json and the prose in docs/*.md.jinja alone, so that without a STUDY it is only made again.
 """
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make(root: Path, folders: Sequence[Path] = ()) -> None:
-    """Writes docs/results.md, docs/results/ and, between its marks, README.md under `root`.
+    """Writes docs/results.md, docs/studies.md, docs/results/ and, between its marks, README.md under `root`.
 
     Raises:
         UserError: a folder without a study, or a README.md with half of its marks.

@@ -25,7 +25,7 @@ from tests.data.zoo import CASES
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
 README, DATA = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/data.md"))
-GUIDES = "\n".join(path.read_text("utf-8") for path in PAGES if path.stem not in ("data", "performance", "results"))
+GUIDES = "\n".join(path.read_text("utf-8") for path in PAGES if path.stem not in ("data", "performance", "studies"))
 DATA_IN_ONE_LINE = re.sub(r"\s+", " ", DATA)
 BENCHES: dict[str, tuple[type[Any], dict[str, str]]] = {"plan": (PlanBench, PLAN_ALIASES), "data": (DataBench, {})}
 

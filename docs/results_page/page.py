@@ -56,7 +56,7 @@ _FUNCTIONS: tuple[Callable[..., Any], ...] = (
 
 
 def render(studies: Mapping[str, Study]) -> dict[str, str]:
-    """results.md and the charts as results/NAME.svg, by their paths within docs/."""
+    """results.md, studies.md and the charts as results/NAME.svg, by their paths within docs/."""
     shown = {name: charts.pictures(study) for name, study in studies.items()}
     layered = {name: charts.layer_pictures(study) for name, study in studies.items()}
     svg = charts.files(picture for of in (*shown.values(), *layered.values()) for picture in of)
@@ -67,8 +67,11 @@ def render(studies: Mapping[str, Study]) -> dict[str, str]:
     def layer_pictures(name: str) -> str:
         return _images(layered[name])
 
-    text = _template("results.md.jinja", studies, pictures=pictures, layer_pictures=layer_pictures)
-    return {"results.md": text} | {f"results/{name}": content for name, content in svg.items()}
+    pages = {
+        name: _template(f"{name}.jinja", studies, pictures=pictures, layer_pictures=layer_pictures)
+        for name in ("results.md", "studies.md")
+    }
+    return pages | {f"results/{name}": content for name, content in svg.items()}
 
 
 def _images(shown: Sequence[Picture]) -> str:

@@ -50,7 +50,8 @@ def readme() -> str:
 def test_the_page_is_that_of_its_data() -> None:
     studies = read_studies(RESULTS)
     files = render(studies)
-    assert (ROOT / "docs" / "results.md").read_text("utf-8") == files.pop("results.md")
+    for page in ("results.md", "studies.md"):
+        assert (ROOT / "docs" / page).read_text("utf-8") == files.pop(page)
     assert sorted(path.name for path in RESULTS.glob("*.svg")) == sorted(name.partition("/")[2] for name in files)
     for name, text in files.items():
         there = (ROOT / "docs" / name).read_text("utf-8")
@@ -97,7 +98,7 @@ def _different(ran: Any, shipped: Any, name: str = "") -> list[str]:
 
 
 def test_the_sections_are_those_of_the_studies(studies: dict[str, Study], rendered: dict[str, str]) -> None:
-    text = rendered["results.md"]
+    text = rendered["studies.md"]
     for name, of in studies.items():
         assert f"\n## {HEADINGS[of.kind]}\n" in text
         assert f"\n### `{name}`\n" in text
@@ -113,20 +114,21 @@ def test_the_sections_are_those_of_the_studies(studies: dict[str, Study], render
     ]
     assert "late masks: 1% of the labels</text>" in rendered["results/length_cpu.svg"]
     alone = render({"length_cpu": studies["length_cpu"]})
-    assert list(alone) == ["results.md", "results/length_cpu.svg"]
-    assert [kind for kind, heading in HEADINGS.items() if heading in alone["results.md"]] == ["length"]
-    assert LAYERS not in alone["results.md"]
-    assert alone["results.md"].count("| not measured |") == 7
-    assert "\n## Closed-form few-shot against scikit-learn\n" in alone["results.md"]
+    assert list(alone) == ["results.md", "studies.md", "results/length_cpu.svg"]
+    assert [kind for kind, heading in HEADINGS.items() if heading in alone["studies.md"]] == ["length"]
+    assert LAYERS not in alone["studies.md"]
+    assert alone["studies.md"].count("| not measured |") == 7
+    assert "\n## Closed-form few-shot against scikit-learn\n" in alone["studies.md"]
     check_tables(text)
     assert not re.search(r"nan|None|undefined|\n\n\n", text)
 
 
 def test_the_charts_are_the_same_bytes_each_time(studies: dict[str, Study], rendered: dict[str, str]) -> None:
     again = render({name: studies[name] for name in ("length_cpu", "benefit_cpu")})
-    assert len(again) == 4
-    assert all(rendered[name] == text for name, text in again.items() if name.endswith(".svg"))
-    shown = re.findall(r'<img src="([^"]+)" alt="[^"]+" width="\d+">', rendered["results.md"])
+    charts = {name: text for name, text in again.items() if name.endswith(".svg")}
+    assert len(charts) == 3
+    assert all(rendered[name] == text for name, text in charts.items())
+    shown = re.findall(r'<img src="([^"]+)" alt="[^"]+" width="\d+">', rendered["studies.md"])
     assert sorted(shown) == sorted(name for name in rendered if name.endswith(".svg"))
     chart = rendered["results/benefit_cpu.svg"]
     assert ">labelled training images</text>" in chart
@@ -139,7 +141,7 @@ def test_a_study_that_still_runs(kind: str) -> None:
     content |= {"finished": False, "fewshot": [], "probes": [], "pretraining": content["pretraining"][:1]}
     for cells in (0, 4):
         some = {**content, "finetuning": content["finetuning"][:cells]}
-        text = render({content["name"]: Study(some, content["name"])})["results.md"]
+        text = render({content["name"]: Study(some, content["name"])})["studies.md"]
         assert f"**This study still runs:** {cells} fine-tunings of it are done." in text
         assert "300,032" in text
         check_tables(text)
@@ -180,7 +182,7 @@ def test_the_tool_says_that_the_headline_stays(root: Path, capsys: pytest.Captur
 def test_the_page_names_the_images() -> None:
     of = by_hand()
     copy = "The images are a JPEG copy of CIFAR-10 (quality 75)"
-    text = render({of.name: of})["results.md"]
+    text = render({of.name: of})["studies.md"]
     train, test = ("`shards:cifar10-train-*.tar.gz`", "`shards:cifar10-test-*.tar.gz`")
     images = f"50,000 for training from {train}, 10,000 for the test from {test}, of 10 classes"
     assert f"\nImages: {images}.\n{copy}" in text
@@ -212,7 +214,8 @@ def test_names_with_signs_stay_readable_and_safe() -> None:
     content = study("best_names", dict.fromkeys(names, ("", 0.1)), layers=(-1, -2))
     seen = r"\[mask\] (late), 75 % \| \*x\*"
     files = render({"best_names": Study(content, "best_names")})
-    text = files.pop("results.md")
+    assert "##" not in files.pop("results.md")  # nothing to tell of a study that it does not know
+    text = files.pop("studies.md")
     check_tables(text)
     assert f"\n| {seen} | " in text
     assert "\n| **paper's objective** | " in text
@@ -245,7 +248,14 @@ def test_from_folders_to_the_page_and_again(root: Path) -> None:
     make(root, [folder_of(root, all_kinds()["benefit_cpu"])])
     made = {path: path.read_text("utf-8") for path in root.rglob("*") if path.is_file()}
     charts = ["benefit_cpu.svg", "benefit_cpu_layers_pretrained.svg"]
-    assert sorted(path.name for path in made) == ["README.md", "benefit_cpu.json", *charts, "results.md", "study.json"]
+    assert sorted(path.name for path in made) == [
+        "README.md",
+        "benefit_cpu.json",
+        *charts,
+        "results.md",
+        "studies.md",
+        "study.json",
+    ]
     kept = read_studies(root / "docs" / "results")
     assert made[root / "README.md"] == MARKED.replace("old", headline(kept))
     gained = figures.gain(kept["benefit_cpu"], "pretrained", "1%")
