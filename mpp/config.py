@@ -20,8 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar
 
-import yaml
-
+from mpp.config_files import config_file, dump_yaml, load_yaml
 from mpp.errors import ConfigError, without_credentials
 
 T = TypeVar("T")
@@ -42,26 +41,32 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str, aliase
     """Builds `cls` from its defaults, then the YAML file of `--config`, then the other flags.
 
     `cls` is a frozen dataclass of settings and groups, all with defaults; `aliases` maps short names, "data", to whole
-    ones, "data.source"; `argv` lacks the program's name.
+    ones, "data.source"; `argv` lacks the program's name; `prog` is the tool, perhaps after a word, "mpp pretrain".
     Raises ConfigError, in one line, for a bad setting, flag or file, and SystemExit after `--help` or `--version`.
     """
     flags = _flags(argv)
     names = [flag.name for flag in flags]
     if "version" in names:
-        found = next(iter(metadata.distributions(name="mpp")), None)  # none where its source is on sys.path
-        print(prog, found.version if found else "(not installed)")
+        print(prog, version())
         raise SystemExit(0)
     files = [flag.tokens for flag in flags if flag.name == "config"]
     if len(files) > 1:
         raise ConfigError("--config: given twice; it takes one file")
     if files and len(files[0]) != 1:
         raise ConfigError(f"--config: takes one file, got {_quoted(files[0])}")
-    settings = _read(cls, Path(files[0][0]), aliases) if files else []
+    tool = prog.rpartition(" ")[2].replace("-", "_")
+    settings = _read(cls, config_file(files[0][0], tool), aliases) if files else []
     if "help" in names:
         _print_help(_rebuilt(cls(), settings), prog, description)
     kinds = _kinds(cls)
     settings += [_resolve(flag, kinds, aliases) for flag in flags if flag.name != "config"]
     return _rebuilt(cls(), settings)
+
+
+def version() -> str:
+    """The package's version."""
+    found = next(iter(metadata.distributions(name="mpp")), None)  # none where its source is on sys.path
+    return found.version if found else "(not installed)"
 
 
 def from_file(cls: type[T], path: Path) -> T:
@@ -83,8 +88,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """A config as YAML, without credentials in addresses; read again, all else is equal, floats bit for bit."""
-    tree = without_credentials(to_dict(config))
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31)
+    return dump_yaml(without_credentials(to_dict(config)))
 
 
 def by_name(config: Any) -> dict[str, Any]:
@@ -107,52 +111,6 @@ def differences(cls: type[Any], old: Mapping[str, Any], new: Mapping[str, Any]) 
         if was != now and (name not in before or name not in after or before[name] != after[name]):
             lines.append(f"{name}: {was} -> {now}")
     return lines
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, scalars as text: `1e-3`, `off` stay as written, null is None. Raises ConfigError."""
-    try:
-        loaded = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{path}{line}: is not YAML that can be used: {problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, dict | None):
-        raise ConfigError(f"{path}: holds no settings; a mapping such as 'optim: {{lr: 2e-4}}' is expected")
-    return loaded or {}
-
-
-class _TextLoader(yaml.SafeLoader):
-    """Reads scalars as text, apart from null; a key twice in one mapping is an error."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, regexp) for tag, regexp in resolvers if tag.endswith((":null", ":merge"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        names: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in names:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is set twice", problem_mark=key.start_mark)
-            names.add(str(key.value))
-        return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes lists on one line, `img_size: [224, 160]`, and odd characters as escapes: PyYAML would lose some."""
-
-
-_TAG = "tag:yaml.org,2002:"
-_Dumper.add_representer(list, lambda out, items: out.represent_sequence(_TAG + "seq", items, True))
-_Dumper.add_representer(str, lambda out, s: out.represent_scalar(_TAG + "str", s, None if s.isprintable() else '"'))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -333,7 +291,11 @@ def _print_help(config: Any, prog: str, description: str) -> NoReturn:
     """Prints tyro's help, with the values of `config` as the defaults, and exits."""
     import tyro  # takes as long as all the rest
 
-    file = tyro.conf.arg(metavar="FILE", help="YAML file of settings; flags override it.", help_behavior_hint="")
+    file = tyro.conf.arg(
+        metavar="FILE",
+        help="Settings: a YAML file, or a shipped config by its name, such as base. Flags override it.",
+        help_behavior_hint="",
+    )
     version = tyro.conf.arg(help="show the version and exit", help_behavior_hint="")
     fields = [
         ("version", Annotated[bool, tyro.conf.FlagCreatePairsOff, version], False),

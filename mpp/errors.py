@@ -36,11 +36,11 @@ class Unreachable(OSError):
 
 
 def command(tool: str) -> str:
-    """How to start another tool, as this one was: `python tools/shard.py` from a clone, `mpp-shard` where installed."""
+    """How to start another tool, as this one was: `python tools/shard.py` from a clone, else `mpp shard`."""
     sibling = Path(sys.argv[0]).with_name(f"{tool}.py") if sys.argv and sys.argv[0].endswith(".py") else Path(tool)
     if sibling.parent.name == "tools" and sibling.is_file():
         return f"python {shlex.quote(str(sibling))}"
-    return f"mpp-{tool.replace('_', '-')}"
+    return f"mpp {tool.replace('_', '-')}"
 
 
 def install(extra: str) -> str:

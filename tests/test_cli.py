@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import mpp.cli
-from mpp.cli import pretrain
+from mpp.cli import main, pretrain
+from mpp.commands import TOOLS as TABLE
 from mpp.data.sources.specs import check_outside_images
 from mpp.errors import ConfigError, UserError, command, install
 from mpp.pretraining.settings import PretrainConfig
@@ -123,6 +124,24 @@ def test_where_pictures_among_the_images_are_harmless(tmp_path: Path) -> None:
         check_outside_images("--run-dir", str(folder), [f"folder:{images}", "", "nonsense", "demo", f"csv:{images}"])
 
 
+def test_one_command_has_all_tools(recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    listed = re.findall(r"^  ([a-z-]+) +\S.{10,75}$", capsys.readouterr().out, re.MULTILINE)
+    assert [name.replace("-", "_") for name in listed] == 2 * list(TABLE)
+    recipe(lambda config: 0)
+    assert main(["pretrain", *ARGV, "--config", "demo"]) == 0
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"mpp \S.*\n", capsys.readouterr().out)
+    for words, line in {
+        "pretrian": "mpp: error: no tool 'pretrian'; did you mean 'pretrain'?",
+        "x": "mpp: error: no tool 'x'; mpp --help lists them all",
+        "check-data": "mpp check-data: error: no images to look at: give --data, such as --data folder:/my/images",
+        "check_data --dta x": "mpp check_data: error: no setting '--dta'; did you mean '--data'?",
+    }.items():
+        assert main(words.split()) == 2
+        assert capsys.readouterr().err == f"{line}\n"
+
+
 def test_a_wrong_config_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("optim: {lr: fast}")
     done = call("--config", "x.yaml", cwd=tmp_path)
@@ -225,10 +244,10 @@ def test_letters_that_the_locale_lacks_do_not_end_a_run(recipe, monkeypatch: pyt
     [
         ("tools/pretrain.py", "python tools/check_data.py"),
         (str(ROOT / "tools" / "pretrain.py"), f"python {shlex.quote(str(ROOT / 'tools' / 'check_data.py'))}"),
-        ("/usr/bin/mpp-pretrain", "mpp-check-data"),
-        ("/somewhere/else/tools/of_mine.py", "mpp-check-data"),
-        ("tests/test_cli.py", "mpp-check-data"),
-        ("", "mpp-check-data"),
+        ("/usr/bin/mpp-pretrain", "mpp check-data"),
+        ("/somewhere/else/tools/of_mine.py", "mpp check-data"),
+        ("tests/test_cli.py", "mpp check-data"),
+        ("", "mpp check-data"),
     ],
 )
 def test_another_tool_is_named_as_this_one_was_started(started: str, other: str, monkeypatch) -> None:
@@ -266,6 +285,6 @@ def test_nothing_that_is_printed_names_a_file_that_a_wheel_lacks() -> None:
                 assert not re.search(r"(?:tools|configs|docs)/\w", node.value), (path, node.lineno)
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "command":
                 (tool,) = node.args
-                named.add(f"mpp-{tool.value.replace('_', '-')}")
+                named.add(tool.value)
     assert len(named) > 4
-    assert named <= {name for name, _ in scripts}
+    assert named <= TABLE.keys()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mpp.pretraining.build
-from mpp.cli import _ALIASES
+from mpp.commands import ALIASES
 from mpp.config import from_file, parse
 from mpp.data.sources.base import Source
 from mpp.data.sources.in_memory import ListSource
@@ -87,7 +87,7 @@ def test_it_opens_with_a_command_that_works_and_mentions_settings_that_exist(
     tool: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    path, cls, aliases = CONFIGS[tool][name], CLASSES[tool], {} if tool == "study" else _ALIASES
+    path, cls, aliases = CONFIGS[tool][name], CLASSES[tool], {} if tool == "study" else ALIASES
     words, prose = command(path, tool)
     assert words[: words.index("--config") + 2][-1] == str(path.relative_to(ROOT))
     config, file = parse(cls, words, tool, "", aliases), from_file(cls, path)

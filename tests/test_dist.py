@@ -17,7 +17,7 @@ import torch
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError, TCPStore
 
 from mpp import dist
-from mpp.cli import _ALIASES
+from mpp.commands import ALIASES
 from mpp.config import parse
 from mpp.dist import World, store_of_this_attempt
 from mpp.errors import ConfigError, RunError, UserError
@@ -206,5 +206,5 @@ COMMANDS = re.findall(r"^ {4}(?:torchrun|sbatch) .*?tools/(?:pretrain\.py|slurm\
 def test_the_four_commands_of_the_page_parse(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs.ROOT)
     assert len(COMMANDS) == 4
-    config = parse(PretrainConfig, shlex.split(COMMANDS[number]), "pretrain", "", _ALIASES)
+    config = parse(PretrainConfig, shlex.split(COMMANDS[number]), "pretrain", "", ALIASES)
     assert config.data.source == "folder:/my/images"

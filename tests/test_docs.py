@@ -12,7 +12,8 @@ import pytest
 from benchmarks.settings import PLAN_ALIASES, DataBench, PlanBench
 
 import mpp
-from mpp.cli import _TOOLS, _with_images, shard
+from mpp.cli import _with_images, shard
+from mpp.commands import TOOLS
 from mpp.config import parse
 from mpp.data.settings import DataConfig
 from mpp.data.sources.names import IMAGE_EXTENSIONS, is_hidden
@@ -40,7 +41,7 @@ def parsed(command: str) -> Any:
     if tool == "bench":
         cls, aliases = BENCHES[words.pop(0)]
     else:
-        cls, aliases = _TOOLS[tool].settings, _TOOLS[tool].aliases
+        cls, aliases = TOOLS[tool].settings, TOOLS[tool].aliases
     return parse(cls, _with_images(words) if tool == "predict" else words, tool, "", aliases)
 
 

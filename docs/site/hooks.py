@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import mpp
-from mpp.cli import _TOOLS
+from mpp.commands import TOOLS
 from mpp.config import by_name
 
 ROOT = Path(__file__).parents[2]
@@ -61,9 +61,9 @@ def settings_page() -> str:
         "and `-` for `_`: `--optim.lr 2e-4`, `--train.batch-size 512`. In a YAML file the parts of a name are nested. "
         "`--help` of a tool says the same.\n"
     ]
-    for tool, of in _TOOLS.items():
+    for tool, of in TOOLS.items():
         cls = of.settings
-        parts.append(f"## {tool}\n\n`python tools/{tool}.py`, `mpp-{tool.replace('_', '-')}`. {inspect.getdoc(cls)}\n")
+        parts.append(f"## {tool}\n\n`python tools/{tool}.py`, `mpp {tool.replace('_', '-')}`. {inspect.getdoc(cls)}\n")
         parts.append("| setting | default | meaning |\n|---|---|---|")
         defaults = by_name(cls())
         parts += [f"| `{name}` | {_shown(defaults[name])} | {meaning} |" for name, meaning in _meanings(cls)]

@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mpp.config import differences, from_file, load_yaml, to_dict
+from mpp.config import differences, from_file, to_dict
+from mpp.config_files import load_yaml
 from mpp.data.sources.base import count
 from mpp.data.sources.patterns import shown
 from mpp.downstream.estimates import Estimate, estimate, over

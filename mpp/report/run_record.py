@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpp.config import from_file, load_yaml
+from mpp.config import from_file
+from mpp.config_files import load_yaml
 from mpp.downstream.finetune_result import Result, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError

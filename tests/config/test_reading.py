@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.config import load_yaml, parse
+from mpp.config import parse
+from mpp.config_files import load_yaml
 from mpp.errors import ConfigError
 from mpp.pretraining.settings import PretrainConfig
 from tests.config.recipe import Encoder, Optimiser, Recipe

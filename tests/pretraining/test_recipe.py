@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mpp.cli import _ALIASES, pretrain
+from mpp.cli import pretrain
+from mpp.commands import ALIASES
 from mpp.config import from_file, parse, to_yaml
 from mpp.downstream.features import pool
 from mpp.pretraining.build import build_model
@@ -24,7 +25,7 @@ import timm  # isort: skip  (after mpp, which makes it importable beside the CPU
 
 
 def config_of(words: list[str]) -> PretrainConfig:
-    return parse(PretrainConfig, words[1:], "pretrain", "", _ALIASES)
+    return parse(PretrainConfig, words[1:], "pretrain", "", ALIASES)
 
 
 def write_folder(root: Path, number: int = 30) -> str:

@@ -130,7 +130,7 @@ def test_torch_starts_no_more_threads_than_the_quota_allows() -> None:
         "import os; from mpp import cli; from mpp.system import cores\n"
         "os.process_cpu_count = lambda: 64; cores.quota = lambda: 1.0\n"
         "def ask(tool, config):\n  import torch; print(torch.get_num_threads()); return 0\n"
-        "cli._run = ask; cli.check_data([])"
+        "cli.run = ask; cli.check_data([])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -19,9 +19,9 @@ def test_the_share_is_of_the_time() -> None:
 @pytest.mark.parametrize(
     ("source", "cache", "keep", "workers", "expected", "unexpected"),
     [
-        ("folder:/a", "none", False, 2, "--data.workers (it was 2, there are 8|mpp-shard --resize|cache auto", "keep"),
-        ("folder:/a", "auto", False, 8, "more cores|mpp-shard --resize", "--data.workers|--data.cache"),
-        ("shards:s3://a/b.tar", "none", False, 8, "--data.keep true", "mpp-shard --resize"),
+        ("folder:/a", "none", False, 2, "--data.workers (it was 2, there are 8|mpp shard --resize|cache auto", "keep"),
+        ("folder:/a", "auto", False, 8, "more cores|mpp shard --resize", "--data.workers|--data.cache"),
+        ("shards:s3://a/b.tar", "none", False, 8, "--data.keep true", "mpp shard --resize"),
         ("shards:s3://a/b.tar", "auto", True, 8, "more cores", "--data.keep|--data.cache"),
         ("array:/a.npy", "none", False, 2, "--data.workers", "cache|shard"),
     ],
