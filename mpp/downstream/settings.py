@@ -41,7 +41,8 @@ class ClassifierConfig:
     """The classifier: the encoder that `init` names, or a new one, with a head on top."""
 
     name: str = ""
-    """With --init none: any timm name, such as vit_tiny_patch16_224 or resnet18."""
+    """With --init none: any timm name, such as vit_tiny_patch16_224 or resnet18. With a single file of weights: theirs,
+    where their shapes do not say it."""
     img_size: tuple[int, ...] = ()
     """Input size in pixels, one number or height and width. Empty: that of the weights. Positions are resampled."""
     patch_size: tuple[int, ...] = ()

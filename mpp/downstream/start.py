@@ -26,9 +26,10 @@ def start_weights(config: FinetuneConfig) -> Weights:
         raise UserError("nothing to start from: give --init runs/first, say, or --init none --model.name NAME")
     if config.init == "none":
         return with_input_settings(_new(model), config.data)
-    weights = open_weights(config.init)
+    weights = open_weights(config.init, model.name)
     for key in ("name", "patch_size", "embed_dim", "depth", "num_heads", "in_chans"):
-        if getattr(model, key) != getattr(ClassifierConfig(), key):
+        value = getattr(model, key)
+        if value != getattr(ClassifierConfig(), key) and not (key == "name" and value == weights.name):
             raise UserError(f"model.{key} is for --init none; {config.init} has its own")
     return with_input_settings(weights, config.data)
 

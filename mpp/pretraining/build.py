@@ -19,6 +19,7 @@ from mpp.downstream.fewshot import Fewshot
 from mpp.downstream.labelled import open_labelled
 from mpp.errors import UserError
 from mpp.model.encoder import Decoder, Encoder, build_encoder
+from mpp.model.settings import ModelConfig
 from mpp.objective.masking import num_picked
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.settings import ObjectiveConfig
@@ -132,7 +133,8 @@ def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, 
         init, init_args, weights = before.init, before.init_args, None
         model, data = complete_model(config.init, config.model, before.model), complete_data(config.data, before.data)
     else:
-        init, weights = config.init, once_a_machine(world, lambda: open_weights(config.init))
+        name = config.model.name if config.model.name != ModelConfig().name else ""
+        init, weights = config.init, once_a_machine(world, lambda: open_weights(config.init, name))
         model, data, init_args = complete_configs(init, weights, config.model, config.data)
     if config.init_args not in ((), init_args):
         raise UserError(f"init_args is filled in from --init {config.init}; leave it out")

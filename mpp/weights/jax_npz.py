@@ -15,23 +15,15 @@ import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import numpy as np
-import timm
 import torch
 from torch import Tensor
 
 from mpp.errors import UserError
 from mpp.weights.base import Weights, list_names
-from mpp.weights.numerics import Numerics, mlp_ratio
+from mpp.weights.numerics import Numerics, named_vit, vit_args
 
 _EMBEDDING = "embedding/kernel"
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
-_SIZES = {  # width, blocks, heads
-    (192, 12, 3): "tiny",
-    (384, 12, 6): "small",
-    (768, 12, 12): "base",
-    (1024, 24, 16): "large",
-    (1280, 32, 16): "huge",
-}
 _HYBRIDS = {  # by units per stage: timm's name, width, blocks, heads, patch
     (): ("vit_tiny_r_s16_p8_224", 192, 12, 3, 8),
     (2, 2, 2, 2): ("vit_small_r26_s32_224", 384, 12, 6, 1),
@@ -147,17 +139,12 @@ def _architecture(arrays: Mapping[str, np.ndarray], units: tuple[int, ...] | Non
     _, mlp = arrays["Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"].shape
     patch = height if height == width else [height, width]
     if units is None:
-        name = f"vit_{_SIZES.get((dim, depth, heads))}_patch{patch}_224"
-        known = timm.is_model(name)
-        name = name if known else "vit_base_patch16_224"
+        name, args = named_vit(patch, dim, depth, heads, mlp)
     else:
         name, *sizes = _HYBRIDS.get(units, ("vit_base_r50_s16_224",))
-        known = sizes == [dim, depth, heads, patch]
-    args: dict[str, Any] = {"act_layer": "gelu_tanh"}
-    if not known or mlp != 4 * dim:
-        args |= {"patch_size": patch, "embed_dim": dim, "depth": depth, "num_heads": heads}
-        args["mlp_ratio"] = mlp_ratio(dim, mlp)
-    return name, args
+        known = sizes == [dim, depth, heads, patch] and mlp == 4 * dim
+        args = {} if known else vit_args(patch, dim, depth, heads, mlp)
+    return name, {"act_layer": "gelu_tanh"} | args
 
 
 def _state(path: Path, arrays: Mapping[str, np.ndarray], stem: str, tanh: bool) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 Numerics                          where the original code of some weights computes otherwise than timm
 original_stem, create_hybrid      hybrids (section 3.1) as the paper's JAX code has them, with stems of any depth
+named_vit                         timm's name and arguments of a ViT whose shapes are known
 read_init_args, write_init_args   arguments and numerics as texts that a config can hold: "mlp_ratio=2.0"
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
+import timm
 import torch
 from jaxtyping import Float
 from timm.layers.hybrid_embed import HybridEmbed
@@ -26,6 +28,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpp.errors import UserError
+
+_SIZES = {  # width, blocks, heads
+    (192, 12, 3): "tiny",
+    (384, 12, 6): "small",
+    (768, 12, 12): "base",
+    (1024, 24, 16): "large",
+    (1280, 32, 16): "huge",
+}
 
 
 @dataclass(frozen=True)
@@ -126,3 +136,17 @@ def mlp_ratio(dim: int, mlp: int) -> float:
     """timm's argument for an MLP of that width."""
     ratio = mlp / dim
     return ratio if int(dim * ratio) == mlp else (mlp + 0.5) / dim  # timm rounds down, as the division may have, too
+
+
+def named_vit(patch: int | list[int], dim: int, depth: int, heads: int, mlp: int) -> tuple[str, dict[str, Any]]:
+    """timm's name of a plain ViT of these sizes, and the arguments that the name does not say."""
+    name = f"vit_{_SIZES.get((dim, depth, heads))}_patch{patch}_224"
+    known = timm.is_model(name)
+    args = {} if known and mlp == 4 * dim else vit_args(patch, dim, depth, heads, mlp)
+    return name if known else "vit_base_patch16_224", args
+
+
+def vit_args(patch: int | list[int], dim: int, depth: int, heads: int, mlp: int) -> dict[str, Any]:
+    """timm's arguments of a ViT of these sizes."""
+    sizes = {"patch_size": patch, "embed_dim": dim, "depth": depth, "num_heads": heads}
+    return sizes | {"mlp_ratio": mlp_ratio(dim, mlp)}

@@ -3,6 +3,8 @@
 runs/first              a run of this library: its model/ folder
 DIR                     a timm folder (config.json names an architecture) or a Hugging Face ViT (model_type vit)
 FILE.npz                an official JAX checkpoint of the paper's authors
+FILE.pth                tensors of a ViT under the names of timm, DINO, DINOv2, MAE or torchvision (single_file.py)
+NAME:FILE.pth           the same, or any other model, as timm's architecture of that name
 resnet18.a1_in1k        a timm name: its pretrained weights, from the hub or its cache
 random:ANY OF THESE     the same architecture, freshly initialised
 """
@@ -24,34 +26,51 @@ from mpp.model.encoder import is_vit, similar_names
 from mpp.weights.base import Weights
 from mpp.weights.huggingface import read_hf_folder
 from mpp.weights.jax_npz import read_jax_npz
+from mpp.weights.single_file import named_architecture, read_single_file
 from mpp.weights.timm_folder import read_json, read_timm_folder, timm_framing
 
-_FORMS = "a run folder, a timm or Hugging Face folder, a JAX .npz, a timm name, or random: and one of these"
+_FORMS = "a run folder, a timm or Hugging Face folder, a .npz, .safetensors or .pth file, a timm name, or random:ANY"
+_BESIDE_CONFIG = ("model.safetensors", "pytorch_model.bin")
 
 
-def open_weights(spec: str) -> Weights:
-    """The weights that `spec` names (see above).
+def open_weights(spec: str, architecture: str = "") -> Weights:
+    """The weights that `spec` names (see above); `architecture` is timm's name for a single file, as NAME: before it.
 
     Raises:
         UserError: nothing of that name, something else than weights, or files that are damaged.
     """
     if not spec:
         raise UserError(f"no weights were given: --init takes {_FORMS}")
+    name, colon, file = spec.removeprefix("random:").partition(":")
+    of_name = bool(colon) and timm.is_model(name.partition(".")[0]) and Path(file).expanduser().is_file()
     if spec.startswith("random:"):
-        architecture = spec.removeprefix("random:")
-        if not Path(architecture).expanduser().exists():
-            return replace(_open_timm(architecture.removeprefix("timm:"), pretrained=False), origin=spec)
-        return open_weights(architecture).untrained()
+        inner = spec.removeprefix("random:")
+        if not of_name and not Path(inner).expanduser().exists():
+            return replace(_open_timm(inner.removeprefix("timm:"), pretrained=False), origin=spec)
+        return open_weights(inner, architecture).untrained()
     path = Path(spec).expanduser()
     if path.is_dir():
         return replace(_open_folder(path), origin=spec)
     if path.is_file():
-        if path.suffix == ".npz":
-            return replace(read_jax_npz(path), origin=spec)
-        raise UserError(f"--init {spec}: weights come as {_FORMS}; of a single file only .npz can be read")
+        return replace(_open_file(path, architecture), origin=spec)
+    if of_name:
+        return replace(_open_file(Path(file).expanduser(), name), origin=spec)
     if "/" in spec or path.suffix in (".npz", ".pt", ".pth", ".bin", ".safetensors"):
         raise UserError(f"--init {spec}: there is no such file or folder")
     return _open_timm(spec.removeprefix("timm:"), pretrained=True)
+
+
+def _open_file(path: Path, architecture: str) -> Weights:
+    if path.suffix == ".npz":
+        return read_jax_npz(path)
+    folder = path.absolute().parent
+    if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file():
+        hint = f"{command('convert')} --init {path} --out DIR makes a folder of it"
+        raise UserError(f"--init {path}: a checkpoint of a run; give the run, {folder.parent}, or {hint}")
+    if path.name in _BESIDE_CONFIG and (folder / "config.json").is_file() and not architecture:
+        return _open_folder(folder)
+    named = named_architecture(architecture, _open_timm(architecture, pretrained=False)) if architecture else None
+    return read_single_file(path, named)
 
 
 def _open_folder(folder: Path) -> Weights:

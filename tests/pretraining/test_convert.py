@@ -129,7 +129,10 @@ WRONG: dict[str, tuple[str, str]] = {
     "missing": ("--init TMP/nowhere --out TMP/x", "--init TMP/nowhere: there is no such file or folder"),
     "empty": ("--init TMP/empty --out TMP/x", "--init TMP/empty: the folder is empty"),
     "0 bytes": ("--init TMP/zero.npz --out TMP/x", "TMP/zero.npz"),
-    "a single file": ("--init TMP/file --out TMP/x", "of a single file only .npz can be read"),
+    "a single file": (
+        "--init TMP/file --out TMP/x",
+        "cannot read the weights TMP/file: truncated, or no file of tensors",
+    ),
     "an existing folder": ("--init RUN --out TMP/full", "--out TMP/full exists; choose another or remove it"),
     "an existing file": ("--init RUN --out TMP/file", "--out TMP/file exists; choose another or remove it"),
     "below a file": ("--init RUN --out TMP/file/x", "cannot write"),
