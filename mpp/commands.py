@@ -63,11 +63,14 @@ def _check_study(config: StudyConfig) -> None:
 
 
 ALIASES = {"data": "data.source", "download": "data.download"}
-_FINETUNE = {**ALIASES, "test": "data.test", "labels": "data.labels"}
+_FINETUNE = {**ALIASES, "test": "data.test", "labels": "data.labels", "group": "data.group"}
 _AS_A_RUN = {"data.source": "data", "model.in_chans": "in_chans"} | {
     f"data.{name}": name for name in ("value_range", "background", "max_bad", "max_image_mb", "workers", "download")
 }
-_ENCODER = {name: f"encoder.{name}" for name in ("img_size", "device", "precision", "workers", "cache", "max_image_mb")}
+_GROUP = {"data.group": "group"}
+_ENCODER = _GROUP | {
+    name: f"encoder.{name}" for name in ("img_size", "device", "precision", "workers", "cache", "max_image_mb")
+}
 _FROZEN = {
     "init": "no encoder: give --init, such as --init runs/first, or several, one after the other",
     "data": "no labelled images: give --data, such as --data folder:/my/labelled or --data demo",
@@ -152,7 +155,7 @@ TOOLS = {
             "data": "no labelled images: give --data, such as --data cifar10:DIR or --data demo",
             "run_dir": "nowhere to write to: give --run-dir, such as --run-dir runs/study",
         },
-        {},
+        _GROUP,
         ("run_dir", "data", "test", "pretrain.data.source"),
         _check_study,
     ),

@@ -1,5 +1,6 @@
 """Settings of the data. Free of torch, so that `--help` is instant."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -171,6 +172,16 @@ def check_max_image_mb(value: int, name: str) -> None:
     """Raises ValueError for a limit that no image passes."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_group(pattern: str, name: str) -> None:
+    """Raises ValueError unless it is empty or a regular expression with a group, such as `(patient[0-9]+)`."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{name} is no regular expression ({error}), got {pattern!r}") from error
+    if pattern and not groups:
+        raise ValueError(f"{name} needs brackets around what tells groups apart, as '(patient[0-9]+)', got {pattern!r}")
 
 
 def _check_range(values: tuple[float, ...]) -> None:

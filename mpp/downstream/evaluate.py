@@ -81,6 +81,9 @@ def fewshot_results(config: FewshotRecipe) -> dict[Readout, FewshotResult]:
         if config.out and world.main:
             make_folder(Path(config.out).expanduser(), _fewshot_files(config))
         _print_notes(config, labelled, task.train_indices, task.test_indices, world)
+        if task.beside_shots and world.main:
+            beside = f"{count(task.beside_shots, 'test image')} left out, of groups that shots were drawn from"
+            print(f"note: {beside}", file=sys.stderr)
         ways = (len(frozen.layers) * len(set(config.pool) & set(frozen.pools)) for _, frozen in encoders)
         several = max(ways) > 1
         results: dict[Readout, FewshotResult] = {}
@@ -151,11 +154,11 @@ def probe(config: ProbeRecipe) -> int:
         results: dict[Readout, ProbeResult] = {}
         for readout, extract in _readouts(encoders, config.pool):
             with _named_errors(readout.name):
-                train, test, val = read_splits(extract, labelled)
+                train, test, val, groups = read_splits(extract, labelled)
                 if config.kind == "knn":
-                    result = sweep_knn(train, test, len(labelled.classes), config.k, config.temperature, val)
+                    result = sweep_knn(train, test, len(labelled.classes), config.k, config.temperature, val, groups)
                 else:
-                    result = sweep_linear(train, test, len(labelled.classes), config.l2 or L2_SWEEP, val)
+                    result = sweep_linear(train, test, len(labelled.classes), config.l2 or L2_SWEEP, val, groups)
             results[readout] = result
             if world.main:
                 lost = images + len(labelled.test_indices) - len(train[0]) - len(test[0])
@@ -207,7 +210,8 @@ def _probe_rows(config: ProbeRecipe, results: dict[Readout, ProbeResult]) -> Ite
 
 
 def _open(config: FewshotRecipe | ProbeRecipe, world: World) -> Labelled:
-    labelled = once_a_machine(world, lambda: open_labelled(config.data, config.test, config.download))
+    sources = config.data, config.test, config.download
+    labelled = once_a_machine(world, lambda: open_labelled(*sources, group=config.group))
     dist.agree(labelled.facts)
     return labelled
 

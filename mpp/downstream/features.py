@@ -264,14 +264,21 @@ class FrozenEncoder:
         }
 
 
-def read_splits(extract: Extract, labelled: Labelled) -> tuple[Features, Features, Features | None]:
-    """Extracts features (n, d) and labels (n,) of training and test images, and of validation images if there are."""
+def read_splits(
+    extract: Extract, labelled: Labelled
+) -> tuple[Features, Features, Features | None, Int64[np.ndarray, " n"] | None]:
+    """Extracts features (n, d) and labels (n,) of training and test images, and of validation images if there are.
 
-    def read(source: Source, labels: np.ndarray) -> Features:
+    Also gives the groups of the training images, where they have any.
+    """
+
+    def read(source: Source, labels: np.ndarray) -> tuple[Features, np.ndarray]:
         features, decoded = extract(source, np.flatnonzero(labels >= 0))
-        return features, labels[decoded]
+        return (features, labels[decoded]), decoded
 
-    train, test = read(labelled.train, labelled.train_labels), read(labelled.test, labelled.test_labels)
+    train, decoded = read(labelled.train, labelled.train_labels)
+    test, _ = read(labelled.test, labelled.test_labels)
+    groups = None if labelled.train_groups is None else labelled.train_groups[decoded]
     if labelled.val is None or labelled.val_labels is None:
-        return train, test, None
-    return train, test, read(labelled.val, labelled.val_labels)
+        return train, test, None, groups
+    return train, test, read(labelled.val, labelled.val_labels)[0], groups

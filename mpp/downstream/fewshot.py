@@ -17,9 +17,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
-from mpp.data.sources.base import Source, count
+from mpp.data.sources.base import Source, SourceError, count
 from mpp.downstream import ridge
 from mpp.downstream.estimates import Estimate, estimate
+from mpp.downstream.groups import shared_groups, strata
 from mpp.downstream.labelled import Labelled, by_class
 from mpp.training.duration import parse_duration
 
@@ -87,19 +88,25 @@ def stratified_folds(labels: Int[np.ndarray, " n"], folds: int) -> Int64[np.ndar
 
 
 def choose_l2(
-    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_classes: int, l2s: Sequence[float] = L2_GRID
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    num_classes: int,
+    l2s: Sequence[float] = L2_GRID,
+    groups: Int64[np.ndarray, " n"] | None = None,
 ) -> tuple[float, float] | None:
     """Chooses the L2 with the highest accuracy in stratified cross-validation on the shots; gives both.
 
     Five folds, or as many as the smallest class with several images has; an image alone in its class is learned from
-    in all. Ties, common with few images, go to the strongest value. None where no class has two images.
+    in all. Ties, common with few images, go to the strongest value. None where no class has two images. Of `groups`
+    each counts as one image does, and lies in one fold.
     """
     strongest_first = sorted(l2s, reverse=True)
-    counts = np.bincount(labels)
+    stratum, group = strata(labels, groups)
+    counts = np.bincount(stratum)
     if not (counts > 1).any():
         return None
     folds = min(_FOLDS, int(counts[counts > 1].min()))
-    fold = stratified_folds(labels, folds)
+    fold = stratified_folds(stratum, folds)[group]
     right = np.zeros(len(l2s), dtype=np.int64)  # whole images, so that a tie is a tie and not a matter of rounding
     for number in range(folds):
         held_out = fold == number
@@ -184,6 +191,7 @@ def score(
     num_classes: int,
     l2: L2,
     choosing: bool = False,
+    groups: Int64[np.ndarray, " n"] | None = None,
 ) -> FewshotResult:
     """Measures the accuracy of each draw, per seed and number of shots; a draw is rows of `train`.
 
@@ -191,6 +199,7 @@ def score(
         train, test: features (n, d) and labels (n,); those of the test are used only once L2 is settled.
         l2: the strength, or "cv" to choose it from `L2_GRID` for each draw by cross-validation on its shots.
         choosing: whether the result is one to choose from, and therefore has its `held_out`.
+        groups: of the training images; cross-validation parts none.
 
     Raises:
         ValueError: features that are not finite.
@@ -203,7 +212,8 @@ def score(
     for (i, j), _ in np.ndenumerate(accuracy):
         drawn = features[draws[i][j]], labels[draws[i][j]]
         if l2 == "cv" or choosing:
-            best = choose_l2(*drawn, num_classes, L2_GRID if l2 == "cv" else [l2])
+            of_drawn = None if groups is None else groups[draws[i][j]]
+            best = choose_l2(*drawn, num_classes, L2_GRID if l2 == "cv" else [l2], of_drawn)
             if best is not None:
                 (strength[i, j], held_out[i, j]), chosen[i, j] = best, True
         accuracy[i, j] = ridge.fit(*drawn, num_classes).accuracy(*test, [float(strength[i, j])])[0]
@@ -229,7 +239,8 @@ class Fewshot:
     """A few-shot evaluation that is ready to run: which of the labelled images it needs.
 
     At most `max_test` test images are drawn, uniformly and by a fixed seed, so that they are the same in every run;
-    not by class, so that the accuracy estimates that of the whole test split.
+    not by class, so that the accuracy estimates that of the whole test split. Test images of a group that a shot was
+    drawn from are left out: `beside_shots` of them.
 
     Attributes:
         draws: per seed and number of shots, indices into the training source.
@@ -246,11 +257,19 @@ class Fewshot:
     ) -> None:
         self.labelled, self.shots = labelled, shots
         self.l2: L2 = l2
-        tested = np.random.default_rng(_TEST_SEED).permutation(labelled.test_indices)[:max_test]
+        tested = np.random.default_rng(_TEST_SEED).permutation(labelled.test_indices)
         labels, classes = labelled.train_labels, len(labelled.classes)
         self.draws = [[draw_shots(labels, k, seed, classes) for k in shots] for seed in seeds]
         self.train_indices = np.unique(np.concatenate([picked for of_seed in self.draws for picked in of_seed]))
-        self.test_indices = np.sort(tested)
+        apart = np.ones(len(tested), dtype=bool)
+        if labelled.train_groups is not None and labelled.test_groups is not None:
+            _, beside = shared_groups(labelled.train_groups[self.train_indices], labelled.test_groups)
+            apart = ~beside[tested]
+        self.beside_shots = int(np.count_nonzero(~apart))
+        if not apart.any():
+            what = f"the groups of all {len(tested):,} test images of {labelled.test.name} have images among the shots"
+            raise SourceError(f"{what}: take fewer shots or seeds, or test images of other groups")
+        self.test_indices = np.sort(tested[apart][:max_test])
         self.num_images = len(self.train_indices) + len(self.test_indices)
 
     def run(self, extract: Extract, choosing: bool = False) -> FewshotResult:
@@ -271,7 +290,8 @@ class Fewshot:
             raise ValueError("few-shot evaluation has no image left: none of those needed could be decoded")
         train = train_features, images.train_labels[train_decoded]
         test = test_features, images.test_labels[test_decoded]
-        result = score(self.shots, draws, train, test, len(images.classes), self.l2, choosing)
+        groups = None if images.train_groups is None else images.train_groups[train_decoded]
+        result = score(self.shots, draws, train, test, len(images.classes), self.l2, choosing, groups)
         sizes = np.bincount(images.train_labels[images.train_indices], minlength=len(images.classes))
         short = {k: int(np.count_nonzero(sizes < k)) for k in self.shots}
         lost = self.num_images - len(train_decoded) - len(test_decoded)

@@ -76,7 +76,8 @@ def run(config: FinetuneConfig, compare: bool = True) -> int:
     check_installed(config.log.to)  # before anything is written
     with processes(config) as (world, device), explained(config, device), claiming(config, world) as claim:
         data = config.data
-        labelled = once_a_machine(world, lambda: open_labelled(data.source, data.test, data.download, data.keep))
+        sources = data.source, data.test, data.download, data.keep, data.group
+        labelled = once_a_machine(world, lambda: open_labelled(*sources))
         labelled = take_fraction(labelled, data.labels, data.labels_seed)
         dist.agree(labelled.facts)
         if compare and world.main:

@@ -22,6 +22,7 @@ from mpp.data.sources.names import printable
 from mpp.data.sources.opening import Splits, open_splits
 from mpp.data.sources.overlap import same_places
 from mpp.data.sources.patterns import shown
+from mpp.downstream.groups import check_groups, draw_groups, groups_of, shared_groups
 from mpp.downstream.settings import parse_share
 
 _TEST_SEED = 1729  # which images are tested never changes, so that figures of different runs compare
@@ -52,6 +53,12 @@ class Labelled:
     """A validation split of the training source, on which settings are chosen."""
     val_labels: Int64[np.ndarray, " v"] | None = None
     """Of every image of `val`, numbered by `classes`; -1: not used, also where the training images lack the class."""
+    train_groups: Int64[np.ndarray, " n"] | None = None
+    """Of every image of `train`, as of `groups_of`: images of a group are never parted. None: each is by itself."""
+    test_groups: Int64[np.ndarray, " m"] | None = None
+    """Likewise of `test`; `train_groups` themselves where a part of it was held out."""
+    val_groups: Int64[np.ndarray, " v"] | None = None
+    """Likewise of `val`."""
 
     def facts(self) -> dict[str, str]:
         """What must be the same for all ranks that read these images, by name (see `dist.agree`)."""
@@ -89,11 +96,11 @@ class Labelled:
         return tuple(notes)
 
 
-def open_labelled(data: str, test: str = "", download: bool = False, keep: bool = False) -> Labelled:
+def open_labelled(data: str, test: str = "", download: bool = False, keep: bool = False, group: str = "") -> Labelled:
     """Opens labelled images by the strings of their sources.
 
     Test images are those of `test`, its test split where it has one; without `test` the test split of `data`, else a
-    fifth of each class, held out by a fixed seed. `download` and `keep` are those of the data settings.
+    fifth of each class, held out by a fixed seed. `download`, `keep` and `group` are those of the data settings.
 
     Raises:
         SourceError: a source that does not open, or as `label`.
@@ -108,13 +115,13 @@ def open_labelled(data: str, test: str = "", download: bool = False, keep: bool 
     if test and test != data:
         others = open_splits(test, download, train.classes or (), keep)
         # A folder of test images is all "train".
-        labelled = label(train, others["test" if "test" in others else "train"])
+        labelled = label(train, others["test" if "test" in others else "train"], group)
     else:
-        labelled = label(train, splits.get("test"))
-    return _with_validation(labelled, splits) if "val" in splits else labelled
+        labelled = label(train, splits.get("test"), group)
+    return _with_validation(labelled, splits, group) if "val" in splits else labelled
 
 
-def _with_validation(labelled: Labelled, splits: Splits) -> Labelled:
+def _with_validation(labelled: Labelled, splits: Splits, group: str) -> Labelled:
     """Adds the validation split, or a note why it is not used: nobody need choose anything by it."""
     try:
         val = splits["val"]
@@ -127,31 +134,52 @@ def _with_validation(labelled: Labelled, splits: Splits) -> Labelled:
     except SourceError as error:
         note = f"the validation split is not used: {error}"
         return replace(labelled, source_notes=(*labelled.source_notes, note))
-    return replace(labelled, val=val, val_labels=labels)
+    groups = groups_of(val, group)
+    sides = (("training", labelled.train_groups), ("test", labelled.test_groups))
+    notes = [note for side, others in sides for note in _spanning(side, others, "validation", groups)]
+    notes = (*labelled.source_notes, *notes)
+    return replace(labelled, val=val, val_labels=labels, val_groups=groups, source_notes=notes)
 
 
-def label(train: Source, test: Source | None = None) -> Labelled:
+def _spanning(
+    side: str, groups: np.ndarray | None, other: str, others: np.ndarray | None, labels: np.ndarray | None = None
+) -> list[str]:
+    """Warns of groups that given splits part; `labels` are those of the other side, where only some of it is used."""
+    number, images = shared_groups(groups, others)
+    if labels is not None:
+        images &= labels >= 0
+    if not number:
+        return []
+    have = f"{count(number, 'group')} {'has' if number == 1 else 'have'} images in the {side} and in the {other} split"
+    return [f"WARNING: {have}, {count(int(images.sum()), f'{other} image')} among them: figures will be too good"]
+
+
+def label(train: Source, test: Source | None = None, group: str = "") -> Labelled:
     """Labels sources that are open already as `open_labelled` does; without `test`, a fifth of each class is held out.
 
+    Images of one group are held out together. Groups are those of the sources, or what the pattern `group` finds.
     Classes are matched by name. Test images of a class that the training images lack stay in the test, where they can
     only count as wrong.
 
     Raises:
         SourceError: no labels, training images of fewer than two classes, nothing to hold out, the same images on
-            both sides, or no class in common.
+            both sides, no class in common, or groups that part nothing.
     """
     train_labels, classes = _numbered(train)
     present = np.unique(train_labels[train_labels >= 0])
     if len(present) < 2:
         alone = f"{train.name} has labelled images of one class alone, {_some(classes, present)}"
         raise SourceError(f"{alone}: there must be two at least to tell apart")
-    notes = _warnings(train, train_labels)
+    notes, groups = _warnings(train, train_labels), groups_of(train, group)
+    if groups is not None:
+        notes += [check_groups(groups, train, group)]
     if test is None:
-        held_out = _draw(train_labels, len(classes), _TEST_SHARE, np.random.default_rng(_TEST_SEED), leave=1)
+        rng = np.random.default_rng(_TEST_SEED)
+        held_out = _draw(train_labels, groups, len(classes), _TEST_SHARE, rng, leave=1)
         if not held_out.any():
-            raise SourceError(f"no class of {train.name} has two images, one to hold out: name a source of test images")
+            raise SourceError(f"{_inseparable(train, groups, 'one to hold out')}: name a source of test images")
         notes += [f"{train.name} has no test split of its own: a fifth of it, {held_out.sum():,} images, is held out"]
-        return _split(train, classes, train_labels, held_out, notes)
+        return _split(train, classes, train_labels, groups, held_out, notes)
     if same_places(train, test):
         raise SourceError(f"{test.name} holds the very images of {train.name}: name other images for the test")
     test_labels, test_classes = _numbered(test)
@@ -162,38 +190,41 @@ def label(train: Source, test: Source | None = None) -> Labelled:
         names = f"{_some(others, range(len(others)))} against {_some(classes, present)}"
         what = f"the classes of {name} are none of those of {train.name}: {names}"
         raise SourceError(f"{what}; name the classes of both alike")
-    notes += _warnings(test, test_labels)
-    return Labelled(train, test, classes, train_labels, test_labels, foreign, tuple(notes))
+    test_groups = groups_of(test, group)
+    notes += [*_warnings(test, test_labels), *_spanning("training", groups, "test", test_groups, test_labels)]
+    labels = train_labels, test_labels
+    return Labelled(train, test, classes, *labels, foreign, tuple(notes), train_groups=groups, test_groups=test_groups)
 
 
 def take_fraction(labelled: Labelled, share: str | float, seed: int) -> Labelled:
-    """Keeps a share of each class's training images, at least one of each class that has any.
+    """Keeps a share of each class's training images, at least one of each class that has any; of groups, whole ones.
 
     With the same seed a smaller fraction is part of a larger one. Raises ValueError as `parse_share`.
     """
     rng, labels = np.random.default_rng([seed, _FRACTION]), labelled.train_labels
-    drawn = _draw(labels, len(labelled.classes), parse_share(str(share)), rng, leave=0)
+    drawn = _draw(labels, labelled.train_groups, len(labelled.classes), parse_share(str(share)), rng, leave=0)
     return replace(labelled, train_labels=np.where(drawn, labels, -1))
 
 
 def hold_out(labelled: Labelled, share: float, seed: int) -> Labelled:
     """Puts the validation images in place of the test images, to choose settings; without a validation split a share
-    (between 0 and 1) of each class's training images.
+    (between 0 and 1) of each class's training images, in whole groups.
 
     The real test images are in no split of the result. A class of one image stays in training; one of more keeps at
-    least one there and gives at least one. Raises SourceError where no class has two training images.
+    least one there and gives at least one. Raises SourceError where no class has two training images (or groups).
     """
     if labelled.val is not None and labelled.val_labels is not None:
         note = f"settings are chosen on the validation split, {count(int((labelled.val_labels >= 0).sum()), 'image')}"
-        chosen_on = {"test": labelled.val, "test_labels": labelled.val_labels, "val": None, "val_labels": None}
-        return replace(labelled, **chosen_on, foreign=(), source_notes=(note,))
+        chosen_on = {"test": labelled.val, "test_labels": labelled.val_labels, "test_groups": labelled.val_groups}
+        without = {"val": None, "val_labels": None, "val_groups": None}
+        return replace(labelled, **chosen_on, **without, foreign=(), source_notes=(note,))
     rng, labels = np.random.default_rng([seed, _SETTINGS]), labelled.train_labels
-    held_out = _draw(labels, len(labelled.classes), share, rng, leave=1)
+    held_out = _draw(labels, labelled.train_groups, len(labelled.classes), share, rng, leave=1)
     if not held_out.any():
-        raise SourceError(f"no class of {labelled.train.name} has two training images, one to choose settings by")
+        raise SourceError(_inseparable(labelled.train, labelled.train_groups, "one to choose settings by", "training "))
     number = f"{held_out.sum():,} of {len(labelled.train_indices):,}"
     note = f"{number} training images are held out to choose settings by"
-    return _split(labelled.train, labelled.classes, labels, held_out, [note])
+    return _split(labelled.train, labelled.classes, labels, labelled.train_groups, held_out, [note])
 
 
 def by_class(labels: Int[np.ndarray, " n"], num_classes: int) -> list[np.ndarray]:
@@ -204,9 +235,11 @@ def by_class(labels: Int[np.ndarray, " n"], num_classes: int) -> list[np.ndarray
 
 
 def _draw(
-    labels: np.ndarray, num_classes: int, share: float, rng: np.random.Generator, leave: int
+    labels: np.ndarray, groups: np.ndarray | None, num_classes: int, share: float, rng: np.random.Generator, leave: int
 ) -> Bool[np.ndarray, " n"]:
-    """Draws a share of each class: at least one image, but always `leave` of them stay."""
+    """Draws a share of each class: at least one image, or group, but always `leave` of them stay."""
+    if groups is not None:
+        return draw_groups(labels, groups, share, rng, leave)
     drawn = np.zeros(len(labels), dtype=bool)
     for members in by_class(labels, num_classes):
         number = min(max(round(len(members) * share), 1), max(len(members) - leave, 0))
@@ -214,12 +247,24 @@ def _draw(
     return drawn
 
 
+def _inseparable(source: Source, groups: np.ndarray | None, purpose: str, kind: str = "") -> str:
+    """Says why nothing can be held out."""
+    if groups is None:
+        return f"no class of {source.name} has two {kind}images, {purpose}"
+    return f"every group of {source.name} is the only one of some class, so that there is not {purpose}"
+
+
 def _split(
-    train: Source, classes: tuple[str, ...], labels: np.ndarray, held_out: np.ndarray, notes: list[str]
+    train: Source,
+    classes: tuple[str, ...],
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    held_out: np.ndarray,
+    notes: list[str],
 ) -> Labelled:
     """Makes the images held out of a source its test images."""
-    train_labels, test_labels = np.where(held_out, -1, labels), np.where(held_out, labels, -1)
-    return Labelled(train, train, classes, train_labels, test_labels, (), tuple(notes))
+    labels = np.where(held_out, -1, labels), np.where(held_out, labels, -1)
+    return Labelled(train, train, classes, *labels, (), tuple(notes), train_groups=groups, test_groups=groups)
 
 
 def _numbered(source: Source) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:

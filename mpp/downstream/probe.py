@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Int64
 
 from mpp.downstream.fewshot import stratified_folds
+from mpp.downstream.groups import strata
 from mpp.downstream.logistic import LinearProbe, fit_linear
 from mpp.downstream.ridge import check_features
 
@@ -54,9 +55,14 @@ class ProbeResult:
 
 
 def sweep_linear(
-    train: Labelled, test: Labelled, num_classes: int, l2s: Sequence[float] = L2_SWEEP, val: Labelled | None = None
+    train: Labelled,
+    test: Labelled,
+    num_classes: int,
+    l2s: Sequence[float] = L2_SWEEP,
+    val: Labelled | None = None,
+    groups: Int64[np.ndarray, " n"] | None = None,
 ) -> ProbeResult:
-    """Fits a linear probe with the L2 that does best on `val`, without it on a held-out tenth.
+    """Fits a linear probe with the L2 that does best on `val`, without it on a held-out tenth of whole `groups`.
 
     Each fit starts from the next stronger one's.
 
@@ -71,7 +77,7 @@ def sweep_linear(
     table: list[tuple[float, float]] = []
     probe: LinearProbe | None = None
     if len(strongest_first) > 1:
-        learned, held_out = (train, val) if val else _hold_out(train)
+        learned, held_out = (train, val) if val else _hold_out(train, groups)
         for l2 in strongest_first:
             probe = fit_linear(*learned, num_classes, l2, start=probe)
             right = _right(probe.logits(held_out[0]), held_out[1], 1)
@@ -89,8 +95,9 @@ def sweep_knn(
     ks: Sequence[int],
     temperature: float = 0.07,
     val: Labelled | None = None,
+    groups: Int64[np.ndarray, " n"] | None = None,
 ) -> ProbeResult:
-    """Classifies by nearest neighbours with the k that does best on `val`, without it on a held-out tenth.
+    """Classifies by nearest neighbours with the k that does best on `val`, without it on a tenth of whole `groups`.
 
     Of equals the smallest is taken.
 
@@ -101,7 +108,7 @@ def sweep_knn(
     wanted = sorted(set(ks))
     table: list[tuple[float, float]] = []
     if len(wanted) > 1:
-        learned, held_out = (train, val) if val else _hold_out(train)
+        learned, held_out = (train, val) if val else _hold_out(train, groups)
         wanted = [k for k in wanted if k <= len(learned[0])] or [len(learned[0])]
         right, start = np.zeros(len(wanted)), 0
         for votes in knn_votes(*learned, held_out[0], num_classes, wanted, temperature):
@@ -177,12 +184,14 @@ def _check(train: Labelled, test: Labelled) -> None:
         raise ValueError(f"a probe needs images of two classes or more; all {len(labels)} are of class {labels[0]}")
 
 
-def _hold_out(train: Labelled) -> tuple[Labelled, Labelled]:
-    """Cuts off a tenth, at least one image, spread evenly over the classes; never the only image of a class."""
+def _hold_out(train: Labelled, groups: np.ndarray | None) -> tuple[Labelled, Labelled]:
+    """Cuts off a tenth, at least one image or group, spread evenly over the classes; never the only one of a class."""
     features, labels = train
-    held_out = stratified_folds(labels, _PARTS) == 0
+    stratum, group = strata(labels, groups)
+    held_out = stratified_folds(stratum, _PARTS)[group] == 0
     if not held_out.any():
-        raise ValueError("no class has two images, one to hold out: give a single value instead of several to choose")
+        two = "two images" if groups is None else "images of two groups"
+        raise ValueError(f"no class has {two}, one to hold out: give a single value instead of several to choose")
     return (features[~held_out], labels[~held_out]), (features[held_out], labels[held_out])
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpp.data.settings import MAX_IMAGE_MB, DataConfig, check_max_image_mb
+from mpp.data.settings import MAX_IMAGE_MB, DataConfig, check_group, check_max_image_mb
 from mpp.training.duration import parse_duration
 from mpp.training.settings import CheckpointConfig, LogTo, OptimConfig, ScheduleConfig, TrainConfig, check_different
 
@@ -86,6 +86,9 @@ class LabelledConfig(DataConfig):
 
     test: str = ""
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
+    group: str = ""
+    """Images of one group are never parted: a regular expression on their names whose brackets are the group, such as
+    '(patient[0-9]+)'. Empty: a CSV's column group."""
     labels: str = "100%"
     """Share of the labelled training images that is used, the same share of each class."""
     labels_seed: int = 0
@@ -106,6 +109,7 @@ class LabelledConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_share(self.labels, "data.labels")
+        check_group(self.group, "data.group")
         if parse_share(self.holdout, "data.holdout") == 1:
             raise ValueError(f"data.holdout must leave images to train on, such as 10%, got {self.holdout!r}")
         _check_at_least(0, self, "labels_seed", prefix="data.")
@@ -243,6 +247,8 @@ class _FrozenRecipe:
     """Labelled source, as data.source of the training: folder:DIR with class folders, csv:FILE, ..."""
     test: str = ""
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
+    group: str = ""
+    """As data.group of fine-tuning: images of one group are never parted."""
     download: bool = False
     """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
     pool: tuple[Pool, ...] = ("mean", "token")
@@ -253,6 +259,7 @@ class _FrozenRecipe:
 
     def __post_init__(self) -> None:
         check_different(self.init, "init", "encoders")
+        check_group(self.group, "group")
         check_different(self.pool, "pool", "ones of mean, token and mean+token", valid=bool(self.pool))
 
 

@@ -106,7 +106,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
 
 def _open_fewshot(config: FewshotConfig, data: DataConfig) -> Fewshot:
     try:
-        labelled = open_labelled(config.data, config.test, data.download, data.keep)
+        labelled = open_labelled(config.data, config.test, data.download, data.keep, config.group)
     except SourceError as error:
         raise SourceError(f"fewshot.data: {error}") from error
     return Fewshot(labelled, config.shots, config.seeds, config.l2, config.max_test)

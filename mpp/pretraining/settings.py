@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpp.data.settings import DataConfig
+from mpp.data.settings import DataConfig, check_group
 from mpp.downstream.settings import check_size
 from mpp.model.settings import ModelConfig
 from mpp.objective.settings import ObjectiveConfig
@@ -19,6 +19,8 @@ class FewshotConfig:
     """Labelled source. Empty: none, and no few-shot evaluation. Its own test split is used where it has one."""
     test: str = field(default="", metadata={"free": True})
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
+    group: str = field(default="", metadata={"free": True})
+    """As data.group of fine-tuning: a pattern in the images' names; images of one group are never parted."""
     every: str = field(default="auto", metadata={"free": True})
     """Distance between evaluations. auto: as many as cost less than 2% of the run, at most 20; one always ends it."""
     shots: tuple[int, ...] = field(default=(1, 5, 10, 25), metadata={"free": True})
@@ -41,6 +43,7 @@ class FewshotConfig:
             raise ValueError(f"fewshot.l2 must be positive, got {self.l2}")
         if self.max_test < 1:
             raise ValueError(f"fewshot.max_test must be at least 1, got {self.max_test}")
+        check_group(self.group, "fewshot.group")
         if self.test and not self.data:
             raise ValueError("fewshot.test needs fewshot.data, the labelled images to learn from")
 

@@ -58,8 +58,8 @@ def read_frozen(plan: Plan, start: StartPoint, inputs: Inputs) -> Figures:
     try:
         figures: Figures = {"fewshot": _fewshot(plan, frozen, side, seed), "probe": None}
         if config.probe:  # trained on the mean of the patches of all labelled images
-            train, test, val = read_splits(frozen.extract("mean", -1), plan.labelled)
-            figures["probe"] = sweep_linear(train, test, len(plan.labelled.classes), val=val).top1
+            train, test, val, groups = read_splits(frozen.extract("mean", -1), plan.labelled)
+            figures["probe"] = sweep_linear(train, test, len(plan.labelled.classes), val=val, groups=groups).top1
     except ValueError as error:
         raise RunError(f"the frozen encoder of {side}: {error}") from error
     content = {"of": asdict(inputs) | _settings(config), "figures": figures}

@@ -150,7 +150,8 @@ class Plan:
         """The config of one run; without `lr` it has the learning rates to choose from."""
         config, base = self.config, self.config.finetune
         share = f"labels_{100 * parse_share(run.labels):.10g}"  # in percent; rounded, for 100 * 0.07 is not quite 7
-        data = replace(base.data, source=config.data, test=config.test, labels=run.labels, labels_seed=run.seed)
+        data = replace(base.data, source=config.data, test=config.test, group=config.group)
+        data = replace(data, labels=run.labels, labels_seed=run.seed)
         rates = base.optim.lr if lr is None else (lr,)
         return replace(
             base,

@@ -58,7 +58,7 @@ def run(config: StudyConfig) -> int:
         RunError: a part that had to stop.
     """
     folder, data = Path(config.run_dir), config.finetune.data
-    labelled = open_labelled(config.data, config.test, config.download or data.download, data.keep)
+    labelled = open_labelled(config.data, config.test, config.download or data.download, data.keep, config.group)
     trained, tested = len(labelled.train_indices), len(labelled.test_indices)
     print(f"labels: {trained:,} training and {tested:,} test images", flush=True)
     for note in labelled.notes:

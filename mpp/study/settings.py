@@ -41,6 +41,8 @@ class StudyConfig:
     pretrain.data.source is empty."""
     test: str = ""
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
+    group: str = ""
+    """As data.group of fine-tuning: images of one group are never parted."""
     download: bool = field(default=False, metadata={"free": True})
     """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
     init: str = ""
@@ -108,6 +110,7 @@ class StudyConfig:
             "finetune.run_dir": "run_dir",
             "finetune.data.source": "data",
             "finetune.data.test": "test",
+            "finetune.data.group": "group",
             "finetune.data.labels": "labels",
             "finetune.data.labels_seed": "seeds",
             "finetune.train.seed": "seeds",
@@ -121,7 +124,7 @@ class StudyConfig:
             if value != attrgetter(setting)(default[recipe].default):
                 raise ValueError(f"{name} is set by the study; use {other}, got {value!r}")
         tuned = self.finetune
-        replace(tuned.data, source=self.data, test=self.test)  # checks them together
+        replace(tuned.data, source=self.data, test=self.test, group=self.group)  # checks them together
         if self.lengths and tuned.train.length != FinetuneConfig().train.length:
             raise ValueError("lengths and finetune.train.length say the same; give one of them")
 

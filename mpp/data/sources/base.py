@@ -94,6 +94,10 @@ class Source(ABC):
         """int64 (len,), -1 where an image has none, without reading images; None: unlabelled."""
         return None if self._labels is None else self._labels.astype(np.int64, copy=False)
 
+    def groups(self) -> Sequence[str] | None:
+        """The group that each image belongs to, such as its scene or patient, "" where it has none; None: no groups."""
+        return None
+
     def describe(self) -> str:
         """One line: count, classes, what was ignored."""
         return summary(len(self), self.classes, self.note)
@@ -101,6 +105,10 @@ class Source(ABC):
     def location(self, index: int) -> str:
         """Names an image in lists and messages: its file as the system takes it (see `printable`), or its place."""
         return f"image {check_index(index, len(self))} of {self.name}"
+
+    def record(self, index: int) -> str:
+        """The name of an image within the source, in which a pattern finds its group."""
+        return self.location(index)
 
     def size(self, index: int) -> int:
         """Bytes that an image takes where it lies, known without reading it; 0 where that is unknown."""
@@ -230,8 +238,15 @@ class Subset(Source):
     def _inner(self, index: int) -> int:
         return int(self.indices[check_index(index, len(self))])
 
+    def groups(self) -> Sequence[str] | None:
+        groups = self.source.groups()
+        return None if groups is None else [groups[index] for index in self.indices.tolist()]
+
     def location(self, index: int) -> str:
         return self.source.location(self._inner(index))
+
+    def record(self, index: int) -> str:
+        return self.source.record(self._inner(index))
 
     def size(self, index: int) -> int:
         return self.source.size(self._inner(index))

@@ -118,7 +118,9 @@ class PathTable:
 
 
 class FileSource(Source):
-    """One image a file: `paths` are relative to root, or absolute; read once, in order. The rest as of every source."""
+    """One image a file: `paths` are relative to root, or absolute; read once, in order. `groups` as the method gives
+    them; the rest as of every source.
+    """
 
     def __init__(
         self,
@@ -128,8 +130,10 @@ class FileSource(Source):
         labels: Labels | None = None,
         classes: ClassNames = None,
         note: str = "",
+        groups: PathTable | None = None,
     ) -> None:
         super().__init__(name, None if labels is None else np.asarray(labels, dtype=np.int64), classes, note)
+        self._groups = groups
         self.root, self._folder = root, str(root)
         self._paths = paths if isinstance(paths, PathTable) else PathTable(paths)
 
@@ -141,6 +145,12 @@ class FileSource(Source):
 
     def location(self, index: int) -> str:
         return os.path.join(self._folder, self._paths[index])  # noqa: PTH118 - a million of them
+
+    def record(self, index: int) -> str:
+        return self._paths[index]
+
+    def groups(self) -> Sequence[str] | None:
+        return None if self._groups is None else [*self._groups]
 
     def size(self, index: int) -> int:
         return file_size(self.location(index))

@@ -90,6 +90,16 @@ class MixtureSource(Source):
         part, inner = self._find(index)
         return part.location(inner)
 
+    def record(self, index: int) -> str:
+        part, inner = self._find(index)
+        return part.record(inner)
+
+    def groups(self) -> Sequence[str] | None:
+        groups = [part.groups() for part in self.parts]
+        if all(of is None for of in groups):
+            return None
+        return [name for of, part in zip(groups, self.parts, strict=True) for name in of or [""] * len(part)]
+
     def size(self, index: int) -> int:
         part, inner = self._find(index)
         return part.size(inner)

@@ -36,11 +36,13 @@ _SETTLED = 2e9  # ns; a file that was written since may be written again without
 
 
 class _Columns(NamedTuple):
-    """Where a row has its path, label and split (-1: nowhere), how many cells, and whether the first is a header."""
+    """Where a row has its path, label, split and group (-1: nowhere), how many cells, and whether the first is a
+    header."""
 
     path: int
     label: int
     split: int
+    group: int
     width: int
     header: bool
 
@@ -49,7 +51,7 @@ class Table:
     """The rows of one file, read once for all of its splits.
 
     Columns are path and, where there is one, label. A header names them: path, file, image and the like (img_path,
-    File Name); label, class or target; split (see `SPLIT_NAMES`). Other columns are passed over. Labels are names,
+    File Name); label, class or target; split (see `SPLIT_NAMES`); group. Others are passed over. Labels are names,
     sorted into classes, or whole numbers from 0; where a row has none, or -1, it is -1. Paths are absolute or start
     from the file's folder; reading an image says where a file is missing.
 
@@ -61,11 +63,14 @@ class Table:
         self.delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         self.paths, self._numbers, self._splits = PathTable(), array("i"), bytearray()
         self._names: dict[str, int] = {}  # of the labels, numbered as they come
+        self._groups: PathTable | None = None
         rows = self._rows()
         first = next(rows, (0, []))
         if not first[1]:
             raise SourceError(f"{spec}: {path} is empty; expected rows of path,label")
         columns = self._find_columns(first[1])
+        if columns.group >= 0:
+            self._groups = PathTable()
         for line, row in rows if columns.header else chain([first], rows):
             self._add(line, row, columns)
         if not len(self.paths):
@@ -91,6 +96,8 @@ class Table:
         label = row[columns.label].strip() if columns.label >= 0 else ""
         self.paths.append(path)
         self._splits.append(_SPLITS.index(split))
+        if self._groups is not None:
+            self._groups.append(row[columns.group].strip())
         self._numbers.append(-1 if label in ("", "-1") else self._names.setdefault(label, len(self._names)))
         if len(self._names) > _MOST_CLASSES:
             what = f"more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}"
@@ -103,13 +110,16 @@ class Table:
         """
         name = self.splits[split]
         rows = self._rows_of(name)
-        paths = PathTable(self.paths[row] for row in rows.tolist()) if name else self.paths
+        paths, groups = self.paths, self._groups
+        if name:
+            paths = PathTable(paths[row] for row in rows.tolist())
+            groups = None if groups is None else PathTable(groups[row] for row in rows.tolist())
         self._check_exists([paths[index] for index in range(min(_TRIED, len(paths)))])
         notes = [f"the rows of split {name} alone"] if name else []
         labels, classes = self._labels(rows, split)
         if labels is not None and (missing := int((labels < 0).sum())):
             notes.append(f"{missing:,} without a label")
-        return FileSource(self.spec, self.path.parent, paths, labels, classes, "; ".join(notes))
+        return FileSource(self.spec, self.path.parent, paths, labels, classes, "; ".join(notes), groups)
 
     def _rows_of(self, name: str) -> np.ndarray:
         splits = np.frombuffer(self._splits, dtype=np.uint8)
@@ -171,6 +181,7 @@ class Table:
 
         names = [folded(cell) for cell in first]
         path, label, split = place(_PATH_COLUMNS), place(LABEL_COLUMNS), place(("split",))
+        group = place(("group",))
         if path < 0 or there(first[path]):
             if len(first) > 2:
                 what = f"{self.path} has {len(first)} columns and no header"
@@ -179,11 +190,11 @@ class Table:
             if path < 0 and not may_be_images:
                 columns = printable(", ".join(first))
                 raise SourceError(f"{self.spec}: {self.path} has the columns {columns}; call that of the images path")
-            return _Columns(0, 1 if len(first) == 2 else -1, -1, len(first), False)
-        for column in (path, label, split):
+            return _Columns(0, 1 if len(first) == 2 else -1, -1, -1, len(first), False)
+        for column in (path, label, split, group):
             if column >= 0 and names.count(names[column]) > 1:
                 raise SourceError(f"{self.spec}: {self.path} has two columns {names[column]!r}; rename one")
-        return _Columns(path, label, split, len(first), True)
+        return _Columns(path, label, split, group, len(first), True)
 
     def _full(self, path: str) -> str:
         return os.path.join(self.path.parent, path)  # noqa: PTH118 - as in files.py
