@@ -146,10 +146,10 @@ def _spanning(
 ) -> list[str]:
     """Warns of groups that given splits part; `labels` are those of the other side, where only some of it is used."""
     number, images = shared_groups(groups, others)
-    if labels is not None:
-        images &= labels >= 0
     if not number:
         return []
+    if labels is not None:
+        images &= labels >= 0
     have = f"{count(number, 'group')} {'has' if number == 1 else 'have'} images in the {side} and in the {other} split"
     return [f"WARNING: {have}, {count(int(images.sum()), f'{other} image')} among them: figures will be too good"]
 
