@@ -1,7 +1,7 @@
 """The pre-flight of a pretraining run: looks at all its images, and says whether a run would start.
 
 open_splits -> scan             every image read and decoded, in parallel: sizes, hashes, colours, values, what is bad
-Duplicates                      equal files and equal pixels, also between train and test
+Duplicates, near_duplicates     equal files and equal pixels, and what splits share: also nearly equal images, groups
 _draw_crops                     the targets that a run would draw first, and the rate of its loader
 check_report                    on the terminal; --out has report.json, the lists and the contact sheet
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from mpp.curation import check_report
+from mpp.curation import check_report, near_duplicates
 from mpp.curation.check_report import Classes, row
-from mpp.curation.contact_sheet import COLUMNS, ROWS, draw_sheet, spread_over_classes
+from mpp.curation.contact_sheet import COLUMNS, ROWS, draw_sheet, draw_tiles, spread_over_classes
 from mpp.curation.duplicates import Duplicates
 from mpp.curation.scan import ScanResult, scan
 from mpp.curation.settings import CheckRecipe
@@ -39,7 +39,8 @@ from mpp.pretraining.step import SURVEY_BATCH, SURVEY_IMAGES, survey_batches
 from mpp.system.files import make_folder, one_writer, write_csv, write_whole
 from mpp.training.bad_files import HEAD, MIN_IMAGES, by_kind
 
-_FILES = ("contact_sheet.png", "bad_files.csv", "duplicates.csv", "report.json")
+_FILES = ("contact_sheet.png", "bad_files.csv", "duplicates.csv", "near_duplicates.csv", "report.json")
+_PAIRS_SHEET = "near_duplicates.png"
 _PROGRESS_SECONDS = 30.0
 _TIMED_BATCHES = 8  # of each worker
 _TIMED_SECONDS = 20.0
@@ -55,7 +56,7 @@ def check_data(config: CheckRecipe) -> int:
         return _check(config, None)
     out = Path(config.out).expanduser()
     with one_writer(out, "--out"):
-        make_folder(out, _FILES)
+        make_folder(out, (*_FILES, _PAIRS_SHEET))
         return _check(config, out)
 
 
@@ -65,6 +66,7 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     opened = open_splits(config.data, download=config.download)
     source = opened["train"]
     classes = Classes.of(source)
+    check_report.Grouped.of({"train": source}, config.group)  # a wrong pattern is refused before the images are read
     indices = spread_over_classes(len(source), None, config.images or len(source))
     with _bad_list(out) as report_bad:
         scanned, seconds = scan(source, reading, indices, workers, report_bad, _progress(len(indices)))
@@ -84,6 +86,9 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
             what = f"{bad.total():,} of them bad ({by_kind(bad)})" if bad else "none of them bad"
             of_others.append(row(f"{split} split", f"{len(looked_at.indices):,} images looked at, {what}"))
     found = Duplicates(splits)
+    sources = {split: of for split, (of, _) in splits.items()}
+    near = near_duplicates.near_duplicates(splits, config.near) if config.near >= 0 else []
+    grouped = check_report.Grouped.of(sources, config.group)
     why = _why_not_start(scanned, len(source), reading, config)
     survey = crop_rate = None
     if not why:
@@ -92,7 +97,7 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
         except BadImage as error:
             why = str(error)
     lines = _lines(config, source, scanned, classes, found, reading)
-    lines += of_others
+    lines += [*of_others, *check_report.near_lines(near, sources, config.near), *grouped.lines()]
     rates = {
         "decode_per_core": int(scanned.good.sum()) / scanned.seconds if scanned.seconds else None,
         "looked_at": len(scanned.indices) / seconds,
@@ -107,15 +112,24 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
         sheet = draw_sheet(source, reading, config.image_hw, shown.tolist(), labels)
         with _writing(out):
             write_csv(out / "duplicates.csv", found.rows())
+            write_csv(out / "near_duplicates.csv", near_duplicates.rows(near, sources))
+            (out / _PAIRS_SHEET).unlink(missing_ok=True)
+            if near:
+                tiles = near_duplicates.tiles(near[: ROWS * COLUMNS // 2], sources)
+                pairs = draw_tiles(tiles, reading, config.image_hw)
+                write_whole(out / _PAIRS_SHEET, lambda file: pairs.save(file, "PNG"))
             write_whole(out / "contact_sheet.png", lambda file: sheet.save(file, "PNG"))
-        lines.append(row("written", f"{printable(str(out))}: {', '.join(_FILES)}"))
+        written = (*_FILES, *([_PAIRS_SHEET] if near else []))
+        lines.append(row("written", f"{printable(str(out))}: {', '.join(written)}"))
     warnings = [*source.warnings, *(classes.warnings() if classes else []), *check_report.duplicate_warnings(found)]
+    warnings += [*check_report.near_warnings(near, sources), *grouped.warnings()]
     if survey and survey.warning:
         warnings.append(survey.warning)
     lines += [f"WARNING: {warning}" for warning in warnings]
     lines.append(f"a run would not start: {why}" if why else "a run would start")
     if out:
         report = check_report.facts(source, scanned, classes, found, reading)
+        report |= {"near_duplicates": check_report.near_facts(near, sources), "groups": grouped.facts()}
         report |= {"targets": _survey_facts(survey), "warnings": warnings, "rates": rates}
         report |= {"would_start": not why, "why": why}
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"

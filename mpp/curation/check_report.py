@@ -1,20 +1,26 @@
 """The findings of the pre-flight, as lines of text and as report.json."""
 
 import itertools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpp.curation.duplicates import Duplicates
+from mpp.curation.near_duplicates import HEAD as NEAR_HEAD
+from mpp.curation.near_duplicates import Near, shown
+from mpp.curation.near_duplicates import rows as rows_of_near
 from mpp.curation.scan import ScanResult
 from mpp.curation.value_ranges import Kind, Spread, propose
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source, count
-from mpp.data.sources.names import SPLIT_NAMES, printable
+from mpp.data.sources.names import SPLIT_NAMES, Split, printable
 from mpp.data.statistics import can_divide
+from mpp.downstream.groups import ALONE, check_groups, groups_of, shared_groups
 
 _WIDTH, _NAMED, _LONG = 13, 3, 4.0
 _SPLITS = frozenset((*itertools.chain(*SPLIT_NAMES.values()), "holdout"))
+_LISTED = 1000
 _HUGE, _TIMES = 0.5, 5  # a class of more than half of the images, and of five times the next one's
 
 
@@ -147,6 +153,71 @@ def duplicate_warnings(found: Duplicates) -> list[str]:
         where = "val or test split also in another" if "val" in found.names else "test split also in the train"
         lines.append(f"{count(found.leaked, 'image')} of the {where} split: {first}")
     return lines
+
+
+def near_lines(near: list[Near], sources: Mapping[Split, Source], most: int) -> list[str]:
+    """Pairs of different splits that are nearly the same, and the first few."""
+    if len(sources) == 1 or most < 0:
+        return []
+    pairs = f"{count(len(near), 'pair')} of different splits, of hashes that differ in at most {most} of 64 bits"
+    return [row("near", pairs), *(row("", shown(one, sources)) for one in near[:_NAMED])]
+
+
+def near_warnings(near: list[Near], sources: Mapping[Split, Source]) -> list[str]:
+    """Near-duplicates that would make figures too good, by the two splits."""
+    of_splits: dict[tuple[Split, Split], list[Near]] = {}
+    for one in near:
+        of_splits.setdefault((one.split, one.of_split), []).append(one)
+    return [
+        f"{count(len(found), 'image')} of the {split} split nearly the same as one of the {other} split: "
+        f"{shown(found[0], sources)}"
+        for (split, other), found in of_splits.items()
+    ]
+
+
+def near_facts(near: list[Near], sources: Mapping[Split, Source]) -> dict[str, Any]:
+    """How many pairs there are, and the first 1,000."""
+    listed = itertools.islice(rows_of_near(near, sources), 1, 1 + _LISTED)
+    return {"pairs": len(near), "listed": [dict(zip(NEAR_HEAD, row, strict=True)) for row in listed]}
+
+
+class Grouped(NamedTuple):
+    """How many groups of images there are, and how many of them each other split shares with an earlier one."""
+
+    number: int
+    shared: tuple[tuple[Split, Split, int, int], ...]
+    """A later split, an earlier one, groups of both, images of the later one in them."""
+
+    @staticmethod
+    def of(sources: Mapping[Split, Source], pattern: str) -> "Grouped":
+        """Counts what the pattern finds, or the sources' own groups. SourceError: a pattern that parts nothing."""
+        groups = {split: groups_of(source, pattern) for split, source in sources.items()}
+        if pattern and (train := groups["train"]) is not None:
+            check_groups(train, sources["train"], pattern)
+        known = [of for of in groups.values() if of is not None]
+        number = len(np.setdiff1d(np.concatenate(known), [ALONE])) if known else 0
+        shared = []
+        for earlier, later in itertools.combinations(groups, 2):
+            both, images = shared_groups(groups[earlier], groups[later])
+            if both:
+                shared.append((later, earlier, both, int(images.sum())))
+        return Grouped(number, tuple(shared))
+
+    def lines(self) -> list[str]:
+        """How many there are."""
+        return [row("groups", f"{self.number:,}")] if self.number else []
+
+    def warnings(self) -> list[str]:
+        """Groups that splits share, a line for each two of them."""
+        return [
+            f"{count(groups, 'group')} of the {other} split also in the {split} split, {count(images, 'image')} there"
+            for split, other, groups, images in self.shared
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        """As report.json has them."""
+        names = ("split", "of_split", "groups", "images")
+        return {"number": self.number, "shared": [dict(zip(names, one, strict=True)) for one in self.shared]}
 
 
 def value_lines(spreads: dict[Kind, Spread], reading: DecodeOptions, eight_bits: bool) -> list[str]:

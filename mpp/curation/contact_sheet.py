@@ -39,6 +39,10 @@ def spread_over_classes(total: int, labels: np.ndarray | None, count: int) -> np
     return order[starts[label] + turn[chosen] * sizes[label] // shares[label]]
 
 
+Tile = tuple[Source, int, str]
+"""A source, the index of the image in it, and the words below."""
+
+
 def draw_sheet(
     source: Source, reading: DecodeOptions, image_hw: tuple[int, int], indices: Sequence[int], labels: np.ndarray | None
 ) -> Image.Image:
@@ -46,9 +50,16 @@ def draw_sheet(
 
     `image_hw` is the model's input size; `labels` int64, of the whole source, or None.
     """
+    names = source.classes if labels is not None else None
+    shown = {index: names[int(labels[index])] if names and labels[index] >= 0 else "" for index in indices}
+    return draw_tiles([(source, index, name) for index, name in shown.items()], reading, image_hw)
+
+
+def draw_tiles(tiles: Sequence[Tile], reading: DecodeOptions, image_hw: tuple[int, int]) -> Image.Image:
+    """An RGB picture of images of any sources, 12 a row, with their words."""
     scale = TILE / max(image_hw)
     height, width = (max(1, round(side * scale)) for side in image_hw)
-    columns, rows = max(1, min(COLUMNS, len(indices))), max(1, -(-len(indices) // COLUMNS))
+    columns, rows = max(1, min(COLUMNS, len(tiles))), max(1, -(-len(tiles) // COLUMNS))
     cell_h, cell_w = height + CAPTION + MARGIN, width + MARGIN
     sheet = Image.new("RGB", (columns * cell_w + MARGIN, rows * cell_h + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
@@ -63,7 +74,7 @@ def draw_sheet(
         pen.text((x, y), text, fill="black", font=font, anchor="mm")
 
     transform = EvalTransform(image_hw)
-    for number, index in enumerate(indices):
+    for number, (source, index, words) in enumerate(tiles):
         x, y = MARGIN + number % columns * cell_w, MARGIN + number // columns * cell_h
         try:
             (found,) = source.read_many([index], reading.max_bytes)
@@ -76,7 +87,5 @@ def draw_sheet(
         except (BadImage, OSError) as error:
             pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_GREY)
             write(kind_of(error), x + width / 2, y + height / 2)
-        label = -1 if labels is None else int(labels[index])
-        name = source.classes[label] if source.classes and label >= 0 else ""
-        write(printable(name), x + width / 2, y + height + CAPTION / 2)
+        write(printable(words), x + width / 2, y + height + CAPTION / 2)
     return sheet

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+from PIL import Image
 
 from mpp.curation.pool import in_processes
 from mpp.curation.value_ranges import Kind, Spread, kind_of_form
@@ -20,6 +21,8 @@ from mpp.errors import RunError, Unreachable
 
 GOOD, GREY, BLANK = 1, 2, 4
 """Flags: it can be used; colour whose channels are all the same; pixels that are all the same."""
+THUMB = 16
+"""Sides of a thumbnail in pixels."""
 _CHUNK = 32  # images of a task: few enough to hold their files at once, enough for reading them together
 _NAMED = 3  # bad files of a kind that are named
 _COLOUR = re.compile(r"JPEG$|RGBA?$|CMYK$|YCbCr$|\D3 x |x 3$")
@@ -34,6 +37,7 @@ class ScanResult:
         height, width: int32 (n,).
         content, pixels: uint64 (n,), hashes of the file's bytes, and of size and pixels.
         flags: uint8 (n,).
+        thumbs: uint8 (n, 16, 16), the image in grey, squeezed.
         forms: images of each file format; channels: of each number of channels that does not fit.
         kinds: bad images of each kind; named: the first ones.
         bad: all of them; not kept by `add`.
@@ -47,6 +51,7 @@ class ScanResult:
         self.height, self.width = np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)
         self.content, self.pixels = np.zeros(n, dtype=np.uint64), np.zeros(n, dtype=np.uint64)
         self.flags = np.zeros(n, dtype=np.uint8)
+        self.thumbs = np.zeros((n, THUMB, THUMB), dtype=np.uint8)
         self.colours = ChannelStatistics(channels)
         self.forms: Counter[str] = Counter()
         self.channels: Counter[int] = Counter()
@@ -58,7 +63,7 @@ class ScanResult:
     def add(self, chunk: "ScanResult") -> None:
         """Takes in the result of the next images."""
         start, self._added = self._added, self._added + len(chunk.flags)
-        for name in ("height", "width", "content", "pixels", "flags"):
+        for name in ("height", "width", "content", "pixels", "flags", "thumbs"):
             getattr(self, name)[start : self._added] = getattr(chunk, name)
         self.seconds += chunk.seconds
         self.colours.merge(chunk.colours)
@@ -150,11 +155,19 @@ def _scan_image(result: ScanResult, row: int, data: bytes | np.ndarray, reading:
     result.height[row], result.width[row] = picture.height, picture.width
     for hashes, image in ((result.content, data), (result.pixels, pixels)):
         hashes[row] = int.from_bytes(image_digest(image)[:8], "little")
+    result.thumbs[row] = _thumb(pixels)
     result.flags[row] = GOOD
     if counts.max(axis=1).min() == picture.height * picture.width:
         result.flags[row] |= BLANK
     elif reading.channels == 3 and _COLOUR.search(picture.form) and _is_grey(counts, pixels):
         result.flags[row] |= GREY
+
+
+def _thumb(pixels: np.ndarray) -> np.ndarray:
+    """Shrinks uint8 (H, W, C) to uint8 (16, 16): of RGB the luma, else the mean of the channels."""
+    rgb = pixels.shape[2] == 3
+    image = Image.fromarray(pixels if rgb else pixels.mean(axis=2).astype(np.uint8))
+    return np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX, reducing_gap=2.0).convert("L"))
 
 
 def _is_grey(counts: np.ndarray, pixels: np.ndarray) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mpp.data.settings import MAX_IMAGE_MB, DataConfig
+from mpp.data.settings import MAX_IMAGE_MB, DataConfig, check_group
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,13 @@ class CheckRecipe(_Images):
     """Look at images before a run: what they are, what is bad, and what the objective would see."""
 
     out: str = ""
-    """Folder for contact_sheet.png, bad_files.csv, duplicates.csv and report.json. Empty: only the printed report."""
+    """Folder for contact_sheet.png, bad_files.csv, duplicates.csv, near_duplicates.csv (with pairs, .png) and
+    report.json. Empty: only the printed report."""
+    near: int = 6
+    """Images of two splits are near-duplicates if at most this many of the 64 bits of their perceptual hashes differ, 0
+    to 7; -1 looks for none."""
+    group: str = ""
+    """As data.group of fine-tuning: says how many groups of images the splits share."""
     images: int = 0
     """Look at this many images, drawn evenly; 0: at all."""
     img_size: tuple[int, ...] = (224,)
@@ -99,6 +105,9 @@ class CheckRecipe(_Images):
             value = getattr(self, key)
             if len(value) not in (1, 2) or any(v < 1 for v in value):
                 raise ValueError(f"{key} takes one or two positive numbers, got {list(value)}")
+        if not -1 <= self.near <= 7:
+            raise ValueError(f"near is 0 to 7 bits, or -1 to look for no near-duplicates, got {self.near}")
+        check_group(self.group, "group")
         if self.images < 0:
             raise ValueError(f"images is at least 0 (all of them), got {self.images}")
         if not 1 <= self.bits <= 8:
