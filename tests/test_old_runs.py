@@ -28,7 +28,7 @@ import torch
 
 from mpp.cli import fewshot, finetune, predict, pretrain, study, visualize
 from mpp.data.sources.opening import open_source
-from mpp.report.run_record import read_csv
+from mpp.system.files import read_csv
 from tests import runs
 
 OLD = Path(__file__).parent / "old_runs"

@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from mpp.report.provenance import code, machine, versions
-from mpp.report.wording import NONE, duration, percent
+from mpp.report.wording import NONE, percent
+from mpp.training.duration import in_words
 from results_page.data import Study
 from results_page.figures import side_markdown
 from results_page.tables import own_score, table
@@ -85,7 +86,7 @@ def time(study: Study) -> str:
     seconds = study.content["device_seconds"]
     devices = {len((start.get("hardware") or {}).get("devices") or ()) or 1 for start in _environments(study)}
     hours = f", {seconds * devices.pop() / 3600:,.3g} device-hours" if len(devices) == 1 else ""
-    return f"{duration(seconds)} of training, sweeps included{hours}"
+    return f"{in_words(seconds)} of training, sweeps included{hours}"
 
 
 def unfinished(study: Study) -> str:
@@ -102,7 +103,7 @@ def arms_table(study: Study) -> str:
         runs = study.pretrainings(arm)
         if runs:
             one = runs[0]
-            seconds = duration(fmean(run["seconds"] for run in runs))
+            seconds = in_words(fmean(run["seconds"] for run in runs))
             cells = [
                 side_markdown(arm),
                 f"`{one['flags']}`" if one["flags"] else "none",

@@ -12,7 +12,7 @@ are, index for index.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
@@ -143,13 +143,17 @@ class FewshotResult:
         over = f"{count(len(self.accuracy), 'draw')} of the shots"
         return {k: estimate(column.tolist(), over) for k, column in zip(self.shots, self.accuracy.T, strict=True)}
 
-    def figures(self) -> dict[str, float]:
-        """What to log: {"fewshot/5shot": mean, "fewshot/5shot_std": spread, ...}; of one draw no spread."""
-        figures: dict[str, float] = {}
-        for shots, estimated in self.estimates.items():
+    def figures(self) -> dict[str, Any]:
+        """What to log: {"fewshot/5shot": mean, "fewshot/5shot_std": spread, "fewshot/5shot_draws": [...], ...}.
+
+        Of one draw neither its spread nor its single figure.
+        """
+        figures: dict[str, Any] = {}
+        for column, (shots, estimated) in enumerate(self.estimates.items()):
             figures[f"fewshot/{shots}shot"] = estimated.mean
             if estimated.spread is not None:
                 figures[f"fewshot/{shots}shot_std"] = estimated.spread
+                figures[f"fewshot/{shots}shot_draws"] = self.accuracy[:, column].tolist()
         return figures
 
     def table(self) -> str:

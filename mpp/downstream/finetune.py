@@ -26,13 +26,25 @@ from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
 from mpp.dist import World
 from mpp.downstream.estimates import wilson
-from mpp.downstream.finetune_result import INPUTS, RESULT, Inputs, Result, finished, read_result, summary, write_record
+from mpp.downstream.finetune_result import (
+    INPUTS,
+    RESULT,
+    Inputs,
+    Result,
+    always_most_frequent,
+    finished,
+    read_result,
+    summary,
+    verdict_of,
+    write_record,
+)
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.plots import plot_confusion
 from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.scoring import Scores, score
 from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.downstream.tuning import FinetuningRun, build_tuning, predict, result_weights, training_step
+from mpp.downstream.verdict import FILE as VERDICT
 from mpp.errors import RunError
 from mpp.system.files import drop_aside, write_csv, write_whole
 from mpp.training.checkpoint import Checkpoints
@@ -207,8 +219,8 @@ def _check_inputs(run: FinetuningRun, inputs: Inputs, before: FinetuneConfig | N
     changed = before is None or differences(FinetuneConfig, to_dict(before), to_dict(run.config))
     if run.world.main and changed and (before is None or forced):
         with contextlib.suppress(OSError):  # `resume` reports a folder that cannot be written
-            for name in (RESULT, _DIVERGED):
-                (run.folder / name).unlink()
+            for name in (RESULT, VERDICT, _DIVERGED):
+                (run.folder / name).unlink(missing_ok=True)
 
 
 class _Monitor(RunMonitor):
@@ -308,7 +320,9 @@ def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
             scores.write(folder, labelled.test, labelled.train_labels)
             plot_confusion(folder / "confusion.png", scores.confusion, (*labelled.classes, *labelled.foreign))
             write_record(folder / RESULT, result)
-            monitor.terminal.close()
             notes += run.data_notes()
-            print(summary(folder, labelled, scores, result, notes), flush=True)
+            verdict = verdict_of(run.config, folder, result, always_most_frequent(labelled, scores))
+            verdict.write(folder, [*labelled.notes, *notes])
+            monitor.terminal.close()
+            print(summary(folder, labelled, scores, result, verdict, notes), flush=True)
     dist.barrier()

@@ -1,9 +1,11 @@
-"""The files of a finished fine-tuning run, result.json and inputs.json, and the summary that ends it."""
+"""The files of a finished fine-tuning run, result.json and inputs.json, the summary that ends it and its verdict."""
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +14,20 @@ from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.scoring import Scores
 from mpp.downstream.settings import FinetuneConfig
-from mpp.errors import UserError
-from mpp.system.files import write_whole
+from mpp.downstream.verdict import Comparison, Verdict, of_finetuning, paired
+from mpp.errors import UserError, command
+from mpp.system.files import read_csv, write_whole
+from mpp.training.rows import read_rows
 from mpp.weights.base import Weights
 
 RESULT = "result.json"
 INPUTS = "inputs.json"
+
+_ARCHITECTURE = {
+    "init",
+    *(f"model.{name}" for name in ("name", "patch_size", "embed_dim", "depth", "num_heads", "in_chans")),
+}
+"""Settings in which a training from scratch may differ: its config says what the weights said."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +137,74 @@ def finished(config: FinetuneConfig, inputs: Inputs) -> Result | None:
     return None if changed else result
 
 
-def summary(folder: Path, labelled: Labelled, scores: Scores, result: Result, notes: list[str]) -> str:
+def verdict_of(config: FinetuneConfig, folder: Path, result: Result, frequent: float | None) -> Verdict:
+    """What the result of the run in `folder` means; `frequent` as in `of_finetuning`."""
+    scratch, instead = None, ""
+    if not _from_scratch(result.init):
+        scratch = _beside_scratch(config, folder)
+        words = ["--config", str(folder / "config.yaml"), "--init", f"random:{result.init}"]
+        words += ["--optim.lr", *rates] if (rates := _swept(folder)) else []
+        words += ["--run-dir", f"{folder}_scratch"]
+        instead = f"{command('finetune')} {shlex.join(words)}"
+    rows = read_rows(folder / "metrics.jsonl")
+    return of_finetuning(
+        result.top1, result.interval, result.test_images, frequent, rows=rows, scratch=scratch, scratch_command=instead
+    )
+
+
+def _from_scratch(init: str) -> bool:
+    return init == "none" or init.startswith("random:")
+
+
+def _beside_scratch(config: FinetuneConfig, folder: Path) -> Comparison | None:
+    """Compares with a run in a folder beside this one that differs in nothing but that it began with new weights."""
+    inputs, rates, settings = _read_json(folder / INPUTS), _swept(folder), to_dict(config)
+    for path in sorted(folder.absolute().parent.glob(f"*/{RESULT}")):
+        beside = path.parent
+        try:
+            if not (result := read_result(beside)) or not _from_scratch(result.init):
+                continue
+            other = to_dict(from_file(FinetuneConfig, beside / "config.yaml"))
+        except UserError:
+            continue
+        may_differ = _ARCHITECTURE | ({"optim.lr"} if rates and rates == _swept(beside) else set())
+        changed = {line.partition(":")[0] for line in differences(FinetuneConfig, settings, other)}
+        of_other = _read_json(beside / INPUTS)
+        images = all(inputs.get(key) and inputs.get(key) == of_other.get(key) for key in ("train", "test"))
+        if images and changed <= may_differ and _architecture(folder) == _architecture(beside):
+            return paired(_right(folder), _right(beside), beside.name)
+    return None
+
+
+def _swept(folder: Path) -> list[str]:
+    """The learning rates of a run's sweep, if it made one."""
+    return [row["lr"] for row in read_csv(folder / "sweep.csv")]
+
+
+def _right(folder: Path) -> dict[str, bool]:
+    """Whether each test image of a run was right, by its index."""
+    return {row["index"]: row["correct"] == "1" for row in read_csv(folder / "predictions.csv")}
+
+
+def _architecture(folder: Path) -> list[Any]:
+    content = _read_json(folder / "model" / "config.json")
+    return [content.get("architecture"), content.get("model_args")]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def summary(
+    folder: Path, labelled: Labelled, scores: Scores, result: Result, verdict: Verdict, notes: list[str]
+) -> str:
     """The last lines that a finished run in `folder` prints; `notes` follow those of the labels."""
     low, high = result.interval
     missing = len(labelled.test_indices) - result.test_images
-    most_frequent = np.bincount(labelled.train_labels[labelled.train_indices]).argmax()
-    baseline = float((scores.labels == most_frequent).mean())
+    baseline = always_most_frequent(labelled, scores)
     start = "scratch" if result.init == "none" else result.init
     lines = [
         "",
@@ -146,6 +218,7 @@ def summary(folder: Path, labelled: Labelled, scores: Scores, result: Result, no
         "",
         scores.table(),
         "",
+        *verdict.lines(),
         *(f"note: {note}" for note in (*labelled.notes, *notes)),
         *([f"note: test images that could not be decoded and are not counted: {missing:,}"] if missing else []),
         f"classes      {folder / 'classes.csv'}, {folder / 'confusion.png'}",
@@ -153,3 +226,9 @@ def summary(folder: Path, labelled: Labelled, scores: Scores, result: Result, no
         f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)',
     ]
     return "\n".join(lines)
+
+
+def always_most_frequent(labelled: Labelled, scores: Scores) -> float:
+    """Accuracy of always answering the most frequent class of the training images."""
+    most_frequent = np.bincount(labelled.train_labels[labelled.train_indices]).argmax()
+    return float((scores.labels == most_frequent).mean())

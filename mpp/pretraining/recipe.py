@@ -18,6 +18,7 @@ import torch
 from mpp import dist
 from mpp.config import to_yaml
 from mpp.dist import World
+from mpp.downstream.verdict import FILE as VERDICT
 from mpp.errors import RunError
 from mpp.model.attention import use_kernel
 from mpp.objective.objective import Survey
@@ -25,12 +26,15 @@ from mpp.pretraining.build import FIRST, PretrainingRun, build, weights_of
 from mpp.pretraining.monitor import Monitor
 from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import survey_source, training_step
-from mpp.pretraining.summary import dry_run_report, summary
+from mpp.pretraining.summary import dry_run_report, summary, verdict_of
 from mpp.system.files import drop_aside
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.loggers import check_installed
 from mpp.training.loop import Every, NonFinite, State, fit
 from mpp.training.optim import average_warning
+from mpp.training.provenance import read_starts
+from mpp.training.rows import FILE as ROWS
+from mpp.training.rows import read_rows
 from mpp.training.run_folder import MODEL, claiming, explained, processes, resume, train
 from mpp.training.saving import Saving
 from mpp.training.sharded import whole
@@ -79,6 +83,8 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
         return _finish(run, monitor)
     run.train_source = run.decoded(run.source, monitor.say)
     monitor.set_model_aside()
+    if run.world.main:
+        (run.folder / VERDICT).unlink(missing_ok=True)  # of an earlier end, like the model
     save = Saving(run.schedule, checkpoints, monitor.log.flush, resumed or None)
     classes = len(run.source.classes) if run.source.classes is not None else None
     data = {"source": run.source.describe(), "images": len(run.source), "classes": classes}
@@ -110,7 +116,10 @@ def _finish(run: PretrainingRun, monitor: Monitor) -> int:
     monitor.project_features()
     if run.world.main:
         monitor.terminal.close()
-        print(summary(run.folder, run.model.target.score_name, run.data_notes(), run.config.init))
+        score, notes = run.model.target.score_name, run.data_notes()
+        verdict = verdict_of(read_rows(run.folder / ROWS), read_starts(run.folder), score, run.config.init)
+        verdict.write(run.folder, notes)
+        print(summary(run.folder, score, verdict, notes, run.config.init))
     return 0
 
 

@@ -3,17 +3,30 @@
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mpp.downstream.verdict import Verdict, of_pretraining
 from mpp.pretraining.build import PretrainingRun
 from mpp.pretraining.monitor import Monitor
-from mpp.training.rows import last_part, read_rows, training_spans
+from mpp.training.duration import in_words
+from mpp.training.rows import Row, last_part, read_rows, training_spans
 
 
-def summary(folder: Path, score: str, notes: Sequence[str] = (), init: str = "") -> str:
+def verdict_of(rows: Sequence[Row], starts: Sequence[Mapping[str, Any]], score: str, init: str = "") -> Verdict:
+    """What a run's figures mean, by its rows and its starts, whose facts name its images and a warning on its targets.
+
+    `score` and `init` as in `summary`.
+    """
+    facts = next((start for start in starts if start.get("data")), {})
+    images = (facts.get("data") or {}).get("images")
+    return of_pretraining(rows, score, images=images, init=init, warning=facts.get("warning") or "")
+
+
+def summary(folder: Path, score: str, verdict: Verdict, notes: Sequence[str] = (), init: str = "") -> str:
     """The text that a finished run ends with, from the rows in its folder.
 
     Args:
@@ -51,6 +64,7 @@ def summary(folder: Path, score: str, notes: Sequence[str] = (), init: str = "")
         evaluating = sum(row.get("time/fewshot_seconds", 0.0) for row in rows)
         share = evaluating / (evaluating + sum(seconds for _, seconds in training_spans(rows)))
         lines += [f"  evaluated {len(evaluated)} times, in {share:.1%} of the time", ""]
+    lines += verdict.lines()
     lines += [f"note: {note}" for note in notes] + [""] * bool(notes)
     lines.append(f"pictures     {folder / 'pictures'}")
     if (folder / "tensorboard").is_dir():
@@ -79,7 +93,7 @@ def dry_run_report(run: PretrainingRun, seconds: float, monitor: Monitor) -> str
         f"memory       {memory}",
         f"speed        {schedule.batch_size / seconds:,.1f} images/s ({seconds:.2f} s/step)",
         f"full run     {schedule.total_steps:,} steps, {schedule.total_steps * schedule.batch_size:,} images, "
-        f"{_duration(training)}",
+        f"{in_words(training)}",
     ]
     if run.fewshot is not None:
         period = monitor.fewshot_period
@@ -89,9 +103,3 @@ def dry_run_report(run: PretrainingRun, seconds: float, monitor: Monitor) -> str
         lines.append(f"few-shot     {monitor.evaluation_seconds:.1f} s each, {times} times: {share:.1%} of the run")
     lines.append("dry run: nothing was written")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

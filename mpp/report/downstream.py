@@ -21,10 +21,10 @@ from mpp.downstream.finetune_result import INPUTS, Result, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
 from mpp.report.page import Section, Table
-from mpp.report.run_record import read_csv
 from mpp.report.settings import PRETRAINED, folder_name
 from mpp.report.study_results import StudyResults
 from mpp.report.wording import NONE, UNTRAINED, accuracy_text, gain_text, mean_text, percent, shots_text
+from mpp.system.files import read_csv
 
 _RANDOM = "random:"
 

@@ -92,9 +92,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page: title, a sentence or two under it, sections, and the most important figures by name."""
+    """A whole page: title, a sentence or two under it, sections, the most important figures, what they mean."""
 
     title: str
     lead: str
     sections: tuple[Section, ...]
     headline: Mapping[str, str] = field(default_factory=dict)
+    verdict: tuple[str, ...] = ()
+    """Sentences, which stand first."""

@@ -10,9 +10,11 @@ from mpp.data.sources.names import printable
 from mpp.data.sources.patterns import shown
 from mpp.pretraining.settings import PretrainConfig
 from mpp.report.page import Block, Section, Table, Text
-from mpp.report.run_record import RunRecord, read_csv
-from mpp.report.wording import NONE, duration
+from mpp.report.run_record import RunRecord
+from mpp.report.wording import NONE
+from mpp.system.files import read_csv
 from mpp.training.bad_files import by_kind
+from mpp.training.duration import in_words
 from mpp.training.rows import training_spans
 
 _BAD_SHOWN = 5
@@ -139,9 +141,9 @@ def times(record: RunRecord) -> dict[str, str]:
     spans = list(training_spans(record.rows))
     if not spans:
         return {}
-    found = {"training time": duration(sum(seconds for _, seconds in spans))}
+    found = {"training time": in_words(sum(seconds for _, seconds in spans))}
     if evaluation := sum(row.get("time/fewshot_seconds", 0.0) for row in record.rows):
-        found["few-shot evaluations"] = duration(evaluation)
+        found["few-shot evaluations"] = in_words(evaluation)
     if record.starts:
         hours = sum(seconds * _devices(record, row["step"]) for row, seconds in spans) / 3600
         found["device-hours of training"] = f"{hours:,.3g}"

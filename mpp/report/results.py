@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mpp.downstream.finetune_result import verdict_of as finetuning_verdict
 from mpp.downstream.scoring import short_name
 from mpp.downstream.settings import FinetuneConfig
 from mpp.pretraining.settings import PretrainConfig
+from mpp.pretraining.summary import verdict_of as pretraining_verdict
 from mpp.report.page import Block, Picture, Section, Table
 from mpp.report.provenance import times
-from mpp.report.run_record import Row, RunRecord, read_csv
+from mpp.report.run_record import Row, RunRecord
 from mpp.report.wording import NONE, UNTRAINED, mean_text, percent, points, score_text, shots_text
+from mpp.system.files import read_csv
 from mpp.training.rows import last_part
 
 _EXTREMES = 5  # classes at either end; of fewer than twice as many, all
@@ -47,6 +50,21 @@ def headline(record: RunRecord) -> dict[str, str]:
     if record.trained:
         figures["images seen"] = f"{record.trained[-1]['images']:,}"
     return figures | {name: value for name, value in times(record).items() if name == "training time"}
+
+
+def verdict(record: RunRecord) -> tuple[str, ...]:
+    """What the figures of a run mean, in sentences; of a fine-tuning nothing before it has ended."""
+    if isinstance(record.config, PretrainConfig):
+        found = pretraining_verdict(record.rows, record.starts, record.score, record.config.init).sentences
+        return (
+            found
+            if record.ended or not found
+            else ("This run has not ended; what follows is what its figures say so far.", *found)
+        )
+    if record.result is None:
+        return ()
+    frequent = _most_frequent(read_csv(record.folder / "classes.csv"))
+    return finetuning_verdict(record.config, record.folder, record.result, frequent).sentences
 
 
 def start_name(config: PretrainConfig | FinetuneConfig) -> str:

@@ -1,6 +1,5 @@
 """Reads a run folder once, for all sections of the page about it."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +80,3 @@ def read_run(folder: Path) -> RunRecord:
     trained = [row for row in rows if "loss" in row]
     fewshot = [row for row in rows if any(name.startswith("fewshot/") for name in row)]
     return RunRecord(folder, config, rows, read_starts(folder), result, trained, fewshot)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Reads the rows of a CSV file as dictionaries; none where it is missing or no such file."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
-    except (OSError, csv.Error):
-        return []

@@ -40,7 +40,7 @@ from mpp.report.predictions import (
     target_section,
 )
 from mpp.report.provenance import data_section, making_section
-from mpp.report.results import fewshot_section, finetune_section, headline, start_name
+from mpp.report.results import fewshot_section, finetune_section, headline, start_name, verdict
 from mpp.report.run_record import RunRecord, read_run
 from mpp.report.settings import VisualizeRecipe
 from mpp.report.wording import UNTRAINED
@@ -155,7 +155,7 @@ def build_page(recipe: VisualizeRecipe, run: RunRecord | None = None) -> Page:
         title = f"{title}, {path.stem}"
         lead = f"Pictures of the model at this checkpoint; figures and curves of the whole run. {lead}"
     first, last = run_sections(run, results)
-    return Page(title, lead, (*first, *shown, *last), headline(run))
+    return Page(title, lead, (*first, *shown, *last), headline(run), verdict(run))
 
 
 def run_sections(run: RunRecord, results: Sequence[Path] = ()) -> tuple[list[Section], list[Section]]:

@@ -57,13 +57,6 @@ def score_text(score: str, value: float | None) -> str:
     return percent(value) if score == "accuracy" else figure(value)
 
 
-def duration(seconds: float) -> str:
-    """`48 s`, `12 min`, `3.4 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
-
-
 def shots_text(shots: int) -> str:
     """1 as "1 shot", 5 as "5 shots"."""
     return f"{shots} shot{'s' * (shots > 1)}"

@@ -19,11 +19,10 @@ from mpp.downstream.finetune_result import Result, changed_settings, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import without_credentials
 from mpp.pretraining.build import build_model
-from mpp.report.run_record import read_csv
 from mpp.study.equal_time import Lengths
 from mpp.study.frozen import Figures, saved_figures
 from mpp.study.plan import FinetuneRun, Plan, Pretraining, StartPoint
-from mpp.system.files import write_whole
+from mpp.system.files import read_csv, write_whole
 from mpp.training.provenance import read_starts
 from mpp.training.rows import last_part, read_rows, training_spans
 

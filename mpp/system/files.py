@@ -78,6 +78,15 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     write_whole(path, write)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Reads the rows of a CSV file as dictionaries; none where it is missing or no such file."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
+    except (OSError, csv.Error):
+        return []
+
+
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Generator[Path]:
     """Gives a temporary folder that replaces `folder` at the end; after an error nothing of it stays.

@@ -1,4 +1,4 @@
-"""Lengths of training as users write them, in steps, epochs, images or percent. Free of torch."""
+"""Lengths of training as users write them, in steps, epochs, images or percent, and times in words. Free of torch."""
 
 import re
 from dataclasses import dataclass
@@ -34,3 +34,10 @@ def parse_duration(text: str, name: str = "duration") -> Duration:
         raise ValueError(f"{name} needs a number and a unit (1000 steps, 90 epochs, 1.28M images, 5%), got {text!r}")
     unit = f"{match[3]}s" if match[3] else "percent"
     return Duration(float(match[1].replace("_", "")) * _SCALE[match[2]], unit)
+
+
+def in_words(seconds: float) -> str:
+    """Return a time as `48 s`, `12 min` or `3.4 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -92,7 +92,8 @@ def test_draws_are_the_evaluators_line_for_line(shots: int) -> None:
 def test_result_by_hand() -> None:
     result = FewshotResult((1, 10), np.array([[0.25, 0.5], [0.75, 0.5]]), {1: 0, 10: 3}, dropped=2)
     figures = {"fewshot/1shot": 0.5, "fewshot/1shot_std": 0.125**0.5, "fewshot/10shot": 0.5, "fewshot/10shot_std": 0.0}
-    assert result.figures() == pytest.approx(figures)
+    draws = {"fewshot/1shot_draws": [0.25, 0.75], "fewshot/10shot_draws": [0.5, 0.5]}
+    assert result.figures() == {name: pytest.approx(value) for name, value in (figures | draws).items()}
     assert result.table().splitlines() == [
         "shots  accuracy    std  95% interval   (over 2 draws of the shots)",
         "    1     50.0%  35.4%      ± 317.7%",  # t of one degree of freedom is 12.7

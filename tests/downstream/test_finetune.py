@@ -30,7 +30,7 @@ import timm  # isort: skip  (after mpp, which makes it importable beside the CPU
 def test_it_leaves_all_that_it_promises(done: Done) -> None:
     assert {path.name for path in done.run_dir.iterdir()} == {
         *(LOCK, "config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "bad_files.csv", "tensorboard"),
-        *("checkpoints", "model", "result.json", "classes.csv", "predictions.csv", "confusion.png"),
+        *("checkpoints", "model", "result.json", "verdict.json", "classes.csv", "predictions.csv", "confusion.png"),
     }
     assert Checkpoints(done.run_dir / "checkpoints").steps() == [30, 35, 40]
     assert np.asarray(Image.open(done.run_dir / "confusion.png")).std() > 1
@@ -76,6 +76,7 @@ def test_what_it_says(done: Done) -> None:
         "Test accuracy on 136 images of 4 classes:",
         f"  top-1     {done.result.top1:7.2%}   (95 % interval ",
         f"  trivial   {TESTED / 136:7.2%}   (always the most frequent class of the training images)",
+        "- Better than always answering the most frequent class",
         "note: test images that could not be decoded and are not counted: 1",
         "note: 1 class has no test images: lonely",
         str(done.run_dir / "predictions.csv"),

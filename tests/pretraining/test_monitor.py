@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mpp.dist import World
+from mpp.downstream.verdict import Verdict
 from mpp.pretraining.build import PretrainingRun, build
 from mpp.pretraining.monitor import Monitor
 from mpp.pretraining.recipe import diagnose
@@ -40,6 +41,7 @@ def fewshot(step: int, *figures: float) -> dict[str, Any]:
     return {"step": step, "images": 64 * step, **dict(zip(names, figures, strict=True)), "time/fewshot_seconds": 2.0}
 
 
+VERDICT = Verdict(("It has learnt much.",))
 BASELINES = {"_baseline_frequent": 0.21, "_baseline_neighbours": 0.314}
 
 
@@ -53,7 +55,7 @@ def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_
         fewshot(90, 0.5, 0.034, 0.625, 0.041),
     )
     (tmp_path / "tensorboard").mkdir()
-    assert summary(tmp_path, "accuracy").splitlines() == [
+    assert summary(tmp_path, "accuracy", VERDICT).splitlines() == [
         "",
         "Finished: 90 steps, 5,760 images.",
         "",
@@ -69,6 +71,9 @@ def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_
         "         5     25.0% ± 2.0%     62.5% ± 4.1%",
         "  evaluated 3 times, in 6.2% of the time",  # 6 s beside 90
         "",
+        "What the figures mean:",
+        "- It has learnt much.",
+        "",
         f"pictures     {tmp_path / 'pictures'}",
         f"curves       tensorboard --logdir {tmp_path}",
         f'model        timm.create_model("local-dir:{tmp_path / "model"}", pretrained=True)',
@@ -77,7 +82,7 @@ def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_
 
 def test_summary_of_pixels_and_of_a_run_that_masks_nothing(tmp_path: Path) -> None:
     write_rows(tmp_path, trained(7, "mse", **{"": 0.01234, "_masked": 0.02, **BASELINES}))
-    lines = summary(tmp_path, "mse").splitlines()
+    lines = summary(tmp_path, "mse", VERDICT).splitlines()
     assert lines[3:6] == [
         "Prediction of corrupted patches, mse (lower is better), mean over the last 7 steps:",
         "   0.0200  the model, at masked patches",
@@ -85,7 +90,7 @@ def test_summary_of_pixels_and_of_a_run_that_masks_nothing(tmp_path: Path) -> No
     ]
     assert not any("Few-shot" in line for line in lines)
     write_rows(tmp_path, trained(7, "accuracy", **{"": 0.5, **BASELINES}))
-    text = summary(tmp_path, "accuracy")
+    text = summary(tmp_path, "accuracy", VERDICT)
     assert "at masked patches" not in text
     assert "  50.0%  the model, at all corrupted patches" in text
 

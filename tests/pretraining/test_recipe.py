@@ -127,6 +127,11 @@ def test_what_it_prints(finished: Finished) -> None:
     shown = [f"{last[name]:7.1%}  " for name in ("accuracy_masked", *BASELINES)]
     shown += [f"  {row['fewshot/1shot']:.1%}" for row in finished.rows if "fewshot/1shot" in row]
     shown += [str(finished.run_dir / "pictures"), str(finished.run_dir / "model"), "random init"]
+    shown += ["It has learnt", "without an interval: one draw of the shots"]
+    written = json.loads((finished.run_dir / "verdict.json").read_text("utf-8"))
+    assert [sentence.split()[:6] for sentence in written["sentences"]] == [
+        line.split()[1:7] for line in finished.out.splitlines() if line.startswith("- ")
+    ]
     for text in (*shown, f"tensorboard --logdir {finished.run_dir}\n"):
         assert text in finished.out
     assert "±" not in finished.out + finished.err  # of one draw

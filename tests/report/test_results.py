@@ -10,7 +10,7 @@ import pytest
 from mpp.config import to_yaml
 from mpp.errors import UserError
 from mpp.pretraining.settings import PretrainConfig
-from mpp.report.results import headline
+from mpp.report.results import headline, verdict
 from mpp.report.run_record import read_run
 from mpp.study.settings import StudyConfig
 from mpp.system.files import write_csv
@@ -54,6 +54,10 @@ def test_a_pretraining_shows_its_measurements(tmp_path: Path) -> None:
         "images seen": "40,000",
         "training time": "7 min",
     }
+    assert [sentence.partition(":")[0] for sentence in verdict(read_run(folder))] == [
+        "It has learnt what a blur does not know",
+        "Few-shot accuracy against the untrained encoder, in points",
+    ]
 
 
 def test_where_the_run_comes_from(tmp_path: Path) -> None:
@@ -103,6 +107,8 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     assert "masked is 10.0 %" in pictures(found)["curve_accuracy"].alt
     assert tables(found, "few-shot")[0].head[2] == "step 20"
     assert "accuracy at masked patches" not in headline(read_run(folder))  # of its last part nothing is finite
+    assert verdict(read_run(folder))[0].startswith("This run has not ended")
+    assert "(1) too short: it made 10 steps" in verdict(read_run(folder))[2]
 
 
 @pytest.mark.parametrize("rows", [(), (fewshot(0, 0.1, 0.2),)])
@@ -111,6 +117,7 @@ def test_a_run_that_has_hardly_begun(rows: tuple, tmp_path: Path) -> None:
     found = sections(folder)
     assert "No figures of the training have been written yet." in texts(found, "curves")
     assert headline(read_run(folder)) == {}
+    assert verdict(read_run(folder)) == ()
     for table in tables(found, "few-shot"):
         assert table.rows == (("1", "10.0 ± 1.0 %", "-", "-"), ("5", "20.0 ± 2.0 %", "-", "-"))
     (folder / "metrics.jsonl").unlink()
@@ -160,12 +167,14 @@ def test_a_fine_tuning_shows_its_test(tmp_path: Path) -> None:
     assert "test images rises from 35.0 % to 60.0 %" in pictures(found)["curve_accuracy"].alt
     figures = {"top-1": "60.0 %", "always the most frequent class": "10.1 %", "mean over the classes": "55.0 %"}
     assert headline(read_run(folder)) == figures | {"images seen": "160", "training time": "20 s"}
+    assert verdict(read_run(folder))[0].startswith("Better than always answering the most frequent class")
 
 
 def test_a_fine_tuning_that_has_not_ended(tmp_path: Path) -> None:
     folder = tuned(tmp_path / "ft", "none", ended=False)
     assert [section.name for section in sections(folder)] == ["curves", "data", "how-it-was-made"]
     assert headline(read_run(folder))["training accuracy"] == "70.0 %"
+    assert verdict(read_run(folder)) == ()
     (folder / "result.json").write_text("{")  # damaged: the rest is shown
     assert sections(folder)[0].name == "curves"
 

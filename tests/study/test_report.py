@@ -8,10 +8,10 @@ import pytest
 
 from mpp.downstream.estimates import of_table
 from mpp.report.features import effective_rank
-from mpp.report.run_record import read_csv
 from mpp.report.wording import accuracy_text
 from mpp.study.record import without_folders
 from mpp.study.report import write
+from mpp.system.files import read_csv
 
 
 def document(arms: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mpp.report.run_record import read_csv
 from mpp.report.wording import points
+from mpp.system.files import read_csv
 from mpp.weights.base import Weights, build
 from mpp.weights.timm_folder import write_timm_folder
 from tests import runs
