@@ -9,7 +9,6 @@ check_report                    on the terminal; --out has report.json, the list
 import contextlib
 import csv
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,11 +36,11 @@ from mpp.objective.objective import Survey, survey_targets
 from mpp.objective.target import build_target
 from mpp.pretraining.step import SURVEY_BATCH, SURVEY_IMAGES, survey_batches
 from mpp.system.files import make_folder, one_writer, write_csv, write_whole
+from mpp.system.progress import Progress
 from mpp.training.bad_files import HEAD, MIN_IMAGES, by_kind
 
 _FILES = ("contact_sheet.png", "bad_files.csv", "duplicates.csv", "near_duplicates.csv", "report.json")
 _PAIRS_SHEET = "near_duplicates.png"
-_PROGRESS_SECONDS = 30.0
 _TIMED_BATCHES = 8  # of each worker
 _TIMED_SECONDS = 20.0
 
@@ -68,8 +67,8 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     classes = Classes.of(source)
     check_report.Grouped.of({"train": source}, config.group)  # a wrong pattern is refused before the images are read
     indices = spread_over_classes(len(source), None, config.images or len(source))
-    with _bad_list(out) as report_bad:
-        scanned, seconds = scan(source, reading, indices, workers, report_bad, _progress(len(indices)))
+    with _bad_list(out) as report_bad, Progress("looking at images", len(indices)) as progress:
+        scanned, seconds = scan(source, reading, indices, workers, report_bad, progress.to)
     splits: dict[Split, tuple[Source, ScanResult]] = {"train": (source, scanned)}
     of_others = list[str]()
     for split in opened:
@@ -80,7 +79,8 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
                 of_others.append(row(f"{split} split", f"cannot be opened: {error}"))
                 continue
             chosen = spread_over_classes(len(other), None, config.images or len(other))
-            looked_at, _ = scan(other, reading, chosen, workers)
+            with Progress(f"looking at the {split} split", len(chosen)) as progress:
+                looked_at, _ = scan(other, reading, chosen, workers, tell=progress.to)
             splits[split] = other, looked_at
             bad = looked_at.kinds
             what = f"{bad.total():,} of them bad ({by_kind(bad)})" if bad else "none of them bad"
@@ -163,18 +163,6 @@ def _bad_list(out: Path | None) -> Iterator[Callable[[list[Bad]], None]]:
                 table.writerows((one.index, one.kind, one.where, one.reason) for one in bad)
 
         yield write
-
-
-def _progress(total: int) -> Callable[[int], None]:
-    last = time.monotonic()
-
-    def tell(done: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > _PROGRESS_SECONDS:
-            last = time.monotonic()
-            print(f"looked at {done:,} of {total:,} images", file=sys.stderr)
-
-    return tell
 
 
 def _allowed(config: CheckRecipe, total: int) -> float:

@@ -35,6 +35,7 @@ from mpp.data.statistics import can_divide
 from mpp.data.workers import worker_count
 from mpp.errors import RunError, UserError, command
 from mpp.system.process import handle
+from mpp.system.progress import Progress
 from mpp.training.bad_files import BadFiles, by_kind
 
 _NO_PART_OF_THE_RESULT = ("data", "download", "out", "workers", "max_bad")
@@ -133,10 +134,14 @@ def _pack(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder
         print(f"goes on after {before:,} of {count(len(plan.order), 'image')}", file=sys.stderr)
     bad = BadFiles(folder.bad_files, config.data_config.max_bad_share, setting="--max-bad")
     figures, shards = Figures(len(source.classes or ()), config.in_chans), []
-    progress = _Progress(before, len(plan.order))
     workers = max(1, worker_count(config.workers, 1))
     work = functools.partial(_pack_and_save, source, plan, folder)
-    with contextlib.closing(in_processes(work, tasks, workers, progress.tell, _AGAIN)) as running:
+    with (
+        Progress("packing", len(plan.order), done=before) as progress,
+        contextlib.closing(
+            in_processes(work, tasks, workers, lambda images: progress.to(before + images), _AGAIN)
+        ) as running,
+    ):
         for task in range(plan.tasks):  # in order, so that whether there are too many bad ones depends on no timing
             if task not in done:
                 next(running)
@@ -144,7 +149,6 @@ def _pack(config: ShardRecipe, source: Source, plan: Plan, folder: PackingFolder
             bad.add(record.bad, plan.images(task))
             figures.merge(record.figures)
             shards += record.shards
-    progress.tell(len(plan.order) - before)
     _finish(source, folder, figures, bad, shards)
     return len(plan.order) - before
 
@@ -173,25 +177,6 @@ def _finish(source: Source, folder: PackingFolder, figures: Figures, bad: BadFil
     folder.finish(shards, source.classes, manifest)
     folder.check_complete()
     folder.clean_up()
-
-
-class _Progress:
-    """Lines on stderr: on a terminal one that changes each second, else one every half minute."""
-
-    def __init__(self, before: int, images: int) -> None:
-        self._before, self._images = before, images
-        self._begun = self._last = time.monotonic()
-        self._terminal, self._ended = sys.stderr.isatty(), False
-
-    def tell(self, done: int) -> None:
-        now, total = time.monotonic(), self._before + done
-        last = total == self._images
-        if self._ended or (not last and now - self._last < (1 if self._terminal else 30)):
-            return
-        self._last, self._ended = now, last
-        text = f"{total:,} of {self._images:,} images, {done / max(now - self._begun, 1e-9):,.0f} images/s"
-        ends = "\n" if last or not self._terminal else ""
-        print(f"\r{text}" if self._terminal else text, end=ends, file=sys.stderr, flush=True)
 
 
 def _report(config: ShardRecipe, folder: PackingFolder) -> None:

@@ -32,6 +32,7 @@ from mpp.data.transform import TRANSFORM_VERSION, EvalTransform
 from mpp.errors import Unreachable, UserError
 from mpp.system.cache import drop, make_room, shown_size, use
 from mpp.system.files import cache_folder, claimed, write_whole
+from mpp.system.progress import Progress
 
 _FORMAT = 3  # of the files
 _DECODERS = ("pillow", "simplejpeg", "imagecodecs", "tifffile")  # of another version perhaps with other pixels
@@ -253,11 +254,15 @@ def _decode_all(
 
     def write(file: BinaryIO) -> None:
         batch_size = max(1, min(_BATCH, _BATCH_BYTES * len(source) // max(1, wanted)))
-        with contextlib.closing(in_order(reader, np.arange(len(source)), batch_size, workers)) as batches:
+        with (
+            Progress("decoding images, once and for all", len(source)) as progress,
+            contextlib.closing(in_order(reader, np.arange(len(source)), batch_size, workers)) as batches,
+        ):
             for batch in batches:
                 sizes.append(batch["label"].numpy())
                 check(file.tell() + batch["images"].nbytes)
                 file.write(batch["images"].numpy().data)
+                progress.add(len(batch["index"]))
 
     write_whole(path, write)
     joined = np.concatenate(sizes)

@@ -37,6 +37,7 @@ from mpp.model.attention import Attention
 from mpp.model.encoder import check_patches
 from mpp.model.kernel_choice import EVALUATION_BATCH, settle_kernel, task_of
 from mpp.system.process import global_draws
+from mpp.system.progress import Progress
 from mpp.training.parallel import DTYPES, autocast
 from mpp.training.timing import synchronise
 from mpp.weights.base import Weights, build
@@ -58,12 +59,15 @@ def pool(
 
 
 def extract_features(
-    encode: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device | str
+    encode: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    device: torch.device | str,
+    tell: Callable[[int], None] = lambda images: None,
 ) -> tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, " n"]]:
     """Runs batches, which may be empty, through `encode`, without gradients; gives features and each row's `index`.
 
     `encode` takes uint8 (B, C, h, w) on the device and gives (B, d) of any float type. Without any image, as on a rank
-    that has none to read, the shapes are (0, 0) and (0,).
+    that has none to read, the shapes are (0, 0) and (0,). `tell` gets the number of each batch.
     """
     device = torch.device(device)
     rows: list[Tensor] = []
@@ -76,6 +80,7 @@ def extract_features(
                 # the CPU it is a copy: one token of each image, as a view, would keep all of them.
                 rows.append(encoded.float().to("cpu", non_blocking=True, copy=True))
                 index.append(batch["index"].clone())
+            tell(len(batch["index"]))
         if not rows:
             return np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)
         synchronise(device)
@@ -99,7 +104,9 @@ def extract_by_all(
     rank, size = dist.rank_and_size()
     options: Any = {"batch_size": EVALUATION_BATCH, "workers": workers, "pin_memory": device.type == "cuda"}
     batches = sequential(source, transform, reading, indices[rank::size], **options)
-    parts = [part for part in dist.gather(extract_features(encode, batches, device)) if len(part[1])]
+    with Progress("reading images", len(indices)) as progress:
+        own = extract_features(encode, batches, device, lambda images: progress.add(size * images))
+    parts = [part for part in dist.gather(own) if len(part[1])]
     if not parts:
         raise RunError(f"none of the {len(indices)} images of {source.name} that are needed could be decoded")
     features, decoded = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

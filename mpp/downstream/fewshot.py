@@ -22,6 +22,7 @@ from mpp.downstream import ridge
 from mpp.downstream.estimates import Estimate, estimate
 from mpp.downstream.groups import shared_groups, strata
 from mpp.downstream.labelled import Labelled, by_class
+from mpp.system.progress import Progress
 from mpp.training.duration import parse_duration
 
 Extract = Callable[[Source, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -213,14 +214,16 @@ def score(
     strength = np.full(accuracy.shape, DEFAULT_L2 if l2 == "cv" else float(l2))
     chosen = np.zeros(accuracy.shape, dtype=bool)
     held_out = np.full(accuracy.shape, np.nan)
-    for (i, j), _ in np.ndenumerate(accuracy):
-        drawn = features[draws[i][j]], labels[draws[i][j]]
-        if l2 == "cv" or choosing:
-            of_drawn = None if groups is None else groups[draws[i][j]]
-            best = choose_l2(*drawn, num_classes, L2_GRID if l2 == "cv" else [l2], of_drawn)
-            if best is not None:
-                (strength[i, j], held_out[i, j]), chosen[i, j] = best, True
-        accuracy[i, j] = ridge.fit(*drawn, num_classes).accuracy(*test, [float(strength[i, j])])[0]
+    with Progress("few-shot regressions", accuracy.size, "fits") as progress:
+        for (i, j), _ in np.ndenumerate(accuracy):
+            drawn = features[draws[i][j]], labels[draws[i][j]]
+            if l2 == "cv" or choosing:
+                of_drawn = None if groups is None else groups[draws[i][j]]
+                best = choose_l2(*drawn, num_classes, L2_GRID if l2 == "cv" else [l2], of_drawn)
+                if best is not None:
+                    (strength[i, j], held_out[i, j]), chosen[i, j] = best, True
+            accuracy[i, j] = ridge.fit(*drawn, num_classes).accuracy(*test, [float(strength[i, j])])[0]
+            progress.add()
     by_cv, to_choose_by = chosen if l2 == "cv" else None, held_out if choosing else None
     return FewshotResult(tuple(shots), accuracy, l2=strength, chosen=by_cv, held_out=to_choose_by)
 

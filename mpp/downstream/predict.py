@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from mpp.downstream.settings import PredictRecipe
 from mpp.errors import RunError, UserError, command
 from mpp.model.kernel_choice import settle_kernel, task_of
 from mpp.system.files import write_csv
+from mpp.system.progress import Progress, say
 from mpp.training.parallel import choose_device
 from mpp.weights.base import Weights, build
 from mpp.weights.opening import open_weights
@@ -70,17 +70,19 @@ def _predictions(
     batches = sequential(source, transform, weights.reading, range(len(paths)), batch_size=_BATCH, workers=workers)
     names, decoded = weights.classes, 0
     assert names is not None
-    for batch in batches:
-        for bad in batch["bad"]:
-            print(f"cannot be decoded: {bad}", file=sys.stderr)
-        if len(batch["images"]):
-            with torch.inference_mode():
-                logits = model(normalise(batch["images"].to(device), weights.mean, weights.std))
-            probability = logits.float().softmax(dim=1).cpu().numpy()
-            best = np.argsort(-probability, axis=1, kind="stable")[:, :top]
-            for index, row, classes in zip(batch["index"].tolist(), probability, best, strict=True):
-                yield paths[index], [(names[number], float(row[number])) for number in classes]
-            decoded += len(best)
+    with Progress("predicting", len(paths), lines=bool(config.out)) as progress:  # else the predictions are lines
+        for batch in batches:
+            for bad in batch["bad"]:
+                say(f"cannot be decoded: {bad}")
+            if len(batch["images"]):
+                with torch.inference_mode():
+                    logits = model(normalise(batch["images"].to(device), weights.mean, weights.std))
+                probability = logits.float().softmax(dim=1).cpu().numpy()
+                best = np.argsort(-probability, axis=1, kind="stable")[:, :top]
+                for index, row, classes in zip(batch["index"].tolist(), probability, best, strict=True):
+                    yield paths[index], [(names[number], float(row[number])) for number in classes]
+                decoded += len(best)
+            progress.add(len(batch["images"]) + len(batch["bad"]))
     if not decoded:
         raise RunError(f"none of the {len(paths)} images could be decoded")
 

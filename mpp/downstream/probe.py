@@ -22,6 +22,7 @@ from mpp.downstream.fewshot import stratified_folds
 from mpp.downstream.groups import strata
 from mpp.downstream.logistic import LinearProbe, fit_linear
 from mpp.downstream.ridge import check_features
+from mpp.system.progress import Progress
 
 L2_SWEEP = tuple(2.0**power for power in range(-20, 6, 2))
 
@@ -78,10 +79,12 @@ def sweep_linear(
     probe: LinearProbe | None = None
     if len(strongest_first) > 1:
         learned, held_out = (train, val) if val else _hold_out(train, groups)
-        for l2 in strongest_first:
-            probe = fit_linear(*learned, num_classes, l2, start=probe)
-            right = _right(probe.logits(held_out[0]), held_out[1], 1)
-            table.append((l2, right / len(held_out[1])))
+        with Progress("fitting probes", len(strongest_first), "fits") as progress:
+            for l2 in strongest_first:
+                probe = fit_linear(*learned, num_classes, l2, start=probe)
+                right = _right(probe.logits(held_out[0]), held_out[1], 1)
+                table.append((l2, right / len(held_out[1])))
+                progress.add()
     chosen = max(table, key=itemgetter(1))[0] if table else strongest_first[0]
     probe = fit_linear(*train, num_classes, chosen)
     rows = _slices(len(test[0]), num_classes)
@@ -137,17 +140,19 @@ def knn_votes(
     if min(ks) < 1 or max(ks) > len(train_features):
         raise ValueError(f"k must be 1 to {len(train_features)}, the number of training images, got {list(ks)}")
     train = _normalised(train_features)
-    for rows in _slices(len(test_features), max(len(train_features), num_classes * len(ks))):
-        # Rounded, so that copies of an image are equally near: the last bits of a product depend on where its row is.
-        similarity = (_normalised(test_features[rows]) @ train.T).astype(np.float32)
-        nearest = _nearest(similarity, max(ks))
-        weights = np.exp((np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) - 1) / temperature)
-        votes = np.full((len(ks), len(similarity), num_classes), -np.inf)
-        for of_k, k in zip(votes, ks, strict=True):
-            row, label = np.arange(len(similarity))[:, None], train_labels[nearest[:, :k]]
-            of_k[row, label] = 0.0
-            np.add.at(of_k, (row, label), weights[:, :k])
-        yield votes
+    with Progress("finding neighbours", len(test_features)) as progress:
+        for rows in _slices(len(test_features), max(len(train_features), num_classes * len(ks))):
+            # Rounded, so that copies of an image are equally near: the last bits of a product depend on its row.
+            similarity = (_normalised(test_features[rows]) @ train.T).astype(np.float32)
+            nearest = _nearest(similarity, max(ks))
+            weights = np.exp((np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) - 1) / temperature)
+            votes = np.full((len(ks), len(similarity), num_classes), -np.inf)
+            for of_k, k in zip(votes, ks, strict=True):
+                row, label = np.arange(len(similarity))[:, None], train_labels[nearest[:, :k]]
+                of_k[row, label] = 0.0
+                np.add.at(of_k, (row, label), weights[:, :k])
+            yield votes
+            progress.add(len(similarity))
 
 
 def _nearest(similarity: Float32[np.ndarray, "m n"], k: int) -> Int64[np.ndarray, "m k"]:

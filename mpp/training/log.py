@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from mpp.errors import without_credentials
 from mpp.system.files import write_whole
+from mpp.system.progress import Progress, clock, say
 from mpp.training.loggers import Logger, check_installed, open_logger, settings_of, tag
 from mpp.training.rows import FILE, drop_rows
 
@@ -122,29 +123,17 @@ class Terminal:
     """Progress for a person: a bar on a terminal, plain lines elsewhere; silent on ranks other than 0."""
 
     def __init__(self, total_steps: int, done: int, on: bool = True) -> None:
-        self.on = on
-        self._total = total_steps
-        self._bar: Any = None
-        if on and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-            columns = (BarColumn(), MofNCompleteColumn(), "steps", TimeRemainingColumn(), "left")
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("", total=total_steps, completed=done)
-            self._bar.start()
+        self.on, self._total = on, total_steps
+        self._progress = Progress("training", total_steps, "steps", done=done, after=0, lines=False, on=on)
 
     def advance(self, step: int) -> None:
         """Move the bar to `step`."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+        self._progress.to(step)
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif self.on:
-            print(text, file=sys.stderr, flush=True)
+        if self.on:
+            say(text)
 
     def row(self, step: int, figures: Mapping[str, float], score: str) -> None:
         """Print the line of one row of metrics."""
@@ -158,10 +147,8 @@ class Terminal:
         parts.append(f"lr {figures['lr']:.2e}")
         parts.append(f"{figures['time/images_per_second']:.0f} images/s")
         parts.append(f"data wait {figures['time/data_wait']:.0%}")
-        seconds = round(figures["time/left"])
-        parts.append(f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left")
+        parts.append(f"{clock(figures['time/left'])} left")
         self.say("  ".join(parts))
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._progress.close()

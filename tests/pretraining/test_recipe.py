@@ -68,7 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_it_leaves_all_that_it_promises(finished: Finished) -> None:
     assert {path.name for path in finished.run_dir.iterdir()} == {
         *("config.yaml", "environment.json", "metrics.jsonl", "bad_files.csv", ".lock"),
-        *("tensorboard", "checkpoints", "pictures", "model"),
+        *("tensorboard", "checkpoints", "pictures", "model", "verdict.json"),
     }
     assert from_file(PretrainConfig, finished.run_dir / "config.yaml") == config_of(finished.words)
     assert Checkpoints(finished.run_dir / "checkpoints").steps() == [7, 14, 20]
@@ -127,7 +127,7 @@ def test_what_it_prints(finished: Finished) -> None:
     shown = [f"{last[name]:7.1%}  " for name in ("accuracy_masked", *BASELINES)]
     shown += [f"  {row['fewshot/1shot']:.1%}" for row in finished.rows if "fewshot/1shot" in row]
     shown += [str(finished.run_dir / "pictures"), str(finished.run_dir / "model"), "random init"]
-    shown += ["It has learnt", "without an interval: one draw of the shots"]
+    assert "without an interval: one draw of the shots" in " ".join(finished.out.split())  # however it is wrapped
     written = json.loads((finished.run_dir / "verdict.json").read_text("utf-8"))
     assert [sentence.split()[:6] for sentence in written["sentences"]] == [
         line.split()[1:7] for line in finished.out.splitlines() if line.startswith("- ")

@@ -21,6 +21,9 @@ from mpp.data.sources.names import (
     splits_among,
 )
 from mpp.data.sources.specs import spec_of
+from mpp.system.progress import Progress
+
+_TOLD = 256  # images between looks at the clock
 
 
 class _Ignored(Ignored):
@@ -125,10 +128,13 @@ def _open(spec: str, root: Path, expected: Sequence[str], known: ClassNames = No
     numbers: dict[str, int] = {}  # of the first-level folders as they come; "": the root itself
     number_of = array("i")
     try:
-        for path in _images_under(str(root), ignored):
-            paths.append(path)
-            first, slash, _ = path.partition("/")
-            number_of.append(numbers.setdefault(first if slash else "", len(numbers)))
+        with Progress("listing the folder", None) as progress:
+            for path in _images_under(str(root), ignored):
+                paths.append(path)
+                first, slash, _ = path.partition("/")
+                number_of.append(numbers.setdefault(first if slash else "", len(numbers)))
+                if not len(paths) % _TOLD:
+                    progress.to(len(paths))
     except OSError as error:
         raise SourceError(f"{spec}: cannot list {error.filename} ({error.strerror}); check its permissions") from error
     note = "; ".join(filter(None, (f"{root.name}/ alone, as its sub-folders are splits" * split, ignored.note())))

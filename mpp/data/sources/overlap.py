@@ -11,6 +11,7 @@ import numpy as np
 
 from mpp.data.sources.base import UNKNOWN, Placement, Source, count, image_digest
 from mpp.data.sources.names import printable
+from mpp.system.progress import Progress
 
 MOST_IMAGES, MOST_BYTES = 100_000, 2**31
 """At most so much is read for a comparison."""
@@ -103,8 +104,10 @@ def _affordable(ours: Placement, theirs: Placement, rows: np.ndarray) -> np.ndar
 
 def _digests(source: Source, indices: np.ndarray) -> Iterator[tuple[int, bytes]]:
     """Each image's index, and a hash of its bytes; those that cannot be read are passed over."""
-    for start in range(0, len(indices), _AT_ONCE):
-        some = indices[start : start + _AT_ONCE].tolist()
-        for index, found in zip(some, source.read_many(some), strict=True):
-            if not isinstance(found, OSError):
-                yield index, image_digest(found[0])
+    with Progress("comparing images", len(indices)) as progress:
+        for start in range(0, len(indices), _AT_ONCE):
+            some = indices[start : start + _AT_ONCE].tolist()
+            for index, found in zip(some, source.read_many(some), strict=True):
+                if not isinstance(found, OSError):
+                    yield index, image_digest(found[0])
+            progress.add(len(some))

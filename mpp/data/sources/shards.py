@@ -24,6 +24,7 @@ from mpp.data.sources.remote import TIMEOUT, RemoteFile, fetch_ranges, fetch_sma
 from mpp.data.sources.shard_files import Shard, open_local, open_remote, remote_key
 from mpp.data.sources.tar_index import BLOCK, UNREADABLE
 from mpp.system.files import cache_folder
+from mpp.system.progress import Progress
 
 _AT_ONCE = 16  # remote shards whose index is fetched or made at the same time
 
@@ -174,11 +175,17 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
             raise SourceError(f"{name}: {shown(one)} is no address of a kind that is known: {known}")
         else:
             paths.update(local_shards(spec, one))
-    shards = [open_local(spec, Path(path)) for path in sorted(map(str, paths))]
-    if remote:
-        files = [remote[name] for name in sorted(remote)]  # signatures would change the order
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            shards += pool.map(partial(open_remote, spec, timeout=timeout), files)
+    shards = list[Shard]()
+    with Progress("indexing", len(paths) + len(remote), "shards") as progress:
+        for path in sorted(map(str, paths)):
+            shards.append(open_local(spec, Path(path)))
+            progress.add()
+        if remote:
+            files = [remote[name] for name in sorted(remote)]  # signatures would change the order
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                for shard in pool.map(partial(open_remote, spec, timeout=timeout), files):
+                    shards.append(shard)
+                    progress.add()
     named, warnings = None, list[str]()
     if any(shard.index.labels.max(initial=-1) >= 0 for shard in shards):
         named, warnings = _class_names(name, shards, timeout)
