@@ -28,18 +28,20 @@ def undisturbed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("rendezvous", ["c10d", "static"])
-def test_ranks_that_are_killed_leave_no_trace(rendezvous: str, source: str, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rendezvous", "kills"), [("c10d", 3), ("static", 1)])
+def test_ranks_that_are_killed_leave_no_trace(
+    rendezvous: str, kills: int, source: str, undisturbed: Path, tmp_path: Path
+) -> None:
     options = ["--standalone"] if rendezvous == "c10d" else ["--master-port", str(launch.free_port())]
     run_dir, log, chance = tmp_path / "run", tmp_path / "log", random.Random(3)
     words = [*launch.launcher(*options, "--max-restarts", "3"), *launch.command(source, run_dir)]
     with launch.started(words, log) as process:
-        for kill in range(3):
+        for kill in range(kills):
             # Past the start of this attempt, so that the victim is one of the new ranks.
             launch.wait(lambda: log.read_text().count("resumed from") == kill, log)  # noqa: B023
             launch.wait(lambda: launch.newest(run_dir) >= 14 + 21 * kill, log)  # noqa: B023
             os.kill(launch.ranks(process.pid)[chance.choice([0, 1])], signal.SIGKILL)
-        assert launch.end(process, log).count("resumed from") == 3
+        assert launch.end(process, log).count("resumed from") == kills
     runs.assert_same_run(undisturbed, run_dir)
 
 
@@ -124,7 +126,7 @@ def hosts() -> Iterator[Callable[[bool], None]]:
             subprocess.run(["ip", "netns", "del", f"mpp-host{n}"], capture_output=True)
 
 
-def test_a_network_cut_for_a_minute_restarts_the_run(
+def test_a_network_cut_for_half_a_minute_restarts_the_run(
     source: str, undisturbed: Path, hosts: Callable[[bool], None], tmp_path: Path
 ) -> None:
     run_dir, logs = tmp_path / "run", [tmp_path / "log1", tmp_path / "log2"]
@@ -141,7 +143,7 @@ def test_a_network_cut_for_a_minute_restarts_the_run(
     with host(1) as one, host(2) as two:
         launch.wait(lambda: launch.newest(run_dir) >= 21, logs[0])
         hosts(False)
-        time.sleep(60)
+        time.sleep(30)  # and 20 are waited for an answer
         assert launch.newest(run_dir) < 120
         hosts(True)
         launch.end(one, logs[0])

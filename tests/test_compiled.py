@@ -10,6 +10,8 @@ import pytest
 
 from tests import runs
 
+pytestmark = pytest.mark.slow
+
 CASES: dict[str, tuple[str, dict[str, str]]] = {
     "the paper's": ("pretrain", {"optim__ema_decay": "0"}),
     "4x4 colours, details, blocks, 2-D positions, [mask] enters later, a decoder": (

@@ -1,10 +1,12 @@
 """Several processes under torchrun do what one does, whether each has the whole model or its share of it."""
 
+import functools
 import os
 import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,39 +63,43 @@ def assert_alike(run_dir: Path, reference: Path) -> None:
     assert found["images_seen"] == 240
 
 
+@pytest.fixture(scope="session")
+def by(noisy: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], tuple[Path, str]]:
+    """Folder and standard output of a run by so many processes, each made once."""
+
+    @functools.cache
+    def run(ranks: int, parallel: str) -> tuple[Path, str]:
+        run_dir = tmp_path_factory.mktemp("by") / "run"
+        return run_dir, runs.finish(runs.command(noisy, run_dir, train__parallel=parallel, **SHORT), ranks=ranks)[0]
+
+    return run
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_several_processes_do_what_one_does(ranks: int, parallel: str, noisy: str, one: Path, tmp_path: Path) -> None:
-    out, _ = runs.finish(runs.command(noisy, tmp_path / "run", train__parallel=parallel, **SHORT), ranks=ranks)
+@pytest.mark.parametrize(("ranks", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "fsdp")])
+def test_several_processes_do_what_one_does(ranks: int, parallel: str, by: Any, one: Path, tmp_path: Path) -> None:
+    run_dir, out = by(ranks, parallel)
     assert out.count("Finished: 15 steps, 240 images.") == 1
-    assert_alike(tmp_path / "run", one)
-    latest = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    assert_alike(run_dir, one)
+    latest = Checkpoints(run_dir / "checkpoints").latest()
     assert convert(["--init", str(latest), "--out", str(tmp_path / "converted")]) == 0
-    exported, converted = (tmp_path / name / "model.safetensors" for name in ("run/model", "converted"))
+    exported, converted = (folder / "model.safetensors" for folder in (run_dir / "model", tmp_path / "converted"))
     assert converted.read_bytes() == exported.read_bytes()
 
 
-@pytest.fixture(scope="session", params=["ddp", "fsdp"])
-def two(request: pytest.FixtureRequest, noisy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run by two processes, back at step 7 of 15."""
-    run_dir = tmp_path_factory.mktemp("two") / "run"
-    runs.finish(runs.command(noisy, run_dir, train__parallel=request.param, **SHORT), ranks=2)
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "ranks", "parallel"), [("fsdp", 1, "ddp"), ("ddp", 4, "fsdp")])
+def test_a_checkpoint_goes_on_by_any_number_of_processes(
+    before: str, ranks: int, parallel: str, noisy: str, one: Path, by: Any, tmp_path: Path
+) -> None:
+    """From step 7 of 15, where two processes were."""
+    run_dir = shutil.copytree(by(2, before)[0], tmp_path / "run")
     checkpoints = Checkpoints(run_dir / "checkpoints")
-    assert checkpoints.path(7).is_dir() == (request.param == "fsdp")
+    assert checkpoints.path(7).is_dir() == (before == "fsdp")
     for path in checkpoints.folder.iterdir():
         if path != checkpoints.path(7):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(run_dir / "model")
-    return run_dir
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (4, "fsdp")])
-def test_a_checkpoint_goes_on_by_any_number_of_processes(
-    ranks: int, parallel: str, noisy: str, one: Path, two: Path, tmp_path: Path
-) -> None:
-    run_dir = shutil.copytree(two, tmp_path / "run")
     _, err = runs.finish(runs.command(noisy, run_dir, train__parallel=parallel, **SHORT), ranks=ranks)
     assert "at step 7 of 15" in err
     assert_alike(run_dir, one)
@@ -117,7 +123,7 @@ sys.exit(pretrain())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(("ranks", "parallel"), [(1, "ddp"), (2, "fsdp")])
 def test_killed_while_a_checkpoint_is_written_ends_in_the_same_bits(
     ranks: int, parallel: str, source: str, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ def kill_and_restart(source: str, run_dir: Path, moment: float, first_workers: s
     runs.wait_for_checkpoint(process, run_dir)
     time.sleep(moment)
     runs.kill(process)
-    runs.finish(runs.command(source, run_dir, data__workers=then_workers))
+    runs.call(runs.command(source, run_dir, data__workers=then_workers))
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_killed_again_and_again(source: str, uninterrupted: tuple[Path, float], 
         runs.wait_for_checkpoint(process, tmp_path / "run")
         time.sleep(draw.uniform(0, seconds / 3))
         runs.kill(process)
-    runs.finish(runs.command(source, tmp_path / "run"))
+    runs.call(runs.command(source, tmp_path / "run"))
     runs.assert_same_run(tmp_path / "run", reference)
 
 
@@ -74,7 +74,7 @@ def test_asked_to_stop_saves_and_exits_with_the_requeue_code(
     assert "Traceback" not in err
     stopped = runs.final_state(run_dir)["images_seen"]
     assert 7 * 16 <= stopped < 60 * 16
-    _, err = runs.finish(runs.command(source, run_dir))
+    _, err = runs.call(runs.command(source, run_dir))
     assert f"at step {stopped // 16} of 60" in err
     runs.assert_same_run(run_dir, uninterrupted[0])
 
@@ -100,7 +100,7 @@ def test_full_disk_leaves_the_last_good_checkpoint(
     assert checkpoints.steps() == [0]
     assert load_checkpoint(checkpoints.path(0))["images_seen"] == 0
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000000000.pt"]
-    runs.finish(runs.command(source, run_dir))
+    runs.call(runs.command(source, run_dir))
     runs.assert_same_run(run_dir, uninterrupted[0])
 
 

@@ -7,6 +7,7 @@ Here for data.cache pixels: exact pixels of images of one size, for all that rea
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -195,8 +196,7 @@ def cached(
     may raise to refuse them.
     """
     source, options = reader.source, reader.options
-    decoders = {name: metadata.version(name) for name in _DECODERS}
-    depends_on = [_FORMAT, source.fingerprint(), asdict(options), TRANSFORM_VERSION, decoders, *reader.how]
+    depends_on = [_FORMAT, source.fingerprint(), asdict(options), TRANSFORM_VERSION, _decoders(), *reader.how]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     path, sizes_path = cache_folder() / f"{key}.pixels", cache_folder() / f"{key}.sizes.npy"
 
@@ -218,6 +218,12 @@ def cached(
             with contextlib.suppress(OSError):
                 write_whole(path.with_suffix(".pixels.json"), placement)
     return PixelSource(source, path, sizes, options.channels)
+
+
+@functools.cache
+def _decoders() -> dict[str, str]:
+    """Versions of the packages that decode; to read one takes 3 ms."""
+    return {name: metadata.version(name) for name in _DECODERS}
 
 
 def _ends(sizes: np.ndarray, channels: int) -> np.ndarray:

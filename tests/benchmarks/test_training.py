@@ -79,7 +79,7 @@ def test_both_sides_are_measured_and_a_failed_run_is_one_line(tmp_path: Path, ol
     flags = shlex.join(word for name, value in words.items() if value for word in (f"--{name}", value))
     path = tmp_path / "tiny.yaml"
     path.write_text("model: {}\n", "utf-8")
-    run = ("--precision", "fp32", "--steps", "20", "--repeats", "2", "--device", "cpu", "--recipes", f"{path}: {flags}")
+    run = ("--precision", "fp32", "--steps", "20", "--repeats", "1", "--device", "cpu", "--recipes", f"{path}: {flags}")
     done = call("training", "--against", str(older), *run)
     assert (done.returncode, done.stderr) == (0, "")
     figures = r"\S+ images/s \(\S+ to \S+\)   \d+% waiting for data, \d+\.\d s besides"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,11 @@ def test_it_decodes_once(folder, made, monkeypatch):
 def test_whatever_pixels_depend_on_has_pixels_of_its_own(made, monkeypatch):
     options = [(3,), (3, (0.0, 100.0)), (3, (), (0,)), (1,)]
     assert len({made(*each).path for each in options}) == 4
-    before, version = made(3).path, pixel_cache.metadata.version
-    for name in ("pillow", "simplejpeg", "imagecodecs", "tifffile"):
+    before, decoders = made(3).path, pixel_cache._decoders()
+    assert decoders == {name: version(name) for name in ("pillow", "simplejpeg", "imagecodecs", "tifffile")}
+    for name in decoders:
         with monkeypatch.context() as patch:
-            patch.setattr(pixel_cache.metadata, "version", lambda one, name=name: "0" if one == name else version(one))
+            patch.setattr(pixel_cache, "_decoders", lambda name=name: {**decoders, name: "0"})
             assert made(3).path != before
     assert made(3).path == before
 

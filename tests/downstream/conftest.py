@@ -26,9 +26,9 @@ def pretrained(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def done(split: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """From scratch on a folder of files, as a process."""
+    """From scratch on a folder of files."""
     run_dir = tmp_path_factory.mktemp("runs") / "scratch"
-    out, err = runs.finish(runs.finetune_command(split, run_dir, data__workers="2", log__evaluate="20 steps"))
+    out, err = runs.call(runs.finetune_command(split, run_dir, data__workers="2", log__evaluate="20 steps"))
     result = read_result(run_dir)
     assert result is not None
     return Done(split, run_dir, out, err, result, read_csv(run_dir / "predictions.csv"))

@@ -30,8 +30,7 @@ def test_repeated_in_one_way_it_is_the_interval_of_scipy() -> None:
     assert estimate([0.5], "1 draw") == Estimate(0.5, None, None, "1 draw")
 
 
-@pytest.mark.parametrize("sizes", [(1,) * 2, (1,) * 3, (1,) * 10, (2, 2, 2), (3, 2, 2)])
-@pytest.mark.parametrize("within", [0.3, 3.0])
+@pytest.mark.parametrize(("sizes", "within"), [((1, 1), 0.3), ((1,) * 10, 3.0), ((2, 2, 2), 0.3), ((3, 2, 2), 3.0)])
 def test_of_fine_tunings_of_several_pretrainings_95_percent_are_95(sizes: tuple[int, ...], within: float) -> None:
     def simulated(rng: np.random.Generator) -> Estimate:
         return of_groups({at: rng.normal(rng.normal(), within, n).tolist() for at, n in enumerate(sizes)}, "")
@@ -41,9 +40,8 @@ def test_of_fine_tunings_of_several_pretrainings_95_percent_are_95(sizes: tuple[
 
 # Standard deviations of the effects of pretrainings, of draws, and of the rest.
 EFFECTS = [(1, 0, 0.3), (0, 1, 0.3), (1, 1, 0.3), (0.3, 2, 1), (0, 0, 1)]
-ENOUGH, FEW = [(3, 5), (3, 10), (5, 10)], [(2, 3), (2, 10), (3, 3)]
-TABLES = [(size, effects, 0.97) for size in ENOUGH for effects in EFFECTS]
-TABLES += [(size, effects, 0.99) for size in FEW for effects in EFFECTS]
+TABLES = [((3, 5), effects, 0.97) for effects in EFFECTS] + [((5, 10), EFFECTS[3], 0.97)]
+TABLES += [((2, 3), effects, 0.99) for effects in EFFECTS] + [((2, 10), EFFECTS[2], 0.99), ((3, 3), EFFECTS[2], 0.99)]
 TABLES += [((1, 10), EFFECTS[1], 0.97), ((3, 1), EFFECTS[0], 0.97)]
 
 

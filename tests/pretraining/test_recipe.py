@@ -58,11 +58,11 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run on a folder of files, as a process."""
+    """A run on a folder of files."""
     folder = tmp_path_factory.mktemp("folder")
     source, run_dir = write_folder(folder / "images"), folder / "runs" / "first"
     words = runs.command(source, run_dir, train__length="20 steps", log__pictures="50%", data__workers="2")
-    return Finished(source, run_dir, words, *runs.finish(words), read_rows(run_dir / "metrics.jsonl"))
+    return Finished(source, run_dir, words, *runs.call(words), read_rows(run_dir / "metrics.jsonl"))
 
 
 def test_it_leaves_all_that_it_promises(finished: Finished) -> None:

@@ -42,7 +42,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def run(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with its page."""
     folder = tmp_path_factory.mktemp("visualize") / "first"
-    out, err = runs.finish(runs.command(source, folder, *STEPS))
+    out, err = runs.call(runs.command(source, folder, *STEPS))
     assert f"page         {folder / 'report.html'}" in out, err
     return folder
 
@@ -173,7 +173,7 @@ def test_any_weights(run: Path, source: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_fine_tuned_run_and_its_comparison(run: Path, source: str, tmp_path: Path) -> None:
     tuned, every = run.parent / "tuned", ("--checkpoint.every", "6 steps")
-    out, _ = runs.finish(runs.finetune_command(source, tuned, *STEPS[:4], *every, init=str(run)))
+    out, _ = runs.call(runs.finetune_command(source, tuned, *STEPS[:4], *every, init=str(run)))
     assert f"page         {tuned / 'report.html'}" in out
     page = (tuned / "report.html").read_text()
     assert anchors(page)[0] == "fine-tuning"
@@ -187,7 +187,7 @@ def test_a_fine_tuned_run_and_its_comparison(run: Path, source: str, tmp_path: P
 @pytest.mark.slow
 def test_a_page_that_cannot_be_made_fails_no_run(source: str, tmp_path: Path) -> None:
     (tmp_path / "run" / "report.html").mkdir(parents=True)
-    out, err = runs.finish(runs.command(source, tmp_path / "run", *STEPS))
+    out, err = runs.call(runs.command(source, tmp_path / "run", *STEPS))
     assert "page  " not in out
     assert "--report tries again" in err
 

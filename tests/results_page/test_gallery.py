@@ -31,7 +31,7 @@ def test_its_pictures_are_there_and_no_others() -> None:
 @pytest.mark.slow
 def test_it_is_made_from_runs(source: str, tmp_path: Path) -> None:
     words = ("--train.length", "6 steps", "--log.pictures", "3 steps")
-    runs.finish(runs.command(source, tmp_path / "run", *words))
+    runs.call(runs.command(source, tmp_path / "run", *words))
     make({"Blobs, once": tmp_path / "run", "twice": tmp_path / "run"}, tmp_path)
     pictures = shown(tmp_path)
     assert len([path for path in pictures if path.parent.name == "blobs_once"]) == len(pictures) // 2 > 20

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def done(source: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished study and what it printed."""
     folder = tmp_path_factory.mktemp("study")
-    return folder, runs.finish(command(source, folder))[0]
+    return folder, runs.call(command(source, folder))[0]
 
 
 def sides(share: str) -> list[str]:
@@ -138,11 +138,11 @@ def test_what_is_done_is_not_done_again_and_another_config_is_refused(done: tupl
     folder, first = done
     kept = [path for path in folder.rglob("*") if path.name in ("model.safetensors", "study.json", "report.html")]
     before = {path: path.stat().st_mtime_ns for path in kept}
-    out, _ = runs.finish(command(source, folder))
+    out, _ = runs.call(command(source, folder))
     assert out.count("was done before") == 4 + 14
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert out[out.index("Fine-tuning, test") :] == first[first.index("Fine-tuning, test") :]
-    _, err = runs.finish(command(source, folder, pretrain__train__length="30 steps"), 2)
+    _, err = runs.call(command(source, folder, pretrain__train__length="30 steps"), 2)
     assert "another config" in err
     assert "8 steps" in err
     assert err.count("\n") == 1 + err.count("note:")
@@ -155,7 +155,7 @@ def test_other_weights_under_the_same_name_are_refused(source: str, tmp_path: Pa
         args = {"patch_size": [8, 8], "embed_dim": 48, "num_heads": 3, "depth": depth}
         weights = Weights("vit_tiny_patch16_224", args, None, (32, 32))
         write_timm_folder(replace(weights, state=build(weights).state_dict()), init)
-        _, err = runs.finish(command(source, tmp_path / "study", **one), code)
+        _, err = runs.call(command(source, tmp_path / "study", **one), code)
         assert ("the weights it started from have changed since" in err) == (code == 2)
 
 
@@ -178,7 +178,7 @@ def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
     assert "| labels | images | steps | from scratch | pretrained | gain |" in out
     started = [json.loads(path.read_text()) for path in tmp_path.glob("finetune/*/*/*/environment.json")]
     assert sorted(map(len, started)) in ([1, 1, 1, 1], [1, 1, 1, 2])  # all but the killed one's once
-    again, _ = runs.finish(words)
+    again, _ = runs.call(words)
     assert again.count("was done before") == 4
     assert again[again.index("Fine-tuning, test") :] == out[out.index("Fine-tuning, test") :]
     # What both studies did: scratch twice, and the first seed of the pretraining once.
@@ -199,6 +199,6 @@ def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
 # The last one, for it adds to the study that the others look at.
 def test_a_share_of_the_labels_may_be_added(done: tuple[Path, str], source: str) -> None:
     more = {"labels": "50%,75%,100%", "lengths": "4 steps,4 steps,6 steps", "layers": "-1"}
-    out, _ = runs.finish(command(source, done[0], **more, pretrain__log__report="false"))
+    out, _ = runs.call(command(source, done[0], **more, pretrain__log__report="false"))
     assert out.count("was done before") == 4 + 14
     assert list(dict.fromkeys(row["labels"] for row in read_csv(done[0] / "table.csv"))) == ["50%", "75%", "100%"]

@@ -125,6 +125,7 @@ def test_workers_and_threads_keep_to_the_quota(quota: float, expected: int, monk
     assert fixed["OMP_NUM_THREADS"] == "5"
 
 
+@pytest.mark.slow
 def test_torch_starts_no_more_threads_than_the_quota_allows() -> None:
     code = (
         "import os; from mpp import cli; from mpp.system import cores\n"

@@ -173,6 +173,7 @@ os.wait()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is tuned")
+@pytest.mark.slow
 def test_memory_is_reused_within_and_given_back_after() -> None:
     # A process of its own: its heap has room that the tests freed before, and the environment may tune it.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}

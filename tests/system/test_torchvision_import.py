@@ -42,6 +42,7 @@ def test_operators_are_declared_where_they_alone_are_missing(
     assert ("torchvision.half" in sys.modules) == (not declared)
 
 
+@pytest.mark.slow
 def test_transforms_and_timm_import_in_a_fresh_process_without_a_warning() -> None:
     code = "import mpp.system.torchvision_import, torchvision.transforms.v2, timm; "
     code += "print(timm.is_model('vit_tiny_patch16_224'))"

@@ -173,8 +173,7 @@ def test_the_usual_sizes(name: str, size: int, patch: int, batch: int, checkpoin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("passes", "checkpointing"), [(1, False), (2, True)])
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("parallel", "passes", "checkpointing"), [("ddp", 1, False), ("fsdp", 2, True)])
 def test_of_several_ranks(parallel: str, passes: int, checkpointing: bool, source: str) -> None:
     from tests.benchmarks.cost import ranks_memory
 
