@@ -66,6 +66,15 @@ def kernels():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def grey_confusion():
+    """Fine-tuning leaves a grey picture of its confusion matrix: to draw one takes half a second and has its tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        grey = picture_files.encoded(np.full((20, 30, 3), 128, np.uint8))
+        patch.setattr("mpp.downstream.finetune.plot_confusion", lambda path, *_: path.write_bytes(grey))
+        yield
+
+
 @pytest.fixture(scope="session")
 def quadrants() -> np.ndarray:
     """uint8 (32, 48, 3) in four colours."""

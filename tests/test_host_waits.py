@@ -56,8 +56,7 @@ def pretrain(source: str, rows: bool = False, world: World = ALONE, **changed: s
     [
         {"optim__ema_decay": "0.9", "objective__picking": "block", "objective__random_from": "batch"},
         {"train__precision": "bf16", "objective__target": "pixels", "objective__decoder_depth": "1"},
-        {"train__precision": "fp16", "objective__detail": "0.5", "model__pos_embed": "2d"},
-        {"optim__name": "sgd", "optim__clip_norm": "0"},
+        {"train__precision": "fp16", "objective__detail": "0.5", "optim__name": "sgd", "optim__clip_norm": "0"},
     ],
     ids=lambda changed: " ".join(changed.values()),
 )

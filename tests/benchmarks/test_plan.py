@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from bench import bench
 from benchmarks.cost import memory, shape
 from benchmarks.cost.flops import total
 from benchmarks.plan import SCALE, plan_of
@@ -13,7 +14,6 @@ from benchmarks.settings import PLAN_ALIASES, PlanBench
 from mpp.config import parse
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
-from tests.benchmarks.tiny import call
 from tests.runs import ROOT
 
 ISSUE = "--model vit_large_patch16_224 --images 1.3M --epochs 320 --device h200 --devices 8"
@@ -95,7 +95,8 @@ def test_numbers_have_no_exponents() -> None:
     assert re.search(r"the run +\d+,\d+ d,", str(slow))
 
 
-def test_the_command() -> None:
-    done = call("plan", "--model.name", "vit_tiny_patch16_224", "--device", "cpu")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "vit_tiny_patch16_224, 224 x 224 pixels" in done.stdout
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(["plan", "--model.name", "vit_tiny_patch16_224", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert "vit_tiny_patch16_224, 224 x 224 pixels" in out
+    assert err == ""

@@ -10,10 +10,12 @@ from tests.curation.made import noise
 
 
 @pytest.fixture
-def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """`check(data, "--images", "3")`: exit code, printed lines and report.json."""
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`check(data, "--images", "3")`: exit code, printed lines and report.json; `crops` of 512 are surveyed."""
 
-    def run(data: str | Path, *flags: str) -> tuple[int, list[str], dict[str, Any]]:
+    def run(data: str | Path, *flags: str, crops: int = 64) -> tuple[int, list[str], dict[str, Any]]:
+        monkeypatch.setattr("mpp.curation.check_data.SURVEY_IMAGES", crops)
+        monkeypatch.setattr("mpp.curation.check_data._TIMED_BATCHES", 1)
         out = tmp_path / "out"
         spec = data if isinstance(data, str) else f"folder:{data}"
         size = () if "--img-size" in flags else ("--img-size", "32")

@@ -105,7 +105,7 @@ def test_targets_are_those_that_a_run_surveys(check: Callable[..., Any], tmp_pat
     data = tmp_path / "data"
     for number in range(5):
         save(data / f"{number}.png", noise(40, 40) // 4 + 32 * number)
-    _, _, report = check(data)
+    _, _, report = check(data, crops=512)
     config = PretrainConfig(
         data=DataConfig(f"folder:{data}", workers=0),
         model=ModelConfig("vit_tiny_patch16_224", (32,), embed_dim=48, depth=1, num_heads=3),

@@ -6,6 +6,7 @@ import pytest
 
 from mpp.cli import pretrain
 from mpp.downstream.finetune_result import read_result
+from mpp.downstream.plots import plot_confusion
 from tests import runs
 from tests.downstream.tuned import Done, read_csv, write_split
 
@@ -28,7 +29,9 @@ def pretrained(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(split: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """From scratch on a folder of files."""
     run_dir = tmp_path_factory.mktemp("runs") / "scratch"
-    out, err = runs.call(runs.finetune_command(split, run_dir, data__workers="2", log__evaluate="20 steps"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpp.downstream.finetune.plot_confusion", plot_confusion)
+        out, err = runs.call(runs.finetune_command(split, run_dir, data__workers="2", log__evaluate="20 steps"))
     result = read_result(run_dir)
     assert result is not None
     return Done(split, run_dir, out, err, result, read_csv(run_dir / "predictions.csv"))

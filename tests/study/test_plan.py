@@ -146,6 +146,7 @@ def test_equal_time_of_weights_that_are_gone_on_from(tmp_path: Path) -> None:
     assert len(step_time_ratios([config, config])) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 def test_a_deeper_encoder_takes_longer(device: str) -> None:
