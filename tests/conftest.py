@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,21 +9,29 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
-import torch
 
 from tests.data import picture_files
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch warns once in a process of a GPU's driver that does not work
-    torch.cuda.is_available()
-
 # Shapes and types in the signatures of the tensor code are checked in every call that a test makes.
 CHECKED = [f"mpp.report.{name}" for name in ("inspection", "attention", "features", "filters", "predictions")]
-jaxtyping.install_import_hook(["mpp.model", "mpp.objective", *CHECKED], "beartype.beartype")
 
-import mpp.system.torchvision_import  # noqa: E402, F401  (makes timm importable beside the CPU build of torch)
 
-torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+def pytest_configure(config: pytest.Config) -> None:
+    """Imports what all tests need, but not into the process that only hands them out to others."""
+    if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
+        return
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns once in a process of a GPU's driver that does not work
+        torch.cuda.is_available()
+    jaxtyping.install_import_hook(["mpp.model", "mpp.objective", *CHECKED], "beartype.beartype")
+    import mpp.system.torchvision_import  # noqa: F401  (makes timm importable beside the CPU build of torch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", None)  # which timm would import for 2 s
+        import timm  # noqa: F401
+    torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
 @pytest.fixture
