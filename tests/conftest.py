@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import gc
 import os
 import sys
 import warnings
@@ -32,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
         patch.setitem(sys.modules, "wandb", None)  # which timm would import for 2 s
         import timm  # noqa: F401
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+def pytest_collection_finish() -> None:
+    """Keeps what is imported out of Python's garbage collections, each of which would look through all of it."""
+    gc.freeze()
 
 
 @pytest.fixture

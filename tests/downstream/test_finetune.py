@@ -159,7 +159,7 @@ def test_whether_a_run_has_finished(done: Done, tmp_path: Path) -> None:
         finished(config(copy), inputs)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "test_convnext"])
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "test_resnet"])
 def test_any_encoder_of_timm_s(name: str, split: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert tune(split, run_dir, init=f"random:{name}", model__img_size="32", train__length="2 steps") == 0
@@ -170,7 +170,7 @@ def test_any_encoder_of_timm_s(name: str, split: str, tmp_path: Path) -> None:
     says_what_was_written_down(run_dir, model, read_csv(run_dir / "predictions.csv")[::30])
     exported, state = model.state_dict(), runs.final_state(run_dir)["model"]
     means = [key for key in state if key.endswith("running_mean")]
-    assert bool(means) == (name == "resnet10t")
+    assert bool(means) == (name == "test_resnet")
     for key in means:  # of batch normalisation: averages of weights go with the latest statistics
         assert torch.equal(exported[key], state[key])
         assert state[key].abs().max() > 0
