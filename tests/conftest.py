@@ -21,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Imports what all tests need, but not into the process that only hands them out to others."""
     if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
         return
+    gc.disable()  # a collection would look through all that is imported, each time
     import torch
 
     with warnings.catch_warnings():
@@ -36,8 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keeps what is imported out of Python's garbage collections, each of which would look through all of it."""
+    """Begins to collect garbage, in which nothing is looked for that has been imported."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

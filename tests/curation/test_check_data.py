@@ -136,7 +136,7 @@ def test_target_histogram_is_of_the_colours_there_are(check: Callable[..., Any],
     data = tmp_path / "data"
     for number, colour in enumerate([(255, 0, 0), (0, 0, 255)]):
         save(data / f"{number}.png", np.full((40, 40, 3), colour, dtype=np.uint8))
-    _, _, report = check(data, "--bits", "1")
+    _, _, report = check(data, "--bits", "1", crops=512)
     assert report["targets"]["counts"] == {"1": 1024, "4": 1024}  # 4 r + 2 g + b, in each of 512 images 4 patches
     assert report["targets"]["perplexity"] == pytest.approx(2)
     save(data / "1.png", np.full((40, 40, 3), (240, 0, 0), dtype=np.uint8))
