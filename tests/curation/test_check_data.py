@@ -140,7 +140,7 @@ def test_target_histogram_is_of_the_colours_there_are(check: Callable[..., Any],
     assert report["targets"]["counts"] == {"1": 1024, "4": 1024}  # 4 r + 2 g + b, in each of 512 images 4 patches
     assert report["targets"]["perplexity"] == pytest.approx(2)
     save(data / "1.png", np.full((40, 40, 3), (240, 0, 0), dtype=np.uint8))
-    _, lines, report = check(data, "--bits", "1")
+    _, lines, report = check(data, "--bits", "1", crops=512)
     assert report["targets"]["counts"] == {"4": 2048}
     assert f"WARNING: {Survey(1, torch.tensor([9, 0]), torch.tensor([0])).warning}" in lines  # as by a run
     assert under(lines, "targets") == [
