@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from mpp import cli
@@ -62,6 +63,11 @@ FINETUNE = {name: value for name, value in TINY.items() if name.startswith(("mod
     "log.every": "5 steps",
     "log.report": "false",
 }
+
+
+def slow(*values: Any) -> Any:
+    """A case of a test's table that only the slow tests take."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def write_images(folder: Path, number: int = 40, noise: float = 40, seed: int = 0) -> str:

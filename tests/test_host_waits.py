@@ -55,10 +55,11 @@ def pretrain(source: str, rows: bool = False, world: World = ALONE, **changed: s
     "changed",
     [
         {"optim__ema_decay": "0.9", "objective__picking": "block", "objective__random_from": "batch"},
-        {"train__precision": "bf16", "objective__target": "pixels", "objective__decoder_depth": "1"},
-        {"train__precision": "fp16", "objective__detail": "0.5", "optim__name": "sgd", "optim__clip_norm": "0"},
+        runs.slow({"train__precision": "bf16", "objective__target": "pixels", "objective__decoder_depth": "1"}),
+        runs.slow(
+            {"train__precision": "fp16", "objective__detail": "0.5", "optim__name": "sgd", "optim__clip_norm": "0"}
+        ),
     ],
-    ids=lambda changed: " ".join(changed.values()),
 )
 def test_pretraining_does_not_wait(changed: dict[str, str], source: str) -> None:
     assert pretrain(source, **changed) == {}
@@ -79,7 +80,7 @@ def first_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     ("changed", "waits"),
     [
         ({"train__precision": "bf16"}, {}),
-        ({"optim__name": "sgd"}, {"mpp/training/loop.py:check: item": 1}),  # torch has no fused one for shards
+        runs.slow({"optim__name": "sgd"}, {"mpp/training/loop.py:check: item": 1}),  # torch has no fused one for shards
     ],
 )
 def test_fsdp_does_not_wait(changed: dict[str, str], waits: dict[str, int], first_of_two: World, source: str) -> None:

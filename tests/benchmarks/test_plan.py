@@ -75,6 +75,7 @@ def test_a_config_of_the_pretraining_is_planned() -> None:
     assert plan.shape.parameters == 86_193_152
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", sorted((ROOT / "configs" / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_has_a_plan(config: Path) -> None:
     assert str(plan_of(read(f"--config {config} --device h200")))

@@ -154,7 +154,12 @@ def test_other_channels_run_end_to_end(channels: str, mean: str, predictions: in
 
 @pytest.mark.parametrize(
     ("target", "pos_embed"),
-    [("mean_colour", "none"), ("mean_colour", "sincos2d"), ("colour_4x4", "learned"), ("pixels", "learned")],
+    [
+        ("mean_colour", "none"),
+        runs.slow("mean_colour", "sincos2d"),
+        ("colour_4x4", "learned"),
+        ("pixels", "learned"),
+    ],
 )
 def test_it_learns_what_the_neighbours_show(target: str, pos_embed: str, tmp_path: Path) -> None:
     settings = {"objective__target": target, "model__pos_embed": pos_embed, "optim__lr": "5e-3"}
