@@ -3,7 +3,7 @@
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from mpp.data.sources.base import Placement, Source, SourceError, check_index
 from mpp.data.sources.files import file_place, file_state
+from mpp.data.sources.hdf5 import hdf5_name, open_hdf5
 from mpp.data.sources.in_memory import checked_labels
 from mpp.data.sources.names import Split, splits_among
 from mpp.data.sources.specs import spec_of
@@ -19,6 +20,19 @@ from mpp.data.sources.specs import spec_of
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
 """Of the images, in either byte order."""
 _SMALL = 2**16  # bytes of an image; a larger one costs more to copy than is saved by taking many at once
+
+
+def check_array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """The name of the type of an array that can be images. SourceError: it cannot, by its type or shape."""
+    native = dtype.newbyteorder("=").name
+    if native not in DTYPES:
+        raise SourceError(f"{name}: the array is {dtype}; images are one of {', '.join(DTYPES)}: convert it first")
+    if len(shape) not in (3, 4) or 0 in shape:
+        expected = "images x height x width (x channels), none of them 0"
+        raise SourceError(f"{name}: the array has the shape {shape}; expected {expected}")
+    if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 16:
+        raise SourceError(f"{name}: {shape} looks like NCHW; save it as NHWC, with np.moveaxis(array, 1, -1)")
+    return native
 
 
 class ArraySource(Source):
@@ -34,15 +48,7 @@ class ArraySource(Source):
     def __init__(self, name: str, path: Path, split: str = "") -> None:
         self.name, self.path, self.split = name, path, split
         self._images, labels = self._load()
-        shape, dtype = self._images.shape, self._images.dtype.newbyteorder("=").name
-        if dtype not in DTYPES:
-            given = self._images.dtype
-            raise SourceError(f"{name}: the array is {given}; images are one of {', '.join(DTYPES)}: convert it first")
-        if len(shape) not in (3, 4) or 0 in shape:
-            expected = "images x height x width (x channels), none of them 0"
-            raise SourceError(f"{name}: the array has the shape {shape}; expected {expected}")
-        if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 16:
-            raise SourceError(f"{name}: {shape} looks like NCHW; save it as NHWC, with np.moveaxis(array, 1, -1)")
+        dtype = check_array(name, self._images.shape, self._images.dtype)
         checked = (None, None) if labels is None else checked_labels(name, labels, len(self))
         notes = [f"the split {split} alone"] if split else []
         super().__init__(name, *checked, note="; ".join(notes if dtype == "uint8" else [*notes, dtype]))
@@ -124,8 +130,13 @@ class ArraySource(Source):
         yield file_state(self.path, times) + self.split
 
 
-def open_array(spec: str, path: Path) -> dict[Split, Callable[[], ArraySource]]:
-    """What opens each split of an array file: an .npz with `train_images`, `test_images` and the like has several."""
+def open_array(spec: str, path: Path) -> Mapping[Split, Callable[[], Source]]:
+    """What opens each split of an array file: an .npz with `train_images`, `test_images` and the like has several.
+
+    An HDF5 file is known by its name, `FILE.h5` or `FILE.h5:DATASET` (see `open_hdf5`).
+    """
+    if named := hdf5_name(str(path)):
+        return open_hdf5(spec, Path(named[0]), named[1])
     try:
         with zipfile.ZipFile(path) as archive:
             members = [name.removesuffix("_images.npy") for name in archive.namelist() if name.endswith("_images.npy")]

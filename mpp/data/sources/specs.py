@@ -24,7 +24,7 @@ _EXAMPLES = {
     "cifar100": "cifar100:DIR",
     "demo": "demo",
 }
-_ENDINGS = {"array": (".npy", ".npz"), "csv": (".csv", ".tsv"), "shards": (".tar", ".tgz", ".tar.gz")}
+_ENDINGS = {"array": (".npy", ".npz", ".h5", ".hdf5"), "csv": (".csv", ".tsv"), "shards": (".tar", ".tgz", ".tar.gz")}
 _PLUS = " + "
 _TOKEN = re.compile(rf"{QUOTED}|{re.escape(_PLUS)}", re.DOTALL)
 _WEIGHTED = re.compile(r"([^\s:*/]+)\s*\*\s*(\S.*)", re.DOTALL)
