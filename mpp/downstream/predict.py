@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mpp.data.loader import sequential
+from mpp.data.sources.dicom import with_frames
 from mpp.data.sources.files import FileSource
 from mpp.data.sources.names import is_hidden, is_image, printable
 from mpp.data.transform import EvalTransform, normalise
@@ -64,13 +65,14 @@ def _predictions(
     device = choose_device(config.device, World(), "device")
     model = build(weights, device=device).eval()
     settle_kernel("auto", "", task_of(model, _BATCH, False, device, torch.float32), model)
-    source, transform = FileSource("images", Path(), paths), EvalTransform(weights.image_hw, weights.framing)
+    source = with_frames(FileSource("images", Path(), paths))
+    transform = EvalTransform(weights.image_hw, weights.framing)
     # A few images are read sooner than loader processes start.
-    workers = worker_count(-1, 1) if len(paths) > 2 * _BATCH else 0
-    batches = sequential(source, transform, weights.reading, range(len(paths)), batch_size=_BATCH, workers=workers)
+    workers = worker_count(-1, 1) if len(source) > 2 * _BATCH else 0
+    batches = sequential(source, transform, weights.reading, range(len(source)), batch_size=_BATCH, workers=workers)
     names, decoded = weights.classes, 0
     assert names is not None
-    with Progress("predicting", len(paths), lines=bool(config.out)) as progress:  # else the predictions are lines
+    with Progress("predicting", len(source), lines=bool(config.out)) as progress:  # else the predictions are lines
         for batch in batches:
             for bad in batch["bad"]:
                 say(f"cannot be decoded: {bad}")
@@ -80,11 +82,12 @@ def _predictions(
                 probability = logits.float().softmax(dim=1).cpu().numpy()
                 best = np.argsort(-probability, axis=1, kind="stable")[:, :top]
                 for index, row, classes in zip(batch["index"].tolist(), probability, best, strict=True):
-                    yield paths[index], [(names[number], float(row[number])) for number in classes]
+                    path = source.location(index).removeprefix(f".{os.sep}")
+                    yield path, [(names[number], float(row[number])) for number in classes]
                 decoded += len(best)
             progress.add(len(batch["images"]) + len(batch["bad"]))
     if not decoded:
-        raise RunError(f"none of the {len(paths)} images could be decoded")
+        raise RunError(f"none of the {len(source)} images could be decoded")
 
 
 def _paths(image: str) -> list[str]:

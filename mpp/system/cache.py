@@ -24,7 +24,7 @@ from mpp.system.files import cache_folder, claimed
 from mpp.system.files import remove as remove_path
 
 KINDS = {
-    "index": "where images lie in tars",
+    "index": "where images lie in tars and in DICOM files of several frames",
     "unpacked": "tars out of .tar.gz",
     "kept": "images fetched of remote shards (data.keep)",
     "pixels": "decoded pixels (data.cache)",

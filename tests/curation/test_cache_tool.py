@@ -35,7 +35,7 @@ def test_it_says_what_lies_there(folder: Path, capsys: pytest.CaptureFixture[str
     assert head == f"{folder}: 2 MB, of at most 1 GB (MPP_CACHE_LIMIT, by default 80% of the disk)"
     assert [line.split()[:3] for line in lines] == [["index", "1.5", "kB"], ["unpacked", "2", "MB"]]
     first, last = (time.strftime("%Y-%m-%d", time.localtime(86_400 * 365 * year)) for year in (1, 2))
-    assert lines[0].endswith(f"2 used {first} to {last}: where images lie in tars")
+    assert lines[0].endswith(f"2 used {first} to {last}: where images lie in tars and in DICOM files of several frames")
     assert said(capsys, "--files")[2:4] == [f"    {folder / (key * 32)}.index" for key in "ab"]
     assert len(list(folder.iterdir())) == 4
 

@@ -123,7 +123,7 @@ def test_a_test_split_that_cannot_be_opened_is_no_reason_to_stop_and_warnings_of
     pictures(tmp_path / "data" / "train", 2)
     (tmp_path / "data" / "test").mkdir()
     for number in range(3):
-        (tmp_path / "data" / "train" / f"{number}.heic").touch()
+        (tmp_path / "data" / "train" / f"{number}.jp2").touch()
     code, lines, report = check(tmp_path / "data")
     assert code == 0
     assert under(lines, "test split")[0].startswith("cannot be opened: folder:")

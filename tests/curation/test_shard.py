@@ -88,11 +88,11 @@ def test_bad_files_are_left_out_and_named(images: Path, tmp_path: Path, capsys: 
     with (images / "class 0" / "huge.jpg").open("wb") as file:
         file.truncate(2**36)
     for number in range(100):
-        (images / f"{number}.avif").touch()
+        (images / f"{number}.jp2").touch()
     assert pack(images, tmp_path / "out", "--shard-images", "7", "--max-bad", "5%") == 0
     said = capsys.readouterr()
     assert "bad_files.csv" in said.out
-    assert "\nWARNING: 100 pictures ignored, such as 0.avif: only files that end in jpg " in said.err
+    assert "\nWARNING: 100 pictures ignored, such as 0.jp2: only files that end in jpg " in said.err
     held = manifest(tmp_path / "out")
     assert (held["images"], held["bad_files"]) == (40, dict.fromkeys(bad.values(), 1))
     assert "max_image_mb" not in held["settings"]  # so that a packing of before there was a limit goes on

@@ -187,3 +187,27 @@ def smooth(subsampling: str, turn: int) -> bytes:
     """Soft colours, as of a photograph out of focus."""
     image = Image.fromarray(noise((4, 6, 3))).resize((WIDE, HIGH), Image.Resampling.BICUBIC)
     return encoded(image, "JPEG", quality=90, subsampling=subsampling, exif=exif(turn))
+
+
+def as_dicom(values: np.ndarray, **tags: Any) -> bytes:
+    """A DICOM file of uint16 values (H, W), or (frames, H, W), of 12 stored bits unless `tags` say otherwise."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+    image = pydicom.Dataset()
+    image.file_meta = pydicom.dataset.FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = "1.2.3"
+    image.Rows, image.Columns = values.shape[-2:]
+    image.SamplesPerPixel, image.PixelRepresentation, image.PhotometricInterpretation = 1, 0, "MONOCHROME2"
+    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
+    if values.ndim == 3:
+        image.NumberOfFrames = len(values)
+    for name, value in tags.items():
+        setattr(image, name, value)
+    image.HighBit = image.BitsStored - 1
+    image.PixelData = values.astype("<u2").tobytes()
+    out = io.BytesIO()
+    image.save_as(out, enforce_file_format=True)
+    return out.getvalue()

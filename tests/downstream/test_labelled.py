@@ -83,13 +83,13 @@ def test_settings_are_chosen_on_a_validation_split(tmp_path: Path) -> None:
 def test_a_fifth_is_held_out_where_there_is_no_test_split(tmp_path: Path) -> None:
     spec = write(tmp_path, *(f"a/{i}.png" for i in range(10)), *(f"b/{i}.png" for i in range(3)), "c/0.png")
     for i in range(100):
-        (tmp_path / f"a/{i}.heic").touch()
+        (tmp_path / f"a/{i}.jp2").touch()
     opened = open_labelled(spec)
     assert opened.test is opened.train
     assert sizes(opened.train_labels, 3) == [8, 2, 1]
     assert sizes(opened.test_labels, 3) == [2, 1, 0]
     assert not set(opened.train_indices) & set(opened.test_indices)
-    assert opened.notes[0].startswith("100 pictures ignored, such as 0.heic: ")
+    assert opened.notes[0].startswith("100 pictures ignored, such as 0.jp2: ")
     assert opened.notes[1:] == (
         f"{spec} has no test split of its own: a fifth of it, 3 images, is held out",
         "1 class has no test images: c",

@@ -4,7 +4,8 @@
   whatever it warns of: Pillow.
 - TIFF of 8 bits, or 16 in grey, of 1, 3 or 4 channels: Pillow. Any other: tifffile and imagecodecs (tiff.py).
 - PNG: Pillow; with 16 bits and more than 1 channel, which Pillow would reduce to 8 bits: imagecodecs.
-- BMP, GIF, WebP, PPM: Pillow. PPM of more than 8 bits, .npy and arrays: NumPy, here.
+- DICOM: pydicom (dicom.py). HEIC: Pillow, with pillow-heif.
+- BMP, GIF, WebP, AVIF, PPM: Pillow. PPM of more than 8 bits, .npy and arrays: NumPy, here.
 
 Then to_uint8.py scales to 8 bits the channels that are asked for, and picture.py turns the image upright.
 """
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from mpp.data.decoding.bad_image import LEAST_BYTES, BadImage, check_size, one_line, raises_bad_image
+from mpp.data.decoding.dicom import is_dicom, open_dicom
 from mpp.data.decoding.jpeg import exif_orientation, open_jpeg
 from mpp.data.decoding.picture import Picture
 from mpp.data.decoding.tiff import MAGIC as TIFF
@@ -29,6 +31,7 @@ from mpp.data.decoding.tiff import is_plain, open_tiff
 from mpp.data.decoding.to_uint8 import RawValues
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import past_limit
+from mpp.data.sources.names import lacking
 from mpp.system.process import silence_libtiff, without_warnings
 
 # Left to choose, Pillow would hand PostScript in a .jpg to an interpreter.
@@ -64,6 +67,8 @@ def open_picture(data: bytes | np.ndarray, options: DecodeOptions) -> Picture:
         picture = open_jpeg(data, options, lambda: _from_pillow(data, options).raw_values())
         if picture is not None:
             return picture
+    if is_dicom(data):
+        return open_dicom(data, options)
     if data[:6] == _NPY:
         return _from_npy(data, options)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
@@ -147,7 +152,8 @@ def _from_pillow(data: bytes, options: DecodeOptions) -> Picture:
     # Pillow warns of odd metadata, and in a worker such a warning would only reach the terminal.
     with without_warnings():
         try:
-            image: Any = Image.open(io.BytesIO(data), formats=_PILLOW)
+            formats = _heif_formats(data) if data[4:8] == b"ftyp" else _PILLOW
+            image: Any = Image.open(io.BytesIO(data), formats=formats)
             # A PNG of 16 bits that Pillow would reduce to 8.
             wide = image.format == "PNG" and data[24] == 16 and image.mode != "I;16"
             check_size(image.width, image.height, options, 2 * len(image.getbands()) if wide else 1)
@@ -171,7 +177,7 @@ def _from_pillow(data: bytes, options: DecodeOptions) -> Picture:
 
     def read() -> RawValues:
         nonlocal image
-        opened = image if image is not None else Image.open(io.BytesIO(data), formats=_PILLOW)
+        opened = image if image is not None else Image.open(io.BytesIO(data), formats=formats)
         image = None  # so that Pillow's pixels are freed once they are read
         with without_warnings():
             if opened.format == "PNG":
@@ -184,6 +190,19 @@ def _from_pillow(data: bytes, options: DecodeOptions) -> Picture:
             return RawValues(values, alpha=values.ndim == 3 and values.shape[2] in (2, 4))
 
     return Picture((image.height, image.width), form, read, options, orientation)
+
+
+def _heif_formats(data: bytes) -> tuple[str, ...]:
+    """What Pillow reads a HEIC or AVIF as. Raises BadImage where what it needs is not installed."""
+    brands = data[8 : min(int.from_bytes(data[:4]), 256)]
+    kind, extra = ("AVIF", "pillow") if b"avif" in brands or b"avis" in brands else ("HEIF", "heif")
+    if command := lacking(extra):
+        raise BadImage(f"a{'n' * (kind == 'AVIF')} {kind} image, which needs: {command}", "not an image")
+    if kind == "HEIF":
+        import pillow_heif  # slow to import, and few need it
+
+        pillow_heif.register_heif_opener()
+    return (kind,)
 
 
 def _values(image: Image.Image) -> RawValues:
@@ -230,6 +249,9 @@ def _check_png(data: bytes) -> None:
 def _orientation(image: Any, data: bytes) -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns it by itself
+    if image.format == "HEIF":  # libheif turns it by these boxes, beside which EXIF does not count
+        turned = b"irot" in data or b"imir" in data
+        return 1 if turned else image.info.get("original_orientation") or 1
     if image.format == "PNG" and "Raw profile type exif" not in image.info:
         # Without this entry Pillow would decode the pixels, in search of EXIF behind them.
         body = next((data[start:end] for kind, start, end in _png_chunks(data) if kind == b"eXIf"), None)

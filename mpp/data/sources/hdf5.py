@@ -104,7 +104,9 @@ def open_hdf5(spec: str, path: Path, dataset: str) -> Mapping[Split, Callable[[]
     if not dataset:
         found = {name: _split_of(name) for name in arrays if _is_images(name)}
         splits = splits_among({split for split in found.values() if split})
-        inner = {split: next(name for name, own in found.items() if own == called) for split, called in splits.items()}
+        inner: dict[Split, str] = {
+            split: next(name for name, own in found.items() if own == called) for split, called in splits.items()
+        }
         if inner:
             return {split: partial(_open, spec, path, name, f"{name} alone") for split, name in inner.items()}
     files = _split_files(path)

@@ -2,11 +2,17 @@
 
 import os
 import re
+import shlex
+import sys
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+
+from mpp.errors import install
 
 Split = Literal["train", "val", "test"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
@@ -17,11 +23,13 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 """What splits are called, in any case; the likeliest first."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm", "npy")
 """File name endings that count as images; lower case."""
+EXTRA_OF = {"heic": "heif", "heif": "heif", "avif": "pillow", "dcm": "dicom", "dicom": "dicom"}
+"""Endings that count as images, too, and what must be installed to read them: an extra, or a newer Pillow."""
 LABEL_COLUMNS = ("label", "labels", "class", "target", "classname", "finelabel")
 """Columns of labels, as `folded` gives their names; the likeliest first."""
 
 _UNREAD_EXTENSIONS = (
-    *("heic", "heif", "avif", "jp2", "jxl", "dcm", "svg", "psd", "exr"),
+    *("jp2", "jxl", "svg", "psd", "exr"),
     *("dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2"),  # raw
 )
 _SYSTEM = frozenset(
@@ -38,7 +46,17 @@ def is_hidden(name: str) -> bool:
 def is_image(name: str) -> bool:
     """Whether a file name ends as an image's does."""
     _, dot, extension = name.rpartition(".")
-    return bool(dot) and extension.lower() in IMAGE_EXTENSIONS
+    return bool(dot) and (extension.lower() in IMAGE_EXTENSIONS or extension.lower() in EXTRA_OF)
+
+
+@cache
+def lacking(extra: str) -> str:
+    """The command that installs what reads these files (see `EXTRA_OF`); empty where it is installed."""
+    if extra == "pillow":
+        from PIL import features
+
+        return "" if features.check("avif") else f"{shlex.quote(sys.executable)} -m pip install -U pillow"
+    return "" if find_spec({"heif": "pillow_heif", "dicom": "pydicom"}[extra]) else install(extra)
 
 
 def is_picture(name: str) -> bool:

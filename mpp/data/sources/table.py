@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpp.data.sources.base import ClassNames, SourceError
+from mpp.data.sources.base import ClassNames, Source, SourceError
+from mpp.data.sources.dicom import with_frames
 from mpp.data.sources.files import FileSource, PathTable
 from mpp.data.sources.in_memory import numbered_classes
 from mpp.data.sources.names import LABEL_COLUMNS, SPLIT_NAMES, Split, folded, is_image, printable, splits_among
@@ -103,7 +104,7 @@ class Table:
             what = f"more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}"
             raise SourceError(f"{self.spec}: {what}; leave out the column, or name classes in it")
 
-    def open(self, split: Split = "train") -> FileSource:
+    def open(self, split: Split = "train") -> Source:
         """The images of a split; of all rows, where the file is not split.
 
         Raises SourceError: a label that is no class, or none of the first 100 images is there.
@@ -119,7 +120,8 @@ class Table:
         labels, classes = self._labels(rows, split)
         if labels is not None and (missing := int((labels < 0).sum())):
             notes.append(f"{missing:,} without a label")
-        return FileSource(self.spec, self.path.parent, paths, labels, classes, "; ".join(notes), groups)
+        source = FileSource(self.spec, self.path.parent, paths, labels, classes, "; ".join(notes), groups)
+        return with_frames(source)
 
     def _rows_of(self, name: str) -> np.ndarray:
         splits = np.frombuffer(self._splits, dtype=np.uint8)

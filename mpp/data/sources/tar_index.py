@@ -25,10 +25,10 @@ import numpy as np
 
 from mpp.data.sources.base import SourceError
 from mpp.data.sources.files import read_file
-from mpp.data.sources.names import IMAGE_EXTENSIONS, Ignored, is_hidden, is_image, is_picture
+from mpp.data.sources.names import EXTRA_OF, IMAGE_EXTENSIONS, Ignored, is_hidden, is_image, is_picture
 from mpp.system.files import write_whole
 
-INDEX_FORMAT = 3
+INDEX_FORMAT = 4
 """Of the stored form; a new number makes the old indices be made again."""
 BLOCK = 512
 """Members of a tar start at multiples of this."""
@@ -39,8 +39,8 @@ UNREADABLE = -2
 _LABELS = ("cls", "json")
 _HEADER = struct.Struct("<8sQQQQQ")
 _MAGIC = b"mpp idx%d" % INDEX_FORMAT
-_BEFORE = b"mpp idx2"
-"""Read, too, where no member was ignored, as of every shard of ours: making all indices again may take a day."""
+_BEFORE = (b"mpp idx2", b"mpp idx3")
+"""Read, too, where no picture was ignored, as of every shard of ours: making all indices again may take a day."""
 _MAX_SIZE = 2**32 - 1
 _MAX_BESIDE = 2**20  # bytes of a .cls, a .json or a long name
 _LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -82,7 +82,7 @@ class TarIndex:
         if len(data) < _HEADER.size:
             return None
         magic, checksum, number, ignored, pictures, size = _HEADER.unpack_from(data)
-        if magic != _MAGIC and (magic != _BEFORE or ignored or pictures):
+        if magic != _MAGIC and (magic not in _BEFORE or pictures or (magic == _BEFORE[0] and ignored)):
             return None
         end = _HEADER.size + 12 * number
         if size != tar_size or not end <= len(data) <= end + _MAX_BESIDE or zlib.crc32(data[16:]) != checksum:
@@ -209,7 +209,7 @@ def _split_name(name: str) -> tuple[str, str, str]:
     base = parts[-1] if parts else ""
     short, _, extension = base.partition(".")
     key = short
-    if extension.lower() not in (*IMAGE_EXTENSIONS, *_LABELS) and "." in extension:
+    if extension.lower() not in (*IMAGE_EXTENSIONS, *EXTRA_OF, *_LABELS) and "." in extension:
         key, _, extension = base.rpartition(".")
     return folder + short, folder + key, extension.lower()
 

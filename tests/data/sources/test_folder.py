@@ -2,6 +2,7 @@ import os
 import pickle
 import shutil
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,12 +155,92 @@ def test_folders_nested_deeper_than_functions(tmp_path):
 
 def test_pictures_that_are_not_read_are_a_warning(tmp_path):
     for i in range(100):
-        for extension in ("HEIC", "txt", "jpg"):
+        for extension in ("JP2", "txt", "jpg"):
             (tmp_path / f"{i:03d}.{extension}").touch()
     (warning,) = open_source(f"folder:{tmp_path}").warnings
-    assert warning.startswith("100 pictures ignored, such as 000.HEIC: only files that end in jpg ")
-    (tmp_path / "000.HEIC").unlink()
+    assert warning.startswith("100 pictures ignored, such as 000.JP2: only files that end in jpg ")
+    (tmp_path / "000.JP2").unlink()
     assert open_source(f"folder:{tmp_path}").warnings == ()  # fewer than a hundred, and than those that are read
     for i in range(2, 100):
         (tmp_path / f"{i:03d}.jpg").unlink()
     assert len(open_source(f"folder:{tmp_path}").warnings) == 1
+
+
+def pictures(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+LAYOUTS: dict[
+    str, tuple[list[str], dict[str, int], str]
+] = {  # files, images by split, what the first warning begins with
+    "YOLO": (
+        ["data.yaml", "images/train/1.jpg", "images/val/2.jpg", "labels/train/1.txt", "labels/val/2.txt"],
+        {"train": 1, "test": 1},
+        "",
+    ),
+    "YOLO, not split": (["data.yaml", "images/1.jpg", "images/a/2.jpg", "images/b/3.jpg"], {"train": 3}, ""),
+    "Roboflow": (
+        ["train/images/1.jpg", "train/labels/1.txt", "valid/images/2.jpg", "valid/labels/2.txt", "test/images/3.jpg"],
+        {"train": 1, "val": 1, "test": 1},
+        "",
+    ),
+    "COCO": (
+        ["annotations/instances.json", "images/train2017/1.jpg", "images/train2017/2.jpg", "images/val2017/3.jpg"],
+        {"train": 2, "test": 1},
+        "",
+    ),
+    "COCO without images/": (
+        [
+            "annotations/a.json",
+            "train2014/1.jpg",
+            "train2017/1.jpg",
+            "train2017/2.jpg",
+            "val2017/3.jpg",
+            "unlabeled2017/4.jpg",
+        ],
+        {"train": 2, "test": 1},
+        "",
+    ),
+    "COCO, two sets to learn from": (["train2017/1.jpg", "unlabeled2017/2.jpg"], {"train": 2}, ""),
+    "masks": (
+        ["images/1.jpg", "images/2.jpg", "Masks/1.png", "Masks/2.png"],
+        {"train": 2},
+        "pictures beside images are taken for masks and not read: 2 in Masks/",
+    ),
+    "masks of splits": (
+        ["train/images/1.jpg", "train/gt/1.png", "val/images/2.jpg", "val/gt/2.png"],
+        {"train": 1, "test": 1},
+        "pictures beside images are taken for masks and not read: 1 in gt/",
+    ),
+    "Pascal VOC": (
+        ["JPEGImages/1.jpg", "SegmentationClass/1.png", "Annotations/1.xml", "ImageSets/Main/train.txt"],
+        {"train": 1},
+        "pictures beside images are taken for masks and not read: 1 in SegmentationClass/",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_data_sets_for_detection_and_segmentation_are_unlabelled_images(layout: str, tmp_path: Path) -> None:
+    files, counts, warning = LAYOUTS[layout]
+    pictures(tmp_path, *files)
+    splits = open_splits(f"folder:{tmp_path}")
+    assert {split: len(source) for split, source in splits.items()} == counts
+    for source in splits.values():
+        assert source.classes is None
+        assert "".join(source.warnings).startswith(warning)
+
+
+def test_masks_of_each_patient_are_passed_over(tmp_path: Path) -> None:
+    pictures(tmp_path, *(f"{patient}/{kind}/1.png" for patient in "ab" for kind in ("images", "masks")))
+    source = open_splits(f"folder:{tmp_path}")["train"]
+    assert (source.classes, len(source)) == (("a", "b"), 2)
+    assert source.warnings == ("pictures beside images are taken for masks and not read: 2 in masks/",)
+
+
+def test_a_class_may_be_called_masks(tmp_path: Path) -> None:
+    pictures(tmp_path, "masks/1.jpg", "hats/2.jpg", "labels/3.jpg")
+    source = open_splits(f"folder:{tmp_path}")["train"]
+    assert (source.classes, source.warnings) == (("hats", "labels", "masks"), ())

@@ -29,7 +29,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def check(source: Source, images: np.ndarray, labels: np.ndarray | None) -> None:
-    assert np.array_equal([source.image(index) for index in range(len(source))], images)
+    assert np.array_equal([np.asarray(source.image(index)) for index in range(len(source))], images)
     found = source.labels()
     assert (found is None) if labels is None else (found is not None and found.tolist() == labels.tolist())
 
