@@ -8,6 +8,26 @@ import importlib
 from typing import Any
 
 _HOME = {
+    # the tools
+    "pretrain": "mpp.api",
+    "finetune": "mpp.api",
+    "fewshot": "mpp.api",
+    "probe": "mpp.api",
+    "predict": "mpp.api",
+    "convert": "mpp.api",
+    "visualize": "mpp.api",
+    "study": "mpp.api",
+    "shard": "mpp.api",
+    "check_data": "mpp.api",
+    "load": "mpp.api",
+    "Result": "mpp.results",
+    "RunResult": "mpp.results",
+    # what they raise
+    "UserError": "mpp.errors",
+    "ConfigError": "mpp.errors",
+    "RunError": "mpp.errors",
+    "TryLater": "mpp.errors",
+    "Stopped": "mpp.errors",
     # images
     "open_source": "mpp.data.sources.opening",
     "Source": "mpp.data.sources.base",

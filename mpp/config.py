@@ -12,15 +12,15 @@ import functools
 import json
 import os
 import re
-import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from mpp.config_files import config_file, dump_yaml, load_yaml
+from mpp.config_help import print_help
 from mpp.errors import ConfigError, without_credentials
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str, aliase
     tool = prog.rpartition(" ")[2].replace("-", "_")
     settings = _read(cls, config_file(files[0][0], tool), aliases) if files else []
     if "help" in names:
-        _print_help(_rebuilt(cls(), settings), prog, description)
+        print_help(_rebuilt(cls(), settings), prog, description)
     kinds = _kinds(cls)
     settings += [_resolve(flag, kinds, aliases) for flag in flags if flag.name != "config"]
     return _rebuilt(cls(), settings)
@@ -67,6 +67,62 @@ def version() -> str:
     """The package's version."""
     found = next(iter(metadata.distributions(name="mpp")), None)  # none where its source is on sys.path
     return found.version if found else "(not installed)"
+
+
+def from_values(
+    cls: type[T],
+    config: Any,
+    values: Mapping[str, Any],
+    aliases: Mapping[str, str],
+    tool: str,
+    converted: Callable[[str, Any], Any] = lambda name, value: value,
+) -> T:
+    """Builds `cls` as `parse` does, from Python: numbers, bools, texts, lists and None instead of words.
+
+    `config`: None, the name of a shipped config of the `tool`, the path of a YAML file, a mapping, or a `cls`; the
+    `values` go on top, by dotted names, or nested. `converted(name, value)` is taken instead of a value.
+    Raises ConfigError, in one line, for a bad setting or file.
+    """
+    start, kinds = config if isinstance(config, cls) else cls(), _kinds(cls)
+    settings: list[_Setting] = []
+    if isinstance(config, str | os.PathLike):
+        settings = _read(cls, config_file(os.fspath(config), tool), aliases)
+    elif config is not None and not isinstance(config, Mapping | cls):
+        what = f"a name, a path, a dict or a {cls.__name__}"
+        raise ConfigError(f"config: takes {what}, got {type(config).__name__}")
+
+    def walk(tree: Mapping[str, Any], prefix: str = "") -> None:
+        for key, value in tree.items():
+            name = f"{prefix}{key}"
+            if dataclasses.is_dataclass(kinds.get(name)):
+                value = to_dict(value) if isinstance(value, kinds[name]) else value
+                if isinstance(value, Mapping):
+                    walk(value, f"{name}.")
+                    continue
+            setting = _resolve(_Setting(name, name, []), kinds, aliases)
+            settings.append(setting._replace(tokens=_texts(setting, converted(setting.name, value))))
+
+    walk(config if isinstance(config, Mapping) else {})
+    walk(values)
+    return _rebuilt(start, settings)
+
+
+def _texts(setting: _Setting, value: Any) -> list[Any]:
+    """A Python value as the words of a command line. Raises ConfigError for one that has none."""
+    several = isinstance(value, list | tuple | set | range) or (hasattr(value, "tolist") and hasattr(value, "__len__"))
+    given: Sequence[Any] = [*value] if several else [value]
+    texts: list[Any] = []
+    for one in given:
+        plain = one.item() if hasattr(one, "item") else one  # of NumPy's numbers
+        if isinstance(plain, os.PathLike):
+            texts.append(os.fspath(plain))
+        elif isinstance(plain, str | None):
+            texts.append(plain)
+        elif isinstance(plain, bool | int | float):
+            texts.append(str(plain).lower() if isinstance(plain, bool) else repr(plain))
+        else:
+            raise ConfigError(f"{setting.label}: takes numbers, texts and lists of these, got {type(plain).__name__}")
+    return texts
 
 
 def from_file(cls: type[T], path: Path) -> T:
@@ -180,19 +236,20 @@ def _resolve(setting: _Setting, kinds: Mapping[str, Any], aliases: Mapping[str, 
     if full in settings:
         return setting._replace(name=full)
     positive = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", full)
-    if not setting.file and kinds.get(positive) is bool:
+    flag = setting.label.startswith("-")
+    if flag and kinds.get(positive) is bool:
         if setting.tokens:
             raise ConfigError(f"{setting.label}: takes no value, got {_quoted(setting.tokens)}")
         return setting._replace(name=positive, tokens=["false"])
 
     def shown(name: str) -> str:
-        return name if setting.file else "--" + name.replace("_", "-")
+        return "--" + name.replace("_", "-") if flag else name
 
     message = f"{setting.file}: no setting {full!r}" if setting.file else f"no setting {setting.label!r}"
     if full in kinds:
         inside = ", ".join([shown(name) for name in settings if name.startswith(f"{full}.")][:3])
         raise ConfigError(f"{message}: it is a group of settings, such as {inside}")
-    others = set(kinds) if setting.file else {"config", "help", "version"}
+    others = {"config", "help", "version"} if flag else {*kinds, *(["config"] if not setting.file else [])}
     near = " or ".join(f"'{shown(name)}'" for name in _nearest(full, sorted({*settings, *aliases, *others})))
     raise ConfigError(f"{message}; " + (f"did you mean {near}?" if near else "--help lists them all"))
 
@@ -285,28 +342,3 @@ def _accepts(kind: Any) -> str:
         return f"{'a list of' if inner[-1] is Ellipsis else len(inner)} {plural}"
     each = _accepts(inner[0])
     return each.replace("one of", "one or more of") if each.startswith("one of") else f"one or more, each {each}"
-
-
-def _print_help(config: Any, prog: str, description: str) -> NoReturn:
-    """Prints tyro's help, with the values of `config` as the defaults, and exits."""
-    import tyro  # takes as long as all the rest
-
-    file = tyro.conf.arg(
-        metavar="FILE",
-        help="Settings: a YAML file, or a shipped config by its name, such as base. Flags override it.",
-        help_behavior_hint="",
-    )
-    version = tyro.conf.arg(help="show the version and exit", help_behavior_hint="")
-    fields = [
-        ("version", Annotated[bool, tyro.conf.FlagCreatePairsOff, version], False),
-        ("config", Annotated[str, file], ""),
-        ("settings", Annotated[type(config), tyro.conf.arg(name="")], config),
-    ]
-    arguments = dataclasses.make_dataclass("Arguments", fields)
-    try:
-        with contextlib.suppress(SystemExit):
-            tyro.cli(arguments, args=["--help"], prog=prog, description=description)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `--help | head`: Python must not fail again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(0)

@@ -31,6 +31,12 @@ class TryLater(UserError):
     exit_code = 75  # EX_TEMPFAIL
 
 
+class Stopped(UserError):
+    """A run, called from Python, that was asked to stop and has saved itself; the same call goes on with it."""
+
+    exit_code = 75
+
+
 class Unreachable(OSError):
     """A remote store gives no answer, after several tries: no fault of the images."""
 

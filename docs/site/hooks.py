@@ -100,6 +100,10 @@ def api_page() -> str:
     for line in source.splitlines():
         if line.strip().startswith("#"):
             lines.append(f"## {line.strip(' #').capitalize()}\n")
+        elif found := re.match(r'\s+"(\w+)": "mpp.api"', line):
+            tool = TOOLS.get(found[1])
+            about = f"{tool.about} Settings: [{found[1]}](settings.md#{found[1]})." if tool else ""
+            lines.append(f"### {found[1]}\n\n{about}\n" if tool else f"::: mpp.api.{found[1]}\n")
         elif named := re.match(r'\s+"(\w+)": "([\w.]+)"', line):
             lines.append(f"::: {named[2]}.{named[1]}\n")
     return "\n".join(lines)

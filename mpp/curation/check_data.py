@@ -36,6 +36,7 @@ from mpp.objective.objective import Survey, survey_targets
 from mpp.objective.target import build_target
 from mpp.pretraining.step import SURVEY_BATCH, SURVEY_IMAGES, survey_batches
 from mpp.system.files import make_folder, one_writer, write_csv, write_whole
+from mpp.system.outcome import Outcome
 from mpp.system.progress import Progress
 from mpp.training.bad_files import HEAD, MIN_IMAGES, by_kind
 
@@ -127,16 +128,16 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
         warnings.append(survey.warning)
     lines += [f"WARNING: {warning}" for warning in warnings]
     lines.append(f"a run would not start: {why}" if why else "a run would start")
+    report = check_report.facts(source, scanned, classes, found, reading)
+    report |= {"near_duplicates": check_report.near_facts(near, sources), "groups": grouped.facts()}
+    report |= {"targets": _survey_facts(survey), "warnings": warnings, "rates": rates}
+    report |= {"would_start": not why, "why": why}
     if out:
-        report = check_report.facts(source, scanned, classes, found, reading)
-        report |= {"near_duplicates": check_report.near_facts(near, sources), "groups": grouped.facts()}
-        report |= {"targets": _survey_facts(survey), "warnings": warnings, "rates": rates}
-        report |= {"would_start": not why, "why": why}
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         with _writing(out):
             write_whole(out / "report.json", text.encode("utf-8", "backslashreplace"))
     print("\n".join(lines))
-    return 1 if why else 0
+    return Outcome(1 if why else 0, report)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import mpp.system.torchvision_import  # noqa: F401
 from mpp.data.batch_resize import crop_and_resize, is_small
 from mpp.data.decoding import Picture, open_picture
 from mpp.data.settings import DataConfig, DecodeOptions, Framing
+from mpp.data.sources.held import as_image
 from mpp.errors import UserError
 from mpp.system.process import global_draws
 
@@ -174,6 +176,27 @@ class EvalTransform(Transform):
             image = filled
         top, left = (round((side - target) / 2) for side, target in zip(image.shape[1:], self.image_hw, strict=True))
         return image[:, top : top + target_h, left : left + target_w].contiguous()
+
+
+class ImageTransform:
+    """What a model is evaluated on: an image, as `as_image` takes it, to float32 (C, H, W), normalised.
+
+    Raises BadImage for an image that cannot be used, OSError for a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        image_hw: tuple[int, int],
+        framing: Framing,
+        reading: DecodeOptions,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        self.frame, self.reading, self.mean, self.std = EvalTransform(image_hw, framing), reading, mean, std
+
+    def __call__(self, image: Any) -> Tensor:
+        pixels = self.frame(open_picture(as_image(image), self.reading))
+        return normalise(pixels[None], self.mean, self.std)[0]
 
 
 def _as_picture(image: Picture | np.ndarray) -> Picture:

@@ -30,6 +30,7 @@ from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
 from mpp.downstream.settings import FewshotRecipe, ProbeRecipe
 from mpp.errors import RunError, UserError
 from mpp.system.files import make_folder, write_csv
+from mpp.system.outcome import Outcome
 from mpp.training.parallel import choose_precision
 from mpp.training.run_folder import once_a_machine, processes
 from mpp.weights.opening import open_weights
@@ -48,9 +49,11 @@ def fewshot(config: FewshotRecipe) -> int:
         RunError: images or features that cannot be used.
     """
     results = fewshot_results(config)
+    chosen = _choose(results)
+    rows = [*_fewshot_rows(results, chosen)]
     if config.out and dist.world_from_environment().main:
-        folder, chosen = Path(config.out).expanduser(), _choose(results)
-        _write(folder / "fewshot.csv", _fewshot_rows(results, chosen))
+        folder = Path(config.out).expanduser()
+        _write(folder / "fewshot.csv", rows)
         last = {readout.init: readout.layer for readout in results}  # ascending within each encoder
         shown = {of.name: result.estimates for of, result in results.items() if of.layer == last[of.init]}
         shown |= {f"{init} (chosen)": result.estimates for init, (result, _) in chosen.items()}
@@ -59,7 +62,12 @@ def fewshot(config: FewshotRecipe) -> int:
         if "layers.png" in files:
             plot_layers(folder / "layers.png", {of: result.estimates for of, result in results.items()})
         print(f"\nwritten: {', '.join(str(folder / name) for name in files)}")
-    return 0
+    figures = {
+        f"{of.name}, {count(n, 'shot')}": each.mean
+        for of, result in results.items()
+        for n, each in result.estimates.items()
+    }
+    return Outcome(0, figures, fewshot=rows)
 
 
 def _fewshot_files(config: FewshotRecipe) -> tuple[str, ...]:
@@ -171,7 +179,8 @@ def probe(config: ProbeRecipe) -> int:
         if world.main and config.out:
             _write(path, _probe_rows(config, results))
             print(f"\nwritten: {path}")
-    return 0
+    figures = {of.name: result.top1 for of, result in results.items()}
+    return Outcome(0, figures, probe=_probe_rows(config, results))
 
 
 def _probe_text(result: ProbeResult, lost: int, chosen_on: str) -> str:

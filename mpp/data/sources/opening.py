@@ -14,6 +14,7 @@ from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.cifar import open_cifar
 from mpp.data.sources.demo import open_demo
 from mpp.data.sources.folder import open_folder
+from mpp.data.sources.held import held
 from mpp.data.sources.hf_dataset import HfDataset
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.names import Split, home_expanded
@@ -86,6 +87,8 @@ def _openers(spec: str, download: bool, expected: Sequence[str], keep: bool) -> 
         return {split: partial(open_demo, split) for split in _BOTH}
     if kind in ("cifar10", "cifar100"):
         return {split: partial(open_cifar, kind, path, split, download) for split in _BOTH}
+    if kind == "python":
+        return {"train": partial(held, spec)}
     if kind == "shards":
         return {"train": lambda: open_shards(spec, argument, keep)}
     if kind == "array":
