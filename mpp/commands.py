@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mpp.curation.settings import CacheRecipe, CheckRecipe, ShardRecipe
-from mpp.downstream.settings import FewshotRecipe, FinetuneConfig, PredictRecipe, ProbeRecipe
+from mpp.downstream.inference_settings import EmbedRecipe, PredictRecipe, check_embed
+from mpp.downstream.settings import FewshotRecipe, FinetuneConfig, ProbeRecipe
 from mpp.errors import ConfigError
 from mpp.pretraining.settings import ConvertRecipe, PretrainConfig
 from mpp.report.settings import VisualizeRecipe
@@ -127,6 +128,14 @@ TOOLS = {
             "images": "no images: name files or folders, such as predict --init runs/ft image.jpg",
         },
         {},
+    ),
+    "embed": Tool(
+        "Write features of images to a file, or find images that are alike in one.",
+        EmbedRecipe,
+        "mpp.downstream.embed:embed",
+        {},
+        {name: setting for name, setting in _ENCODER.items() if name != "cache"},
+        check=check_embed,
     ),
     "convert": Tool(
         "Write weights as a timm or Hugging Face folder, or as ONNX.",

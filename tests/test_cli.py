@@ -55,6 +55,11 @@ TOOLS: dict[str, tuple[list[str], str, str]] = {
     ),
     "probe": (["--kind {linear,knn}", "--l2 [FLOAT [FLOAT ...]]", "--layer INT"], "--kind", NO_ENCODER),
     "predict": (["--init STR", "--top INT"], "--top", "no model: give --init, such as --init runs/ft"),
+    "embed": (
+        ["--init STR", "--pool {mean,token,mean+token,none}"],
+        "--pool",
+        "no encoder: give --init, such as --init runs/first, or --index to look into features",
+    ),
     "convert": (
         ["--init STR", "--format {auto,timm,hf,onnx}"],
         "--init",

@@ -104,9 +104,14 @@ def test_the_python_of_the_guides_runs(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     config = mpp.ModelConfig("vit_tiny_patch16_224", depth=1)
     mpp.save_timm_folder(mpp.build_encoder(config), config, Path("runs/first/model"))
-    quickstart, method = ((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("quickstart", "method"))
+    quickstart, method, looking = (
+        (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("quickstart", "method", "looking")
+    )
     assert run_python(README)["features"].shape == run_python(quickstart)["features"].shape == (1, 192)
     assert run_python(method)["tokens"].shape == (8, 197, 384)
+    columns = {"name": ["a.png"] * 3, "label": ["a"] * 3, "split": ["train"] * 3}
+    np.savez("features.npz", features=np.eye(3), **columns)
+    assert run_python(looking)["plane"].shape == (3, 2)
 
 
 def test_the_python_about_data_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ import torch
 
 from mpp.curation import check_report, near_duplicates
 from mpp.curation.check_report import Classes, row
-from mpp.curation.contact_sheet import COLUMNS, ROWS, draw_sheet, draw_tiles, spread_over_classes
 from mpp.curation.duplicates import Duplicates
 from mpp.curation.scan import ScanResult, scan
 from mpp.curation.settings import CheckRecipe
@@ -31,6 +30,7 @@ from mpp.data.sources.names import Split, printable
 from mpp.data.sources.opening import open_splits
 from mpp.data.transform import TrainTransform
 from mpp.data.workers import worker_count
+from mpp.downstream.contact_sheet import COLUMNS, ROWS, draw_sheet, draw_tiles, spread_over_classes
 from mpp.errors import RunError
 from mpp.objective.objective import Survey, survey_targets
 from mpp.objective.target import build_target

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8, UInt64
 from scipy import fft
 
-from mpp.curation.contact_sheet import Tile
 from mpp.curation.scan import ScanResult
 from mpp.data.sources.base import Source
 from mpp.data.sources.names import Split, printable
+from mpp.downstream.contact_sheet import Tile
 
 MOST_BITS = 7
 HEAD = ("split", "index", "class", "file", "of_split", "of_index", "of_class", "of_file", "bits")
@@ -135,7 +135,7 @@ def shown(near: Near, sources: Mapping[Split, Source]) -> str:
 def tiles(found: list[Near], sources: Mapping[Split, Source]) -> list[Tile]:
     """Both images of each pair, for a sheet."""
     sides = (side for near in found for side in ((near.split, near.index), (near.of_split, near.of_index)))
-    return [(sources[split], index, f"{split} {_class(sources[split], index)}".rstrip()) for split, index in sides]
+    return [Tile(sources[split], index, f"{split} {_class(sources[split], index)}".rstrip()) for split, index in sides]
 
 
 def _class(source: Source, index: int) -> str:

@@ -8,7 +8,8 @@ normalisation, how images become pixels, arithmetic.
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from mpp import dist
 from mpp.data.loader import sequential
-from mpp.data.reader import Batch
+from mpp.data.reader import Bad, Batch
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.transform import TRANSFORM_VERSION, EvalTransform, Transform, normalise
@@ -39,7 +40,6 @@ from mpp.model.kernel_choice import EVALUATION_BATCH, settle_kernel, task_of
 from mpp.system.process import global_draws
 from mpp.system.progress import Progress
 from mpp.training.parallel import DTYPES, autocast
-from mpp.training.timing import synchronise
 from mpp.weights.base import Weights, build
 
 
@@ -69,22 +69,48 @@ def extract_features(
     `encode` takes uint8 (B, C, h, w) on the device and gives (B, d) of any float type. Without any image, as on a rank
     that has none to read, the shapes are (0, 0) and (0,). `tell` gets the number of each batch.
     """
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for features, index, _ in stream_features(lambda images: encode(images).float(), batches, device):
+        if len(index):
+            found.append((features, index))
+        tell(len(index))
+    if not found:
+        return np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)
+    return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+
+
+def stream_features(
+    encode: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device | str
+) -> Iterator[tuple[np.ndarray, Int64[np.ndarray, " b"], list[Bad]]]:
+    """Gives the features of each batch as `encode` makes them, the index of each row, and the images that are bad.
+
+    The features of a batch are handed on while the device is at the next one, so that it never idles.
+    """
     device = torch.device(device)
-    rows: list[Tensor] = []
-    index: list[Tensor] = []
-    with torch.inference_mode():
-        for batch in batches:
-            if len(batch["images"]):
-                encoded = encode(batch["images"].to(device, non_blocking=True))
-                # The copy back lands in pinned memory and is not waited for, so that the device never idles. Also on
-                # the CPU it is a copy: one token of each image, as a view, would keep all of them.
-                rows.append(encoded.float().to("cpu", non_blocking=True, copy=True))
-                index.append(batch["index"].clone())
-            tell(len(batch["index"]))
-        if not rows:
-            return np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.int64)
-        synchronise(device)
-        return torch.cat(rows).numpy(), torch.cat(index).numpy()
+    before: tuple[Tensor, np.ndarray, list[Bad]] | None = None
+    copied: Any = torch.cuda.Event() if device.type == "cuda" else None
+    for batch in batches:
+        rows = torch.empty(0)
+        if len(batch["images"]):
+            with torch.inference_mode():
+                rows = encode(batch["images"].to(device, non_blocking=True))
+        if before is not None:
+            yield _waited_for(copied, before)
+        if rows.numel():
+            # The copy back lands in pinned memory. Also on the CPU it is a copy: one token of each image, as a view,
+            # would keep all of them.
+            rows = rows.to("cpu", non_blocking=True, copy=True)
+        if copied:
+            copied.record()
+        before = rows, batch["index"].numpy().copy(), batch["bad"]
+    if before is not None:
+        yield _waited_for(copied, before)
+
+
+def _waited_for(copied: Any, of: tuple[Tensor, np.ndarray, list[Bad]]) -> tuple[np.ndarray, np.ndarray, list[Bad]]:
+    if copied:
+        copied.synchronize()
+    return of[0].numpy(), *of[1:]
 
 
 def extract_by_all(
@@ -163,7 +189,7 @@ class FrozenEncoder:
         self.pools: tuple[str, ...] = ("mean", "token", "mean+token") if self._has_token else ("mean",)
         self._attention = ""
         self._memory: list[tuple[Source, np.ndarray, dict[int, Features]]] = []
-        self._hash = weights_hash(self.model.state_dict()) if cache else ""
+        self._cache, self._hash = cache, ""
 
     def _from_the_end(self, layers: Sequence[int | Literal["all"]]) -> tuple[int, ...]:
         numbers = range(self.depth) if "all" in layers else [layer for layer in layers if layer != "all"]
@@ -185,18 +211,20 @@ class FrozenEncoder:
             return [row.float() for row in rows]
 
     def _pooled_tokens(self, pixels: Tensor) -> list[Tensor]:
-        prefix = self.model.num_prefix_tokens
+        tokens = self._tokens(pixels)
+        norms = [nn.Identity() if layer != -1 else self.model.fc_norm for layer in self.layers]  # the latter of some
+        pools: tuple[Literal["mean", "token"], ...] = ("mean", "token") if self._has_token else ("mean",)
+        return [
+            torch.cat([norm(pool(of.float(), self.model.num_prefix_tokens, how)).float() for how in pools], dim=1)
+            for of, norm in zip(tokens, norms, strict=True)
+        ]
+
+    def _tokens(self, pixels: Tensor) -> list[Tensor]:
+        """All tokens of each layer of a ViT, (B, tokens, D)."""
         below, last = self._outputs(pixels, return_prefix_tokens=True, output_fmt="NLC")
         # Of patch tokens alone, or of both kinds apart.
         tokens = [torch.cat([of[1], of[0]], dim=1) if isinstance(of, tuple) else of for of in below]
-        norms = [nn.Identity()] * len(tokens)
-        if last is not None:
-            tokens, norms = [*tokens, last], [*norms, self.model.fc_norm]  # of some the last norm, after pooling
-        pools: tuple[Literal["mean", "token"], ...] = ("mean", "token") if self._has_token else ("mean",)
-        return [
-            torch.cat([norm(pool(of.float(), prefix, how)).float() for how in pools], dim=1)
-            for of, norm in zip(tokens, norms, strict=True)
-        ]
+        return tokens if last is None else [*tokens, last]
 
     def _pooled_maps(self, pixels: Tensor) -> list[Tensor]:
         below, last = self._outputs(pixels)
@@ -219,24 +247,58 @@ class FrozenEncoder:
 
         def extract(source: Source, indices: Int64[np.ndarray, " n"]) -> Features:
             features, decoded = self._by_layer(source, indices)[layer]
-            if how == "mean+token" or not self._has_token:
-                return features, decoded
-            half = features.shape[1] // 2
-            return (features[:, :half] if how == "mean" else features[:, half:]), decoded
+            return self._pooled(features, how), decoded
 
         return extract
+
+    def _pooled(self, rows: Any, how: str) -> Any:
+        """Of features of one layer, arrays or tensors, the part that this pooling asks for."""
+        if how == "mean+token" or not self._has_token:
+            return rows
+        half = rows.shape[1] // 2
+        return rows[:, :half] if how == "mean" else rows[:, half:]
+
+    def read(self, images: Tensor, how: str) -> Float[Tensor, "b *shape"]:
+        """Features of the first of `layers` of uint8 (B, C, h, w) on the device: (B, D) by one of `pools`; of ViTs by
+        none patch tokens, (B, patches, D)."""
+        if how != "none":
+            return self._pooled(self._rows(images)[0], how)
+        pixels = normalise(images, self.weights.mean, self.weights.std)
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            return self._tokens(pixels)[0][:, self.model.num_prefix_tokens :].float()
+
+    def batches(self, source: Source, indices: Int64[np.ndarray, " n"]) -> Generator[Batch]:
+        """Images of a source in order, as the encoder takes them."""
+        transform, reading = EvalTransform(self.image_hw, self.weights.framing), self.weights.reading
+        options: Any = {"batch_size": EVALUATION_BATCH, "pin_memory": self.device.type == "cuda"}
+        return sequential(source, transform, reading, indices, workers=self.workers, **options)
+
+    def settle(self) -> None:
+        """Takes the fastest attention kernel; for when wrong input has been refused."""
+        task = task_of(self.model, EVALUATION_BATCH, False, self.device, DTYPES[self.precision])
+        self._attention = settle_kernel("auto", self._attention, task, self.model)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these features of an image from others, as JSON values: weights, architecture, input."""
+        weights = self.weights
+        self._hash = self._hash or weights_hash(self.model.state_dict())
+        pixels = list(self.image_hw), weights.in_chans, list(weights.mean), list(weights.std)
+        identity = {
+            "weights": self._hash,
+            "architecture": [weights.name, dict(weights.args), weights.pool, asdict(weights.numerics)],
+            "input": [*pixels, asdict(weights.reading), asdict(weights.framing)],
+        }
+        return json.loads(json.dumps(identity))
 
     def _by_layer(self, source: Source, indices: Int64[np.ndarray, " n"]) -> dict[int, Features]:
         """Features by layer, from memory, the cache or the images."""
         for of, which, known in self._memory:
             if of is source and np.array_equal(which, indices):
                 return known
-        # Only now, when wrong input has been refused; by the kernel's name features are cached, too.
-        task = task_of(self.model, EVALUATION_BATCH, False, self.device, DTYPES[self.precision])
-        self._attention = settle_kernel("auto", self._attention, task, self.model)
+        self.settle()  # by the kernel's name features are cached, too
         passed = functools.cache(lambda: self._pass(source, indices))  # made at most once, by the first layer to miss
-        features: dict[int, Features] = {} if self._hash else passed()
-        if self._hash:
+        features: dict[int, Features] = {} if self._cache else passed()
+        if self._cache:
             key = self._key(source, indices)
             for layer in self.layers:
                 features[layer] = cached_features({**key, "layer": layer}, lambda layer=layer: passed()[layer])
@@ -257,13 +319,9 @@ class FrozenEncoder:
 
     def _key(self, source: Source, indices: np.ndarray) -> dict[str, Any]:
         """All that features depend on but the layer."""
-        weights = self.weights
-        pixels = list(self.image_hw), weights.in_chans, list(weights.mean), list(weights.std)
         kernels = sorted({module.backend for module in self.model.modules() if isinstance(module, Attention)})
         return {
-            "weights": self._hash,
-            "architecture": [weights.name, dict(weights.args), weights.pool, asdict(weights.numerics)],
-            "input": [*pixels, asdict(weights.reading), asdict(weights.framing)],
+            **self.identity(),
             "data": source.fingerprint(),
             "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),
             "pixels": [TRANSFORM_VERSION, PIL.__version__],

@@ -16,8 +16,8 @@ from mpp.data.sources.names import is_hidden, is_image, printable
 from mpp.data.transform import EvalTransform, normalise
 from mpp.data.workers import worker_count
 from mpp.dist import World
+from mpp.downstream.inference_settings import PredictRecipe
 from mpp.downstream.scoring import short_name
-from mpp.downstream.settings import PredictRecipe
 from mpp.errors import RunError, UserError, command
 from mpp.model.kernel_choice import settle_kernel, task_of
 from mpp.system.files import write_csv
@@ -36,7 +36,7 @@ def predict(config: PredictRecipe) -> int:
         UserError: a model without a head, images that are not there.
         RunError: none of the images can be decoded.
     """
-    paths = [path for image in config.images for path in _paths(image)]
+    paths = [path for image in config.images for path in image_paths(image)]
     weights = replace(open_weights(config.init), max_image_mb=config.max_image_mb)
     if not weights.classes:
         todo = f"fine-tune it first ({command('finetune')})"
@@ -90,7 +90,8 @@ def _predictions(
         raise RunError(f"none of the {len(source)} images could be decoded")
 
 
-def _paths(image: str) -> list[str]:
+def image_paths(image: str) -> list[str]:
+    """An image file, or the images of a folder, sorted. Raises UserError where there is none."""
     path = Path(image).expanduser()
     if not path.is_dir():
         if not path.exists():

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning, of the tools that evaluate frozen features, and of predict. Free of torch, for `--help`."""
+"""Settings of fine-tuning and of the tools that evaluate frozen features. Free of torch, for `--help`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -210,8 +210,8 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
-class FrozenConfig:
-    """How a frozen encoder runs."""
+class EncoderConfig:
+    """How an encoder runs that is not trained."""
 
     img_size: tuple[int, ...] = ()
     """Input size in pixels, one number or height and width. Empty: that of the weights."""
@@ -223,8 +223,6 @@ class FrozenConfig:
     """Loader processes; -1 takes the cores there are."""
     max_image_mb: int = MAX_IMAGE_MB
     """Most megabytes (10**6 bytes) of an image, as data.max_image_mb; larger ones are left out."""
-    cache: bool = True
-    """Keep features in $MPP_CACHE or ~/.cache/mpp, by a hash of weights, data and transform."""
     seed: int = 0
     """Of the weights of random: encoders."""
 
@@ -234,6 +232,14 @@ class FrozenConfig:
             raise ValueError(f"encoder.workers must be -1 (auto) or at least 0, got {self.workers}")
         check_max_image_mb(self.max_image_mb, "encoder.max_image_mb")
         _check_at_least(0, self, "seed", prefix="encoder.")
+
+
+@dataclass(frozen=True)
+class FrozenConfig(EncoderConfig):
+    """How a frozen encoder runs whose features are kept."""
+
+    cache: bool = True
+    """Keep features in $MPP_CACHE or ~/.cache/mpp, by a hash of weights, data and transform."""
 
 
 @dataclass(frozen=True)
@@ -327,25 +333,3 @@ class ProbeRecipe(_FrozenRecipe):
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         _check_at_least(0, self, "labels_seed")
-
-
-@dataclass(frozen=True)
-class PredictRecipe:
-    """Classify images with a fine-tuned model."""
-
-    init: str = ""
-    """A fine-tuned run, or any weights with a head: timm or Hugging Face folder, JAX .npz, timm name."""
-    images: tuple[str, ...] = ()
-    """Image files and folders of images; on the command line they need no --images."""
-    top: int = 3
-    """Classes named for each image."""
-    out: str = ""
-    """CSV file to write to instead of printing."""
-    device: str = "auto"
-    """auto, cuda, cuda:1 or cpu."""
-    max_image_mb: int = MAX_IMAGE_MB
-    """Most megabytes (10**6 bytes) of an image, as data.max_image_mb; larger ones are left out."""
-
-    def __post_init__(self) -> None:
-        check_max_image_mb(self.max_image_mb, "max_image_mb")
-        _check_at_least(1, self, "top")

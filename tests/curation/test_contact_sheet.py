@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.curation.contact_sheet import CAPTION, MARGIN, TILE, spread_over_classes
 from mpp.data.transform import EvalTransform
+from mpp.downstream.contact_sheet import CAPTION, MARGIN, TILE, spread_over_classes
 from mpp.objective.reconstruction import to_rgb
 from tests.curation.made import noise, save, under
 

@@ -1,7 +1,8 @@
-"""The contact sheet: images as the model will see them, drawn evenly over the classes, with their names."""
+"""Contact sheets: images as the model sees them in rows, with a caption each."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import get_data_path
@@ -39,29 +40,44 @@ def spread_over_classes(total: int, labels: np.ndarray | None, count: int) -> np
     return order[starts[label] + turn[chosen] * sizes[label] // shares[label]]
 
 
-Tile = tuple[Source, int, str]
-"""A source, the index of the image in it, and the words below."""
+class Tile(NamedTuple):
+    """One image of a sheet, and what stands below it."""
+
+    source: Source
+    index: int
+    caption: str
 
 
 def draw_sheet(
     source: Source, reading: DecodeOptions, image_hw: tuple[int, int], indices: Sequence[int], labels: np.ndarray | None
 ) -> Image.Image:
-    """An RGB picture of 8 x 12 tiles, fewer where there are fewer `indices`.
+    """An RGB picture of 8 x 12 tiles with the names of their classes, fewer where there are fewer `indices`.
 
     `image_hw` is the model's input size; `labels` int64, of the whole source, or None.
     """
-    names = source.classes if labels is not None else None
-    shown = {index: names[int(labels[index])] if names and labels[index] >= 0 else "" for index in indices}
-    return draw_tiles([(source, index, name) for index, name in shown.items()], reading, image_hw)
+
+    def tile(index: int) -> Tile:
+        label = -1 if labels is None else int(labels[index])
+        return Tile(source, index, source.classes[label] if source.classes and label >= 0 else "")
+
+    return draw_tiles([tile(index) for index in indices], reading, image_hw)
 
 
 def draw_tiles(tiles: Sequence[Tile], reading: DecodeOptions, image_hw: tuple[int, int]) -> Image.Image:
-    """An RGB picture of images of any sources, 12 a row, with their words."""
+    """An RGB picture of these tiles, 12 a row."""
+    return draw_rows([tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)], reading, image_hw)
+
+
+def draw_rows(rows: Sequence[Sequence[Tile]], reading: DecodeOptions, image_hw: tuple[int, int]) -> Image.Image:
+    """An RGB picture of rows of tiles, each the image as a model of the input size `image_hw` sees it.
+
+    In the place of an image that cannot be used stands why.
+    """
     scale = TILE / max(image_hw)
     height, width = (max(1, round(side * scale)) for side in image_hw)
-    columns, rows = max(1, min(COLUMNS, len(tiles))), max(1, -(-len(tiles) // COLUMNS))
+    columns = max(1, *map(len, rows)) if rows else 1
     cell_h, cell_w = height + CAPTION + MARGIN, width + MARGIN
-    sheet = Image.new("RGB", (columns * cell_w + MARGIN, rows * cell_h + MARGIN), "white")
+    sheet = Image.new("RGB", (columns * cell_w + MARGIN, max(1, len(rows)) * cell_h + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     # Pillow's own font has no letters but the English ones.
     font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
@@ -74,8 +90,9 @@ def draw_tiles(tiles: Sequence[Tile], reading: DecodeOptions, image_hw: tuple[in
         pen.text((x, y), text, fill="black", font=font, anchor="mm")
 
     transform = EvalTransform(image_hw)
-    for number, (source, index, words) in enumerate(tiles):
-        x, y = MARGIN + number % columns * cell_w, MARGIN + number // columns * cell_h
+    places = [(row, column, tile) for row, tiles in enumerate(rows) for column, tile in enumerate(tiles)]
+    for row, column, (source, index, caption) in places:
+        x, y = MARGIN + column * cell_w, MARGIN + row * cell_h
         try:
             (found,) = source.read_many([index], reading.max_bytes)
             if isinstance(found, OSError):
@@ -87,5 +104,5 @@ def draw_tiles(tiles: Sequence[Tile], reading: DecodeOptions, image_hw: tuple[in
         except (BadImage, OSError) as error:
             pen.rectangle((x, y, x + width - 1, y + height - 1), fill=_GREY)
             write(kind_of(error), x + width / 2, y + height / 2)
-        write(printable(words), x + width / 2, y + height + CAPTION / 2)
+        write(printable(caption), x + width / 2, y + height + CAPTION / 2)
     return sheet
