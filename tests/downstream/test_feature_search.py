@@ -1,7 +1,6 @@
 """Images that are alike: against scikit-learn and brute force, and what the embed tool says and writes of them."""
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+import mpp
 from mpp.cli import embed
 from mpp.downstream import feature_space
 from mpp.downstream.contact_sheet import CAPTION, MARGIN, TILE
-from mpp.downstream.feature_file import read_features
 from mpp.downstream.feature_space import Space, groups_alike, nearest
 
 CPU = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]
@@ -135,7 +134,9 @@ def test_duplicates_and_images_that_are_gone(index: Path, capsys: pytest.Capture
 
 
 def test_an_index_that_is_searched_by_one_process(index: Path, monkeypatch, capsys) -> None:
-    assert json.loads(json.dumps(read_features(index).settings))["layer"] == -1
+    result = mpp.embed(index="f.npz", images=["a/0.png"], top=2, out="look", **{"encoder.device": "cpu"})
+    assert [path.name for path in result.pictures] == ["alike.png"]
+    assert mpp.read_features(index).settings["layer"] == -1
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert embed(["--index", "f.npz", "--duplicates", "0.9"]) == 2
     assert "is one process: start it without torchrun" in capsys.readouterr().err
