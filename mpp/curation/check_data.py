@@ -87,7 +87,7 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
             what = f"{bad.total():,} of them bad ({by_kind(bad)})" if bad else "none of them bad"
             of_others.append(row(f"{split} split", f"{len(looked_at.indices):,} images looked at, {what}"))
     found = Duplicates(splits)
-    sources = {split: of for split, (of, _) in splits.items()}
+    sources: dict[Split, Source] = {split: of for split, (of, _) in splits.items()}
     near = near_duplicates.near_duplicates(splits, config.near) if config.near >= 0 else []
     grouped = check_report.Grouped.of(sources, config.group)
     why = _why_not_start(scanned, len(source), reading, config)

@@ -45,10 +45,15 @@ class Classes(NamedTuple):
     @staticmethod
     def of(source: Source) -> "Classes | None":
         """None where the source has no labels."""
-        labels = source.labels()
-        if labels is None or not source.classes:
+        labels, sets = source.labels(), source.label_sets()
+        if not source.classes or (labels is None and sets is None):
             return None
-        counts = np.bincount(labels[labels >= 0], minlength=len(source.classes))
+        if sets is not None:  # an image counts in each of its classes
+            labels = sets.number
+            counts = np.bincount(labels[labels >= 0], minlength=len(sets.table)) @ sets.table.astype(np.int64)
+        else:
+            assert labels is not None
+            counts = np.bincount(labels[labels >= 0], minlength=len(source.classes))
         order = np.argsort(-counts, kind="stable")
         names = tuple(source.classes[label] for label in order)
         return Classes(names, tuple(counts[order].tolist()), int(np.count_nonzero(labels < 0)))

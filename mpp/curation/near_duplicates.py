@@ -11,6 +11,7 @@ functions", 2010 (pHash); M. Norouzi et al., "Fast search in Hamming space with 
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8, UInt64
@@ -40,6 +41,11 @@ class Near:
     bits: int
     """How many of the 64 differ."""
 
+    @property
+    def sides(self) -> tuple[tuple[Split, int], tuple[Split, int]]:
+        """Split and index of both images."""
+        return (self.split, self.index), (self.of_split, self.of_index)
+
 
 def near_duplicates(splits: Mapping[Split, tuple[Source, ScanResult]], most: int) -> list[Near]:
     """Pairs each image of a later split with its nearest in an earlier one, if no more than `most` bits differ.
@@ -47,8 +53,11 @@ def near_duplicates(splits: Mapping[Split, tuple[Source, ScanResult]], most: int
     Images of one colour throughout, and those with equal pixels, which `Duplicates` has, are left out.
     """
     found: list[Near] = []
-    parts = {split: _Part(result) for split, (_, result) in splits.items()} if len(splits) > 1 else {}
-    for later, earlier in ((b, a) for a, b in itertools.combinations(parts, 2)):
+    parts: dict[Split, _Part] = {}
+    if len(splits) > 1:
+        parts = {split: _Part(result) for split, (_, result) in splits.items()}
+    pairs: list[tuple[Split, Split]] = [(later, earlier) for earlier, later in itertools.combinations(parts, 2)]
+    for later, earlier in pairs:
         here, there = parts[later], parts[earlier]
         rows, others, bits = _pairs(here, there, most)
         order = np.lexsort((others, bits, rows))
@@ -71,7 +80,8 @@ class _Part:
 
 def perceptual_hashes(thumbs: UInt8[np.ndarray, "n 16 16"]) -> UInt64[np.ndarray, " n"]:
     """Hashes thumbnails: bit by bit, whether each of the 64 lowest frequencies is above their median."""
-    waves = fft.dctn(thumbs.astype(np.float32), axes=(1, 2))[:, :_LOWEST, :_LOWEST].reshape(-1, _LOWEST**2)
+    waves: Any = fft.dctn(thumbs.astype(np.float32), axes=(1, 2))
+    waves = waves[:, :_LOWEST, :_LOWEST].reshape(-1, _LOWEST**2)
     waves[:, 0] = 0  # the brightness
     bits = waves > np.median(waves, axis=1, keepdims=True)
     # Neighbouring frequencies in different bands, so that alike images do not share whole bands.
@@ -121,20 +131,18 @@ def rows(found: list[Near], sources: Mapping[Split, Source]) -> Iterator[tuple[i
     """HEAD, and a row for each pair."""
     yield HEAD
     for near in found:
-        sides = ((near.split, near.index), (near.of_split, near.of_index))
-        cells = [(split, i, _class(sources[split], i), sources[split].location(i)) for split, i in sides]
+        cells = [(split, i, _class(sources[split], i), sources[split].location(i)) for split, i in near.sides]
         yield *cells[0], *cells[1], near.bits
 
 
 def shown(near: Near, sources: Mapping[Split, Source]) -> str:
     """A pair in one line: `test/1.png of test ~ train/7.png of train`."""
-    sides = ((near.split, near.index), (near.of_split, near.of_index))
-    return " ~ ".join(f"{printable(sources[split].location(index))} of {split}" for split, index in sides)
+    return " ~ ".join(f"{printable(sources[split].location(index))} of {split}" for split, index in near.sides)
 
 
 def tiles(found: list[Near], sources: Mapping[Split, Source]) -> list[Tile]:
     """Both images of each pair, for a sheet."""
-    sides = (side for near in found for side in ((near.split, near.index), (near.of_split, near.of_index)))
+    sides = (side for near in found for side in near.sides)
     return [Tile(sources[split], index, f"{split} {_class(sources[split], index)}".rstrip()) for split, index in sides]
 
 

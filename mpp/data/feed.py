@@ -21,6 +21,7 @@ class DeviceBatch(TypedDict):
 
     images: Tensor  # uint8 (B, C, h, w)
     labels: Tensor  # int64 (B,), -1 where there is none
+    index: Tensor  # int64 (B,), of the images in their source; on the CPU
     position: int  # images seen before the update that it belongs to
     slot: int  # its first row in the global batch
 
@@ -77,6 +78,7 @@ def feed(
             yield {
                 "images": images,
                 "labels": labels,
+                "index": batch["index"],
                 "position": start + update * batch_size,
                 "slot": world.rank * share + part * micro_batch,
             }

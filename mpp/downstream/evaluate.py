@@ -19,6 +19,7 @@ import torch
 
 from mpp import dist
 from mpp.data.sources.base import count
+from mpp.data.sources.patterns import shown
 from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.features import FrozenEncoder, read_splits
@@ -54,13 +55,14 @@ def fewshot(config: FewshotRecipe) -> int:
     if config.out and dist.world_from_environment().main:
         folder = Path(config.out).expanduser()
         _write(folder / "fewshot.csv", rows)
+        name = "mean average precision (%)" if next(iter(results.values())).multi_label else "accuracy (%)"
         last = {readout.init: readout.layer for readout in results}  # ascending within each encoder
         shown = {of.name: result.estimates for of, result in results.items() if of.layer == last[of.init]}
         shown |= {f"{init} (chosen)": result.estimates for init, (result, _) in chosen.items()}
-        plot_shots(folder / "fewshot.png", shown)
+        plot_shots(folder / "fewshot.png", shown, name)
         files = _fewshot_files(config)
         if "layers.png" in files:
-            plot_layers(folder / "layers.png", {of: result.estimates for of, result in results.items()})
+            plot_layers(folder / "layers.png", {of: result.estimates for of, result in results.items()}, name)
         print(f"\nwritten: {', '.join(str(folder / name) for name in files)}")
     figures = {
         f"{of.name}, {count(n, 'shot')}": each.mean
@@ -128,7 +130,8 @@ def _choices_text(result: FewshotResult, readouts: list[list[Readout]]) -> str:
 
 
 def _fewshot_rows(results: dict[Readout, FewshotResult], chosen: _Chosen) -> Iterable[Sequence[Any]]:
-    yield "model", "layer", "pool", "shots", "accuracy", "std", "interval95", "seeds", "l2"
+    several = any(result.multi_label for result in results.values())
+    yield "model", "layer", "pool", "shots", "mean_ap" if several else "accuracy", "std", "interval95", "seeds", "l2"
     named = [((of.name, of.layer, of.pool), result) for of, result in results.items()]
     named += [((f"{init} ({_CHOSEN})", "cv", "cv"), result) for init, (result, _) in chosen.items()]
     for name, result in named:
@@ -148,6 +151,8 @@ def probe(config: ProbeRecipe) -> int:
     with processes(config, "encoder.device") as (world, device):
         labelled = take_fraction(_open(config, world), config.labels, config.labels_seed)
         images = len(labelled.train_indices)
+        if config.kind == "knn" and labelled.sets is not None:
+            raise UserError(f"--kind knn votes for one label an image, {shown(config.data)} has several: take linear")
         if config.kind == "knn" and min(config.k) > images:  # those that are too large are passed over
             ks = ", ".join(map(str, config.k))
             raise UserError(f"--k {ks}: there are only {images:,} training images to be neighbours; take at most that")
@@ -186,7 +191,8 @@ def probe(config: ProbeRecipe) -> int:
 def _probe_text(result: ProbeResult, lost: int, chosen_on: str) -> str:
     """Accuracy on the test images, and the values tried."""
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.1%}"
-    lines = [f"top-1 {result.top1:.1%}{top5} of {len(result.predicted):,} test images"]
+    name = "mAP" if result.multi_label else "top-1"
+    lines = [f"{name} {result.top1:.1%}{top5} of {len(result.predicted):,} test images"]
     if result.table:
         lines.append(f"{result.setting:>12}  {chosen_on} images")
         for value, accuracy in result.table:
@@ -206,13 +212,15 @@ def _chosen_probes(results: dict[Readout, ProbeResult]) -> str:
         held_out = {of: result.held_out for of, result in results.items() if of.init == init}
         known = {of: accuracy for of, accuracy in held_out.items() if accuracy is not None}
         if ways > 1 and len(known) == ways:
+            name = "mAP" if results[next(iter(known))].multi_label else "top-1"
             best = max(known, key=lambda of: known[of])  # of equals the first
-            lines.append(f"\n{init}: held-out images choose {best.way}: top-1 {results[best].top1:.1%}\n")
+            lines.append(f"\n{init}: held-out images choose {best.way}: {name} {results[best].top1:.1%}\n")
     return "".join(lines)
 
 
 def _probe_rows(config: ProbeRecipe, results: dict[Readout, ProbeResult]) -> Iterable[Sequence[Any]]:
-    yield "model", "kind", "labels", "top1", "top5", "setting", "chosen", "held_out"
+    several = any(result.multi_label for result in results.values())
+    yield "model", "kind", "labels", "mean_ap" if several else "top1", "top5", "setting", "chosen", "held_out"
     for readout, result in results.items():
         figures = _figure(result.top1), _figure(result.top5), result.setting, f"{result.chosen:g}"
         yield readout.name, config.kind, config.labels, *figures, _figure(result.held_out)

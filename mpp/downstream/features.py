@@ -339,7 +339,7 @@ def read_splits(
 
     def read(source: Source, labels: np.ndarray) -> tuple[Features, np.ndarray]:
         features, decoded = extract(source, np.flatnonzero(labels >= 0))
-        return (features, labels[decoded]), decoded
+        return (features, labelled.truth(labels[decoded])), decoded
 
     train, decoded = read(labelled.train, labelled.train_labels)
     test, _ = read(labelled.test, labelled.test_labels)

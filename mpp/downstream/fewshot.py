@@ -15,13 +15,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64, UInt8
 
 from mpp.data.sources.base import Source, SourceError, count
 from mpp.downstream import ridge
 from mpp.downstream.estimates import Estimate, estimate
-from mpp.downstream.groups import shared_groups, strata
+from mpp.downstream.groups import shared_groups, strata_of
 from mpp.downstream.labelled import Labelled, by_class
+from mpp.downstream.multi_label import mean_average_precision
 from mpp.system.progress import Progress
 from mpp.training.duration import parse_duration
 
@@ -64,12 +65,19 @@ class Readout:
         return self.pool if self.layer == -1 else f"{self.pool}, layer {self.layer}"
 
 
-def draw_shots(labels: Int[np.ndarray, " n"], shots: int, seed: int, num_classes: int) -> Int64[np.ndarray, " picked"]:
+def draw_shots(
+    labels: Int[np.ndarray, " n"], shots: int, seed: int, num_classes: int, sets: UInt8[np.ndarray, "s K"] | None = None
+) -> Int64[np.ndarray, " picked"]:
     """Draws indices of at most `shots` images per class, class by class, as the original evaluator does.
 
-    Fewer shots with the same seed are a subset. Labels outside 0 to num_classes - 1 are never picked.
+    Fewer shots with the same seed are a subset. Labels outside 0 to num_classes - 1 are never picked. Of `sets` that
+    the labels number it draws so many images with each class, and of those with none; an image may serve several.
     """
     rng = np.random.default_rng(seed)
+    if sets is not None:
+        with_none, used = np.column_stack([sets, ~sets.any(axis=1)]), np.flatnonzero(labels >= 0)
+        members = (used[with_none[labels[used], number] > 0] for number in range(with_none.shape[1]))
+        return np.unique(np.concatenate([rng.permutation(images)[:shots] for images in members]))
     return np.concatenate([rng.permutation(members)[:shots] for members in by_class(labels, num_classes)])
 
 
@@ -90,7 +98,7 @@ def stratified_folds(labels: Int[np.ndarray, " n"], folds: int) -> Int64[np.ndar
 
 def choose_l2(
     features: Float[np.ndarray, "n d"],
-    labels: Int[np.ndarray, " n"],
+    labels: ridge.Truth,
     num_classes: int,
     l2s: Sequence[float] = L2_GRID,
     groups: Int64[np.ndarray, " n"] | None = None,
@@ -102,12 +110,14 @@ def choose_l2(
     each counts as one image does, and lies in one fold.
     """
     strongest_first = sorted(l2s, reverse=True)
-    stratum, group = strata(labels, groups)
+    stratum, group = strata_of(labels, groups)
     counts = np.bincount(stratum)
     if not (counts > 1).any():
         return None
     folds = min(_FOLDS, int(counts[counts > 1].min()))
     fold = stratified_folds(stratum, folds)[group]
+    if labels.ndim == 2:
+        return _choose_l2_by_precision(features, labels, fold, strongest_first)
     right = np.zeros(len(l2s), dtype=np.int64)  # whole images, so that a tie is a tie and not a matter of rounding
     for number in range(folds):
         held_out = fold == number
@@ -118,13 +128,27 @@ def choose_l2(
     return float(strongest_first[best]), float(right[best] / np.count_nonzero(fold >= 0))
 
 
+def _choose_l2_by_precision(
+    features: np.ndarray, truth: UInt8[np.ndarray, "n K"], fold: np.ndarray, l2s: Sequence[float]
+) -> tuple[float, float] | None:
+    """As `choose_l2` of several labels an image: by mean average precision over all folds' predictions together."""
+    logits, tested = [np.zeros(truth.shape) for _ in l2s], fold >= 0
+    for number in range(int(fold.max()) + 1):
+        solved = ridge.fit(features[fold != number], truth[fold != number], truth.shape[1])
+        for of_l2, found in zip(logits, solved.logits(features[fold == number], l2s), strict=True):
+            of_l2[fold == number] = found
+    precision = [mean_average_precision(of_l2[tested], truth[tested]) for of_l2 in logits]
+    best = int(np.argmax(precision))
+    return float(l2s[best]), precision[best]
+
+
 @dataclass(frozen=True, eq=False)
 class FewshotResult:
     """Accuracy per seed and number of shots, and what was missing."""
 
     shots: tuple[int, ...]
     accuracy: Float64[np.ndarray, "seeds shots"]
-    """Share of the test images classified correctly, 0 to 1."""
+    """Share of the test images classified correctly, 0 to 1; of several labels an image the mean average precision."""
     short_classes: Mapping[int, int] = field(default_factory=dict)
     """Shots -> number of classes with fewer images than that; 0 for most."""
     dropped: int = 0
@@ -137,6 +161,8 @@ class FewshotResult:
     held_out: Float64[np.ndarray, "seeds shots"] | None = None
     """Accuracy in cross-validation on the shots, with `l2`, to choose a layer and pooling by. NaN where one image per
     class leaves nothing to hold out; None without such a choice."""
+    multi_label: bool = False
+    """Whether `accuracy` is the mean average precision of several labels an image."""
 
     @property
     def estimates(self) -> dict[int, Estimate]:
@@ -163,7 +189,8 @@ class FewshotResult:
         width = max(map(len, l2))
         head = f"  {'L2':{width}}" if width else ""
         over = f"over {count(len(self.accuracy), 'draw')} of the shots"
-        lines = [f"shots  accuracy    std  95% interval{head}   ({over})"]
+        name = "mAP" if self.multi_label else "accuracy"
+        lines = [f"shots  {name:>8}    std  95% interval{head}   ({over})"]
         for (shots, estimated), strength in zip(self.estimates.items(), l2, strict=True):
             spread = "-" if estimated.spread is None else f"{estimated.spread:.1%}"
             interval = "-" if estimated.half is None else f"± {estimated.half:.1%}"
@@ -225,7 +252,7 @@ def score(
             accuracy[i, j] = ridge.fit(*drawn, num_classes).accuracy(*test, [float(strength[i, j])])[0]
             progress.add()
     by_cv, to_choose_by = chosen if l2 == "cv" else None, held_out if choosing else None
-    return FewshotResult(tuple(shots), accuracy, l2=strength, chosen=by_cv, held_out=to_choose_by)
+    return FewshotResult(tuple(shots), accuracy, {}, 0, strength, by_cv, to_choose_by, labels.ndim == 2)
 
 
 def choose_readout(results: Mapping[Readout, FewshotResult]) -> tuple[FewshotResult, list[list[Readout]]]:
@@ -266,7 +293,7 @@ class Fewshot:
         self.l2: L2 = l2
         tested = np.random.default_rng(_TEST_SEED).permutation(labelled.test_indices)
         labels, classes = labelled.train_labels, len(labelled.classes)
-        self.draws = [[draw_shots(labels, k, seed, classes) for k in shots] for seed in seeds]
+        self.draws = [[draw_shots(labels, k, seed, classes, labelled.sets) for k in shots] for seed in seeds]
         self.train_indices = np.unique(np.concatenate([picked for of_seed in self.draws for picked in of_seed]))
         apart = np.ones(len(tested), dtype=bool)
         if labelled.train_groups is not None and labelled.test_groups is not None:
@@ -295,11 +322,11 @@ class Fewshot:
         draws = [[row[picked][row[picked] >= 0] for picked in of_seed] for of_seed in self.draws]
         if not len(test_decoded) or any(not len(rows) for of_seed in draws for rows in of_seed):
             raise ValueError("few-shot evaluation has no image left: none of those needed could be decoded")
-        train = train_features, images.train_labels[train_decoded]
-        test = test_features, images.test_labels[test_decoded]
+        train = train_features, images.truth(images.train_labels[train_decoded])
+        test = test_features, images.truth(images.test_labels[test_decoded])
         groups = None if images.train_groups is None else images.train_groups[train_decoded]
         result = score(self.shots, draws, train, test, len(images.classes), self.l2, choosing, groups)
-        sizes = np.bincount(images.train_labels[images.train_indices], minlength=len(images.classes))
+        sizes = images.sizes(images.train_labels)
         short = {k: int(np.count_nonzero(sizes < k)) for k in self.shots}
         lost = self.num_images - len(train_decoded) - len(test_decoded)
         return replace(result, short_classes=short, dropped=lost)

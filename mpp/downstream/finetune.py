@@ -25,6 +25,7 @@ import torch
 from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
 from mpp.dist import World
+from mpp.downstream import multi_label
 from mpp.downstream.estimates import wilson
 from mpp.downstream.finetune_result import (
     INPUTS,
@@ -39,6 +40,7 @@ from mpp.downstream.finetune_result import (
     write_record,
 )
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
+from mpp.downstream.multi_label import MultiLabelScores
 from mpp.downstream.plots import plot_confusion
 from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.scoring import Scores, score
@@ -133,18 +135,20 @@ def _sweep(
         status, results[lr] = _try(one, split, world, device, claim)
         if status:
             return status, lr
-    done = {lr: result.top1 for lr, result in results.items() if result is not None}
+    done = {lr: result.figure for lr, result in results.items() if result is not None}
     if not done:
         tried = ", ".join(f"{lr:g}" for lr in results)
         raise RunError(f"every learning rate of the sweep diverged ({tried}); try lower values of --optim.lr")
     best = max(done, key=lambda lr: (done[lr], -lr))  # of equals the gentlest
     if world.main:
-        rows: list[tuple[Any, ...]] = [("lr", "held_out_top1", "held_out_images", "chosen")]
-        print(f"accuracy on {len(split.test_indices):,} held-out images, by optim.lr:")
+        measured = "top1" if labelled.sets is None else "mean_ap"
+        rows: list[tuple[Any, ...]] = [("lr", f"held_out_{measured}", "held_out_images", "chosen")]
+        name = "accuracy" if labelled.sets is None else "mean average precision"
+        print(f"{name} on {len(split.test_indices):,} held-out images, by optim.lr:")
         for lr, result in results.items():
-            figures = (result.top1, result.test_images) if result else ("diverged", "")
+            figures = (result.figure, result.test_images) if result else ("diverged", "")
             rows.append((lr, *figures, int(lr == best)))
-            print(f"  {lr:<8g} {f'{result.top1:7.1%}' if result else 'diverged'}")
+            print(f"  {lr:<8g} {f'{result.figure:7.1%}' if result else 'diverged'}")
         write_csv(Path(config.run_dir) / "sweep.csv", rows)
         print(f"best: optim.lr {best:g}; it trains on all {len(labelled.train_indices):,} images", flush=True)
     return 0, best
@@ -229,20 +233,24 @@ class _Monitor(RunMonitor):
     run: FinetuningRun
 
     def __init__(self, run: FinetuningRun, choosing: bool) -> None:
-        super().__init__(run, "accuracy")
+        super().__init__(run, "accuracy" if run.labelled.sets is None else "")
         self.choosing = choosing
 
     def evaluate(self, state: State) -> None:
         """Writes and prints the accuracy on the test images."""
         began = time.perf_counter()
         scores, step = self.scores(), self.step(state)
-        figures = {"test/top1": scores.top1} | ({} if scores.top5 is None else {"test/top5": scores.top5})
+        if isinstance(scores, MultiLabelScores):
+            figures, name, figure = {"test/mean_ap": scores.mean_ap}, "mean average precision", scores.mean_ap
+        else:
+            figures = {"test/top1": scores.top1} | ({} if scores.top5 is None else {"test/top5": scores.top5})
+            name, figure = "accuracy", scores.top1
         self.log.row(step, state.images_seen, figures)
         split = "held-out" if self.choosing else "test"
-        self.say(f"step {step}  {split} accuracy: {scores.top1:.1%} of {len(scores.labels):,} images")
+        self.say(f"step {step}  {split} {name}: {figure:.1%} of {len(scores.indices):,} images")
         state.clock.paused(time.perf_counter() - began)
 
-    def scores(self) -> Scores:
+    def scores(self) -> Scores | MultiLabelScores:
         """Predicts every test image.
 
         Raises:
@@ -252,7 +260,10 @@ class _Monitor(RunMonitor):
         logits, decoded = predict(self.run, labelled.test, labelled.test_indices)
         if not np.isfinite(logits).all():
             raise Diverged("the classifier's logits are not finite: it has diverged; try a lower --optim.lr")
-        return score(logits, labelled.test_labels[decoded], decoded, labelled.classes, labelled.foreign)
+        truth = labelled.truth(labelled.test_labels[decoded])
+        if labelled.sets is not None:
+            return multi_label.score(logits, truth, decoded, labelled.classes)
+        return score(logits, truth, decoded, labelled.classes, labelled.foreign)
 
 
 def _train(run: FinetuningRun, checkpoints: Checkpoints, monitor: _Monitor, resumed: int) -> int:
@@ -299,17 +310,20 @@ def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
     scores = monitor.scores()
     weights = None if monitor.choosing else result_weights(run)
     if run.world.main:
+        several = isinstance(scores, MultiLabelScores)
+        top1, balanced = (scores.exact, scores.recall) if several else (scores.top1, scores.balanced)
         result = Result(
-            scores.top1,
-            scores.top5,
-            scores.balanced,
-            wilson(scores.top1, len(scores.labels)),
-            test_images=len(scores.labels),
+            top1,
+            None if several else scores.top5,
+            balanced,
+            wilson(top1, len(scores.indices)),
+            test_images=len(scores.indices),
             train_images=len(labelled.train_indices),
             num_classes=len(labelled.classes),
             lr=run.config.optim.lr[0],
             steps=run.schedule.total_steps,
             init=run.config.init,
+            mean_ap=scores.mean_ap if several else None,
         )
         if weights is None:  # of a sweep of many, whose checkpoints would fill the disk
             write_record(folder / RESULT, result)
@@ -317,11 +331,15 @@ def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
         else:
             notes = write_timm_folder(weights, folder / MODEL)
             drop_aside(folder / MODEL)
-            scores.write(folder, labelled.test, labelled.train_labels)
-            plot_confusion(folder / "confusion.png", scores.confusion, (*labelled.classes, *labelled.foreign))
+            if several:
+                scores.write(folder, labelled.test, labelled.truth(labelled.train_labels[labelled.train_indices]))
+            else:
+                scores.write(folder, labelled.test, labelled.train_labels)
+                plot_confusion(folder / "confusion.png", scores.confusion, (*labelled.classes, *labelled.foreign))
             write_record(folder / RESULT, result)
             notes += run.data_notes()
-            verdict = verdict_of(run.config, folder, result, always_most_frequent(labelled, scores))
+            frequent = None if several else always_most_frequent(labelled, scores)
+            verdict = verdict_of(run.config, folder, result, frequent)
             verdict.write(folder, [*labelled.notes, *notes])
             monitor.terminal.close()
             print(summary(folder, labelled, scores, result, verdict, notes), flush=True)

@@ -12,6 +12,7 @@ import numpy as np
 from mpp.config import differences, from_file, to_dict
 from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.labelled import Labelled
+from mpp.downstream.multi_label import MultiLabelScores
 from mpp.downstream.scoring import Scores
 from mpp.downstream.settings import FinetuneConfig
 from mpp.downstream.verdict import Comparison, Verdict, of_finetuning, paired
@@ -72,10 +73,11 @@ class Result:
     """Figures of a finished run: `result.json` in its folder. Accuracies are shares, 0 to 1."""
 
     top1: float
+    """With several labels an image: the share whose set of labels is right as a whole, with probabilities above 0.5."""
     top5: float | None
     """None for five classes or fewer."""
     balanced: float
-    """Mean over the classes of the share that is right."""
+    """Mean over the classes of the share of their images that is right (several labels: that they are given to)."""
     interval: tuple[float, float]
     """95 % interval of top1 (Wilson), for the test images as a sample of others."""
     test_images: int
@@ -84,6 +86,13 @@ class Result:
     lr: float
     steps: int
     init: str
+    mean_ap: float | None = None
+    """Mean average precision over the classes, of several labels an image; None: one label an image."""
+
+    @property
+    def figure(self) -> float:
+        """The figure by which runs are compared: mean average precision, else top-1."""
+        return self.top1 if self.mean_ap is None else self.mean_ap
 
 
 def write_record(path: Path, record: Inputs | Result) -> None:
@@ -138,7 +147,9 @@ def finished(config: FinetuneConfig, inputs: Inputs) -> Result | None:
 
 
 def verdict_of(config: FinetuneConfig, folder: Path, result: Result, frequent: float | None) -> Verdict:
-    """What the result of the run in `folder` means; `frequent` as in `of_finetuning`."""
+    """What the result of the run in `folder` means; `frequent` as in `of_finetuning`. Of several labels nothing yet."""
+    if result.mean_ap is not None:
+        return Verdict(())
     scratch, instead = None, ""
     if not _from_scratch(result.init):
         scratch = _beside_scratch(config, folder)
@@ -199,29 +210,46 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def summary(
-    folder: Path, labelled: Labelled, scores: Scores, result: Result, verdict: Verdict, notes: list[str]
+    folder: Path,
+    labelled: Labelled,
+    scores: Scores | MultiLabelScores,
+    result: Result,
+    verdict: Verdict,
+    notes: list[str],
 ) -> str:
     """The last lines that a finished run in `folder` prints; `notes` follow those of the labels."""
     low, high = result.interval
+    if isinstance(scores, MultiLabelScores):
+        share, confusion = float(scores.truth.mean(axis=0)[scores.truth.any(axis=0)].mean()), ""
+        figures = [
+            f"Test images, {result.test_images:,}, with several of {result.num_classes} classes each, or none:",
+            f"  mAP       {scores.mean_ap:7.2%}   (mean average precision over the classes; by chance {share:.2%})",
+            f"  exact     {result.top1:7.2%}   (all classes right at 0.5; 95 % interval {low:.2%} to {high:.2%})",
+            f"  recall    {result.balanced:7.2%}   (of the images of a class, found at 0.5; mean over the classes)",
+        ]
+    else:
+        baseline, confusion = always_most_frequent(labelled, scores), f", {folder / 'confusion.png'}"
+        figures = [
+            f"Test accuracy on {result.test_images:,} images of {result.num_classes} classes:",
+            f"  top-1     {result.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, over test images)",
+            *([] if result.top5 is None else [f"  top-5     {result.top5:7.2%}"]),
+            f"  by class  {result.balanced:7.2%}   (mean over the classes, whatever their size)",
+            f"  trivial   {baseline:7.2%}   (always the most frequent class of the training images)",
+        ]
     missing = len(labelled.test_indices) - result.test_images
-    baseline = always_most_frequent(labelled, scores)
     start = "scratch" if result.init == "none" else result.init
     lines = [
         "",
         f"Finished: {result.steps:,} steps on {result.train_images:,} images from {start}, optim.lr {result.lr:g}.",
         "",
-        f"Test accuracy on {result.test_images:,} images of {result.num_classes} classes:",
-        f"  top-1     {result.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, over test images)",
-        *([] if result.top5 is None else [f"  top-5     {result.top5:7.2%}"]),
-        f"  by class  {result.balanced:7.2%}   (mean over the classes, whatever their size)",
-        f"  trivial   {baseline:7.2%}   (always the most frequent class of the training images)",
+        *figures,
         "",
         scores.table(),
         "",
         *verdict.lines(),
         *(f"note: {note}" for note in (*labelled.notes, *notes)),
         *([f"note: test images that could not be decoded and are not counted: {missing:,}"] if missing else []),
-        f"classes      {folder / 'classes.csv'}, {folder / 'confusion.png'}",
+        f"classes      {folder / 'classes.csv'}{confusion}",
         f"predictions  {folder / 'predictions.csv'}",
         f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)',
     ]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Int, Int64, UInt8
 
 from mpp.data.sources.base import Source, SourceError, count
 from mpp.data.sources.names import printable
@@ -72,31 +72,48 @@ def shared_groups(
     return len(both), np.isin(others, both)
 
 
-def in_use(labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Marks the images that have a label, or a set of them."""
-    return labels >= 0
+def _classes_of(
+    labels: Int[np.ndarray, " n"], sets: UInt8[np.ndarray, "s K"] | None
+) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]:
+    """Pairs images with their classes; an image with an empty set of labels with one more class."""
+    if sets is None:
+        return np.arange(len(labels)), labels
+    images, classes = np.nonzero(np.column_stack([sets, ~sets.any(axis=1)])[labels])
+    return images, classes
 
 
 def strata(
-    labels: Int[np.ndarray, " n"], groups: Int64[np.ndarray, " n"] | None
+    labels: Int[np.ndarray, " n"],
+    groups: Int64[np.ndarray, " n"] | None,
+    sets: UInt8[np.ndarray, "s K"] | None = None,
 ) -> tuple[Int64[np.ndarray, " g"], Int64[np.ndarray, " n"]]:
     """Gives the stratum of each group, the rarest of its classes, and the group of each image.
 
-    Groups of the images that have a label are numbered from 0; other images have -1.
+    Groups of the images that have a label are numbered from 0; other images have -1. With `sets` labels number them.
     """
-    used = np.flatnonzero(in_use(labels))
+    used = np.flatnonzero(labels >= 0)
     group = np.full(len(labels), -1)
     if groups is None:
         group[used] = np.arange(len(used))
-        return labels[used], group
-    own = np.where(groups[used] == ALONE, -2 - np.arange(len(used)), groups[used])
-    _, group[used] = np.unique(own, return_inverse=True)
-    rank = np.empty(int(labels.max(initial=0)) + 1, dtype=np.int64)
-    by_size = np.argsort(np.bincount(labels[used], minlength=len(rank)), kind="stable")
+        if sets is None:
+            return labels[used], group
+    else:
+        own = np.where(groups[used] == ALONE, -2 - np.arange(len(used)), groups[used])
+        _, group[used] = np.unique(own, return_inverse=True)
+    image, label = _classes_of(labels[used], sets)
+    by_size = np.argsort(np.bincount(label), kind="stable")
+    rank = np.empty_like(by_size)
     rank[by_size] = np.arange(len(rank))
     rarest = np.full(int(group.max(initial=-1)) + 1, len(rank))
-    np.minimum.at(rarest, group[used], rank[labels[used]])
+    np.minimum.at(rarest, group[used][image], rank[label])
     return by_size[rarest], group
+
+
+def strata_of(
+    truth: Int[np.ndarray, " n"] | UInt8[np.ndarray, "n K"], groups: Int64[np.ndarray, " n"] | None
+) -> tuple[Int64[np.ndarray, " g"], Int64[np.ndarray, " n"]]:
+    """Gives `strata` of images that all have a class, or of their sets."""
+    return strata(truth, groups) if truth.ndim == 1 else strata(np.arange(len(truth)), groups, truth)
 
 
 def draw_groups(
@@ -105,32 +122,38 @@ def draw_groups(
     share: float,
     rng: np.random.Generator,
     leave: int,
+    sets: UInt8[np.ndarray, "s K"] | None = None,
 ) -> Bool[np.ndarray, " n"]:
     """Draws groups with about a share of the images of each stratum; at least one, but always `leave` of them stay.
 
     With `leave` 0 each class has images among those drawn, and a smaller share of one seed is part of a larger one.
     With 1 each class keeps images, and of 10 draws the one is taken whose shares of the classes are nearest.
     """
-    stratum, group = strata(labels, groups)
+    stratum, group = strata(labels, groups, sets)
     used = np.flatnonzero(group >= 0)
-    group, label, drawn = group[used], labels[used], np.zeros(len(labels), dtype=bool)
-    if not leave:
-        drawn[used] = _draw(stratum, group, label, share, rng, leave)[group]
-        return drawn
+    group, drawn = group[used], np.zeros(len(labels), dtype=bool)
+    image, label = _classes_of(labels[used], sets)
+    draws = [_draw(stratum, group, image, label, share, rng, leave) for _ in range(_TRIES if leave else 1)]
     images = np.bincount(label)
 
     def missed(taken: np.ndarray) -> float:
-        of_classes = np.bincount(label[taken[group]], minlength=len(images))
+        of_classes = np.bincount(label[taken[group[image]]], minlength=len(images))
         return float(np.abs(of_classes / np.maximum(images, 1) - share)[images > 0].sum())
 
-    drawn[used] = min((_draw(stratum, group, label, share, rng, leave) for _ in range(_TRIES)), key=missed)[group]
+    drawn[used] = min(draws, key=missed)[group]
     return drawn
 
 
 def _draw(
-    stratum: np.ndarray, group: np.ndarray, label: np.ndarray, share: float, rng: np.random.Generator, leave: int
+    stratum: np.ndarray,
+    group: np.ndarray,
+    image: np.ndarray,
+    label: np.ndarray,
+    share: float,
+    rng: np.random.Generator,
+    leave: int,
 ) -> Bool[np.ndarray, " g"]:
-    """Draws groups once; `group` and `label` are those of the images."""
+    """Draws groups once; `group` is that of each image, `image` and `label` are pairs."""
     drawn, sizes = np.zeros(len(stratum), dtype=bool), np.bincount(group, minlength=len(stratum))
     order = rng.permutation(len(stratum))
     order = order[np.argsort(stratum[order], kind="stable")]
@@ -149,8 +172,8 @@ def _draw(
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     first, last = np.full(int(label.max(initial=0)) + 1, len(order)), np.full(int(label.max(initial=0)) + 1, -1)
-    np.minimum.at(first, label, rank[group])
-    np.maximum.at(last, label, rank[group])
+    np.minimum.at(first, label, rank[group[image]])
+    np.maximum.at(last, label, rank[group[image]])
     drawn[order[last[other] if leave else first[other]]] = not leave
     return drawn
 

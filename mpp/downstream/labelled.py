@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Int, Int64, UInt8
 
 from mpp.data.sources.base import Source, SourceError, count
 from mpp.data.sources.in_memory import checked_labels
@@ -23,6 +23,7 @@ from mpp.data.sources.opening import Splits, open_splits
 from mpp.data.sources.overlap import same_places
 from mpp.data.sources.patterns import shown
 from mpp.downstream.groups import check_groups, draw_groups, groups_of, shared_groups
+from mpp.downstream.multi_label import join_sets
 from mpp.downstream.settings import parse_share
 
 _TEST_SEED = 1729  # which images are tested never changes, so that figures of different runs compare
@@ -59,10 +60,21 @@ class Labelled:
     """Likewise of `test`; `train_groups` themselves where a part of it was held out."""
     val_groups: Int64[np.ndarray, " v"] | None = None
     """Likewise of `val`."""
+    sets: UInt8[np.ndarray, "s K"] | None = None
+    """Of images with several labels each, or none: 1 where a set has the class; all labels then number these sets."""
+
+    def sizes(self, labels: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " C"]:
+        """Counts the images of each of `classes`, and of `foreign`."""
+        return _sizes(labels, len(self.classes) + len(self.foreign), self.sets)
+
+    def truth(self, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | UInt8[np.ndarray, "n K"]:
+        """Gives what is learned or tested of labels: themselves, or their sets."""
+        return labels if self.sets is None else self.sets[labels]
 
     def facts(self) -> dict[str, str]:
         """What must be the same for all ranks that read these images, by name (see `dist.agree`)."""
-        labels = hashlib.sha256(self.train_labels.tobytes() + self.test_labels.tobytes()).hexdigest()[:12]
+        sets = b"" if self.sets is None else self.sets.tobytes()
+        labels = hashlib.sha256(self.train_labels.tobytes() + self.test_labels.tobytes() + sets).hexdigest()[:12]
         listed = {"training images": self.train.listing(), "test images": self.test.listing()}
         listed |= {"validation images": self.val.listing()} if self.val else {}
         return {**listed, "labels with fingerprint": labels}
@@ -82,7 +94,7 @@ class Labelled:
         """The notes on the sources, and on the labels: classes that one side lacks, and imbalance."""
         names, notes = (*self.classes, *self.foreign), list(self.source_notes)
         both = self.train_labels, self.test_labels
-        trained, tested = (np.bincount(labels[labels >= 0], minlength=len(names)) for labels in both)
+        trained, tested = map(self.sizes, both)
         for kind, here, there in (("training", trained, tested), ("test", tested, trained)):
             lacking = np.flatnonzero((here == 0) & (there > 0))
             if number := len(lacking):
@@ -127,8 +139,12 @@ def _with_validation(labelled: Labelled, splits: Splits, group: str) -> Labelled
         val = splits["val"]
         if same_places(labelled.train, val) or same_places(labelled.test, val):
             raise SourceError(f"{val.name} holds the very images of another split there")
-        labels, _ = _renumber(*_numbered(val), labelled.classes)
-        labels = np.where(np.isin(labels, labelled.train_labels), labels, -1)
+        sets = labelled.sets
+        if sets is None:
+            labels, _ = _renumber(*_numbered(val), labelled.classes)
+            labels = np.where(np.isin(labels, labelled.train_labels), labels, -1)
+        else:
+            labels, sets = join_sets(sets, labelled.classes, val)
         if not (labels >= 0).any():
             raise SourceError(f"{val.name} has none of the classes of its training split there")
     except SourceError as error:
@@ -138,7 +154,7 @@ def _with_validation(labelled: Labelled, splits: Splits, group: str) -> Labelled
     sides = (("training", labelled.train_groups), ("test", labelled.test_groups))
     notes = [note for side, others in sides for note in _spanning(side, others, "validation", groups)]
     notes = (*labelled.source_notes, *notes)
-    return replace(labelled, val=val, val_labels=labels, val_groups=groups, source_notes=notes)
+    return replace(labelled, val=val, val_labels=labels, val_groups=groups, source_notes=notes, sets=sets)
 
 
 def _spanning(
@@ -166,8 +182,9 @@ def label(train: Source, test: Source | None = None, group: str = "") -> Labelle
             both sides, no class in common, or groups that part nothing.
     """
     train_labels, classes = _numbered(train)
-    present = np.unique(train_labels[train_labels >= 0])
-    if len(present) < 2:
+    sets = None if (found := train.label_sets()) is None else found.table
+    present = np.flatnonzero(_sizes(train_labels, len(classes), sets))
+    if len(present) < (2 if sets is None else 1):
         alone = f"{train.name} has labelled images of one class alone, {_some(classes, present)}"
         raise SourceError(f"{alone}: there must be two at least to tell apart")
     notes, groups = _warnings(train, train_labels), groups_of(train, group)
@@ -175,16 +192,19 @@ def label(train: Source, test: Source | None = None, group: str = "") -> Labelle
         notes += [check_groups(groups, train, group)]
     if test is None:
         rng = np.random.default_rng(_TEST_SEED)
-        held_out = _draw(train_labels, groups, len(classes), _TEST_SHARE, rng, leave=1)
+        held_out = _draw(train_labels, groups, sets, len(classes), _TEST_SHARE, rng, leave=1)
         if not held_out.any():
             raise SourceError(f"{_inseparable(train, groups, 'one to hold out')}: name a source of test images")
         notes += [f"{train.name} has no test split of its own: a fifth of it, {held_out.sum():,} images, is held out"]
-        return _split(train, classes, train_labels, groups, held_out, notes)
+        return _split(train, classes, train_labels, groups, sets, held_out, notes)
     if same_places(train, test):
         raise SourceError(f"{test.name} holds the very images of {train.name}: name other images for the test")
     test_labels, test_classes = _numbered(test)
-    test_labels, foreign = _renumber(test_labels, test_classes, classes)
-    if not np.isin(test_labels, present).any():
+    if sets is None:
+        test_labels, foreign = _renumber(test_labels, test_classes, classes)
+    else:
+        (test_labels, sets), foreign = join_sets(sets, classes, test), ()
+    if not _sizes(test_labels, len(classes), sets)[present].any():
         name = f"the test split of {test.name}" if test.name == train.name else test.name
         others = foreign or test_classes
         names = f"{_some(others, range(len(others)))} against {_some(classes, present)}"
@@ -192,8 +212,8 @@ def label(train: Source, test: Source | None = None, group: str = "") -> Labelle
         raise SourceError(f"{what}; name the classes of both alike")
     test_groups = groups_of(test, group)
     notes += [*_warnings(test, test_labels), *_spanning("training", groups, "test", test_groups, test_labels)]
-    labels = train_labels, test_labels
-    return Labelled(train, test, classes, *labels, foreign, tuple(notes), train_groups=groups, test_groups=test_groups)
+    sides = train_labels, test_labels, foreign, tuple(notes)
+    return Labelled(train, test, classes, *sides, train_groups=groups, test_groups=test_groups, sets=sets)
 
 
 def take_fraction(labelled: Labelled, share: str | float, seed: int) -> Labelled:
@@ -202,7 +222,8 @@ def take_fraction(labelled: Labelled, share: str | float, seed: int) -> Labelled
     With the same seed a smaller fraction is part of a larger one. Raises ValueError as `parse_share`.
     """
     rng, labels = np.random.default_rng([seed, _FRACTION]), labelled.train_labels
-    drawn = _draw(labels, labelled.train_groups, len(labelled.classes), parse_share(str(share)), rng, leave=0)
+    of = labelled.train_groups, labelled.sets, len(labelled.classes)
+    drawn = _draw(labels, *of, parse_share(str(share)), rng, leave=0)
     return replace(labelled, train_labels=np.where(drawn, labels, -1))
 
 
@@ -219,12 +240,12 @@ def hold_out(labelled: Labelled, share: float, seed: int) -> Labelled:
         without = {"val": None, "val_labels": None, "val_groups": None}
         return replace(labelled, **chosen_on, **without, foreign=(), source_notes=(note,))
     rng, labels = np.random.default_rng([seed, _SETTINGS]), labelled.train_labels
-    held_out = _draw(labels, labelled.train_groups, len(labelled.classes), share, rng, leave=1)
+    held_out = _draw(labels, labelled.train_groups, labelled.sets, len(labelled.classes), share, rng, leave=1)
     if not held_out.any():
         raise SourceError(_inseparable(labelled.train, labelled.train_groups, "one to choose settings by", "training "))
     number = f"{held_out.sum():,} of {len(labelled.train_indices):,}"
     note = f"{number} training images are held out to choose settings by"
-    return _split(labelled.train, labelled.classes, labels, labelled.train_groups, held_out, [note])
+    return _split(labelled.train, labelled.classes, labels, labelled.train_groups, labelled.sets, held_out, [note])
 
 
 def by_class(labels: Int[np.ndarray, " n"], num_classes: int) -> list[np.ndarray]:
@@ -235,11 +256,17 @@ def by_class(labels: Int[np.ndarray, " n"], num_classes: int) -> list[np.ndarray
 
 
 def _draw(
-    labels: np.ndarray, groups: np.ndarray | None, num_classes: int, share: float, rng: np.random.Generator, leave: int
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    sets: np.ndarray | None,
+    num_classes: int,
+    share: float,
+    rng: np.random.Generator,
+    leave: int,
 ) -> Bool[np.ndarray, " n"]:
     """Draws a share of each class: at least one image, or group, but always `leave` of them stay."""
-    if groups is not None:
-        return draw_groups(labels, groups, share, rng, leave)
+    if groups is not None or sets is not None:
+        return draw_groups(labels, groups, share, rng, leave, sets)
     drawn = np.zeros(len(labels), dtype=bool)
     for members in by_class(labels, num_classes):
         number = min(max(round(len(members) * share), 1), max(len(members) - leave, 0))
@@ -259,16 +286,19 @@ def _split(
     classes: tuple[str, ...],
     labels: np.ndarray,
     groups: np.ndarray | None,
+    sets: np.ndarray | None,
     held_out: np.ndarray,
     notes: list[str],
 ) -> Labelled:
     """Makes the images held out of a source its test images."""
-    labels = np.where(held_out, -1, labels), np.where(held_out, labels, -1)
-    return Labelled(train, train, classes, *labels, (), tuple(notes), train_groups=groups, test_groups=groups)
+    sides = np.where(held_out, -1, labels), np.where(held_out, labels, -1), (), tuple(notes)
+    return Labelled(train, train, classes, *sides, train_groups=groups, test_groups=groups, sets=sets)
 
 
 def _numbered(source: Source) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
     """Gives the labels of a source, -1 where there is none, and the names they number."""
+    if (sets := source.label_sets()) is not None and source.classes and (sets.number >= 0).any():
+        return sets.number, source.classes
     labels = source.labels()
     if labels is None or not (labels >= 0).any():
         what = f"{source.name} has no labels ({source.describe()})"
@@ -277,6 +307,12 @@ def _numbered(source: Source) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]
     assert labels is not None
     assert classes is not None  # some image has a label
     return labels, classes
+
+
+def _sizes(labels: np.ndarray, num_classes: int, sets: np.ndarray | None) -> Int64[np.ndarray, " K"]:
+    """Counts the images of each class."""
+    numbers = np.bincount(labels[labels >= 0], minlength=num_classes if sets is None else len(sets))
+    return numbers if sets is None else numbers @ sets.astype(np.int64)
 
 
 def _renumber(

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mpp.downstream.ridge import STD_OFFSET
+from mpp.downstream.ridge import STD_OFFSET, Truth
 from mpp.system.process import one_thread
 
 _ROWS = 2**24  # numbers in one block: 128 MB
@@ -30,7 +31,8 @@ _IN_MEMORY = 2**28  # standardised numbers in memory: 2 GB; of more, each block 
 _MOST_STEPS = 1000
 _TOLERANCE = 1e-6  # it ends where no component of the gradient is larger
 
-Block = tuple[Float64[np.ndarray, "rows d"], Int[Tensor, " rows"]]
+Block = tuple[Float64[np.ndarray, "rows d"], Tensor]
+"""Features, and classes or sets of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class LinearProbe:
 
 def fit_linear(
     features: Float[np.ndarray, "n d"],
-    labels: Int[np.ndarray, " n"],
+    labels: Truth,
     num_classes: int,
     l2: float,
     start: LinearProbe | None = None,
@@ -64,11 +66,13 @@ def fit_linear(
     same for a part of the data as for all of it.
 
     Args:
-        labels: 0 to num_classes - 1; a class without images is never predicted.
+        labels: 0 to num_classes - 1; a class without images is never predicted. Or sets of labels: each class is then
+            fitted against the rest, as by scikit-learn's OneVsRestClassifier.
         l2: above 0; 2**-20 is next to none. The bias is not penalised.
         start: a solution to start from, such as that of the next stronger `l2`.
     """
-    present = np.unique(labels)
+    several = labels.ndim == 2
+    present = np.flatnonzero(labels.any(axis=0)) if several else np.unique(labels)
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64) + STD_OFFSET
     std[features.min(axis=0) == features.max(axis=0)] = np.inf
@@ -77,7 +81,8 @@ def fit_linear(
     if start is not None:
         known = np.where(np.isfinite(start.bias), start.bias, 0.0)
         solution.copy_(torch.from_numpy(np.vstack([start.weights, known])[:, present]))
-    blocks = _blocks(features, np.searchsorted(present, labels), mean, std, len(present))
+    targets = labels[:, present] if several else np.searchsorted(present, labels)
+    blocks = _blocks(features, targets, mean, std, len(present))
     _minimise(solution, blocks, l2)
     weights, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, -np.inf)
     weights[:, present], bias[present] = solution[:-1].numpy(), solution[-1].numpy()
@@ -86,7 +91,7 @@ def fit_linear(
 
 def _blocks(
     features: Float[np.ndarray, "n d"],
-    labels: Int[np.ndarray, " n"],
+    labels: Truth,
     mean: Float64[np.ndarray, " d"],
     std: Float64[np.ndarray, " d"],
     num_present: int,
@@ -106,17 +111,18 @@ def _blocks(
 
 
 def _preconditioner(
-    blocks: Callable[[], Iterable[Block]], l2: float, num_present: int
+    blocks: Callable[[], Iterable[Block]], l2: float, spread: int
 ) -> tuple[Float64[Tensor, "w w"], Float64[Tensor, "w w"]]:
     """Gives P and its inverse, the root of the second derivative by W and bias where all classes are equally likely.
 
     There it is Z^T Z / (n s) + l2, of weights that add up to 0 over the classes; the bias stands alone (Z's mean is 0).
+    `spread` is s or, of classes each against the rest, whose second derivative is that of p (1 - p), 4.
     """
     product, count = 0.0, 0
     for features, labels in blocks():
         product, count = product + features.T @ features, count + len(labels)
-    values, vectors = np.linalg.eigh(product / (count * num_present))
-    roots = np.sqrt(np.append(values.clip(min=0.0) + l2, 1 / num_present))
+    values, vectors = np.linalg.eigh(product / (count * spread))
+    roots = np.sqrt(np.append(values.clip(min=0.0) + l2, 1 / spread))
     basis = np.zeros((len(roots), len(roots)))
     basis[:-1, :-1], basis[-1, -1] = vectors, 1.0
     return torch.from_numpy(basis / roots @ basis.T), torch.from_numpy(basis * roots @ basis.T)
@@ -125,7 +131,8 @@ def _preconditioner(
 def _minimise(solution: Float64[Tensor, "w s"], blocks: Callable[[], Iterable[Block]], l2: float) -> None:
     """Moves `solution`, whose last row is the bias, to the minimum."""
     gradient = torch.empty_like(solution)
-    preconditioner, root = _preconditioner(blocks, l2, solution.shape[1])
+    several = next(iter(blocks()))[1].ndim == 2
+    preconditioner, root = _preconditioner(blocks, l2, 4 if several else solution.shape[1])
     moved = root @ solution
 
     def closure() -> Tensor:
@@ -134,11 +141,16 @@ def _minimise(solution: Float64[Tensor, "w s"], blocks: Callable[[], Iterable[Bl
         gradient.zero_()
         for features, labels in blocks():
             logits = torch.from_numpy(features @ solution[:-1].numpy()) + solution[-1]
-            log_p = logits.log_softmax(dim=1)
-            at = torch.arange(len(labels)), labels
-            loss -= log_p[at].sum()
-            residual = log_p.exp_()
-            residual[at] -= 1.0
+            if several:
+                truth = labels.double()
+                loss += binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+                residual = logits.sigmoid_() - truth
+            else:
+                log_p = logits.log_softmax(dim=1)
+                at = torch.arange(len(labels)), labels
+                loss -= log_p[at].sum()
+                residual = log_p.exp_()
+                residual[at] -= 1.0
             gradient[:-1] += torch.from_numpy(features.T @ residual.numpy())
             gradient[-1] += residual.sum(dim=0)
             count += len(labels)

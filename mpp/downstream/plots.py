@@ -34,7 +34,7 @@ ByShots = Mapping[int, Estimate]
 """Accuracy, 0 to 1, by the number of shots."""
 
 
-def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
+def plot_shots(path: Path, results: Mapping[str, ByShots], measured: str = "accuracy (%)") -> None:
     """Draws accuracy against the number of shots, one line per model, with bars of the mean's 95 % interval.
 
     The ending of `path` tells the format, such as .png or .svg. What was measured once has no bar.
@@ -56,7 +56,7 @@ def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("labelled images per class")
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(measured)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 0.0), min(high, 102.0))  # a t interval of few draws may leave 0 to 100
     axes.legend(frameon=False, loc="best", fontsize=13)
@@ -64,7 +64,7 @@ def plot_shots(path: Path, results: Mapping[str, ByShots]) -> None:
     _save(figure, path)
 
 
-def plot_layers(path: Path, results: Mapping[Readout, ByShots]) -> None:
+def plot_layers(path: Path, results: Mapping[Readout, ByShots], measured: str = "accuracy (%)") -> None:
     """Draws accuracy by layer, numbered from 0: a panel per number of shots, a colour per encoder, a line per pooling.
 
     The bands are the standard deviation. What was measured once has no band. All results have the same shots, and all
@@ -101,7 +101,7 @@ def plot_layers(path: Path, results: Mapping[Readout, ByShots]) -> None:
     repeated = over(of for result in results.values() for of in result.values())
     bands = f"; bands: standard deviation over {repeated}" if repeated else ""
     figure.supxlabel(f"layer that is read, from 0{bands}", fontsize=13)
-    figure.supylabel("accuracy (%)", fontsize=14)
+    figure.supylabel(measured, fontsize=14)
     handles = [Line2D([], [], label=_cut(init, 34), color=colour, linewidth=4) for init, colour in colours.items()]
     by_pool = {pool: look for (_, pool), look in lines.items()}
     handles += [Line2D([], [], label=_POOLED[pool], color="#555555", **look) for pool, look in by_pool.items()]

@@ -48,9 +48,15 @@ def predict(config: PredictRecipe) -> int:
             print(f"{printable(path)}: {classes}", flush=True)
         return 0
     out = _writable(config.out)  # before hours are spent on what goes into it
-    head = ["path", *(f"{what}{number}" for number in range(1, top + 1) for what in ("class", "probability"))]
-    found = _predictions(config, weights, paths, top)
-    rows = ([path, *(cell for name, p in best for cell in (name, f"{p:.4f}"))] for path, best in found)
+    if weights.multi_label:  # a column for each class, in the model's order
+        head = ["path", *weights.classes]
+        found = _predictions(config, weights, paths, len(weights.classes))
+        of_classes = ((path, dict(best)) for path, best in found)
+        rows = ([path, *(f"{p[name]:.4f}" for name in weights.classes or ())] for path, p in of_classes)
+    else:
+        head = ["path", *(f"{what}{number}" for number in range(1, top + 1) for what in ("class", "probability"))]
+        found = _predictions(config, weights, paths, top)
+        rows = ([path, *(cell for name, p in best for cell in (name, f"{p:.4f}"))] for path, best in found)
     try:
         write_csv(out, itertools.chain([head], rows))
     except OSError as error:
@@ -79,7 +85,8 @@ def _predictions(
             if len(batch["images"]):
                 with torch.inference_mode():
                     logits = model(normalise(batch["images"].to(device), weights.mean, weights.std))
-                probability = logits.float().softmax(dim=1).cpu().numpy()
+                logits = logits.float()
+                probability = (logits.sigmoid() if weights.multi_label else logits.softmax(dim=1)).cpu().numpy()
                 best = np.argsort(-probability, axis=1, kind="stable")[:, :top]
                 for index, row, classes in zip(batch["index"].tolist(), probability, best, strict=True):
                     path = source.location(index).removeprefix(f".{os.sep}")

@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Int64
 
 from mpp.downstream.fewshot import stratified_folds
-from mpp.downstream.groups import strata
+from mpp.downstream.groups import strata_of
 from mpp.downstream.logistic import LinearProbe, fit_linear
+from mpp.downstream.multi_label import mean_average_precision
 from mpp.downstream.ridge import check_features
 from mpp.system.progress import Progress
 
@@ -43,11 +44,13 @@ class ProbeResult:
     table: tuple[tuple[float, float], ...]
     """(value, accuracy on the held-out tenth) in the order tried; empty where there was one value only."""
     top1: float
-    """Share of the test images classified correctly, 0 to 1."""
+    """Share of the test images classified correctly, 0 to 1; of several labels an image the mean average precision."""
     top5: float | None
     """Share whose class is among the first five; None up to five classes, where it says nothing."""
     predicted: Int64[np.ndarray, " m"]
-    """Class of each test image."""
+    """Class of each test image; of several labels an image the most probable one."""
+    multi_label: bool = False
+    """Whether the images have several labels each, or none."""
 
     @property
     def held_out(self) -> float | None:
@@ -82,11 +85,18 @@ def sweep_linear(
         with Progress("fitting probes", len(strongest_first), "fits") as progress:
             for l2 in strongest_first:
                 probe = fit_linear(*learned, num_classes, l2, start=probe)
-                right = _right(probe.logits(held_out[0]), held_out[1], 1)
-                table.append((l2, right / len(held_out[1])))
+                logits = probe.logits(held_out[0])
+                if held_out[1].ndim == 2:
+                    table.append((l2, mean_average_precision(logits, held_out[1])))
+                else:
+                    table.append((l2, _right(logits, held_out[1], 1) / len(held_out[1])))
                 progress.add()
     chosen = max(table, key=itemgetter(1))[0] if table else strongest_first[0]
     probe = fit_linear(*train, num_classes, chosen)
+    if test[1].ndim == 2:
+        logits = probe.logits(test[0])
+        precision = mean_average_precision(logits, test[1])
+        return ProbeResult("l2", chosen, tuple(table), precision, None, logits.argmax(axis=1), True)
     rows = _slices(len(test[0]), num_classes)
     return _result("l2", chosen, table, (probe.logits(test[0][part]) for part in rows), test[1], num_classes)
 
@@ -185,14 +195,14 @@ def _check(train: Labelled, test: Labelled) -> None:
     check_features(train[0])
     check_features(test[0])
     labels = train[1]
-    if labels.min() == labels.max():
+    if labels.ndim == 1 and labels.min() == labels.max():
         raise ValueError(f"a probe needs images of two classes or more; all {len(labels)} are of class {labels[0]}")
 
 
 def _hold_out(train: Labelled, groups: np.ndarray | None) -> tuple[Labelled, Labelled]:
     """Cuts off a tenth, at least one image or group, spread evenly over the classes; never the only one of a class."""
     features, labels = train
-    stratum, group = strata(labels, groups)
+    stratum, group = strata_of(labels, groups)
     held_out = stratified_folds(stratum, _PARTS)[group] == 0
     if not held_out.any():
         two = "two images" if groups is None else "images of two groups"

@@ -19,9 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, UInt8
 
+from mpp.downstream.multi_label import mean_average_precision
 from mpp.system.process import one_thread
+
+Truth = Int[np.ndarray, " n"] | UInt8[np.ndarray, "n K"]
+"""The class of each image, or 1 for each of its classes."""
 
 BIAS_CONSTANT = 100.0  # a large constant feature, so that its weight, the bias, is almost unregularised
 STD_OFFSET = 1e-5  # a dimension that is the same in all images divides by this
@@ -48,9 +52,14 @@ class Ridge:
         return ((projected * (1.0 / (self.eigenvalues + strength))) @ self.right for strength in l2)
 
     def accuracy(
-        self, features: Float[np.ndarray, "m d"], labels: Int[np.ndarray, " m"], l2: Sequence[float]
+        self, features: Float[np.ndarray, "m d"], labels: Truth, l2: Sequence[float]
     ) -> Float64[np.ndarray, " L"]:
-        """Gives the share of the test images (1 or more) whose largest logit is their class, for each l2."""
+        """Gives the share of the test images (1 or more) whose largest logit is their class, for each l2.
+
+        Of sets of labels it gives the mean average precision.
+        """
+        if labels.ndim == 2:
+            return np.array([mean_average_precision(logits, labels) for logits in self.logits(features, l2)])
         right = np.zeros(len(l2))
         for start in range(0, len(features), _ROWS):
             rows = slice(start, start + _ROWS)
@@ -59,7 +68,7 @@ class Ridge:
         return right / len(features)
 
 
-def fit(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], num_classes: int) -> Ridge:
+def fit(features: Float[np.ndarray, "n d"], labels: Truth, num_classes: int) -> Ridge:
     """Solves the least squares of `num_classes` one-against-rest targets for every l2 at once.
 
     Features are of any float type. A class without images is always predicted as -1. Raises ValueError as
@@ -102,10 +111,10 @@ def _whiten(
     return x_nw
 
 
-def _times_targets(
-    rows: Float64[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], num_classes: int
-) -> Float64[np.ndarray, "k K"]:
+def _times_targets(rows: Float64[np.ndarray, "n k"], labels: Truth, num_classes: int) -> Float64[np.ndarray, "k K"]:
     """Gives rows' Y without forming Y: for +-1 targets twice the sum over the class minus the sum over all."""
+    if labels.ndim == 2:
+        return rows.T @ (2.0 * labels - 1.0)
     order = np.argsort(labels, kind="stable")
     rows, labels = rows[order], labels[order]
     ends = np.cumsum(np.bincount(labels, minlength=num_classes))

@@ -87,8 +87,7 @@ class LabelledConfig(DataConfig):
     test: str = ""
     """Labelled source of the test images. Empty: the data's test split, else a fifth of the data, held out."""
     group: str = ""
-    """Images of one group are never parted: a regular expression on their names whose brackets are the group, such as
-    '(patient[0-9]+)'. Empty: a CSV's column group."""
+    """Keeps images of a group together: a pattern on their names, '(patient[0-9]+)'. Empty: a CSV's column group."""
     labels: str = "100%"
     """Share of the labelled training images that is used, the same share of each class."""
     labels_seed: int = 0

@@ -49,22 +49,27 @@ _MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
 class ClassifierLoss(nn.Module):
     """Normalisation (by the mean and std of `weights`), model and loss of a step, compiled as a whole."""
 
-    def __init__(self, model: nn.Module, weights: Weights, smoothing: float) -> None:
+    def __init__(self, model: nn.Module, weights: Weights, smoothing: float, multi_label: bool = False) -> None:
         super().__init__()
-        self.model, self.smoothing = model, smoothing
+        self.model, self.smoothing, self.multi_label = model, smoothing, multi_label
         self.normalise = Normalise(weights.mean, weights.std, weights.in_chans)
 
     def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes loss and figures of uint8 images (B, C, H, W) and classes (B,), or of what was normalised and mixed.
 
-        That is float32 images, and targets (B, K) that are smoothed, too.
+        That is float32 images, and targets (B, K) that are smoothed, too. With several labels an image targets are sets
+        (B, K), smoothed here.
         """
-        mixed = target.is_floating_point()
+        mixed = images.is_floating_point()
         logits = self.model(images if mixed else self.normalise(images)).float()
-        loss = F.cross_entropy(logits, target, label_smoothing=0.0 if mixed else self.smoothing)
+        if self.multi_label:
+            target = target.float() * (1 - self.smoothing) + self.smoothing / 2
+            loss = F.binary_cross_entropy_with_logits(logits, target)
+        else:
+            loss = F.cross_entropy(logits, target, label_smoothing=0.0 if mixed else self.smoothing)
         count = torch.full((), float(len(images)), dtype=torch.float64, device=loss.device)
         figures = {"loss": torch.stack([loss.detach().double() * count, count])}
-        if not mixed:
+        if not mixed and not self.multi_label:
             right = (logits.detach().argmax(dim=1) == target).sum().double()
             figures["accuracy"] = torch.stack([right, count])
         return loss, figures
@@ -134,7 +139,7 @@ def build_tuning(
             raise UserError(f"{what}; take a smaller train.micro_batch") from error
     if config.loss.mixup or config.loss.cutmix:
         _check_pairs(schedule.micro_batch, config.train.batch_size // world.size)
-    loss = ClassifierLoss(model, weights, config.loss.smoothing).to(device)
+    loss = ClassifierLoss(model, weights, config.loss.smoothing, labelled.sets is not None).to(device)
     wrapped, state = build_state(config, model, world, device, precision, contents, loss)
     transform = (
         RandAugment(config.data, config.data.randaugment, image_hw, weights.in_chans, weights.mean)
@@ -180,6 +185,9 @@ def _classifier(
     if model.head == "keep":
         if weights.classes is None:
             raise UserError(f"model.head keep: {weights.origin} has no head; take linear")
+        if weights.multi_label != (labelled.sets is not None):
+            several = "several labels" if weights.multi_label else "one label"
+            raise UserError(f"model.head keep: the head of {weights.origin} gives {several} an image; take linear")
         if weights.classes != labelled.classes:
             missing = sorted(set(labelled.classes) ^ set(weights.classes))[:5]
             head = f"the head of {weights.origin} is for {len(weights.classes)} classes"
@@ -199,19 +207,34 @@ def _classifier(
 
 
 def training_step(run: FinetuningRun) -> Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]:
-    """Makes the step of `fit`: cross-entropy of a micro-batch, mixed and smoothed as the config says."""
+    """Makes the step of `fit`: cross-entropy of a micro-batch, mixed and smoothed as the config says.
+
+    Of several labels an image it is the binary cross-entropy, mean over images and classes.
+    """
     seed, loss, weights = run.config.train.seed, run.config.loss, run.weights
     mix = None
     if loss.mixup or loss.cutmix:
         classes = len(run.labelled.classes)
         mix = Mixup(loss.mixup, loss.cutmix, label_smoothing=loss.smoothing, num_classes=classes)
+    labelled, sets = run.labelled, None
+    if labelled.sets is not None:
+        sets = torch.from_numpy(labelled.sets[labelled.train_labels[labelled.train_indices]]).to(run.device)
+        if mix is not None:  # it mixes the numbers of the images, and so says how much of each there is
+            mix = Mixup(loss.mixup, loss.cutmix, label_smoothing=0.0, num_classes=run.schedule.micro_batch)
 
     def step(model: nn.Module, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         images, target = batch["images"], batch["labels"]
+        if sets is not None:
+            target = sets[batch["index"].to(run.device, non_blocking=True)]
         position = batch["position"], batch["slot"]
         if mix is not None:
             np.random.seed(derive_seed(seed, _MIX, *position) % 2**32)  # timm draws from the global one
-            images, target = mix(normalise(images, weights.mean, weights.std), target)
+            images = normalise(images, weights.mean, weights.std)
+            if sets is None:
+                images, target = mix(images, target)
+            else:
+                images, parts = mix(images, torch.arange(len(images), device=images.device))
+                target = parts @ target.float()
         torch.manual_seed(derive_seed(seed, _DROPOUT, *position))
         with autocast(run.precision, run.device):
             return model(images, target)
@@ -251,6 +274,7 @@ def result_weights(run: FinetuningRun) -> Weights:
         image_hw=run.image_hw,
         pool=run.weights.pool if pool == "auto" else pool,
         classes=run.labelled.classes,
+        multi_label=run.labelled.sets is not None,
         representation=representation,
         origin=str(run.config.run_dir),
     )

@@ -109,6 +109,9 @@ def _open_fewshot(config: FewshotConfig, data: DataConfig) -> Fewshot:
         labelled = open_labelled(config.data, config.test, data.download, data.keep, config.group)
     except SourceError as error:
         raise SourceError(f"fewshot.data: {error}") from error
+    if labelled.sets is not None:
+        several = f"fewshot.data: {labelled.train.name} has several labels an image, and accuracy takes one"
+        raise SourceError(f"{several}; leave it out, and run {command('fewshot')} on the finished run")
     return Fewshot(labelled, config.shots, config.seeds, config.l2, config.max_test)
 
 

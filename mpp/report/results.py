@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from PIL import Image
@@ -40,11 +41,14 @@ def headline(record: RunRecord) -> dict[str, str]:
             figures[f"points gained at {shots_text(max(gains))}"] = points(gains[max(gains)])
     elif record.result is not None:
         result = record.result
-        trivial = _most_frequent(read_csv(record.folder / "classes.csv"))
-        figures["top-1"] = percent(result.top1)
-        figures |= {} if trivial is None else {"always the most frequent class": percent(trivial)}
-        figures |= {} if result.top5 is None else {"top-5": percent(result.top5)}
-        figures["mean over the classes"] = percent(result.balanced)
+        if result.mean_ap is not None:
+            figures |= {"mean average precision": percent(result.mean_ap), "all classes right": percent(result.top1)}
+        else:
+            trivial = _most_frequent(read_csv(record.folder / "classes.csv"))
+            figures["top-1"] = percent(result.top1)
+            figures |= {} if trivial is None else {"always the most frequent class": percent(trivial)}
+            figures |= {} if result.top5 is None else {"top-5": percent(result.top5)}
+            figures["mean over the classes"] = percent(result.balanced)
     elif record.trained:
         figures["training accuracy"] = percent(record.trained[-1].get("accuracy"))
     if record.trained:
@@ -118,12 +122,33 @@ def finetune_section(record: RunRecord) -> Section | None:
         return None
     classes = read_csv(record.folder / "classes.csv")
     low, high = result.interval
-    rows = [
+    measured, column = "accuracy", "accuracy"
+    figures = [
         ("top-1", percent(result.top1, 2)),
         ("95 % interval over test images", f"{percent(low)} to {percent(high)}"),
         *([] if result.top5 is None else [("top-5", percent(result.top5, 2))]),
         ("mean over the classes", percent(result.balanced, 2)),
         ("always the most frequent class", percent(_most_frequent(classes), 2)),
+    ]
+    reading = (
+        "Top-1 is the share of the test images whose first guess is right; the 95 % interval says how far other test "
+        "images of the same kind might move it, and a useful classifier is far above the most frequent class."
+    )
+    if result.mean_ap is not None:
+        measured, column = "average precision", "average_precision"
+        figures = [
+            ("mean average precision", percent(result.mean_ap, 2)),
+            ("by chance", percent(_chance(classes), 2)),
+            ("all classes right, at 0.5", percent(result.top1, 2)),
+            ("95 % interval over test images", f"{percent(low)} to {percent(high)}"),
+            ("images of a class found, at 0.5", percent(result.balanced, 2)),
+        ]
+        reading = (
+            "Average precision ranks the test images by the probability of a class: it is high where those that have "
+            "the class come first, and by chance the share of the images that have it. Its mean is over the classes."
+        )
+    rows = [
+        *figures,
         ("test images", f"{result.test_images:,}"),
         ("training images", f"{result.train_images:,}"),
         ("classes", f"{result.num_classes:,}"),
@@ -132,18 +157,15 @@ def finetune_section(record: RunRecord) -> Section | None:
         ("started from", {"none": "scratch"}.get(result.init, result.init)),
     ]
     # The worst first.
-    ranked = sorted((row for row in classes if row.get("accuracy")), key=lambda row: float(row["accuracy"]))
+    ranked = sorted((row for row in classes if row.get(column)), key=lambda row: float(row[column]))
     blocks: list[Block] = [Table(("measure", "value"), tuple(rows), "Test results")]
     if len(ranked) > 2 * _EXTREMES:
-        blocks.append(_class_table(ranked[:_EXTREMES], "The worst classes"))
-        blocks.append(_class_table(ranked[: -_EXTREMES - 1 : -1], f"The best classes of {len(ranked):,}"))
+        blocks.append(_class_table(ranked[:_EXTREMES], "The worst classes", measured))
+        blocks.append(_class_table(ranked[: -_EXTREMES - 1 : -1], f"The best classes of {len(ranked):,}", measured))
     elif ranked:
-        blocks.append(_class_table(ranked, "All classes, the worst first"))
-    blocks += [*_confusion(record.folder, ranked), *_sweep(record.folder)]
-    reading = (
-        "Top-1 is the share of the test images whose first guess is right; the 95 % interval says how far other test "
-        "images of the same kind might move it, and a useful classifier is far above the most frequent class."
-    )
+        blocks.append(_class_table(ranked, "All classes, the worst first", measured))
+    confusion = _confusion(record.folder, ranked) if result.mean_ap is None else []
+    blocks += [*confusion, *_sweep(record.folder)]
     return Section("fine-tuning", "Fine-tuning", reading, tuple(blocks), "section 4.1 and appendix B.1.1")
 
 
@@ -157,7 +179,21 @@ def _most_frequent(classes: Rows) -> float | None:
     return tested[int(np.argmax(trained))] / sum(tested) if sum(tested) and sum(trained) else None
 
 
-def _class_table(rows: Rows, caption: str) -> Table:
+def _chance(classes: Rows) -> float | None:
+    """Mean average precision of guessing: the mean share of the test images that have a class; None if not known."""
+    shares = [float(row["chance"]) for row in classes if row.get("chance")]
+    return fmean(shares) if shares else None
+
+
+def _class_table(rows: Rows, caption: str, measured: str) -> Table:
+    if measured != "accuracy":
+        names = "average_precision", "chance", "precision", "recall"
+        cells = tuple(
+            (short_name(row["class"]), row["test_images"], *(percent(float(row[n])) if row[n] else NONE for n in names))
+            for row in rows
+        )
+        head = ("class", "test images", measured, "by chance", "precision at 0.5", "recall at 0.5")
+        return Table(head, cells, caption)
     cells = (
         (short_name(row["class"]), row["test_images"], percent(float(row["accuracy"])),
          short_name(row.get("most_confused_with", "")) or NONE)
@@ -186,8 +222,9 @@ def _sweep(folder: Path) -> list[Block]:
         return []
     cells = []
     for row in rows:
-        accuracy = row.get("held_out_top1", "")
+        accuracy = row.get("held_out_mean_ap") or row.get("held_out_top1", "")
         accuracy = percent(float(accuracy)) if accuracy not in ("", "diverged") else accuracy
         cells.append((row.get("lr", ""), accuracy, "yes" if row.get("chosen") == "1" else "no"))
     caption = f"The sweep over learning rates, on {rows[0].get('held_out_images') or 'some'} held-out images"
-    return [Table(("learning rate", "held-out top-1", "chosen"), tuple(cells), caption)]
+    measured = "held-out mAP" if "held_out_mean_ap" in rows[0] else "held-out top-1"
+    return [Table(("learning rate", measured, "chosen"), tuple(cells), caption)]

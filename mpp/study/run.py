@@ -59,6 +59,9 @@ def run(config: StudyConfig) -> int:
     """
     folder, data = Path(config.run_dir), config.finetune.data
     labelled = open_labelled(config.data, config.test, config.download or data.download, data.keep, config.group)
+    if labelled.sets is not None:
+        several = f"{labelled.train.name} has several labels an image, and a study compares accuracies of one"
+        raise UserError(f"{several}; run finetune, fewshot and probe instead")
     trained, tested = len(labelled.train_indices), len(labelled.test_indices)
     print(f"labels: {trained:,} training and {tested:,} test images", flush=True)
     for note in labelled.notes:

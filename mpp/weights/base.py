@@ -66,6 +66,8 @@ class Weights:
     """Of evaluation, too."""
     crop_mode: str = "center"
     """Of evaluation, too."""
+    multi_label: bool = False
+    """Whether an image may have several of the classes, or none: each has a sigmoid, there is no softmax."""
     max_image_mb: int = MAX_IMAGE_MB
     """Limit of the images that are read for these weights: a setting of the reader, not of the weights."""
 
@@ -76,7 +78,9 @@ class Weights:
 
     def untrained(self) -> "Weights":
         """The same architecture without weights and head, to be initialised afresh."""
-        return replace(self, state=None, classes=None, representation=None, origin=f"random:{self.origin}")
+        return replace(
+            self, state=None, classes=None, multi_label=False, representation=None, origin=f"random:{self.origin}"
+        )
 
     @property
     def reading(self) -> DecodeOptions:

@@ -77,6 +77,7 @@ def read_hf_folder(folder: Path) -> Weights:
         state=_from_hf(theirs, args["depth"], folder),
         pool="token" if has_head else config.get("mpp_pool", "avg" if has_decoder else "token"),
         classes=classes,
+        multi_label=config.get("problem_type") == "multi_label_classification",
         numerics=Numerics(norm_eps=None if eps == _TIMM_EPS else eps),
         origin=str(folder),
         **settings,
@@ -215,6 +216,8 @@ def _config(weights: Weights, model: Any, classes: tuple[str, ...] | None) -> di
     block, patch = model.blocks[0], model.patch_embed.patch_size
     height, width = weights.image_hw
     names = dict(enumerate(classes or ()))
+    head: dict[str, Any] = {"id2label": names, "label2id": {name: i for i, name in names.items()}} if classes else {}
+    head |= {"problem_type": "multi_label_classification"} if classes and weights.multi_label else {}
     return {
         "architectures": ["ViTForImageClassification" if classes else "ViTModel"],
         "model_type": "vit",
@@ -232,4 +235,4 @@ def _config(weights: Weights, model: Any, classes: tuple[str, ...] | None) -> di
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "mpp_pool": weights.pool,  # transformers keeps what it does not know
-    } | ({"id2label": names, "label2id": {name: i for i, name in names.items()}} if classes else {})
+    } | head

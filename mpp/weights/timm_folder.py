@@ -103,6 +103,9 @@ def write_timm_folder(weights: Weights, folder: Path) -> list[str]:
     if tanh:
         ours |= {"representation": weights.representation, "classes": list(weights.classes or ())}
         notes.append(f"the head's hidden tanh layer is in {HEAD_FILE}, which timm does not read: it loads headless")
+    if weights.multi_label:
+        ours |= {"multi_label": True}
+        notes.append("an image may have several classes: take the sigmoid of timm's logits, not the softmax")
     if units is not None:
         notes.append(f"timm has no hybrid with the stem units {list(units)}: only mpp reads this folder")
     elif weights.numerics != Numerics():
@@ -170,6 +173,7 @@ def read_timm_folder(folder: Path) -> Weights:
         tuple(ours.get("value_range") or ()),
         tuple(ours.get("background") or (255,)),
         **timm_framing(default, folder / "config.json"),
+        multi_label=bool(ours.get("multi_label")),
     )
 
 

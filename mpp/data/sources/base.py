@@ -45,6 +45,15 @@ class TooLarge(OSError):
     """An image that is not read, for it has more bytes than are allowed or than there is memory for."""
 
 
+class LabelSets(NamedTuple):
+    """Several labels an image, or none."""
+
+    number: np.ndarray
+    """int64 (n,): the row of `table` that an image has; -1: it has no labels that are known."""
+    table: np.ndarray
+    """uint8 (sets, classes): 1 where a set has the class. No row comes twice."""
+
+
 class Placement(NamedTuple):
     """Where images lie, known without reading them."""
 
@@ -93,6 +102,10 @@ class Source(ABC):
     def labels(self) -> np.ndarray | None:
         """int64 (len,), -1 where an image has none, without reading images; None: unlabelled."""
         return None if self._labels is None else self._labels.astype(np.int64, copy=False)
+
+    def label_sets(self) -> LabelSets | None:
+        """The classes of each image where it may have several; such a source has no `labels`. None: of others."""
+        return None
 
     def groups(self) -> Sequence[str] | None:
         """The group that each image belongs to, such as its scene or patient, "" where it has none; None: no groups."""
@@ -184,6 +197,8 @@ class Source(ABC):
         labels, classes = (self.labels(), self.classes) if labelled else (None, None)
         digest = hashlib.sha256(b"mpp fingerprint 1")
         numbers = b"" if labels is None else np.ascontiguousarray(labels, dtype="<i8").tobytes()
+        if labelled and (sets := self.label_sets()) is not None:
+            numbers = np.ascontiguousarray(sets.number, dtype="<i8").tobytes() + sets.table.tobytes()
         parts = self._fingerprint_parts(times, most, labelled)
         for part in (self._kind or type(self).__name__, str(len(self)), json.dumps(classes), numbers, *parts):
             data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
@@ -237,6 +252,10 @@ class Subset(Source):
 
     def _inner(self, index: int) -> int:
         return int(self.indices[check_index(index, len(self))])
+
+    def label_sets(self) -> LabelSets | None:
+        sets = self.source.label_sets()
+        return None if sets is None else sets._replace(number=sets.number[self.indices])
 
     def groups(self) -> Sequence[str] | None:
         groups = self.source.groups()

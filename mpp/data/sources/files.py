@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.data.sources.base import UNKNOWN, ClassNames, Labels, Placement, Source, check_index, spread
+from mpp.data.sources.base import UNKNOWN, ClassNames, Labels, LabelSets, Placement, Source, check_index, spread
 from mpp.data.sources.names import printable
 
 _PIECE, _THREADS = 1000, 16  # of files that are asked for at once, since a network disk answers late
@@ -118,8 +118,8 @@ class PathTable:
 
 
 class FileSource(Source):
-    """One image a file: `paths` are relative to root, or absolute; read once, in order. `groups` as the method gives
-    them; the rest as of every source.
+    """One image a file: `paths` are relative to root, or absolute; read once, in order. `groups` and `sets` as the
+    methods give them; the rest as of every source.
     """
 
     def __init__(
@@ -131,9 +131,10 @@ class FileSource(Source):
         classes: ClassNames = None,
         note: str = "",
         groups: PathTable | None = None,
+        sets: LabelSets | None = None,
     ) -> None:
         super().__init__(name, None if labels is None else np.asarray(labels, dtype=np.int64), classes, note)
-        self._groups = groups
+        self._groups, self._sets = groups, sets
         self.root, self._folder = root, str(root)
         self._paths = paths if isinstance(paths, PathTable) else PathTable(paths)
 
@@ -148,6 +149,9 @@ class FileSource(Source):
 
     def record(self, index: int) -> str:
         return self._paths[index]
+
+    def label_sets(self) -> LabelSets | None:
+        return self._sets
 
     def groups(self) -> Sequence[str] | None:
         return None if self._groups is None else [*self._groups]

@@ -45,8 +45,8 @@ class MixtureSource(Source):
         super().__init__(name, *self._joined_labels(), "; ".join(self._notes()))
 
     def _joined_labels(self) -> tuple[np.ndarray | None, ClassNames]:
-        """Labels and classes of all parts, the classes by name; None where a part has none."""
-        if any(part.classes is None for part in self.parts):
+        """Labels and classes of all parts, the classes by name; None where a part has none, or several an image."""
+        if any(part.classes is None or part.label_sets() is not None for part in self.parts):
             return None, None
         classes = tuple(dict.fromkeys(name for part in self.parts for name in part.classes or ()))
         label_of = {name: label for label, name in enumerate(classes)}
@@ -66,6 +66,8 @@ class MixtureSource(Source):
         bare = [part.name for part in self.parts if part.classes is None]
         if 0 < len(bare) < len(self.parts):
             yield f"labels left aside, for {' and '.join(bare)} has none"
+        elif several := [part.name for part in self.parts if part.label_sets() is not None]:
+            yield f"labels left aside, for {' and '.join(several)} has several an image: join the CSV files instead"
 
     def __len__(self) -> int:
         return int(self._starts[-1])

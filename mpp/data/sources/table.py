@@ -7,6 +7,7 @@ dogs/7.jpg,dog    or    cats/1.jpg,cat,train
 import contextlib
 import csv
 import os
+import re
 import time
 from array import array
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpp.data.sources.base import ClassNames, Source, SourceError
+from mpp.data.sources.base import ClassNames, LabelSets, Source, SourceError
 from mpp.data.sources.dicom import with_frames
 from mpp.data.sources.files import FileSource, PathTable
 from mpp.data.sources.in_memory import numbered_classes
@@ -31,6 +32,11 @@ _PATH_COLUMNS = (
 _SPLITS = ("", "train", "val", "test")
 _MARKS = ",;|\t"
 _TRIED = 100  # paths, of which one must be there
+_BETWEEN = ";|"  # several labels of an image
+_CELLS = {"1": "1", "1.0": "1", "true": "1"} | dict.fromkeys(
+    ("0", "0.0", "", "-1", "-1.0", "false"), "0"
+)  # of findings
+_EMPTY = -2  # the number of a row without a label, which may be the empty set
 _MOST_CLASSES = 1_000_000
 _MOST_DIGITS = 18  # of a label
 _SETTLED = 2e9  # ns; a file that was written since may be written again without looking any different
@@ -46,6 +52,8 @@ class _Columns(NamedTuple):
     group: int
     width: int
     header: bool
+    findings: tuple[int, ...] = ()
+    """Of a header without a label column: those that are neither of the others."""
 
 
 class Table:
@@ -53,8 +61,10 @@ class Table:
 
     Columns are path and, where there is one, label. A header names them: path, file, image and the like (img_path,
     File Name); label, class or target; split (see `SPLIT_NAMES`); group. Others are passed over. Labels are names,
-    sorted into classes, or whole numbers from 0; where a row has none, or -1, it is -1. Paths are absolute or start
-    from the file's folder; reading an image says where a file is missing.
+    sorted into classes, or whole numbers from 0; where a row has none, or -1, it is -1. Where one has several, with `;`
+    or `|` between, all rows have sets of them, without a label the empty one. So they do where, instead of a column of
+    labels, two or more have 1 for "yes", 0, nothing or -1 ("uncertain") for "no". Paths are absolute or start from the
+    file's folder; reading an image says where a file is missing.
 
     Raises SourceError: missing, not such a file, without rows, no column of paths, or more labels than classes can be.
     """
@@ -65,6 +75,7 @@ class Table:
         self.paths, self._numbers, self._splits = PathTable(), array("i"), bytearray()
         self._names: dict[str, int] = {}  # of the labels, numbered as they come
         self._groups: PathTable | None = None
+        self._findings: dict[int, str] = {}  # columns that may still be findings, with their names
         rows = self._rows()
         first = next(rows, (0, []))
         if not first[1]:
@@ -72,10 +83,16 @@ class Table:
         columns = self._find_columns(first[1])
         if columns.group >= 0:
             self._groups = PathTable()
+        self._findings = {column: first[1][column].strip() for column in columns.findings}
         for line, row in rows if columns.header else chain([first], rows):
             self._add(line, row, columns)
         if not len(self.paths):
             raise SourceError(f"{spec}: {path} has a header and no rows; write one for each image")
+        yes = set().union(*({at for at, cell in enumerate(cells) if cell == "1"} for cells in self._names))
+        self._places = [at for at, column in enumerate(columns.findings) if column in self._findings and at in yes]
+        if columns.findings and len(self._places) < 2:  # they are other columns
+            self._numbers, self._names, self._places = array("i", [-1] * len(self.paths)), {}, []
+        self._classes = tuple(self._findings[columns.findings[at]] for at in self._places)
         found = {_SPLITS[number] for number in set(self._splits)}
         self.splits: dict[Split, str] = splits_among(found) or {"train": ""}
 
@@ -95,12 +112,16 @@ class Table:
                 raise fail(f"has the split {split!r}; write train, val or test")
             split = called
         label = row[columns.label].strip() if columns.label >= 0 else ""
+        if self._findings:
+            self._findings = {c: name for c, name in self._findings.items() if row[c].strip().lower() in _CELLS}
+            label = "".join(_CELLS.get(row[c].strip().lower(), " ") for c in columns.findings)
         self.paths.append(path)
         self._splits.append(_SPLITS.index(split))
         if self._groups is not None:
             self._groups.append(row[columns.group].strip())
-        self._numbers.append(-1 if label in ("", "-1") else self._names.setdefault(label, len(self._names)))
-        if len(self._names) > _MOST_CLASSES:
+        unknown = {"": _EMPTY, "-1": -1}
+        self._numbers.append(unknown[label] if label in unknown else self._names.setdefault(label, len(self._names)))
+        if len(self._names) > _MOST_CLASSES and not columns.findings:
             what = f"more than {_MOST_CLASSES:,} different labels, the last {label[:40]!r}"
             raise SourceError(f"{self.spec}: {what}; leave out the column, or name classes in it")
 
@@ -117,6 +138,12 @@ class Table:
             groups = None if groups is None else PathTable(groups[row] for row in rows.tolist())
         self._check_exists([paths[index] for index in range(min(_TRIED, len(paths)))])
         notes = [f"the rows of split {name} alone"] if name else []
+        sets, classes = self._sets(rows)
+        if sets is not None:
+            none = np.count_nonzero(sets.table[sets.number[sets.number >= 0]].sum(axis=1) == 0)
+            notes.append(f"several labels an image, none in {none:,}")
+            notes = "; ".join(notes)
+            return with_frames(FileSource(self.spec, self.path.parent, paths, None, classes, notes, groups, sets))
         labels, classes = self._labels(rows, split)
         if labels is not None and (missing := int((labels < 0).sum())):
             notes.append(f"{missing:,} without a label")
@@ -127,9 +154,27 @@ class Table:
         splits = np.frombuffer(self._splits, dtype=np.uint8)
         return np.flatnonzero(splits == _SPLITS.index(name)) if name else np.arange(len(splits))
 
+    def _sets(self, rows: np.ndarray) -> tuple[LabelSets | None, ClassNames]:
+        """The sets of labels of these rows, and the classes of all; twice None where each has one label at most."""
+        names = list(self._names)
+        if self._places:
+            classes = self._classes
+            cells = [[name[at] == "1" for at in self._places] for name in names]
+        elif any(mark in name for name in names for mark in _BETWEEN):
+            found = [{part.strip() for part in re.split(f"[{_BETWEEN}]", name)} - {""} for name in names]
+            classes = tuple(sorted(set().union(*found)))
+            cells = [[name in labels for name in classes] for labels in found]
+        else:
+            return None, None
+        # The empty set last, for rows without a label.
+        distinct, number = np.unique([*cells, [False] * len(classes)], axis=0, return_inverse=True)
+        numbers = np.frombuffer(self._numbers, dtype=np.intc)[rows]
+        of_rows = np.where(numbers == -1, -1, number.reshape(-1)[np.where(numbers < 0, len(names), numbers)])
+        return LabelSets(of_rows.astype(np.int64), distinct.astype(np.uint8)), classes
+
     def _labels(self, rows: np.ndarray, split: Split) -> tuple[np.ndarray | None, ClassNames]:
         """int64 (n,), -1 for none, and the classes: the train split's, then those that the other alone has."""
-        numbers, names = np.frombuffer(self._numbers, dtype=np.intc), list(self._names)
+        numbers, names = np.maximum(np.frombuffer(self._numbers, dtype=np.intc), -1), list(self._names)
 
         def used(among: np.ndarray) -> set[str]:
             return {names[number] for number in np.unique(numbers[among]).tolist() if number >= 0}
@@ -196,7 +241,8 @@ class Table:
         for column in (path, label, split, group):
             if column >= 0 and names.count(names[column]) > 1:
                 raise SourceError(f"{self.spec}: {self.path} has two columns {names[column]!r}; rename one")
-        return _Columns(path, label, split, group, len(first), True)
+        others = tuple(c for c in range(len(first)) if c not in (path, split, group)) if label < 0 else ()
+        return _Columns(path, label, split, group, len(first), True, others)
 
     def _full(self, path: str) -> str:
         return os.path.join(self.path.parent, path)  # noqa: PTH118 - as in files.py
