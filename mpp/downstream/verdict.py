@@ -232,7 +232,7 @@ def _at_the_end(of: Comparison, rows: Sequence[Row], unit: str) -> str:
     if of.outcome == "lost":
         return f"It got worse at its end {change}."
     if of.outcome != "gained":
-        return f"It no longer improved measurably at its end {change}: a longer run alone promises little."
+        return f"Whether it still improved at its end is not shown {change}."
     seconds = sum(spent for _, spent in training_spans(rows))
     seconds += sum(row.get("time/fewshot_seconds", 0.0) for row in rows)
     cost = f" A run of twice the length would take about {in_words(2 * seconds)} at this speed." if seconds else ""

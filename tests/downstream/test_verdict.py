@@ -47,7 +47,7 @@ BELOW = "It has learnt nothing yet that a blur does not know: "
     ("rows", "options", "found"),
     [
         (curve(LEVEL + 0.07), {}, [ABOVE, "37.0%", "in 30.0%: +7.0 ± 0.", " points, 10% of the way from there"]),
-        (curve(LEVEL), {}, [BELOW, "+0.0 ± 0.", "(no difference shown).", "no longer improved", "do not say"]),
+        (curve(LEVEL), {}, [BELOW, "+0.0 ± 0.", "(no difference shown).", "is not shown (+0.0 ±", "do not say"]),
         (curve(LEVEL - 0.1), {}, [BELOW, "\u221210.0 ± 0."]),
         (curve([0.4, 0.41]), {}, [ABOVE, "+11.0 points, 16% of the way", "(too few rows of figures for an interval)"]),
         (curve([0.2]), {}, [BELOW, "(1) too short: it made 100 steps."]),
