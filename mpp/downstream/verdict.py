@@ -325,7 +325,7 @@ def _finite(row: Row, *names: str) -> bool:
 
 
 def _signed(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "\u2212")
+    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "\u2212")
 
 
 def _plus_minus(half: float | None) -> str:
