@@ -10,16 +10,16 @@ $(BIN)/python:
 
 # Installed again only when the package's own description changes. Python compiles the modules that the demo imports, a
 # quarter of all, at the first import; where it may not write them down, pip compiles all.
-$(VENV)/demo.stamp: setup.cfg setup.py pyproject.toml | $(BIN)/python
+$(VENV)/demo.stamp: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) -e '.[demo,tested]'
 	@touch $@
 
-$(VENV)/dev.stamp: setup.cfg setup.py pyproject.toml | $(BIN)/python
+$(VENV)/dev.stamp: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/demo.stamp
 
-$(VENV)/bench.stamp: setup.cfg setup.py pyproject.toml | $(BIN)/python
+$(VENV)/bench.stamp: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	@touch $@ $(VENV)/dev.stamp $(VENV)/demo.stamp
 

@@ -21,8 +21,8 @@ _HOME = {
     "shard": "mpp.api",
     "check_data": "mpp.api",
     "load": "mpp.api",
-    "Result": "mpp.results",
-    "RunResult": "mpp.results",
+    "Result": "mpp.api.results",
+    "RunResult": "mpp.api.results",
     # what they raise
     "UserError": "mpp.errors",
     "ConfigError": "mpp.errors",

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 
 import mpp
 from mpp.cli import main
-from mpp.commands import TOOLS
+from mpp.cli.commands import TOOLS
 from mpp.config import from_values, to_dict
 from mpp.data.decoding import decode
 from mpp.data.settings import DecodeOptions
@@ -157,10 +157,10 @@ def test_how_a_run_ends(status: Any, error: type[BaseException], monkeypatch: py
             "no images to learn from: give --data, such as --data folder:/my/images or --data demo",
         ),
         (lambda: mpp.pretrain(**{"optm.lr": 1}), "no setting 'optm.lr'; did you mean 'optim.lr'?"),
-        (lambda: mpp.pretrain(optim={"lr": "fast"}), "optim.lr: takes a number, got 'fast'"),
+        (lambda: mpp.pretrain(optim={"lr": "fast"}), "optim.lr: takes a number or auto, got 'fast'"),
         (lambda: mpp.pretrain(optim=3), "no setting 'optim': it is a group of settings, such as optim.name, optim.lr"),
         (lambda: mpp.pretrain(dry_run="maybe"), "dry_run: takes true or false, got 'maybe'"),
-        (lambda: mpp.pretrain(**{"optim.lr": None}), "optim.lr: takes a number, got null"),
+        (lambda: mpp.pretrain(**{"optim.lr": None}), "optim.lr: takes a number or auto, got null"),
         (
             lambda: mpp.pretrain(**{"optim.lr": object()}),
             "optim.lr: takes numbers, texts and lists of these, got",

@@ -17,7 +17,7 @@ import pytest
 
 import mpp.cli
 from mpp.cli import main, pretrain
-from mpp.commands import TOOLS as TABLE
+from mpp.cli.commands import TOOLS as TABLE
 from mpp.data.sources.specs import check_outside_images
 from mpp.errors import ConfigError, UserError, command, install
 from mpp.pretraining.settings import PretrainConfig
@@ -44,7 +44,7 @@ TOOLS: dict[str, tuple[list[str], str, str]] = {
         "no images to learn from: give --data, such as --data folder:/my/images or --data demo",
     ),
     "finetune": (
-        ["--optim.lr [FLOAT [FLOAT ...]]", "--data.labels STR", "--model.head {linear,tanh,keep}"],
+        ["--optim.lr [FLOAT|{auto} [FLOAT|{auto} ...]]", "--data.labels STR", "--model.head {linear,tanh,keep}"],
         "--optim.lr",
         "nothing to start from: give --init, such as --init runs/first, or none for a new model",
     ),
@@ -150,7 +150,10 @@ def test_one_command_has_all_tools(recipe, capsys: pytest.CaptureFixture[str]) -
 def test_a_wrong_config_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("optim: {lr: fast}")
     done = call("--config", "x.yaml", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "pretrain: error: x.yaml: optim.lr: takes a number, got 'fast'\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "pretrain: error: x.yaml: optim.lr: takes a number or auto, got 'fast'\n",
+    )
 
 
 def test_rank_0_speaks_for_all_about_settings() -> None:

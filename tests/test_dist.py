@@ -17,7 +17,7 @@ import torch
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError, TCPStore
 
 from mpp import dist
-from mpp.commands import ALIASES
+from mpp.cli.commands import ALIASES
 from mpp.config import parse
 from mpp.dist import World, store_of_this_attempt
 from mpp.errors import ConfigError, RunError, UserError

@@ -13,7 +13,7 @@ from benchmarks.settings import PLAN_ALIASES, DataBench, PlanBench
 
 import mpp
 from mpp.cli import _with_images, shard
-from mpp.commands import TOOLS
+from mpp.cli.commands import TOOLS
 from mpp.config import parse
 from mpp.data.settings import DataConfig
 from mpp.data.sources.names import IMAGE_EXTENSIONS, is_hidden
@@ -138,12 +138,24 @@ def mine(tmp_path_factory: pytest.TempPathFactory, encode, cache) -> Path:
     """What the page calls /my."""
     datasets = pytest.importorskip("datasets")
     root = tmp_path_factory.mktemp("my")
-    for name in ("images/cat/1.png", "images/dog/2.png", "slices/1.png", "tiles/1.png", "C + D/1.png"):
+    for name in (
+        "images/cat/1.png",
+        "images/dog/2.png",
+        "slices/1.png",
+        "tiles/1.png",
+        "C + D/1.png",
+        "labelled/a/1.png",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(encode(np.full((40, 40, 3), 90, np.uint8)))
     (root / "images.csv").write_text("path,label\nimages/cat/1.png,cat\nimages/dog/2.png,dog\n")
     np.save(root / "images.npy", np.zeros((2, 8, 8, 3), np.uint8))
     assert not shard(["--data", f"folder:{root}/images", "--out", f"{root}/shards"])
+    h5py = pytest.importorskip("h5py")
+    (root / "pcam").mkdir()
+    for name, key in (("images.h5", "images"), ("pcam/camelyonpatch_level_2_split_train_x.h5", "x")):
+        with h5py.File(root / name, "w") as file:
+            file[key] = np.zeros((2, 8, 8, 3), np.uint8)
     (root / "more").mkdir()
     shutil.copytree(root / "shards", root / "old data")
     for number in range(3):
@@ -160,7 +172,8 @@ def test_the_commands_about_data_parse_and_their_sources_open(
 ) -> None:
     monkeypatch.chdir(ROOT)
     config = parsed(command)
-    source = config.data.source if isinstance(config, PretrainConfig) else getattr(config, "data", "")
+    data = getattr(config, "data", "")
+    source = data if isinstance(data, str) else data.source
     if "/my/" in source:
         assert len(mpp.open_source(source.replace("/my", str(mine)))) > 0
 

@@ -6,6 +6,7 @@ import sys
 import sysconfig
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (sdist,) = (folder / "dist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {*CONFIGS, "setup.py", "mpp/report/page.css"} <= names
+    assert {*CONFIGS, "setup.cfg", "mpp/report/page.css"} <= names
     (wheel,) = (folder / "dist").glob("*.whl")
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mpp").rglob("*.py")}
+    assert modules <= {*zipfile.ZipFile(wheel).namelist()}  # setup.cfg lists the packages
     venv.create(folder / "venv", with_pip=True)
     (site,) = (folder / "venv" / "lib").glob("python3*/site-packages")
     here = sysconfig.get_paths()["purelib"]

@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import mpp
-from mpp.commands import TOOLS
+from mpp.cli.commands import TOOLS
 from mpp.config import by_name
 
 ROOT = Path(__file__).parents[2]

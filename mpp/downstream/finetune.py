@@ -15,12 +15,12 @@ import functools
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
@@ -45,14 +45,16 @@ from mpp.downstream.plots import plot_confusion
 from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.scoring import Scores, score
 from mpp.downstream.settings import FinetuneConfig, parse_share
-from mpp.downstream.tuning import FinetuningRun, build_tuning, predict, result_weights, training_step
+from mpp.downstream.start import start_weights
+from mpp.downstream.tuning import FinetuningRun, build_tuning, predict, result_weights, settle_config, training_step
 from mpp.downstream.verdict import FILE as VERDICT
 from mpp.errors import RunError
 from mpp.system.files import drop_aside, write_csv, write_whole
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.loggers import check_installed
 from mpp.training.loop import Every, NonFinite, State
-from mpp.training.optim import average_warning
+from mpp.training.micro_batch import try_micro_batch
+from mpp.training.overview import overview
 from mpp.training.parallel import share_statistics
 from mpp.training.run_folder import (
     MODEL,
@@ -68,9 +70,11 @@ from mpp.training.run_folder import (
 )
 from mpp.training.run_monitor import RunMonitor
 from mpp.training.saving import Saving
+from mpp.training.settings import chosen
 from mpp.weights.timm_folder import write_timm_folder
 
 _DIVERGED = "diverged.txt"
+_Build = Callable[[FinetuneConfig, Labelled, float], FinetuningRun]
 
 
 class Diverged(RunError):
@@ -97,13 +101,15 @@ def run(config: FinetuneConfig, compare: bool = True) -> int:
         if compare and world.main:
             pretrained_on = notes_on_pretraining(config.init, labelled.test, labelled.test_indices)
             labelled = replace(labelled, source_notes=(*labelled.source_notes, *pretrained_on))
-        if len(config.optim.lr) == 1:
-            lr = config.optim.lr[0]
-        else:
-            status, lr = _sweep(config, labelled, world, device, claim)
+        weights = once_a_machine(world, lambda: start_weights(config))
+        config, choices = settle_config(config, labelled, weights, world, device)
+        build = functools.partial(build_tuning, world=world, device=device, weights=weights, choices=choices)
+        lr = chosen(config.optim.lr[0])
+        if len(config.optim.lr) > 1:
+            status, lr = _sweep(config, labelled, build, world, claim)
             if status:
                 return status
-        tuning = build_tuning(_with_lr(config, lr), labelled, lr, world, device)
+        tuning = build(_with_lr(config, lr), labelled, lr)
         return _finetune(tuning, Inputs.of(tuning.weights, labelled), claim)
 
 
@@ -111,9 +117,7 @@ def _with_lr(config: FinetuneConfig, lr: float) -> FinetuneConfig:
     return replace(config, optim=replace(config.optim, lr=(lr,)))
 
 
-def _sweep(
-    config: FinetuneConfig, labelled: Labelled, world: World, device: torch.device, claim: Claim
-) -> tuple[int, float]:
+def _sweep(config: FinetuneConfig, labelled: Labelled, build: _Build, world: World, claim: Claim) -> tuple[int, float]:
     """Trains with every learning rate on part of the training images; exit status and the best on the other part.
 
     Raises:
@@ -122,7 +126,7 @@ def _sweep(
     """
     before = earlier(config)
     if before is not None:  # of the sweep's own learning rates one has been chosen
-        lr = before.optim.lr[0]
+        lr = chosen(before.optim.lr[0])
         check_config(before, _with_lr(config, lr) if lr in config.optim.lr else config)
         if lr in config.optim.lr and config.resume != "force":
             if world.main:
@@ -130,9 +134,9 @@ def _sweep(
             return 0, lr
     split = hold_out(labelled, parse_share(config.data.holdout), config.train.seed)
     results: dict[float, Result | None] = {}
-    for lr in config.optim.lr:
+    for lr in map(chosen, config.optim.lr):
         one = replace(_with_lr(config, lr), run_dir=str(Path(config.run_dir) / "sweep" / f"lr_{lr}"))
-        status, results[lr] = _try(one, split, world, device, claim)
+        status, results[lr] = _try(one, split, build, world, claim)
         if status:
             return status, lr
     done = {lr: result.figure for lr, result in results.items() if result is not None}
@@ -155,11 +159,11 @@ def _sweep(
 
 
 def _try(
-    config: FinetuneConfig, split: Labelled, world: World, device: torch.device, claim: Claim
+    config: FinetuneConfig, split: Labelled, build: _Build, world: World, claim: Claim
 ) -> tuple[int, Result | None]:
     """Trains one learning rate of a sweep, once; exit status and result, None for one that diverged."""
-    folder, lr = Path(config.run_dir), config.optim.lr[0]
-    run = build_tuning(config, split, lr, world, device)
+    folder, lr = Path(config.run_dir), chosen(config.optim.lr[0])
+    run = build(config, split, lr)
     inputs = Inputs.of(run.weights, split)
     claim()  # before the files of another process are read
     result = finished(config, inputs)
@@ -184,12 +188,14 @@ def _finetune(run: FinetuningRun, inputs: Inputs, claim: Claim, choosing: bool =
 
     `choosing`: a run of a sweep, which leaves nothing but its result.
     """
+    try_micro_batch(run, training_step(run), run.image_hw, run.weights.in_chans)
     config, total = run.config, run.schedule.total_steps
     if run.world.main and not choosing:
-        print(to_yaml(config), file=sys.stderr, end="")
-        print(_describe_images(run), file=sys.stderr)
-        if average := average_warning(config.optim.ema_decay, total):
-            print(f"WARNING: {average}", file=sys.stderr)
+        init = "new weights" if config.init == "none" else config.init
+        model, labels = f"{run.weights.name} from {init}", ("labels", run.describe_images())
+        notes = (f"note: {note}" for note in run.labelled.notes)
+        warnings = (f"WARNING: {warning}" for warning in run.all_doubts())
+        print(overview(run, model, run.image_hw, labels), *notes, *warnings, sep="\n", file=sys.stderr)
     claim()
     checkpoints, check = run.checkpoints(), functools.partial(_check_inputs, run, inputs)
     resumed = resume(config, run.state, run.schedule, checkpoints, run.world.main, check)
@@ -205,14 +211,6 @@ def _finetune(run: FinetuningRun, inputs: Inputs, claim: Claim, choosing: bool =
                 return status
         _finish(run, monitor)
     return 0
-
-
-def _describe_images(run: FinetuningRun) -> str:
-    labelled, share = run.labelled, run.config.data.labels
-    part = "" if parse_share(share) == 1 else f" ({share} of each class, drawn by data.labels_seed)"
-    trained, tested = len(labelled.train_indices), len(labelled.test_indices)
-    images = f"{trained:,} training images{part} and {tested:,} test images in {len(labelled.classes)} classes"
-    return "\n".join([f"labels: {images}", *(f"note: {note}" for note in labelled.notes)])
 
 
 def _check_inputs(run: FinetuningRun, inputs: Inputs, before: FinetuneConfig | None) -> None:
@@ -280,7 +278,7 @@ def _train(run: FinetuningRun, checkpoints: Checkpoints, monitor: _Monitor, resu
             "test_images": len(labelled.test_indices),
             "notes": list(labelled.notes),
         }
-        run.record(resumed, data)
+        run.record(resumed, data, doubts=run.all_doubts())
     if resumed:
         monitor.say(f"resumed from {checkpoints.latest()} at step {resumed} of {run.schedule.total_steps}")
     else:
@@ -320,7 +318,7 @@ def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
             test_images=len(scores.indices),
             train_images=len(labelled.train_indices),
             num_classes=len(labelled.classes),
-            lr=run.config.optim.lr[0],
+            lr=chosen(run.config.optim.lr[0]),
             steps=run.schedule.total_steps,
             init=run.config.init,
             mean_ap=scores.mean_ap if several else None,
@@ -340,7 +338,7 @@ def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
             notes += run.data_notes()
             frequent = None if several else always_most_frequent(labelled, scores)
             verdict = verdict_of(run.config, folder, result, frequent)
-            verdict.write(folder, [*labelled.notes, *notes])
+            verdict.write(folder, [*run.all_doubts(), *labelled.notes, *notes])
             monitor.terminal.close()
-            print(summary(folder, labelled, scores, result, verdict, notes), flush=True)
+            print(summary(folder, labelled, scores, result, verdict, notes, run.all_doubts()), flush=True)
     dist.barrier()

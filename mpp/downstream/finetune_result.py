@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -215,9 +216,13 @@ def summary(
     scores: Scores | MultiLabelScores,
     result: Result,
     verdict: Verdict,
-    notes: list[str],
+    notes: Sequence[str],
+    warnings: Sequence[str] = (),
 ) -> str:
-    """The last lines that a finished run in `folder` prints; `notes` follow those of the labels."""
+    """The last lines that a finished run in `folder` prints.
+
+    `notes` follow those of the labels; `warnings` say why the run cannot have learnt.
+    """
     low, high = result.interval
     if isinstance(scores, MultiLabelScores):
         share, confusion = float(scores.truth.mean(axis=0)[scores.truth.any(axis=0)].mean()), ""
@@ -246,6 +251,7 @@ def summary(
         "",
         scores.table(),
         "",
+        *(f"WARNING: {warning}" for warning in warnings),
         *verdict.lines(),
         *(f"note: {note}" for note in (*labelled.notes, *notes)),
         *([f"note: test images that could not be decoded and are not counted: {missing:,}"] if missing else []),

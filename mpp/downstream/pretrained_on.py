@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.config_files import load_yaml
+from mpp.config.files import load_yaml
 from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.opening import open_source
 from mpp.data.sources.overlap import shared

@@ -3,9 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mpp.config import CHOSEN, Auto
 from mpp.data.settings import MAX_IMAGE_MB, DataConfig, check_group, check_max_image_mb
 from mpp.training.duration import parse_duration
-from mpp.training.settings import CheckpointConfig, LogTo, OptimConfig, ScheduleConfig, TrainConfig, check_different
+from mpp.training.settings import (
+    CheckpointConfig,
+    OptimConfig,
+    RowsConfig,
+    ScheduleConfig,
+    TrainConfig,
+    check_different,
+)
 
 Pool = Literal["mean", "token", "mean+token"]
 """Of the patch tokens, the class token, or both side by side."""
@@ -64,8 +72,7 @@ class ClassifierConfig:
     drop_path: float = 0.0
     """Stochastic depth rate at the last block, rising linearly from 0."""
     attention: Literal["auto", "xformers", "sdpa", "explicit"] = "auto"
-    """Attention kernel of ViTs: auto takes the faster at the start, on CUDA of xformers (where it runs) and sdpa, on a
-    CPU of sdpa and explicit, which needs more memory."""
+    """Attention kernel of ViTs: auto takes the fastest that runs here; explicit needs more memory than the others."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for a second forward pass."""
 
@@ -120,16 +127,16 @@ class LossConfig:
 
     smoothing: float = 0.0
     """Label smoothing."""
-    mixup: float = 0.0
-    """Mixup's alpha; 0: none. With cutmix, too, one of the two is drawn for each batch."""
-    cutmix: float = 0.0
-    """CutMix's alpha; 0: none."""
+    mixup: float | Auto = field(default=0.0, metadata=CHOSEN)
+    """Mixup's alpha; 0: none; auto: 0.8 from 1,000 images. With cutmix, too, one of the two is drawn for a batch."""
+    cutmix: float | Auto = field(default=0.0, metadata=CHOSEN)
+    """CutMix's alpha; 0: none. auto: 1 from 1,000 images."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"loss.smoothing must be in [0, 1), got {self.smoothing}")
         for key in ("mixup", "cutmix"):
-            if not getattr(self, key) >= 0:
+            if getattr(self, key) != "auto" and not getattr(self, key) >= 0:
                 raise ValueError(f"loss.{key} must not be negative, got {getattr(self, key)}")
 
 
@@ -139,8 +146,8 @@ class FinetuneOptimConfig:
 
     name: Literal["sgd", "adamw", "adam"] = "sgd"
     """sgd with momentum is the paper's."""
-    lr: tuple[float, ...] = (0.01,)
-    """Base learning rate. Several: each is tried, the best on a held-out part of the training images is taken."""
+    lr: tuple[float | Auto, ...] = field(default=("auto",), metadata=CHOSEN)
+    """Base learning rate; auto: by batch and width. Of several, the best on held-out training images is taken."""
     momentum: float = 0.9
     """Of sgd."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -153,13 +160,13 @@ class FinetuneOptimConfig:
     """Each layer's learning rate is this share of that of the layer above."""
     clip_norm: float = 1.0
     """Largest global gradient norm; 0 leaves the gradients alone."""
-    ema_decay: float = 0.0
-    """Polyak averaging: decay of the moving average of the weights, such as 0.9999; 0 keeps none. It is what is tested
-    and exported."""
+    ema_decay: float | Auto = field(default=0.0, metadata=CHOSEN)
+    """Decay of the moving average of the weights, which is tested and exported; 0: none; auto: 1 - 10 / steps."""
 
     def __post_init__(self) -> None:
-        if not self.lr or any(not 0 < lr < float("inf") for lr in self.lr) or len(set(self.lr)) < len(self.lr):
-            raise ValueError(f"optim.lr takes different positive numbers, got {list(self.lr)}")
+        wrong = any(lr == "auto" or not 0 < lr < float("inf") for lr in self.lr) and self.lr != ("auto",)
+        if not self.lr or wrong or len(set(self.lr)) < len(self.lr):
+            raise ValueError(f"optim.lr takes different positive numbers, or auto alone, got {list(self.lr)}")
         common = ("betas", "eps", "momentum", "weight_decay", "clip_norm", "ema_decay")
         OptimConfig(**{key: getattr(self, key) for key in common})  # checks them
         if not 0 < self.layer_decay <= 1:
@@ -167,22 +174,14 @@ class FinetuneOptimConfig:
 
 
 @dataclass(frozen=True)
-class FinetuneLogConfig:
+class FinetuneLogConfig(RowsConfig):
     """Which figures are written, and how often."""
 
-    every: str = "50 steps"
-    """Distance between rows of metrics, each the mean over the steps since the last."""
     evaluate: str = field(default="", metadata={"free": True})
     """Distance between evaluations on the test images. Empty: at the end alone."""
-    report: bool = field(default=True, metadata={"free": True})
-    """Write report.html at the end: what the model learnt, on one page."""
-    to: tuple[LogTo, ...] = field(default=("tensorboard",), metadata={"free": True})
-    """Where figures go beside metrics.jsonl: tensorboard, wandb (Weights & Biases), mlflow. Project, server and offline
-    mode are set by the services' own variables, such as WANDB_PROJECT, WANDB_MODE and MLFLOW_TRACKING_URI."""
 
     def __post_init__(self) -> None:
-        parse_duration(self.every, "log.every")
-        check_different(self.to, "log.to", "loggers")
+        super().__post_init__()
         if self.evaluate:
             parse_duration(self.evaluate, "log.evaluate")
 
@@ -201,7 +200,7 @@ class FinetuneConfig:
     model: ClassifierConfig = ClassifierConfig()
     data: LabelledConfig = LabelledConfig()
     loss: LossConfig = LossConfig()
-    train: TrainConfig = TrainConfig(length="10k steps", batch_size=512)
+    train: TrainConfig = TrainConfig()
     optim: FinetuneOptimConfig = FinetuneOptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

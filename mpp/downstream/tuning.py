@@ -31,17 +31,20 @@ from mpp.dist import World
 from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.features import extract_by_all
 from mpp.downstream.labelled import Labelled
-from mpp.downstream.settings import ClassifierConfig, FinetuneConfig
+from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, parse_share
 from mpp.downstream.start import start_weights
 from mpp.errors import UserError
-from mpp.model.encoder import check_patches
+from mpp.model.encoder import check_patches, is_vit
+from mpp.system.cores import memory
 from mpp.system.process import global_draws
+from mpp.training.auto import Choice, Facts, activation_bytes, needs_choice, settle
 from mpp.training.parallel import DTYPES, autocast, choose_precision
-from mpp.training.run_folder import once_a_machine
+from mpp.training.run_folder import earlier, once_a_machine
 from mpp.training.schedule import build_schedule
+from mpp.training.settings import chosen
 from mpp.training.sharded import whole
 from mpp.training.training_run import TrainingRun, build_state, training_workers
-from mpp.weights.base import TanhHead, Weights, build
+from mpp.weights.base import TanhHead, Weights, build, create
 
 _MIX, _DROPOUT = 11, 12  # so that no two kinds of draws share a seed
 
@@ -86,6 +89,17 @@ class FinetuningRun(TrainingRun):
     image_hw: tuple[int, int]
     """Input size in pixels."""
 
+    def describe_images(self) -> str:
+        """Say how many images are trained on and tested, in how many classes."""
+        labelled, share = self.labelled, self.config.data.labels
+        part = "" if parse_share(share) == 1 else f" ({share} of each class, drawn by data.labels_seed)"
+        trained, tested = len(labelled.train_indices), len(labelled.test_indices)
+        return f"{trained:,} training images{part} and {tested:,} test images in {len(labelled.classes)} classes"
+
+    def all_doubts(self) -> list[str]:
+        """Say why the run cannot learn, or its figures cannot tell."""
+        return self.doubts(len(self.labelled.test_indices), len(self.labelled.classes))
+
     def read_decoded(self, say: Callable[[str], None]) -> None:
         """Trains on decoded pixels from the cache where that pays; only images that are trained on are decoded."""
         labelled = self.labelled
@@ -102,19 +116,22 @@ def build_tuning(
     world: World,
     device: torch.device,
     weights: Weights | None = None,
+    choices: tuple[Choice, ...] = (),
 ) -> FinetuningRun:
     """Builds classifier, optimiser and schedule for one learning rate; writes nothing.
 
-    `weights` instead of those that config.init will name check beforehand whether all fits.
+    `weights` are those of config.init, or others to check beforehand whether all fits; `choices` as `settle_config`
+    gives them beside the config.
 
     Raises:
         UserError: settings that do not fit each other, the machine, the weights or the labels.
     """
+    weights = weights or once_a_machine(world, lambda: start_weights(config))
+    config, more = settle_config(config, labelled, weights, world, device)
     indices = labelled.train_indices
     clip_norm = config.optim.clip_norm
     schedule = build_schedule(config.train, config.schedule, lr, clip_norm, len(indices), world.size)
     precision = choose_precision(config.train.precision, device)
-    weights = weights or once_a_machine(world, lambda: start_weights(config))
     first = "new" if weights.state is None else weights_hash(weights.state)[:12]
     dist.agree(lambda: {"precision": precision, "weights": first})
     workers = training_workers(config.data, world, device)
@@ -125,11 +142,10 @@ def build_tuning(
         if labelled.test is not labelled.train:
             test_source = once_a_machine(world, lambda: cache_pixels(labelled.test, weights.reading, workers))
         labelled = replace(labelled, train=train_source, test=test_source)
-    size = config.model.img_size
-    image_hw = (size[0], size[-1]) if size else weights.image_hw
+    image_hw = _image_hw(config.model, weights)
     with global_draws(config.train.seed):
         model: Any = _classifier(config.model, weights, image_hw, labelled, device, DTYPES[precision])
-    if size:
+    if config.model.img_size:
         check_patches(model, image_hw, "model.img_size")
     if config.model.grad_checkpointing:
         try:
@@ -138,7 +154,7 @@ def build_tuning(
             what = f"model.grad_checkpointing: timm's {type(model).__name__} cannot"
             raise UserError(f"{what}; take a smaller train.micro_batch") from error
     if config.loss.mixup or config.loss.cutmix:
-        _check_pairs(schedule.micro_batch, config.train.batch_size // world.size)
+        _check_pairs(schedule.micro_batch, schedule.batch_size // world.size)
     loss = ClassifierLoss(model, weights, config.loss.smoothing, labelled.sets is not None).to(device)
     wrapped, state = build_state(config, model, world, device, precision, contents, loss)
     transform = (
@@ -163,7 +179,34 @@ def build_tuning(
         labelled=labelled,
         weights=weights,
         image_hw=image_hw,
+        choices=(*choices, *more),
     )
+
+
+def settle_config(
+    config: FinetuneConfig, labelled: Labelled, weights: Weights, world: World, device: torch.device
+) -> tuple[FinetuneConfig, tuple[Choice, ...]]:
+    """Puts values that fit the labels and the device, or those of the run that goes on, in the place of auto."""
+    if not needs_choice(config):
+        return config, ()
+    image_hw, cpu = _image_hw(config.model, weights), device.type == "cpu"
+    with torch.device("meta"):
+        model = create(weights, image_hw=image_hw)
+    tokens = model.patch_embed.num_patches if is_vit(weights.name) else 0
+    facts = Facts(
+        images=len(labelled.train_indices),
+        labelled=True,
+        cpu=cpu,
+        ranks=world.size,
+        width=model.num_features,
+        image_bytes=activation_bytes(model, tokens) if tokens else 0,
+        memory=memory() // world.local_size if cpu else 0,
+    )
+    return settle(config, facts, earlier(config) if config.run_dir else None)
+
+
+def _image_hw(model: ClassifierConfig, weights: Weights) -> tuple[int, int]:
+    return (model.img_size[0], model.img_size[-1]) if model.img_size else weights.image_hw
 
 
 def _check_pairs(micro: int, share: int) -> None:
@@ -215,12 +258,14 @@ def training_step(run: FinetuningRun) -> Callable[[nn.Module, Any], tuple[Tensor
     mix = None
     if loss.mixup or loss.cutmix:
         classes = len(run.labelled.classes)
-        mix = Mixup(loss.mixup, loss.cutmix, label_smoothing=loss.smoothing, num_classes=classes)
+        mix = Mixup(chosen(loss.mixup), chosen(loss.cutmix), label_smoothing=loss.smoothing, num_classes=classes)
     labelled, sets = run.labelled, None
     if labelled.sets is not None:
         sets = torch.from_numpy(labelled.sets[labelled.train_labels[labelled.train_indices]]).to(run.device)
         if mix is not None:  # it mixes the numbers of the images, and so says how much of each there is
-            mix = Mixup(loss.mixup, loss.cutmix, label_smoothing=0.0, num_classes=run.schedule.micro_batch)
+            mix = Mixup(
+                chosen(loss.mixup), chosen(loss.cutmix), label_smoothing=0.0, num_classes=run.schedule.micro_batch
+            )
 
     def step(model: nn.Module, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         images, target = batch["images"], batch["labels"]

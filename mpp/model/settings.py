@@ -1,17 +1,21 @@
 """Settings of the encoder. Free of torch, so that `--help` is instant."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from mpp.config import CHOSEN, Auto
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The encoder: any timm VisionTransformer by its timm name, hybrids included."""
 
-    name: str = "vit_base_patch16_224"
-    """timm name, e.g. vit_tiny_patch16_224, vit_large_patch16_224, vit_base_r50_s16_224."""
-    img_size: tuple[int, ...] = (224,)
-    """Input size in pixels: one number for a square, two for height and width."""
+    name: str = field(default="vit_base_patch16_224", metadata=CHOSEN)
+    """timm name, e.g. vit_tiny_patch16_224, vit_large_patch16_224, vit_base_r50_s16_224. auto: vit_tiny, vit_small or
+    vit_base, by the number of images and the device."""
+    img_size: tuple[int, ...] | Auto = field(default=(224,), metadata=CHOSEN)
+    """Input size in pixels: one number for a square, two for height and width. auto: that of the images, at most 224
+    (128 on a CPU), with patches that fit."""
     patch_size: tuple[int, ...] = ()
     """Patch size in pixels, one number or two. Empty: the size in the name."""
     in_chans: int = 3
@@ -37,6 +41,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for key in ("img_size", "patch_size"):
             value = getattr(self, key)
+            if value == "auto":
+                continue
             if len(value) > 2 or any(v < 1 for v in value) or (key == "img_size" and not value):
                 raise ValueError(f"model.{key} takes one or two positive numbers, got {list(value)}")
         for key in ("in_chans", "embed_dim", "depth", "num_heads"):
@@ -49,4 +55,5 @@ class ModelConfig:
     @property
     def image_hw(self) -> tuple[int, int]:
         """Input height and width in pixels."""
+        assert self.img_size != "auto"
         return self.img_size[0], self.img_size[-1]

@@ -12,23 +12,28 @@ from mpp.data.pixel_cache import open_images
 from mpp.data.settings import DataConfig
 from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.contents import Contents
+from mpp.data.sources.opening import open_source
 from mpp.data.transform import Normalise, TrainTransform
 from mpp.dist import World
 from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.fewshot import Fewshot
 from mpp.downstream.labelled import open_labelled
-from mpp.errors import UserError
+from mpp.errors import UserError, command
 from mpp.model.encoder import Decoder, Encoder, build_encoder
 from mpp.model.settings import ModelConfig
 from mpp.objective.masking import num_picked
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.settings import ObjectiveConfig
 from mpp.objective.target import build_target
+from mpp.pretraining.encoder_choice import choose_encoder, usual_side
 from mpp.pretraining.settings import FewshotConfig, PretrainConfig
+from mpp.system.cores import memory
 from mpp.system.process import global_draws
+from mpp.training.auto import Choice, Facts, activation_bytes, needs_choice, settle
 from mpp.training.parallel import DTYPES, choose_precision
 from mpp.training.run_folder import earlier, once_a_machine
 from mpp.training.schedule import build_schedule
+from mpp.training.settings import chosen
 from mpp.training.training_run import TrainingRun, build_state, training_workers
 from mpp.weights.base import Weights
 from mpp.weights.continued import build_continued, complete_configs, complete_data, complete_model, load_encoder
@@ -76,10 +81,10 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
         return found
 
     dist.agree(facts)
-    schedule = build_schedule(
-        config.train, config.schedule, config.optim.lr, config.optim.clip_norm, len(source), world.size
-    )
+    config, choices = settle_config(config, world, device, source)
     model = build_model(config, device, DTYPES[precision])
+    rate, clip_norm = chosen(config.optim.lr), config.optim.clip_norm
+    schedule = build_schedule(config.train, config.schedule, rate, clip_norm, len(source), world.size)
     if first is not None:
         load_encoder(model.encoder, first)
     transform = TrainTransform(data, model.encoder.image_hw, config.model.in_chans)
@@ -101,7 +106,43 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Pretrai
         source=source,
         fewshot=fewshot,
         init_hash=init_hash,
+        choices=choices,
     )
+
+
+def settle_config(
+    config: PretrainConfig, world: World, device: torch.device, source: Source | None = None
+) -> tuple[PretrainConfig, tuple[Choice, ...]]:
+    """Puts values that fit the images and the device, or those of the run that goes on, in the place of auto.
+
+    Without `source` that of the config is opened, where a value depends on it.
+    """
+    encoder_left = "auto" in (config.model.name, config.model.img_size)
+    if not encoder_left and not needs_choice(config):
+        return config, ()
+    data, cpu, choices = config.data, device.type == "cpu", ()
+    before = earlier(config) if config.run_dir and not config.dry_run else None
+    if source is None and before is None:
+        source = open_source(data.source, download=data.download, keep=data.keep)
+    images = len(source) if source is not None else 1
+    if encoder_left:
+        measure = source is not None and before is None and config.model.img_size == "auto"
+        side = usual_side(source, data.decode_options(config.model.in_chans)) if measure and source else 0
+        model, choices = choose_encoder(config.model, images, side, cpu, before and before.model)
+        config = replace(config, model=model)
+    encoder = build_model(config, "meta").encoder
+    facts = Facts(
+        images=images,
+        labelled=False,
+        cpu=cpu,
+        ranks=world.size,
+        width=encoder.embed_dim,
+        image_bytes=activation_bytes(encoder.vit, encoder.grid[0] * encoder.grid[1]),
+        memory=memory() // world.local_size if cpu else 0,
+        continued=bool(config.init),
+    )
+    config, more = settle(config, facts, before)
+    return config, (*choices, *more)
 
 
 def _open_fewshot(config: FewshotConfig, data: DataConfig) -> Fewshot:

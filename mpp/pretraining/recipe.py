@@ -12,11 +12,11 @@ import math
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from mpp import dist
-from mpp.config import to_yaml
 from mpp.dist import World
 from mpp.downstream.verdict import FILE as VERDICT
 from mpp.errors import RunError
@@ -31,7 +31,8 @@ from mpp.system.files import drop_aside
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.loggers import check_installed
 from mpp.training.loop import Every, NonFinite, State, fit
-from mpp.training.optim import average_warning
+from mpp.training.micro_batch import try_micro_batch
+from mpp.training.overview import overview
 from mpp.training.provenance import read_starts
 from mpp.training.rows import FILE as ROWS
 from mpp.training.rows import read_rows
@@ -67,11 +68,13 @@ def run(config: PretrainConfig) -> int:
 def _build(config: PretrainConfig, world: World, device: torch.device) -> PretrainingRun:
     """Builds the run and prints what it is."""
     run = build(config, world, device)
+    encoder = run.model.encoder
+    try_micro_batch(run, training_step(run), encoder.image_hw, encoder.in_chans)
     if world.main:
-        print(to_yaml(run.config), file=sys.stderr, end="")
-        print(f"source: {run.source.describe()}", file=sys.stderr)
-        average = average_warning(run.config.optim.ema_decay, run.schedule.total_steps)
-        for warning in (*run.source.warnings, *([average] if average else [])):
+        model, (rows, columns) = run.config.model, encoder.grid
+        name, images = f"{model.name}, {rows} x {columns} patches", ("images", run.source.describe())
+        print(overview(run, name, encoder.image_hw, images), file=sys.stderr)
+        for warning in (*run.source.warnings, *run.doubts()):
             print(f"WARNING: {warning}", file=sys.stderr)
     return run
 
@@ -93,7 +96,7 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
         monitor.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
     else:
         survey = start(run, monitor)
-        facts = {"targets": survey.describe(), "warning": survey.warning}
+        facts: dict[str, Any] = {"targets": survey.describe(), "warning": survey.warning, "doubts": run.doubts()}
         if run.config.init:
             export(run, FIRST)  # the original may be gone when somebody wants to compare
             facts["init"] = f"{run.config.init} (SHA-256 of its weights {run.init_hash})"
@@ -118,8 +121,8 @@ def _finish(run: PretrainingRun, monitor: Monitor) -> int:
         monitor.terminal.close()
         score, notes = run.model.target.score_name, run.data_notes()
         verdict = verdict_of(read_rows(run.folder / ROWS), read_starts(run.folder), score, run.config.init)
-        verdict.write(run.folder, notes)
-        print(summary(run.folder, score, verdict, notes, run.config.init))
+        verdict.write(run.folder, [*run.doubts(), *notes])
+        print(summary(run.folder, score, verdict, notes, run.config.init, run.doubts()))
     return 0
 
 

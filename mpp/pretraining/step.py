@@ -48,7 +48,7 @@ def training_step(
         position, slot, images = batch["position"], batch["slot"], batch["images"]
         if position not in drawn:
             drawn.clear()
-            drawn[position] = draw(run, position, config.train.batch_size)
+            drawn[position] = draw(run, position, run.schedule.batch_size)
         corruption = drawn[position].rows(slot, slot + len(images))
         if config.model.drop_path:
             torch.manual_seed(derive_seed(config.train.seed, _DROPOUT, position, slot))
@@ -120,19 +120,25 @@ def endless_step(config: PretrainConfig, device: torch.device) -> tuple[Pretrain
     generator = torch.Generator().manual_seed(0)
     shape = (run.micro_batch, channels, height, width)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
-    labels = torch.full((run.micro_batch,), -1, device=device)
+    labels, index = torch.full((run.micro_batch,), -1, device=device), torch.zeros(run.micro_batch, dtype=torch.int64)
 
     def batches() -> Iterator[DeviceBatch]:
         while True:
-            for slot in range(0, config.train.batch_size, run.micro_batch):
-                yield {"images": images, "labels": labels, "position": run.state.images_seen, "slot": slot}
+            for slot in range(0, run.schedule.batch_size, run.micro_batch):
+                yield {
+                    "images": images,
+                    "labels": labels,
+                    "index": index,
+                    "position": run.state.images_seen,
+                    "slot": slot,
+                }
 
     constant_rate(run.state.optimizer)
     endless, step, guard, numbers = batches(), training_step(run), FiniteGuard(run.state), count(1)
 
     def make_update() -> None:
         update(run.state, run.wrapped, endless, step, run.schedule, guard, next(numbers))
-        run.state.images_seen += config.train.batch_size
+        run.state.images_seen += run.schedule.batch_size
 
     return run, make_update
 

@@ -26,12 +26,20 @@ def verdict_of(rows: Sequence[Row], starts: Sequence[Mapping[str, Any]], score: 
     return of_pretraining(rows, score, images=images, init=init, warning=facts.get("warning") or "")
 
 
-def summary(folder: Path, score: str, verdict: Verdict, notes: Sequence[str] = (), init: str = "") -> str:
+def summary(
+    folder: Path,
+    score: str,
+    verdict: Verdict,
+    notes: Sequence[str] = (),
+    init: str = "",
+    warnings: Sequence[str] = (),
+) -> str:
     """The text that a finished run ends with, from the rows in its folder.
 
     Args:
         score: accuracy or mse.
         init: the weights that it went on from, if any.
+        warnings: why it cannot have learnt.
     """
     rows = read_rows(folder / "metrics.jsonl")
     trained = [row for row in rows if score in row]
@@ -64,6 +72,7 @@ def summary(folder: Path, score: str, verdict: Verdict, notes: Sequence[str] = (
         evaluating = sum(row.get("time/fewshot_seconds", 0.0) for row in rows)
         share = evaluating / (evaluating + sum(seconds for _, seconds in training_spans(rows)))
         lines += [f"  evaluated {len(evaluated)} times, in {share:.1%} of the time", ""]
+    lines += [f"WARNING: {warning}" for warning in warnings]
     lines += verdict.lines()
     lines += [f"note: {note}" for note in notes] + [""] * bool(notes)
     lines.append(f"pictures     {folder / 'pictures'}")

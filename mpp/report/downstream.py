@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from mpp.config import differences, from_file, to_dict
-from mpp.config_files import load_yaml
+from mpp.config.files import load_yaml
 from mpp.data.sources.base import count
 from mpp.data.sources.patterns import shown
 from mpp.downstream.estimates import Estimate, estimate, over

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.config import from_file
-from mpp.config_files import load_yaml
+from mpp.config.files import load_yaml
 from mpp.downstream.finetune_result import Result, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError

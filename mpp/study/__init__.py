@@ -7,7 +7,7 @@ from typing import Any
 
 
 class _Study(ModuleType):
-    """This package, which `mpp.study(...)` of mpp/api.py shares its name with."""
+    """This package, which `mpp.study(...)` of mpp.api shares its name with."""
 
     def __call__(self, config: Any = None, **settings: Any) -> Any:
         return importlib.import_module("mpp.api").study(config, **settings)

@@ -21,6 +21,7 @@ from mpp.pretraining.step import endless_step
 from mpp.study.settings import Arm
 from mpp.system.files import write_whole
 from mpp.training.parallel import choose_device
+from mpp.training.settings import chosen
 from mpp.training.timing import MEASURING, calls_lasting, in_turns, ratios, seconds_a_call
 
 EQUAL_TIME = "equal_time.json"
@@ -55,7 +56,7 @@ def equal_lengths(folder: Path, arms: Sequence[Arm], images: int) -> Lengths:
         return known
     known[default] = first
     for arm, ratio in zip(missing, step_time_ratios([arm.pretrain for arm in [arms[0], *missing]]), strict=True):
-        size = arm.pretrain.train.batch_size
+        size = chosen(arm.pretrain.train.batch_size)
         steps = max(1, round(images / ratio / size))
         known[arm.name] = {"ratio": ratio, "images": size * steps, "flags": flags[arm.name]}
     write_whole(path, json.dumps({"arms": known}, indent=2) + "\n")
@@ -77,5 +78,5 @@ def step_time_ratios(configs: Sequence[PretrainConfig]) -> list[float]:
             sides[number] = partial(seconds_a_call, step, device, calls_lasting(_SAMPLE_SECONDS, step, device))
         taken = in_turns(sides, _ROUNDS)
     torch.compiler.reset()
-    images = [config.train.batch_size for config in configs]
+    images = [chosen(config.train.batch_size) for config in configs]
     return [float(np.median(ratios(taken[i], taken[0]))) * images[0] / images[i] for i in range(1, len(configs))]

@@ -11,10 +11,13 @@ from mpp.data.sources.opening import open_source
 from mpp.dist import World
 from mpp.downstream.labelled import Labelled, take_fraction
 from mpp.downstream.settings import FinetuneConfig, parse_share
-from mpp.pretraining.build import resolve_init
+from mpp.pretraining.build import resolve_init, settle_config
 from mpp.pretraining.settings import PretrainConfig
 from mpp.study.settings import LONGER, PRETRAINED, RANDOM, SCRATCH, Arm, StudyConfig, folder_name
+from mpp.training.auto import Facts, settle
 from mpp.training.duration import parse_duration
+from mpp.training.parallel import choose_device
+from mpp.training.settings import chosen
 
 StartPoint = tuple[str, int | None]
 """A side, and the seed of its pretraining; None without a pretraining of this study."""
@@ -34,8 +37,9 @@ class Pretraining:
 
     @property
     def resolved(self) -> PretrainConfig:
-        """The config, filled in from the weights of its init."""
-        return resolve_init(self.config, World())[0]
+        """The config, filled in from the weights of its init, the images and the device."""
+        config, world = resolve_init(self.config, World())[0], World()
+        return settle_config(config, world, choose_device(config.train.device, world, "pretrain.train.device"))[0]
 
     @property
     def finished(self) -> bool:
@@ -43,7 +47,8 @@ class Pretraining:
         path = self.folder / "config.yaml"
         if not path.is_file() or not (self.folder / "model" / "config.json").is_file():
             return False
-        return not differences(PretrainConfig, to_dict(from_file(PretrainConfig, path)), to_dict(self.resolved))
+        filled = resolve_init(self.config, World())[0]
+        return not differences(PretrainConfig, to_dict(from_file(PretrainConfig, path)), to_dict(filled))
 
 
 def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) -> list[Pretraining]:
@@ -70,8 +75,12 @@ def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) 
 
 
 def images_of(config: PretrainConfig) -> int:
-    """How many images a pretraining sees, in whole steps."""
-    length, size, data = parse_duration(config.train.length, "train.length"), config.train.batch_size, config.data
+    """How many images a pretraining sees, in whole steps; its config has no auto left."""
+    length, size, data = (
+        parse_duration(config.train.length, "train.length"),
+        chosen(config.train.batch_size),
+        config.data,
+    )
     epoch = len(open_source(data.source, download=data.download, keep=data.keep)) if length.unit == "epochs" else size
     return size * length.steps(size, epoch)
 
@@ -110,12 +119,20 @@ def finetune_runs(config: StudyConfig, labelled: Labelled, pretrained: int) -> l
         for number, seed in enumerate(config.seeds):
             found.append(FinetuneRun(SCRATCH, labels, length, seed, None))
             if labels in config.longer:
-                taken, size = take_fraction(labelled, labels, config.seeds[0]), config.finetune.train.batch_size
-                tuned = size * parse_duration(length, "lengths").steps(size, len(taken.train_indices))
+                tuned = _tuned_images(config.finetune, length, take_fraction(labelled, labels, config.seeds[0]))
                 found.append(FinetuneRun(LONGER, labels, f"{tuned + pretrained} images", seed, None))
             start = None if config.init else config.pretrain_seeds[number % len(config.pretrain_seeds)]
             found += [FinetuneRun(arm, labels, length, seed, start) for arm in arms]
     return sorted(found, key=lambda run: (run.labels, run.seed) != (config.tune_at, config.seeds[0]))
+
+
+def _tuned_images(config: FinetuneConfig, length: str, labelled: Labelled) -> int:
+    """How many images a fine-tuning of that length sees, in whole steps."""
+    images = len(labelled.train_indices)
+    cpu = choose_device(config.train.device, World(), "finetune.train.device").type == "cpu"
+    settled, _ = settle(replace(config, train=replace(config.train, length=length)), Facts(images, True, cpu))
+    size = chosen(settled.train.batch_size)
+    return size * parse_duration(settled.train.length, "lengths").steps(size, images)
 
 
 @dataclass(frozen=True)

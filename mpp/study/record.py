@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mpp.config import to_dict
+from mpp.config import from_file, to_dict
 from mpp.downstream.finetune_result import Result, changed_settings, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import without_credentials
@@ -25,6 +25,7 @@ from mpp.study.plan import FinetuneRun, Plan, Pretraining, StartPoint
 from mpp.system.files import read_csv, write_whole
 from mpp.training.provenance import read_starts
 from mpp.training.rows import last_part, read_rows, training_spans
+from mpp.training.settings import chosen
 
 FILE = "study.json"
 _SCHEMA = 1
@@ -146,14 +147,16 @@ class Record:
 
     def _finetuning_entry(self, run: FinetuneRun, config: FinetuneConfig, result: Result) -> dict[str, Any]:
         """The run, and the sweep before it."""
-        folder = Path(config.run_dir)
+        folder, batch = Path(config.run_dir), config.train.batch_size
+        if batch == "auto":
+            batch = from_file(FinetuneConfig, folder / "config.yaml").train.batch_size
         rates = {f"{float(row['lr']):g}": row["held_out_top1"] for row in read_csv(folder / "sweep.csv")}
         sweep = {rate: None if top1 == "diverged" else float(top1) for rate, top1 in rates.items()}
         for tried in folder.glob("sweep/*/"):
             self._training_seconds(tried, read_rows(tried / "metrics.jsonl"))
         return {
             **{name: getattr(run, name) for name in ("side", "labels", "seed", "pretrain_seed", "length")},
-            "images": result.steps * config.train.batch_size,
+            "images": result.steps * chosen(batch),
             "steps": result.steps,
             "lr": result.lr,
             "sweep": sweep or None,

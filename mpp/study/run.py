@@ -68,7 +68,7 @@ def run(config: StudyConfig) -> int:
         print(f"note: {note}", file=sys.stderr)
     test_images_seen = _check(config, labelled)
     planned = pretrainings(config, {})
-    images = images_of(planned[0].config) if config.longer or config.equal_time else 0
+    images = images_of(planned[0].resolved) if config.longer or config.equal_time else 0
     before = _earlier_config(folder, config)
     plan = Plan(config, labelled, planned, finetune_runs(config, labelled, images))
     check_finished(plan, before)
@@ -79,7 +79,8 @@ def run(config: StudyConfig) -> int:
     lengths: Lengths = {}
     if config.equal_time:
         with claimed(lock_of(folder, folder / EQUAL_TIME), wait=True):
-            lengths = equal_lengths(folder, config.parsed_arms(), images)
+            arms = {one.arm.name: replace(one.arm, pretrain=one.resolved) for one in planned}
+            lengths = equal_lengths(folder, [*arms.values()], images)
         plan = replace(plan, pretrainings=pretrainings(config, lengths))
     record = Record(plan, test_images_seen, lengths)
     status = run_tasks(StudyTasks(plan, record).tasks())
@@ -113,7 +114,8 @@ def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
         part = take_fraction(labelled, labels, one.seed)
         if len(tuned.optim.lr) > 1:
             part = hold_out(part, parse_share(tuned.data.holdout), one.seed)
-        build_tuning(tuned, part, max(tuned.optim.lr), World(), torch.device("cpu"), encoders[0])
+        rate = max((lr for lr in tuned.optim.lr if lr != "auto"), default=1e-3)
+        build_tuning(tuned, part, rate, World(), torch.device("cpu"), encoders[0])
     return seen
 
 

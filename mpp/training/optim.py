@@ -14,6 +14,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token", "position")
 """Parts of names of parameters with two or more dimensions that weight decay spares."""
+OPTIMISER_COPIES = {"sgd": 1, "adam": 2, "adamw": 2}
+"""Numbers that each optimiser keeps for a weight."""
 _LARGE_SHARE = 0.2  # of the average: where the first weights keep more of it, the user is warned
 
 

@@ -135,8 +135,10 @@ def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
         _count_unanswered(config, error, newest())
         raise
     except torch.OutOfMemoryError as error:
+        begun = earlier(config) if config.run_dir else None
+        now = (begun or config).train.micro_batch
         raise RunError(
-            f"out of memory on {device}: halve --train.micro-batch (now {config.train.micro_batch}), which leaves the "
+            f"out of memory on {device}: halve --train.micro-batch (now {now}), which leaves the "
             "result as it is, or set --model.grad-checkpointing; then run the same command again"
         ) from error
     except OSError as error:
@@ -248,7 +250,7 @@ def check_config(old: RunConfig, new: RunConfig) -> None:
         raise UserError(
             f"{new.run_dir} holds a run with another config ({'; '.join(changed)}); choose another --run-dir{by_force}"
         )
-    if old.train.batch_size != new.train.batch_size:  # steps, rows and checkpoints are counted in it
+    if new.train.batch_size not in ("auto", old.train.batch_size):  # steps, rows and checkpoints are counted in it
         raise UserError(
             f"train.batch_size cannot change within a run ({old.train.batch_size} -> {new.train.batch_size}); choose "
             "another --run-dir, or change --train.micro-batch"
@@ -276,7 +278,7 @@ def _schedule_change(before: TrainConfig, saved: Mapping[str, Any], state: State
     now = state.contents.images if state.contents else images
     if images == now:
         return "the schedule stays as it is; from here on the run sees the images that there are now"
-    old = parse_duration(before.length, "train.length").steps(before.batch_size, images)
+    old = parse_duration(before.length, "train.length").steps(size, images)
     new, step = schedule.total_steps, schedule.step(state.images_seen)
     length = f"the run stays {new:,} steps long"
     if old != new:

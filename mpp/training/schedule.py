@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mpp.errors import UserError
 from mpp.training.duration import parse_duration
-from mpp.training.settings import ScheduleConfig, TrainConfig
+from mpp.training.settings import ScheduleConfig, TrainConfig, chosen
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def build_schedule(
 
     Raises UserError for a batch that the processes cannot share equally, or warm-up and cooldown longer than the run.
     """
-    size = train.batch_size
+    size, most = chosen(train.batch_size), chosen(train.micro_batch)
     if size % world_size:
         raise UserError(f"train.batch_size {size} is not a multiple of the {world_size} processes")
     share = size // world_size
-    micro = max(n for n in range(1, min(train.micro_batch, share) + 1) if share % n == 0)
+    micro = max(n for n in range(1, min(most, share) + 1) if share % n == 0)
     total = parse_duration(train.length, "train.length").steps(size, epoch_images)
     names = ("warmup", "cooldown", "timescale")
     parts = [parse_duration(getattr(plan, name), f"schedule.{name}") for name in names]

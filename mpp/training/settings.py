@@ -6,22 +6,38 @@ Fields marked free may change between a run and its resumption.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
+from mpp.config import CHOSEN, Auto
 from mpp.training.duration import parse_duration
+
+T = TypeVar("T")
+
+
+def chosen(value: T | Auto) -> T:
+    """A setting after its auto was replaced."""
+    assert value != "auto"
+    return cast(T, value)
+
+
+def check_duration(text: str, name: str) -> None:
+    """Raises ValueError unless it is a duration or auto."""
+    if text != "auto":
+        parse_duration(text, name)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Length, batch and numerics."""
 
-    length: str = "100 epochs"
-    """Length of the run: steps, epochs or images."""
-    batch_size: int = 1024
-    """Global batch size: images per update over all devices."""
-    micro_batch: int = field(default=256, metadata={"free": True})
+    length: str = field(default="auto", metadata=CHOSEN)
+    """Length of the run: steps, epochs or images. auto: by the number of images, as the docs tell."""
+    batch_size: int | Auto = field(default="auto", metadata=CHOSEN)
+    """Global batch size: images per update over all devices. auto: by the number of images."""
+    micro_batch: int | Auto = field(default="auto", metadata={"free": True})
     """Most images per device in one forward pass; larger shares of the batch are accumulated. The result is the same
-    to rounding, but for drop_path, random_from batch, mixup and batch normalisation, which go by micro-batch."""
+    to rounding, but for drop_path, random_from batch, mixup and batch normalisation, which go by micro-batch. auto:
+    what fits the memory, on CUDA found by trying."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic: auto takes bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
     device: str = field(default="auto", metadata={"free": True})
@@ -37,11 +53,11 @@ class TrainConfig:
     """Every random draw derives from it."""
 
     def __post_init__(self) -> None:
-        length = parse_duration(self.length, "train.length")
+        length = parse_duration("1 step" if self.length == "auto" else self.length, "train.length")
         if length.unit == "percent" or not length.value:
             raise ValueError(f"train.length needs steps, epochs or images above 0, got {self.length!r}")
         for key in ("batch_size", "micro_batch"):
-            if getattr(self, key) < 1:
+            if getattr(self, key) != "auto" and getattr(self, key) < 1:
                 raise ValueError(f"train.{key} must be at least 1, got {getattr(self, key)}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"train.seed must be in [0, 2^31), got {self.seed}")
@@ -53,8 +69,8 @@ class OptimConfig:
 
     name: Literal["adam", "adamw", "sgd"] = "adamw"
     """adam is the paper's; adamw decouples the weight decay; sgd has momentum."""
-    lr: float = 2e-4
-    """Base learning rate, reached after the warm-up."""
+    lr: float | Auto = field(default="auto", metadata=CHOSEN)
+    """Base learning rate, reached after the warm-up. auto: by optimiser, batch and width of the encoder."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     eps: float = 1e-8
@@ -65,17 +81,19 @@ class OptimConfig:
     """Weight decay."""
     clip_norm: float = 1.0
     """Largest global gradient norm; 0 leaves the gradients alone."""
-    ema_decay: float = 0.0
-    """Decay of the exponential moving average of the weights; 0 keeps none. With one, it is what is exported."""
+    ema_decay: float | Auto = field(default=0.0, metadata=CHOSEN)
+    """Decay of the exponential moving average of the weights; 0 keeps none; auto: 1 - 10 / steps, at most 0.9998. With
+    one, it is what is exported."""
 
     def __post_init__(self) -> None:
         for key in ("lr", "eps"):
-            if not getattr(self, key) > 0:
+            if getattr(self, key) != "auto" and not getattr(self, key) > 0:
                 raise ValueError(f"optim.{key} must be positive, got {getattr(self, key)}")
         for key in ("weight_decay", "clip_norm"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"optim.{key} must not be negative, got {getattr(self, key)}")
-        if not all(0 <= b < 1 for b in (*self.betas, self.momentum, self.ema_decay)):
+        average = 0.0 if self.ema_decay == "auto" else self.ema_decay
+        if not all(0 <= b < 1 for b in (*self.betas, self.momentum, average)):
             got = f"{self.betas}, {self.momentum}, {self.ema_decay}"
             raise ValueError(f"optim.betas, optim.momentum and optim.ema_decay must be in [0, 1), got {got}")
 
@@ -86,8 +104,8 @@ class ScheduleConfig:
 
     kind: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
     """Decay after the warm-up."""
-    warmup: str = "5%"
-    """Linear warm-up from 0."""
+    warmup: str = field(default="5%", metadata=CHOSEN)
+    """Linear warm-up from 0. auto: 5% of a pretraining, 10% of a fine-tuning, at least 20 steps, at most a quarter."""
     cooldown: str = "0 steps"
     """Linear descent to 0 at the end (for constant and rsqrt)."""
     timescale: str = "10000 steps"
@@ -95,24 +113,24 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         for key in ("warmup", "cooldown", "timescale"):
-            length = parse_duration(getattr(self, key), f"schedule.{key}")
-            if key == "timescale" and not length.value:
-                raise ValueError(f"schedule.timescale must be above 0, got {self.timescale!r}")
+            check_duration(getattr(self, key), f"schedule.{key}")
+        if not parse_duration(self.timescale, "schedule.timescale").value:
+            raise ValueError(f"schedule.timescale must be above 0, got {self.timescale!r}")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When the run is saved and what is kept."""
 
-    every: str = field(default="5%", metadata={"free": True})
-    """Distance between checkpoints."""
+    every: str = field(default="auto", metadata={"free": True})
+    """Distance between checkpoints. auto: 5%, but at least 100 steps."""
     keep_last: int = field(default=2, metadata={"free": True})
     """Number of newest checkpoints kept."""
     keep_every: str = field(default="", metadata={"free": True})
     """Distance between checkpoints that are kept for good. Empty: none."""
 
     def __post_init__(self) -> None:
-        parse_duration(self.every, "checkpoint.every")
+        check_duration(self.every, "checkpoint.every")
         if self.keep_every:
             parse_duration(self.keep_every, "checkpoint.keep_every")
         if self.keep_last < 1:
@@ -129,15 +147,12 @@ def check_different(values: Sequence[object], setting: str, what: str, valid: bo
 
 
 @dataclass(frozen=True)
-class LogConfig:
-    """What is written down, and how often."""
+class RowsConfig:
+    """What every run writes down, and how often."""
 
-    every: str = "50 steps"
-    """Distance between rows of metrics, each the mean over the steps since the last."""
-    pictures: str = field(default="10%", metadata={"free": True})
-    """Distance between pictures of reconstructions, always of the same images. Empty: none."""
-    num_pictures: int = field(default=8, metadata={"free": True})
-    """Images in each picture."""
+    every: str = field(default="auto", metadata=CHOSEN)
+    """Distance between rows of metrics, each the mean over the steps since the last. auto: 20 rows or more, at most 50
+    steps apart."""
     report: bool = field(default=True, metadata={"free": True})
     """Write report.html at the end: what the model learnt, on one page."""
     to: tuple[LogTo, ...] = field(default=("tensorboard",), metadata={"free": True})
@@ -145,8 +160,21 @@ class LogConfig:
     mode are set by the services' own variables, such as WANDB_PROJECT, WANDB_MODE and MLFLOW_TRACKING_URI."""
 
     def __post_init__(self) -> None:
-        parse_duration(self.every, "log.every")
+        check_duration(self.every, "log.every")
         check_different(self.to, "log.to", "loggers")
+
+
+@dataclass(frozen=True)
+class LogConfig(RowsConfig):
+    """What is written down, and how often."""
+
+    pictures: str = field(default="10%", metadata={"free": True})
+    """Distance between pictures of reconstructions, always of the same images. Empty: none."""
+    num_pictures: int = field(default=8, metadata={"free": True})
+    """Images in each picture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pictures:
             parse_duration(self.pictures, "log.pictures")
         if self.num_pictures < 1:

@@ -1,7 +1,7 @@
 """The parts of a training run, whatever it trains, and what pretraining and fine-tuning do with them alike."""
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from mpp.data.transform import Transform
 from mpp.data.workers import cores_for, worker_count
 from mpp.dist import World
 from mpp.model.kernel_choice import settle_kernel, task_of
+from mpp.training.auto import Choice
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.data_stalls import data_notes
+from mpp.training.doubts import doubts
 from mpp.training.loop import State
 from mpp.training.optim import build_ema, build_optimizer, parameter_groups
 from mpp.training.parallel import DTYPES, prepare
@@ -53,6 +55,8 @@ class TrainingRun:
     """Loader processes."""
     decode: DecodeJpegs | None
     """Decodes JPEGs on the device; None: the workers do."""
+    choices: tuple[Choice, ...] = field(default=(), kw_only=True)
+    """What was put in the place of auto."""
 
     @property
     def folder(self) -> Path:
@@ -77,7 +81,11 @@ class TrainingRun:
         keep_last = self.config.checkpoint.keep_last
         return Checkpoints(self.folder / "checkpoints", keep_last, self.steps("checkpoint.keep_every"))
 
-    def record(self, step: int, data: Mapping[str, Any], **facts: str) -> None:
+    def doubts(self, tested: int = 0, classes: int = 0) -> list[str]:
+        """Say why the run cannot learn, if it cannot (see `doubts`); of `tested` images in so many classes, if any."""
+        return doubts(self.schedule, self.steps("schedule.warmup"), self.config.optim.ema_decay, tested, classes)
+
+    def record(self, step: int, data: Mapping[str, Any], **facts: Any) -> None:
         """Add a start from `step` to environment.json, with facts about its images; for all ranks together."""
         own = {"precision": self.precision, "attention": self.state.attention, "seed": self.config.train.seed}
         record_start(self.folder, step, self.device, {**own, "data": data, **facts})

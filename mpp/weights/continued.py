@@ -74,11 +74,11 @@ def complete_model(init: str, given: ModelConfig, own: ModelConfig) -> ModelConf
     for key in _ARCHITECTURE:
         value, its = getattr(given, key), getattr(own, key)
         pairs = [(x[0], x[-1]) if isinstance(x, tuple) and x else x for x in (value, its)]  # 16 is 16 x 16
-        if value != getattr(default, key) and pairs[0] != pairs[1]:
+        if value not in (getattr(default, key), "auto") and pairs[0] != pairs[1]:
             shown, other = (" x ".join(map(str, x)) if isinstance(x, tuple) else x for x in (value, its))
             raise UserError(f"model.{key} {shown} contradicts --init {init}, which has {other}; leave it out")
     architecture = {key: getattr(own, key) for key in _ARCHITECTURE}
-    size = own.img_size if given.img_size == default.img_size else given.img_size
+    size = own.img_size if given.img_size in (default.img_size, "auto") else given.img_size
     return replace(given, img_size=size, **architecture)
 
 

@@ -64,8 +64,8 @@ def test_settings_of_the_run_change_it() -> None:
     assert plan_of(read(f"{ISSUE} --images-per-second 1000")).step.computing == 1024 / 8 / 1000
     assert "1,000, 1,000 a device" in str(plan_of(read("--images-per-second 1000")))
     assert plan_of(read(f"{ISSUE} --data folder:/x")).step == plain.step
-    # A twentieth of the run apart, one at the start, and one after the last step, which 20312 does not divide.
-    assert plain.checkpoints == 22
+    # One at the start, 19 a twentieth of the run (1,016 steps) apart, and one after the last of 20,312 steps.
+    assert plain.checkpoints == 21
     assert plan_of(parse(PlanBench, ["--checkpoint.every", "0 steps"], "", "", PLAN_ALIASES)).checkpoints == 2
 
 

@@ -39,7 +39,10 @@ NAMES = "step, training, plan, attention, saving, gpu, data, fewshot"
         ("training --device tpu", "tpu"),
         ("plan --device h20", "no device 'h20' in the plan's table; take h200"),
         ("plan --device a100", "no device 'a100' in the plan's table; take a100-80 or a100-40"),
-        ("plan --devices 3", "train.batch_size 1024 is not a multiple of 3 devices; take a batch of 1023 or 2 devices"),
+        (
+            "plan --devices 3 --batch-size 1024",
+            "train.batch_size 1024 is not a multiple of 3 devices; take a batch of 1023 or 2 devices",
+        ),
         ("plan --device v100 --precision bf16", "train.precision bf16 is not for the device v100; take auto"),
         ("plan --device v100 --parallel fsdp --devices 2", "train.parallel fsdp has no loss scaling for fp16"),
         ("plan --epochs 1e300 --images 1e300", "the run or what is between its checkpoints has no end"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.config_files import config_file
+from mpp.config.files import config_file
 from mpp.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

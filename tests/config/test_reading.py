@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.config import parse
-from mpp.config_files import load_yaml
+from mpp.config.files import load_yaml
 from mpp.errors import ConfigError
 from mpp.pretraining.settings import PretrainConfig
 from tests.config.recipe import Encoder, Optimiser, Recipe

@@ -72,7 +72,7 @@ def test_a_pretrained_run_all_layers_and_chosen_l2(
     told = ["--data", source, "--shots", "1", "4", "--seeds", "0", "--pool", *POOLS, "--encoder.no-cache", *COMMON[:4]]
     told += ["--layers", "all", "--l2", "cv", "--out", str(tmp_path / "out")]
     shown: list[list[str]] = []
-    monkeypatch.setattr("mpp.downstream.evaluate.plot_shots", lambda path, results: shown.append(list(results)))
+    monkeypatch.setattr("mpp.downstream.evaluate.plot_shots", lambda path, results, *_: shown.append(list(results)))
     assert fewshot(["--init", *inits, *told]) == 0
     out, err = capsys.readouterr()
     note = f"note: 8 of the 8 test images are in the pretraining data of {pretrained}, {source}, 8 as the"

@@ -65,10 +65,11 @@ def test_every_test_image_is_scored_once(done: Done) -> None:
 
 def test_what_it_says(done: Done) -> None:
     for said in (
-        "labels: 28 training images and 137 test images in 4 classes",
+        "labels       28 training images and 137 test images in 4 classes",
         "note: 1 class has no training images, so that 1 test image can only count as wrong: unknown",
         "note: 1 class has no test images: lonely",
         "note: imbalance: 3 to 9 training images a class",
+        "WARNING: 40 steps is too short a run to learn much",
     ):
         assert said in done.err
     for said in (
@@ -232,7 +233,9 @@ def test_a_share_of_the_labels_and_layers_that_learn_at_their_own_rates(
 ) -> None:
     told = {"optim__layer_decay": "0.5", "optim__name": "adamw", "optim__weight_decay": "0.1", "data__labels": "50%"}
     assert tune(source, tmp_path / "run", init=str(pretrained), train__length="1 steps", **told) == 0
-    said = "labels: 16 training images (50% of each class, drawn by data.labels_seed) and 8 test images in 4 classes"
+    said = (
+        "labels       16 training images (50% of each class, drawn by data.labels_seed) and 8 test images in 4 classes"
+    )
     assert said in capsys.readouterr().err
     rows = read_csv(tmp_path / "run" / "classes.csv")
     assert [(row["train_images"], row["test_images"]) for row in rows] == [("4", "2")] * 4

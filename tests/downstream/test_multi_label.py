@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from mpp.cli import fewshot, finetune, predict, probe, study
+from mpp.cli import fewshot, finetune, predict, pretrain, probe, study
 from mpp.data.sources.base import Source, SourceError, Subset
 from mpp.data.sources.opening import open_source
 from mpp.downstream import ridge
@@ -230,4 +230,6 @@ def test_from_a_csv_to_predictions(tmp_path: Path, capsys: pytest.CaptureFixture
     ):
         assert tool(["--init", str(run), "--data", spec, *more]) == 2
         assert message in capsys.readouterr().err
+    assert pretrain(["--data", spec, "--fewshot.data", spec, "--run-dir", str(tmp_path / "s")]) == 2
+    assert "has several labels an image, and accuracy takes one" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from mpp.cli import pretrain
-from mpp.commands import ALIASES
-from mpp.config import from_file, parse, to_yaml
+from mpp.cli.commands import ALIASES
+from mpp.config import from_file, parse
 from mpp.downstream.features import pool
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
@@ -84,7 +84,7 @@ def test_bad_files_are_named_and_hidden_ones_ignored(finished: Finished) -> None
         named = {(row["index"], row["kind"], row["file"]) for row in csv.DictReader(file)}
     # Of the 32 paths in order, with 5 images before blue/cut.jpg, and red/text.jpg before red's sub-folder.
     assert named == {("5", "truncated", f"{root}/blue/cut.jpg"), ("26", "not an image", f"{root}/red/text.jpg")}
-    assert "source: 32 images in 3 classes; ignored 2 hidden and 1 other files" in finished.err
+    assert "images       32 images in 3 classes; ignored 2 hidden and 1 other files" in finished.err
     assert finished.rows[-2]["time/bad_files"] == 2
 
 
@@ -120,7 +120,16 @@ def test_rows_and_curves_are_complete(finished: Finished) -> None:
 
 
 def test_what_it_prints(finished: Finished) -> None:
-    assert to_yaml(config_of(finished.words)) in finished.err
+    for said in (
+        "model        vit_tiny_patch16_224, 4 x 4 patches, 0.1 M parameters, 32 x 32 pixels",
+        "training     20 steps of 16 images, ",
+        f"settings     all of them are in {finished.run_dir / 'config.yaml'}",
+    ):
+        assert said in finished.err
+    assert from_file(PretrainConfig, finished.run_dir / "config.yaml") == config_of(finished.words)
+    too_short = "WARNING: 20 steps is too short a run to learn much"
+    assert too_short in finished.err
+    assert too_short in finished.out
     assert "targets: " in finished.err
     assert "step 20/20  loss " in finished.err
     last = [row for row in finished.rows if "loss" in row][-1]

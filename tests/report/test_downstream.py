@@ -113,7 +113,7 @@ def test_scratch_beside_pretrained(tmp_path: Path) -> None:
     (damaged / "result.json").write_text('{"top1": 1}')
     (tmp_path / "runs" / "file").write_text("")
     pair, single = tables(sections(run), "downstream")
-    setting = "folder:/labelled, 100% of the labels, 10k steps"
+    setting = "folder:/labelled, 100% of the labels, auto"
     assert pair.rows == ((setting, "50.0 % (45.0 to 55.0)", "70.0 % (65.0 to 75.0)", "+20.0"),)
     assert single.folded
     found = [(row[0], row[1], row[-1]) for row in single.rows]

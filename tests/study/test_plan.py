@@ -64,13 +64,12 @@ def test_every_arm_is_pretrained_with_every_seed() -> None:
 
 def test_sides_of_a_setting_stand_together_and_take_the_pretrainings_in_turn() -> None:
     config = study(labels=("50%", "100%"), lengths=("2 epochs", "3 steps"), longer=("50%",), pretrain_seeds=(5, 6))
-    assert config.finetune.train.batch_size == 512
     expected = []
     for labels, length in (("50%", "2 epochs"), ("100%", "3 steps")):
         for seed, start in ((0, 5), (1, 6), (2, 5)):
             expected.append(FinetuneRun("scratch", labels, length, seed, None))
-            if labels == "50%":  # half of 160 images twice, in batches of 512, is one step at least
-                expected.append(FinetuneRun(LONGER, labels, f"{512 + 1600} images", seed, None))
+            if labels == "50%":  # half of 160 images twice: in batches of 32, which auto takes, 5 steps
+                expected.append(FinetuneRun(LONGER, labels, f"{160 + 1600} images", seed, None))
             expected += [FinetuneRun(arm, labels, length, seed, start) for arm in "ab"]
     assert planned(config).finetunings == expected
 

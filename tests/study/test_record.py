@@ -44,7 +44,7 @@ def end_tuning(config: FinetuneConfig, written: FinetuneConfig | None = None) ->
     """Leaves the files of a fine-tuning run, of the config `written` if that is another."""
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(written or config))
+    (folder / "config.yaml").write_text(to_yaml(written or config).replace("batch_size: auto", "batch_size: 512"))
     (folder / "metrics.jsonl").write_text("")
     write_record(folder / RESULT, Result(0.5, None, 0.5, (0.4, 0.6), 4, 80, 4, 2.0, 9, config.init))
 
@@ -132,7 +132,7 @@ def test_a_run_of_another_config_is_not_the_study_s(same: bool, tmp_path: Path) 
     assert written(plan)["finetuning"] == []
     run = plan.finetunings[-1]
     config = plan.finetune_config(run)
-    end_tuning(config, None if same else replace(config, train=replace(config.train, length="7 steps")))
+    end_tuning(config, None if same else replace(config, loss=replace(config.loss, smoothing=0.3)))
     found = [(run["side"], run["seed"], run["top1"]) for run in written(plan)["finetuning"]]
     assert found == ([(run.side, 1, 0.5)] if same else [])
 

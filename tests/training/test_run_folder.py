@@ -149,7 +149,7 @@ MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
     ("error", "kind", "said"),
     [
         (FULL, RunError, "cannot write to RUN: No space left on device; the last good checkpoint is None"),
-        (MEMORY, RunError, "out of memory on cpu: halve --train.micro-batch .now 256."),
+        (MEMORY, RunError, "out of memory on cpu: halve --train.micro-batch .now auto."),
         (FileNotFoundError(errno.ENOENT, "No such file"), FileNotFoundError, "No such file"),
     ],
 )

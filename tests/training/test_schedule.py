@@ -81,7 +81,14 @@ def test_constant_rises_stays_and_falls() -> None:
 
 
 def built(train: dict[str, Any], plan: dict[str, Any], ranks: int = 1) -> Schedule:
-    return build_schedule(TrainConfig(**{"length": "10 steps", **train}), ScheduleConfig(**plan), 0.1, 0.5, 10, ranks)
+    return build_schedule(
+        TrainConfig(**{"length": "10 steps", "batch_size": 16, "micro_batch": 256, **train}),
+        ScheduleConfig(**plan),
+        0.1,
+        0.5,
+        10,
+        ranks,
+    )
 
 
 @pytest.mark.parametrize(

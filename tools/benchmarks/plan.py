@@ -15,9 +15,13 @@ from benchmarks.settings import PlanBench
 from mpp.dist import World
 from mpp.errors import UserError, command
 from mpp.pretraining.build import resolve_init
-from mpp.training.duration import Duration, parse_duration
+from mpp.pretraining.encoder_choice import choose_encoder
+from mpp.training.auto import Facts, settle
+from mpp.training.duration import parse_duration
+from mpp.training.settings import chosen
 
 SCALE = tuple(2**n for n in range(10))
+_ENDLESS = "the run or what is between its checkpoints has no end; take fewer epochs or steps"
 """Numbers of devices in the last table."""
 
 
@@ -67,7 +71,7 @@ def plan_of(config: PlanBench) -> Plan:
         UserError: a device or model that is not known, a batch that does not divide, a model that does not fit,
             settings that training refuses, a run without end.
     """
-    config = _with_init(config)
+    config = _settled(_with_init(config))
     device = device_named(config.device)
     precision = config.train.precision
     if (precision, device.auto) in (("bf16", "fp16"), ("fp16", "fp32")):
@@ -78,7 +82,7 @@ def plan_of(config: PlanBench) -> Plan:
     explicit = attention == "explicit" or (attention == "auto" and config.device.lower() == "cpu")
     shape = shape_of(config)
     setup = Setup(
-        micro_batch=config.train.micro_batch,
+        micro_batch=chosen(config.train.micro_batch),
         precision=device.auto if precision == "auto" else precision,
         optimiser=config.optim.name,
         ema=bool(config.optim.ema_decay),
@@ -89,7 +93,7 @@ def plan_of(config: PlanBench) -> Plan:
 
     def on(count: int) -> Step:
         speed = (config.per_node, config.efficiency, config.images_per_second)
-        return step_of(shape, setup, Machine(device, count, *speed), config.train.batch_size)
+        return step_of(shape, setup, Machine(device, count, *speed), chosen(config.train.batch_size))
 
     scale: dict[int, Step | UserError] = {}
     for count in SCALE:
@@ -115,15 +119,28 @@ def _with_init(config: PlanBench) -> PlanBench:
     return whole
 
 
+def _settled(config: PlanBench) -> PlanBench:
+    """With what auto would take for so many photographs on these devices."""
+    cpu, images = config.device.lower() == "cpu", config.num_images
+    if config.epochs:
+        config = replace(config, train=replace(config.train, length=f"{config.epochs:.12f} epochs"))
+    config = replace(config, model=choose_encoder(config.model, images, 224, cpu)[0])
+    width = shape_of(config).dim
+    facts = Facts(images, labelled=False, cpu=cpu, ranks=config.devices, width=width, continued=bool(config.init))
+    try:
+        return settle(config, facts)[0]
+    except OverflowError:
+        raise UserError(_ENDLESS) from None
+
+
 def _steps(config: PlanBench) -> tuple[int, int]:
     """Steps of the run, and the checkpoints that it writes."""
-    size, images = config.train.batch_size, config.num_images
-    length = Duration(config.epochs, "epochs") if config.epochs else parse_duration(config.train.length, "train.length")
+    size, images = chosen(config.train.batch_size), config.num_images
     try:
-        steps = length.steps(size, images)
+        steps = parse_duration(config.train.length, "train.length").steps(size, images)
         every = parse_duration(config.checkpoint.every, "checkpoint.every").steps(size, images, steps)
     except OverflowError:
-        raise UserError("the run or what is between its checkpoints has no end; take fewer epochs or steps") from None
+        raise UserError(_ENDLESS) from None
     # One before the first step, and one at the end, which is the only other without a period.
     return steps, 1 + (-(-steps // every) if every else 1)
 
@@ -170,7 +187,7 @@ def _memory(plan: Plan) -> Iterable[str]:
     yield f"  {'in all':28} {memory.total(sides[0]) / 1e9:18,.3f} {memory.total(sides[1]) / 1e9:18,.3f}"
     most = [memory.largest_micro_batch(plan.shape, way, limit) for way in ways]
     yield f"  {f'images that fit {limit / 1e9:.0f} GB':28} {most[0]:18,} {most[1]:18,}"
-    wanted = plan.config.train.micro_batch
+    wanted = chosen(plan.config.train.micro_batch)
     if plan.step.largest < min(wanted, plan.step.images // plan.config.devices):
         yield f"  train.micro_batch {wanted:,} does not fit; planned with {setup.micro_batch:,}"
 

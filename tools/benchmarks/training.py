@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.settings import TrainingBench
 from mpp.config import by_name, from_file, overridden
-from mpp.config_files import load_yaml
+from mpp.config.files import load_yaml
 from mpp.dist import World
 from mpp.errors import ConfigError, RunError, UserError
 from mpp.pretraining.settings import FewshotConfig, PretrainConfig

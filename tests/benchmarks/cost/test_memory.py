@@ -115,7 +115,7 @@ def living(steps: Steps) -> int:
 
 def setup_of(config: PretrainConfig) -> Setup:
     train = config.train
-    micro = min(train.micro_batch, train.batch_size)
+    micro = train.batch_size if train.micro_batch == "auto" else min(train.micro_batch, train.batch_size)
     return Setup(
         micro,
         train.batch_size // micro,

@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.cost.flops import EXPLICIT, FUSED
 from benchmarks.cost.shape import Shape
-
-OPTIMISER_COPIES = {"adam": 2, "adamw": 2, "sgd": 1}
-"""fp32 numbers that the optimiser keeps for each parameter."""
+from mpp.training.optim import OPTIMISER_COPIES
 
 
 @dataclass(frozen=True)

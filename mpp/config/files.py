@@ -18,8 +18,8 @@ _SHORT = {"pretrain/best": "pretrain/best_base"}
 
 def shipped_folder() -> Path:
     """The folder of the configs: beside the package in a clone, in it where it is installed."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+    inside = Path(__file__).parents[1] / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def config_file(text: str, tool: str) -> Path:

@@ -1,6 +1,6 @@
 """The command lines, `mpp TOOL ...` and a script for each tool.
 
-torch is loaded only once the settings are known to be sound. The tools themselves are in commands.py.
+torch is loaded only once the settings are known to be sound. The table of the tools is in commands.py.
 """
 
 import difflib
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from mpp.commands import TOOLS, run
+from mpp.cli.commands import TOOLS, run
 from mpp.config import parse, version
 from mpp.errors import ConfigError, Unreachable, UserError
 from mpp.system import failure

@@ -19,11 +19,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from mpp.config_files import config_file, dump_yaml, load_yaml
-from mpp.config_help import print_help
+from mpp.config.files import config_file, dump_yaml, load_yaml
+from mpp.config.help import accepts, print_help
 from mpp.errors import ConfigError, without_credentials
 
 T = TypeVar("T")
+Auto = Literal["auto"]
+CHOSEN = {"free": "chosen"}
+"""Metadata of a setting whose auto a run replaces by a value that fits its data; the run's config.yaml has that."""
 _UNIONS = (typing.Union, types.UnionType)
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -153,14 +156,19 @@ def by_name(config: Any) -> dict[str, Any]:
 
 
 def differences(cls: type[Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The changes between two configs, as `to_dict` gives them, but for free fields: "optim.lr: 1.0 -> 2.0"."""
+    """The changes between two configs, as `to_dict` gives them, but for free fields: "optim.lr: 1.0 -> 2.0".
+
+    Where a field is free to be chosen, auto in the new one is what the old one has.
+    """
     freedoms = {name: freedom for name, _, freedom in _fields(cls) if freedom}
     free = tuple(f"{name}." for name, freedom in freedoms.items() if freedom is True)
     before, after = (_flat(without_credentials(tree)) for tree in (old, new))  # signatures of URLs may change
     lines: list[str] = []
     for name in {**after, **before}:
         alike = freedoms.get(name, ())
-        if f"{name}.".startswith(free) or (alike and {before.get(name), after.get(name)} <= {*alike}):
+        if f"{name}.".startswith(free) or (alike == "chosen" and after.get(name) in ("auto", ["auto"])):
+            continue
+        if isinstance(alike, tuple) and alike and {before.get(name), after.get(name)} <= {*alike}:
             continue
         was, now = (json.dumps(at[name], ensure_ascii=False) if name in at else "absent" for at in (before, after))
         # NaN equals itself as text alone, 1 equals 1.0 as a number alone.
@@ -177,7 +185,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Name, type and "free" (True, or values that count as equal) of each group and setting, groups first."""
+    """Name, type and "free" (True, values that count as equal, or "chosen") of each group and setting, groups first."""
     kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name, kind = prefix + field.name, kinds[field.name]
@@ -221,7 +229,10 @@ def _read(cls: type[Any], path: Path, aliases: Mapping[str, str]) -> list[_Setti
             setting = _resolve(_Setting(name, f"{path}: {name}", [value], str(path)), kinds, aliases)
             if setting.name in found:
                 raise ConfigError(f"{path}: {setting.name} is set twice")
-            if isinstance(value, list) and typing.get_origin(kinds[setting.name]) is tuple:
+            kind = kinds[setting.name]
+            if isinstance(value, list) and tuple in [
+                typing.get_origin(each) for each in (kind, *typing.get_args(kind))
+            ]:
                 setting = setting._replace(tokens=value)
             found[setting.name] = setting
 
@@ -299,7 +310,7 @@ def _convert(kind: Any, setting: _Setting) -> Any:
     if typing.get_origin(kind) is Literal and tokens:
         near = difflib.get_close_matches(str(tokens[0]).lower(), map(str, typing.get_args(kind)), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"{setting.label}: takes {_accepts(kind)}, got {_quoted(tokens)}{hint}")
+    raise ConfigError(f"{setting.label}: takes {accepts(kind)}, got {_quoted(tokens)}{hint}")
 
 
 def _value(kind: Any, texts: Sequence[Any]) -> Any:
@@ -308,10 +319,10 @@ def _value(kind: Any, texts: Sequence[Any]) -> Any:
     if origin is tuple:
         kinds = inner[:1] * len(texts) if inner[-1] is Ellipsis else inner
         return tuple(_value(each, [text]) for each, text in zip(kinds, texts, strict=True))
-    (text,) = texts
     for each in inner if origin in _UNIONS else ():
         with contextlib.suppress(ValueError, KeyError):
-            return _value(each, [text])
+            return _value(each, texts)
+    (text,) = texts
     if kind is types.NoneType and str(text).lower() in ("none", "null", "~"):
         return None
     if not isinstance(text, str):
@@ -325,20 +336,3 @@ def _value(kind: Any, texts: Sequence[Any]) -> Any:
 
 def _quoted(tokens: Sequence[Any]) -> str:
     return " ".join("null" if token is None else repr(token) for token in tokens) or "nothing"
-
-
-def _accepts(kind: Any) -> str:
-    """A type in the user's words: "a number", "one of adam, adamw", "2 numbers"."""
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "one text", types.NoneType: "none"}
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}" if inner[1:] else str(inner[0])
-    if origin in _UNIONS:
-        return " or ".join(_accepts(each) for each in inner)
-    if origin is not tuple:
-        return names.get(kind, str(kind))
-    if inner[0] in (float, int, str):
-        plural = {float: "numbers", int: "whole numbers", str: "texts"}[inner[0]]
-        return f"{'a list of' if inner[-1] is Ellipsis else len(inner)} {plural}"
-    each = _accepts(inner[0])
-    return each.replace("one of", "one or more of") if each.startswith("one of") else f"one or more, each {each}"

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpp.commands import TOOLS, run
+from mpp.cli.commands import TOOLS, run
 from mpp.config import from_values
 from mpp.errors import RunError, Stopped, Unreachable, UserError
 from mpp.system.cache import limit_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mpp.results import Result
+    from mpp.api.results import Result
 
 _SOURCES = ("data", "test", "data.source", "data.test", "fewshot.data", "fewshot.test", "pretrain.data.source")
 _STOPPED, _INTERRUPTED = 75, 130  # exit codes of a run
@@ -44,7 +44,7 @@ def _tool(name: str) -> "Callable[..., Result]":
         return _call(name, config, settings)
 
     call.__name__ = call.__qualname__ = name
-    call.__doc__ = f"{TOOLS[name].about} As `mpp {name.replace('_', '-')}`; see mpp/api.py for settings and errors."
+    call.__doc__ = f"{TOOLS[name].about} As `mpp {name.replace('_', '-')}`; see mpp.api for settings and errors."
     return call
 
 
@@ -109,7 +109,7 @@ def _call(name: str, config: Any, settings: Mapping[str, Any]) -> "Result":
             raise KeyboardInterrupt
         if status == _STOPPED:
             raise Stopped(f"{asked.run_dir} was asked to stop and has saved itself; the same call goes on")
-        from mpp.results import result_of
+        from mpp.api.results import result_of
 
         result = result_of(name, ready, status)
         return result if ready is asked else replace(result, config=asked, paths={})

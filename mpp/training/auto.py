@@ -1,0 +1,164 @@
+"""What `auto` stands for in a run: length, batch, rate and periods that fit the data. Free of torch.
+
+The rule is this file. It keeps what the measured settings of docs/results.md have in common, and extends it by the
+number of images: many passes over few images, few passes over many; small batches for few images, and with them a
+small rate, as the square root of the batch (linear for sgd); smaller rates for wider encoders.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mpp.config import by_name, overridden
+from mpp.training.duration import parse_duration
+
+C = TypeVar("C")
+_AUTO = ("auto", ["auto"])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choice depends on."""
+
+    images: int
+    """That are trained on."""
+    labelled: bool
+    """A fine-tuning, else a pretraining."""
+    cpu: bool
+    """Whether a CPU trains."""
+    ranks: int = 1
+    width: int = 768
+    """Of the encoder's tokens."""
+    image_bytes: int = 0
+    """Memory that the activations of one image take; 0: unknown."""
+    memory: int = 0
+    """Bytes of memory of the machine, for one rank."""
+    continued: bool = False
+    """Whether a pretraining goes on from weights."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was put in the place of auto, and why."""
+
+    name: str
+    value: str
+    because: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}: {self.because}"
+
+
+_NAMES = (
+    *("train.batch_size", "train.length", "train.micro_batch", "schedule.warmup", "optim.lr", "optim.ema_decay"),
+    *("loss.mixup", "loss.cutmix", "log.every", "checkpoint.every"),
+)
+
+
+def needs_choice(config: Any) -> bool:
+    """Whether any setting is left to `settle`."""
+    given = by_name(config)
+    return any(given.get(name) in _AUTO for name in _NAMES)
+
+
+def activation_bytes(vit: Any, tokens: int) -> int:
+    """Memory that the fp32 activations of one image take in a training step of a timm ViT; 0 for other models.
+
+    A block keeps about 34 numbers a token and channel, and three attention matrices where no fused kernel spares them.
+    """
+    if not hasattr(vit, "blocks") or not hasattr(vit.blocks[0], "attn"):
+        return 0
+    heads, width = vit.blocks[0].attn.num_heads, vit.embed_dim
+    return 4 * len(vit.blocks) * tokens * (34 * width + 3 * heads * tokens)
+
+
+def settle(config: C, facts: Facts, before: Any = None) -> tuple[C, tuple[Choice, ...]]:
+    """Replaces each auto that fits the data by a value, and says which and why.
+
+    `before` is the config of the run that goes on, if one does; it keeps its values, whatever the machine is now.
+    """
+    given, began = by_name(config), by_name(before) if before is not None else {}
+    choices: list[Choice] = []
+
+    def value(name: str, rule: Callable[[], tuple[Any, str]]) -> Any:
+        """The setting, chosen where it is auto; None where the recipe has none of this name."""
+        current = given.get(name)
+        if current not in _AUTO:
+            return current
+        earlier = began.get(name, "auto")
+        chosen, because = rule() if earlier in _AUTO else (earlier, "as this run began")
+        choices.append(Choice(name, " ".join(map(str, chosen)) if isinstance(chosen, list) else str(chosen), because))
+        return chosen
+
+    batch = value("train.batch_size", lambda: _batch(facts))
+    length = value("train.length", lambda: _length(facts))
+    steps = parse_duration(length).steps(batch, facts.images)
+    value("train.micro_batch", lambda: _micro_batch(facts, batch))
+    warmup = 0.1 if facts.labelled else 0.05
+    value(
+        "schedule.warmup",
+        lambda: (f"{min(max(round(warmup * steps), 20), steps // 4)} steps", f"{warmup:.0%} of the run, at least 20"),
+    )
+    value("optim.lr", lambda: _rate(facts, given["optim.name"], batch))
+    average = max(0.0, min(0.9998, round(1 - 10 / steps, 5)))
+    value("optim.ema_decay", lambda: (average, "the average of the last tenth of the run"))
+    many = facts.images >= 1000
+    mixing = "images enough to mix" if many else "fewer than 1,000 images"
+    value("loss.mixup", lambda: (0.8 if many else 0.0, mixing))
+    value("loss.cutmix", lambda: (1.0 if many else 0.0, mixing))
+    value("log.every", lambda: (f"{min(max(steps // 20, 1), 50)} steps", "at least 20 rows"))
+    value("checkpoint.every", lambda: (f"{max(math.ceil(steps / 20), 100)} steps", "5% of the run, at least 100 steps"))
+    flags = [word for choice in choices for word in (f"--{choice.name}", choice.value)]
+    return overridden(config, flags), tuple(choices)
+
+
+def _batch(facts: Facts) -> tuple[int, str]:
+    """The largest power of two up to half of the labelled images, or a quarter of the unlabelled ones."""
+    share, low = (2, 8) if facts.labelled else (4, 16)
+    high = (64 if facts.labelled else 128) if facts.cpu else (512 if facts.labelled else 1024)
+    size = 2 ** int(math.log2(min(max(facts.images / share, low), high, facts.images)))
+    part = "half" if facts.labelled else "a quarter"
+    because = f"the largest power of two up to {part} of {facts.images:,} images, from {low} to {high}"
+    if size % facts.ranks:
+        size, because = math.ceil(size / facts.ranks) * facts.ranks, f"{because}; a multiple of {facts.ranks} processes"
+    return size, because
+
+
+def _length(facts: Facts) -> tuple[str, str]:
+    """Steps that grow as the number of images to the power of 0.4, so that passes over the images become fewer."""
+    factor = 100 if facts.labelled else 180
+    steps = factor * facts.images**0.4
+    because = f"{factor} x images^0.4"
+    if facts.cpu and not facts.labelled:
+        steps, because = steps / 4, f"{because}, a quarter of it on a CPU"
+    digits = 10 ** max(math.floor(math.log10(steps)) - 1, 0)
+    return f"{max(500, round(steps / digits) * digits)} steps", f"{because}, at least 500"
+
+
+def _rate(facts: Facts, optimiser: str, batch: int) -> tuple[str, str]:
+    if optimiser == "sgd":
+        rate, because = 0.03 * batch / 512, "0.03 x batch / 512"
+    elif facts.labelled:
+        rate = min(1e-3 * math.sqrt(batch / 512 * 768 / facts.width), 2e-3)
+        because = "1e-3 x sqrt(batch / 512 x 768 / width), at most 2e-3"
+    else:
+        rate = min(5e-4 * 768 / facts.width * math.sqrt(batch / 256), 2e-3)
+        because = "5e-4 x 768 / width x sqrt(batch / 256), at most 2e-3"
+    if facts.continued:
+        rate, because = rate / 10, f"{because}, a tenth of it for weights that are there already"
+    return f"{rate:.2g}", because
+
+
+def _micro_batch(facts: Facts, batch: int) -> tuple[int, str]:
+    share = max(batch // facts.ranks, 1)
+    most = min(share, 256)
+    if facts.image_bytes and facts.memory:
+        fits = max(int(facts.memory / 4 / facts.image_bytes), 2)
+        most = min(most, 2 ** int(math.log2(fits)))
+    return divisor(share, most), "what a quarter of the memory holds, at most 256" if facts.cpu else "at most 256"
+
+
+def divisor(share: int, most: int) -> int:
+    """The largest divisor of `share` up to `most`, an even one where there is one: mixup takes images in pairs."""
+    return max((n for n in range(1, min(most, share) + 1) if share % n == 0), key=lambda n: (n % 2 == 0, n))

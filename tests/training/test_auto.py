@@ -1,0 +1,102 @@
+"""Values in the place of auto: the rule at both ends, what goes on, what was set, several ranks; micro-batches."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mpp.config import differences, to_dict
+from mpp.downstream.settings import FinetuneConfig, FinetuneOptimConfig, LossConfig
+from mpp.errors import RunError
+from mpp.pretraining.settings import PretrainConfig
+from mpp.training.auto import Facts, divisor, needs_choice, settle
+from mpp.training.micro_batch import largest
+from mpp.training.settings import ScheduleConfig, TrainConfig
+
+AUTO = ScheduleConfig(warmup="auto")
+PRETRAIN = PretrainConfig(schedule=AUTO)
+FINETUNE = FinetuneConfig(
+    schedule=AUTO,
+    optim=FinetuneOptimConfig(name="adamw", ema_decay="auto"),
+    loss=LossConfig(mixup="auto", cutmix="auto"),
+)
+PHOTOS = Facts(1_281_167, labelled=False, cpu=False)
+LABELS = Facts(40, labelled=True, cpu=True, width=192)
+
+
+def test_few_labels_make_a_real_run() -> None:
+    config, choices = settle(FINETUNE, LABELS)
+    assert (config.train.batch_size, config.train.length, config.train.micro_batch) == (16, "500 steps", 16)
+    assert (config.schedule.warmup, config.log.every, config.checkpoint.every) == ("50 steps", "25 steps", "100 steps")
+    assert config.optim.lr == pytest.approx((1e-3 * (16 / 512 * 768 / 192) ** 0.5,), rel=0.02)
+    assert (config.optim.ema_decay, config.loss.mixup, config.loss.cutmix) == (0.98, 0, 0)
+    assert not needs_choice(config)
+    assert "train.batch_size 16: the largest power of two up to half of 40 images" in str(choices[0])
+
+
+def test_millions_of_images_make_the_run_that_base_had() -> None:
+    config, _ = settle(PRETRAIN, PHOTOS)
+    assert (config.train.batch_size, config.train.length, config.train.micro_batch) == (1024, "50000 steps", 256)
+    assert config.optim.lr == 1e-3  # BEiT's for ViT-B, by the square root of the batch
+    many, _ = settle(FINETUNE, replace(PHOTOS, labelled=True))
+    assert (many.loss.mixup, many.loss.cutmix, many.train.batch_size, many.optim.ema_decay) == (0.8, 1.0, 512, 0.99964)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("images", [2, 7, 50, 500, 5_000, 50_000])
+def test_every_number_of_images_makes_a_run_that_can_learn(images: int, labelled: bool) -> None:
+    recipe: Any = FINETUNE if labelled else PRETRAIN
+    for cpu in (True, False):
+        config, _ = settle(recipe, Facts(images, labelled, cpu))
+        steps, warmup = (int(text.split()[0]) for text in (config.train.length, config.schedule.warmup))
+        assert config.train.batch_size <= images
+        assert steps >= 500
+        assert 0 < warmup <= steps / 4
+
+
+def test_what_was_set_stays_and_the_rest_goes_by_it() -> None:
+    train = TrainConfig(length="3 epochs", batch_size=128, micro_batch=7)
+    config, choices = settle(replace(PRETRAIN, train=train), PHOTOS)
+    assert config.train == train
+    assert config.schedule.warmup == f"{round(0.05 * 3 * 1_281_167 / 128)} steps"
+    assert [choice.name for choice in choices] == ["schedule.warmup", "optim.lr", "log.every", "checkpoint.every"]
+    assert config.optim.lr == pytest.approx(5e-4 * 0.5**0.5, rel=0.02)
+
+
+def test_a_run_that_goes_on_keeps_its_values_on_another_machine() -> None:
+    begun, _ = settle(PRETRAIN, PHOTOS)
+    elsewhere, choices = settle(PRETRAIN, replace(PHOTOS, cpu=True, images=7), begun)
+    assert elsewhere == begun
+    assert {choice.because for choice in choices} == {"as this run began"}
+    assert not differences(PretrainConfig, to_dict(begun), to_dict(PRETRAIN))
+    assert differences(PretrainConfig, to_dict(PRETRAIN), to_dict(begun))  # auto is only what was there before
+
+
+def test_a_batch_is_shared_out_equally() -> None:
+    config, _ = settle(PRETRAIN, replace(PHOTOS, ranks=6))
+    assert config.train.batch_size == 1026
+    assert config.train.micro_batch == 171 or 171 % config.train.micro_batch == 0
+
+
+def test_memory_limits_the_micro_batch_of_a_cpu() -> None:
+    facts = Facts(5_000, labelled=False, cpu=True, image_bytes=10**8, memory=16 * 10**9)
+    assert settle(PRETRAIN, facts)[0].train.micro_batch == 32
+
+
+@pytest.mark.parametrize(("share", "most", "expected"), [(16, 256, 16), (30, 29, 10), (510, 256, 170), (15, 4, 3)])
+def test_a_divisor_is_even_where_it_can_be(share: int, most: int, expected: int) -> None:
+    assert divisor(share, most) == expected
+
+
+@pytest.mark.parametrize(("room", "most", "expected"), [(100, 512, 64), (1000, 512, 512), (3, 512, 2), (100, 96, 96)])
+def test_a_micro_batch_is_doubled_until_it_does_not_fit(room: int, most: int, expected: int) -> None:
+    tried: list[int] = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= room
+
+    assert largest(fits, most) == expected
+    assert len(tried) == len(set(tried))
+    with pytest.raises(RunError, match="with one image"):
+        largest(lambda size: False, most)
