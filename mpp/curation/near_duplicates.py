@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8, UInt64
+from jaxtyping import Float32, Int64, UInt8, UInt64
 from scipy import fft
 
 from mpp.curation.scan import ScanResult
@@ -27,7 +27,7 @@ HEAD = ("split", "index", "class", "file", "of_split", "of_index", "of_class", "
 _BANDS, _WIDTH = 4, 16
 _LOWEST = 8  # frequencies to either side
 _CORRELATED = 0.98
-_PAIRS = 2**20  # looked at together
+_PAIRS = 2**14  # looked at together; of frames of one scene, all that there are correlate
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,8 @@ def near_duplicates(splits: Mapping[Split, tuple[Source, ScanResult]], most: int
     pairs: list[tuple[Split, Split]] = [(later, earlier) for earlier, later in itertools.combinations(parts, 2)]
     for later, earlier in pairs:
         here, there = parts[later], parts[earlier]
-        rows, others, bits = _pairs(here, there, most)
-        order = np.lexsort((others, bits, rows))
-        first = order[np.unique(rows[order], return_index=True)[1]]
-        chosen = zip(here.indices[rows[first]], there.indices[others[first]], bits[first], strict=True)
+        rows, others, bits = _nearest(here, there, most)
+        chosen = zip(here.indices[rows], there.indices[others], bits, strict=True)
         found += [Near(later, int(index), earlier, int(of), int(far)) for index, of, far in chosen]
     return found
 
@@ -89,10 +87,11 @@ def perceptual_hashes(thumbs: UInt8[np.ndarray, "n 16 16"]) -> UInt64[np.ndarray
     return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
-def _pairs(here: _Part, there: _Part, most: int) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], np.ndarray]:
-    """Rows of both sides that are near, and how many bits differ; a pair may come more than once."""
-    none = np.zeros(0, dtype=np.int64)
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(none, none, none)]
+def _nearest(here: _Part, there: _Part, most: int) -> tuple[Int64[np.ndarray, " p"], ...]:
+    """Rows that have a near one, its row in the other split (the first of equally near), and how many bits differ."""
+    others_number = max(1, len(there.hashes))
+    none = (most + 1) * others_number
+    best = np.full(len(here.hashes), none, dtype=np.int64)  # of each row, bits * others_number + row on the other side
     probes = np.array([0, *(1 << bit for bit in range(_WIDTH))], dtype=np.uint16)
     for band in range(_BANDS):
         keys, others = (part.hashes.view(np.uint16).reshape(-1, _BANDS)[:, band] for part in (here, there))
@@ -101,30 +100,32 @@ def _pairs(here: _Part, there: _Part, most: int) -> tuple[Int64[np.ndarray, " p"
             starts, ends = (np.searchsorted(others[order], keys ^ probe, side) for side in ("left", "right"))
             for rows, places in _ranges(starts, ends - starts):
                 found = order[places]
-                bits = np.bitwise_count(here.hashes[rows] ^ there.hashes[found])
-                near = (bits <= most) & (here.pixels[rows] != there.pixels[found])
-                rows, found, bits = rows[near], found[near], bits[near]
+                bits = np.bitwise_count(here.hashes[rows] ^ there.hashes[found]).astype(np.int64)
+                far = bits * others_number + found
+                nearer = (far < best[rows]) & (here.pixels[rows] != there.pixels[found])
+                rows, found, far = rows[nearer], found[nearer], far[nearer]
                 alike = _correlation(here.thumbs[rows], there.thumbs[found]) >= _CORRELATED
-                kept.append((rows[alike], found[alike], bits[alike]))
-    return tuple(np.concatenate(column) for column in zip(*kept, strict=True))  # type: ignore[return-value]
+                np.minimum.at(best, rows[alike], far[alike])
+    rows = np.flatnonzero(best < none)
+    bits, found = np.divmod(best[rows], others_number)
+    return rows, found, bits
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows, and the places from start on of each, about a million pairs at a time."""
+    """Rows, and the places from start on of each, at most _PAIRS pairs at a time."""
     ends = np.cumsum(counts)
-    cuts = np.searchsorted(ends, np.arange(0, int(ends[-1]) if len(ends) else 0, _PAIRS))
-    for first, last in itertools.pairwise([*np.unique(cuts).tolist(), len(counts)]):
-        rows = np.repeat(np.arange(first, last), counts[first:last])
-        before = ends[first:last] - counts[first:last]
-        yield rows, starts[rows] + np.arange(len(rows)) + before[0] - before[rows - first]
+    for first in range(0, int(ends[-1]) if len(ends) else 0, _PAIRS):
+        pairs = np.arange(first, min(first + _PAIRS, int(ends[-1])))
+        rows = np.searchsorted(ends, pairs, side="right")
+        yield rows, starts[rows] + pairs - (ends[rows] - counts[rows])
 
 
-def _correlation(some: UInt8[np.ndarray, "p 16 16"], others: UInt8[np.ndarray, "p 16 16"]) -> Float64[np.ndarray, " p"]:
+def _correlation(some: UInt8[np.ndarray, "p 16 16"], others: UInt8[np.ndarray, "p 16 16"]) -> Float32[np.ndarray, " p"]:
     """Pearson's correlation of each pair; 0 where one of them is of one grey."""
-    one, other = (values.reshape(-1, 256).astype(np.float64) for values in (some, others))
+    one, other = (values.reshape(-1, 256).astype(np.float32) for values in (some, others))
     one, other = (values - values.mean(axis=1, keepdims=True) for values in (one, other))
     scale = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
-    return (one * other).sum(axis=1) / np.where(scale > 0, scale, np.inf)
+    return (one * other).sum(axis=1) / np.where(scale > 0, scale, np.float32(np.inf))
 
 
 def rows(found: list[Near], sources: Mapping[Split, Source]) -> Iterator[tuple[int | str, ...]]:

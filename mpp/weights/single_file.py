@@ -65,7 +65,8 @@ def read_single_file(path: Path, named: Weights | None = None) -> Weights:
     """
     tensors = dict(_flat(_content(path)))
     prefix, theirs = _one_model(path, tensors, named)
-    state = {_timm_name(name): value.float() if value.is_floating_point() else value for name, value in theirs.items()}
+    ours = _timm_name if named is None or is_vit(named.name) else str  # blocks.0.1. is a stage's in others
+    state = {ours(name): value.float() if value.is_floating_point() else value for name, value in theirs.items()}
     try:
         weights = _architecture(state) if named is None else _sized(named, state)
     except (KeyError, IndexError, ValueError) as error:
@@ -193,6 +194,10 @@ def _sized(weights: Weights, state: Mapping[str, Tensor]) -> Weights:
         weights = replace(weights, pool="avg")
     side = math.isqrt(_positions(state)[0])
     _, _, height, width = state["patch_embed.proj.weight"].shape
+    if any(name.startswith("patch_embed.backbone.") for name in state):  # of a hybrid, whose stem has a stride, too
+        with torch.device("meta"):
+            rows, columns = create(weights).get_submodule("patch_embed").grid_size
+        height, width = weights.image_hw[0] // rows, weights.image_hw[1] // columns
     return replace(weights, image_hw=(side * height, side * width))
 
 

@@ -1,6 +1,7 @@
 """Images that are nearly those of another split."""
 
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,23 @@ def test_every_pair_within_the_threshold_is_found_as_by_comparing_all():
         found = {(near.index, near.of_index): near.bits for near in near_duplicates(splits, most)}
         assert found == {(i, i): int(bits[i, i]) for i in alike if bits[i, i] <= most}
         assert len(found) > {0: 10, 3: 60, 4: 60, 7: 100}[most]
+
+
+def test_frames_of_one_scene_take_little_memory():
+    """All pairs are near, and each image has its nearest."""
+    noise = np.random.default_rng(0).normal(0, 2, (600, 16, 16))
+    thumbs = np.uint8((np.asarray(scene(0).convert("L").resize((16, 16))) + noise).clip(0, 255))
+    tracemalloc.start()
+    found = near_duplicates(scans(train=thumbs[:300], test=thumbs[300:]), 6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6
+    hashes = perceptual_hashes(thumbs)
+    bits = np.bitwise_count(hashes[300:, None] ^ hashes[None, :300])
+    assert len(found) > 250
+    assert [(near.of_index, near.bits) for near in found] == [
+        (int(row.argmin()), int(row.min())) for row in bits if row.min() <= 6
+    ]
 
 
 def test_a_hundred_thousand_images_take_seconds():

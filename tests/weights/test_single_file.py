@@ -148,6 +148,26 @@ def test_a_name_gives_the_architecture_of_any_model(tmp_path: Path) -> None:
     assert open_weights(f"random:{spec}").state is None
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "image_hw"),
+    [
+        ("mobilenetv3_small_050", {}, None),  # blocks.STAGE.BLOCK
+        ("vit_tiny_r_s16_p8_224", {}, (224, 224)),  # a hybrid, whose stem has a stride before that of the patches
+        ("vit_tiny_r_s16_p8_224", {"img_size": 320}, (320, 320)),
+    ],
+)
+def test_names_and_sizes_of_others_than_plain_vits(
+    name: str, args: dict[str, Any], image_hw: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    state = timm_model(name, **args).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    weights = open_weights(f"{name}:{tmp_path / 'weights.pth'}")
+    found = build(weights).state_dict()
+    assert list(found) == list(state)
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+    assert image_hw in (None, weights.image_hw)
+
+
 def test_a_tag_gives_the_normalisation(tmp_path: Path) -> None:
     torch.save(timm_model("test_vit").state_dict(), tmp_path / "a.bin")
     file = tmp_path / "a.bin"

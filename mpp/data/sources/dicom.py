@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mpp.data.sources.base import UNKNOWN, Placement, Sample, Source, Subset, count
+from mpp.data.sources.base import UNKNOWN, Placement, Sample, Source, SourceError, Subset, count
 from mpp.data.sources.files import FileSource, file_state
 from mpp.data.sources.names import lacking
 from mpp.system.cache import use
@@ -33,7 +33,7 @@ def may_be_dicom(path: str) -> bool:
 
 
 def is_dicom_file(path: str) -> bool:
-    """Whether a file without an ending begins as DICOM does."""
+    """Whether a file begins as DICOM does, whatever its name."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - opening a FIFO waits for a writer
             return False
@@ -44,7 +44,10 @@ def is_dicom_file(path: str) -> bool:
 
 
 def with_frames(source: FileSource) -> Source:
-    """The same images, those of DICOM files with several frames one a frame; without files that hold no pixels."""
+    """The same images, those of DICOM files with several frames one a frame; without files that hold no pixels.
+
+    Raises SourceError: no file holds any.
+    """
     paths = [source.location(index) for index in range(len(source))]
     asked = [index for index, path in enumerate(paths) if may_be_dicom(path)]
     if not asked or lacking("dicom"):
@@ -53,6 +56,8 @@ def with_frames(source: FileSource) -> Source:
     frames[asked] = _frames([paths[index] for index in asked])
     if (frames == 1).all():
         return source
+    if not frames.any():
+        raise SourceError(f"{source.name}: no image, {count(len(source), 'DICOM file')} without pixels")
     return Frames(source, frames)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mpp.data.sources.base import ClassNames, Source, SourceError
-from mpp.data.sources.dicom import is_dicom_file, with_frames
+from mpp.data.sources.dicom import is_dicom_file, may_be_dicom, with_frames
 from mpp.data.sources.files import FileSource, PathTable
 from mpp.data.sources.names import (
     EXTRA_OF,
@@ -91,8 +91,8 @@ def _listed(folder: str, ignored: _Ignored) -> tuple[list[str], list[str]]:
                 ignored.hidden += 1
             elif is_folder:
                 folders.append(entry.name)
-            elif is_image(entry.name) or ("." not in entry.name and is_dicom_file(entry.path)):
-                ending = entry.name.rpartition(".")[2].lower() if "." in entry.name else "dcm"
+            elif (called := is_image(entry.name)) or (may_be_dicom(entry.name) and is_dicom_file(entry.path)):
+                ending = entry.name.rpartition(".")[2].lower() if called else "dcm"
                 if (extra := EXTRA_OF.get(ending)) and lacking(extra):
                     ignored.lacking.setdefault(extra, Ignored()).add(entry.name, True)
                 else:

@@ -184,11 +184,11 @@ def _is_labels(name: str) -> bool:
 
 
 def _arrays(spec: str, path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of all datasets in a file, by their paths in it."""
+    """The shapes of all datasets in a file, by their paths in it; a single value is none."""
     found = dict[str, tuple[int, ...]]()
 
     def note(name: str, thing: Any) -> None:
-        if getattr(thing, "shape", None) is not None:
+        if getattr(thing, "shape", None):
             found[name] = tuple(thing.shape)
 
     with _opened(spec, path) as file:

@@ -4,7 +4,8 @@ WebDataset naming: a sample's key is its members' path up to the first dot of th
 picture, `.cls` (ASCII digits) or `.json` ({"label": 3}) the label. Where no known ending follows the first dot, as in
 `cam.0001.jpg`, the key goes up to the last dot, so that no picture is lost: `a.left.jpg` and `a.right.jpg` are two
 images, whose label may be `a.cls` or their own. Only beside `a.jpg` is `a.mask.png` a field of the same sample, and
-ignored. `a.jpg.json` is the label of `a.jpg`. Names are never paths of this machine: `/a/b.jpg` and `../b.jpg` are
+ignored. `a.jpg.json` is the label of `a.jpg`. Of `a.dcm` and `a.jpg` the latter is the picture, as nothing must be
+installed to read it; else the first. Names are never paths of this machine: `/a/b.jpg` and `../b.jpg` are
 as good as others.
 
 The stored form is one block of bytes, little-endian: a header of 48 bytes (_HEADER: magic with the format's number,
@@ -177,7 +178,11 @@ def _index(tar: tarfile.TarFile, tar_size: int) -> TarIndex:
         hidden = any(is_hidden(part) for part in member.name.split("/") if part not in (".", ".."))
         if not member.isreg() or member.issparse() or member.size > _MAX_SIZE or hidden:
             ignored.add(member.name, not hidden and is_picture(member.name))
-        elif is_image(f".{extension}") and key not in images:
+        elif is_image(f".{extension}") and (
+            key not in images or (endings[key] in EXTRA_OF and extension in IMAGE_EXTENSIONS)
+        ):
+            if key in images:
+                ignored.add(f"{key}.{endings[key]}", True)
             images[key] = (short, member.offset_data // BLOCK, member.size)
             endings[key] = extension
         elif extension in _LABELS:

@@ -94,6 +94,22 @@ def test_a_table_of_files_has_frames_too(folder: Path) -> None:
     assert (len(source), labels.tolist()) == (4, [0, 0, 0, 1])
 
 
+def test_files_named_by_uid_are_told_by_their_content(tmp_path: Path) -> None:
+    (tmp_path / "1.2.840.113.55").write_bytes(as_dicom(FRAMES[0]))
+    (tmp_path / "notes.1").write_text("not an image")
+    source = open_source(f"folder:{tmp_path}")
+    assert (len(source), source.location(0)) == (1, f"{tmp_path}/1.2.840.113.55")
+
+
+def test_files_without_pixels_alone_are_no_source(folder: Path) -> None:
+    (folder / "list.csv").write_text("path,label\nb/report.dcm,x\n")
+    for name in ("a/1.dcm", "a/2.dcm", "b/IM0001"):
+        (folder / name).unlink()
+    for spec in (f"csv:{folder / 'list.csv'}", f"folder:{folder}"):
+        with pytest.raises(SourceError, match="no image, 1 DICOM file without pixels"):
+            open_source(spec)
+
+
 def test_frames_that_are_gone_are_bad_images(folder: Path) -> None:
     source = open_source(f"folder:{folder}")
     path = folder / "a/2.dcm"

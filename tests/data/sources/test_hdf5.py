@@ -22,7 +22,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     def written(name: str = "a.h5", **arrays: Any) -> Path:
         with h5py.File(tmp_path / name, "w") as file:
             for key, array in arrays.items():
-                file.create_dataset(key.replace("__", "/"), data=array, chunks=True, compression="gzip")
+                packed = {"chunks": True, "compression": "gzip"} if np.ndim(array) else {}
+                file.create_dataset(key.replace("__", "/"), data=array, **packed)
         return tmp_path / name
 
     return written
@@ -43,6 +44,7 @@ def check(source: Source, images: np.ndarray, labels: np.ndarray | None) -> None
         ({"deep__one": IMAGES, "deep__labels": LABELS}, ":deep/one", LABELS),
         ({"only": IMAGES[..., 0].astype(np.float32)}, "", None),
         ({"images": IMAGES.astype(">u2"), "other": IMAGES[:3]}, ":/images", None),
+        ({"images": IMAGES, "label": 3}, "", None),  # of the file, not of its images
     ],
 )
 def test_a_dataset_is_read_row_by_row(

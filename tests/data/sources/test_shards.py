@@ -37,6 +37,7 @@ def test_shards_equal_tarfile(tmp_path):
         (["a.left.jpg", "a.right.jpg", "a.cls", "a.right.json"], [("a.left.jpg", 7), ("a.right.jpg", 8)], 0),
         (["a.seg.png", "a.jpg", "a.cls", "b.jpg", "b.seg.png"], [("a.jpg", 7), ("b.jpg", None)], 2),
         (["a.jpg", "a.jpg.json", "b.0.png", "b.0.png.json"], [("a.jpg", 8), ("b.0.png", 8)], 0),
+        (["k.dcm", "k.jpg", "l.png", "l.avif"], [("k.jpg", None), ("l.png", None)], 2),  # what needs no extra
         (["a.jpg", "a.png", "a.txt", "a.left.txt", "jpg", "b", "a.0.jpg.cls"], [("a.jpg", None)], 5),
         (["a.0.jpg", "a.0.JPG"], [("a.0.jpg", None)], 1),
         (["/d/a.jpg", "/d/a.cls", "d/a.jpg"], [("/d/a.jpg", 7), ("d/a.jpg", None)], 0),
