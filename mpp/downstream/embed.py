@@ -7,6 +7,7 @@ with as many processes as it likes; each process makes its share of them.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import shutil
@@ -96,15 +97,29 @@ class Images:
         return {f"images {split}".strip(): source.listing() for split, source in self.splits.items()}
 
     def records(self, positions: np.ndarray) -> Iterator[Record]:
-        """Names, classes and splits of these images, ascending positions among all."""
+        """Names, classes (`;` between several) and splits of these images, ascending positions among all."""
         start = 0
         for split, source in self.splits.items():
             here = positions[(positions >= start) & (positions < start + len(source))] - start
+            names = _label_names(source)
             for index in here.tolist():
-                label = source.label(index)
-                name = source.classes[label] if source.classes and label is not None else ""
-                yield Record(source.location(index).removeprefix("./"), name, split, index)
+                yield Record(source.location(index).removeprefix("./"), names(index), split, index)
             start += len(source)
+
+
+def _label_names(source: Source) -> Callable[[int], str]:
+    """Gives the class of an image by its number, several with `;` between, "" where it has none."""
+    classes, sets = source.classes or (), source.label_sets()
+
+    def of_one(index: int) -> str:
+        label = source.label(index)
+        return classes[label] if classes and label is not None else ""
+
+    def of_set(index: int) -> str:
+        number = -1 if sets is None else sets.number[index]
+        return ";".join(itertools.compress(classes, sets.table[number])) if sets and number >= 0 else ""
+
+    return of_one if sets is None else of_set
 
 
 def open_encoder(config: EmbedRecipe, world: World, device: torch.device) -> FrozenEncoder:
@@ -182,7 +197,8 @@ def _embed(
         with _explained(out):
             _make_parts(config, parts, missing, source, frozen, world)
             dist.barrier(patient=True)
-            on_main(world, lambda: _finish(out, parts, images, shape, dtype, settings))
+            if world.main:  # the others leave: in a collective they would wait for $MPP_TIMEOUT seconds at most
+                _finish(out, parts, images, shape, dtype, settings)
 
 
 def on_main(world: World, call: Callable[[], T]) -> T:

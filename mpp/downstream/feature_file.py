@@ -1,6 +1,6 @@
 """Files of features: .npz, .parquet or .csv, a row an image, written piece by piece so that memory stays small.
 
-columns   features, name, label ("" for none), split, index (the image's number within its split)
+columns   features, name, label ("" for none, `;` between several), split, index (the image's number within its split)
 settings  JSON: which weights made them, how, and of which images; .csv has none
 """
 
@@ -25,7 +25,7 @@ _AT_ONCE = 4096  # rows
 
 
 class Record(NamedTuple):
-    """An image: its name, such as its path, its class, its split, and its number within that."""
+    """An image: its name, such as its path, its class (several: `;` between), its split, and its number within that."""
 
     name: str
     label: str

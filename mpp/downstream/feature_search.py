@@ -226,7 +226,7 @@ class _Pictures:
         if not split:
             return self._splits[split], row
         source = self._splits.get(split)
-        if source is None or number >= len(source) or source.location(number) != name:
+        if source is None or number >= len(source) or source.location(number).removeprefix("./") != name:
             raise UserError(f"{name} is no longer image {number:,} of {split} of {self._index.settings['data']}")
         return source, number
 

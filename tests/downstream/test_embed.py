@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mpp.cli import embed
 from mpp.data.sources.opening import open_splits
+from mpp.downstream import embed as embed_room
 from mpp.downstream.embed import Parts
 from mpp.downstream.feature_file import FeatureFile, read_features
 from mpp.downstream.features import FrozenEncoder
@@ -153,6 +155,29 @@ def test_a_command_that_was_stopped_goes_on(
     assert embed(words(out, pretrained, split)) == 0  # once more
     assert "is complete" in capsys.readouterr().err
     assert sum(read) == 2 + images - 128
+
+
+def test_no_rank_waits_for_another_while_the_file_is_written(
+    split: str, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+    for module, name in ((embed_room.dist, "gather"), (embed_room, "write_features")):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *of, name=name, whole=whole: calls.append(name) or whole(*of))
+    image = next(Path(split.partition(":")[2]).glob("train/blue/*.png"))
+    command = ["--init", str(pretrained), "--images", str(image), "--out", str(tmp_path / "f.npz"), *CPU]
+    assert embed(command) == 0
+    assert calls[-2:] == ["gather", "write_features"]  # a gather after it is one that the others wait in
+
+
+def test_several_labels_of_an_image_are_all_named(pretrained: Path, tmp_path: Path) -> None:
+    labels = ["sea;land", "", "land", "-1"]
+    for number in range(len(labels)):
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+    (tmp_path / "a.csv").write_text("\n".join(["path,label", *rows]))
+    assert embed(words(tmp_path / "f.npz", pretrained, f"csv:{tmp_path / 'a.csv'}")) == 0
+    assert read_features(tmp_path / "f.npz").labels == ["land;sea", "", "land", ""]
 
 
 @pytest.mark.slow

@@ -133,6 +133,13 @@ def test_duplicates_and_images_that_are_gone(index: Path, capsys: pytest.Capture
     assert [path.name for path in Path("gone").iterdir()] == ["duplicates.csv"]
 
 
+def test_images_of_the_working_folder_have_a_contact_sheet(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("images")
+    assert embed(["--init", "random:test_vit", "--data", "folder:.", "--out", "../g.npz", *CPU]) == 0
+    assert embed(["--index", "../g.npz", "--duplicates", "0.9999", "--out", "../look", *CPU[:2]]) == 0
+    assert (index.parent / "look" / "duplicates.png").exists()
+
+
 def test_an_index_that_is_searched_by_one_process(index: Path, monkeypatch, capsys) -> None:
     result = mpp.embed(index="f.npz", images=["a/0.png"], top=2, out="look", **{"encoder.device": "cpu"})
     assert [path.name for path in result.pictures] == ["alike.png"]
