@@ -247,10 +247,11 @@ def _make_parts(
     config: EmbedRecipe, parts: Parts, missing: list[int], source: Source, frozen: FrozenEncoder, world: World
 ) -> None:
     """Makes this rank's share of the missing parts, in one pass over their images."""
+    if missing:
+        frozen.settle()  # of all ranks together, also those without a share
     mine = missing[world.rank :: world.size]
     if not mine:
         return
-    frozen.settle()
     positions = np.concatenate([parts.positions(part) for part in mine])
     dtype = getattr(torch, config.dtype)
     bad_files = parts.bad_files(world.rank, config.max_bad_share)

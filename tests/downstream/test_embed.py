@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from mpp.cli import embed
 from mpp.data.sources.opening import open_splits
+from mpp.dist import World
 from mpp.downstream import embed as embed_room
 from mpp.downstream.embed import Parts
 from mpp.downstream.feature_file import FeatureFile, read_features
@@ -168,6 +170,12 @@ def test_no_rank_waits_for_another_while_the_file_is_written(
     command = ["--init", str(pretrained), "--images", str(image), "--out", str(tmp_path / "f.npz"), *CPU]
     assert embed(command) == 0
     assert calls[-2:] == ["gather", "write_features"]  # a gather after it is one that the others wait in
+
+
+def test_a_rank_without_a_part_joins_in_the_choice_of_the_kernel() -> None:
+    frozen, nothing = Mock(), Mock()
+    embed_room._make_parts(nothing, nothing, [0], nothing, frozen, World(rank=1, size=2))
+    frozen.settle.assert_called_once_with()  # rank 0 waits in it for all
 
 
 def test_several_labels_of_an_image_are_all_named(pretrained: Path, tmp_path: Path) -> None:
