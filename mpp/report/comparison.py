@@ -144,14 +144,25 @@ def _fewshot(runs: Runs) -> list[Table]:
 
 
 def _finetuned(runs: Runs) -> Table:
+    kinds = {run.result.mean_ap is not None for run in runs.values() if run.result} or {False}
+
+    def share(name: str, several: bool) -> Callable[[RunRecord], str]:
+        def text(run: RunRecord) -> str:
+            result = run.result
+            return percent(getattr(result, name)) if result and (result.mean_ap is not None) is several else NONE
+
+        return text
+
+    scores = {"mAP": share("mean_ap", True), "exact match": share("top1", True)} if True in kinds else {}
+    scores |= {"top-1": share("top1", False)} if False in kinds else {}
     columns: dict[str, Callable[[RunRecord], str]] = {
         "started from": lambda run: {"none": "scratch"}.get(run.config.init, run.config.init),
         IMAGES_SEEN: _images,
-        "top-1": lambda run: percent(run.result and run.result.top1),
+        **scores,
         "95 % interval over test images": lambda run: (
             " to ".join(map(percent, run.result.interval)) if run.result else NONE
         ),
-        "top-5": lambda run: percent(run.result and run.result.top5),
+        **({"top-5": share("top5", False)} if False in kinds else {}),
         "by class": lambda run: percent(run.result and run.result.balanced),
         "test images": lambda run: f"{run.result.test_images:,}" if run.result else NONE,
         "training time": _time,

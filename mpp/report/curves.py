@@ -69,6 +69,7 @@ def charts(record: RunRecord) -> tuple[Chart, ...]:
         return (
             Chart("loss", "Loss", "loss", (("loss", "training images"),)),
             Chart("accuracy", "Accuracy", "accuracy", accuracies, percent=True),
+            Chart("mean_ap", "Mean average precision", "mAP", (("test/mean_ap", "test images"),), percent=True),
             *common,
         )
     score = record.score

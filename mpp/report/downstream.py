@@ -51,7 +51,8 @@ def downstream_section(folder: Path, results: Sequence[Path] = ()) -> Section | 
         tables += _study_tables(path, folder) or _fewshot_table(path, folder)
     reading = (
         "What the pretraining is worth: the same architecture, images, labels and recipe once from scratch and once "
-        "from this encoder; the gain is the difference of their test accuracies in points."
+        "from this encoder; the gain is the difference of their test accuracies in points, or of their mean average "
+        "precisions where an image has several labels."
     )
     paper = "section 4.6 and appendix B.1.2"
     return Section("downstream", "Downstream", reading, tuple(tables), paper) if tables else None
@@ -123,7 +124,7 @@ def _read_finetuning(folder: Path) -> _Finetuning | None:
         rates = ()
     train, data = replace(config.train, seed=0), replace(config.data, labels_seed=0)
     fixed = replace(config, init="", train=train, data=data, optim=replace(config.optim, lr=rates or config.optim.lr))
-    sizes = [result.steps, result.train_images, result.test_images, result.num_classes]
+    sizes = [result.steps, result.train_images, result.test_images, result.num_classes, result.mean_ap is not None]
     return _Finetuning(folder, config, result, to_dict(fixed) | {"sizes": sizes}, hashes)
 
 
@@ -146,27 +147,44 @@ def _finetuning_tables(runs: Sequence[_Finetuning]) -> list[Table]:
     tables = []
     if rows:
         caption = (
-            "Fine-tuning: test accuracy, of several runs the mean ± standard deviation, of one its 95 % interval over "
-            "the test images; the gain of pairs of one seed, ± half the width of its 95 % interval over the "
-            "fine-tuning seeds of this one pretraining; runs are compared where recipe, steps, labels and images are "
-            "the same"
+            "Fine-tuning: test accuracy (mAP: of several labels an image), of several runs the mean ± standard "
+            "deviation, of one its 95 % interval over the test images; the gain of pairs of one seed, ± half the width "
+            "of its 95 % interval over the fine-tuning seeds of this one pretraining; runs are compared where recipe, "
+            "steps, labels and images are the same"
         )
         head = ("images and recipe", "from scratch", "pretrained", "gain in points")
         tables.append(Table(head, tuple(rows), caption))
     if runs:
-        head = ("run", "start", "images", "labels", "length", "learning rate", "top-1")
+        head = (
+            "run",
+            "start",
+            "images",
+            "labels",
+            "length",
+            "learning rate",
+            "top-1" if all(run.result.mean_ap is None for run in runs) else "result",
+        )
         cells = (
             (run.folder.name, "random" if run.scratch else "pretrained", *run.images, run.config.train.length,
-             f"{run.result.lr:g}", percent(run.result.top1))
+             f"{run.result.lr:g}", _score(run.result))
             for run in runs
         )  # fmt: skip
         tables.append(Table(head, tuple(cells), "Fine-tuning runs of this encoder", folded=bool(rows)))
     return tables
 
 
+def _score(result: Result) -> str:
+    if result.mean_ap is None:
+        return percent(result.top1)
+    return f"{percent(result.mean_ap)} mAP, exact match {percent(result.top1)}"
+
+
 def _accuracy(runs: Sequence[_Finetuning]) -> str:
+    several = " mAP" if runs[0].result.mean_ap is not None else ""
     if len(runs) > 1:
-        return f"{_percent(estimate([run.result.top1 for run in runs], 'runs'))} ({len(runs)} runs)"
+        return f"{_percent(estimate([run.result.figure for run in runs], 'runs'))}{several} ({len(runs)} runs)"
+    if several:  # the interval is of exact matches
+        return _score(runs[0].result)
     low, high = runs[0].result.interval
     return f"{percent(runs[0].result.top1)} ({100 * low:.1f} to {100 * high:.1f})"
 
@@ -176,7 +194,7 @@ def _gain(scratch: Sequence[_Finetuning], pretrained: Sequence[_Finetuning]) -> 
     top1: list[dict[tuple[int, int], list[float]]] = [{}, {}]
     for by_seed, side in zip(top1, (scratch, pretrained), strict=True):
         for run in side:
-            by_seed.setdefault((run.config.train.seed, run.config.data.labels_seed), []).append(run.result.top1)
+            by_seed.setdefault((run.config.train.seed, run.config.data.labels_seed), []).append(run.result.figure)
     gains = [fmean(values) - fmean(top1[0][seed]) for seed, values in top1[1].items() if seed in top1[0]]
     return gain_text(estimate(gains, count(len(gains), "fine-tuning seed"))) if gains else NONE
 

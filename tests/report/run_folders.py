@@ -82,23 +82,26 @@ def tuned(
     lr: float = 0.01,
     seed: int = 0,
     steps: int = 20,
+    mean_ap: float | None = None,
     **settings: str,
 ) -> Path:
     """The folder of a fine-tuning run; `settings` are more of its config, such as train__batch_size="64"."""
     config = FinetuneConfig(init, str(folder), data=LabelledConfig("folder:/labelled", labels=labels))
     config = replace(config, optim=FinetuneOptimConfig(lr=(lr,)), train=replace(config.train, seed=seed))
     config = overridden(config, [word for key, of in settings.items() for word in (f"--{key.replace('__', '.')}", of)])
+    name, final = ("test/top1", top1) if mean_ap is None else ("test/mean_ap", mean_ap)
     rows = [
         {"step": 10, "images": 80, "loss": 2.0, "accuracy": 0.3, "lr": 0.01, "time/images_per_second": 8.0},
-        {"step": 10, "images": 80, "test/top1": 0.35},
+        {"step": 10, "images": 80, name: 0.35},
         {"step": 20, "images": 160, "loss": 1.0, "accuracy": 0.7, "lr": 0.005, "time/images_per_second": 8.0},
-        {"step": 20, "images": 160, "test/top1": top1},
+        {"step": 20, "images": 160, name: final},
     ]
     _write(folder, config, rows, ())
     if not ended:
         return folder
     result = {"top1": top1, "top5": None, "balanced": 0.55, "interval": [top1 - 0.05, top1 + 0.05], "test_images": 100}
     result |= {"train_images": 400, "num_classes": classes, "lr": lr, "steps": steps, "init": init}
+    result |= {} if mean_ap is None else {"mean_ap": mean_ap}
     (folder / "result.json").write_text(json.dumps(result))
     head = ("class", "train_images", "test_images", "correct", "accuracy", "precision", "most_confused_with")
     each = [(f"c{i}", 10 * i, 20 + i, i, f"{i / (20 + i):.6f}", "", f"c{i + 1}") for i in range(classes)]

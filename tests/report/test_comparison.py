@@ -56,6 +56,19 @@ def test_both_kinds_of_runs_stand_apart(tmp_path: Path) -> None:
     assert drawn["pretraining_loss_mse_loss"].alt.endswith("at the end: d 1.")
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_several_labels_an_image_have_no_top_1(tmp_path: Path) -> None:
+    runs = [tuned(tmp_path / "b", "none", 0.3, mean_ap=0.6), tuned(tmp_path / "c", "none", 0.4, mean_ap=0.5)]
+    page = comparison(runs)
+    (results,) = tables(page.sections, "fine-tuning-results")
+    assert results.head[3:6] == ("mAP", "exact match", "95 % interval over test images")
+    assert [row[3:5] for row in results.rows] == [("60.0 %", "30.0 %"), ("50.0 %", "40.0 %")]
+    alt = pictures(page.sections)["fine_tuning_mean_ap_test_mean_ap"].alt
+    assert alt.endswith("at the end: b 60.0 %, c 50.0 %.")
+    (mixed,) = tables(comparison([*runs, tuned(tmp_path / "d", "none", 0.7)]).sections, "fine-tuning-results")
+    assert [row[3:6] for row in mixed.rows[1:]] == [("50.0 %", "40.0 %", "-"), ("-", "-", "70.0 %")]
+
+
 @pytest.mark.slow
 def test_twenty_runs_are_drawn(tmp_path: Path) -> None:
     page = comparison([pretrained(tmp_path / f"run_{i}", lr=1e-4 * (i + 1)) for i in range(20)])

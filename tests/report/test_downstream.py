@@ -123,6 +123,18 @@ def test_scratch_beside_pretrained(tmp_path: Path) -> None:
     assert len(single.rows) == 4
 
 
+def test_of_several_labels_an_image_mean_average_precisions_are_compared(tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "first")
+    tuned(tmp_path / "a", "first", 0.3, mean_ap=0.7)
+    tuned(tmp_path / "b", f"random:{run}", 0.4, mean_ap=0.5)
+    pair, single = tables(sections(run), "downstream")
+    scores = ("50.0 % mAP, exact match 40.0 %", "70.0 % mAP, exact match 30.0 %")
+    assert pair.rows[0][1:] == (*scores, "+20.0")
+    assert (single.head[-1], *(row[-1] for row in single.rows)) == ("result", *scores[::-1])
+    tuned(tmp_path / "c", "first", 0.3, seed=1, mean_ap=0.6)
+    assert tables(sections(run), "downstream")[0].rows[0][2:] == ("65.0 ± 7.1 % mAP (2 runs)", "+20.0")
+
+
 OTHERS = {
     "batch": {"train__batch_size": "64"},
     "optimiser": {"optim__name": "adamw"},
