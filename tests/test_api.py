@@ -278,6 +278,13 @@ def test_what_is_no_source(images: list[Any], line: str) -> None:
         hold(images)
 
 
+def test_a_list_is_its_own_though_its_fingerprint_leaves_the_difference_out() -> None:
+    first = [np.zeros((4, 4, 3), np.uint8)] * 1500
+    second = [*first[:7], np.ones((4, 4, 3), np.uint8), *first[8:]]
+    sources = hold(first), hold(second)
+    assert [int(np.asarray(source.image(7)).max()) for source in sources] == [0, 1]
+
+
 def test_a_bad_image_among_good_ones_is_a_bad_file() -> None:
     source = hold([RGBA, None, RGBA])
     with pytest.raises(OSError, match="NoneType is no image"):

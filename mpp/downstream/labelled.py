@@ -141,7 +141,7 @@ def _with_validation(labelled: Labelled, splits: Splits, group: str) -> Labelled
             raise SourceError(f"{val.name} holds the very images of another split there")
         sets = labelled.sets
         if sets is None:
-            labels, _ = _renumber(*_numbered(val), labelled.classes)
+            labels, _ = _renumber(*_numbered(val, several=False), labelled.classes)
             labels = np.where(np.isin(labels, labelled.train_labels), labels, -1)
         else:
             labels, sets = join_sets(sets, labelled.classes, val)
@@ -199,7 +199,7 @@ def label(train: Source, test: Source | None = None, group: str = "") -> Labelle
         return _split(train, classes, train_labels, groups, sets, held_out, notes)
     if same_places(train, test):
         raise SourceError(f"{test.name} holds the very images of {train.name}: name other images for the test")
-    test_labels, test_classes = _numbered(test)
+    test_labels, test_classes = _numbered(test, several=sets is not None)
     if sets is None:
         test_labels, foreign = _renumber(test_labels, test_classes, classes)
     else:
@@ -295,9 +295,11 @@ def _split(
     return Labelled(train, train, classes, *sides, train_groups=groups, test_groups=groups, sets=sets)
 
 
-def _numbered(source: Source) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
-    """Gives the labels of a source, -1 where there is none, and the names they number."""
+def _numbered(source: Source, several: bool = True) -> tuple[Int64[np.ndarray, " n"], tuple[str, ...]]:
+    """Gives the labels of a source, -1 where there is none, and the names they number; or of their sets."""
     if (sets := source.label_sets()) is not None and source.classes and (sets.number >= 0).any():
+        if not several:
+            raise SourceError(f"{source.name} has several labels an image, and the training images have one each")
         return sets.number, source.classes
     labels = source.labels()
     if labels is None or not (labels >= 0).any():

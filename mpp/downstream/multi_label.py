@@ -30,7 +30,8 @@ def _average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     if not truth.any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # equal scores are one threshold
+    falling = scores[order]
+    ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(order) - 1)  # equal scores are one threshold
     right = np.cumsum(truth[order], dtype=np.int64)[ends]
     return float((np.diff(right, prepend=0) / right[-1] * right / (ends + 1)).sum())
 

@@ -262,10 +262,8 @@ def training_step(run: FinetuningRun) -> Callable[[nn.Module, Any], tuple[Tensor
     labelled, sets = run.labelled, None
     if labelled.sets is not None:
         sets = torch.from_numpy(labelled.sets[labelled.train_labels[labelled.train_indices]]).to(run.device)
-        if mix is not None:  # it mixes the numbers of the images, and so says how much of each there is
-            mix = Mixup(
-                chosen(loss.mixup), chosen(loss.cutmix), label_smoothing=0.0, num_classes=run.schedule.micro_batch
-            )
+        if mix is not None:
+            mix.label_smoothing = 0.0  # the loss smooths
 
     def step(model: nn.Module, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         images, target = batch["images"], batch["labels"]
@@ -278,6 +276,7 @@ def training_step(run: FinetuningRun) -> Callable[[nn.Module, Any], tuple[Tensor
             if sets is None:
                 images, target = mix(images, target)
             else:
+                mix.num_classes = len(images)  # it mixes their numbers, and so says how much of each there is
                 images, parts = mix(images, torch.arange(len(images), device=images.device))
                 target = parts @ target.float()
         torch.manual_seed(derive_seed(seed, _DROPOUT, *position))

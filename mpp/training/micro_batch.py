@@ -62,7 +62,8 @@ def _fits(run: TrainingRun, step: Step, size: int, image_hw: tuple[int, int], ch
         copies = range(OPTIMISER_COPIES[run.config.optim.name])
         reserved = [torch.empty_like(weight) for _ in copies for weight in weights]
         images = torch.zeros((size, channels, *image_hw), dtype=torch.uint8, device=run.device)
-        batch = {"images": images, "labels": torch.zeros(size, **numbers), "position": 0, "slot": 0}
+        index = torch.zeros(size, dtype=torch.int64)
+        batch = {"images": images, "labels": torch.zeros(size, **numbers), "index": index, "position": 0, "slot": 0}
         with torch.compiler.set_stance("force_eager"):  # compiled once, for the size that is taken
             step(model, batch)[0].backward()
         peak = torch.cuda.max_memory_allocated(run.device)

@@ -56,6 +56,7 @@ def test_average_precision_is_scikit_learns() -> None:
             assert ours[number] == pytest.approx(average_precision_score(truth[:, number], scores[:, number]))
         assert mean_average_precision(scores, truth) == pytest.approx(np.nanmean(ours))
     assert mean_average_precision(scores, np.zeros_like(truth)) == 0
+    assert average_precisions(np.full((3, 1), -np.inf), np.array([[1], [0], [0]], np.uint8)) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("columns", [False, True])
@@ -115,6 +116,9 @@ def test_a_test_source_has_the_classes_of_the_training_images(tmp_path: Path) ->
     other.write_text("path\ni/p0_0.png\n", "utf-8")
     with pytest.raises(SourceError, match="has no labels"):
         open_labelled(spec, f"csv:{other}")
+    other.write_text("path,label\ni/p0_0.png,mass\ni/p0_1.png,nodule\n", "utf-8")
+    with pytest.raises(SourceError, match="several labels an image, and the training images have one each"):
+        open_labelled(f"csv:{other}", spec)
 
 
 def problem() -> tuple[np.ndarray, np.ndarray]:

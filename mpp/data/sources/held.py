@@ -67,7 +67,7 @@ class HeldSource(Source):
             given = [self._images[index][1] for index in range(len(self))]
         try:
             values = [None if label is None else _plain(label) for label in given]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # torch's, for several numbers
             raise SourceError(f"{name}: {error}") from None
         whole = getattr(images, "dataset", None)  # of a torch Subset
         names = getattr(images, "classes", None) or getattr(whole, "classes", None)
@@ -95,7 +95,8 @@ class HeldSource(Source):
 def hold(images: Any, labelled: bool = True) -> HeldSource:
     """A source of these images, which `held` finds by its name for as long as somebody keeps it."""
     source = HeldSource(images, labelled)
-    return _held.setdefault(source.name, source)
+    _held[source.name] = source  # another with this name may differ in an image that its fingerprint leaves out
+    return source
 
 
 def held(name: str) -> Source:
