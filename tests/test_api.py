@@ -197,7 +197,7 @@ def test_every_tool_of_the_table_is_a_function() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"optim": {"lr": 0.5}, "train.batch_size": np.int64(64)},
+        {"optim": {"lr": np.str_("0.5")}, "train.batch_size": np.int64(64)},
         {"optim.lr": "0.5", "train": {"batch_size": 64}},
     ],
     ids=["nested", "dotted"],

@@ -112,7 +112,10 @@ def from_values(
 
 def _texts(setting: _Setting, value: Any) -> list[Any]:
     """A Python value as the words of a command line. Raises ConfigError for one that has none."""
-    several = isinstance(value, list | tuple | set | range) or (hasattr(value, "tolist") and hasattr(value, "__len__"))
+    several = isinstance(value, list | tuple | set | range)
+    several |= (
+        hasattr(value, "tolist") and hasattr(value, "__len__") and not isinstance(value, str)
+    )  # an np.str_ is one
     given: Sequence[Any] = [*value] if several else [value]
     texts: list[Any] = []
     for one in given:

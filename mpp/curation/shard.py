@@ -65,6 +65,8 @@ def shard(config: ShardRecipe) -> int:
     print(f"source: {source.describe()}", file=sys.stderr)
     for warning in source.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
+    if source.label_sets() is not None:
+        print("WARNING: a shard holds one label an image: the several of these are left behind", file=sys.stderr)
     order = permutation(config.seed, 0, len(source)) if config.shuffle else np.arange(len(source))
     plan = Plan(order, config.shard_images, config.shard_mb * 10**6, _options(config))
     begun = time.monotonic()
@@ -165,16 +167,17 @@ def _finish(source: Source, folder: PackingFolder, figures: Figures, bad: BadFil
         raise RunError(f"no image of {source.name} could be packed ({by_kind(bad.kinds())}); see {folder.bad_files}")
     mean, std = (values.round(6).tolist() for values in figures.colours.mean_std())
     counts = figures.class_counts.tolist()
+    classes = source.classes if source.label_sets() is None else None  # a shard has no room for several labels
     manifest = {
         "images": images,
-        "classes": dict(zip(source.classes, counts, strict=True)) if source.classes is not None else None,
+        "classes": dict(zip(classes, counts, strict=True)) if classes is not None else None,
         "unlabelled": images - sum(counts),
         "bad_files": dict(bad.kinds()),
         "mean": mean,
         "std": std,
         "sizes": figures.sizes(),
     }
-    folder.finish(shards, source.classes, manifest)
+    folder.finish(shards, classes, manifest)
     folder.check_complete()
     folder.clean_up()
 

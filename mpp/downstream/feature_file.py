@@ -132,6 +132,10 @@ def _write_csv(rows: Rows, file: BinaryIO) -> None:
 def read_features(path: str | Path) -> FeatureFile:
     """Reads an .npz or .parquet that the embed tool has written. Raises UserError for anything else."""
     path = Path(path).expanduser()
+    if path.suffix == ".csv":
+        raise UserError(
+            f"{path}: a .csv of features is for other programs; embed to an .npz or a .parquet to read them"
+        )
     try:
         return _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
     except UserError:

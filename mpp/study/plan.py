@@ -169,7 +169,8 @@ class Plan:
         share = f"labels_{100 * parse_share(run.labels):.10g}"  # in percent; rounded, for 100 * 0.07 is not quite 7
         data = replace(base.data, source=config.data, test=config.test, group=config.group)
         data = replace(data, labels=run.labels, labels_seed=run.seed)
-        rates = base.optim.lr if lr is None else (lr,)
+        # A single auto is each share's own: it goes by the batch, and so by the number of labels.
+        rates = base.optim.lr if lr is None or base.optim.lr == ("auto",) else (lr,)
         return replace(
             base,
             init=self.inits[run.start],

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from mpp.cli import fewshot, finetune, predict, pretrain, probe, study
+from mpp.cli import fewshot, finetune, predict, pretrain, probe, shard, study
 from mpp.data.sources.base import Source, SourceError, Subset
 from mpp.data.sources.opening import open_source
 from mpp.downstream import ridge
@@ -237,3 +237,11 @@ def test_from_a_csv_to_predictions(tmp_path: Path, capsys: pytest.CaptureFixture
     assert pretrain(["--data", spec, "--fewshot.data", spec, "--run-dir", str(tmp_path / "s")]) == 2
     assert "has several labels an image, and accuracy takes one" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+def test_a_shard_leaves_several_labels_behind_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shard(["--data", write(tmp_path, 6), "--out", str(tmp_path / "out"), "--workers", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "a shard holds one label an image" in err
+    assert "have no label" not in out
+    assert open_source(f"shards:{tmp_path / 'out'}/*.tar").classes is None

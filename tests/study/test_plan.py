@@ -93,6 +93,9 @@ def test_scratch_is_the_first_arm_s_encoder_and_has_no_layer_decay() -> None:
     assert scratch.init == "random:runs/s/pretrain/a/seed_0"
     assert scratch.run_dir == "runs/s/finetune/scratch/labels_10/seed_2"
     assert (scratch.optim.lr, scratch.optim.layer_decay) == ((1.0, 2.0), 1.0)
+    settled = replace(plan.config, finetune=overridden(tuning, ["--optim.lr", "auto"]))
+    run = FinetuneRun("scratch", "10%", "9 steps", 2, None)
+    assert replace(plan, config=settled).finetune_config(run, 2.0).optim.lr == ("auto",)  # of the share's own size
     tuned = plan.finetune_config(FinetuneRun("b", "10%", "9 steps", 2, 0), 2.0)
     assert (tuned.init, tuned.optim.lr, tuned.optim.layer_decay) == ("runs/s/pretrain/b/seed_0", (2.0,), 0.7)
     assert (tuned.train.seed, tuned.data.labels_seed, tuned.data.labels, tuned.train.length) == (2, 2, "10%", "9 steps")

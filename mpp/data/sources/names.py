@@ -25,7 +25,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "t
 """File name endings that count as images; lower case."""
 EXTRA_OF = {"heic": "heif", "heif": "heif", "avif": "pillow", "dcm": "dicom", "dicom": "dicom"}
 """Endings that count as images, too, and what must be installed to read them: an extra, or a newer Pillow."""
-LABEL_COLUMNS = ("label", "labels", "class", "target", "classname", "finelabel", "findinglabels", "findings")
+LABEL_COLUMNS = ("label", "labels", "class", "target", "classname", "finelabel", "findinglabels")
 """Columns of labels, as `folded` gives their names; the likeliest first."""
 
 _UNREAD_EXTENSIONS = (
