@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 import mpp
+from mpp.api.results import result_of
 from mpp.cli import main
 from mpp.cli.commands import TOOLS
 from mpp.config import from_values, to_dict
@@ -26,6 +28,7 @@ from mpp.data.sources.opening import open_source
 from mpp.downstream.settings import FewshotRecipe
 from mpp.errors import ConfigError, UserError
 from mpp.pretraining.settings import PretrainConfig
+from mpp.system.outcome import Outcome
 from tests.runs import FINETUNE, TINY
 
 SHORT = {"train.length": "8 steps", "log.pictures": "", "log.to": []}
@@ -124,6 +127,32 @@ def test_labelled_images_in_every_tool(run: Any, tmp_path: Path, monkeypatch, ca
         pytest.approx(float(best.max()), abs=1e-4),
     )
     assert state() == before
+
+
+def test_names_stay_texts_and_figures_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("path,class1,probability1\n0001,1_0,0.9000\n2,nan,1\n")
+    found = result_of("predict", SimpleNamespace(out=str(tmp_path / "p.csv"), top=5), 0)
+    assert found.tables["predictions"] == [
+        {"path": "0001", "class1": "1_0", "probability1": 0.9},
+        {"path": "2", "class1": "nan", "probability1": 1},
+    ]
+    (tmp_path / "m.csv").write_text("path,class1\na.png,0.5000\n")  # a class of that name, of several an image
+    found = result_of("predict", SimpleNamespace(out=str(tmp_path / "m.csv"), top=5), 0)
+    assert found.tables["predictions"] == [{"path": "a.png", "class1": 0.5}]
+    few = Outcome(0, fewshot=[("model", "layer", "accuracy"), ("0001", "2", "0.5")])
+    assert result_of("fewshot", SimpleNamespace(), few).tables["fewshot"][0] == {
+        "model": "0001",
+        "layer": 2,
+        "accuracy": 0.5,
+    }
+
+
+def test_a_tool_without_a_folder_has_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("report.html").touch()
+    assert not result_of("fewshot", SimpleNamespace(out=""), 0).paths
+    assert not result_of("pretrain", SimpleNamespace(run_dir="", dry_run=True), 0).paths
 
 
 def test_whether_a_run_would_start_is_a_figure_and_no_error() -> None:

@@ -112,15 +112,18 @@ def result_of(tool: str, config: Any, status: int) -> Result:
             kind, found = RunResult, _run_figures(folder)
             figures |= found
             classes = read_csv(folder / "classes.csv")
-            tables |= {"classes": _numbers(classes)} if classes else {}
+            tables |= {"classes": _numbers(classes, "class", "most_confused_with")} if classes else {}
             pictures = [*_newest(folder / "pictures"), *folder.glob("confusion.png")]
         else:
-            tables |= {path.stem: _numbers(read_csv(path)) for path in sorted(folder.glob("*.csv"))}
+            names = "labels", "side", "encoder"
+            tables |= {path.stem: _numbers(read_csv(path), *names) for path in sorted(folder.glob("*.csv"))}
             pictures = sorted(folder.glob("*.png"))
     elif getattr(config, "out", ""):
         paths["out"] = folder
         if tool == "predict":
-            tables["predictions"] = _numbers(read_csv(folder))
+            rows = read_csv(folder)
+            classes = [f"class{n}" for n in range(1, config.top + 1) if rows and f"probability{n}" in rows[0]]
+            tables["predictions"] = _numbers(rows, "path", *classes)
         pictures = sorted(folder.glob("*.png")) if folder.is_dir() else ()
     elif tool == "visualize":
         paths["run_dir"] = folder = Path(config.init).expanduser()
@@ -129,7 +132,9 @@ def result_of(tool: str, config: Any, status: int) -> Result:
         paths |= {"model": folder} if kind is RunResult else {}
     if tool == "visualize":
         pictures = sorted((folder / FIGURES).glob("*.png"))
-    paths |= {name: folder / file for name, file in (("model", MODEL), ("report", REPORT)) if (folder / file).exists()}
+    if paths:  # else there is no folder
+        files = ("model", MODEL), ("report", REPORT)
+        paths |= {name: folder / file for name, file in files if (folder / file).exists()}
     return kind(tool, config, figures, tables, paths, tuple(pictures[:_MOST_PICTURES]))
 
 
@@ -152,11 +157,13 @@ def _newest(folder: Path) -> list[Path]:
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> Table:
-    return _numbers([dict(zip(map(str, rows[0]), row, strict=True)) for row in rows[1:]] if rows else [])
+    table = [dict(zip(map(str, rows[0]), row, strict=True)) for row in rows[1:]] if rows else []
+    return _numbers(table, "model", "labels")
 
 
-def _numbers(rows: Iterable[Mapping[str, Any]]) -> Table:
-    return [{key: _number(value) for key, value in row.items()} for row in rows]
+def _numbers(rows: Iterable[Mapping[str, Any]], *names: str) -> Table:
+    """The rows with numbers for their texts, but in the columns of `names`: a class "0001" is no 1."""
+    return [{k: (None if v == "" else v) if k in names else _number(v) for k, v in row.items()} for row in rows]
 
 
 def _number(value: Any) -> Any:

@@ -8,6 +8,7 @@ This is the only file that knows timm's private names.
 import copy
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
@@ -239,6 +240,14 @@ def _create_vit(config: ModelConfig, **overrides: Any) -> VisionTransformer:
     if not isinstance(vit, VisionTransformer):
         raise UserError(f"model.name {name!r} is a {type(vit).__name__}, not a VisionTransformer, {advice}")
     return vit
+
+
+def named_patch(config: ModelConfig) -> tuple[int, int]:
+    """Height and width in pixels of the patches of model.name, or of a hybrid's stem; allocates nothing."""
+    with torch.device("meta"):
+        vit: Any = _create_vit(replace(config, img_size=(224,)), img_size=None)
+    rows, columns = vit.patch_embed.feat_ratio(as_scalar=False)
+    return rows, columns
 
 
 def model_args(config: ModelConfig) -> dict[str, Any]:

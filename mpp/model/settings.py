@@ -15,7 +15,7 @@ class ModelConfig:
     vit_base, by the number of images and the device."""
     img_size: tuple[int, ...] | Auto = field(default=(224,), metadata=CHOSEN)
     """Input size in pixels: one number for a square, two for height and width. auto: that of the images, at most 224
-    (128 on a CPU), with patches that fit."""
+    (128 on a CPU); with patches that fit, where the name is auto too."""
     patch_size: tuple[int, ...] = ()
     """Patch size in pixels, one number or two. Empty: the size in the name."""
     in_chans: int = 3

@@ -127,7 +127,9 @@ def settle_config(
     images = len(source) if source is not None else 1
     if encoder_left:
         measure = source is not None and before is None and config.model.img_size == "auto"
-        side = usual_side(source, data.decode_options(config.model.in_chans)) if measure and source else 0
+        reading = data.decode_options(config.model.in_chans)
+        side = usual_side(source, reading) if measure and source and world.main else 0
+        side = dist.gather(side)[0] if measure else 0
         model, choices = choose_encoder(config.model, images, side, cpu, before and before.model)
         config = replace(config, model=model)
     encoder = build_model(config, "meta").encoder
@@ -177,7 +179,7 @@ def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, 
         init, init_args, weights = before.init, before.init_args, None
         model, data = complete_model(config.init, config.model, before.model), complete_data(config.data, before.data)
     else:
-        name = config.model.name if config.model.name != ModelConfig().name else ""
+        name = config.model.name if config.model.name not in (ModelConfig().name, "auto") else ""
         init, weights = config.init, once_a_machine(world, lambda: open_weights(config.init, name))
         model, data, init_args = complete_configs(init, weights, config.model, config.data)
     if config.init_args not in ((), init_args):

@@ -9,6 +9,8 @@ from mpp.data.decoding.bad_image import BadImage
 from mpp.data.decoding.formats import open_picture
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
+from mpp.errors import Unreachable
+from mpp.model.encoder import named_patch
 from mpp.model.settings import ModelConfig
 from mpp.training.auto import Choice
 
@@ -21,7 +23,7 @@ _SAMPLE = 32
 def choose_encoder(
     model: ModelConfig, images: int, side: int, cpu: bool, before: ModelConfig | None = None
 ) -> tuple[ModelConfig, tuple[Choice, ...]]:
-    """Replaces auto by a name and an input size, with patches that fit where the size is auto.
+    """Replaces auto by a name and an input size, with patches that fit where both are auto and none are set.
 
     `side` is the images' usual shorter side in pixels; `before` the model of the run that goes on, if one does.
     """
@@ -37,13 +39,18 @@ def choose_encoder(
     if model.img_size == "auto":
         largest = _LARGEST_ON_CPU if cpu else _LARGEST
         pixels = min(side, largest)
-        patch = model.patch_size[-1] if model.patch_size else min(2 ** int(math.log2(max(pixels / 7, 1))), 16)
-        pixels = max(pixels // patch, 1) * patch
+        left = model.name == "auto" and not model.patch_size
+        patch = model.patch_size
+        if not patch:
+            patch = (min(2 ** int(math.log2(max(pixels / 7, 1))), 16),) if left else named_patch(model)
+        height, width = (max(pixels // each, 1) * each for each in (patch[0], patch[-1]))
+        input_size = (height,) if height == width else (height, width)
         because = f"the images are {side} pixels, {largest} are the most {'on a CPU' if cpu else 'for a start'}"
-        choices.append(Choice("model.img_size", str(pixels), because))
-        if not model.patch_size:
-            choices.append(Choice("model.patch_size", str(patch), "7 patches a side or more, of 16 pixels at most"))
-        model = replace(model, img_size=(pixels,), patch_size=model.patch_size or (patch,))
+        choices.append(Choice("model.img_size", " ".join(map(str, input_size)), because))
+        if left:
+            choices.append(Choice("model.patch_size", str(patch[0]), "7 patches a side or more, of 16 pixels at most"))
+            model = replace(model, patch_size=patch)
+        model = replace(model, img_size=input_size)
     if model.name == "auto":
         size = "tiny" if cpu else next((name for name in ("base", "small") if images >= _FROM[name]), "tiny")
         model = replace(model, name=f"vit_{size}_patch16_224")
@@ -65,12 +72,17 @@ def _cost(model: ModelConfig, width: int) -> int:
 
 
 def usual_side(source: Source, reading: DecodeOptions) -> int:
-    """The median of the shorter sides of some images, in pixels; 224 where none of them can be read."""
+    """The median of the shorter sides of some images, in pixels; 224 where none of them can be read.
+
+    Raises Unreachable where the source gives no answer.
+    """
     some = np.random.default_rng(0).choice(len(source), min(_SAMPLE, len(source)), replace=False)
     sides: list[int] = []
     for index in some.tolist():
         try:
             picture = open_picture(source.image(index), reading)
+        except Unreachable:
+            raise
         except (BadImage, OSError):
             continue
         sides.append(min(picture.height, picture.width))

@@ -12,6 +12,7 @@ from mpp.dist import World
 from mpp.downstream.labelled import Labelled, take_fraction
 from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.pretraining.build import resolve_init, settle_config
+from mpp.pretraining.encoder_choice import choose_encoder
 from mpp.pretraining.settings import PretrainConfig
 from mpp.study.settings import LONGER, PRETRAINED, RANDOM, SCRATCH, Arm, StudyConfig, folder_name
 from mpp.training.auto import Facts, settle
@@ -47,8 +48,9 @@ class Pretraining:
         path = self.folder / "config.yaml"
         if not path.is_file() or not (self.folder / "model" / "config.json").is_file():
             return False
-        filled = resolve_init(self.config, World())[0]
-        return not differences(PretrainConfig, to_dict(from_file(PretrainConfig, path)), to_dict(filled))
+        filled, before = resolve_init(self.config, World())[0], from_file(PretrainConfig, path)
+        model, _ = choose_encoder(filled.model, 0, 0, False, before.model)  # its patches go by its size
+        return not differences(PretrainConfig, to_dict(before), to_dict(replace(filled, model=model)))
 
 
 def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) -> list[Pretraining]:

@@ -120,8 +120,10 @@ def _batch(facts: Facts) -> tuple[int, str]:
     size = 2 ** int(math.log2(min(max(facts.images / share, low), high, facts.images)))
     part = "half" if facts.labelled else "a quarter"
     because = f"the largest power of two up to {part} of {facts.images:,} images, from {low} to {high}"
-    if size % facts.ranks:
-        size, because = math.ceil(size / facts.ranks) * facts.ranks, f"{because}; a multiple of {facts.ranks} processes"
+    whole = facts.ranks * 2 if facts.labelled else facts.ranks  # mixup takes images in pairs
+    if facts.ranks > 1 and size % whole:
+        size = math.ceil(size / whole) * whole
+        because += f"; a multiple of {'twice the ' if facts.labelled else ''}{facts.ranks} processes"
     return size, because
 
 

@@ -135,11 +135,16 @@ def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
         _count_unanswered(config, error, newest())
         raise
     except torch.OutOfMemoryError as error:
-        begun = earlier(config) if config.run_dir else None
-        now = (begun or config).train.micro_batch
+        now = config.train.micro_batch
+        if now == "auto" and config.run_dir and not getattr(config, "dry_run", False):
+            begun = earlier(config)
+            now = begun.train.micro_batch if begun else now
+        halve = f"halve --train.micro-batch (now {now})"
+        if now == "auto":
+            halve = "set --train.micro-batch to half of what auto chose, as the start says"
         raise RunError(
-            f"out of memory on {device}: halve --train.micro-batch (now {now}), which leaves the "
-            "result as it is, or set --model.grad-checkpointing; then run the same command again"
+            f"out of memory on {device}: {halve}, which leaves the result as it is, or set "
+            "--model.grad-checkpointing; then run the same command again"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

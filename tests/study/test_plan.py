@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.config import overridden
+from mpp.config import overridden, to_yaml
 from mpp.data.sources.in_memory import ListSource
 from mpp.downstream.labelled import label
 from mpp.errors import UserError
@@ -60,6 +60,21 @@ def test_every_arm_is_pretrained_with_every_seed() -> None:
     config = study(arms=("a: --train.length '50 steps'", "b", "c: --train.length '900 images'"))
     runs = pretrainings(config, {name: {"images": 640} for name in "abc"})
     assert [run.config.train.length for run in runs] == ["50 steps", "640 images", "900 images"]
+
+
+def test_a_pretraining_whose_encoder_was_chosen_is_finished(tmp_path: Path) -> None:
+    auto = replace(TINY, model=replace(TINY.model, name="auto", img_size="auto", patch_size=()))
+    run = pretrainings(study(pretrain=auto, run_dir=str(tmp_path)), {})[0]
+    assert not run.finished
+    (run.folder / "model").mkdir(parents=True)
+    (run.folder / "model" / "config.json").touch()
+    chosen = replace(
+        run.config, model=replace(auto.model, name="vit_tiny_patch16_224", img_size=(96,), patch_size=(8,))
+    )
+    (run.folder / "config.yaml").write_text(to_yaml(chosen))
+    assert run.finished
+    (run.folder / "config.yaml").write_text(to_yaml(replace(chosen, model=replace(chosen.model, depth=2))))
+    assert not run.finished
 
 
 def test_sides_of_a_setting_stand_together_and_take_the_pretrainings_in_turn() -> None:

@@ -11,7 +11,7 @@ from mpp.errors import RunError
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training.auto import Facts, divisor, needs_choice, settle
 from mpp.training.micro_batch import largest
-from mpp.training.settings import ScheduleConfig, TrainConfig
+from mpp.training.settings import ScheduleConfig, TrainConfig, chosen
 
 AUTO = ScheduleConfig(warmup="auto")
 PRETRAIN = PretrainConfig(schedule=AUTO)
@@ -75,7 +75,11 @@ def test_a_run_that_goes_on_keeps_its_values_on_another_machine() -> None:
 def test_a_batch_is_shared_out_equally() -> None:
     config, _ = settle(PRETRAIN, replace(PHOTOS, ranks=6))
     assert config.train.batch_size == 1026
-    assert config.train.micro_batch == 171 or 171 % config.train.micro_batch == 0
+    assert config.train.micro_batch == 171 or 171 % chosen(config.train.micro_batch) == 0
+    for ranks in (1, 2, 3, 5, 6, 7):  # mixup takes the images of a process in pairs
+        config, _ = settle(FINETUNE, Facts(50_000, labelled=True, cpu=False, ranks=ranks))
+        assert config.loss.mixup
+        assert chosen(config.train.batch_size) % (2 * ranks) == 0, ranks
 
 
 def test_memory_limits_the_micro_batch_of_a_cpu() -> None:

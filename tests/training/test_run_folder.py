@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mpp import dist
-from mpp.config import to_yaml
+from mpp.config import Auto, to_yaml
 from mpp.data.sources.base import SourceAway
 from mpp.data.sources.contents import Contents
 from mpp.errors import RunError, TryLater, Unreachable, UserError
@@ -149,7 +149,11 @@ MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
     ("error", "kind", "said"),
     [
         (FULL, RunError, "cannot write to RUN: No space left on device; the last good checkpoint is None"),
-        (MEMORY, RunError, "out of memory on cpu: halve --train.micro-batch .now auto."),
+        (
+            MEMORY,
+            RunError,
+            "out of memory on cpu: set --train.micro-batch to half of what auto chose, as the start says",
+        ),
         (FileNotFoundError(errno.ENOENT, "No such file"), FileNotFoundError, "No such file"),
     ],
 )
@@ -160,6 +164,15 @@ def test_what_the_machine_lacks_is_one_line(error: Exception, kind: type[Excepti
     run = tmp_path / "run"
     with pytest.raises(kind, match=said.replace("RUN", str(run))), explained(Config(str(run)), torch.device("cpu")):
         raise error
+
+
+@pytest.mark.parametrize(("given", "now"), [("auto", 16), (8, 8)])
+def test_out_of_memory_names_the_micro_batch_of_this_start(given: int | Auto, now: int, tmp_path: Path) -> None:
+    begun, _, _ = saved(tmp_path)
+    start(replace(begun, train=replace(begun.train, micro_batch=16)))
+    config = replace(begun, train=replace(begun.train, micro_batch=given))
+    with pytest.raises(RunError, match=rf"\(now {now}\)"), explained(config, torch.device("cpu")):
+        raise MEMORY
 
 
 def unanswered(config: Config, error: OSError | None = None) -> UserError:
