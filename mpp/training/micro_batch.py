@@ -29,7 +29,10 @@ def try_micro_batch(run: TrainingRun, step: Step, image_hw: tuple[int, int], cha
     if choice is None or choice.because == "as this run began" or run.device.type != "cuda" or sharded:
         return
     share = run.schedule.batch_size // run.world.size
-    size = largest(lambda size: _fits(run, step, size, image_hw, channels), min(share, _MOST))
+    loss: Any = getattr(run.config, "loss", None)
+    least = 2 if loss is not None and (loss.mixup or loss.cutmix) else 1  # they take images in pairs
+    size = largest(lambda size: _fits(run, step, size, image_hw, channels), min(share, _MOST), least)
+    torch.cuda.reset_peak_memory_stats(run.device)  # else a dry run would report the trials' memory
     size = divisor(share, min(dist.gather(size)))
     tried = Choice(choice.name, str(size), f"found by trying on {torch.cuda.get_device_name(run.device)}")
     run.choices = tuple(tried if each is choice else each for each in run.choices)
@@ -37,14 +40,18 @@ def try_micro_batch(run: TrainingRun, step: Step, image_hw: tuple[int, int], cha
     run.schedule = replace(run.schedule, micro_batch=size, accumulate=share // size)
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest of the powers of two, and `most`, that fits. Raises RunError where 1 does not."""
+def largest(fits: Callable[[int], bool], most: int, least: int = 1) -> int:
+    """The largest of the powers of two, and `most`, that fits; all tried are multiples of `least` where `most` is one.
+
+    Raises RunError where `least` does not fit.
+    """
     size = min(_FIRST, most)
     first = size
     while not fits(size):
-        if size == 1:
-            raise RunError("out of memory with one image: take a smaller model or --model.grad-checkpointing")
-        size //= 2
+        if size <= least:
+            images = "one image" if size == 1 else f"{size} images"
+            raise RunError(f"out of memory with {images}: take a smaller model or --model.grad-checkpointing")
+        size = max(size // 2 // least, 1) * least
     while first <= size < most and fits(min(2 * size, most)):
         size = min(2 * size, most)
     return size

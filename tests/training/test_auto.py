@@ -1,16 +1,20 @@
 """Values in the place of auto: the rule at both ends, what goes on, what was set, several ranks; micro-batches."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from mpp.config import differences, to_dict
 from mpp.downstream.settings import FinetuneConfig, FinetuneOptimConfig, LossConfig
 from mpp.errors import RunError
 from mpp.pretraining.settings import PretrainConfig
-from mpp.training.auto import Facts, divisor, needs_choice, settle
-from mpp.training.micro_batch import largest
+from mpp.training import micro_batch
+from mpp.training.auto import Choice, Facts, divisor, needs_choice, settle
+from mpp.training.micro_batch import largest, try_micro_batch
+from mpp.training.schedule import Schedule
 from mpp.training.settings import ScheduleConfig, TrainConfig, chosen
 
 AUTO = ScheduleConfig(warmup="auto")
@@ -104,3 +108,26 @@ def test_a_micro_batch_is_doubled_until_it_does_not_fit(room: int, most: int, ex
     assert len(tried) == len(set(tried))
     with pytest.raises(RunError, match="with one image"):
         largest(lambda size: False, most)
+
+
+def test_trials_take_pairs_for_mixup_and_leave_no_peak_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+
+    def fits(run: Any, step: Any, size: int, *image: Any) -> bool:
+        done.append(size)
+        return size <= 2
+
+    monkeypatch.setattr(micro_batch, "_fits", fits)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append("reset"))
+    run: Any = SimpleNamespace(
+        choices=(Choice("train.micro_batch", "6", "at most 256"),),
+        config=replace(FINETUNE, loss=LossConfig(mixup=0.8)),
+        schedule=Schedule(10, 6, 6, lambda step: 0.1),
+        **{"state": SimpleNamespace(sharded=False), "device": torch.device("cuda"), "world": SimpleNamespace(size=1)},
+    )
+    try_micro_batch(run, lambda model, batch: None, (8, 8), 3)  # pyright: ignore[reportArgumentType]
+    assert done == [6, 2, "reset"]
+    assert (run.config.train.micro_batch, run.schedule.accumulate) == (2, 3)
+    with pytest.raises(RunError, match="with 2 images"):
+        largest(lambda size: False, 6, 2)
