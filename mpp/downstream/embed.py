@@ -24,7 +24,6 @@ from torch import Tensor
 from mpp import dist
 from mpp.data.reader import Bad
 from mpp.data.sources.base import Source, count
-from mpp.data.sources.files import FileSource
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.names import printable
 from mpp.data.sources.opening import open_splits
@@ -35,7 +34,7 @@ from mpp.downstream.feature_parts import Parts, changes
 from mpp.downstream.feature_search import search
 from mpp.downstream.features import FrozenEncoder, stream_features
 from mpp.downstream.inference_settings import EmbedRecipe, check_embed
-from mpp.downstream.predict import image_paths
+from mpp.downstream.predict import open_images
 from mpp.errors import RunError, Unreachable, UserError, without_credentials
 from mpp.model.kernel_choice import EVALUATION_BATCH
 from mpp.system.progress import Progress, say
@@ -82,8 +81,10 @@ class Images:
     def opened(cls, config: EmbedRecipe) -> "Images":
         """Those that the settings name. Raises UserError where there are none."""
         if config.images:
-            paths = [path for image in config.images for path in image_paths(image)]
-            return cls({"": FileSource("images", Path(), paths)})
+            source = open_images(config.images)
+            if not len(source):
+                raise UserError(f"there is no image in --images {printable(' '.join(config.images))}")
+            return cls({"": source})
         return cls(dict(open_splits(config.data, config.download)))
 
     @property

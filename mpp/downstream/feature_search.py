@@ -7,6 +7,7 @@ list, and a contact sheet as long as the images are where they were.
 import contextlib
 import itertools
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 
 from mpp.data.settings import DecodeOptions
-from mpp.data.sources.base import Source, count
+from mpp.data.sources.base import Source, Subset, count
+from mpp.data.sources.dicom import with_frames
 from mpp.data.sources.files import FileSource
 from mpp.data.sources.names import printable
 from mpp.data.sources.opening import open_splits
@@ -30,12 +32,13 @@ from mpp.downstream.feature_parts import changes
 from mpp.downstream.feature_space import Space, groups_alike, nearest
 from mpp.downstream.features import FrozenEncoder, stream_features
 from mpp.downstream.inference_settings import EmbedRecipe
-from mpp.downstream.predict import image_paths
+from mpp.downstream.predict import open_images
 from mpp.errors import ConfigError, RunError, UserError
 from mpp.system.files import make_folder, write_csv, write_whole
 from mpp.training.parallel import choose_device, choose_precision
 from mpp.weights.opening import open_weights
 
+_FRAME = re.compile(r"(.+), frame \d+", re.DOTALL)
 _SHOWN = 24  # rows of the contact sheet; groups that are printed
 
 
@@ -79,7 +82,8 @@ def _queries(config: EmbedRecipe, index: FeatureFile) -> list[tuple[str, int]]:
         if image in row_of:
             paths = [image]
         elif Path(image).expanduser().exists():
-            paths = image_paths(image)
+            found = open_images([image])
+            paths = [_name(found, number) for number in range(len(found))]
         else:
             paths = [name for name in index.names if name.endswith(f"/{image}")]
             if len(paths) != 1:
@@ -226,10 +230,24 @@ class _Pictures:
         if not split:
             return self._splits[split], row
         source = self._splits.get(split)
-        if source is None or number >= len(source) or source.location(number).removeprefix("./") != name:
+        if source is None or number >= len(source) or _name(source, number) != name:
             raise UserError(f"{name} is no longer image {number:,} of {split} of {self._index.settings['data']}")
         return source, number
 
 
-def _files(paths: list[str]) -> Source:
-    return FileSource("images", Path(), paths)
+def _name(source: Source, number: int) -> str:
+    return source.location(number).removeprefix("./")
+
+
+def _files(names: list[str]) -> Source:
+    """Opens the images of these names: of files, or "PATH, frame N". Raises UserError for a frame that is not there."""
+    frames = {name: of[1] for name in names if (of := _FRAME.fullmatch(name)) and not Path(name).exists()}
+    paths = list(dict.fromkeys(frames.get(name, name) for name in names)) if frames else names
+    files = FileSource("images", Path(), paths)
+    if not frames:
+        return files
+    source = with_frames(files)
+    number_of = {_name(source, number): number for number in range(len(source))}
+    if gone := [name for name in names if name not in number_of]:
+        raise UserError(f"{printable(gone[0])} is not there any more")
+    return Subset(source, [number_of[name] for name in names])

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mpp.data.loader import sequential
+from mpp.data.sources.base import Source
 from mpp.data.sources.dicom import with_frames
 from mpp.data.sources.files import FileSource
 from mpp.data.sources.names import is_hidden, is_image, printable
@@ -36,26 +37,26 @@ def predict(config: PredictRecipe) -> int:
         UserError: a model without a head, images that are not there.
         RunError: none of the images can be decoded.
     """
-    paths = [path for image in config.images for path in image_paths(image)]
+    source = open_images(config.images)
     weights = replace(open_weights(config.init), max_image_mb=config.max_image_mb)
     if not weights.classes:
         todo = f"fine-tune it first ({command('finetune')})"
         raise UserError(f"--init {config.init} has no head to classify with: {todo}")
     top = min(config.top, len(weights.classes))
     if not config.out:
-        for path, best in _predictions(config, weights, paths, top):
+        for path, best in _predictions(config, weights, source, top):
             classes = ", ".join(f"{short_name(name)} {probability:.1%}" for name, probability in best)
             print(f"{printable(path)}: {classes}", flush=True)
         return 0
     out = _writable(config.out)  # before hours are spent on what goes into it
     if weights.multi_label:  # a column for each class, in the model's order
         head = ["path", *weights.classes]
-        found = _predictions(config, weights, paths, len(weights.classes))
+        found = _predictions(config, weights, source, len(weights.classes))
         of_classes = ((path, dict(best)) for path, best in found)
         rows = ([path, *(f"{p[name]:.4f}" for name in weights.classes or ())] for path, p in of_classes)
     else:
         head = ["path", *(f"{what}{number}" for number in range(1, top + 1) for what in ("class", "probability"))]
-        found = _predictions(config, weights, paths, top)
+        found = _predictions(config, weights, source, top)
         rows = ([path, *(cell for name, p in best for cell in (name, f"{p:.4f}"))] for path, best in found)
     try:
         write_csv(out, itertools.chain([head], rows))
@@ -65,13 +66,12 @@ def predict(config: PredictRecipe) -> int:
 
 
 def _predictions(
-    config: PredictRecipe, weights: Weights, paths: list[str], top: int
+    config: PredictRecipe, weights: Weights, source: Source, top: int
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """Paths with the names and probabilities of their best classes; images that do not decode are named on stderr."""
     device = choose_device(config.device, World(), "device")
     model = build(weights, device=device).eval()
     settle_kernel("auto", "", task_of(model, _BATCH, False, device, torch.float32), model)
-    source = with_frames(FileSource("images", Path(), paths))
     transform = EvalTransform(weights.image_hw, weights.framing)
     # A few images are read sooner than loader processes start.
     workers = worker_count(-1, 1) if len(source) > 2 * _BATCH else 0
@@ -95,6 +95,11 @@ def _predictions(
             progress.add(len(batch["images"]) + len(batch["bad"]))
     if not decoded:
         raise RunError(f"none of the {len(source)} images could be decoded")
+
+
+def open_images(images: Iterable[str]) -> Source:
+    """Opens image files and folders of images, each frame an image. Raises UserError where there is none."""
+    return with_frames(FileSource("images", Path(), [path for image in images for path in image_paths(image)]))
 
 
 def image_paths(image: str) -> list[str]:

@@ -16,6 +16,7 @@ from mpp.cli import embed
 from mpp.downstream import feature_space
 from mpp.downstream.contact_sheet import CAPTION, MARGIN, TILE
 from mpp.downstream.feature_space import Space, groups_alike, nearest
+from tests.data.picture_files import as_dicom
 
 CPU = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]
 RNG = np.random.default_rng(0)
@@ -138,6 +139,30 @@ def test_images_of_the_working_folder_have_a_contact_sheet(index: Path, monkeypa
     assert embed(["--init", "random:test_vit", "--data", "folder:.", "--out", "../g.npz", *CPU]) == 0
     assert embed(["--index", "../g.npz", "--duplicates", "0.9999", "--out", "../look", *CPU[:2]]) == 0
     assert (index.parent / "look" / "duplicates.png").exists()
+
+
+def test_each_frame_of_a_dicom_file_is_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    pytest.importorskip("pydicom")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    values = np.random.default_rng(0).integers(0, 4096, (3, 16, 16))
+    Path("a.dcm").write_bytes(as_dicom(values))
+    Path("b.dcm").write_bytes(as_dicom(values[2]))
+    frames = [f"a.dcm, frame {number}" for number in range(3)]
+    assert embed(["--init", "random:test_vit", "--images", "a.dcm", "b.dcm", "--out", "f.npz", *CPU]) == 0
+    assert mpp.read_features("f.npz").names == [*frames, "b.dcm"]
+    shutil.copy("a.dcm", "c.dcm")
+    capsys.readouterr()
+    look = ["--index", "f.npz", "--images", "b.dcm", "c.dcm", frames[2], "--top", "1", "--out", "look", *CPU[:2]]
+    assert embed(look) == 0
+    best = [(row["image"], row["name"]) for row in rows_of("look/alike.csv")]
+    assert best[0] == ("b.dcm", frames[2])
+    assert best[1:3] == [("c.dcm, frame 0", frames[0]), ("c.dcm, frame 1", frames[1])]
+    assert best[4] == (frames[2], "b.dcm")
+    assert Path("look/alike.png").exists()
+    Path("a.dcm").write_bytes(as_dicom(values[:2]))
+    assert embed([*look[:3], "b.dcm", "--out", "gone", *CPU[:2]]) == 0
+    assert "a.dcm, frame 2 is not there any more" in capsys.readouterr().err
 
 
 def test_an_index_that_is_searched_by_one_process(index: Path, monkeypatch, capsys) -> None:
