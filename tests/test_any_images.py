@@ -65,7 +65,7 @@ def test_a_run_over_the_zoo(zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixt
     assert pretrain(runs.command(f"folder:{root}", tmp_path / "run", **settings)[1:]) == 0
     out, err = capsys.readouterr()
     assert bad_files(tmp_path / "run") == {path: kind for path, kind in expected.items() if kind}
-    assert f"source: {len(expected)} images in 2 classes; " in err
+    assert f"\nimages       {len(expected)} images in 2 classes; " in err
     number = sum(bool(kind) for kind in expected.values())
     assert f"note: {number} images could not be used (" in out
 

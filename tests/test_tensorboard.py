@@ -17,6 +17,7 @@ import pytest
 
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training.log import RunLog
+from mpp.training.settings import OptimConfig
 from tests.browser import open_browser, visit
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ RUN = "first/tensorboard"
 
 def write(folder: Path, resume: int, steps: range) -> None:
     """A start of a run: rows from the step after `resume`, some pictures, and features at the end."""
-    log = RunLog(folder, resume, config=PretrainConfig(run_dir=str(folder)))
+    log = RunLog(folder, resume, config=PretrainConfig(run_dir=str(folder), optim=OptimConfig(lr=2e-4)))
     rng = np.random.default_rng(0)
     if not resume:
         log.row(0, 0, {"fewshot/5shot": 0.5, "fewshot/5shot_std": 0.125})

@@ -25,6 +25,7 @@ SETTINGS = {
     "pretrain.train.length": "8 steps",
     "pretrain.train.batch_size": "16",
     "pretrain.data.workers": "0",
+    "pretrain.log.every": "50 steps",
     "pretrain.log.pictures": "",
     "finetune.data.workers": "0",
     "finetune.train.batch_size": "8",
