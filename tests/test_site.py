@@ -72,6 +72,6 @@ def test_pages_load_alone_and_every_link_leads_somewhere(site: tuple[Path, str],
 
 def test_search_finds(site: tuple[Path, str]) -> None:
     with open_browser() as browser, visit(browser, f"{site[1]}index.html") as at:
-        at.page.fill("input[name=query]", "micro_batch")
+        at.page.fill("input[name=query]", "num_pictures")
         at.page.wait_for_selector(".md-search-result__link[href*='settings.html']")
         assert at.problems == []
