@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mpp import cli
 from mpp.config import parse
@@ -80,6 +81,15 @@ def write_images(folder: Path, number: int = 40, noise: float = 40, seed: int = 
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "images.npz", images=images, labels=labels)
     return f"array:{folder / 'images.npz'}"
+
+
+def write_folder(folder: Path, *names: str) -> str:
+    """Small pictures of these names in a folder; its source."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path)
+    return f"folder:{folder}"
 
 
 def command(source: str, run_dir: Path | None, *flags: str, **changed: str) -> list[str]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 
-from mpp.data.sources.base import LabelSets, Source, SourceError, count
-from mpp.downstream.scoring import short_name
+from mpp.data.sources.base import LabelSets, Source, SourceError
+from mpp.downstream.scoring import class_table, short_name
 from mpp.system.files import write_csv
 
 _SURE = 0.5  # a class of a higher probability counts as given
@@ -89,13 +89,7 @@ class MultiLabelScores:
         for c in order[:limit].tolist():
             share = images[c] / len(self.truth)
             rows.append((short_name(self.classes[c]), f"{images[c]:,}", f"{precision[c]:.1%}", f"{share:.1%}"))
-        wide = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}" for a, b, c, d in rows]
-        if len(order) > limit:
-            lines.append(f"... and {len(order) - limit:,} more in classes.csv")
-        if untested := len(images) - len(tested):
-            lines.append(f"{count(untested, 'class')} without test images")
-        return "\n".join(lines)
+        return class_table(rows, "<>>>", len(order), len(images) - len(tested))
 
     def write(self, folder: Path, source: Source, trained: UInt8[np.ndarray, "m K"]) -> None:
         """Writes classes.csv, a row per class, and predictions.csv, a row per tested image of `source`. Raises OSError.

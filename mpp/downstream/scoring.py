@@ -85,13 +85,7 @@ class Scores:
             other, times = confused[c]
             taken = f"{short_name(self.classes[other])} ({times:,})" if times else ""
             rows.append((short_name(self.classes[c]), f"{images[c]:,}", f"{right[c] / images[c]:.1%}", taken))
-        wide = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip() for a, b, c, d in rows]
-        if len(order) > limit:
-            lines.append(f"... and {len(order) - limit:,} more in classes.csv")
-        if untested := len(images) - len(tested):
-            lines.append(f"{count(untested, 'class')} without test images")
-        return "\n".join(lines)
+        return class_table(rows, "<>><", len(order), len(images) - len(tested))
 
     def write(self, folder: Path, source: Source, train_labels: Int[np.ndarray, " m"]) -> None:
         """Writes classes.csv, a row per class, and predictions.csv, a row per tested image of `source`. Raises OSError.
@@ -153,6 +147,21 @@ def _best(logits: Float[np.ndarray, "n K"]) -> tuple[Int64[np.ndarray, "n k"], F
         column[:] = left.argmax(axis=1)
         left[np.arange(len(left)), column] = -np.inf
     return top, np.take_along_axis(likelihood, top, axis=1) / likelihood.sum(axis=1, keepdims=True)
+
+
+def class_table(rows: Sequence[Sequence[str]], align: str, tested: int, untested: int) -> str:
+    """Aligns rows of classes, the head first, for a terminal, and says how many classes they leave out.
+
+    `align` has < or > for each column; `tested` counts the classes with test images, `untested` those without.
+    """
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [[f"{cell:{side}{width}}" for cell, side, width in zip(row, align, wide, strict=True)] for row in rows]
+    lines = ["  ".join(row).rstrip() for row in cells]
+    if tested >= len(rows):
+        lines.append(f"... and {tested - len(rows) + 1:,} more in classes.csv")
+    if untested:
+        lines.append(f"{count(untested, 'class')} without test images")
+    return "\n".join(lines)
 
 
 def short_name(name: str) -> str:

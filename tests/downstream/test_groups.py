@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mpp.data.sources.base import Source, SourceError, Subset
@@ -17,6 +16,7 @@ from mpp.downstream.groups import ALONE, draw_groups, groups_of, strata
 from mpp.downstream.labelled import Labelled, hold_out, label, open_labelled, take_fraction
 from mpp.downstream.probe import sweep_knn
 from mpp.downstream.settings import LabelledConfig
+from tests.runs import write_folder
 
 IMAGES = st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 12)), min_size=1, max_size=80)
 
@@ -132,17 +132,9 @@ def test_folds_part_no_group() -> None:
     assert (stratum.tolist(), of_image.tolist()) == ([0, 1], [0, 1, 1, -1])
 
 
-def write(folder: Path, *names: str) -> str:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (2, 2)).save(path)
-    return f"folder:{folder}"
-
-
 def test_groups_by_a_pattern_or_a_column(tmp_path: Path) -> None:
     names = [f"{kind}/p{patient}_{number}.png" for kind in "ab" for patient in range(5) for number in range(2)]
-    spec = write(tmp_path / "images", *names)
+    spec = write_folder(tmp_path / "images", *names)
     labelled = open_labelled(spec, group=r"p(\d)_")
     train, test = sides(labelled)
     assert not train & test

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from mpp.data.sources.base import SourceError
 from mpp.data.sources.in_memory import ListSource
 from mpp.downstream.labelled import Labelled, hold_out, label, open_labelled, parse_share, take_fraction
+from tests.runs import write_folder
 
 LABELS = st.lists(st.integers(-1, 5), max_size=60).map(lambda values: np.array(values, dtype=np.int64))
 
@@ -22,21 +22,15 @@ def source(labels: list[int] | np.ndarray | None, classes: str | None = None, na
     return ListSource(images, labels, None if classes is None else tuple(classes.split()), name)
 
 
-def write(folder: Path, *names: str) -> str:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (2, 2)).save(path)
-    return f"folder:{folder}"
-
-
 def sizes(labels: np.ndarray, classes: int) -> list[int]:
     return np.bincount(labels[labels >= 0], minlength=classes).tolist()
 
 
 def test_a_folder_with_a_test_split(tmp_path: Path) -> None:
-    spec = write(tmp_path, *(f"train/{c}/{i}.png" for c in "abc" for i in range(2)), "test/zebra/1.png", "val/a/1.png")
-    spec = write(tmp_path, "test/b/1.png", "test/b/2.png")
+    spec = write_folder(
+        tmp_path, *(f"train/{c}/{i}.png" for c in "abc" for i in range(2)), "test/zebra/1.png", "val/a/1.png"
+    )
+    spec = write_folder(tmp_path, "test/b/1.png", "test/b/2.png")
     opened = open_labelled(spec)
     assert (opened.classes, opened.foreign) == (("a", "b", "c"), ("zebra",))
     assert opened.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -48,8 +42,8 @@ def test_a_folder_with_a_test_split(tmp_path: Path) -> None:
 
 
 def test_a_test_source_of_its_own(tmp_path: Path) -> None:
-    data = write(tmp_path / "here", "train/a/1.png", "train/b/1.png", "test/a/1.png")
-    whole = write(tmp_path / "there", "b/1.png", "b/2.png", "a/1.png")
+    data = write_folder(tmp_path / "here", "train/a/1.png", "train/b/1.png", "test/a/1.png")
+    whole = write_folder(tmp_path / "there", "b/1.png", "b/2.png", "a/1.png")
     opened = open_labelled(data, whole)
     assert [opened.train.name, len(opened.train), opened.test.name, len(opened.test)] == [data, 2, whole, 3]
     assert opened.test_labels.tolist() == [0, 1, 1]
@@ -61,7 +55,7 @@ def test_a_test_source_of_its_own(tmp_path: Path) -> None:
 
 def test_settings_are_chosen_on_a_validation_split(tmp_path: Path) -> None:
     names = ("train/a/1", "train/a/2", "train/b/1", "valid/a/1", "valid/b/1", "valid/new/1", "test/b/1", "test/old/1")
-    opened = open_labelled(write(tmp_path, *(f"{name}.png" for name in names)))
+    opened = open_labelled(write_folder(tmp_path, *(f"{name}.png" for name in names)))
     assert (opened.foreign, opened.test_labels.tolist()) == (("old",), [1, 2])
     choosing = hold_out(take_fraction(opened, "50%", 0), 0.5, 0)
     assert (choosing.test, choosing.test_labels.tolist()) == (opened.val, [0, 1, -1])
@@ -71,7 +65,10 @@ def test_settings_are_chosen_on_a_validation_split(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "valid")
     for change, reason in (
         (lambda: (tmp_path / "valid").mkdir(), f"no image in {tmp_path}/valid"),
-        (lambda: write(tmp_path, "valid/new/1.png", "valid/newer/1.png"), "has none of the classes of its training"),
+        (
+            lambda: write_folder(tmp_path, "valid/new/1.png", "valid/newer/1.png"),
+            "has none of the classes of its training",
+        ),
         (lambda: (shutil.rmtree(tmp_path / "valid"), (tmp_path / "valid").symlink_to("test")), "holds the very images"),
     ):
         change()
@@ -81,7 +78,7 @@ def test_settings_are_chosen_on_a_validation_split(tmp_path: Path) -> None:
 
 
 def test_a_fifth_is_held_out_where_there_is_no_test_split(tmp_path: Path) -> None:
-    spec = write(tmp_path, *(f"a/{i}.png" for i in range(10)), *(f"b/{i}.png" for i in range(3)), "c/0.png")
+    spec = write_folder(tmp_path, *(f"a/{i}.png" for i in range(10)), *(f"b/{i}.png" for i in range(3)), "c/0.png")
     for i in range(100):
         (tmp_path / f"a/{i}.jp2").touch()
     opened = open_labelled(spec)
@@ -143,7 +140,7 @@ def test_what_cannot_be_used_is_one_line(train: ListSource, test: ListSource | N
 
 
 def test_training_images_are_no_test_images(tmp_path: Path) -> None:
-    spec = write(tmp_path, "a/1.png", "b/1.png")
+    spec = write_folder(tmp_path, "a/1.png", "b/1.png")
     (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)
     np.savez(tmp_path / "a.npz", images=np.zeros((4, 2, 2, 3), np.uint8), labels=np.arange(4) % 2)
     array = f"array:{tmp_path}/a.npz", f"array:{tmp_path}/../{tmp_path.name}/a.npz"
@@ -213,13 +210,13 @@ def test_shares() -> None:
 
 
 def test_a_test_folder_of_one_class(tmp_path: Path) -> None:
-    data = write(tmp_path / "data", *(f"{c}/{i}.png" for c in "abc" for i in range(2)))
-    one = write(tmp_path / "one", "b/1.png", "b/deep/2.png")
+    data = write_folder(tmp_path / "data", *(f"{c}/{i}.png" for c in "abc" for i in range(2)))
+    one = write_folder(tmp_path / "one", "b/1.png", "b/deep/2.png")
     opened = open_labelled(data, one)
     assert opened.test_labels.tolist() == [1, 1]
     assert (opened.classes, opened.foreign) == (("a", "b", "c"), ())
     assert opened.notes == ("2 classes have no test images: a, c",)
-    for spec in (write(tmp_path / "other", "zebra/1.png"), write(tmp_path / "loose", "b/1.png", "2.png")):
+    for spec in (write_folder(tmp_path / "other", "zebra/1.png"), write_folder(tmp_path / "loose", "b/1.png", "2.png")):
         with pytest.raises(SourceError, match="has no labels"):
             open_labelled(data, spec)
     with pytest.raises(SourceError, match="has no labels"):  # nor can one class be learned from
