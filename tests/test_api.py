@@ -106,7 +106,7 @@ def test_labelled_images_in_every_tool(run: Any, tmp_path: Path, monkeypatch, ca
     assert f"{few.figures[f'{run.run_dir} (mean), 5 shots']:.1%}" in capsys.readouterr().out
     probed = mpp.probe(init=run.run_dir, data=labelled, kind="knn", k=5, pool=("mean",), **{"encoder.device": "cpu"})
     assert probed.tables["probe"][0]["top1"] == pytest.approx(probed.figures[f"{run.run_dir} (mean)"], abs=1e-6)
-    settings = {**FINETUNE, **SHORT, "log.evaluate": None} | {"log.evaluate": ""}
+    settings = {**FINETUNE, **SHORT, "log.evaluate": ""}
     settings = {name: value for name, value in settings.items() if name != "log.pictures" and "model." not in name}
     tuned = mpp.finetune(init=run.run_dir, data=labelled, run_dir="ft", **settings)
     assert tuned.figures["train_images"] == 32

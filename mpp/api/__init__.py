@@ -24,7 +24,7 @@ from mpp.cli.commands import TOOLS, run
 from mpp.config import from_values
 from mpp.errors import RunError, Stopped, Unreachable, UserError
 from mpp.system.cache import limit_of
-from mpp.system.cores import limit_threads
+from mpp.system.cores import THREADS, limit_threads
 from mpp.system.files import cache_folder
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mpp.api.results import Result
 
 _SOURCES = ("data", "test", "data.source", "data.test", "fewshot.data", "fewshot.test", "pretrain.data.source")
-_STOPPED, _INTERRUPTED = 75, 130  # exit codes of a run
+_INTERRUPTED = 130  # exit code of a run
 
 
 def _tool(name: str) -> "Callable[..., Result]":
@@ -107,7 +107,7 @@ def _call(name: str, config: Any, settings: Mapping[str, Any]) -> "Result":
             raise RunError(f"{error}; once it answers, try again") from error
         if status == _INTERRUPTED:
             raise KeyboardInterrupt
-        if status == _STOPPED:
+        if status == Stopped.exit_code:
             raise Stopped(f"{asked.run_dir} was asked to stop and has saved itself; the same call goes on")
         from mpp.api.results import result_of
 
@@ -118,7 +118,7 @@ def _call(name: str, config: Any, settings: Mapping[str, Any]) -> "Result":
 @contextmanager
 def _own_environment() -> Iterator[None]:
     """Limits threads where torch is yet to be loaded; puts the environment and torch's generator back."""
-    limited = [name for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS") if name not in os.environ]
+    limited = [name for name in THREADS if name not in os.environ]
     torch: Any = sys.modules.get("torch")
     drawn: Any = torch.random.get_rng_state() if torch else None
     if torch is None:

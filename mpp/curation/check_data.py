@@ -66,7 +66,8 @@ def _check(config: CheckRecipe, out: Path | None) -> int:
     opened = open_splits(config.data, download=config.download)
     source = opened["train"]
     classes = Classes.of(source)
-    check_report.Grouped.of({"train": source}, config.group)  # a wrong pattern is refused before the images are read
+    if config.group:  # a wrong pattern is refused before the images are read
+        check_report.Grouped.of({"train": source}, config.group)
     indices = spread_over_classes(len(source), None, config.images or len(source))
     with _bad_list(out) as report_bad, Progress("looking at images", len(indices)) as progress:
         scanned, seconds = scan(source, reading, indices, workers, report_bad, progress.to)

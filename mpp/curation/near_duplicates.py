@@ -22,7 +22,6 @@ from mpp.data.sources.base import Source
 from mpp.data.sources.names import Split, printable
 from mpp.downstream.contact_sheet import Tile
 
-MOST_BITS = 7
 HEAD = ("split", "index", "class", "file", "of_split", "of_index", "of_class", "of_file", "bits")
 _BANDS, _WIDTH = 4, 16
 _LOWEST = 8  # frequencies to either side

@@ -165,8 +165,10 @@ def _scan_image(result: ScanResult, row: int, data: bytes | np.ndarray, reading:
 
 def _thumb(pixels: np.ndarray) -> np.ndarray:
     """Shrinks uint8 (H, W, C) to uint8 (16, 16): of RGB the luma, else the mean of the channels."""
-    rgb = pixels.shape[2] == 3
-    image = Image.fromarray(pixels if rgb else pixels.mean(axis=2).astype(np.uint8))
+    channels = pixels.shape[2]
+    if channels == 1:  # a mean would make a float64 of each pixel
+        pixels = pixels[:, :, 0]
+    image = Image.fromarray(pixels if channels in (1, 3) else pixels.mean(axis=2).astype(np.uint8))
     return np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX, reducing_gap=2.0).convert("L"))
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,6 @@ from mpp.data.sources.base import Source, count
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.names import printable
 from mpp.data.sources.opening import open_splits
-from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.feature_file import Record, Rows, check_writable, read_settings, write_features
 from mpp.downstream.feature_parts import Parts, changes
@@ -35,12 +34,11 @@ from mpp.downstream.feature_search import search
 from mpp.downstream.features import FrozenEncoder, stream_features
 from mpp.downstream.inference_settings import EmbedRecipe, check_embed
 from mpp.downstream.predict import open_images
+from mpp.downstream.start import open_frozen
 from mpp.errors import RunError, Unreachable, UserError, without_credentials
 from mpp.model.kernel_choice import EVALUATION_BATCH
 from mpp.system.progress import Progress, say
-from mpp.training.parallel import choose_precision
-from mpp.training.run_folder import once_a_machine, processes
-from mpp.weights.opening import open_weights
+from mpp.training.run_folder import on_main, once_a_machine, processes
 
 _PART_BYTES = 2**28  # at most, and so the memory that they take
 _PARTS = 1000  # about as many at most, so that a folder of them is no burden
@@ -63,7 +61,7 @@ def embed(config: EmbedRecipe) -> int:
         check_writable(out)
         images = once_a_machine(world, lambda: Images.opened(config))
         dist.agree(images.facts)
-        frozen = open_encoder(config, world, device)
+        frozen = open_frozen(config.init, config.encoder, (config.layer,), world, device)
         if config.pool not in (pools := (*frozen.pools, *(("none",) if frozen.is_vit else ()))):
             raise UserError(f"--pool {config.pool}: of {config.init} take {' or '.join(pools)}")
         _embed(config, out, images, frozen, _settings(config, frozen, images), world)
@@ -121,21 +119,6 @@ def _label_names(source: Source) -> Callable[[int], str]:
         return ";".join(itertools.compress(classes, sets.table[number])) if sets and number >= 0 else ""
 
     return of_one if sets is None else of_set
-
-
-def open_encoder(config: EmbedRecipe, world: World, device: torch.device) -> FrozenEncoder:
-    """The encoder that the settings name. Raises UserError for weights, a layer or a size that there is not."""
-    of = config.encoder
-    weights = once_a_machine(world, lambda: open_weights(config.init))
-    return FrozenEncoder(
-        replace(weights, max_image_mb=of.max_image_mb),
-        layers=(config.layer,),
-        image_hw=(of.img_size[0], of.img_size[-1]) if of.img_size else None,
-        device=device,
-        precision=choose_precision(of.precision, device, "encoder.precision"),
-        workers=worker_count(of.workers, world.local_size),
-        seed=of.seed,
-    )
 
 
 def _settings(config: EmbedRecipe, frozen: FrozenEncoder, images: Images) -> dict[str, Any]:
@@ -200,20 +183,6 @@ def _embed(
             dist.barrier(patient=True)
             if world.main:  # the others leave: in a collective they would wait for $MPP_TIMEOUT seconds at most
                 _finish(out, parts, images, shape, dtype, settings)
-
-
-def on_main(world: World, call: Callable[[], T]) -> T:
-    """What rank 0 finds, on all ranks, also where it raises a UserError."""
-    answer: Any = None
-    if world.main:
-        try:
-            answer = call()
-        except UserError as error:
-            answer = error
-    answer = dist.gather(answer)[0]
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
 
 
 def _part_size(images: int, row_bytes: int) -> int:

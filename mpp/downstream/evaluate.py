@@ -20,7 +20,6 @@ import torch
 from mpp import dist
 from mpp.data.sources.base import count
 from mpp.data.sources.patterns import shown
-from mpp.data.workers import worker_count
 from mpp.dist import World
 from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Extract, Fewshot, FewshotResult, Readout, choose_readout
@@ -29,12 +28,11 @@ from mpp.downstream.plots import plot_layers, plot_shots
 from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
 from mpp.downstream.settings import FewshotRecipe, ProbeRecipe
+from mpp.downstream.start import open_frozen
 from mpp.errors import RunError, UserError
 from mpp.system.files import make_folder, write_csv
 from mpp.system.outcome import Outcome
-from mpp.training.parallel import choose_precision
 from mpp.training.run_folder import once_a_machine, processes
-from mpp.weights.opening import open_weights
 
 _CHOSEN = "chosen by cross-validation on the shots"
 _Chosen = dict[str, tuple[FewshotResult, list[list[Readout]]]]
@@ -238,20 +236,9 @@ def _encoders(
 ) -> list[tuple[str, FrozenEncoder]]:
     """Builds all encoders, by name, before the first one runs: what is wrong shows at once."""
     of = config.encoder
-    precision = choose_precision(of.precision, device, "encoder.precision")
     encoders: list[tuple[str, FrozenEncoder]] = []
     for init in config.init:
-        weights = once_a_machine(world, lambda init=init: open_weights(init))
-        frozen = FrozenEncoder(
-            replace(weights, max_image_mb=of.max_image_mb),
-            layers=layers,
-            image_hw=(of.img_size[0], of.img_size[-1]) if of.img_size else None,
-            device=device,
-            precision=precision,
-            workers=worker_count(of.workers, world.local_size),
-            cache=of.cache,
-            seed=of.seed,
-        )
+        frozen = open_frozen(init, of, layers, world, device, cache=of.cache)
         if not set(config.pool) & set(frozen.pools):
             raise UserError(f"--pool {' '.join(config.pool)}: {init} has no class token; add mean")
         encoders.append((init, frozen))

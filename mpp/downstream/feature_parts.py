@@ -6,7 +6,6 @@ bad_files.csv     those, of each rank
 """
 
 import contextlib
-import csv
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxtyping import Int64
 
 from mpp.errors import UserError
 from mpp.system.files import one_writer, remove, write_csv, write_whole
-from mpp.training.bad_files import HEAD, BadFiles, by_kind
+from mpp.training.bad_files import HEAD, BadFiles, by_kind, read_bad_rows
 
 _LOOSE = ("init", "data", "folder", "seed")  # weights and images are told by what is in them
 _LONG = ("weights", "architecture", "input", "images")
@@ -92,8 +91,7 @@ class Parts:
         """Writes the bad files of all ranks to a CSV file; says how many there are, or "" for none."""
         rows: dict[int, list[str]] = {}
         for path in self.folder.glob("bad_files*.csv"):
-            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                rows |= {int(row[0]): row for row in csv.reader(file) if len(row) == len(HEAD) and row[0].isdigit()}
+            rows |= {int(row[0]): row for row in read_bad_rows(path)}
         if not rows:
             remove(to)  # of a file that was here before
             return ""

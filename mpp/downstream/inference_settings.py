@@ -6,7 +6,7 @@ from typing import Literal
 
 from mpp.config import by_name
 from mpp.data.settings import MAX_IMAGE_MB, DataConfig, check_max_image_mb
-from mpp.downstream.settings import EncoderConfig, Pool
+from mpp.downstream.settings import EncoderConfig, Pool, check_at_least
 from mpp.errors import ConfigError
 
 ENDINGS = (".npz", ".parquet", ".csv")
@@ -33,7 +33,7 @@ class PredictRecipe:
 
     def __post_init__(self) -> None:
         check_max_image_mb(self.max_image_mb, "max_image_mb")
-        _check_top(self.top)
+        check_at_least(1, self, "top")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class EmbedRecipe:
     encoder: EncoderConfig = EncoderConfig()
 
     def __post_init__(self) -> None:
-        _check_top(self.top)
+        check_at_least(1, self, "top")
         if not 0 <= self.duplicates <= 1:
             raise ValueError(f"duplicates is a cosine above 0 and up to 1, such as 0.98, got {self.duplicates:g}")
         try:
@@ -116,8 +116,3 @@ def check_embed(config: EmbedRecipe) -> None:
         raise ConfigError(f"--out {config.out}: features are written to {known}, not {ending or 'a folder'}")
     if config.pool == "none" and ending != ".npz":
         raise ConfigError(f"--out {config.out}: of patch tokens (--pool none) only .npz can be written")
-
-
-def _check_top(top: int) -> None:
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")

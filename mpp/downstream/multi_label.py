@@ -38,7 +38,10 @@ def _average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
 
 def mean_average_precision(scores: Float[np.ndarray, "n K"], truth: UInt8[np.ndarray, "n K"]) -> float:
     """Gives the mean over the classes that some image has; 0 where none has any."""
-    found = average_precisions(scores, truth)
+    return _mean(average_precisions(scores, truth))
+
+
+def _mean(found: Float64[np.ndarray, " K"]) -> float:
     return float(found[~np.isnan(found)].mean()) if not np.isnan(found).all() else 0.0
 
 
@@ -61,7 +64,7 @@ class MultiLabelScores:
     @property
     def mean_ap(self) -> float:
         """Mean of the average precisions of the classes with test images."""
-        return mean_average_precision(self.probability, self.truth)
+        return _mean(self.average_precision)
 
     @property
     def given(self) -> Bool[np.ndarray, "n K"]:

@@ -36,7 +36,7 @@ def check_size(size: tuple[int, ...], setting: str) -> None:
         raise ValueError(f"{setting} takes one or two positive numbers, got {list(size)}")
 
 
-def _check_at_least(least: int, config: object, *keys: str, prefix: str = "") -> None:
+def check_at_least(least: int, config: object, *keys: str, prefix: str = "") -> None:
     """Raises ValueError where one of these settings is set and lower."""
     for key in keys:
         value = getattr(config, key)
@@ -79,8 +79,8 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         check_size(self.img_size, "model.img_size")
         check_size(self.patch_size, "model.patch_size")
-        _check_at_least(1, self, "embed_dim", "depth", "num_heads", "in_chans", prefix="model.")
-        _check_at_least(0, self, "representation", prefix="model.")
+        check_at_least(1, self, "embed_dim", "depth", "num_heads", "in_chans", prefix="model.")
+        check_at_least(0, self, "representation", prefix="model.")
         if self.representation and self.head != "tanh":
             raise ValueError(f"model.representation is for model.head tanh, not {self.head}")
         if not 0 <= self.drop_path < 1:
@@ -118,7 +118,7 @@ class LabelledConfig(DataConfig):
         check_group(self.group, "data.group")
         if parse_share(self.holdout, "data.holdout") == 1:
             raise ValueError(f"data.holdout must leave images to train on, such as 10%, got {self.holdout!r}")
-        _check_at_least(0, self, "labels_seed", prefix="data.")
+        check_at_least(0, self, "labels_seed", prefix="data.")
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class EncoderConfig:
         if self.workers < -1:
             raise ValueError(f"encoder.workers must be -1 (auto) or at least 0, got {self.workers}")
         check_max_image_mb(self.max_image_mb, "encoder.max_image_mb")
-        _check_at_least(0, self, "seed", prefix="encoder.")
+        check_at_least(0, self, "seed", prefix="encoder.")
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class FewshotRecipe(_FrozenRecipe):
         check_different(self.layers, "layers", "numbers or the word all", valid=bool(self.layers) and alone)
         check_different(self.shots, "shots", "numbers of at least 1", valid=min(self.shots, default=0) >= 1)
         check_different(self.seeds, "seeds", "numbers of at least 0", valid=min(self.seeds, default=-1) >= 0)
-        _check_at_least(0, self, "max_test")
+        check_at_least(0, self, "max_test")
         try:
             valid = self.l2 == "cv" or 0 < float(self.l2) < float("inf")
         except ValueError:
@@ -330,4 +330,4 @@ class ProbeRecipe(_FrozenRecipe):
             raise ValueError(f"k takes numbers of at least 1, got {list(self.k)}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
-        _check_at_least(0, self, "labels_seed")
+        check_at_least(0, self, "labels_seed")

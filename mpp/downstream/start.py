@@ -1,18 +1,48 @@
-"""What a fine-tuning starts from: named weights, or a new architecture, with the config's settings of their input."""
+"""Encoders to start from: named weights, frozen or to be tuned, or a new architecture, with settings of their input."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import timm
+import torch
 
 from mpp.data.settings import DataConfig
-from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, LabelledConfig
+from mpp.data.workers import worker_count
+from mpp.dist import World
+from mpp.downstream.features import FrozenEncoder
+from mpp.downstream.settings import ClassifierConfig, EncoderConfig, FinetuneConfig, LabelledConfig
 from mpp.errors import UserError
 from mpp.model.encoder import similar_names
+from mpp.training.parallel import choose_precision
+from mpp.training.run_folder import once_a_machine
 from mpp.weights.base import Weights
 from mpp.weights.opening import open_weights
+
+
+def open_frozen(
+    init: str,
+    of: EncoderConfig,
+    layers: Sequence[int | Literal["all"]],
+    world: World,
+    device: torch.device,
+    cache: bool = False,
+) -> FrozenEncoder:
+    """Opens the encoder that `init` names; raises UserError for weights, a layer or a size that there is not."""
+    weights = once_a_machine(world, lambda: open_weights(init))
+    return FrozenEncoder(
+        replace(weights, max_image_mb=of.max_image_mb),
+        layers=layers,
+        image_hw=(of.img_size[0], of.img_size[-1]) if of.img_size else None,
+        device=device,
+        precision=choose_precision(of.precision, device, "encoder.precision"),
+        workers=worker_count(of.workers, world.local_size),
+        cache=cache,
+        seed=of.seed,
+    )
 
 
 def start_weights(config: FinetuneConfig) -> Weights:

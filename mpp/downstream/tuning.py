@@ -202,7 +202,7 @@ def settle_config(
         image_bytes=activation_bytes(model, tokens) if tokens else 0,
         memory=memory() // world.local_size if cpu else 0,
     )
-    return settle(config, facts, earlier(config) if config.run_dir else None)
+    return settle(config, facts, earlier(config))
 
 
 def _image_hw(model: ClassifierConfig, weights: Weights) -> tuple[int, int]:

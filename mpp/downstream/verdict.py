@@ -103,13 +103,13 @@ def of_pretraining(
     blur = f"{score}_baseline_neighbours"
     trained = [row for row in rows if _finite(row, own, blur)]
     if trained:
-        last, _ = last_part(trained, score)
+        last, span = last_part(trained, score)
         steps = np.array([row["step"] for row in trained], dtype=np.float64)
         sign, whole = (1, 1.0) if score == "accuracy" else (-1, last[blur] or 1.0)
         margins = sign * np.array([row[own] - row[blur] for row in trained]) / whole
         trend = _trend(steps, margins)
         gap = sign * (last[own] - last[blur]) / whole
-        noise = None if trend is None else trend.noise / math.sqrt(_rows_of_last_part(steps))
+        noise = None if trend is None else trend.noise / math.sqrt(np.count_nonzero(steps > steps[-1] - span))
         against_blur = Comparison(BLUR, "nearest visible patches", gap, noise, "rows of figures")
         above = against_blur.outcome == "gained" or (noise is None and gap > 0)
         where = "masked patches" if own != score else "corrupted patches"
@@ -157,11 +157,6 @@ def _trend(steps: np.ndarray, values: np.ndarray) -> _Trend | None:
     quarter = steps[-1] / 4
     half = t * deviation / math.sqrt(float(x @ x)) * quarter
     return _Trend(slope, float(slope * quarter), float(half), t * deviation)
-
-
-def _rows_of_last_part(steps: np.ndarray) -> int:
-    """How many rows `last_part` averages."""
-    return max(1, int(np.count_nonzero(steps > 0.95 * steps[-1])))
 
 
 def _against_blur(of: Comparison, above: bool, score: str, own: float, blur: float, where: str) -> str:

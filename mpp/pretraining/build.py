@@ -121,15 +121,15 @@ def settle_config(
     if not encoder_left and not needs_choice(config):
         return config, ()
     data, cpu, choices = config.data, device.type == "cpu", ()
-    before = earlier(config) if config.run_dir and not config.dry_run else None
+    before = earlier(config)
     if source is None and before is None:
         source = open_source(data.source, download=data.download, keep=data.keep)
     images = len(source) if source is not None else 1
     if encoder_left:
-        measure = source is not None and before is None and config.model.img_size == "auto"
-        reading = data.decode_options(config.model.in_chans)
-        side = usual_side(source, reading) if measure and source and world.main else 0
-        side = dist.gather(side)[0] if measure else 0
+        side = 0
+        if source is not None and before is None and config.model.img_size == "auto":
+            reading = data.decode_options(config.model.in_chans)
+            side = dist.gather(usual_side(source, reading) if world.main else 0)[0]
         model, choices = choose_encoder(config.model, images, side, cpu, before and before.model)
         config = replace(config, model=model)
     encoder = build_model(config, "meta").encoder
@@ -169,7 +169,7 @@ def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, 
     """
     if not config.init:
         return config, None
-    before = earlier(config) if config.run_dir and not config.dry_run else None
+    before = earlier(config)
     if before is not None:
         if _same_spelling(before.init) != _same_spelling(config.init):
             raise UserError(

@@ -12,7 +12,7 @@ from mpp.data.sources.base import Source
 from mpp.errors import Unreachable
 from mpp.model.encoder import named_patch
 from mpp.model.settings import ModelConfig
-from mpp.training.auto import Choice
+from mpp.training.auto import BEGAN, Choice
 
 _WIDTHS = {"tiny": 192, "small": 384, "base": 768}  # all of 12 blocks
 _FROM = {"small": 10_000, "base": 100_000}
@@ -33,7 +33,7 @@ def choose_encoder(
             changes["patch_size"] = before.patch_size
         names = (f"model.{key}" for key in changes)
         return replace(model, **changes), tuple(
-            Choice(name, str(value), "as this run began") for name, value in zip(names, changes.values(), strict=True)
+            Choice(name, str(value), BEGAN) for name, value in zip(names, changes.values(), strict=True)
         )
     choices: list[Choice] = []
     if model.img_size == "auto":

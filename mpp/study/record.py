@@ -19,6 +19,7 @@ from mpp.downstream.finetune_result import Result, changed_settings, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import without_credentials
 from mpp.pretraining.build import build_model
+from mpp.pretraining.settings import PretrainConfig
 from mpp.study.equal_time import Lengths
 from mpp.study.frozen import Figures, saved_figures
 from mpp.study.plan import FinetuneRun, Plan, Pretraining, StartPoint
@@ -124,7 +125,7 @@ class Record:
                 self._frozen[name] = figures
 
     def _pretraining_entry(self, run: Pretraining) -> dict[str, Any]:
-        config, rows = run.resolved, read_rows(run.folder / "metrics.jsonl")
+        config, rows = from_file(PretrainConfig, run.folder / "config.yaml"), read_rows(run.folder / "metrics.jsonl")
         trained = [row for row in rows if "loss" in row]
         masked = "mse_masked" if config.objective.target == "pixels" else "accuracy_masked"
         curve = [[row["images"], row[masked]] for row in trained if masked in row]

@@ -79,8 +79,9 @@ def run(config: StudyConfig) -> int:
     lengths: Lengths = {}
     if config.equal_time:
         with claimed(lock_of(folder, folder / EQUAL_TIME), wait=True):
-            arms = {one.arm.name: replace(one.arm, pretrain=one.resolved) for one in planned}
-            lengths = equal_lengths(folder, [*arms.values()], images)
+            last = {one.arm.name: one for one in planned}
+            arms = [replace(one.arm, pretrain=one.resolved) for one in last.values()]
+            lengths = equal_lengths(folder, arms, images)
         plan = replace(plan, pretrainings=pretrainings(config, lengths))
     record = Record(plan, test_images_seen, lengths)
     status = run_tasks(StudyTasks(plan, record).tasks())

@@ -18,6 +18,10 @@ def count_cores() -> int:
     return max(1, math.ceil(min(_by_affinity(), quota())))
 
 
+THREADS = "OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"
+"""Variables of the environment that say how many threads are started."""
+
+
 def limit_threads(environment: MutableMapping[str, str] = os.environ) -> None:
     """Where there is a quota, has torch, NumPy and the compiler start no more threads; call it before their import.
 
@@ -25,7 +29,7 @@ def limit_threads(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     cores = count_cores()
     if cores < _by_affinity():
-        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        for name in THREADS:
             environment.setdefault(name, str(cores))
 
 

@@ -15,6 +15,8 @@ from mpp.training.duration import parse_duration
 
 C = TypeVar("C")
 _AUTO = ("auto", ["auto"])
+BEGAN = "as this run began"
+"""Why a run that goes on has a value."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def settle(config: C, facts: Facts, before: Any = None) -> tuple[C, tuple[Choice
         if current not in _AUTO:
             return current
         earlier = began.get(name, "auto")
-        chosen, because = rule() if earlier in _AUTO else (earlier, "as this run began")
+        chosen, because = rule() if earlier in _AUTO else (earlier, BEGAN)
         choices.append(Choice(name, " ".join(map(str, chosen)) if isinstance(chosen, list) else str(chosen), because))
         return chosen
 

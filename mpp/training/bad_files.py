@@ -28,7 +28,7 @@ class BadFiles:
         self._read, self._setting = read, setting
         self._kinds: dict[int, str] = {}
         if path is not None and path.exists() and read:
-            rows = _rows(path)
+            rows = read_bad_rows(path)
             self._kinds = {int(row[0]): row[1] for row in rows}
             write_csv(path, [HEAD, *rows])  # without a last line that a crash cut short
         elif path is not None:
@@ -69,13 +69,13 @@ def by_kind(kinds: Iterable[str]) -> str:
 def summary_of(folder: Path) -> str:
     """Return one line on the bad files of all ranks of a run; empty where there were none."""
     paths = sorted(folder.glob("bad_files*.csv"))
-    kinds = {row[0]: row[1] for path in paths for row in _rows(path)}
+    kinds = {row[0]: row[1] for path in paths for row in read_bad_rows(path)}
     if not kinds:
         return ""
     return f"{len(kinds):,} images could not be used ({by_kind(kinds.values())}): {', '.join(map(str, paths))}"
 
 
-def _rows(path: Path) -> list[list[str]]:
+def read_bad_rows(path: Path) -> list[list[str]]:
     """Read a bad_files.csv without its head, and without a last row that a crash cut short."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [row for row in csv.reader(file) if len(row) == len(HEAD) and row[0].isdigit()]

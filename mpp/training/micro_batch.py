@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpp import dist
 from mpp.errors import RunError
-from mpp.training.auto import Choice, divisor
+from mpp.training.auto import BEGAN, Choice, divisor
 from mpp.training.loop import Step
 from mpp.training.optim import OPTIMISER_COPIES
 from mpp.training.training_run import TrainingRun
@@ -26,7 +26,7 @@ def try_micro_batch(run: TrainingRun, step: Step, image_hw: tuple[int, int], cha
     """
     choice = next((each for each in run.choices if each.name == "train.micro_batch"), None)
     sharded = run.state.sharded
-    if choice is None or choice.because == "as this run began" or run.device.type != "cuda" or sharded:
+    if choice is None or choice.because == BEGAN or run.device.type != "cuda" or sharded:
         return
     share = run.schedule.batch_size // run.world.size
     loss: Any = getattr(run.config, "loss", None)

@@ -16,7 +16,7 @@ from mpp import dist
 from mpp.config import by_name, differences, from_file, to_dict, to_yaml
 from mpp.data.sources.contents import Contents
 from mpp.dist import World
-from mpp.errors import ConfigError, RunError, TryLater, Unreachable, UserError
+from mpp.errors import RunError, TryLater, Unreachable, UserError
 from mpp.system.files import LOCK, one_writer, write_whole
 from mpp.system.process import memory_reused
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
@@ -90,6 +90,20 @@ def once_a_machine(world: World, opened: Callable[[], T]) -> T:
             dist.barrier(patient=True)
 
 
+def on_main(world: World, call: Callable[[], T]) -> T:
+    """Give all ranks what rank 0 finds, or the UserError that it raises."""
+    answer: Any = None
+    if world.main:
+        try:
+            answer = call()
+        except UserError as error:
+            answer = error
+    answer = dist.gather(answer)[0]
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
+
+
 @contextlib.contextmanager
 def claiming(config: RunConfig, world: World) -> Iterator[Claim]:
     """Give a function; within the context, once it was called, no other process or thread writes to the run folder.
@@ -103,14 +117,8 @@ def claiming(config: RunConfig, world: World) -> Iterator[Claim]:
 
         def enter() -> None:
             nonlocal claimed
-            refusal, claimed = "", True
-            if world.main:
-                try:
-                    stack.enter_context(one_writer(folder, "--run-dir"))
-                except ConfigError as error:
-                    refusal = str(error)
-            if refusal := dist.gather(refusal)[0]:
-                raise ConfigError(refusal)
+            claimed = True
+            on_main(world, lambda: stack.enter_context(one_writer(folder, "--run-dir")))
 
         def claim() -> None:
             if not claimed:
@@ -136,7 +144,7 @@ def explained(config: RunConfig, device: torch.device) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError as error:
         now = config.train.micro_batch
-        if now == "auto" and config.run_dir and not getattr(config, "dry_run", False):
+        if now == "auto":
             begun = earlier(config)
             now = begun.train.micro_batch if begun else now
         halve = f"halve --train.micro-batch (now {now})"
@@ -229,8 +237,11 @@ def resume(
 def earlier(config: C) -> C | None:
     """Return the config of the run in config.run_dir; None where it has no checkpoint, and so nothing to go on with.
 
-    Raises UserError for a folder of something else, or checkpoints without their config.
+    None also without a folder, and for a dry run. Raises UserError for a folder of something else, or checkpoints
+    without their config.
     """
+    if not config.run_dir or getattr(config, "dry_run", False):
+        return None
     folder = Path(config.run_dir)
     path = folder / "config.yaml"
     started = Checkpoints(folder / "checkpoints").latest() is not None

@@ -230,15 +230,19 @@ def load(model: nn.Module, state: Mapping[str, Tensor], label: str, *, head: boo
     prefixes = classifier_names(model)
     wanted = {k: v for k, v in model.state_dict().items() if head or not k.startswith(prefixes)}
     given = {k: v for k, v in state.items() if head or not k.startswith(prefixes)}
+    if problems := list_names(misfits(wanted, given)):
+        raise UserError(f"{label}: the weights do not fit {type(model).__name__} ({problems})")
+    model.load_state_dict(given, strict=False)
+
+
+def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The names of tensors that are missing, unexpected, and of another shape, by these words."""
     both = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
-    wrong = {
+    return {
         "missing": [name for name in wanted if name not in given],
         "unexpected": [name for name in given if name not in wanted],
         "of another shape": [f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}" for name in both],
     }
-    if problems := list_names(wrong):
-        raise UserError(f"{label}: the weights do not fit {type(model).__name__} ({problems})")
-    model.load_state_dict(given, strict=False)
 
 
 def list_names(names: Mapping[str, list[str]]) -> str:

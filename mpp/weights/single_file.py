@@ -26,7 +26,7 @@ from torch import Tensor
 from mpp.dist import world_from_environment
 from mpp.errors import UserError
 from mpp.model.encoder import is_vit
-from mpp.weights.base import Weights, create, list_names
+from mpp.weights.base import Weights, create, list_names, misfits
 from mpp.weights.numerics import named_vit
 
 _PATCHES = ("patch_embed.proj.weight", "conv_proj.weight")  # timm's, DINO's and MAE's name; torchvision's
@@ -79,15 +79,10 @@ def read_single_file(path: Path, named: Weights | None = None) -> Weights:
     if isinstance(model, VisionTransformer):
         state = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
     wanted = model.state_dict()
-    left_over = [name for name in state if name not in wanted]
-    unknown = [name for name in left_over if _OF_ENCODER.match(name) and not _OF_TRAINING.match(name)]
-    differing = [
-        f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    missing = [name for name in wanted if name not in state]
-    if problems := list_names({"missing": missing, "of another shape": differing, "unexpected": unknown}):
+    wrong = misfits(wanted, state)
+    left_over = wrong.pop("unexpected")
+    wrong["unexpected"] = [name for name in left_over if _OF_ENCODER.match(name) and not _OF_TRAINING.match(name)]
+    if problems := list_names(wrong):
         hint = _hint(path) if named is None else "leave out the name to take the architecture by shapes"
         raise UserError(f"{path} does not hold a whole {weights.name}: {problems}; {hint}")
     if world_from_environment().main:

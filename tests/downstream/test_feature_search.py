@@ -1,6 +1,5 @@
 """Images that are alike: against scikit-learn and brute force, and what the embed tool says and writes of them."""
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mpp.downstream import feature_space
 from mpp.downstream.contact_sheet import CAPTION, MARGIN, TILE
 from mpp.downstream.feature_space import Space, groups_alike, nearest
 from tests.data.picture_files import as_dicom
+from tests.downstream.tuned import read_csv
 
 CPU = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]
 RNG = np.random.default_rng(0)
@@ -86,11 +86,6 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "f.npz"
 
 
-def rows_of(path: str) -> list[dict[str, str]]:
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_what_is_like_an_image_of_the_index_or_another(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy("images/a/0.png", "other.png")
     Path("bad.png").write_text("no image")
@@ -104,7 +99,7 @@ def test_what_is_like_an_image_of_the_index_or_another(index: Path, capsys: pyte
     assert {line.split()[1] for line in lines[:2]} == {"images/a/4.png", "images/b/5.png"}
     assert lines[3] == "other.png"
     assert "   1.000  images/a/0.png (a)" in lines[4:]
-    table = rows_of("look/alike.csv")
+    table = read_csv(Path("look/alike.csv"))
     assert [row["image"] for row in table] == ["images/a/0.png"] * 3 + ["other.png"] * 3
     assert list(table[3]) == ["image", "cosine", "name", "label", "split", "index"]
     assert ["other.png", "1.000000", "images/a/0.png", "a", "train", "0"] in [list(row.values()) for row in table]
@@ -123,7 +118,7 @@ def test_duplicates_and_images_that_are_gone(index: Path, capsys: pytest.Capture
     assert first == "1 group of images that are alike by 0.9999, 3 images in all"
     assert group.endswith("  images/a/0.png (a) = images/a/4.png (a) = images/b/5.png (b)")
     assert written == "written: look/duplicates.csv, look/duplicates.png"
-    assert [(row["group"], row["name"]) for row in rows_of("look/duplicates.csv")] == [
+    assert [(row["group"], row["name"]) for row in read_csv(Path("look/duplicates.csv"))] == [
         ("0", "images/a/0.png"), ("0", "images/a/4.png"), ("0", "images/b/5.png")
     ]  # fmt: skip
     Path("images").rename("moved")
@@ -155,7 +150,7 @@ def test_each_frame_of_a_dicom_file_is_an_image(tmp_path: Path, monkeypatch: pyt
     capsys.readouterr()
     look = ["--index", "f.npz", "--images", "b.dcm", "c.dcm", frames[2], "--top", "1", "--out", "look", *CPU[:2]]
     assert embed(look) == 0
-    best = [(row["image"], row["name"]) for row in rows_of("look/alike.csv")]
+    best = [(row["image"], row["name"]) for row in read_csv(Path("look/alike.csv"))]
     assert best[0] == ("b.dcm", frames[2])
     assert best[1:3] == [("c.dcm, frame 0", frames[0]), ("c.dcm, frame 1", frames[1])]
     assert best[4] == (frames[2], "b.dcm")

@@ -1,6 +1,5 @@
 """Several labels an image, or none: from the CSV to predictions."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from mpp.downstream.multi_label import average_precisions, mean_average_precisio
 from mpp.downstream.probe import sweep_linear
 from mpp.downstream.tuning import ClassifierLoss
 from mpp.weights.base import Weights
+from tests.downstream.tuned import read_csv
 
 NAMES = ("fluid", "mass", "nodule")
 
@@ -211,18 +211,15 @@ def test_from_a_csv_to_predictions(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (run / "sweep.csv").read_text("utf-8").startswith("lr,held_out_mean_ap,")
     assert not (run / "confusion.png").exists()
     assert "average precision" in (run / "report.html").read_text("utf-8")
-    with (run / "classes.csv").open(encoding="utf-8") as file:
-        precisions = [float(row["average_precision"]) for row in csv.DictReader(file)]
+    precisions = [float(row["average_precision"]) for row in read_csv(run / "classes.csv")]
     assert np.mean(precisions) == pytest.approx(result["mean_ap"], abs=1e-5)
     out = tmp_path / "out.csv"
     assert predict(["--init", str(run), str(tmp_path / "data" / "i"), "--out", str(out), "--device", "cpu"]) == 0
-    with out.open(encoding="utf-8") as file:
-        found = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    found = {Path(row["path"]).name: row for row in read_csv(out)}
     assert list(found["p0_0.png"]) == ["path", *NAMES]
-    with (run / "predictions.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            same = found[Path(row["path"]).name]
-            assert float(row["probability of mass"]) == pytest.approx(float(same["mass"]), abs=2e-4)
+    for row in read_csv(run / "predictions.csv"):
+        same = found[Path(row["path"]).name]
+        assert float(row["probability of mass"]) == pytest.approx(float(same["mass"]), abs=2e-4)
     flags = ["--device", "cpu", "--workers", "0", "--pool", "mean", "--out", str(tmp_path / "f")]
     for tool in (fewshot, probe):
         assert tool(["--init", str(run), "--data", spec, *flags]) == 0

@@ -21,8 +21,8 @@ from mpp.training.duration import parse_duration
 from mpp.training.settings import chosen
 
 SCALE = tuple(2**n for n in range(10))
-_ENDLESS = "the run or what is between its checkpoints has no end; take fewer epochs or steps"
 """Numbers of devices in the last table."""
+_ENDLESS = "the run or what is between its checkpoints has no end; take fewer epochs or steps"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 
 from mpp.data.sources.base import Placement, Source, SourceError, check_index
 from mpp.data.sources.files import file_place, file_state
-from mpp.data.sources.hdf5 import hdf5_name, open_hdf5
 from mpp.data.sources.in_memory import checked_labels
 from mpp.data.sources.names import Split, splits_among
 from mpp.data.sources.specs import spec_of
@@ -130,13 +129,8 @@ class ArraySource(Source):
         yield file_state(self.path, times) + self.split
 
 
-def open_array(spec: str, path: Path) -> Mapping[Split, Callable[[], Source]]:
-    """What opens each split of an array file: an .npz with `train_images`, `test_images` and the like has several.
-
-    An HDF5 file is known by its name, `FILE.h5` or `FILE.h5:DATASET` (see `open_hdf5`).
-    """
-    if named := hdf5_name(str(path)):
-        return open_hdf5(spec, Path(named[0]), named[1])
+def open_array(spec: str, path: Path) -> dict[Split, Callable[[], ArraySource]]:
+    """What opens each split of an array file: an .npz with `train_images`, `test_images` and the like has several."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [name.removesuffix("_images.npy") for name in archive.namelist() if name.endswith("_images.npy")]

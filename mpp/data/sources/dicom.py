@@ -3,6 +3,7 @@
 files -> frames of each, read from its header once and kept in the cache -> one image a frame, as a file of one frame
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -48,12 +49,13 @@ def with_frames(source: FileSource) -> Source:
 
     Raises SourceError: no file holds any.
     """
-    paths = [source.location(index) for index in range(len(source))]
-    asked = [index for index, path in enumerate(paths) if may_be_dicom(path)]
-    if not asked or lacking("dicom"):
+    if lacking("dicom"):
+        return source
+    asked = [index for index in range(len(source)) if may_be_dicom(source.record(index))]
+    if not asked:
         return source
     frames = np.ones(len(source), dtype=np.int64)
-    frames[asked] = _frames([paths[index] for index in asked])
+    frames[asked] = _frames([source.location(index) for index in asked])
     if (frames == 1).all():
         return source
     if not frames.any():
@@ -164,11 +166,8 @@ def _frames(paths: list[str]) -> np.ndarray:
         except OSError:
             pass
         found = np.array([*pool.map(_frames_of, paths)], dtype=np.int64)
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # it is only read again
         write_whole(kept, _FORMAT + found.astype("<i8").tobytes())
-    except OSError:  # it is only read again
-        pass
     return found
 
 

@@ -133,8 +133,8 @@ def _beside_images(folders: Sequence[str]) -> list[str]:
     return [name for name in folders if name.lower() in _BESIDE]
 
 
-def _images_of(folder: Path, ignored: _Ignored) -> Path | None:
-    """The images/ of a data set for detection or segmentation, whose folders are no classes; None for another folder.
+def _images_of(folder: Path) -> tuple[Path, list[str]] | None:
+    """The images/ of a data set for detection or segmentation, and the folders beside it; None for another folder.
 
     It lies beside labels/, masks/ or the like, or a .yaml as of YOLO, and no other images do.
     """
@@ -150,8 +150,7 @@ def _images_of(folder: Path, ignored: _Ignored) -> Path | None:
             return None
         if any(next(_images_under(f"{folder}/{name}", _Ignored()), "") for name in others):
             return None
-        ignored.add_masks(str(folder), beside)
-        return folder / called[0]
+        return folder / called[0], beside
     except OSError:
         return None
 
@@ -187,7 +186,8 @@ def open_folder(spec: str, folder: Path, expected: Sequence[str] = ()) -> dict[S
 
     Raises SourceError: on opening a split that is missing, not a folder, unreadable, or without an image.
     """
-    splits = split_folders(_images_of(folder, _Ignored()) or folder)
+    found = _images_of(folder)
+    splits = split_folders(found[0] if found else folder)
     if not splits:
         return {"train": lambda: _open(spec, folder, expected)}
     train = cache(lambda: _open(spec, splits["train"], expected, split=True))
@@ -205,11 +205,12 @@ def _open(spec: str, root: Path, expected: Sequence[str], known: ClassNames = No
         parent = spec_of("folder", str(root.parent))
         raise SourceError(f"{spec}: {root} is a file; give the folder that it lies in, {parent}")
     ignored, paths = _Ignored(), PathTable()
-    images = _images_of(root, ignored)
-    root = images or root
+    found, whole = _images_of(root), str(root)
+    root, beside = found or (root, [])
     numbers: dict[str, int] = {}  # of the first-level folders as they come; "": the root itself
     number_of = array("i")
     try:
+        ignored.add_masks(whole, beside)
         with Progress("listing the folder", None) as progress:
             for path in _images_under(str(root), ignored):
                 paths.append(path)
@@ -219,7 +220,7 @@ def _open(spec: str, root: Path, expected: Sequence[str], known: ClassNames = No
                     progress.to(len(paths))
     except OSError as error:
         raise SourceError(f"{spec}: cannot list {error.filename} ({error.strerror}); check its permissions") from error
-    alone = f"{root.name}/ alone" * bool(images) or f"{root.name}/ alone, as its sub-folders are splits" * split
+    alone = f"{root.name}/ alone" * bool(found) or f"{root.name}/ alone, as its sub-folders are splits" * split
     note = "; ".join(filter(None, (alone, ignored.note())))
     extensions = f"files that end in {' '.join(IMAGE_EXTENSIONS)}"
     warnings = ignored.all_warnings(len(paths), f"only {extensions} are read; convert the others")
@@ -229,7 +230,7 @@ def _open(spec: str, root: Path, expected: Sequence[str], known: ClassNames = No
     own = tuple(sorted(name for name in numbers if name))
     known = own if known is None else known
     labels, classes = None, None
-    if images or all(_YEAR.fullmatch(name) for name in own):
+    if found or all(_YEAR.fullmatch(name) for name in own):
         pass
     elif "" not in numbers and (len(known) >= 2 or set(own) <= set(expected)):
         classes = tuple(dict.fromkeys((*known, *own)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpp.data.sources.array import check_array
 from mpp.data.sources.base import ClassNames, Placement, Source, SourceError, check_index
 from mpp.data.sources.files import file_place, file_state
 from mpp.data.sources.in_memory import checked_labels
@@ -18,7 +19,6 @@ from mpp.errors import install
 if TYPE_CHECKING:
     import h5py
 
-ENDINGS = (".h5", ".hdf5", ".hdf")
 _NAMED = re.compile(r"(.*\.(?:h5|hdf5|hdf))(?::(.*))?", re.IGNORECASE | re.DOTALL)
 _IMAGES, _LABELS = ("images", "x", "data"), ("labels", "label", "y", "targets")
 _SLOW_CHUNK = 2**24  # bytes that are unpacked for one image
@@ -31,8 +31,6 @@ class Hdf5Source(Source):
     """
 
     def __init__(self, spec: str, path: Path, dataset: str, labels: np.ndarray | None, note: str) -> None:
-        from mpp.data.sources.array import check_array  # which imports this module
-
         self.name, self.path, self.dataset = spec, path, dataset
         self._process, self._file = -1, None
         images = self._images()
@@ -100,8 +98,8 @@ def open_hdf5(spec: str, path: Path, dataset: str) -> Mapping[Split, Callable[[]
 
     Raises SourceError: h5py is missing; no such file or dataset, or several that might be meant.
     """
-    arrays = _arrays(spec, path)
     if not dataset:
+        arrays = _arrays(spec, path)
         found = {name: _split_of(name) for name in arrays if _is_images(name)}
         splits = splits_among({split for split in found.values() if split})
         inner: dict[Split, str] = {

@@ -8,12 +8,14 @@ mixed = open_source("3 * folder:/data/images + 1 * shards:/data/more/*.tar")
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 
 from mpp.data.sources.array import open_array
 from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.cifar import open_cifar
 from mpp.data.sources.demo import open_demo
 from mpp.data.sources.folder import open_folder
+from mpp.data.sources.hdf5 import hdf5_name, open_hdf5
 from mpp.data.sources.held import held
 from mpp.data.sources.hf_dataset import HfDataset
 from mpp.data.sources.mixture import MixtureSource
@@ -92,7 +94,8 @@ def _openers(spec: str, download: bool, expected: Sequence[str], keep: bool) -> 
     if kind == "shards":
         return {"train": lambda: open_shards(spec, argument, keep)}
     if kind == "array":
-        return open_array(spec, path)
+        named = hdf5_name(str(path))
+        return open_hdf5(spec, Path(named[0]), named[1]) if named else open_array(spec, path)
     if kind == "csv":
         table = read_table(spec, path)
         return {split: partial(table.open, split) for split in table.splits}

@@ -113,8 +113,11 @@ class Table:
             split = called
         label = row[columns.label].strip() if columns.label >= 0 else ""
         if self._findings:
-            self._findings = {c: name for c, name in self._findings.items() if row[c].strip().lower() in _CELLS}
-            label = "".join(_CELLS.get(row[c].strip().lower(), " ") for c in columns.findings)
+            cells = [_CELLS.get(row[c].strip().lower(), " ") for c in columns.findings]
+            if " " in cells:  # these columns are no findings
+                others = {c for c, cell in zip(columns.findings, cells, strict=True) if cell == " "}
+                self._findings = {c: name for c, name in self._findings.items() if c not in others}
+            label = "".join(cells)
         self.paths.append(path)
         self._splits.append(_SPLITS.index(split))
         if self._groups is not None:
@@ -142,13 +145,13 @@ class Table:
         if sets is not None:
             none = np.count_nonzero(sets.table[sets.number[sets.number >= 0]].sum(axis=1) == 0)
             notes.append(f"several labels an image, none in {none:,}")
-            notes = "; ".join(notes)
-            return with_frames(FileSource(self.spec, self.path.parent, paths, None, classes, notes, groups, sets))
-        labels, classes = self._labels(rows, split)
-        if labels is not None and (missing := int((labels < 0).sum())):
-            notes.append(f"{missing:,} without a label")
-        source = FileSource(self.spec, self.path.parent, paths, labels, classes, "; ".join(notes), groups)
-        return with_frames(source)
+            labels = None
+        else:
+            labels, classes = self._labels(rows, split)
+            if labels is not None and (missing := int((labels < 0).sum())):
+                notes.append(f"{missing:,} without a label")
+        note, folder = "; ".join(notes), self.path.parent
+        return with_frames(FileSource(self.spec, folder, paths, labels, classes, note, groups, sets))
 
     def _rows_of(self, name: str) -> np.ndarray:
         splits = np.frombuffer(self._splits, dtype=np.uint8)
