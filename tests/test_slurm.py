@@ -69,7 +69,7 @@ def test_a_job_out_of_time_saves_and_is_queued_again(source: str, tmp_path: Path
 def test_a_run_that_fails_or_is_cancelled_is_not_queued_again(source: str, tmp_path: Path) -> None:
     with job(["--optim.lr", "fast"], tmp_path, tmp_path / "log") as process:
         assert process.wait(100) != 0
-    assert "pretrain: error: --optim.lr: takes a number, got 'fast'" in (tmp_path / "log").read_text()
+    assert "pretrain: error: --optim.lr: takes a number or auto, got 'fast'" in (tmp_path / "log").read_text()
     run_dir, log = tmp_path / "run", tmp_path / "cancelled"
     with job(launch.command(source, run_dir)[1:], tmp_path, log) as process:
         launch.wait(lambda: launch.newest(run_dir) >= 7, log)

@@ -26,7 +26,7 @@ HEAD = ("split", "index", "class", "file", "of_split", "of_index", "of_class", "
 _BANDS, _WIDTH = 4, 16
 _LOWEST = 8  # frequencies to either side
 _CORRELATED = 0.98
-_PAIRS = 2**14  # looked at together; of frames of one scene, all that there are correlate
+_PAIRS = 2**14  # or thumbnails, looked at together; of frames of one scene, all pairs that there are correlate
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class _Part:
         usable[result.blank] = False
         self.indices, self.pixels = result.indices[usable], result.pixels[usable]
         self.thumbs = result.thumbs[usable]
-        self.hashes = perceptual_hashes(self.thumbs)
+        parts = np.split(self.thumbs, range(_PAIRS, len(self.thumbs), _PAIRS))
+        self.hashes = np.concatenate([perceptual_hashes(part) for part in parts])
 
 
 def perceptual_hashes(thumbs: UInt8[np.ndarray, "n 16 16"]) -> UInt64[np.ndarray, " n"]:
