@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
         warnings.simplefilter("ignore")  # torch warns once in a process of a GPU's driver that does not work
         torch.cuda.is_available()
     jaxtyping.install_import_hook(["mpp.model", "mpp.objective", *CHECKED], "beartype.beartype")
-    import mpp.system.torchvision_import  # noqa: F401  (makes timm importable beside the CPU build of torch)
+    import mpp.system.torchvision_import  # noqa: F401
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "wandb", None)  # which timm would import for 2 s
-        import timm  # noqa: F401
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 

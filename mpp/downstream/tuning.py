@@ -36,6 +36,7 @@ from mpp.downstream.start import start_weights
 from mpp.errors import UserError
 from mpp.model.encoder import check_patches, is_vit
 from mpp.system.cores import memory
+from mpp.system.meta_device import on_meta
 from mpp.system.process import global_draws
 from mpp.training.auto import Choice, Facts, activation_bytes, needs_choice, settle
 from mpp.training.parallel import DTYPES, autocast, choose_precision
@@ -190,7 +191,7 @@ def settle_config(
     if not needs_choice(config):
         return config, ()
     image_hw, cpu = _image_hw(config.model, weights), device.type == "cpu"
-    with torch.device("meta"):
+    with on_meta():
         model = create(weights, image_hw=image_hw)
     tokens = model.patch_embed.num_patches if is_vit(weights.name) else 0
     facts = Facts(

@@ -30,6 +30,7 @@ from mpp.model.attention import Attention, Block, attention_weights, run_blocks,
 from mpp.model.kernel_choice import choose_kernel, task_of
 from mpp.model.positions import build_position
 from mpp.model.settings import ModelConfig
+from mpp.system.meta_device import building_on, on_meta
 
 
 class Encoder(nn.Module):
@@ -187,7 +188,7 @@ def build_encoder(
             attention kernel that cannot run.
     """
     device = torch.device(device)
-    with torch.device("meta"):
+    with on_meta():
         timms: Any = _create_vit(config, img_size=None)
     check_vit(timms, f"model.name {config.name!r}")
     if hasattr(timms.patch_embed, "backbone") and config.patch_size:
@@ -196,7 +197,7 @@ def build_encoder(
     layers: dict[str, Any] = {"attn_layer": Attention}
     if all(type(block) is TimmBlock for block in timms.blocks):
         layers["block_fn"] = Block
-    with torch.device("meta" if device.type == "meta" else "cpu"):
+    with building_on(device):
         vit = _create_vit(config, **layers)
         position = build_position(config.pos_embed, vit.patch_embed.grid_size, vit.embed_dim)
     return put_on_device(Encoder(vit, position), config, device, dtype)
@@ -244,7 +245,7 @@ def _create_vit(config: ModelConfig, **overrides: Any) -> VisionTransformer:
 
 def named_patch(config: ModelConfig) -> tuple[int, int]:
     """Height and width in pixels of the patches of model.name, or of a hybrid's stem; allocates nothing."""
-    with torch.device("meta"):
+    with on_meta():
         vit: Any = _create_vit(replace(config, img_size=(224,)), img_size=None)
     rows, columns = vit.patch_embed.feat_ratio(as_scalar=False)
     return rows, columns

@@ -28,6 +28,7 @@ from mpp.objective.target import build_target
 from mpp.pretraining.encoder_choice import choose_encoder, usual_side
 from mpp.pretraining.settings import FewshotConfig, PretrainConfig
 from mpp.system.cores import memory
+from mpp.system.meta_device import building_on
 from mpp.system.process import global_draws
 from mpp.training.auto import Choice, Facts, activation_bytes, needs_choice, settle
 from mpp.training.parallel import DTYPES, choose_precision
@@ -215,7 +216,7 @@ def build_model(
         target = build_target(objective.target, encoder.patch, channels, objective.bits)
         _check_objective(objective, encoder, channels)
         decoder = Decoder(encoder, objective.decoder_depth) if objective.decoder_depth else None
-        with torch.device("meta" if str(device) == "meta" else "cpu"):
+        with building_on(device):
             normalise = Normalise(config.data.mean, config.data.std, channels)
             built = MaskedPatchPrediction(encoder, target, normalise, objective.mask_enters, objective.detail, decoder)
     return built.to(device)

@@ -26,6 +26,7 @@ from mpp.errors import UserError
 from mpp.model.attention import Block
 from mpp.model.encoder import Encoder, check_patches, check_vit, is_vit, model_args, put_on_device
 from mpp.model.settings import ModelConfig
+from mpp.system.meta_device import building_on, on_meta
 from mpp.weights.base import Weights, classifier_names, create, load, resampled
 from mpp.weights.numerics import activation, read_init_args, write_init_args
 
@@ -48,7 +49,7 @@ def complete_configs(
         raise UserError(f"--init {init} has no weights to go on from; leave it out for new ones")
     weights, vit = _as_vit(weights), None
     if is_vit(weights.name):
-        with torch.device("meta"):
+        with on_meta():
             vit = create(replace(weights, state=None, pool="avg"))
     if not isinstance(vit, VisionTransformer):  # some of timm's files of ViTs have other classes as well
         raise UserError(
@@ -104,11 +105,11 @@ def build_continued(
     args, numerics = read_init_args(init_args)
     args = model_args(config) | args
     weights = Weights(config.name, args, None, config.image_hw, config.in_chans, numerics=numerics)
-    with torch.device("meta"):
+    with on_meta():
         plain = all(type(block) is TimmBlock for block in create(weights).blocks)
     if plain:
         weights = replace(weights, args=args | {"block_fn": Block})
-    with torch.device("meta" if device.type == "meta" else "cpu"):
+    with building_on(device):
         vit = create(weights, drop_path=config.drop_path)
     return put_on_device(Encoder(vit), config, device, dtype)
 

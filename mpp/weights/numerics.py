@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpp.errors import UserError
+from mpp.system.meta_device import on_meta
 
 _SIZES = {  # width, blocks, heads
     (192, 12, 3): "tiny",
@@ -90,7 +91,7 @@ def use_original_stem(model: nn.Module) -> None:
             parent.eps = 1e-6  # flax's default
         for name, conv in list(parent.named_children()):
             if isinstance(conv, StdConv2dSame):
-                with torch.device("meta"):  # nothing to initialise: the parameter is handed over
+                with on_meta():  # nothing to initialise: the parameter is handed over
                     sizes: Any = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride)
                     new = OriginalStdConv2d(*sizes, bias=False)
                 new.weight = conv.weight  # pyright: ignore[reportAttributeAccessIssue]

@@ -18,11 +18,11 @@ import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
 # isort: split
 import timm
-import torch
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from mpp.errors import UserError, command
 from mpp.model.encoder import is_vit, similar_names
+from mpp.system.meta_device import on_meta
 from mpp.weights.base import Weights
 from mpp.weights.huggingface import read_hf_folder
 from mpp.weights.jax_npz import read_jax_npz
@@ -113,7 +113,7 @@ def _open_timm(name: str, pretrained: bool) -> Weights:
         config: dict[str, Any] = model.pretrained_cfg
     else:
         config = timm.get_pretrained_cfg(bare).to_dict()  # pyright: ignore[reportOptionalMemberAccess]
-        with torch.device("meta"):
+        with on_meta():
             model = timm.create_model(bare) if is_vit(bare) else None
     return Weights(
         bare,

@@ -26,6 +26,7 @@ from torch import Tensor
 from mpp.dist import world_from_environment
 from mpp.errors import UserError
 from mpp.model.encoder import is_vit
+from mpp.system.meta_device import on_meta
 from mpp.weights.base import Weights, create, list_names, misfits
 from mpp.weights.numerics import named_vit
 
@@ -74,7 +75,7 @@ def read_single_file(path: Path, named: Weights | None = None) -> Weights:
         raise UserError(f"{path}: names and shapes are not those of a plain ViT ({what}); {_hint(path)}") from error
     weights = replace(weights, state=state, origin=str(path))
     classes = _classes(weights.name, state)
-    with torch.device("meta"):
+    with on_meta():
         model = create(weights, num_classes=len(classes or ()))
     if isinstance(model, VisionTransformer):
         state = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
@@ -122,7 +123,7 @@ def _one_model(path: Path, tensors: Mapping[str, Tensor], named: Weights | None)
     """What stands before the names of the model, and its tensors without it."""
     marks = _PATCHES
     if named is not None and not is_vit(named.name):
-        with torch.device("meta"):
+        with on_meta():
             marks = (next(iter(create(named).state_dict())),)
     found = {name.removesuffix(mark) for name in tensors for mark in marks if name == mark or name.endswith(f".{mark}")}
     if not found:
@@ -190,7 +191,7 @@ def _sized(weights: Weights, state: Mapping[str, Tensor]) -> Weights:
     side = math.isqrt(_positions(state)[0])
     _, _, height, width = state["patch_embed.proj.weight"].shape
     if any(name.startswith("patch_embed.backbone.") for name in state):  # of a hybrid, whose stem has a stride, too
-        with torch.device("meta"):
+        with on_meta():
             rows, columns = create(weights).get_submodule("patch_embed").grid_size
         height, width = weights.image_hw[0] // rows, weights.image_hw[1] // columns
     return replace(weights, image_hw=(side * height, side * width))

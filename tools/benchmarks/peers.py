@@ -16,6 +16,7 @@ from torch.optim import Adam, AdamW
 from benchmarks.step_sides import Setting, Side, plain_side, plain_step, random_images, timm_model
 from mpp.dist import World
 from mpp.errors import UserError, install
+from mpp.system.meta_device import on_meta
 from mpp.training.parallel import prepare
 
 VIT_PYTORCH = "1.15.7"
@@ -117,7 +118,7 @@ def _transformers(setting: Setting) -> tuple[Any, Callable[[], Tensor]]:
 
 def _sizes(setting: Setting) -> tuple[int, int, int, int, int, int]:
     """Sides of image and patch, width, depth, heads and the MLP's width of timm's model."""
-    with torch.device("meta"):
+    with on_meta():
         vit: Any = timm_model(setting.model)
     block, (height, width), (patch, across) = vit.blocks[0], setting.model.image_hw, vit.patch_embed.patch_size
     if (height, patch) != (width, across):

@@ -24,6 +24,7 @@ from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.pretraining.build import PretrainingRun, build_model
 from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import constant_rate, endless_step, training_step
+from mpp.system.meta_device import on_meta
 from mpp.training.loop import fit
 from mpp.training.optim import build_optimizer, parameter_groups
 from mpp.training.parallel import autocast, prepare
@@ -168,7 +169,7 @@ def flops_per_image(config: ModelConfig) -> tuple[float, float]:
     drawn = draw_corruption(pick_patches(1, grid, objective.ratio, generator), grid[0] * grid[1], generator)
     corruption = Corruption(drawn.picked.to("meta"), drawn.kinds.to("meta"), drawn.other.to("meta"), drawn.group)
     pixels = torch.empty(1, config.in_chans, *config.image_hw, device="meta")
-    with torch.device("meta"):
+    with on_meta():
         plain: Any = timm_model(config)
     for block in plain.blocks:
         block.attn.fused_attn = False
