@@ -1,10 +1,11 @@
-"""The measurements: the command as a process, and what it refuses. The figures themselves are the machine's."""
+"""The measurement of few-shot classification, and what it refuses. The figures themselves are the machine's."""
 
 import re
 import sys
 
 import numpy as np
 import pytest
+from bench import bench as run
 from benchmarks import fewshot as bench
 from benchmarks.settings import FewshotBench
 
@@ -14,11 +15,11 @@ from tests.benchmarks.tiny import call
 TINY = ("--classes", "12", "--shots", "3", "--dim", "16", "--num-l2", "4", "--num-test", "50", "--repeats", "2")
 
 
-@pytest.mark.slow
-def test_the_command_prints_ratios_and_that_both_sides_agree() -> None:
-    done = call("fewshot", *TINY)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+def test_it_prints_ratios_and_that_both_sides_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fewshot", *TINY]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
     for name in ("torch", "NumPy", "scikit-learn", "cores", "load"):
         assert name in lines[0]
     assert lines[1].startswith("12 classes x 3 shots, 16 features, 4 values of L2, 50 test images")
@@ -37,7 +38,11 @@ def test_help_never_loads_torch() -> None:
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "benchmarks.settings" in modules
     assert not modules & {"torch", "numpy", "sklearn"}
-    assert "bench step --help" in call("--help").stdout
+
+
+def test_help_names_the_help_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    assert "bench step --help" in capsys.readouterr().out
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

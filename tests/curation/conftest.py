@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mpp.cli import check_data
-from tests.curation.made import noise
+from tests.curation.made import write_pictures
 
 
 @pytest.fixture
@@ -29,12 +29,6 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 @pytest.fixture
-def images(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
+def images(tmp_path: Path) -> Path:
     """40 small pictures of several formats and sizes in three classes."""
-    formats = [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("bmp", "BMP"), ("gif", "GIF"), ("tif", "TIFF")]
-    for number in range(40):
-        extension, container = formats[number % len(formats)]
-        path = tmp_path / "images" / f"class {number % 3}" / f"{number:02d}.{extension}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(noise(8 + number, 30 - number // 2, seed=number), container))
-    return tmp_path / "images"
+    return write_pictures(tmp_path / "images")

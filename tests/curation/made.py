@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mpp.cli import shard
+from tests.data.picture_files import encoded
 
 RNG = np.random.default_rng(0)
 
@@ -30,6 +31,17 @@ def pictures(folder: Path, number: int) -> Path:
     """Make 0.png, 1.png, ... of noise, 40 x 40."""
     for each in range(number):
         save(folder / f"{each}.png", noise(40, 40))
+    return folder
+
+
+def write_pictures(folder: Path) -> Path:
+    """Write 40 small pictures of several formats and sizes in three classes."""
+    formats = [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("bmp", "BMP"), ("gif", "GIF"), ("tif", "TIFF")]
+    for number in range(40):
+        extension, container = formats[number % len(formats)]
+        path = folder / f"class {number % 3}" / f"{number:02d}.{extension}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(noise(8 + number, 30 - number // 2, seed=number), container))
     return folder
 
 

@@ -102,14 +102,14 @@ def test_frames_of_one_scene_take_little_memory():
     ]
 
 
-def test_a_hundred_thousand_images_take_seconds():
+def test_thirty_thousand_images_take_seconds():
     rng = np.random.default_rng(0)
-    thumbs = ndimage.gaussian_filter(rng.normal(size=(100_000, 16, 16)).astype(np.float32), (0, 2, 2))
+    thumbs = ndimage.gaussian_filter(rng.normal(size=(30_000, 16, 16)).astype(np.float32), (0, 2, 2))
     thumbs = np.uint8((128 + 400 * thumbs).clip(0, 255))
     start = time.process_time()
-    found = near_duplicates(scans(train=thumbs[:80_000], test=np.concatenate([thumbs[80_000:], thumbs[:50]])), 4)
-    assert time.process_time() - start < 60
-    assert {(near.index - 20_000, near.of_index) for near in found} >= {(i, i) for i in range(50)}
+    found = near_duplicates(scans(train=thumbs[:24_000], test=np.concatenate([thumbs[24_000:], thumbs[:50]])), 4)
+    assert time.process_time() - start < 20
+    assert {(near.index - 6_000, near.of_index) for near in found} >= {(i, i) for i in range(50)}
 
 
 def test_groups_that_splits_share_are_counted():

@@ -18,9 +18,9 @@ import pytest
 from mpp.curation import pack_task
 from mpp.curation.pack_task import Record, TarWriter
 from mpp.curation.packing_folder import PackingFolder
-from tests.curation.made import complaint, contents, pack
+from tests.curation.made import complaint, contents, pack, write_pictures
 
-FLAGS = ("--shard-images", "6", "--resize", "12")
+FLAGS = ("--shard-images", "10", "--resize", "12")
 
 
 def in_a_process(images: Path, out: Path, before: Callable[[], object] = lambda: None) -> multiprocessing.Process:
@@ -44,18 +44,25 @@ class Uninterrupted(NamedTuple):
         assert contents(out) == self.contents
 
 
-@pytest.fixture
-def uninterrupted(images: Path, tmp_path: Path) -> Uninterrupted:
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in three classes, some of them bad."""
+    folder = write_pictures(tmp_path_factory.mktemp("packed") / "images")
     for number in (0, 20):
-        (images / "class 0" / f"bad {number:02d}.jpg").write_bytes(b"")
+        (folder / "class 0" / f"bad {number:02d}.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images: Path) -> Uninterrupted:
     begun = time.monotonic()
-    process = in_a_process(images, tmp_path / "reference")
+    process = in_a_process(images, images.parent / "reference")
     process.join()
     assert process.exitcode == 0
-    return Uninterrupted(contents(tmp_path / "reference"), time.monotonic() - begun)
+    return Uninterrupted(contents(images.parent / "reference"), time.monotonic() - begun)
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(more, marks=pytest.mark.slow) for more in range(1, 12))])
+@pytest.mark.parametrize("number", [0, *(pytest.param(more, marks=pytest.mark.slow) for more in range(1, 6))])
 def test_killed_and_resumed(number: int, images: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
     draw = random.Random(number)
     for _ in range(3):

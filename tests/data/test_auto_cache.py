@@ -164,8 +164,9 @@ def test_a_run_ends_in_the_same_bits_and_may_go_on_with_or_without(folder, tmp_p
         Image.fromarray(image).save(folder / f"{number}.jpg")
     first, plain, changed = (tmp_path / "runs" / name for name in ("cached", "plain", "changed"))
 
-    def trained(run_dir: Path, cache: str, length: str = "12 steps") -> int:
-        words = runs.command(f"folder:{folder}", run_dir, data__cache=cache, fewshot__data="", train__length=length)
+    def trained(run_dir: Path, cache: str, length: str = "8 steps") -> int:
+        changed = {"fewshot__data": "", "train__length": length, "checkpoint__every": "4 steps"}
+        words = runs.command(f"folder:{folder}", run_dir, data__cache=cache, **changed)
         return cli.pretrain(words[1:])
 
     assert trained(first, "auto") == 0
@@ -175,10 +176,10 @@ def test_a_run_ends_in_the_same_bits_and_may_go_on_with_or_without(folder, tmp_p
     assert "decoded once" not in capsys.readouterr().err
     runs.assert_same_run(first, plain)
     shutil.copytree(plain, changed)
-    for path in (changed / "checkpoints").glob("step_000000012*"):
+    for path in (changed / "checkpoints").glob("step_000000008*"):
         path.unlink()
     assert trained(changed, "auto") == 0
     runs.assert_same_run(changed, plain)
     monkeypatch.setattr(TrainingRun, "decoded", None)  # not for a run that is finished, or refused
     assert trained(changed, "auto") == 0
-    assert trained(changed, "auto", "13 steps") == 2
+    assert trained(changed, "auto", "9 steps") == 2

@@ -157,7 +157,12 @@ def test_all_ways_to_the_pixels_of_a_file_agree(case: Case, tmp_path: Path, monk
     for shrink in (1, 4):
         hw = (max(1, case.size[0] // shrink), max(1, case.size[1] // shrink))
         expected = trained_on(ListSource([pixels] * 2), final, hw)
-        found = {name: trained_on(source, how, hw, late) for name, (source, how, late) in ways.items()}
+        resized = ("one by one", "late", "cached in part and late", "in blocks")  # the others are the same from here
+        found = {
+            name: trained_on(source, how, hw, late)
+            for name, (source, how, late) in ways.items()
+            if shrink == 1 or name in resized
+        }
         if shrink == 1:
             assert torch.equal(expected[1].permute(1, 2, 0), torch.from_numpy(pixels))
             for name in ("one by one", "cached", "cached in part"):

@@ -10,7 +10,7 @@ from scipy import stats
 
 from mpp.downstream.estimates import Estimate, estimate, of_groups, of_table, over, wilson
 
-_TIMES = 3000
+_TIMES = 1500
 
 
 def covers(simulated: Callable[[np.random.Generator], Estimate]) -> float:

@@ -20,6 +20,7 @@ NAMES = ["random:test_vit (mean)", "random:test_vit (token)", "random:test_resne
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mpp.downstream.plots._DPI", 50)
     return tmp_path / "cache"
 
 

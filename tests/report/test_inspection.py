@@ -82,8 +82,8 @@ def test_patches_tile_the_size_that_is_inspected_but_the_stem_of_a_hybrid_pads()
 
 
 def test_what_is_no_vit_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^resnet18 is timm's ResNet, and only its VisionTransformer.*$"):
-        inspect(Weights("resnet18", {}, None, (32, 32)), "cpu")
+    with pytest.raises(UserError, match=r"^test_resnet is timm's ResNet, and only its VisionTransformer.*$"):
+        inspect(Weights("test_resnet", {}, None, (32, 32)), "cpu")
 
 
 def test_light_follows_the_share_of_each_patch_and_a_frame_lies_around_one() -> None:

@@ -80,7 +80,7 @@ def test_a_side_s_learning_rate_is_chosen_by_held_out_training_images() -> None:
 def coverage(simulated: Callable[[np.random.Generator], Estimate]) -> float:
     """How often the interval of a simulated study covers the true gain of 0.1."""
     rng = np.random.default_rng(0)
-    found = [simulated(rng) for _ in range(2000)]
+    found = [simulated(rng) for _ in range(1000)]
     return float(np.mean([abs(of.mean - 0.1) <= of.half for of in found if of.half is not None]))
 
 

@@ -28,10 +28,10 @@ MODELS = {
     "vit with parallel blocks": Weights("vit_small_patch16_18x2_224", ARGS, None, (32, 32)),
     "hybrid": Weights("vit_tiny_r_s16_p8_224", {"depth": 1}, None, (64, 64)),
     "hybrid with units": HYBRID,
-    "resnet": Weights("resnet18", {}, None, (32, 32)),
-    "efficientnet": Weights("efficientnet_b0", {}, None, (32, 32)),
+    "resnet": Weights("test_resnet", {}, None, (32, 32)),
+    "efficientnet": Weights("test_efficientnet", {}, None, (32, 32)),
     "mobilenet": Weights("mobilenetv3_small_050", {}, None, (32, 32)),
-    "convnext": Weights("convnext_atto", {}, None, (32, 32)),
+    "convnext": Weights("test_convnext", {}, None, (32, 32)),
     "swin": Weights("swin_tiny_patch4_window7_224", SWIN, None, (64, 64)),
     "eva": Weights("eva02_tiny_patch14_224", {"depth": 1}, None, (28, 28)),
 }
@@ -52,9 +52,15 @@ def test_a_new_head_says_nothing_and_the_old_one_can_stay_or_go(weights: Weights
         torch.testing.assert_close(features, new.forward_head(new.forward_features(pixels), pre_logits=True))
 
 
-@pytest.mark.parametrize(("name", "hw"), [("volo_d1_224", (64, 64)), ("repvit_m0_9", (32, 32))])
-def test_a_second_head_says_nothing_either(name: str, hw: tuple[int, int]) -> None:
-    model: Any = build(Weights(name, {}, None, hw), classes=NEW)
+@pytest.mark.parametrize(
+    ("name", "args", "hw"),
+    [
+        ("volo_d1_224", {}, (32, 32)),
+        ("repvit_m0_9", {"embed_dim": (16, 16, 24, 24), "depth": (1, 1, 1, 1)}, (32, 32)),
+    ],
+)
+def test_a_second_head_says_nothing_either(name: str, args: dict[str, Any], hw: tuple[int, int]) -> None:
+    model: Any = build(Weights(name, args, None, hw), classes=NEW)
     pixels = images(*hw)
     assert torch.equal(model(pixels), torch.zeros(2, 3))
     (model(pixels) * torch.randn(2, 3)).sum().backward()  # and learns all the same
@@ -63,7 +69,7 @@ def test_a_second_head_says_nothing_either(name: str, hw: tuple[int, int]) -> No
     assert all(parameter.grad.abs().max() > 0 for parameter in heads)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224"])
 def test_timms_own_weights_give_timms_logits(name: str) -> None:
     is_vit = name.startswith("vit")
     args: dict[str, Any] = {"depth": 1} if is_vit else {}
@@ -134,8 +140,16 @@ def test_a_norm_after_the_pooling_stays_with_its_pooling() -> None:
 VIT = replace(MODELS["vit"], classes=OLD)
 TOKENLESS = replace(VIT, args=ARGS | {"class_token": False}, pool="avg")
 REFUSED: dict[str, tuple[Weights, dict[str, Any], str]] = {
-    "a hidden layer": (MODELS["resnet"], {"classes": NEW, "representation": 8}, "resnet18 is not a ViT and takes no h"),
-    "another pooling": (MODELS["resnet"], {"pool": "token"}, "resnet18 is not a ViT: it pools by avg and cannot by t"),
+    "a hidden layer": (
+        MODELS["resnet"],
+        {"classes": NEW, "representation": 8},
+        "test_resnet is not a ViT and takes",
+    ),
+    "another pooling": (
+        MODELS["resnet"],
+        {"pool": "token"},
+        "test_resnet is not a ViT: it pools by avg and",
+    ),
     "no class token": (TOKENLESS, {"pool": "token"}, r"timm cannot build .*class token"),
     "other positions": (replace(vit(), image_hw=(40, 32)), {}, "a test: 16 position embeddings are not the 5 x 4 of"),
     "another number of classes": (replace(vit(), classes=NEW), {}, r"head\.weight \(2, 24\) for \(3, 24\)"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
 from mpp.errors import UserError
+from mpp.system.meta_device import on_meta
 from mpp.weights.base import build, create
 from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import read_timm_folder, write_timm_folder
@@ -122,12 +123,12 @@ def test_a_file_computes_what_its_library_computes(layout: str, tmp_path: Path) 
 def test_the_architecture_is_known_by_shapes(
     name: str, args: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with torch.device("meta"):
+    with on_meta():
         model: Any = timm.create_model(name, num_classes=0, **args)
     monkeypatch.setattr("mpp.weights.single_file._content", lambda _: dict(model.state_dict()))
     (tmp_path / "weights.pth").touch()
     weights = open_weights(str(tmp_path / "weights.pth"))
-    with torch.device("meta"):
+    with on_meta():
         built = create(weights)
     heads = [each.blocks[0].attn.num_heads for each in (model, built)]
     assert heads[0] == heads[1]
