@@ -1,9 +1,12 @@
 """The page as a browser shows it: nothing is requested from the network, every picture is there and accessible."""
 
 import base64
+import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -83,6 +86,32 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
+def test_whole_in_one_document(whole: Page) -> None:
+    """What needs no browser: all that is referred to is there, and nothing comes from elsewhere."""
+    tags: list[tuple[str, dict[str, str | None]]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.append((tag, dict(attrs)))
+    text = render(whole)
+    parser.feed(text)
+    images = [attributes for tag, attributes in tags if tag == "img"]
+    assert len(images) == 2 + 9 + 2 + 6 + 1
+    assert all(image["alt"] and (image["src"] or "").startswith("data:image/") for image in images)
+    assert sum(tag == "svg" and "aria-label" in of and of.get("role") == "img" for tag, of in tags) == 2
+    ids = [of["id"] for _, of in tags if "id" in of]
+    assert len(set(ids)) == len(ids)
+    marks = [of["xlink:href"] or "" for tag, of in tags if tag == "use"]
+    assert {mark.removeprefix("#") for mark in marks} <= set(ids)
+    assert len(marks) > 2 * 18
+    assert Counter(tag for tag, _ in tags)["script"] == 1
+    scopes = {of.get("scope") for tag, of in tags if tag == "th"}
+    assert scopes == {"row", "col"}
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    policy = next(of["content"] or "" for _, of in tags if of.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+
+
+@pytest.mark.slow
 def test_opens_from_disk_whole_and_quiet(browser: Any, address: str) -> None:
     with visit(browser, address) as opened:
         page = opened.page
