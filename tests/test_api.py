@@ -270,6 +270,14 @@ def test_a_dataset_of_tensors_is_a_source() -> None:
 RGBA = Image.new("RGBA", (4, 2), (200, 0, 0, 0))
 
 
+def test_a_label_may_be_a_row_of_zeros_and_ones() -> None:
+    source = hold([(RGBA, [1, 0, 0]), (RGBA, torch.tensor([1, 1, 0])), (RGBA, np.zeros(3))])
+    sets = source.label_sets()
+    assert sets is not None
+    assert (source.labels(), source.classes) == (None, ("0", "1", "2"))
+    assert sets.table[sets.number].tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("image", "pixel"),
     [
@@ -300,6 +308,11 @@ def test_images_of_any_kind(image: Any, pixel: list[int], tmp_path: Path) -> Non
         ([(RGBA, 0.5)], "a label is 0.5; labels are whole numbers from 0, names, or None"),
         ([(RGBA, 0), (RGBA, "a")], "some labels are numbers and some are names"),
         ([(RGBA, -3)], "there is a label -3"),
+        ([(RGBA, [0, 1]), (RGBA, [1])], "some images have more labels than others; give each a row of 0 and 1"),
+        (
+            [(RGBA, [0, 7]), (RGBA, [1, 0])],
+            r"the labels are int64 \(2, 2\) and hold 7; several labels an image are 2 rows",
+        ),
     ],
 )
 def test_what_is_no_source(images: list[Any], line: str) -> None:

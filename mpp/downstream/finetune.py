@@ -26,7 +26,6 @@ from mpp import dist
 from mpp.config import differences, to_dict, to_yaml
 from mpp.dist import World
 from mpp.downstream import multi_label
-from mpp.downstream.estimates import wilson
 from mpp.downstream.finetune_result import (
     INPUTS,
     RESULT,
@@ -309,20 +308,7 @@ def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
     weights = None if monitor.choosing else result_weights(run)
     if run.world.main:
         several = isinstance(scores, MultiLabelScores)
-        top1, balanced = (scores.exact, scores.recall) if several else (scores.top1, scores.balanced)
-        result = Result(
-            top1,
-            None if several else scores.top5,
-            balanced,
-            wilson(top1, len(scores.indices)),
-            test_images=len(scores.indices),
-            train_images=len(labelled.train_indices),
-            num_classes=len(labelled.classes),
-            lr=chosen(run.config.optim.lr[0]),
-            steps=run.schedule.total_steps,
-            init=run.config.init,
-            mean_ap=scores.mean_ap if several else None,
-        )
+        result = Result.of(scores, labelled, run.config, run.schedule.total_steps)
         if weights is None:  # of a sweep of many, whose checkpoints would fill the disk
             write_record(folder / RESULT, result)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -336,8 +322,8 @@ def _finish(run: FinetuningRun, monitor: _Monitor) -> None:
                 plot_confusion(folder / "confusion.png", scores.confusion, (*labelled.classes, *labelled.foreign))
             write_record(folder / RESULT, result)
             notes += run.data_notes()
-            frequent = None if several else always_most_frequent(labelled, scores)
-            verdict = verdict_of(run.config, folder, result, frequent)
+            trivial = scores.chance if several else always_most_frequent(labelled, scores)
+            verdict = verdict_of(run.config, folder, result, trivial)
             verdict.write(folder, [*run.all_doubts(), *labelled.notes, *notes])
             monitor.terminal.close()
             print(summary(folder, labelled, scores, result, verdict, notes, run.all_doubts()), flush=True)

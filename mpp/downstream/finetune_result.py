@@ -4,22 +4,24 @@ import hashlib
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpp.config import differences, from_file, to_dict
+from mpp.downstream.estimates import wilson
 from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.labelled import Labelled
-from mpp.downstream.multi_label import MultiLabelScores
+from mpp.downstream.multi_label import MultiLabelScores, read_precision
 from mpp.downstream.scoring import Scores
 from mpp.downstream.settings import FinetuneConfig
-from mpp.downstream.verdict import Comparison, Verdict, of_finetuning, paired
+from mpp.downstream.verdict import MEAN_AP, Comparison, Verdict, of_finetuning, paired
 from mpp.errors import UserError, command
 from mpp.system.files import read_csv, write_whole
 from mpp.training.rows import read_rows
+from mpp.training.settings import chosen
 from mpp.weights.base import Weights
 
 RESULT = "result.json"
@@ -89,11 +91,38 @@ class Result:
     init: str
     mean_ap: float | None = None
     """Mean average precision over the classes, of several labels an image; None: one label an image."""
+    mean_ap_interval: tuple[float, float] | None = None
+    """95 % interval of mean_ap, for the test images as a sample of others; older runs have none."""
+
+    @classmethod
+    def of(cls, scores: Scores | MultiLabelScores, labelled: Labelled, config: FinetuneConfig, steps: int) -> "Result":
+        """The result of a run of so many steps."""
+        several = isinstance(scores, MultiLabelScores)
+        top1, balanced = (scores.exact, scores.recall) if several else (scores.top1, scores.balanced)
+        return cls(
+            top1,
+            None if several else scores.top5,
+            balanced,
+            wilson(top1, len(scores.indices)),
+            test_images=len(scores.indices),
+            train_images=len(labelled.train_indices),
+            num_classes=len(labelled.classes),
+            lr=chosen(config.optim.lr[0]),
+            steps=steps,
+            init=config.init,
+            mean_ap=scores.mean_ap if several else None,
+            mean_ap_interval=scores.interval if several else None,
+        )
 
     @property
     def figure(self) -> float:
         """The figure by which runs are compared: mean average precision, else top-1."""
         return self.top1 if self.mean_ap is None else self.mean_ap
+
+    @property
+    def figure_interval(self) -> tuple[float, float] | None:
+        """Its 95 % interval; None: not known."""
+        return self.interval if self.mean_ap is None else self.mean_ap_interval
 
 
 def write_record(path: Path, record: Inputs | Result) -> None:
@@ -108,7 +137,8 @@ def read_result(run_dir: Path) -> Result | None:
         return None
     try:
         content = json.loads(path.read_text("utf-8"))
-        return Result(**{**content, "interval": tuple(content["interval"])})
+        found = Result(**{**content, "interval": tuple(content["interval"])})
+        return replace(found, mean_ap_interval=tuple(found.mean_ap_interval)) if found.mean_ap_interval else found
     except (OSError, ValueError, TypeError, KeyError) as error:
         what = f"cannot read {path}: it is no result of a fine-tuning run"
         raise UserError(f"{what}; delete it to make it anew") from error
@@ -147,10 +177,8 @@ def finished(config: FinetuneConfig, inputs: Inputs) -> Result | None:
     return None if changed else result
 
 
-def verdict_of(config: FinetuneConfig, folder: Path, result: Result, frequent: float | None) -> Verdict:
-    """What the result of the run in `folder` means; `frequent` as in `of_finetuning`. Of several labels nothing yet."""
-    if result.mean_ap is not None:
-        return Verdict(())
+def verdict_of(config: FinetuneConfig, folder: Path, result: Result, trivial: float | None) -> Verdict:
+    """What the result of the run in `folder` means; `trivial` as in `of_finetuning`."""
     scratch, instead = None, ""
     if not _from_scratch(result.init):
         scratch = _beside_scratch(config, folder)
@@ -158,9 +186,15 @@ def verdict_of(config: FinetuneConfig, folder: Path, result: Result, frequent: f
         words += ["--optim.lr", *rates] if (rates := _swept(folder)) else []
         words += ["--run-dir", f"{folder}_scratch"]
         instead = f"{command('finetune')} {shlex.join(words)}"
-    rows = read_rows(folder / "metrics.jsonl")
     return of_finetuning(
-        result.top1, result.interval, result.test_images, frequent, rows=rows, scratch=scratch, scratch_command=instead
+        result.figure,
+        result.figure_interval,
+        result.test_images,
+        trivial,
+        several=result.mean_ap is not None,
+        rows=read_rows(folder / "metrics.jsonl"),
+        scratch=scratch,
+        scratch_command=instead,
     )
 
 
@@ -184,6 +218,8 @@ def _beside_scratch(config: FinetuneConfig, folder: Path) -> Comparison | None:
         of_other = _read_json(beside / INPUTS)
         images = all(inputs.get(key) and inputs.get(key) == of_other.get(key) for key in ("train", "test"))
         if images and changed <= may_differ and _architecture(folder) == _architecture(beside):
+            if result.mean_ap is not None:
+                return paired(*map(_precision, (folder, beside)), beside.name, MEAN_AP)
             return paired(_right(folder), _right(beside), beside.name)
     return None
 
@@ -196,6 +232,10 @@ def _swept(folder: Path) -> list[str]:
 def _right(folder: Path) -> dict[str, bool]:
     """Whether each test image of a run was right, by its index."""
     return {row["index"]: row["correct"] == "1" for row in read_csv(folder / "predictions.csv")}
+
+
+def _precision(folder: Path) -> dict[str, float]:
+    return read_precision(folder / "predictions.csv")
 
 
 def _architecture(folder: Path) -> list[Any]:
@@ -225,10 +265,11 @@ def summary(
     """
     low, high = result.interval
     if isinstance(scores, MultiLabelScores):
-        share, confusion = float(scores.truth.mean(axis=0)[scores.truth.any(axis=0)].mean()), ""
+        (least, most), confusion = result.mean_ap_interval or (0.0, 1.0), ""
         figures = [
             f"Test images, {result.test_images:,}, with several of {result.num_classes} classes each, or none:",
-            f"  mAP       {scores.mean_ap:7.2%}   (mean average precision over the classes; by chance {share:.2%})",
+            f"  mAP       {scores.mean_ap:7.2%}   (mean average precision; 95 % interval {least:.2%} to {most:.2%})",
+            f"  trivial   {scores.chance:7.2%}   (mAP of giving every image each class's share of the images)",
             f"  exact     {result.top1:7.2%}   (all classes right at 0.5; 95 % interval {low:.2%} to {high:.2%})",
             f"  recall    {result.balanced:7.2%}   (of the images of a class, found at 0.5; mean over the classes)",
         ]

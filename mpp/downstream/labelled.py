@@ -185,8 +185,8 @@ def label(train: Source, test: Source | None = None, group: str = "") -> Labelle
     sets = None if (found := train.label_sets()) is None else found.table
     present = np.flatnonzero(_sizes(train_labels, len(classes), sets))
     if len(present) < (2 if sets is None else 1):
-        alone = f"{train.name} has labelled images of one class alone, {_some(classes, present)}"
-        raise SourceError(f"{alone}: there must be two at least to tell apart")
+        alone = f"of one class alone, {_some(classes, present)}" if len(present) else "of no class at all"
+        raise SourceError(f"{train.name} has labelled images {alone}: there must be two at least to tell apart")
     notes, groups = _warnings(train, train_labels), groups_of(train, group)
     if groups is not None:
         notes += [check_groups(groups, train, group)]

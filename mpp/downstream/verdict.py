@@ -21,6 +21,7 @@ from mpp.training.duration import in_words
 from mpp.training.rows import last_part, training_spans
 
 FILE = "verdict.json"
+MEAN_AP = "mean average precision"
 BLUR, TREND = "masked patches", "last quarter"
 
 _EARLIER = "the same model a quarter earlier"
@@ -256,11 +257,12 @@ def _fewshot(rows: Sequence[Row], against: str) -> list[Comparison]:
 
 
 def of_finetuning(
-    top1: float,
-    interval: tuple[float, float],
+    figure: float,
+    interval: tuple[float, float] | None,
     images: int,
-    frequent: float | None,
+    trivial: float | None,
     *,
+    several: bool = False,
     rows: Sequence[Row] = (),
     scratch: Comparison | None = None,
     scratch_command: str = "",
@@ -268,23 +270,27 @@ def of_finetuning(
     """Says what a fine-tuning is worth.
 
     Args:
-        top1, interval: accuracy on `images` test images, and its 95 % interval.
-        frequent: accuracy of always answering the most frequent class of the training images; None: not known.
+        figure, interval: top-1 accuracy on `images` test images, and its 95 % interval; None: not known.
+        trivial: accuracy of always answering the most frequent class of the training images; None: not known.
+        several: labels an image: the figures are mean average precisions, the trivial one that of giving every image
+            each class's share of the images.
         rows: of its metrics.jsonl.
         scratch: against the same training from scratch, if there is one.
         scratch_command: that trains it, if there is none; empty: for a training that is from scratch itself.
     """
     sentences, comparisons = list[str](), list[Comparison]()
-    if frequent is not None:
-        low, high = interval
-        half = top1 - low if top1 > frequent else high - top1
-        trivial = Comparison("top-1", "most frequent class", top1 - frequent, half, "test images")
-        word = {"gained": "Better", "lost": "Worse"}.get(trivial.outcome, "Not shown to be better")
-        sentences.append(
-            f"{word} than always answering the most frequent class, which is right in {frequent:.1%}: {top1:.1%} of "
-            f"{images:,} test images, 95% interval {low:.1%} to {high:.1%}."
-        )
-        comparisons.append(trivial)
+    if trivial is not None:
+        half = None if interval is None else figure - interval[0] if figure > trivial else interval[1] - figure
+        what, against = (MEAN_AP, "share of each class") if several else ("top-1", "most frequent class")
+        comparison = Comparison(what, against, figure - trivial, half, "test images")
+        word = {"gained": "Better", "lost": "Worse"}.get(comparison.outcome, "Not shown to be better")
+        than = "always answering the most frequent class, which is right in"
+        if several:
+            than = "giving every image each class's share of the images, whose mean average precision is"
+        within = f", 95% interval {interval[0]:.1%} to {interval[1]:.1%}" if interval else ", without an interval"
+        on = f"{figure:.1%} {'on' if several else 'of'} {images:,} test images"
+        sentences.append(f"{word} than {than} {trivial:.1%}: {on}{within}.")
+        comparisons.append(comparison)
     if scratch is not None:
         sentences.append(
             f"Against the same training from scratch ({scratch.against}): {scratch.points} points "
@@ -296,23 +302,26 @@ def of_finetuning(
             "Whether the weights that it started from helped is not known: there is no such training from scratch "
             f"beside it. This makes one:\n{scratch_command}"
         )
-    tested = [(row["step"], row["test/top1"]) for row in rows if _finite(row, "test/top1")]
-    if tested:
+    name = "test/mean_ap" if several else "test/top1"
+    if tested := [(row["step"], row[name]) for row in rows if _finite(row, name)]:
         steps, accuracy = np.array(tested, dtype=np.float64).T
         trend = _trend(steps, accuracy)
         if trend is not None:
             comparison = Comparison(TREND, _EARLIER, trend.gain, trend.half, "evaluations")
-            sentences.append(_at_the_end(comparison, rows, "points of test accuracy"))
+            sentences.append(_at_the_end(comparison, rows, f"points of {MEAN_AP if several else 'test accuracy'}"))
             comparisons.append(comparison)
     return Verdict(tuple(sentences), tuple(comparisons))
 
 
-def paired(right: Mapping[str, bool], other: Mapping[str, bool], against: str) -> Comparison | None:
-    """Compares two classifiers on the same test images, by whether each image is right; None: other images."""
-    if right.keys() != other.keys() or len(right) < 2:
+def paired(
+    own: Mapping[str, float], other: Mapping[str, float], against: str, what: str = "top-1"
+) -> Comparison | None:
+    """Compares two classifiers on the same test images by a value of each, such as whether it is right; None: other
+    images."""
+    if own.keys() != other.keys() or len(own) < 2:
         return None
-    gain = estimate([float(right[key]) - float(other[key]) for key in right], f"{len(right):,} test images")
-    return Comparison("top-1", against, gain.mean, gain.half, gain.over)
+    gain = estimate([float(own[key]) - float(other[key]) for key in own], f"{len(own):,} test images")
+    return Comparison(what, against, gain.mean, gain.half, gain.over)
 
 
 def _finite(row: Row, *names: str) -> bool:

@@ -153,17 +153,18 @@ def _finetuned(runs: Runs) -> Table:
 
         return text
 
-    scores = {"mAP": share("mean_ap", True), "exact match": share("top1", True)} if True in kinds else {}
+    scores = {"mAP": share("mean_ap", True)} if True in kinds else {}
     scores |= {"top-1": share("top1", False)} if False in kinds else {}
+    further = {"exact match": share("top1", True), "recall by class": share("balanced", True)} if True in kinds else {}
+    further |= {"top-5": share("top5", False), "by class": share("balanced", False)} if False in kinds else {}
     columns: dict[str, Callable[[RunRecord], str]] = {
         "started from": lambda run: {"none": "scratch"}.get(run.config.init, run.config.init),
         IMAGES_SEEN: _images,
         **scores,
         "95 % interval over test images": lambda run: (
-            " to ".join(map(percent, run.result.interval)) if run.result else NONE
+            " to ".join(map(percent, run.result.figure_interval)) if run.result and run.result.figure_interval else NONE
         ),
-        **({"top-5": share("top5", False)} if False in kinds else {}),
-        "by class": lambda run: percent(run.result and run.result.balanced),
+        **further,
         "test images": lambda run: f"{run.result.test_images:,}" if run.result else NONE,
         "training time": _time,
     }

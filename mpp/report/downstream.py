@@ -183,10 +183,13 @@ def _accuracy(runs: Sequence[_Finetuning]) -> str:
     several = " mAP" if runs[0].result.mean_ap is not None else ""
     if len(runs) > 1:
         return f"{_percent(estimate([run.result.figure for run in runs], 'runs'))}{several} ({len(runs)} runs)"
-    if several:  # the interval is of exact matches
-        return _score(runs[0].result)
-    low, high = runs[0].result.interval
-    return f"{percent(runs[0].result.top1)} ({100 * low:.1f} to {100 * high:.1f})"
+    result = runs[0].result
+    within = (
+        ""
+        if result.figure_interval is None
+        else " ({:.1f} to {:.1f})".format(*(100 * x for x in result.figure_interval))
+    )
+    return f"{percent(result.figure)}{several}{within}"
 
 
 def _gain(scratch: Sequence[_Finetuning], pretrained: Sequence[_Finetuning]) -> str:

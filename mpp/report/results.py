@@ -42,7 +42,10 @@ def headline(record: RunRecord) -> dict[str, str]:
     elif record.result is not None:
         result = record.result
         if result.mean_ap is not None:
-            figures |= {"mean average precision": percent(result.mean_ap), "all classes right": percent(result.top1)}
+            trivial = _chance(read_csv(record.folder / "classes.csv"))
+            figures["mean average precision"] = percent(result.mean_ap)
+            figures |= {} if trivial is None else {"by chance": percent(trivial)}
+            figures["all classes right"] = percent(result.top1)
         else:
             trivial = _most_frequent(read_csv(record.folder / "classes.csv"))
             figures["top-1"] = percent(result.top1)
@@ -67,8 +70,9 @@ def verdict(record: RunRecord) -> tuple[str, ...]:
         )
     if record.result is None:
         return ()
-    frequent = _most_frequent(read_csv(record.folder / "classes.csv"))
-    return finetuning_verdict(record.config, record.folder, record.result, frequent).sentences
+    classes = read_csv(record.folder / "classes.csv")
+    trivial = _most_frequent(classes) if record.result.mean_ap is None else _chance(classes)
+    return finetuning_verdict(record.config, record.folder, record.result, trivial).sentences
 
 
 def start_name(config: PretrainConfig | FinetuneConfig) -> str:
@@ -121,11 +125,10 @@ def finetune_section(record: RunRecord) -> Section | None:
     if result is None:
         return None
     classes = read_csv(record.folder / "classes.csv")
-    low, high = result.interval
     measured, column = "accuracy", "accuracy"
     figures = [
         ("top-1", percent(result.top1, 2)),
-        ("95 % interval over test images", f"{percent(low)} to {percent(high)}"),
+        *_range(result.interval),
         *([] if result.top5 is None else [("top-5", percent(result.top5, 2))]),
         ("mean over the classes", percent(result.balanced, 2)),
         ("always the most frequent class", percent(_most_frequent(classes), 2)),
@@ -138,9 +141,10 @@ def finetune_section(record: RunRecord) -> Section | None:
         measured, column = "average precision", "average_precision"
         figures = [
             ("mean average precision", percent(result.mean_ap, 2)),
+            *_range(result.mean_ap_interval),
             ("by chance", percent(_chance(classes), 2)),
             ("all classes right, at 0.5", percent(result.top1, 2)),
-            ("95 % interval over test images", f"{percent(low)} to {percent(high)}"),
+            *_range(result.interval),
             ("images of a class found, at 0.5", percent(result.balanced, 2)),
         ]
         reading = (
@@ -167,6 +171,11 @@ def finetune_section(record: RunRecord) -> Section | None:
     confusion = _confusion(record.folder, ranked) if result.mean_ap is None else []
     blocks += [*confusion, *_sweep(record.folder)]
     return Section("fine-tuning", "Fine-tuning", reading, tuple(blocks), "section 4.1 and appendix B.1.1")
+
+
+def _range(interval: tuple[float, float] | None) -> list[tuple[str, str]]:
+    name = "95 % interval over test images"
+    return [] if interval is None else [(name, f"{percent(interval[0])} to {percent(interval[1])}")]
 
 
 def _most_frequent(classes: Rows) -> float | None:

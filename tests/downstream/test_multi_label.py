@@ -7,18 +7,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import nn
 
 from mpp.cli import fewshot, finetune, predict, pretrain, probe, shard, study
 from mpp.data.sources.base import Source, SourceError, Subset
+from mpp.data.sources.in_memory import ListSource
 from mpp.data.sources.opening import open_source
 from mpp.downstream import ridge
 from mpp.downstream.fewshot import Fewshot, choose_l2
 from mpp.downstream.labelled import hold_out, open_labelled, take_fraction
 from mpp.downstream.logistic import fit_linear
-from mpp.downstream.multi_label import average_precisions, mean_average_precision, score
+from mpp.downstream.multi_label import (
+    MultiLabelScores,
+    average_precisions,
+    mean_average_precision,
+    precision_by_image,
+    read_precision,
+    score,
+)
 from mpp.downstream.probe import sweep_linear
 from mpp.downstream.tuning import ClassifierLoss
 from mpp.weights.base import Weights
@@ -57,6 +66,41 @@ def test_average_precision_is_scikit_learns() -> None:
         assert mean_average_precision(scores, truth) == pytest.approx(np.nanmean(ours))
     assert mean_average_precision(scores, np.zeros_like(truth)) == 0
     assert average_precisions(np.full((3, 1), -np.inf), np.array([[1], [0], [0]], np.uint8)) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_its_spread_over_images_is_the_jackknife_s(ties: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    truth = (rng.random((30, 4)) < [0.5, 0.1, 0.9, 0]).astype(np.uint8)
+    scores = rng.integers(1, 6, (30, 4)) / 8 if ties else rng.random((30, 4)).round(6)
+    values = precision_by_image(scores, truth)
+    left_out = [mean_average_precision(np.delete(scores, i, 0), np.delete(truth, i, 0)) for i in range(30)]
+    assert values == pytest.approx(30 * mean_average_precision(scores, truth) - 29 * np.array(left_out))
+    found = MultiLabelScores(("index", "a", "b", "c"), np.arange(30), truth, scores)
+    half = stats.t.ppf(0.975, 29) * stats.sem(values)
+    assert found.interval == pytest.approx((values.mean() - half, min(values.mean() + half, 1)))
+    found.write(tmp_path, ListSource([b""] * 30), truth)
+    assert read_precision(tmp_path / "predictions.csv") == pytest.approx({str(i): values[i] for i in range(30)})
+    assert read_precision(tmp_path / "classes.csv") == read_precision(tmp_path / "none.csv") == {}
+    assert precision_by_image(np.eye(4)[:, :1], np.eye(4, dtype=np.uint8)[:, :1]) == pytest.approx(np.ones(4))
+
+
+def test_nine_in_ten_intervals_hold_the_truth_and_guesses_are_not_better_than_chance() -> None:
+    """Of 50 classifiers that know something, and of 50 that know nothing; few images skew an average precision."""
+    rng, inside, better = np.random.default_rng(0), 0, 0
+    for known in (1.5, 0.0):
+        many = (rng.random((20_000, 1)) < 0.2).astype(np.uint8)
+        whole = mean_average_precision(rng.normal(size=many.shape) + known * many, many)
+        for _ in range(50):
+            truth = (rng.random((100, 3)) < 0.2).astype(np.uint8)
+            scores = rng.normal(size=truth.shape) + known * truth
+            found = score(scores, truth, np.arange(100), "abc")
+            if known:
+                inside += found.interval[0] <= whole <= found.interval[1]
+            else:
+                better += found.interval[0] > found.chance
+    assert 42 <= inside <= 49
+    assert better <= 3
 
 
 @pytest.mark.parametrize("columns", [False, True])
@@ -206,11 +250,15 @@ def test_from_a_csv_to_predictions(tmp_path: Path, capsys: pytest.CaptureFixture
     assert finetune(["--data", spec, "--run-dir", str(run), *flags, "--optim.lr", "0.01", "0.001"]) == 0
     printed = capsys.readouterr().out
     assert "mAP " in printed
+    assert "than giving every image each class's share of the images, whose mean average precision is" in printed
     result = json.loads((run / "result.json").read_text("utf-8"))
-    assert 0 < result["mean_ap"] <= 1
+    assert 0 <= result["mean_ap_interval"][0] < result["mean_ap"] <= result["mean_ap_interval"][1] <= 1
+    (against_share,) = json.loads((run / "verdict.json").read_text("utf-8"))["comparisons"]
+    chance = np.mean([float(row["chance"]) for row in read_csv(run / "classes.csv")])
+    assert against_share["difference"] == pytest.approx(result["mean_ap"] - chance, abs=1e-5)
     assert (run / "sweep.csv").read_text("utf-8").startswith("lr,held_out_mean_ap,")
     assert not (run / "confusion.png").exists()
-    assert "average precision" in (run / "report.html").read_text("utf-8")
+    assert "giving every image each class&#39;s share" in (run / "report.html").read_text("utf-8")
     precisions = [float(row["average_precision"]) for row in read_csv(run / "classes.csv")]
     assert np.mean(precisions) == pytest.approx(result["mean_ap"], abs=1e-5)
     out = tmp_path / "out.csv"

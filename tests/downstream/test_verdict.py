@@ -11,7 +11,9 @@ import pytest
 from scipy import stats
 
 from mpp.config import from_file
+from mpp.data.sources.in_memory import ListSource
 from mpp.downstream.finetune_result import read_result, verdict_of
+from mpp.downstream.multi_label import MultiLabelScores, precision_by_image
 from mpp.downstream.settings import FinetuneConfig
 from mpp.downstream.verdict import BLUR, TREND, Comparison, Verdict, of_finetuning, of_pretraining, paired
 from mpp.errors import command
@@ -119,6 +121,8 @@ def test_shots_are_in_order_and_older_runs_have_no_interval() -> None:
 
 TESTED = [{"step": 10 * n, "images": n, "test/top1": 0.5 + n / 100, "time/images_per_second": 1.0} for n in range(1, 9)]
 
+SEVERAL = {"several": True, "rows": [{**row, "test/mean_ap": row["test/top1"]} for row in TESTED]}
+
 
 @pytest.mark.parametrize(
     ("top1", "frequent", "options", "found"),
@@ -129,6 +133,8 @@ TESTED = [{"step": 10 * n, "images": n, "test/top1": 0.5 + n / 100, "time/images
         (0.6, None, {"scratch_command": "finetune a b"}, ["is not known", "This makes one:\nfinetune a b"]),
         (0.6, None, {"scratch": Comparison("top-1", "plain", 0.05, 0.02, "100 test images")},
          ["from scratch (plain): +5.0 ± 2.0 points (gained); 95% interval over 100 test images, with one seed each."]),
+        (0.6, 0.3, SEVERAL, ["Better than giving every image each class's share", "is 30.0%: 60.0% on 100 test "]),
+        (0.6, 0.3, SEVERAL, ["It still improved at its end (+2.0 ± 0.0 points of mean average precision", "16 s"]),
         (0.6, None, {"rows": TESTED}, ["It still improved at its end (+2.0 ± 0.0 points of test accuracy", "16 s"]),
     ],
 )  # fmt: skip
@@ -157,10 +163,10 @@ def finished(folder: Path, init: str, right: int, images: str = "a", depth: int 
     return folder
 
 
-def verdict_in(folder: Path) -> str:
+def verdict_in(folder: Path, trivial: float | None = None) -> str:
     config, result = from_file(FinetuneConfig, folder / "config.yaml"), read_result(folder)
     assert result is not None
-    return "\n".join(verdict_of(config, folder, result, None).sentences)
+    return "\n".join(verdict_of(config, folder, result, trivial).sentences)
 
 
 def test_the_same_training_from_scratch_is_found_beside_a_run_and_nothing_else_is(tmp_path: Path) -> None:
@@ -178,6 +184,28 @@ def test_the_same_training_from_scratch_is_found_beside_a_run_and_nothing_else_i
     write_csv(scratch / "sweep.csv", [("lr", "chosen"), (0.01, 0), (0.1, 1)])
     assert "from scratch (plain): +10.0 ± 6.0 points (gained); 95% interval over 100 test images" in verdict_in(run)
     assert "from scratch" not in verdict_in(scratch)
+
+
+def test_several_labels_are_compared_by_mean_average_precision(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth, random = (rng.random((100, 2)) < 0.3).astype(np.uint8), rng.random((100, 2)).round(6)
+    values = []
+    for name, known in (("a", 0.3), ("plain", 0.0)):
+        folder = finished(tmp_path / name, "runs/first" if known else "none", 50)
+        scores = MultiLabelScores(("index", "mass"), np.arange(100), truth, random + known * truth)
+        result = json.loads((folder / "result.json").read_text("utf-8"))
+        result |= {"mean_ap": scores.mean_ap} | ({"mean_ap_interval": scores.interval} if known else {})
+        (folder / "result.json").write_text(json.dumps(result))
+        scores.write(folder, ListSource([b""] * 100), truth)
+        values.append(precision_by_image(scores.probability, truth))
+    gain = values[0] - values[1]
+    half = stats.t.ppf(0.975, 99) * stats.sem(gain)
+    text = verdict_in(tmp_path / "a", scores.chance)
+    assert f"(plain): +{100 * gain.mean():.1f} ± {100 * half:.1f} points (gained); 95% interval over 100 test" in text
+    assert f"{scores.chance:.1%}" in text
+    older = verdict_in(tmp_path / "plain", scores.chance)
+    assert "Not shown to be better than giving" in older
+    assert "on 100 test images, without an interval." in older
 
 
 def test_how_it_is_written(tmp_path: Path) -> None:

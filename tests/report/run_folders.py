@@ -101,7 +101,7 @@ def tuned(
         return folder
     result = {"top1": top1, "top5": None, "balanced": 0.55, "interval": [top1 - 0.05, top1 + 0.05], "test_images": 100}
     result |= {"train_images": 400, "num_classes": classes, "lr": lr, "steps": steps, "init": init}
-    result |= {} if mean_ap is None else {"mean_ap": mean_ap}
+    result |= {} if mean_ap is None else {"mean_ap": mean_ap, "mean_ap_interval": [mean_ap - 0.05, mean_ap + 0.05]}
     (folder / "result.json").write_text(json.dumps(result))
     head = ("class", "train_images", "test_images", "correct", "accuracy", "precision", "most_confused_with")
     each = [(f"c{i}", 10 * i, 20 + i, i, f"{i / (20 + i):.6f}", "", f"c{i + 1}") for i in range(classes)]

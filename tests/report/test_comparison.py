@@ -61,12 +61,18 @@ def test_runs_of_several_labels_an_image_have_no_top_1(tmp_path: Path) -> None:
     runs = [tuned(tmp_path / "b", "none", 0.3, mean_ap=0.6), tuned(tmp_path / "c", "none", 0.4, mean_ap=0.5)]
     page = comparison(runs)
     (results,) = tables(page.sections, "fine-tuning-results")
-    assert results.head[3:6] == ("mAP", "exact match", "95 % interval over test images")
-    assert [row[3:5] for row in results.rows] == [("60.0 %", "30.0 %"), ("50.0 %", "40.0 %")]
+    assert results.head[3:7] == ("mAP", "95 % interval over test images", "exact match", "recall by class")
+    assert [row[3:7] for row in results.rows] == [
+        ("60.0 %", "55.0 % to 65.0 %", "30.0 %", "55.0 %"),
+        ("50.0 %", "45.0 % to 55.0 %", "40.0 %", "55.0 %"),
+    ]
     alt = pictures(page.sections)["fine_tuning_mean_ap_test_mean_ap"].alt
     assert alt.endswith("at the end: b 60.0 %, c 50.0 %.")
     (mixed,) = tables(comparison([*runs, tuned(tmp_path / "d", "none", 0.7)]).sections, "fine-tuning-results")
-    assert [row[3:6] for row in mixed.rows[1:]] == [("50.0 %", "40.0 %", "-"), ("-", "-", "70.0 %")]
+    assert [(*row[3:5], *row[6:8]) for row in mixed.rows[1:]] == [
+        ("50.0 %", "-", "40.0 %", "55.0 %"),
+        ("-", "70.0 %", "-", "-"),
+    ]
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def test_of_several_labels_an_image_mean_average_precisions_are_compared(tmp_pat
     tuned(tmp_path / "b", f"random:{run}", 0.4, mean_ap=0.5)
     pair, single = tables(sections(run), "downstream")
     scores = ("50.0 % mAP, exact match 40.0 %", "70.0 % mAP, exact match 30.0 %")
-    assert pair.rows[0][1:] == (*scores, "+20.0")
+    assert pair.rows[0][1:] == ("50.0 % mAP (45.0 to 55.0)", "70.0 % mAP (65.0 to 75.0)", "+20.0")
     assert (single.head[-1], *(row[-1] for row in single.rows)) == ("result", *scores[::-1])
     tuned(tmp_path / "c", "first", 0.3, seed=1, mean_ap=0.6)
     assert tables(sections(run), "downstream")[0].rows[0][2:] == ("65.0 ± 7.1 % mAP (2 runs)", "+20.0")

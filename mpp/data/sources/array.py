@@ -12,7 +12,7 @@ import numpy as np
 
 from mpp.data.sources.base import Placement, Source, SourceError, check_index
 from mpp.data.sources.files import file_place, file_state
-from mpp.data.sources.in_memory import checked_labels
+from mpp.data.sources.in_memory import labels_or_sets, sets_note
 from mpp.data.sources.names import Split, splits_among
 from mpp.data.sources.specs import spec_of
 
@@ -38,8 +38,8 @@ class ArraySource(Source):
     """Images of one size in a .npy (memory-mapped) or .npz file: NHWC or NHW, of a dtype in `DTYPES`.
 
     `read` gives values as they are; decoding says what they mean. An .npz holds the images as `images`, `x` or its
-    only array of 3 or 4 dimensions, and may hold labels as `labels` or `y`, N or N x 1 whole numbers. With `split` it
-    holds them as `{split}_images` and `{split}_labels`, as MedMNIST's files do.
+    only array of 3 or 4 dimensions, and may hold labels as `labels` or `y`, as `labels_or_sets` takes them. With
+    `split` it holds them as `{split}_images` and `{split}_labels`, as MedMNIST's files do.
 
     Raises SourceError: missing, not such a file, or an array of another shape or dtype.
     """
@@ -48,9 +48,9 @@ class ArraySource(Source):
         self.name, self.path, self.split = name, path, split
         self._images, labels = self._load()
         dtype = check_array(name, self._images.shape, self._images.dtype)
-        checked = (None, None) if labels is None else checked_labels(name, labels, len(self))
-        notes = [f"the split {split} alone"] if split else []
-        super().__init__(name, *checked, note="; ".join(notes if dtype == "uint8" else [*notes, dtype]))
+        numbers, classes, sets = (None, None, None) if labels is None else labels_or_sets(name, labels, len(self))
+        notes = (f"the split {split} alone" if split else "", sets_note(sets), "" if dtype == "uint8" else dtype)
+        super().__init__(name, numbers, classes, "; ".join(filter(None, notes)), sets)
 
     def _load(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Images, and labels or None."""
@@ -83,8 +83,6 @@ class ArraySource(Source):
         if self.split:
             arrays = {key.removeprefix(f"{self.split}_"): array for key, array in arrays.items()}
         labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
-        if labels is not None and labels.shape[1:] == (1,):
-            labels = labels[:, 0]
         named = [arrays[key] for key in ("images", "x") if key in arrays]
         fitting = named[:1] or [array for array in arrays.values() if array.ndim in (3, 4)]
         if len(fitting) != 1:

@@ -73,6 +73,7 @@ class Source(ABC):
         labels: whole numbers (len,), -1 where an image has none; None: unlabelled.
         classes: class names by label; None: unlabelled.
         note: what `describe` adds.
+        sets: as `label_sets` gives them.
     """
 
     warnings: tuple[str, ...] = ()
@@ -84,8 +85,15 @@ class Source(ABC):
     _kind = ""
     """The name of the class in fingerprints, where it once had another."""
 
-    def __init__(self, name: str, labels: np.ndarray | None = None, classes: ClassNames = None, note: str = "") -> None:
-        self.name, self.classes, self.note, self._labels = name, classes, note, labels
+    def __init__(
+        self,
+        name: str,
+        labels: np.ndarray | None = None,
+        classes: ClassNames = None,
+        note: str = "",
+        sets: LabelSets | None = None,
+    ) -> None:
+        self.name, self.classes, self.note, self._labels, self._sets = name, classes, note, labels, sets
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -105,7 +113,7 @@ class Source(ABC):
 
     def label_sets(self) -> LabelSets | None:
         """The classes of each image where it may have several; such a source has no `labels`. None: of others."""
-        return None
+        return self._sets
 
     def groups(self) -> Sequence[str] | None:
         """The group that each image belongs to, such as its scene or patient, "" where it has none; None: no groups."""

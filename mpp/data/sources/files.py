@@ -133,8 +133,8 @@ class FileSource(Source):
         groups: PathTable | None = None,
         sets: LabelSets | None = None,
     ) -> None:
-        super().__init__(name, None if labels is None else np.asarray(labels, dtype=np.int64), classes, note)
-        self._groups, self._sets = groups, sets
+        super().__init__(name, None if labels is None else np.asarray(labels, dtype=np.int64), classes, note, sets)
+        self._groups = groups
         self.root, self._folder = root, str(root)
         self._paths = paths if isinstance(paths, PathTable) else PathTable(paths)
 
@@ -149,9 +149,6 @@ class FileSource(Source):
 
     def record(self, index: int) -> str:
         return self._paths[index]
-
-    def label_sets(self) -> LabelSets | None:
-        return self._sets
 
     def groups(self) -> Sequence[str] | None:
         return None if self._groups is None else [*self._groups]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpp.data.sources.array import check_array
-from mpp.data.sources.base import ClassNames, Placement, Source, SourceError, check_index
+from mpp.data.sources.base import Placement, Source, SourceError, check_index
 from mpp.data.sources.files import file_place, file_state
-from mpp.data.sources.in_memory import checked_labels
+from mpp.data.sources.in_memory import labels_or_sets, sets_note
 from mpp.data.sources.names import Split, is_split, splits_among
 from mpp.errors import install
 
@@ -27,7 +27,7 @@ _SLOW_CHUNK = 2**24  # bytes that are unpacked for one image
 class Hdf5Source(Source):
     """A dataset of images N x H x W (x C) in an HDF5 file, of which one row is read at a time.
 
-    Each process opens the file for itself. Labels are N whole numbers, or N x 1 x ... of them.
+    Each process opens the file for itself. Labels are as `labels_or_sets` takes them.
     """
 
     def __init__(self, spec: str, path: Path, dataset: str, labels: np.ndarray | None, note: str) -> None:
@@ -39,10 +39,9 @@ class Hdf5Source(Source):
         self._shape: tuple[int, ...] = images.shape
         dtype = check_array(spec, images.shape, images.dtype)
         self._bytes = int(np.prod(images.shape[1:])) * images.dtype.itemsize
-        checked: tuple[np.ndarray | None, ClassNames] = (None, None)
-        if labels is not None:
-            checked = checked_labels(spec, labels.reshape(-1) if labels.size == len(labels) else labels, len(images))
-        super().__init__(spec, *checked, note="; ".join(filter(None, (note, "" if dtype == "uint8" else dtype))))
+        numbers, classes, sets = (None, None, None) if labels is None else labels_or_sets(spec, labels, len(images))
+        notes = filter(None, (note, sets_note(sets), "" if dtype == "uint8" else dtype))
+        super().__init__(spec, numbers, classes, "; ".join(notes), sets)
         chunk = int(np.prod(images.chunks)) * images.dtype.itemsize if images.chunks else 0
         if chunk > max(_SLOW_CHUNK, 2 * self._bytes):
             what = f"its chunks are {chunk / 1e6:,.0f} MB, and reading one image unpacks a whole one"

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mpp.data.sources.base import ClassNames, Source, SourceError, count
+from mpp.data.sources.base import ClassNames, LabelSets, Source, SourceError, count
 from mpp.data.sources.files import read_file
-from mpp.data.sources.in_memory import checked_labels
+from mpp.data.sources.in_memory import checked_labels, labels_or_sets, sets_note
 
 KIND = "python"
 _ARRAYS = ("L", "RGB", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's modes whose arrays are the pixels
@@ -31,7 +31,8 @@ class HeldSource(Source):
 
     Args:
         images: has a length, and by index gives `as_image`'s images, or pairs of one and its label: a whole number, a
-            name, or None. An attribute `targets` or `labels` has the labels where it is there, `classes` their names.
+            name, None, or of several labels a row of 0 and 1. An attribute `targets` or `labels` has the labels where
+            it is there, `classes` their names.
         labelled: whether labels are looked for. Without `targets` or `labels` that reads each image once.
 
     Raises SourceError: no length, no images, images or labels of another kind.
@@ -54,17 +55,26 @@ class HeldSource(Source):
             as_image(first[0] if self._pairs else first)
         except (TypeError, LookupError) as error:
             raise SourceError(f"{name}: image 0 cannot be used: {error}") from error
-        super().__init__(name, *(self._labels_of(name) if labelled else (None, None)))
+        labels, classes, sets = self._labels_of(name) if labelled else (None, None, None)
+        super().__init__(name, labels, classes, sets_note(sets), sets)
         self.name = f"{name}, fingerprint {self.quick_fingerprint()[:12]}"
 
-    def _labels_of(self, name: str) -> tuple[np.ndarray | None, ClassNames]:
+    def _labels_of(self, name: str) -> tuple[np.ndarray | None, ClassNames, LabelSets | None]:
         images = self._images
         attributes: list[Any] = [getattr(images, key, None) for key in ("targets", "labels")]
         given = next((list(labels) for labels in attributes if _fits(labels, self)), None)
         if given is None:
             if not self._pairs:
-                return None, None
+                return None, None, None
             given = [self._images[index][1] for index in range(len(self))]
+        if np.ndim(given[0]) == 1 and len(given[0]) > 1:
+            try:
+                rows = np.stack([np.asarray(label) for label in given])
+            except ValueError as error:  # rows of different lengths
+                raise SourceError(
+                    f"{name}: some images have more labels than others; give each a row of 0 and 1"
+                ) from error
+            return labels_or_sets(name, rows, len(self))
         try:
             values = [None if label is None else _plain(label) for label in given]
         except (TypeError, ValueError, RuntimeError) as error:  # torch's, for several numbers
@@ -79,7 +89,7 @@ class HeldSource(Source):
             numbering: dict[Any, int] = {name: number for number, name in enumerate(names)}
             values = [None if value is None else numbering[value] for value in values]
         numbers = [-1 if value is None else int(value) for value in values]
-        return checked_labels(name, numbers, len(self), tuple(map(str, names)) if names else None)
+        return *checked_labels(name, numbers, len(self), tuple(map(str, names)) if names else None), None
 
     def __len__(self) -> int:
         return len(self._images)

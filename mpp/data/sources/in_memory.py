@@ -1,10 +1,11 @@
 """Images and labels in memory; labels are checked, and their classes have names."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from mpp.data.sources.base import ClassNames, Labels, Placement, Source, SourceError, check_index, count
+from mpp.data.sources.base import ClassNames, Labels, LabelSets, Placement, Source, SourceError, check_index, count
 
 _MOST_NUMBERED = 100_000  # ImageNet-21k has 21,841 classes, the largest sets of faces some 90,000
 
@@ -77,6 +78,40 @@ def checked_labels(
     if largest >= len(classes):
         raise SourceError(f"{name}: there is a label {largest}, but {count(len(classes), 'class')}; check the labels")
     return given.astype(np.int64), classes
+
+
+def labels_or_sets(name: str, labels: Any, images: int) -> tuple[np.ndarray | None, ClassNames, LabelSets | None]:
+    """Labels and classes as `checked_labels` has them, also of an array N x 1; of one N x K the sets, and no labels.
+
+    Such an array has a column for each class, "0" to "K - 1": 1 for "yes", 0 or -1 ("uncertain") for "no". A row of -1
+    alone has no labels. Raises SourceError: other numbers or another shape.
+    """
+    given = np.asarray(labels)
+    if given.ndim and given.size == len(given):
+        given = given.reshape(len(given))
+    if given.ndim != 2:
+        return *checked_labels(name, given, images), None
+    what = f"{name}: the labels are {given.dtype} {given.shape}"
+    expected = f"several labels an image are {images} rows of 0 and 1, a column for each class"
+    if given.dtype.kind not in "biuf" or len(given) != images or not given.shape[1]:
+        raise SourceError(f"{what}; {expected}")
+    others = given[~np.isin(given, (-1, 0, 1))]
+    if others.size:
+        raise SourceError(f"{what} and hold {others[0]:g}; {expected}")
+    table, number = np.unique((given == 1).astype(np.uint8), axis=0, return_inverse=True)
+    unknown = (given == -1).all(axis=1)
+    sets = LabelSets(np.where(unknown, -1, number.reshape(-1)).astype(np.int64), table)
+    return None, tuple(map(str, range(given.shape[1]))), sets
+
+
+def sets_note(sets: LabelSets | None) -> str:
+    """What `describe` says of several labels an image; empty where images have one."""
+    if sets is None:
+        return ""
+    sizes = sets.table.sum(axis=1)[sets.number[sets.number >= 0]]
+    if sizes.size and (sizes == 1).all():
+        return "several labels an image, but each has one alone: save one number an image if classes exclude each other"
+    return f"several labels an image, none in {np.count_nonzero(sizes == 0):,}"
 
 
 def numbered_classes(name: str, largest: int, images: int) -> tuple[str, ...]:

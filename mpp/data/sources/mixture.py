@@ -67,7 +67,7 @@ class MixtureSource(Source):
         if 0 < len(bare) < len(self.parts):
             yield f"labels left aside, for {' and '.join(bare)} has none"
         elif several := [part.name for part in self.parts if part.label_sets() is not None]:
-            yield f"labels left aside, for {' and '.join(several)} has several an image: join the CSV files instead"
+            yield f"labels left aside, for {' and '.join(several)} has several an image: join them into one source"
 
     def __len__(self) -> int:
         return int(self._starts[-1])

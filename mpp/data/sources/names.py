@@ -59,6 +59,16 @@ def lacking(extra: str) -> str:
     return "" if find_spec({"heif": "pillow_heif", "dicom": "pydicom"}[extra]) else install(extra)
 
 
+def needed_extra(data: bytes) -> str:
+    """What must be installed to read a file of these first bytes, as in `EXTRA_OF`; empty for nothing."""
+    if data[128:132] == b"DICM":
+        return "dicom"
+    brands = data[8:256]
+    if data[4:8] != b"ftyp":
+        return ""
+    return "pillow" if b"avif" in brands or b"avis" in brands else "heif"
+
+
 def is_picture(name: str) -> bool:
     """Whether a file name ends as that of a picture does, be it of a format that is read or not."""
     return is_image(name) or name.rpartition(".")[2].lower() in _UNREAD_EXTENSIONS

@@ -4,6 +4,7 @@ shards:/data/train-{000..146}.tar s3://bucket/more-*.tar  ->  files  ->  an inde
 read  ->  os.pread at an offset of a local shard, or ranges of remote ones, a batch at a time  ->  (cached)
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,21 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.data.sources.base import UNKNOWN, Placement, Sample, Source, SourceError, check_index, count, opening_error
+from mpp.data.sources.base import (
+    UNKNOWN,
+    Placement,
+    Sample,
+    Source,
+    SourceError,
+    check_index,
+    count,
+    opening_error,
+    spread,
+)
 from mpp.data.sources.descriptors import Descriptors
 from mpp.data.sources.files import NotAFile, file_place, read_file
 from mpp.data.sources.in_memory import most_numbered, numbered_classes
-from mpp.data.sources.names import Ignored, printable
+from mpp.data.sources.names import EXTRA_OF, Ignored, lacking, needed_extra, printable
 from mpp.data.sources.patterns import is_url, local_shards, shown, split_patterns
 from mpp.data.sources.range_cache import RangeCache
 from mpp.data.sources.remote import TIMEOUT, RemoteFile, fetch_ranges, fetch_small, find_remote
@@ -26,6 +37,7 @@ from mpp.data.sources.tar_index import BLOCK, UNREADABLE
 from mpp.system.files import cache_folder
 from mpp.system.progress import Progress
 
+_LOOKED, _LOOKED_LOCAL, _FIRST = 8, 64, 256  # images, remote and on the disk, and bytes of each, to tell their kind
 _AT_ONCE = 16  # remote shards whose index is fetched or made at the same time
 
 
@@ -129,6 +141,30 @@ class ShardSource(Source):
         pairs = ((index, found[index]) for index in indices)
         return [data if isinstance(data, OSError) else (data, self.label(index)) for index, data in pairs]
 
+    def unread(self) -> list[str]:
+        """A line for each kind of images that need something installed to be read, from a look at some of them."""
+        if not any(map(lacking, {*EXTRA_OF.values()})):
+            return []
+        looked = spread(np.arange(len(self)), _LOOKED if self.reads_together else _LOOKED_LOCAL)
+        found = dict[str, list[int]]()
+        for index in looked:
+            shard, start, size = self._extent(index)
+            tar, size = self.tars[shard], min(size, _FIRST)
+            origin = self.origins[shard]
+            with contextlib.suppress(OSError):  # reading an image says so
+                if tar is not None:
+                    data = os.pread(self._open[tar], size, start)
+                else:
+                    assert isinstance(origin, RemoteFile)
+                    (data,) = fetch_ranges([(origin.url, start, size)], self.timeout)
+                if isinstance(data, bytes) and (extra := needed_extra(data)) and lacking(extra):
+                    found.setdefault(extra, []).append(index)
+        return [
+            f"{len(indices)} of {count(len(looked), 'image')} looked at cannot be read, such as "
+            f"{printable(self.location(indices[0]))}: to read them, {lacking(extra)}"
+            for extra, indices in sorted(found.items())
+        ]
+
     def placement(self, indices: np.ndarray) -> Placement:
         origins = [
             hash(origin.named) if isinstance(origin, RemoteFile) else file_place(str(origin.path))[0]
@@ -201,7 +237,7 @@ def open_shards(spec: str, pattern: str, keep: bool = False, timeout: float = TI
     classes, note = _classes_and_note(name, shards, ignored, named)
     source = ShardSource(name, shards, classes, note, keep, timeout)
     lost = ignored.warnings(len(source), "a sample has one image, KEY.jpg or of another known ending")
-    source.warnings = (*lost, *warnings)
+    source.warnings = (*lost, *warnings, *source.unread())
     return source
 
 

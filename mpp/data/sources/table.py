@@ -21,7 +21,7 @@ import numpy as np
 from mpp.data.sources.base import ClassNames, LabelSets, Source, SourceError
 from mpp.data.sources.dicom import with_frames
 from mpp.data.sources.files import FileSource, PathTable
-from mpp.data.sources.in_memory import numbered_classes
+from mpp.data.sources.in_memory import numbered_classes, sets_note
 from mpp.data.sources.names import LABEL_COLUMNS, SPLIT_NAMES, Split, folded, is_image, printable, splits_among
 from mpp.data.sources.specs import spec_of
 
@@ -143,8 +143,7 @@ class Table:
         notes = [f"the rows of split {name} alone"] if name else []
         sets, classes = self._sets(rows)
         if sets is not None:
-            none = np.count_nonzero(sets.table[sets.number[sets.number >= 0]].sum(axis=1) == 0)
-            notes.append(f"several labels an image, none in {none:,}")
+            notes.append(sets_note(sets))
             labels = None
         else:
             labels, classes = self._labels(rows, split)

@@ -53,6 +53,48 @@ def test_npz_with_splits(tmp_path, images):
     assert len({source.fingerprint() for source in splits.values()}) == 3
 
 
+def test_several_labels_an_image(tmp_path, images):
+    """As ChestMNIST's file is: labels N x K of zeros and ones."""
+    path, rows = tmp_path / "m.npz", {"train": 5, "val": 3, "test": 2}
+    labels = {split: (np.arange(14 * number) % 3 == 1).reshape(number, 14) for split, number in rows.items()}
+    labels["val"][1] = 0
+    arrays = {f"{split}_images": images[:number, :, :, 0] for split, number in rows.items()}
+    np.savez(path, **arrays, **{f"{split}_labels": of.astype(np.uint8) for split, of in labels.items()})
+    for split, source in open_splits(f"array:{path}").items():
+        sets = source.label_sets()
+        assert source.labels() is None
+        assert source.classes == tuple(map(str, range(14)))
+        np.testing.assert_array_equal(sets.table[sets.number], labels[split])
+        none = int(split == "val")
+        assert source.describe().endswith(
+            f"in 14 classes; the split {split} alone; several labels an image, none in {none}"
+        )
+    with_unknown = np.array([[1, 0], [-1, 0], [-1, -1], [0, 1], [1, 1]], dtype=np.float32)
+    np.savez(tmp_path / "u.npz", images=images, labels=with_unknown)
+    sets = open_source(f"array:{tmp_path / 'u.npz'}").label_sets()
+    assert (sets.number < 0).tolist() == [False, False, True, False, False]
+    assert sets.table[sets.number[[0, 1, 3, 4]]].tolist() == [[1, 0], [0, 0], [0, 1], [1, 1]]
+    np.savez(tmp_path / "o.npz", images=images, labels=np.eye(5))
+    assert "each has one alone: save one number an image" in open_source(f"array:{tmp_path / 'o.npz'}").describe()
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.eye(5) * 2, "the labels are float64 (5, 5) and hold 2; several labels an image are 5 rows of 0 and 1"),
+        (np.full((5, 2), np.nan), "and hold nan;"),
+        (np.eye(6), "the labels are float64 (6, 6); several labels an image are 5 rows of 0 and 1, a column for each"),
+        (np.zeros((5, 0)), "the labels are float64 (5, 0); several"),
+        (np.full((5, 2), "a"), "the labels are <U1 (5, 2); several"),
+        (np.zeros((5, 2, 2), int), "the labels are int64 (5, 2, 2); expected 5 whole numbers"),
+        (np.array(3), "the labels are int64 (); expected 5 whole numbers"),
+    ],
+)
+def test_labels_that_are_none(labels, text, tmp_path, images):
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    assert text in refused(f"array:{tmp_path / 'a.npz'}")
+
+
 @pytest.mark.parametrize(
     ("save", "text"),
     [
@@ -80,8 +122,6 @@ def test_files_that_are_no_arrays(tmp_path, images):
     assert f"did you mean folder:{tmp_path}?" in refused(f"array:{tmp_path}")
     np.savez(tmp_path / "two.npz", a=images, b=images)
     assert "holds ['a', 'b']; name the array of images 'images'" in refused(f"array:{tmp_path / 'two.npz'}")
-    np.savez(tmp_path / "labels.npz", images=images, labels=np.zeros((5, 2), int))
-    assert "expected 5 whole numbers from 0" in refused(f"array:{tmp_path / 'labels.npz'}")
     np.savez(tmp_path / "label.npz", images=images, labels=np.array([0, 1, 2**63 + 7, 0, 0], dtype=np.uint64))
     assert "the label 9223372036854775815 would mean" in refused(f"array:{tmp_path / 'label.npz'}")
 

@@ -55,6 +55,19 @@ def test_a_dataset_is_read_row_by_row(
     check(splits["train"], next(iter(arrays.values())), labels)
 
 
+def test_several_labels_an_image(write: Callable[..., Path]) -> None:
+    several = np.arange(len(IMAGES) * 3).reshape(-1, 3) % 2
+    source = open_splits(f"array:{write(images=IMAGES, labels=several)}")["train"]
+    sets = source.label_sets()
+    assert sets is not None
+    assert (source.classes, source.labels()) == (("0", "1", "2"), None)
+    np.testing.assert_array_equal(sets.table[sets.number], several)
+    assert (
+        source.fingerprint()
+        != open_splits(f"array:{write('b.h5', images=IMAGES, labels=1 - several)}")["train"].fingerprint()
+    )
+
+
 @pytest.mark.parametrize("form", ["{0}_images {0}_labels", "{0}__x {0}__y", "{0}__images {0}__labels"])
 def test_splits_are_datasets(form: str, write: Callable[..., Path]) -> None:
     arrays = dict[str, Any]()

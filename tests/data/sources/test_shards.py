@@ -3,6 +3,7 @@ import tarfile
 
 import pytest
 
+from mpp.data.sources import shards
 from mpp.data.sources.base import Subset
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.opening import open_source
@@ -65,6 +66,20 @@ def test_pictures_that_are_lost_are_a_warning(tmp_path):
     source = open_source(f"shards:{tmp_path}/b.tar")
     assert source.describe() == "120 images, unlabelled; ignored 120 other members, such as 0.txt"
     assert source.warnings == ()
+
+
+def test_what_must_be_installed_is_named(tmp_path, monkeypatch):
+    heic, dicom = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", bytes(128) + b"DICM"
+    members = [("a.heic", heic), ("b.jpg", b"jpeg"), ("c.dcm", dicom), ("d.heif", heic), ("e.jpg", b"")]
+    spec = f"shards:{write_tar(tmp_path / 'a.tar', members)}"
+    monkeypatch.setattr(shards, "lacking", lambda extra: "" if extra == "pillow" else f"pip install {extra}")
+    where = f"such as {tmp_path}/a.tar, byte"
+    assert open_source(spec).warnings == (
+        f"1 of 5 images looked at cannot be read, {where} 2560: to read them, pip install dicom",
+        f"2 of 5 images looked at cannot be read, {where} 512: to read them, pip install heif",
+    )
+    monkeypatch.setattr(shards, "lacking", lambda extra: "")
+    assert open_source(spec).warnings == ()
 
 
 def test_members_of_all_kinds(tmp_path):
