@@ -22,7 +22,7 @@ from mpp.training.settings import TrainConfig
 from tests.benchmarks.cost.test_memory import Steps, living
 
 RANKS = 4
-MODEL = {"img_size": (96,), "depth": 6, "attention": "sdpa"}
+MODEL = {"img_size": (96,), "depth": 3, "attention": "sdpa"}
 
 
 def main(source: str, parallel: str, batch: str, micro: str, checkpointing: str) -> None:

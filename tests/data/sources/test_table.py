@@ -158,7 +158,7 @@ def test_paths_that_the_library_wrote(picture_folder, tmp_path):
 
 @pytest.mark.slow
 def test_large_tables_stay_small(table):
-    number = 200_000
+    number = 50_000
     rows = "".join(f"{i:07d}.png,class {i % 50}\n" for i in range(number - 1))
     spec = settled(table("path,label\n1.png,class 0\n" + rows))
     open_source(spec)
