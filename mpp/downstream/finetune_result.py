@@ -219,7 +219,7 @@ def _beside_scratch(config: FinetuneConfig, folder: Path) -> Comparison | None:
         images = all(inputs.get(key) and inputs.get(key) == of_other.get(key) for key in ("train", "test"))
         if images and changed <= may_differ and _architecture(folder) == _architecture(beside):
             if result.mean_ap is not None:
-                return paired(*map(_precision, (folder, beside)), beside.name, MEAN_AP)
+                return paired(_precision(folder), _precision(beside), beside.name, MEAN_AP)
             return paired(_right(folder), _right(beside), beside.name)
     return None
 

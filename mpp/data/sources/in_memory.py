@@ -88,7 +88,7 @@ def labels_or_sets(name: str, labels: Any, images: int) -> tuple[np.ndarray | No
     """
     given = np.asarray(labels)
     if given.ndim and given.size == len(given):
-        given = given.reshape(len(given))
+        return *checked_labels(name, given.reshape(-1), images), None
     if given.ndim != 2:
         return *checked_labels(name, given, images), None
     what = f"{name}: the labels are {given.dtype} {given.shape}"
