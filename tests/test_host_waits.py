@@ -61,8 +61,8 @@ def pretrain(source: str, rows: bool = False, world: World = ALONE, **changed: s
         ),
     ],
 )
-def test_pretraining_does_not_wait(changed: dict[str, str], source: str) -> None:
-    assert pretrain(source, **changed) == {}
+def test_pretraining_waits_for_a_row_of_figures_alone(changed: dict[str, str], source: str) -> None:
+    assert pretrain(source, rows=True, **changed) == {"mpp/training/meter.py:read: copy to cpu, blocking": 1}
 
 
 @pytest.fixture
@@ -97,10 +97,6 @@ def test_fine_tuning_does_not_wait(changed: dict[str, str], source: str, tmp_pat
         run = tuning.build_tuning(config, labelled, 0.1, World(), pretended.CUDA)
         batches = run.batches()
         assert waits_after_the_first_step(run, tuning.training_step(run), batches, waits) == {}
-
-
-def test_a_row_of_figures_waits_once(source: str) -> None:
-    assert pretrain(source, rows=True) == {"mpp/training/meter.py:read: copy to cpu, blocking": 1}
 
 
 def test_features_are_taken_while_the_next_batch_is_on_its_way(source: str, monkeypatch: pytest.MonkeyPatch) -> None:

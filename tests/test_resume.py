@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import shutil
 import signal
 import time
@@ -79,6 +78,16 @@ def test_asked_to_stop_saves_and_exits_with_the_requeue_code(
     runs.assert_same_run(run_dir, uninterrupted[0])
 
 
+# Files of a run may not be larger than so many bytes.
+SMALL = """
+import resource, sys
+from mpp.cli import pretrain
+
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+sys.exit(pretrain())
+"""
+
+
 @pytest.mark.slow
 def test_full_disk_leaves_the_last_good_checkpoint(
     source: str, uninterrupted: tuple[Path, float], tmp_path: Path
@@ -88,11 +97,8 @@ def test_full_disk_leaves_the_last_good_checkpoint(
     later = Checkpoints(uninterrupted[0] / "checkpoints").latest()
     assert later is not None
     limit = int(later.stat().st_size * 0.8)
-    _, err = runs.finish(
-        runs.command(source, run_dir),
-        code=1,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
-    )
+    (tmp_path / "small.py").write_text(SMALL.format(limit=limit))
+    _, err = runs.finish([str(tmp_path / "small.py"), *runs.command(source, run_dir)[1:]], code=1)
     assert "Traceback" not in err
     assert "File too large" in err.splitlines()[-1]
     assert "the last good checkpoint is" in err.splitlines()[-1]
@@ -106,7 +112,9 @@ def test_full_disk_leaves_the_last_good_checkpoint(
 
 def again(source: str, run_dir: Path, *flags: str, **changed: str) -> int:
     """The command of a short run, in this process."""
-    return pretrain(runs.command(source, run_dir, *flags, **{"train__length": "20 steps", **changed})[1:])
+    return pretrain(
+        runs.command(source, run_dir, *flags, **{"train__length": "10 steps", "fewshot__data": "", **changed})[1:]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +136,13 @@ def test_a_finished_run_is_left_as_it_is_and_refused_where_it_does_not_fit(
 ) -> None:
     before = runs.figures(copy)
     assert again(source, copy) == 0
-    assert "is finished (20 steps)" in capsys.readouterr().err
+    assert "is finished (10 steps)" in capsys.readouterr().err
     assert runs.figures(copy) == before
     assert again(source, copy, optim__lr="2e-3") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "optim.lr: 0.001 -> 0.002" in line
     assert "--resume force" in line
-    latest = Checkpoints(copy / "checkpoints").path(20)
+    latest = Checkpoints(copy / "checkpoints").path(10)
     latest.write_bytes(latest.read_bytes()[:-1000])
     assert again(source, copy) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -145,10 +153,10 @@ def test_a_finished_run_is_left_as_it_is_and_refused_where_it_does_not_fit(
 def test_forced_resume_goes_on_with_the_changed_config(
     source: str, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert again(source, copy, "--resume", "force", train__length="22 steps", optim__weight_decay="0.25") == 0
-    assert "at step 20 of 22" in capsys.readouterr().err
+    assert again(source, copy, "--resume", "force", train__length="12 steps", optim__weight_decay="0.25") == 0
+    assert "at step 10 of 12" in capsys.readouterr().err
     state = runs.final_state(copy)
-    assert state["images_seen"] == 22 * 16
+    assert state["images_seen"] == 12 * 16
     assert [group["weight_decay"] for group in state["optimizer"]["param_groups"]] == [0.25, 0.0]
 
 
@@ -173,7 +181,8 @@ def test_the_model_of_an_earlier_end_stays_until_there_is_a_new_one(
     else:
         assert make(command(source, run_dir, train__length="4 steps")[1:]) == 0
     model = (run_dir / "model" / "model.safetensors").read_bytes()
-    longer = command(source, run_dir, "--resume", "force", train__length="22 steps")[1:]
+    more = {"train__length": "12 steps"} | ({"fewshot__data": ""} if tool == "pretrain" else {})
+    longer = command(source, run_dir, "--resume", "force", **more)[1:]
     with monkeypatch.context() as patch:
         patch.setattr(f"{module}.train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         for _ in range(2):
@@ -194,7 +203,7 @@ def test_a_resumed_run_computes_attention_as_it_began(
 
     def run(cache: str, folder: Path) -> None:
         monkeypatch.setenv("MPP_CACHE", str(tmp_path / cache))  # as of another machine
-        short = {"train__length": "6 steps", "checkpoint__every": "3 steps"}
+        short = {"train__length": "4 steps", "checkpoint__every": "2 steps"}
         assert make(command(source, folder, **short, **({"fewshot__data": ""} if tool == "pretrain" else {}))[1:]) == 0
 
     for kernel, slow in (("explicit", "sdpa"), ("sdpa", "explicit")):
@@ -203,7 +212,7 @@ def test_a_resumed_run_computes_attention_as_it_began(
         run(kernel, tmp_path / kernel)
     monkeypatch.setattr("mpp.model.kernel_choice.time_kernels", lambda *_, **__: pytest.fail("it was timed again"))
     resumed = shutil.copytree(tmp_path / "explicit", tmp_path / "resumed")
-    (resumed / "checkpoints" / "step_000000006.pt").unlink()
+    (resumed / "checkpoints" / "step_000000004.pt").unlink()
     run("sdpa", resumed)
     runs.assert_same_run(resumed, tmp_path / "explicit")
     assert runs.final_state(resumed)["attention"] == "explicit cpu"

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,24 +45,24 @@ def test_a_job_out_of_time_saves_and_is_queued_again(source: str, tmp_path: Path
         launch.end(process, log)
     assert not requeued.exists()
     settings = launch.command(source, cut)[1:]
-    moments: list[Callable[[int], bool]] = [
-        lambda pid: torchruns(pid) == 2,  # torchrun has just been started
-        lambda pid: len(launch.ranks(pid)) == 2,  # the ranks import torch
-        lambda pid: launch.newest(cut) >= 21,
+    moments: list[Callable[[Any], bool]] = [
+        lambda job: torchruns(job.pid) == 2,  # torchrun has just been started
+        lambda job: len(launch.ranks(job)) == 2,  # the ranks import torch
+        lambda job: launch.newest(cut) >= 21,
     ]
     for number, moment in enumerate(moments):
         log = tmp_path / f"log{number}"
         with job(settings, tmp_path, log, number) as process:
-            launch.wait(lambda: moment(process.pid), log)  # noqa: B023
+            launch.wait(lambda: moment(process), log)  # noqa: B023
             process.send_signal(signal.SIGUSR1)
             assert process.wait(100) != 0
         assert len(requeued.read_text().splitlines()) == number + 1, log.read_text()[-3000:]
     assert log.read_text().count("stopped by SIGUSR1; saved as") == 1
     stopped = launch.newest(cut)
-    assert 21 <= stopped < 120
+    assert 21 <= stopped < launch.STEPS
     log = tmp_path / "last"
     with job(settings, tmp_path, log, len(moments)) as process:
-        assert f"at step {stopped} of 120" in launch.end(process, log)
+        assert f"at step {stopped} of {launch.STEPS}" in launch.end(process, log)
     assert len(requeued.read_text().splitlines()) == len(moments)
     runs.assert_same_run(whole, cut)
 

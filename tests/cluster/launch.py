@@ -9,14 +9,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mpp.training.checkpoint import Checkpoints
 from tests import runs
+from tests.forked import Forked
+
+STEPS = 80
 
 
 def command(source: str, run_dir: Path, **changed: str) -> list[str]:
     """A run that is long enough to be hurt, without what would make it slow."""
-    long = {"model__drop_path": "0", "train__length": "120 steps", "fewshot__data": ""}
+    long = {"model__drop_path": "0", "train__length": f"{STEPS} steps", "fewshot__data": ""}
     return runs.command(source, run_dir, **long, **changed)
 
 
@@ -27,19 +31,26 @@ def launcher(*options: str, nproc: int = 2) -> list[str]:
 
 @contextlib.contextmanager
 def started(words: list[str], log: Path, **changed: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """The command, writing to `log`; whatever is left of it at the end is killed."""
+    """The command, writing to `log`; whatever is left of it at the end is killed.
+
+    torchrun, without an environment of its own, and its ranks are forked from a warm process.
+    """
     environment = runs.environment() | changed
     environment.pop("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", None)  # a caller might have set it
+    process: Any
     with log.open("ab") as out:
-        process = subprocess.Popen(words, env=environment, stdout=out, stderr=out, cwd=runs.ROOT)
+        if words[0] == sys.executable and not changed:
+            process = Forked(words[1:], environment, runs.ROOT, streams=(out.fileno(), out.fileno()))
+        else:
+            process = subprocess.Popen(words, env=environment, stdout=out, stderr=out, cwd=runs.ROOT)
     try:
         yield process
     finally:
         if process.poll() is None:
-            for rank in ranks(process.pid).values():
+            for rank in ranks(process).values():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rank, signal.SIGKILL)
-            process.kill()
+            process.send_signal(signal.SIGKILL)
         process.wait(30)
 
 
@@ -57,10 +68,12 @@ def descendants(pid: int) -> Iterator[int]:
             yield from descendants(child)
 
 
-def ranks(pid: int) -> dict[int, int]:
-    """Process numbers of the ranks below process `pid`, by rank; of a rank and its workers the rank itself."""
+def ranks(started: Any) -> dict[int, int]:
+    """Process numbers of the ranks below a process, by rank; of a rank and its workers the rank itself."""
+    if isinstance(started, Forked):
+        return started.ranks()
     found: dict[int, int] = {}
-    for process in descendants(pid):
+    for process in descendants(started.pid):
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
             variables = dict(word.split(b"=", 1) for word in words if b"=" in word)

@@ -31,7 +31,8 @@ def done(split: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
     run_dir = tmp_path_factory.mktemp("runs") / "scratch"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mpp.downstream.finetune.plot_confusion", plot_confusion)
-        out, err = runs.call(runs.finetune_command(split, run_dir, data__workers="2", log__evaluate="20 steps"))
+        more = {"data__workers": "2", "log__evaluate": "20 steps", "log__to": "tensorboard"}
+        out, err = runs.call(runs.finetune_command(split, run_dir, **more))
     result = read_result(run_dir)
     assert result is not None
     return Done(split, run_dir, out, err, result, read_csv(run_dir / "predictions.csv"))

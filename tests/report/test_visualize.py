@@ -43,7 +43,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def run(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with its page."""
     folder = tmp_path_factory.mktemp("visualize") / "first"
-    out, err = runs.call(runs.command(source, folder, *STEPS))
+    out, err = runs.call(runs.command(source, folder, *STEPS, log__to="tensorboard"))
     assert f"page         {folder / 'report.html'}" in out, err
     return folder
 

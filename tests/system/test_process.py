@@ -198,7 +198,7 @@ def test_earlier_handlers_of_signals_are_put_back(monkeypatch: pytest.MonkeyPatc
 
 
 def pretraining(source: str, out: Path) -> list[str]:
-    return runs.command(source, out, data__workers="2", train__length="3 steps")
+    return runs.command(source, out, data__workers="2", train__length="3 steps", fewshot__data="")
 
 
 def tuning(source: str, out: Path) -> list[str]:
