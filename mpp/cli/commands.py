@@ -113,7 +113,7 @@ TOOLS = {
         ("out", "data", "test"),
     ),
     "probe": Tool(
-        "Test encoders with all labels: a linear classifier or nearest neighbours.",
+        "Test encoders with all labels: a linear classifier, nearest neighbours or attention.",
         ProbeRecipe,
         "mpp.downstream.evaluate:probe",
         _FROZEN,

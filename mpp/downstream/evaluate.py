@@ -1,16 +1,17 @@
 """The few-shot and probe tools: how well frozen features of several encoders serve, side by side.
 
-open_weights -> FrozenEncoder -> features (cached)    each encoder, layer and pooling asked for, all from one pass
-Fewshot.run | sweep_linear | sweep_knn                accuracy on the test images
-choose_readout | held-out images                      which layer and pooling, of several; never by test images
+open_weights -> FrozenEncoder -> features (cached)         each encoder, layer and pooling asked for, all from one pass
+Fewshot.run | sweep_linear | sweep_knn | sweep_attentive    accuracy on the test images
+choose_readout | held-out images                           which layer and pooling, of several; never by test images
 a table, a CSV, a picture
 """
 
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +22,16 @@ from mpp import dist
 from mpp.data.sources.base import count
 from mpp.data.sources.patterns import shown
 from mpp.dist import World
+from mpp.downstream.attentive import Training, sweep_attentive
 from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Extract, Fewshot, FewshotResult, Readout, choose_readout
 from mpp.downstream.labelled import Labelled, open_labelled, take_fraction
 from mpp.downstream.plots import plot_layers, plot_shots
 from mpp.downstream.pretrained_on import notes_on_pretraining
-from mpp.downstream.probe import L2_SWEEP, ProbeResult, sweep_knn, sweep_linear
+from mpp.downstream.probe import L2_SWEEP, ProbeResult, Value, sweep_knn, sweep_linear
 from mpp.downstream.settings import FewshotRecipe, ProbeRecipe
 from mpp.downstream.start import open_frozen
+from mpp.downstream.tokens import TokenReader
 from mpp.errors import RunError, UserError
 from mpp.system.files import make_folder, write_csv
 from mpp.system.outcome import Outcome
@@ -154,7 +157,13 @@ def probe(config: ProbeRecipe) -> int:
         if config.kind == "knn" and min(config.k) > images:  # those that are too large are passed over
             ks = ", ".join(map(str, config.k))
             raise UserError(f"--k {ks}: there are only {images:,} training images to be neighbours; take at most that")
-        if len({*config.k} if config.kind == "knn" else {*(config.l2 or L2_SWEEP)}) == 1:  # nothing to choose
+        if config.kind == "attentive" and config.pool != ProbeRecipe().pool:
+            raise UserError(
+                f"--pool {' '.join(config.pool)}: an attentive probe pools patch tokens itself; leave it out"
+            )
+        pairs = [*product(config.lr, config.weight_decay)]
+        choices = {"knn": config.k, "linear": config.l2 or L2_SWEEP, "attentive": pairs}
+        if len({*choices[config.kind]}) == 1:  # nothing to choose
             labelled = replace(labelled, val=None, val_labels=None)
         chosen_on = "validation" if labelled.val else "held-out training"
         encoders = _encoders(config, (config.layer,), world, device)
@@ -163,20 +172,22 @@ def probe(config: ProbeRecipe) -> int:
             make_folder(path.parent, ("probe.csv",))
         _print_notes(config, labelled, labelled.train_indices, labelled.test_indices, world)
         results: dict[Readout, ProbeResult] = {}
-        for readout, extract in _readouts(encoders, config.pool):
+        attentive, given = config.kind == "attentive", (encoders, labelled, config.encoder.cache, world)
+        for readout, extract in _token_readouts(*given) if attentive else _readouts(encoders, config.pool):
             with _named_errors(readout.name):
                 train, test, val, groups = read_splits(extract, labelled)
+                sides = train, test, len(labelled.classes)
                 if config.kind == "knn":
-                    result = sweep_knn(train, test, len(labelled.classes), config.k, config.temperature, val, groups)
+                    result = sweep_knn(*sides, config.k, config.temperature, val, groups)
+                elif config.kind == "linear":
+                    result = sweep_linear(*sides, config.l2 or L2_SWEEP, val, groups)
                 else:
-                    result = sweep_linear(train, test, len(labelled.classes), config.l2 or L2_SWEEP, val, groups)
+                    how = Training(config.lr, config.weight_decay, config.queries, config.epochs, config.seed)
+                    result = sweep_attentive(*sides, how, val, groups)
             results[readout] = result
             if world.main:
                 lost = images + len(labelled.test_indices) - len(train[0]) - len(test[0])
-                print(
-                    f"\n{readout.name}\n{_probe_text(result, lost, chosen_on)}",
-                    flush=True,
-                )
+                print(f"\n{readout.name}\n{_probe_text(result, lost, chosen_on)}", flush=True)
         if world.main:
             print(_chosen_probes(results), end="", flush=True)
         if world.main and config.out:
@@ -195,9 +206,9 @@ def _probe_text(result: ProbeResult, lost: int, chosen_on: str) -> str:
         lines.append(f"{result.setting:>12}  {chosen_on} images")
         for value, accuracy in result.table:
             mark = "   chosen" if value == result.chosen else ""
-            lines.append(f"{value:>12g}  {accuracy:8.1%}{mark}")
+            lines.append(f"{_numbers(value):>12}  {accuracy:8.1%}{mark}")
     else:
-        lines.append(f"{result.setting} {result.chosen:g}")
+        lines.append(f"{result.setting} {_numbers(result.chosen)}")
     if lost:
         lines.append(f"images that could not be decoded and are left out: {lost:,}")
     return "\n".join(lines)
@@ -220,7 +231,7 @@ def _probe_rows(config: ProbeRecipe, results: dict[Readout, ProbeResult]) -> Ite
     several = any(result.multi_label for result in results.values())
     yield "model", "kind", "labels", "mean_ap" if several else "top1", "top5", "setting", "chosen", "held_out"
     for readout, result in results.items():
-        figures = _figure(result.top1), _figure(result.top5), result.setting, f"{result.chosen:g}"
+        figures = _figure(result.top1), _figure(result.top5), result.setting, _numbers(result.chosen)
         yield readout.name, config.kind, config.labels, *figures, _figure(result.held_out)
 
 
@@ -241,6 +252,8 @@ def _encoders(
         frozen = open_frozen(init, of, layers, world, device, cache=of.cache)
         if not set(config.pool) & set(frozen.pools):
             raise UserError(f"--pool {' '.join(config.pool)}: {init} has no class token; add mean")
+        if isinstance(config, ProbeRecipe) and config.kind == "attentive" and not frozen.is_vit:
+            raise UserError(f"--kind attentive reads the patch tokens of a ViT, which {init} is not: take linear")
         encoders.append((init, frozen))
     return encoders
 
@@ -256,6 +269,20 @@ def _readouts(encoders: list[tuple[str, FrozenEncoder]], pools: Sequence[str]) -
             for pool in pools:
                 if pool in frozen.pools:
                     yield Readout(init, layer, pool, frozen.depth), frozen.extract(pool, layer)
+
+
+def _token_readouts(
+    encoders: list[tuple[str, FrozenEncoder]], labelled: Labelled, cache: bool, world: World
+) -> Iterator[tuple[Readout, Callable[..., Any]]]:
+    """Likewise the patch tokens of the one layer that is read; says whether they are kept."""
+    labels = labelled.train_labels, labelled.test_labels, labelled.val_labels
+    images = sum(int((of >= 0).sum()) for of in labels if of is not None)
+    while encoders:
+        init, frozen = encoders.pop(0)
+        reader = TokenReader(frozen, images, cache)
+        if world.main:
+            print(f"{init}: {reader.note}", file=sys.stderr)
+        yield Readout(init, frozen.layers[0], "attentive", frozen.depth), reader.extract
 
 
 @contextlib.contextmanager
@@ -278,6 +305,10 @@ def _print_notes(
         pretrained_on = [note for init in config.init for note in notes_on_pretraining(init, labelled.test, test)]
         for note in dict.fromkeys([*labelled.notes, *pretrained_on]):
             print(f"note: {note}", file=sys.stderr)
+
+
+def _numbers(value: Value) -> str:
+    return " ".join(f"{number:g}" for number in (value if isinstance(value, tuple) else (value,)))
 
 
 def _figure(value: float | None) -> str:

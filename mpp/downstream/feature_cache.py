@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mpp import dist
@@ -25,11 +25,13 @@ from mpp.system.files import cache_folder, write_whole
 
 _FORMAT = 1  # of the files; with a new number the old ones are no longer used
 
-Features = tuple[Float32[np.ndarray, "n d"], Int64[np.ndarray, " n"]]
+Features = tuple[Float[np.ndarray, "n d"], Int64[np.ndarray, " n"]]
 """Features, and each row's index in its source."""
 
 
-def cached_features(key: Mapping[str, Any], extract: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Features:
+def cached_features(
+    key: Mapping[str, Any], extract: Callable[[], tuple[np.ndarray, np.ndarray]], dtype: type[np.floating] = np.float32
+) -> Features:
     """Gives the features that are cached under `key`, or else those of `extract`, which are then cached.
 
     Under several processes all must call this together, and `extract` must return the same on all of them: it runs on
@@ -38,16 +40,16 @@ def cached_features(key: Mapping[str, Any], extract: Callable[[], tuple[np.ndarr
 
     Args:
         key: everything that the features depend on, as JSON values.
-        extract: features (n, d) of any float type and indices (n,), which become float32 and int64.
+        extract: features (n, d) of any float type and indices (n,), which become `dtype` and int64.
     """
     text = json.dumps({"format": _FORMAT, "key": dict(key)}, sort_keys=True, allow_nan=False)
     path = cache_folder() / "features" / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
-    cached = _load(path, text)
+    cached = _load(path, text, dtype)
     # Ranks must agree, else some would wait for the others in `extract` for ever.
     if not dist.any_rank(cached is None) and cached is not None:
         return cached
     features, indices = extract()
-    features = np.ascontiguousarray(features, dtype=np.float32)
+    features = np.ascontiguousarray(features, dtype=dtype)
     indices = np.ascontiguousarray(indices, dtype=np.int64)
     if _writes():
         try:
@@ -69,7 +71,7 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path, key: str) -> Features | None:
+def _load(path: Path, key: str, dtype: type[np.floating]) -> Features | None:
     """Reads the file; None where there is none, or none that can be used."""
     try:
         # numpy leaves a file of its own open when the archive is damaged.
@@ -77,7 +79,7 @@ def _load(path: Path, key: str) -> Features | None:
             features, indices, of = arrays["features"], arrays["indices"], str(arrays["key"])
         if of != key:
             raise ValueError("it holds the features of another key")
-        if features.dtype != np.float32 or features.ndim != 2:
+        if features.dtype != dtype or features.ndim != 2:
             raise ValueError(f"its features are {features.dtype} {features.shape}")
         if indices.dtype != np.int64 or indices.shape != features.shape[:1]:
             raise ValueError(f"its indices are {indices.dtype} {indices.shape}")

@@ -42,6 +42,8 @@ from mpp.system.progress import Progress
 from mpp.training.parallel import DTYPES, autocast
 from mpp.weights.base import Weights, build
 
+Side = tuple[Any, np.ndarray]  # features and labels
+
 
 def pool(
     tokens: Float[Tensor, "b tokens d"], num_prefix_tokens: int, how: Literal["mean", "token"]
@@ -267,10 +269,10 @@ class FrozenEncoder:
         with torch.inference_mode(), autocast(self.precision, self.device):
             return self._tokens(pixels)[0][:, self.model.num_prefix_tokens :].float()
 
-    def batches(self, source: Source, indices: Int64[np.ndarray, " n"]) -> Generator[Batch]:
+    def batches(self, source: Source, indices: np.ndarray, size: int = EVALUATION_BATCH) -> Generator[Batch]:
         """Images of a source in order, as the encoder takes them."""
         transform, reading = EvalTransform(self.image_hw, self.weights.framing), self.weights.reading
-        options: Any = {"batch_size": EVALUATION_BATCH, "pin_memory": self.device.type == "cuda"}
+        options: Any = {"batch_size": size, "pin_memory": self.device.type == "cuda"}
         return sequential(source, transform, reading, indices, workers=self.workers, **options)
 
     def settle(self) -> None:
@@ -299,7 +301,7 @@ class FrozenEncoder:
         passed = functools.cache(lambda: self._pass(source, indices))  # made at most once, by the first layer to miss
         features: dict[int, Features] = {} if self._cache else passed()
         if self._cache:
-            key = self._key(source, indices)
+            key = self.key(source, indices)
             for layer in self.layers:
                 features[layer] = cached_features({**key, "layer": layer}, lambda layer=layer: passed()[layer])
         self._memory.append((source, indices, features))
@@ -317,7 +319,7 @@ class FrozenEncoder:
         parts = np.split(features, ends[:-1], axis=1)
         return {layer: (part, decoded) for layer, part in zip(self.layers, parts, strict=True)}
 
-    def _key(self, source: Source, indices: np.ndarray) -> dict[str, Any]:
+    def key(self, source: Source, indices: np.ndarray) -> dict[str, Any]:
         """All that features depend on but the layer."""
         kernels = sorted({module.backend for module in self.model.modules() if isinstance(module, Attention)})
         return {
@@ -330,14 +332,12 @@ class FrozenEncoder:
 
 
 def read_splits(
-    extract: Extract, labelled: Labelled
-) -> tuple[Features, Features, Features | None, Int64[np.ndarray, " n"] | None]:
-    """Extracts features (n, d) and labels (n,) of training and test images, and of validation images if there are.
+    extract: Callable[[Source, np.ndarray], tuple[Any, np.ndarray]], labelled: Labelled
+) -> tuple[Side, Side, Side | None, Int64[np.ndarray, " n"] | None]:
+    """Extracts features (n, d), or tokens, and labels (n,) of training and test images, of validation images if there
+    are, and gives the groups of the training images, where they have any."""
 
-    Also gives the groups of the training images, where they have any.
-    """
-
-    def read(source: Source, labels: np.ndarray) -> tuple[Features, np.ndarray]:
+    def read(source: Source, labels: np.ndarray) -> tuple[Side, np.ndarray]:
         features, decoded = extract(source, np.flatnonzero(labels >= 0))
         return (features, labelled.truth(labels[decoded])), decoded
 

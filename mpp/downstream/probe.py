@@ -1,4 +1,4 @@
-"""Probes of frozen features: a linear classifier and nearest neighbours, each with its setting chosen on held-out data.
+"""Probes of pooled features: a linear classifier and nearest neighbours, each with its setting chosen on held-out data.
 
     linear  multinomial logistic regression (logistic.py), its L2 from a grid
     k-NN    votes of the k nearest training images by cosine similarity s, each exp(s / temperature)
@@ -22,7 +22,7 @@ from mpp.downstream.fewshot import stratified_folds
 from mpp.downstream.groups import strata_of
 from mpp.downstream.logistic import LinearProbe, fit_linear
 from mpp.downstream.multi_label import mean_average_precision
-from mpp.downstream.ridge import check_features
+from mpp.downstream.ridge import Truth, check_features
 from mpp.system.progress import Progress
 
 L2_SWEEP = tuple(2.0**power for power in range(-20, 6, 2))
@@ -32,6 +32,8 @@ _BLOCK = 2**24  # numbers in one block of rows: 128 MB
 
 Labelled = tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]
 """Features and labels."""
+Value = float | tuple[float, ...]
+"""Of a setting, or of several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +41,9 @@ class ProbeResult:
     """Accuracy of a probe on the test features, and how its setting was chosen."""
 
     setting: str
-    """What was chosen: "l2" or "k"."""
-    chosen: float
-    table: tuple[tuple[float, float], ...]
+    """What was chosen: "l2", "k" or "lr weight_decay"."""
+    chosen: Value
+    table: tuple[tuple[Value, float], ...]
     """(value, accuracy on the held-out tenth) in the order tried; empty where there was one value only."""
     top1: float
     """Share of the test images classified correctly, 0 to 1; of several labels an image the mean average precision."""
@@ -81,7 +83,7 @@ def sweep_linear(
     table: list[tuple[float, float]] = []
     probe: LinearProbe | None = None
     if len(strongest_first) > 1:
-        learned, held_out = (train, val) if val else _hold_out(train, groups)
+        learned, held_out = (train, val) if val else cut_tenth(train, groups)
         with Progress("fitting probes", len(strongest_first), "fits") as progress:
             for l2 in strongest_first:
                 probe = fit_linear(*learned, num_classes, l2, start=probe)
@@ -89,7 +91,7 @@ def sweep_linear(
                 if held_out[1].ndim == 2:
                     table.append((l2, mean_average_precision(logits, held_out[1])))
                 else:
-                    table.append((l2, _right(logits, held_out[1], 1) / len(held_out[1])))
+                    table.append((l2, count_right(logits, held_out[1], 1) / len(held_out[1])))
                 progress.add()
     chosen = max(table, key=itemgetter(1))[0] if table else strongest_first[0]
     probe = fit_linear(*train, num_classes, chosen)
@@ -98,7 +100,7 @@ def sweep_linear(
         precision = mean_average_precision(logits, test[1])
         return ProbeResult("l2", chosen, tuple(table), precision, None, logits.argmax(axis=1), True)
     rows = _slices(len(test[0]), num_classes)
-    return _result("l2", chosen, table, (probe.logits(test[0][part]) for part in rows), test[1], num_classes)
+    return score_blocks("l2", chosen, table, (probe.logits(test[0][part]) for part in rows), test[1], num_classes)
 
 
 def sweep_knn(
@@ -121,17 +123,17 @@ def sweep_knn(
     wanted = sorted(set(ks))
     table: list[tuple[float, float]] = []
     if len(wanted) > 1:
-        learned, held_out = (train, val) if val else _hold_out(train, groups)
+        learned, held_out = (train, val) if val else cut_tenth(train, groups)
         wanted = [k for k in wanted if k <= len(learned[0])] or [len(learned[0])]
         right, start = np.zeros(len(wanted)), 0
         for votes in knn_votes(*learned, held_out[0], num_classes, wanted, temperature):
             labels = held_out[1][start : start + votes.shape[1]]
-            right += [_right(of_k, labels, 1) for of_k in votes]
+            right += [count_right(of_k, labels, 1) for of_k in votes]
             start += votes.shape[1]
         table = list(zip(wanted, (right / len(held_out[1])).tolist(), strict=True))
     chosen = int(max(table, key=itemgetter(1))[0]) if table else wanted[0]
     votes = knn_votes(*train, test[0], num_classes, [chosen], temperature)
-    return _result("k", chosen, table, (of_k for (of_k,) in votes), test[1], num_classes)
+    return score_blocks("k", chosen, table, (of_k for (of_k,) in votes), test[1], num_classes)
 
 
 def knn_votes(
@@ -194,12 +196,16 @@ def _check(train: Labelled, test: Labelled) -> None:
     """Complains before anything is fitted, not after."""
     check_features(train[0])
     check_features(test[0])
-    labels = train[1]
+    check_classes(train[1])
+
+
+def check_classes(labels: Truth) -> None:
+    """Raises ValueError for images of one class alone."""
     if labels.ndim == 1 and labels.min() == labels.max():
         raise ValueError(f"a probe needs images of two classes or more; all {len(labels)} are of class {labels[0]}")
 
 
-def _hold_out(train: Labelled, groups: np.ndarray | None) -> tuple[Labelled, Labelled]:
+def cut_tenth(train: Labelled, groups: np.ndarray | None) -> tuple[Labelled, Labelled]:
     """Cuts off a tenth, at least one image or group, spread evenly over the classes; never the only one of a class."""
     features, labels = train
     stratum, group = strata_of(labels, groups)
@@ -210,10 +216,10 @@ def _hold_out(train: Labelled, groups: np.ndarray | None) -> tuple[Labelled, Lab
     return (features[~held_out], labels[~held_out]), (features[held_out], labels[held_out])
 
 
-def _result(
+def score_blocks(
     setting: str,
-    chosen: float,
-    table: Sequence[tuple[float, float]],
+    chosen: Value,
+    table: Sequence[tuple[Value, float]],
     scores: Iterator[Float64[np.ndarray, "block K"]],
     labels: Int[np.ndarray, " m"],
     num_classes: int,
@@ -223,13 +229,17 @@ def _result(
     predicted: list[np.ndarray] = []
     for block in scores:
         of_block = labels[start : start + len(block)]
-        top1, top5, start = top1 + _right(block, of_block, 1), top5 + _right(block, of_block, 5), start + len(block)
+        top1, top5, start = (
+            top1 + count_right(block, of_block, 1),
+            top5 + count_right(block, of_block, 5),
+            start + len(block),
+        )
         predicted.append(block.argmax(axis=1))
     shares = top1 / len(labels), top5 / len(labels) if num_classes > 5 else None
     return ProbeResult(setting, chosen, tuple(table), *shares, np.concatenate(predicted))
 
 
-def _right(scores: Float64[np.ndarray, "m K"], labels: Int[np.ndarray, " m"], count: int) -> int:
+def count_right(scores: Float64[np.ndarray, "m K"], labels: Int[np.ndarray, " m"], count: int) -> int:
     """Counts the rows in which fewer than `count` classes come before the label's; of equals the lower is first.
 
     A class of score -inf was not predicted at all: it never counts, whatever its place.

@@ -302,10 +302,11 @@ class FewshotRecipe(_FrozenRecipe):
 
 @dataclass(frozen=True)
 class ProbeRecipe(_FrozenRecipe):
-    """Probes on frozen features: a linear classifier or nearest neighbours, from all labels."""
+    """Probes on frozen features: a linear classifier, nearest neighbours or attention to patches, from all labels."""
 
-    kind: Literal["linear", "knn"] = "linear"
-    """linear: logistic regression by L-BFGS; knn: k nearest neighbours by cosine."""
+    kind: Literal["linear", "knn", "attentive"] = "linear"
+    """linear: logistic regression by L-BFGS; knn: k nearest neighbours by cosine; attentive: learnt queries over the
+    patch tokens of a ViT and a linear classifier, trained by AdamW; class token and registers are left out."""
     labels: str = "100%"
     """Share of the labelled training images that is used, the same share of each class."""
     labels_seed: int = 0
@@ -318,16 +319,31 @@ class ProbeRecipe(_FrozenRecipe):
     """knn: numbers of neighbours to choose from."""
     temperature: float = 0.07
     """knn: neighbours count by exp(cosine / temperature)."""
+    queries: int = 8
+    """attentive: most queries; the largest number up to it that divides the width of a token is taken."""
+    lr: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """attentive: learning rates to choose from, as l2."""
+    weight_decay: tuple[float, ...] = (1e-3, 1e-1)
+    """attentive: weight decays to choose from, each with each rate."""
+    epochs: int = 0
+    """attentive: passes over the training images. 0: 20, or as many as make 1,000 steps."""
+    seed: int = 0
+    """attentive: of the first weights and the order of images."""
     out: str = ""
     """Folder for probe.csv. Empty: nothing is written."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_share(self.labels, "labels")
-        if any(not 0 < l2 < float("inf") for l2 in self.l2):
-            raise ValueError(f"l2 takes positive, finite numbers, got {list(self.l2)}")
+        for name, least in (("l2", "positive, "), ("lr", "positive, "), ("weight_decay", "")):
+            values = getattr(self, name)
+            if any(not 0 <= value < float("inf") or (least and not value) for value in values):
+                raise ValueError(f"{name} takes {least}finite numbers, got {list(values)}")
+        for name in ("lr", "weight_decay"):
+            check_different(getattr(self, name), name, "numbers", valid=bool(getattr(self, name)))
         if min(self.k, default=0) < 1:
             raise ValueError(f"k takes numbers of at least 1, got {list(self.k)}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
-        check_at_least(0, self, "labels_seed")
+        check_at_least(0, self, "labels_seed", "epochs", "seed")
+        check_at_least(1, self, "queries")

@@ -136,6 +136,28 @@ def test_neighbours_and_a_share_of_the_labels(tmp_path: Path, capsys: pytest.Cap
     assert "500" not in printed.out  # more than there are
 
 
+def test_an_attentive_probe_is_the_same_from_kept_tokens(
+    source: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["--init", SIDES[0], "--data", source, "--kind", "attentive", "--lr", "0.003", "0.01", "--layer", "-2"]
+    told += ["--weight-decay", "0.1", "--epochs", "4", *COMMON, "--out", str(tmp_path / "out")]
+    written = set()
+    for again in range(3):
+        if again == 2:  # the encoder runs in each epoch
+            monkeypatch.setattr("mpp.downstream.tokens.memory", lambda: 1000)
+        assert probe(told) == 0
+        out, err = capsys.readouterr()
+        where = "more than half of the memory, 1 kB: the encoder runs again in" if again == 2 else "kept in memory"
+        assert f"{SIDES[0]}: patch tokens of 40 images, 4 x 64 each, 20.5 kB in float16: {where}" in err
+        assert len([*(cache / "features").iterdir()]) == 2
+        written.add((tmp_path / "out" / "probe.csv").read_text() + out)
+    assert len(written) == 1
+    (row,) = read_csv(tmp_path / "out" / "probe.csv")
+    assert (row["model"], row["kind"]) == (f"{SIDES[0]} (attentive, layer -2)", "attentive")
+    assert (row["setting"], row["chosen"]) in {("lr weight_decay", f"{lr} 0.1") for lr in ("0.003", "0.01")}
+    assert f"top-1 {float(row['top1']):.1%} of 8 test images\nlr weight_decay  held-out training images\n" in out
+
+
 def test_bad_images_are_left_out_and_said(split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = shutil.copytree(split.removeprefix("folder:"), tmp_path / "images")
     told = ["--data", f"folder:{root}", "--init", SIDES[1], *COMMON]
@@ -203,7 +225,15 @@ SETTINGS = [
     ("probe --k 0", "k takes numbers of at least 1"),
     ("probe --labels 200%", "labels is above 0% and up to 100%"),
     ("probe --kind knn --labels 1% --k 40 99", "--k 40, 99: there are only 30 training images to be neighbours"),
-    ("probe --kind tree", "--kind: takes one of linear, knn, got 'tree'"),
+    ("probe --kind tree", "--kind: takes one of linear, knn, attentive, got 'tree'"),
+    ("probe --lr 0.1 0", "lr takes positive, finite numbers, got [0.1, 0.0]"),
+    ("probe --weight-decay", "weight_decay takes different numbers, got none"),
+    ("probe --queries 0", "queries must be at least 1, got 0"),
+    ("probe --kind attentive --pool mean", "--pool mean: an attentive probe pools patch tokens itself; leave it out"),
+    (
+        f"probe --kind attentive --init {SIDES[1]}",
+        "attentive reads the patch tokens of a ViT, which random:test_resnet",
+    ),
 ]
 
 

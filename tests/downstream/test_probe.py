@@ -144,7 +144,7 @@ def test_knn_by_hand_and_at_any_temperature() -> None:
 def test_sweeps_choose_on_others_and_score_with_everything(sweep: Any, val: Any) -> None:
     (features, labels), (test, test_labels) = blobs(13, 400, 8, noise=2.0), blobs(14, 150, 8, noise=2.0)
     result = sweep((features, labels), (test, test_labels), 8, val=val)
-    learned, held = ((features, labels), val) if val else probe._hold_out((features, labels), None)
+    learned, held = ((features, labels), val) if val else probe.cut_tenth((features, labels), None)
     assert (len(learned[1]), len(held[1])) == ((400, 60) if val else (360, 40))
     table = dict(result.table)
     assert result.chosen == next(value for value, share in result.table if share == max(table.values()))
