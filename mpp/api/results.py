@@ -139,7 +139,7 @@ def result_of(tool: str, config: Any, status: int) -> Result:
 
 
 def _run_figures(folder: Path) -> dict[str, Any]:
-    """Of a fine-tuning result.json, of a pretraining the scores of its last part and its last few-shot accuracies."""
+    """Of a fine-tuning result.json, of a pretraining the scores of its last part and its last evaluation."""
     run = read_run(folder)
     if run.result is not None:
         return {key: value for key, value in vars(run.result).items() if value is not None}
@@ -147,8 +147,9 @@ def _run_figures(folder: Path) -> dict[str, Any]:
         return {}
     figures: dict[str, Any] = {"steps": run.rows[-1]["step"], "images": run.rows[-1]["images"]}
     figures |= last_part(run.trained, run.score)[0]
-    last = run.fewshot[-1] if run.fewshot else {}
-    return figures | {name: value for name, value in last.items() if name.startswith("fewshot/")}
+    for row in run.rows:
+        figures |= {name: value for name, value in row.items() if name.startswith(("fewshot/", "features/"))}
+    return figures
 
 
 def _newest(folder: Path) -> list[Path]:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mpp.downstream.estimates import Estimate, estimate, student_t
+from mpp.downstream.rankme import collapse
 from mpp.system.files import write_whole
 from mpp.training.duration import in_words
-from mpp.training.rows import last_part, training_spans
+from mpp.training.rows import evaluation_seconds, last_part, training_spans
 
 FILE = "verdict.json"
 MEAN_AP = "mean average precision"
@@ -123,6 +124,8 @@ def of_pretraining(
             comparison = Comparison(TREND, _EARLIER, trend.gain, trend.half, "rows of figures")
             sentences.append(_at_the_end(comparison, rows, unit))
             comparisons.append(comparison)
+    if collapsed := collapse(rows):
+        sentences.append(collapsed)
     shots = _fewshot(rows, "the weights it began with" if init else "the untrained encoder")
     if shots:
         each = ", ".join(f"{of.what} {of.points}" + ("" if of.half is None else f" ({of.outcome})") for of in shots)
@@ -230,7 +233,7 @@ def _at_the_end(of: Comparison, rows: Sequence[Row], unit: str) -> str:
     if of.outcome != "gained":
         return f"Whether it still improved at its end is not shown {change}."
     seconds = sum(spent for _, spent in training_spans(rows))
-    seconds += sum(row.get("time/fewshot_seconds", 0.0) for row in rows)
+    seconds += evaluation_seconds(rows)
     cost = f" A run of twice the length would take about {in_words(2 * seconds)} at this speed." if seconds else ""
     return f"It still improved at its end {change}.{cost}"
 

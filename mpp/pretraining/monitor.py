@@ -1,18 +1,21 @@
-"""What a person sees of a pretraining run: rows of figures, pictures of reconstructions, few-shot accuracy."""
+"""What a person sees of a pretraining run: rows of figures, pictures of reconstructions, measures of the features."""
 
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from mpp.data.loader import sequential
 from mpp.data.reader import Batch
 from mpp.data.sources.base import Source, count
 from mpp.data.transform import EvalTransform, normalise
+from mpp.downstream import rankme
 from mpp.downstream.features import EVALUATION_BATCH, extract_by_all, pool
 from mpp.downstream.fewshot import evaluations
 from mpp.errors import RunError
@@ -22,6 +25,8 @@ from mpp.pretraining.build import PretrainingRun
 from mpp.pretraining.step import draw
 from mpp.training.loop import Every, State
 from mpp.training.parallel import autocast
+from mpp.training.rows import FILE as ROWS
+from mpp.training.rows import read_rows
 from mpp.training.run_monitor import RunMonitor
 from mpp.training.sharded import whole
 
@@ -36,31 +41,35 @@ class Monitor(RunMonitor):
     def __init__(self, run: PretrainingRun, dry: bool = False) -> None:
         super().__init__(run, run.model.target.score_name, dry)
         self.evaluation_seconds = 0.0
-        """Spent on few-shot evaluation."""
+        """Spent on evaluations of the features."""
 
     def every(self) -> list[Every]:
         """What is due how often."""
         due: list[Every] = [(self.run.steps("log.every"), self.row)]
         if self.run.config.log.pictures:
             due.append((self.run.steps("log.pictures"), self.picture))
-        if self.run.fewshot is not None:
-            due.append((self.fewshot_period, self.fewshot))
+        if self.evaluates:
+            due.append((self.evaluation_period, self.evaluate))
         return due
 
     @property
-    def fewshot_period(self) -> int:
-        """Steps between few-shot evaluations; 0: only before the first and after the last step."""
+    def evaluates(self) -> bool:
+        """Whether the features are measured."""
+        return self.run.fewshot is not None or self.run.config.log.effective_rank
+
+    @property
+    def evaluation_period(self) -> int:
+        """Steps between evaluations; 0: only before the first and after the last step."""
         run, schedule = self.run, self.run.schedule
-        assert run.fewshot is not None
-        every, images = run.config.fewshot.every, run.fewshot.num_images
-        return evaluations(every, schedule.total_steps, schedule.batch_size, images, len(run.source))
+        images = (run.fewshot.num_images if run.fewshot else 0) + len(self.ranked_images)
+        return evaluations(run.config.fewshot.every, schedule.total_steps, schedule.batch_size, images, len(run.source))
 
     def initial(self) -> None:
         """Shows the untrained model."""
         if self.run.config.log.pictures:
             self.picture(self.run.state)
-        if self.run.fewshot is not None:
-            self.fewshot(self.run.state)
+        if self.evaluates:
+            self.evaluate(self.run.state)
 
     def picture(self, state: State) -> None:
         """Draws reconstructions of the same images with the same corruption each time."""
@@ -86,19 +95,38 @@ class Monitor(RunMonitor):
         transform = EvalTransform(self.run.model.encoder.image_hw)
         return sequential(source, transform, self.run.reading, indices, batch_size=EVALUATION_BATCH)
 
-    def fewshot(self, state: State) -> None:
-        """Measures few-shot accuracy on the frozen features, by all ranks together."""
-        fewshot, step, began = self.run.fewshot, self.step(state), time.perf_counter()
-        assert fewshot is not None
+    @cached_property
+    def ranked_images(self) -> Int64[np.ndarray, " n"]:
+        """Indices of the training images whose features have their effective rank followed, drawn by the seed."""
+        run = self.run
+        number = rankme.IMAGES_A_DIMENSION * run.model.encoder.embed_dim if run.config.log.effective_rank else 0
+        number = min(number, len(run.source))
+        return np.sort(np.random.default_rng(run.config.train.seed).choice(len(run.source), number, replace=False))
+
+    def evaluate(self, state: State) -> None:
+        """Measures the frozen features, by all ranks together: few-shot accuracy, effective rank."""
+        step, figures = self.step(state), dict[str, Any]()
         with evaluating(self.run) as model:
-            try:
-                result = fewshot.run(lambda source, indices: self._extract(model, source, indices))
-            except ValueError as error:
-                raise RunError(f"few-shot evaluation: {error}") from error
-        seconds = time.perf_counter() - began
-        self.evaluation_seconds += seconds
-        state.clock.paused(seconds)
-        self.log.row(step, state.images_seen, {**result.figures(), "time/fewshot_seconds": seconds})
+            for name, measure in (("fewshot", self._fewshot), ("rank", self._rank)):
+                began = time.perf_counter()
+                if found := measure(model, step):
+                    seconds = time.perf_counter() - began
+                    self.evaluation_seconds += seconds
+                    state.clock.paused(seconds)
+                    figures |= {**found, f"time/{name}_seconds": seconds}
+        self.log.row(step, state.images_seen, figures)
+        if self.run.world.main and (collapsed := rankme.collapse(read_rows(self.run.folder / ROWS))):
+            self.say(f"WARNING: {collapsed}")
+
+    def _fewshot(self, model: MaskedPatchPrediction, step: int) -> dict[str, Any]:
+        """Few-shot accuracy; nothing without labelled images."""
+        fewshot = self.run.fewshot
+        if fewshot is None:
+            return {}
+        try:
+            result = fewshot.run(lambda source, indices: self._extract(model, source, indices))
+        except ValueError as error:
+            raise RunError(f"few-shot evaluation: {error}") from error
         accuracies = [
             f"{count(shots, 'shot')} {of.mean:.1%}" + ("" if of.spread is None else f" ± {of.spread:.1%}")
             for shots, of in result.estimates.items()
@@ -110,6 +138,17 @@ class Monitor(RunMonitor):
             for shots, classes in result.short_classes.items():
                 if classes:
                     self.say(f"note: {classes} classes have fewer than {shots} labelled images; all of them are used")
+        return result.figures()
+
+    def _rank(self, model: MaskedPatchPrediction, step: int) -> dict[str, Any]:
+        """The effective rank of the features of some training images; nothing where it is not asked for."""
+        if not len(self.ranked_images):
+            return {}
+        features, _ = self._extract(model, self.run.source, self.ranked_images)
+        figures = rankme.figures(features)
+        rank, largest = figures.values()
+        self.say(f"step {step}  effective rank of the features: {rank:.1f} of {largest}")
+        return figures
 
     def _extract(
         self, model: MaskedPatchPrediction, source: Source, indices: np.ndarray

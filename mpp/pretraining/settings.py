@@ -22,7 +22,8 @@ class FewshotConfig:
     group: str = field(default="", metadata={"free": True})
     """As data.group of fine-tuning: a pattern in the images' names; images of one group are never parted."""
     every: str = field(default="auto", metadata={"free": True})
-    """Distance between evaluations. auto: as many as cost less than 2% of the run, at most 20; one always ends it."""
+    """Distance between evaluations, of the features' effective rank, too (log.effective_rank). auto: as many as cost
+    less than 2% of the run, at most 20; one always ends it."""
     shots: tuple[int, ...] = field(default=(1, 5, 10, 25), metadata={"free": True})
     """Labelled images per class."""
     seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata={"free": True})

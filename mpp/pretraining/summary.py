@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from mpp.downstream.rankme import ranks
 from mpp.downstream.verdict import Verdict, of_pretraining
 from mpp.pretraining.build import PretrainingRun
 from mpp.pretraining.monitor import Monitor
 from mpp.training.duration import in_words
-from mpp.training.rows import Row, last_part, read_rows, training_spans
+from mpp.training.rows import Row, evaluation_seconds, last_part, read_rows, training_spans
 
 
 def verdict_of(rows: Sequence[Row], starts: Sequence[Mapping[str, Any]], score: str, init: str = "") -> Verdict:
@@ -69,9 +70,15 @@ def summary(
                 spread = row.get(f"{name}_std")  # 0 for a single draw in older runs
                 cells.append(f"{row[name]:.1%} ± {spread:.1%}" if spread else f"{row[name]:.1%}")
             lines.append(f"  {shots:>8}  " + "  ".join(f"{cell:>15}" for cell in cells))
-        evaluating = sum(row.get("time/fewshot_seconds", 0.0) for row in rows)
-        share = evaluating / (evaluating + sum(seconds for _, seconds in training_spans(rows)))
-        lines += [f"  evaluated {len(evaluated)} times, in {share:.1%} of the time", ""]
+        lines += [f"  evaluated {len(evaluated)} times, in {_share(rows, 'fewshot'):.1%} of the time", ""]
+    if found := ranks(rows):
+        (first, _), (final, largest) = found[0], found[-1]
+        lines += [
+            f"Effective rank of the features (low: collapsed; high alone means nothing): {first:.1f} at first, "
+            f"{final:.1f} at last, of {largest:,}",
+            f"  measured {len(found)} times, in {_share(rows, 'rank'):.1%} of the time",
+            "",
+        ]
     lines += [f"WARNING: {warning}" for warning in warnings]
     lines += verdict.lines()
     lines += [f"note: {note}" for note in notes] + [""] * bool(notes)
@@ -80,6 +87,13 @@ def summary(
         lines.append(f"curves       tensorboard --logdir {folder}")
     lines.append(f'model        timm.create_model("local-dir:{folder / "model"}", pretrained=True)')
     return "\n".join(lines)
+
+
+def _share(rows: Sequence[Row], kind: str) -> float:
+    """The share of one kind of evaluation in the run's time."""
+    return evaluation_seconds(rows, [kind]) / (
+        evaluation_seconds(rows) + sum(seconds for _, seconds in training_spans(rows))
+    )
 
 
 def dry_run_report(run: PretrainingRun, seconds: float, monitor: Monitor) -> str:
@@ -104,11 +118,11 @@ def dry_run_report(run: PretrainingRun, seconds: float, monitor: Monitor) -> str
         f"full run     {schedule.total_steps:,} steps, {schedule.total_steps * schedule.batch_size:,} images, "
         f"{in_words(training)}",
     ]
-    if run.fewshot is not None:
-        period = monitor.fewshot_period
+    if monitor.evaluates:
+        period = monitor.evaluation_period
         times = 1 + (math.ceil(schedule.total_steps / period) if period else 1)  # one before the first step
         cost = times * monitor.evaluation_seconds
         share = cost / (cost + training)
-        lines.append(f"few-shot     {monitor.evaluation_seconds:.1f} s each, {times} times: {share:.1%} of the run")
+        lines.append(f"evaluation   {monitor.evaluation_seconds:.1f} s each, {times} times: {share:.1%} of the run")
     lines.append("dry run: nothing was written")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
+from mpp.downstream.rankme import RANK, ranks
 from mpp.report.charts import Line, line_chart
 from mpp.report.page import Gallery, Picture, Section, Table, Text
 from mpp.report.run_record import Row, RunRecord
@@ -14,6 +15,12 @@ from mpp.report.wording import NONE, figure, percent, score_text, shots_text
 IMAGES_SEEN = "images seen"
 BAND = " (band: standard deviation over the draws)"
 _TABLE_ROWS = 10
+_RANK = "effective rank"
+_ON_RANK = (
+    "The effective rank (RankMe, Garrido et al., 2023) counts, without labels, the directions that the features of "
+    "some training images use, of {:,} possible. A fall to one or two is a collapse: images hardly differ in their "
+    "features. A high one does not say that the features are useful; an untrained encoder's can be higher."
+)
 _KINDS = (("_masked", "masked"), ("_random", "random"), ("_unchanged", "unchanged"), ("", "all corrupted"))
 
 
@@ -90,6 +97,7 @@ def charts(record: RunRecord) -> tuple[Chart, ...]:
         Chart(score, title, title.lower(), scores, baselines, percent=classes),
         Chart("loss_detail", "Loss of the details", "squared error", (("loss_detail", "corrupted patches"),)),
         Chart("few_shot", frozen, "test accuracy", shots, percent=True, markers=True, spread="_std"),
+        Chart("effective_rank", "Effective rank of the features", _RANK, ((RANK, _RANK),), markers=True),
         *common,
     )
 
@@ -99,6 +107,8 @@ def curves_section(record: RunRecord) -> Section:
     pictures = tuple(filter(None, (_draw(chart, record.rows) for chart in charts(record))))
     blocks = [Text(text) for text in _remarks(record)]
     blocks += [Gallery(pictures)] if pictures else []
+    if found := ranks(record.rows):
+        blocks.append(Text(_ON_RANK.format(found[-1][1])))
     blocks += [_table(record)] if record.trained else []
     if record.pretraining:
         reading = (

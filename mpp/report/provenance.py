@@ -15,7 +15,7 @@ from mpp.report.wording import NONE
 from mpp.system.files import read_csv
 from mpp.training.bad_files import by_kind
 from mpp.training.duration import in_words
-from mpp.training.rows import training_spans
+from mpp.training.rows import evaluation_seconds, training_spans
 
 _BAD_SHOWN = 5
 
@@ -137,13 +137,14 @@ def _starts(record: RunRecord) -> Table:
 
 
 def times(record: RunRecord) -> dict[str, str]:
-    """Time of training and of few-shot evaluations over all starts, and the hours of devices that it makes."""
+    """Time of training and of evaluations over all starts, and the hours of devices that it makes."""
     spans = list(training_spans(record.rows))
     if not spans:
         return {}
     found = {"training time": in_words(sum(seconds for _, seconds in spans))}
-    if evaluation := sum(row.get("time/fewshot_seconds", 0.0) for row in record.rows):
-        found["few-shot evaluations"] = in_words(evaluation)
+    for name, kind in (("few-shot evaluations", "fewshot"), ("effective rank", "rank")):
+        if seconds := evaluation_seconds(record.rows, [kind]):
+            found[name] = in_words(seconds)
     if record.starts:
         hours = sum(seconds * _devices(record, row["step"]) for row, seconds in spans) / 3600
         found["device-hours of training"] = f"{hours:,.3g}"

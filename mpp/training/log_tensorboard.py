@@ -21,6 +21,7 @@ _CHARTS = (
     ("What it learns", "accuracy in training", "accuracy/"),
     ("What it learns", "squared error in training", "mse/"),
     ("What it learns", "loss in training", "loss/"),
+    ("What it learns", "effective rank of the features", "features/effective_rank"),
     (_WORTH, "accuracy on the test images", "test/"),
     ("How it runs", "learning rate", "schedule/lr"),
     ("How it runs", "images per second", "time/images_per_second"),

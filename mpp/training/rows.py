@@ -68,3 +68,8 @@ def training_spans(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[
         if speed:
             yield row, (row["images"] - images) / speed
             images = row["images"]
+
+
+def evaluation_seconds(rows: Iterable[Mapping[str, Any]], kinds: Sequence[str] = ("fewshot", "rank")) -> float:
+    """Sum the seconds that evaluations took: of few-shot accuracy, of the features' effective rank."""
+    return sum(row.get(f"time/{kind}_seconds", 0.0) for row in rows for kind in kinds)

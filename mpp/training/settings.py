@@ -172,6 +172,9 @@ class LogConfig(RowsConfig):
     """Distance between pictures of reconstructions, always of the same images. Empty: none."""
     num_pictures: int = field(default=8, metadata={"free": True})
     """Images in each picture."""
+    effective_rank: bool = field(default=True, metadata={"free": True})
+    """Measure, at each evaluation (fewshot.every), with labels or without, how many directions the features of some
+    training images use (RankMe): two images for each dimension of the features. Few tell that they collapse."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.data.transform import EvalTransform
 from mpp.dist import World
+from mpp.downstream.features import pool
+from mpp.downstream.rankme import LARGEST, RANK, rankme
 from mpp.downstream.verdict import Verdict
 from mpp.pretraining.build import PretrainingRun, build
 from mpp.pretraining.monitor import Monitor
@@ -48,11 +51,11 @@ BASELINES = {"_baseline_frequent": 0.21, "_baseline_neighbours": 0.314}
 def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_path: Path) -> None:
     write_rows(
         tmp_path,
-        fewshot(0, 0.125, 0.01, 0.25, 0.02),
+        fewshot(0, 0.125, 0.01, 0.25, 0.02) | {RANK: 14.14, LARGEST: 96, "time/rank_seconds": 0.5},
         trained(50, "accuracy", **{"": 0.1, "_masked": 0.09, "_baseline_frequent": 0.2, "_baseline_neighbours": 0.3}),
         fewshot(60, 0.3, 0.01, 0.3, 0.02),
         trained(90, "accuracy", **{"": 0.412, "_masked": 0.4, **BASELINES}),
-        fewshot(90, 0.5, 0.034, 0.625, 0.041),
+        fewshot(90, 0.5, 0.034, 0.625, 0.041) | {RANK: 6.28, LARGEST: 96, "time/rank_seconds": 0.5},
     )
     (tmp_path / "tensorboard").mkdir()
     assert summary(tmp_path, "accuracy", VERDICT).splitlines() == [
@@ -69,7 +72,10 @@ def test_summary_sets_the_model_beside_the_baselines_and_the_random_encoder(tmp_
         "     shots      random init       pretrained",
         "         1     12.5% ± 1.0%     50.0% ± 3.4%",
         "         5     25.0% ± 2.0%     62.5% ± 4.1%",
-        "  evaluated 3 times, in 6.2% of the time",  # 6 s beside 90
+        "  evaluated 3 times, in 6.2% of the time",  # 6 s beside 90 and 1
+        "",
+        "Effective rank of the features (low: collapsed; high alone means nothing): 14.1 at first, 6.3 at last, of 96",
+        "  measured 2 times, in 1.0% of the time",
         "",
         "What the figures mean:",
         "- It has learnt much.",
@@ -114,7 +120,7 @@ def test_a_dry_run_reports_the_cost_of_the_run(source: str) -> None:
         "batch": "16 = 1 x 4 x 4",
         "speed": "32.0 images/s (0.50 s/step)",
         "full": "run     60 steps, 960 images, 30 s",
-        "few-shot": "2.5 s each, 4 times: 25.0% of the run",
+        "evaluation": "2.5 s each, 4 times: 25.0% of the run",
         "dry": "run: nothing was written",
     }
     assert memory.endswith("GiB peak of this process")
@@ -124,9 +130,11 @@ def test_a_dry_run_reports_the_cost_of_the_run(source: str) -> None:
         other = replace(run, config=replace(run.config, fewshot=replace(run.config.fewshot, every=every)))
         assert f"1.0 s each, {times} times:" in report(other, 1.0)
     for seconds, text in ((1.0, "60 s"), (2.5, "2 min"), (115.0, "115 min"), (121.0, "2.0 h"), (3600.0, "60.0 h")):
-        without = report(replace(run, fewshot=None), seconds)
+        log = replace(run.config.log, effective_rank=False)
+        without = report(replace(run, fewshot=None, config=replace(run.config, log=log)), seconds)
         assert f"full run     60 steps, 960 images, {text}" in without
-        assert "few-shot" not in without
+        assert "evaluation" not in without
+    assert "evaluation   1.0 s each, 4 times" in report(replace(run, fewshot=None), 1.0)
 
 
 @pytest.mark.parametrize("readable", [True, False])
@@ -160,3 +168,19 @@ def test_pictures_are_of_the_same_images_each_time(source: str) -> None:
     assert first.shape == (8, 3, 32, 32)
     assert torch.equal(first, second)
     assert len(np.unique(first.flatten(1).numpy(), axis=0)) == 8
+
+
+def test_the_effective_rank_needs_no_labels_and_changes_nothing(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(built(source, optim__ema_decay="0"), fewshot=None)
+    monitor, rows = Monitor(run, dry=True), []
+    monkeypatch.setattr(monitor.log, "row", lambda step, images, figures: rows.append(figures))
+    before, draws = {k: v.clone() for k, v in run.model.state_dict().items()}, torch.get_rng_state()
+    monitor.initial()
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert run.model.training
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    with np.load(source.removeprefix("array:")) as file, torch.no_grad():  # all 40, which are fewer than 2 x 48
+        pixels = torch.stack([EvalTransform((32, 32))(image) for image in file["images"]])
+        expected = rankme(pool(run.model.encoder.eval()(pixels / 127.5 - 1), 1, "mean").numpy())
+    assert [(row[RANK], row[LARGEST]) for row in rows] == [(pytest.approx(expected, rel=1e-4), 40)]
+    assert "time/rank_seconds" in rows[0]

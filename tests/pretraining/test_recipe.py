@@ -15,6 +15,7 @@ from mpp.cli import pretrain
 from mpp.cli.commands import ALIASES
 from mpp.config import from_file, parse
 from mpp.downstream.features import pool
+from mpp.downstream.rankme import LARGEST, RANK
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training.checkpoint import Checkpoints
@@ -116,7 +117,9 @@ def test_rows_and_curves_are_complete(finished: Finished) -> None:
     events = EventAccumulator(str(finished.run_dir / "tensorboard"))
     events.Reload()
     assert "reconstruction" in events.Tags()["images"]
-    for curve, found, name in (("loss/all", rows, "loss"), ("fewshot/1shot", evaluated, "fewshot/1shot")):
+    assert all(1 <= row[RANK] <= row[LARGEST] == 30 for row in evaluated)  # of 32 images, two of them bad
+    curves = [("loss/all", rows, "loss"), *((name, evaluated, name) for name in ("fewshot/1shot", RANK))]
+    for curve, found, name in curves:
         assert [event.step for event in events.Scalars(curve)] == [row["step"] for row in found]
         assert [event.value for event in events.Scalars(curve)] == pytest.approx([r[name] for r in found], rel=1e-6)
 
@@ -137,6 +140,7 @@ def test_what_it_prints(finished: Finished) -> None:
     last = [row for row in finished.rows if "loss" in row][-1]
     shown = [f"{last[name]:7.1%}  " for name in ("accuracy_masked", *BASELINES)]
     shown += [f"  {row['fewshot/1shot']:.1%}" for row in finished.rows if "fewshot/1shot" in row]
+    shown += [f"{row[RANK]:.1f} at " for row in finished.rows if RANK in row]
     shown += [str(finished.run_dir / "pictures"), str(finished.run_dir / "model"), "random init"]
     assert "without an interval: one draw of the shots" in " ".join(finished.out.split())  # however it is wrapped
     written = json.loads((finished.run_dir / "verdict.json").read_text("utf-8"))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mpp.config import to_yaml
+from mpp.downstream.rankme import LARGEST, RANK
 from mpp.errors import UserError
 from mpp.pretraining.settings import PretrainConfig
 from mpp.report.results import headline, verdict
@@ -132,6 +133,15 @@ def test_the_pixel_target_has_an_error(tmp_path: Path) -> None:
     assert "mean patch" in pictures(found)["curve_mse"].alt
     assert tables(found, "curves")[0].head[3:7] == ("squared error", "masked", "neighbours", "mean patch")
     assert headline(read_run(folder))["squared error at masked patches"] == "0.1235"
+
+
+def test_the_effective_rank_of_a_run_without_labels(tmp_path: Path) -> None:
+    ranks = [{"step": n, "images": n, RANK: rank, LARGEST: 192} for n, rank in ((0, 14.06), (9, 6.5), (20, 1.25))]
+    folder = pretrained(tmp_path / "run", [*ranks, trained(20, 0.3)])
+    found = sections(folder)
+    assert pictures(found)["curve_effective_rank"].alt.endswith("effective rank falls from 14.06 to 1.25.")
+    assert "of 192 possible. A fall to one or two is a collapse" in texts(found, "curves")[0]
+    assert any("fallen from 14.1 to 1.2 of 192" in sentence for sentence in verdict(read_run(folder)))
 
 
 def test_bad_files_of_all_ranks(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ def test_the_layout_has_a_chart_for_what_there_is_and_no_other() -> None:
         "What it learns": {"accuracy in training": ["Multiline", ["accuracy/all", "accuracy/masked"]]}
     }
     spread = [f"fewshot_spread/{shots}shot_{end}" for shots in (10, 5) for end in ("std", "low", "high")]
+    (of_rank,) = charts(["features/effective_rank", "features/largest_rank"])["What it learns"].values()
+    assert of_rank == ["Multiline", ["features/effective_rank"]]
     found = charts(["fewshot/5shot", "fewshot/10shot", *spread, "time/data_wait", "mse/all"])
     assert list(found) == ["What it learns", "What it is worth", "How it runs"]
     assert list(found["What it is worth"].values()) == [
