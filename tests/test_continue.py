@@ -27,6 +27,7 @@ from mpp.weights.base import build
 from mpp.weights.continued import build_continued, complete_configs, load_encoder
 from mpp.weights.opening import open_weights
 from tests import runs
+from tests.weights.models import dinov2_names, timm_model
 
 import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
 
@@ -126,6 +127,26 @@ def test_the_init_may_be_spelt_otherwise(
 ) -> None:
     assert pretrain(words(source, run_dir, f"{init.parent}/./{init.name}/")) == 0
     assert "is finished" in capsys.readouterr().err
+
+
+def test_registers_go_through_a_step_unharmed(source: str, tmp_path: Path) -> None:
+    size = {"embed_dim": 128, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
+    model = timm_model(**size, reg_tokens=4, no_embed_class=True, init_values=1e-5)
+    torch.save(dinov2_names(model), tmp_path / "dinov2.pth")
+    rate = {"optim__lr": "1e-9", "optim__ema_decay": "0", "schedule__warmup": "0 steps", "train__length": "1 step"}
+    assert pretrain(words(source, tmp_path / "run", tmp_path / "dinov2.pth", log__every="1 step", **rate)) == 0
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images), model.forward_features(images)
+        for folder in ("init", "model"):  # before the step and after it
+            opened: Any = timm.create_model(f"local-dir:{tmp_path / 'run' / folder}", pretrained=True).eval()
+            assert opened.num_prefix_tokens == 5
+            found = opened.forward_features(images)
+            torch.testing.assert_close(found, expected[1], rtol=0, atol=1e-5)
+            torch.testing.assert_close(opened(images), found[:, 5:].mean(dim=1))  # of 16 patches
+    (row,) = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert row["lr"] == 1e-9
+    assert row["grad_norm"] > 0
 
 
 # TMP holds the weights, timm, and the run that began with them; new/ is not there.

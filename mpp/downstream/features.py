@@ -21,6 +21,7 @@ import PIL
 import timm
 import torch
 from jaxtyping import Float, Float32, Int64
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ from mpp.downstream.fewshot import Extract
 from mpp.downstream.labelled import Labelled
 from mpp.errors import RunError, UserError
 from mpp.model.attention import Attention
-from mpp.model.encoder import check_patches
+from mpp.model.encoder import check_patches, pool
 from mpp.model.kernel_choice import EVALUATION_BATCH, settle_kernel, task_of
 from mpp.system.process import global_draws
 from mpp.system.progress import Progress
@@ -43,21 +44,6 @@ from mpp.training.parallel import DTYPES, autocast
 from mpp.weights.base import Weights, build
 
 Side = tuple[Any, np.ndarray]  # features and labels
-
-
-def pool(
-    tokens: Float[Tensor, "b tokens d"], num_prefix_tokens: int, how: Literal["mean", "token"]
-) -> Float[Tensor, "b d"]:
-    """Pools all tokens of an image, the `num_prefix_tokens` before the patches included, to one vector.
-
-    mean averages the patch tokens; token takes the [class] token, which masked patch prediction never trains, and
-    raises ValueError where there is none.
-    """
-    if how == "mean":
-        return tokens[:, num_prefix_tokens:].mean(dim=1)
-    if num_prefix_tokens < 1:
-        raise ValueError("pool=token needs a class token, which this encoder has not: take pool=mean")
-    return tokens[:, 0]
 
 
 def extract_features(
@@ -181,7 +167,7 @@ class FrozenEncoder:
             self.model: Any = build(weights, classes=(), image_hw=self.image_hw, device=device, dtype=dtype).eval()
         if image_hw is not None:
             check_patches(self.model, image_hw, "encoder.img_size")
-        self.is_vit = isinstance(self.model, VisionTransformer)
+        self.is_vit = isinstance(self.model, VisionTransformer | Eva)
         stages = self.model.blocks if self.is_vit else ()
         if not self.is_vit and hasattr(self.model, "forward_intermediates"):
             stages = getattr(self.model, "feature_info", ())
@@ -223,7 +209,8 @@ class FrozenEncoder:
 
     def _tokens(self, pixels: Tensor) -> list[Tensor]:
         """All tokens of each layer of a ViT, (B, tokens, D)."""
-        below, last = self._outputs(pixels, return_prefix_tokens=True, output_fmt="NLC")
+        apart = self.model.num_prefix_tokens > 0  # Eva fails to return those that it has not
+        below, last = self._outputs(pixels, return_prefix_tokens=apart, output_fmt="NLC")
         # Of patch tokens alone, or of both kinds apart.
         tokens = [torch.cat([of[1], of[0]], dim=1) if isinstance(of, tuple) else of for of in below]
         return tokens if last is None else [*tokens, last]
@@ -328,6 +315,7 @@ class FrozenEncoder:
             "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),
             "pixels": [TRANSFORM_VERSION, PIL.__version__],
             "arithmetic": [self.precision, self.device.type, kernels, torch.__version__, timm.__version__],
+            **({"pools": self.pools} if isinstance(self.model, Eva) else {}),  # earlier versions kept one of Eva's
         }
 
 

@@ -9,7 +9,7 @@ import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
 
@@ -145,6 +145,21 @@ class Encoder(nn.Module):
         return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
 
 
+def pool(
+    tokens: Float[Tensor, "b tokens d"], num_prefix_tokens: int, how: Literal["mean", "token"]
+) -> Float[Tensor, "b d"]:
+    """Pools all tokens of an image, the `num_prefix_tokens` before the patches included, to one vector.
+
+    mean averages the patch tokens; token takes the [class] token, which masked patch prediction never trains, and
+    raises ValueError where there is none.
+    """
+    if how == "mean":
+        return tokens[:, num_prefix_tokens:].mean(dim=1)
+    if num_prefix_tokens < 1:
+        raise ValueError("pool=token needs a class token, which this encoder has not: take pool=mean")
+    return tokens[:, 0]
+
+
 class Decoder(nn.Module):
     """New blocks of the encoder's kind and width with a LayerNorm (after MAE, He et al., 2021, section 3).
 
@@ -275,6 +290,11 @@ def similar_names(name: str, pattern: str = "") -> str:
 def is_vit(name: str) -> bool:
     """Whether timm's model of that name is a VisionTransformer, hybrids included."""
     return "vision_transformer" in timm.models.model_entrypoint(name).__module__
+
+
+def is_eva(name: str) -> bool:
+    """Whether timm's model of that name is an Eva, a ViT with rotary positions, such as DINOv3's."""
+    return timm.models.model_entrypoint(name).__module__ == "timm.models.eva"
 
 
 def check_vit(vit: Any, name: str) -> None:

@@ -44,7 +44,7 @@ from mpp.report.results import fewshot_section, finetune_section, headline, star
 from mpp.report.run_record import RunRecord, read_run
 from mpp.report.settings import VisualizeRecipe
 from mpp.report.wording import UNTRAINED
-from mpp.system.files import make_folder, one_writer
+from mpp.system.files import make_folder, one_writer, unmade_if_refused
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.log import RunLog
 from mpp.training.parallel import choose_device
@@ -67,8 +67,9 @@ def visualize(recipe: VisualizeRecipe) -> int:
     if not recipe.runs and not recipe.data and run is None:
         raise UserError(f"no images: --init {recipe.init} is no run; give --data, such as --data folder:/my/images")
     folder = Path(recipe.out or recipe.init).expanduser()
-    make_folder(folder, (REPORT,))
-    page = comparison([Path(run).expanduser() for run in recipe.runs]) if recipe.runs else build_page(recipe)
+    with unmade_if_refused(folder):
+        make_folder(folder, (REPORT,))
+        page = comparison([Path(run).expanduser() for run in recipe.runs]) if recipe.runs else build_page(recipe)
     try:
         write_page(page, folder / REPORT)
         print(f"page         {folder / REPORT}")

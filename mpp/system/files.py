@@ -42,6 +42,19 @@ def make_folder(folder: Path, names: Sequence[str]) -> None:
         raise UserError(f"cannot write {', '.join(names)} to --out {folder}; choose another folder")
 
 
+@contextlib.contextmanager
+def unmade_if_refused(folder: Path) -> Generator[None]:
+    """Removes a folder that was made within, and is still empty, if an error leaves the context."""
+    made = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object], sync: bool = False) -> None:
     """Writes a file under a temporary name and renames it at the end, so that no process ever sees half of it.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mpp.data.settings import MAX_IMAGE_MB, DecodeOptions, Framing
 from mpp.errors import UserError
 from mpp.model.attention import Attention, use_kernel
-from mpp.model.encoder import is_vit, similar_names
+from mpp.model.encoder import is_eva, is_vit, similar_names
 from mpp.model.kernel_choice import choose_kernel, task_of
 from mpp.model.positions import resample_table
 from mpp.system.process import global_draws, without_warnings
@@ -48,7 +48,7 @@ class Weights:
     """Of the input on a 0 to 1 scale, one number or one per channel."""
     std: tuple[float, ...] = (0.5,)
     pool: str = "avg"
-    """timm's global_pool. Of ViTs: avg, the mean of the patch tokens, token, the class token, or timm's others."""
+    """timm's global_pool. Of ViTs and Eva: avg (mean of the patches), token (the class token), or timm's others."""
     classes: tuple[str, ...] | None = None
     """Of the head, in its order; None: there is no head."""
     representation: int | None = None
@@ -185,19 +185,21 @@ def create(
     settings: dict[str, Any] = {"num_classes": num_classes, "in_chans": weights.in_chans, **weights.args}
     if drop_path:
         settings["drop_path_rate"] = drop_path
-    if is_vit(name):
-        settings |= {"img_size": image_hw or weights.image_hw, "global_pool": pool}
+    vit = is_vit(name)
+    if vit or is_eva(name):
+        settings["global_pool"] = pool
         norm_after_pooling = weights.state is not None and "fc_norm.weight" in weights.state
         if norm_after_pooling and pool != weights.pool:
             raise UserError(f"{weights.label} has its last norm after pooling by {weights.pool}; keep that")
-        if not norm_after_pooling and pool in _POOLINGS:
-            settings["fc_norm"] = False  # the last norm stays where the class token needs it: before the pooling
-        if not plain:
-            settings["attn_layer"] = Attention
+        if not norm_after_pooling and pool in _POOLINGS and (vit or weights.state is not None):
+            # The last norm stays where the class token needs it: before the pooling.
+            settings["fc_norm" if vit else "use_fc_norm"] = False
     elif pool != weights.pool:
         raise UserError(f"{name} is not a ViT: it pools by {weights.pool} and cannot by {pool}")
-    elif timm.get_pretrained_cfg(name).fixed_input_size:  # pyright: ignore[reportOptionalMemberAccess]
+    if vit or timm.get_pretrained_cfg(name).fixed_input_size:  # pyright: ignore[reportOptionalMemberAccess]
         settings["img_size"] = image_hw or weights.image_hw
+    if vit and not plain:
+        settings["attn_layer"] = Attention
     try:
         if numerics.stem_units is not None:
             model: Any = create_hybrid(name, numerics.stem_units, **settings)
@@ -209,7 +211,7 @@ def create(
                     raise
                 model = timm.create_model(name, **settings)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        shown = {k: v for k, v in settings.items() if k not in ("attn_layer", "fc_norm", "num_classes")}
+        shown = {k: v for k, v in settings.items() if k not in ("attn_layer", "fc_norm", "use_fc_norm", "num_classes")}
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"timm cannot build {name!r} with {shown}: {reason}") from error
     if numerics.original_stem and not plain:

@@ -54,7 +54,7 @@ def complete_configs(
     if not isinstance(vit, VisionTransformer):  # some of timm's files of ViTs have other classes as well
         raise UserError(
             f"--init {init} is timm's {weights.name!r}, not a VisionTransformer, which masked patch prediction needs; "
-            "take one, such as vit_base_patch16_224"
+            "take one, such as vit_base_patch16_224 or DINOv2's vit_small_patch14_reg4_dinov2"
         )
     check_vit(vit, f"--init {init}")
     own = _config_of(weights, vit)

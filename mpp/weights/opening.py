@@ -21,7 +21,7 @@ import timm
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from mpp.errors import UserError, command
-from mpp.model.encoder import is_vit, similar_names
+from mpp.model.encoder import is_eva, is_vit, similar_names
 from mpp.system.meta_device import on_meta
 from mpp.weights.base import Weights
 from mpp.weights.huggingface import read_hf_folder
@@ -95,6 +95,7 @@ def _open_folder(folder: Path) -> Weights:
 
 def _open_timm(name: str, pretrained: bool) -> Weights:
     bare = name.partition(".")[0]
+    of_tokens = timm.is_model(bare) and (is_vit(bare) or is_eva(bare))
     if not timm.is_model(bare):
         raise UserError(
             f"--init {name}: neither a file, a folder nor a model of timm {timm.__version__}; near it: "
@@ -114,7 +115,7 @@ def _open_timm(name: str, pretrained: bool) -> Weights:
     else:
         config = timm.get_pretrained_cfg(bare).to_dict()  # pyright: ignore[reportOptionalMemberAccess]
         with on_meta():
-            model = timm.create_model(bare) if is_vit(bare) else None
+            model = timm.create_model(bare) if of_tokens else None
     return Weights(
         bare,
         {},
@@ -124,7 +125,7 @@ def _open_timm(name: str, pretrained: bool) -> Weights:
         tuple(config["mean"]),
         tuple(config["std"]),
         # A ViT's own default is written down nowhere but in the model.
-        str(model.global_pool) if is_vit(bare) else "avg",
+        str(model.global_pool) if of_tokens else "avg",
         _class_names(config) if pretrained else None,
         origin=name,
         **timm_framing(config, name),

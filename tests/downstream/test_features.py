@@ -77,6 +77,36 @@ def test_of_a_vit(spec: str) -> None:
     assert torch.equal(features(frozen(spec, small, layers=(len(after) - 1,)), "mean"), features(last, "mean"))
 
 
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_small_patch16_dinov3", {}),  # a class token and four registers
+        ("eva02_tiny_patch14_224", {"img_size": 56}),  # its last norm comes after the pooling
+        ("vit_small_patch16_dinov3", {"class_token": False, "num_reg_tokens": 0}),
+    ],
+)
+def test_of_an_eva(name: str, args: dict[str, Any]) -> None:
+    hw, small = (args.get("img_size", 64),) * 2, {"embed_dim": 48, "depth": 2, "num_heads": 3, **args}
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name, num_classes=0, **small).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    small.pop("img_size", None)
+    weights = replace(open_weights(f"random:{name}"), args=small, state=model.state_dict(), image_hw=hw)
+    of = FrozenEncoder(weights, layers=("all",), device=CPU)
+    pixels = torch.stack([EvalTransform(hw, weights.framing)(image) for image in IMAGES])
+    outputs: list[torch.Tensor] = []
+    model.blocks[0].register_forward_hook(lambda *given: outputs.append(given[-1]))
+    with torch.no_grad():
+        last, prefix = model.forward_features(normalise(pixels, weights.mean, weights.std)), model.num_prefix_tokens
+        for layer, tokens, norm in ((-2, outputs[0], torch.nn.Identity()), (-1, last, model.fc_norm)):
+            expected = {"mean": tokens[:, prefix:].mean(dim=1), "token": tokens[:, 0]}
+            for how in of.pools[:2]:
+                torch.testing.assert_close(features(of, how, layer), norm(expected[how]), rtol=0, atol=2e-5)
+    assert of.pools == (("mean", "token", "mean+token") if prefix else ("mean",))
+    assert of.read(pixels, "none").shape == (3, (hw[0] // 14) * (hw[1] // 14) if prefix == 1 else 16, 48)
+
+
 SPECS: list[Any] = ["random:test_vit", "random:resnet10t", "random:test_convnext", "random:test_efficientnet"]
 SPECS += [pytest.param("random:hiera_tiny_224", marks=pytest.mark.slow)]  # timm stops early unless it is told not to
 

@@ -1,9 +1,12 @@
 """Small weights of many kinds, with random values."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
+import timm
 import torch
+from torch import Tensor
 
 from mpp.weights.base import Weights, build
 from mpp.weights.numerics import Numerics
@@ -31,6 +34,24 @@ def vit(
 ) -> Weights:
     """A ViT for 32 x 32 pixels."""
     return filled(Weights(name, ARGS | args, None, (32, 32), pool=pool, classes=classes))
+
+
+def timm_model(name: str = "vit_base_patch16_224", **args: Any) -> Any:
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name, **{"num_classes": 0, **args})
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def dinov2_names(model: Any) -> dict[str, Tensor]:
+    """As the authors' code writes timm's model: with registers, a position of the class token, and blocks in chunks."""
+    state = {re.sub(r"^blocks\.", "blocks.0.", name): value for name, value in model.state_dict().items()}
+    of_class = torch.randn(1, 1, model.embed_dim)
+    state["register_tokens"] = state.pop("reg_token")
+    state["cls_token"] = state["cls_token"] - of_class
+    state["pos_embed"] = torch.cat([of_class, state["pos_embed"]], dim=1)
+    return state | {"mask_token": torch.zeros(1, model.embed_dim)}
 
 
 def images(height: int = 32, width: int = 32, channels: int = 3, number: int = 2) -> torch.Tensor:

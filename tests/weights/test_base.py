@@ -69,11 +69,14 @@ def test_a_second_head_says_nothing_either(name: str, args: dict[str, Any], hw: 
     assert all(parameter.grad.abs().max() > 0 for parameter in heads)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224"])
+TIMM = ("test_resnet", "test_convnext", "vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "vit_small_patch16_dinov3")
+
+
+@pytest.mark.parametrize("name", TIMM)
 def test_timms_own_weights_give_timms_logits(name: str) -> None:
     is_vit = name.startswith("vit")
     args: dict[str, Any] = {"depth": 1} if is_vit else {}
-    size = {"img_size": 64} if is_vit else {}
+    size = {"img_size": 64, "global_pool": "token"} if is_vit else {}
     theirs = timm.create_model(name, num_classes=2, **size, **args).eval()
     weights = Weights(name, args, theirs.state_dict(), (64, 64), pool="token" if is_vit else "avg", classes=OLD)
     with torch.no_grad():

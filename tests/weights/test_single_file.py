@@ -17,33 +17,14 @@ from mpp.system.meta_device import on_meta
 from mpp.weights.base import build, create
 from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import read_timm_folder, write_timm_folder
-from tests.weights.models import vit
+from tests.weights.models import dinov2_names, timm_model, vit
 
 SMALL: dict[str, Any] = {"embed_dim": 128, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
-NO_HEAD: dict[str, Any] = {"num_classes": 0}
 State = dict[str, Tensor]
-
-
-def timm_model(name: str = "vit_base_patch16_224", **args: Any) -> Any:
-    torch.manual_seed(0)
-    model: Any = timm.create_model(name, **(NO_HEAD | args))
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
 
 
 def under(prefix: str, state: State) -> State:
     return {prefix + name: value for name, value in state.items()}
-
-
-def dinov2_names(model: Any) -> State:
-    """As the authors' code writes timm's model: with registers, a position of the class token, and blocks in chunks."""
-    state = {re.sub(r"^blocks\.", "blocks.0.", name): value for name, value in model.state_dict().items()}
-    of_class = torch.randn(1, 1, model.embed_dim)
-    state["register_tokens"] = state.pop("reg_token")
-    state["cls_token"] = state["cls_token"] - of_class
-    state["pos_embed"] = torch.cat([of_class, state["pos_embed"]], dim=1)
-    return state | {"mask_token": torch.zeros(1, model.embed_dim)}
 
 
 def deit3_names(state: State) -> State:
