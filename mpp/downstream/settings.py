@@ -321,9 +321,9 @@ class ProbeRecipe(_FrozenRecipe):
     """knn: neighbours count by exp(cosine / temperature)."""
     queries: int = 8
     """attentive: most queries; the largest number up to it that divides the width of a token is taken."""
-    lr: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     """attentive: learning rates to choose from, as l2."""
-    weight_decay: tuple[float, ...] = (1e-3, 1e-1)
+    weight_decay: tuple[float, ...] = (1e-2, 1e-1)
     """attentive: weight decays to choose from, each with each rate."""
     epochs: int = 0
     """attentive: passes over the training images. 0: 20, or as many as make 1,000 steps."""
