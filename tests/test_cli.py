@@ -53,7 +53,7 @@ TOOLS: dict[str, tuple[list[str], str, str]] = {
         "--shots",
         NO_ENCODER,
     ),
-    "probe": (["--kind {linear,knn}", "--l2 [FLOAT [FLOAT ...]]", "--layer INT"], "--kind", NO_ENCODER),
+    "probe": (["--kind {linear,knn,attentive}", "--l2 [FLOAT [FLOAT ...]]", "--layer INT"], "--kind", NO_ENCODER),
     "predict": (["--init STR", "--top INT"], "--top", "no model: give --init, such as --init runs/ft"),
     "embed": (
         ["--init STR", "--pool {mean,token,mean+token,none}"],

@@ -113,7 +113,7 @@ TOOLS = {
         ("out", "data", "test"),
     ),
     "probe": Tool(
-        "Test encoders with all labels: a linear classifier, nearest neighbours or attention.",
+        "Test encoders with all labels: linear, k-NN and attentive probes.",
         ProbeRecipe,
         "mpp.downstream.evaluate:probe",
         _FROZEN,
