@@ -211,7 +211,7 @@ def test_a_dry_run_makes_few_steps_reports_and_writes_nothing(
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line)
     assert lines["images"] == "40 images in 4 classes"
     assert lines["full"].startswith("run     6,250,000 steps, 100,000,000 images, ")
-    for name, text in (("memory", " GiB peak of this process"), ("speed", " images/s ("), ("few-shot", " s each, ")):
+    for name, text in (("memory", " GiB peak of this process"), ("speed", " images/s ("), ("evaluation", " s each, ")):
         assert text in lines[name]
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert written == [tmp_path / "cache" / "attention.json"]  # so that the run itself need not time the kernels
