@@ -29,7 +29,7 @@ demo: $(VENV)/demo.stamp  ## Pretrain on 3,000 emoji, then print and draw what w
 test: lint  ## Lint, types, layers and the fast tests
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/dev.stamp  ## The tests that take minutes
+test-slow: $(VENV)/dev.stamp  ## The tests that take more than a second or two
 	$(BIN)/python -m pytest -m slow
 
 docs: $(VENV)/dev.stamp  ## The documentation as a site, in site/; a link that leads nowhere is an error

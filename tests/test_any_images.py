@@ -147,6 +147,7 @@ def test_a_server_that_gives_no_answer_ends_a_run_saved(
     assert not any(word in said for word in ("SECRET", "ONE", "TWO", "THREE", "user"))
 
 
+@pytest.mark.slow
 def test_a_mixture_trains_and_weights_are_for_pretraining(
     picture_folder: Callable[..., Path], source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

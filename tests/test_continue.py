@@ -104,6 +104,7 @@ def test_where_it_came_from_is_written_down(run_dir: Path, init: Path) -> None:
     assert start["init"] in str(making_section(read_run(run_dir)))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_without_the_weights_it_is_the_same(
     run_dir: Path, init: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,7 +45,7 @@ def meet() -> list[Any]:
         return [store_of_this_attempt(World(0, 2), PATIENCE), other.result()]
 
 
-@pytest.mark.parametrize("before", ["nothing", "a dead rank 0", "a living rank 0", "another's port"])
+@pytest.mark.parametrize("before", ["nothing", *map(runs.slow, ("a dead rank 0", "a living rank 0", "another's port"))])
 def test_ranks_meet_whatever_an_earlier_attempt_left(before: str, lent: Any) -> None:
     earlier = meet() if before != "nothing" else []
     if before == "a dead rank 0":

@@ -76,6 +76,7 @@ def first_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     dist.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "waits"),
     [
@@ -88,7 +89,9 @@ def test_fsdp_does_not_wait(changed: dict[str, str], waits: dict[str, int], firs
     assert pretrain(source, world=first_of_two, **changed) == waits
 
 
-@pytest.mark.parametrize("changed", [{}, {"loss__mixup": "0.8", "loss__cutmix": "1", "optim__name": "adamw"}])
+@pytest.mark.parametrize(
+    "changed", [{}, runs.slow({"loss__mixup": "0.8", "loss__cutmix": "1", "optim__name": "adamw"})]
+)
 def test_fine_tuning_does_not_wait(changed: dict[str, str], source: str, tmp_path: Path) -> None:
     words = runs.finetune_command(source, tmp_path, **SMALL | changed)
     config = parse(FinetuneConfig, words[1:], "finetune", "", {})

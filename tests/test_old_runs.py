@@ -185,6 +185,7 @@ def test_an_ended_run_is_left_as_it_is(
     assert len(before) == 3
 
 
+@pytest.mark.slow
 def test_an_ended_study_is_left_as_it_is_and_its_tables_are_made_again(old: Path) -> None:
     folder = old / "study"
     before, document, then = (
@@ -255,6 +256,7 @@ def test_the_index_beside_a_tar_is_read(old: Path) -> None:
         assert label == labels[number] + 1  # as this index has it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_dir", ["pretrained", "finetune"])
 def test_its_page_is_drawn(run_dir: str, old: Path) -> None:
     assert visualize(shlex.split(f"--init {run_dir} --images 128 --device cpu --workers 0 --report")) == 0

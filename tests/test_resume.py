@@ -195,6 +195,7 @@ def test_the_model_of_an_earlier_end_stays_until_there_is_a_new_one(
     assert not (run_dir / "model_before").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", BOTH)
 def test_a_resumed_run_computes_attention_as_it_began(
     tool: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -54,6 +54,7 @@ def test_the_figures_are_those_of_the_formulas() -> None:
     assert max(map(len, lines)) <= 120
 
 
+@pytest.mark.slow
 def test_settings_of_the_run_change_it() -> None:
     plain = plan_of(read(ISSUE))
     assert plan_of(read(f"{ISSUE} --grad-checkpointing")).device_hours > 1.2 * plain.device_hours

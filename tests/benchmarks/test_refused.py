@@ -47,7 +47,7 @@ NAMES = "step, training, plan, attention, saving, gpu, data, fewshot"
         ("plan --device v100 --parallel fsdp --devices 2", "train.parallel fsdp has no loss scaling for fp16"),
         ("plan --epochs 1e300 --images 1e300", "the run or what is between its checkpoints has no end"),
         ("plan --model resnet50", "'resnet50' is not a VisionTransformer"),
-        ("plan --model vit_base_r50_s16_224", "is not a plain ViT "),
+        ("plan --model vit_tiny_r_s16_p8_224", "is not a plain ViT "),
         ("plan --images many", "images takes a number such as 50000, 1.3M or 14M, got 'many'"),
         ("plan --images 1e400", "images takes a number such as 50000, 1.3M or 14M, got '1e400'"),
         ("plan --efficiency 1.1", "efficiency is a share, above 0 and at most 1, got 1.1"),

@@ -7,6 +7,7 @@ import pytest
 from bench import bench
 
 
+@pytest.mark.slow
 def test_it_prints_stops_and_writing_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "--model vit_tiny_patch16_224 --device cpu --repeats 2 --folder"
     assert bench(["saving", *words.split(), str(tmp_path)]) == 0

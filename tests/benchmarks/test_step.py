@@ -78,6 +78,7 @@ def test_all_sides_are_measured_and_printed(monkeypatch: pytest.MonkeyPatch, cap
     assert 0 <= first.waited <= 1
 
 
+@pytest.mark.slow
 def test_ours_is_the_product_s_own_step_and_knows_how_long_it_waits(source: str) -> None:
     side = ours(SETTING)
     assert side.pretraining is not None
@@ -121,6 +122,7 @@ def test_flops_by_hand() -> None:
     assert mine == embedding + tokens * token + tokens**2 * pairs + last + 3 * 2 * k * dim * 512
 
 
+@pytest.mark.slow
 def test_the_parts_are_of_the_right_functions_and_sum_to_the_step() -> None:
     """A nap in the forward and in the backward pass of the head, and one outside of all parts."""
 

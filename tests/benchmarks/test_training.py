@@ -39,6 +39,7 @@ def test_a_recipe_is_what_its_file_sets_without_what_looks_at_the_run(text: str)
     assert config.model.img_size == ((48,) if "48" in text or "demo.yaml" in text else (32,))
 
 
+@pytest.mark.slow
 def test_each_checkout_imports_its_own_package_and_gets_what_it_knows(older: Path) -> None:
     # 300 wide is right only with the later 5 heads.
     flags = [["--model.embed-dim", "300"], ["--data.vflip", "0.5"], ["--model.num-heads", "5"]]

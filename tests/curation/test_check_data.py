@@ -30,6 +30,7 @@ from mpp.training.settings import TrainConfig
 from tests.curation.made import noise, pictures, save, under
 
 
+@pytest.mark.slow
 def test_images_of_too_many_bytes_are_bad(check: Callable[..., Any], tmp_path: Path):
     data = pictures(tmp_path / "data", 3)
     save(data / "large.png", np.zeros((600, 500, 3), dtype=np.uint8))

@@ -53,6 +53,7 @@ class Made(Source):
         return np.full((128, 128), index % 4096, dtype=np.uint16)  # as many values as are kept of an image at most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_memory_is_flat(workers: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mpp.curation.value_ranges._KEPT", 2**18)

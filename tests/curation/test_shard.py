@@ -42,6 +42,7 @@ def test_a_folder_comes_back_byte_for_byte(images: Path, tmp_path: Path, capsys:
     assert owners == {(0, 0, 0, "", 0o644)}
 
 
+@pytest.mark.slow
 def test_the_shuffle_is_by_the_seed_and_the_bytes_are_the_same_by_any_number_of_workers(
     images: Path, tmp_path: Path
 ) -> None:

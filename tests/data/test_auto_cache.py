@@ -158,6 +158,7 @@ def test_what_needs_no_decoding_and_what_is_not_auto(folder, monkeypatch):
         cached(source)
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_the_same_bits_and_may_go_on_with_or_without(folder, tmp_path, capsys, monkeypatch):
     for number in range(12, 40):
         image = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)

@@ -138,6 +138,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_workers_start_while_another_thread_draws():
     """Forked while that thread is within torch's generator, a worker, which seeds its own, would hang."""
     done = threading.Event()

@@ -158,6 +158,7 @@ def test_all_layers_on_a_gpu(spec: str) -> None:
         torch.testing.assert_close(features(there, how, layer), features(here, how, layer), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_features_are_kept_by_all_that_they_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPP_CACHE", str(tmp_path))
     calls: list[int] = []

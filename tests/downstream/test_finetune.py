@@ -160,7 +160,7 @@ def test_whether_a_run_has_finished(done: Done, tmp_path: Path) -> None:
         finished(config(copy), inputs)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "test_resnet"])
+@pytest.mark.parametrize("name", [runs.slow("vit_tiny_r_s16_p8_224"), "test_resnet"])
 def test_any_encoder_of_timm_s(name: str, split: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert tune(split, run_dir, init=f"random:{name}", model__img_size="32", train__length="2 steps") == 0

@@ -59,6 +59,7 @@ def test_asked_to_stop_it_saves_and_exits_with_the_requeue_code(
     assert_same_run(run_dir, uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_a_forced_run_that_was_stopped_has_no_result(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_images_by_themselves_are_drawn_to_the_share() -> None:
     assert np.bincount(labels[drawn]).tolist() == [20, 10, 2]
 
 
+@pytest.mark.slow
 def test_held_out_shares_are_as_near_and_as_stratified_as_those_of_scikit_learn() -> None:
     ours, theirs = [], []
     for seed in range(20):

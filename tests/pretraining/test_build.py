@@ -157,8 +157,8 @@ def test_other_channels_run_end_to_end(channels: str, mean: str, predictions: in
     [
         ("mean_colour", "none"),
         runs.slow("mean_colour", "sincos2d"),
-        ("colour_4x4", "learned"),
-        ("pixels", "learned"),
+        runs.slow("colour_4x4", "learned"),
+        runs.slow("pixels", "learned"),
     ],
 )
 def test_it_learns_what_the_neighbours_show(target: str, pos_embed: str, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_it_says_what_others_cost() -> None:
     assert f"vit_base {base / small:.2g} times" in choices[-1].because
 
 
+@pytest.mark.slow
 def test_what_was_set_stays() -> None:
     named = ModelConfig(name="vit_large_patch14_224", img_size="auto", patch_size=(14,))
     model, _ = choose_encoder(named, 300, 100, cpu=False)

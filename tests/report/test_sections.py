@@ -159,6 +159,7 @@ def test_patches_that_have_no_four_cells() -> None:
     assert only(section, Sheet)[0].columns == ("image", "mean colour", "pixels (this run's)")
 
 
+@pytest.mark.slow
 def test_the_charts_of_a_run_are_drawn(tmp_path: Path) -> None:
     drawn = [picture for section in sections(pretrained(tmp_path / "run")) for picture in pictures(section)]
     assert len(drawn) == 6

@@ -48,6 +48,7 @@ def readme() -> str:
     return (ROOT / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_page_is_that_of_its_data() -> None:
     studies = read_studies(RESULTS)
     files = render(studies)
@@ -101,6 +102,7 @@ def _different(ran: Any, shipped: Any, name: str = "") -> list[str]:
     return [line for key in keys for line in _different(ran[key], shipped[key], f"{name}.{key}")]
 
 
+@pytest.mark.slow
 def test_the_sections_are_those_of_the_studies(studies: dict[str, Study], rendered: dict[str, str]) -> None:
     text = rendered["studies.md"]
     for name, of in studies.items():

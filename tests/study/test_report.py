@@ -33,6 +33,7 @@ def document(arms: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_document_of_several_pretrainings(tmp_path: Path) -> None:
     write(tmp_path, document(("a",)))
     text = (tmp_path / "study.md").read_text("utf-8")
@@ -70,6 +71,7 @@ def test_of_one_seed_and_one_draw_there_is_no_spread(tmp_path: Path) -> None:
     assert all(row["std"] == "" for row in read_csv(tmp_path / "fewshot.csv"))
 
 
+@pytest.mark.slow
 def test_what_cross_validation_chose_stands_beside_the_rest(tmp_path: Path) -> None:
     several = document(("a",))
     several["fewshot"] = [

@@ -218,6 +218,7 @@ def studying(source: str, out: Path) -> list[str]:
     return study_command(source, out, **one, arms="", longer="", tune_at="", pretrain__log__report="false")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [pretraining, tuning, packing, checking, pytest.param(studying, marks=pytest.mark.slow)]
 )

@@ -227,6 +227,7 @@ def test_what_is_no_vit_is_resampled_by_timm(
         torch.testing.assert_close(build(moved).eval()(pixels), expected)
 
 
+@pytest.mark.slow
 def test_a_model_of_one_size_alone_is_refused_at_another() -> None:
     weights = filled(Weights("mixer_s32_224", {}, None, (64, 64), classes=OLD))
     with pytest.raises(UserError, match="is for images of 64 x 64 pixels, and timm cannot make mixer_s32_224 take 96"):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mpp.errors import UserError
 from mpp.weights.base import TanhHead, build
 from mpp.weights.jax_npz import read_jax_npz
+from tests import runs
 
 VITS = ["vit_token", "vit_token_rep", "vit_gap"]
 HYBRIDS = ["hybrid", "hybrid_stem_only"]
@@ -156,7 +157,7 @@ def test_shape_pooling_and_head_are_inferred(
 
 @pytest.mark.parametrize(
     ("name", "size", "tokens"),
-    [("vit_tiny_patch16_224", 64, 17), ("vit_small_patch32_224", 224, 50), ("vit_tiny_r_s16_p8_224", 64, 5)],
+    [("vit_tiny_patch16_224", 64, 17), runs.slow("vit_small_patch32_224", 224, 50), ("vit_tiny_r_s16_p8_224", 64, 5)],
 )
 def test_a_shape_that_timm_names_gets_that_name(name: str, size: int, tokens: int, tmp_path: Path) -> None:
     source = timm.create_model(name, img_size=size, num_classes=0)

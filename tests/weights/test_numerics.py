@@ -17,6 +17,7 @@ SMALL: dict[str, Any] = {"img_size": 64, "embed_dim": 24, "depth": 1, "num_heads
 R50 = "vit_base_r50_s16_224"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("units", "name"), [((2, 2, 2, 2), "vit_small_r26_s32_224"), ((3, 4, 9), R50)])
 def test_it_is_timms_hybrid_of_these_units(units: tuple[int, ...], name: str) -> None:
     theirs = timm.create_model(name, **SMALL).eval()

@@ -139,6 +139,7 @@ def check_on_cpu(source: str, config: PretrainConfig) -> None:
     assert kept == sum(tensor.nbytes for tensor in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "train", "optim", "objective"),
     [

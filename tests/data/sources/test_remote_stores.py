@@ -44,6 +44,7 @@ def s3():
     running.stop()
 
 
+@pytest.mark.slow
 def test_s3(s3, tmp_path, encode, monkeypatch):
     folder = write_shards(tmp_path / "shards")
     write_pictures(folder, encode)
