@@ -1,7 +1,7 @@
 """python tools/bench.py training: whole pretraining runs of this checkout beside another one of the project.
 
 Each run is the checkout's own `tools/pretrain.py` in a process of its own, from the loader to the rows of the log;
-pictures, few-shot evaluation, loggers and the report are off. Its speed is that of the log without the first quarter.
+pictures, evaluations, loggers and the report are off. Its speed is that of the log without the first quarter.
 A side does not get the settings that it does not know. A first run of each, as long as the others, does not count: it
 decodes what is cached, and measures what is measured once.
 """
@@ -109,7 +109,7 @@ def recipe(text: str, configs: Path) -> PretrainConfig:
         raise ConfigError(f"recipes: {text}: {error}") from None
     if not config.data.source:
         raise ConfigError(f"recipes: {text}: names no images: give '{name}: --data.source demo', or others")
-    log = LogConfig(every="5%", pictures="", report=False, to=())
+    log = LogConfig(every="5%", pictures="", report=False, to=(), effective_rank=False)
     checkpoint = replace(config.checkpoint, every="100%", keep_every="")
     return replace(config, log=log, checkpoint=checkpoint, fewshot=FewshotConfig(), run_dir="", dry_run=False)
 
