@@ -1,6 +1,7 @@
 """Streams of images for the tests of the loader."""
 
 import contextlib
+import copy
 import itertools
 from typing import Any
 
@@ -23,11 +24,11 @@ def numbered(length, side=12, bad=()):
     return ListSource(images, [i % 3 for i in range(length)])
 
 
-def run(source, batches, transform=None, options=DecodeOptions(3), **settings):  # noqa: B008
-    """The first batches of a stream, closed after."""
+def run(source, batches, transform=None, options=DecodeOptions(3), copied=False, **settings):  # noqa: B008
+    """The first batches of a stream, closed after, or copies of them: a worker's own each keep a file open."""
     settings = {"seed": 7, "batch_size": 8, "micro_batch": 4, "start": 0, **settings}
     with contextlib.closing(stream(source, transform or EvalTransform((4, 4)), options, **settings)) as it:
-        return list(itertools.islice(it, batches))
+        return [copy.deepcopy(batch) if copied else batch for batch in itertools.islice(it, batches)]
 
 
 def fed(source, batches, transform, options=DecodeOptions(3), device=CPU, **changed) -> list[DeviceBatch]:  # noqa: B008
