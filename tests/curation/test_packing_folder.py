@@ -62,7 +62,8 @@ def uninterrupted(images: Path) -> Uninterrupted:
     return Uninterrupted(contents(images.parent / "reference"), time.monotonic() - begun)
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(more, marks=pytest.mark.slow) for more in range(1, 6))])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(6))
 def test_killed_and_resumed(number: int, images: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
     draw = random.Random(number)
     for _ in range(3):

@@ -3,6 +3,7 @@ import resource
 import time
 import tracemalloc
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.sources.in_memory import ListSource
 from mpp.data.transform import EvalTransform, TrainTransform
+from tests import runs
 from tests.data.streams import fed
 from tests.data.test_device_jpeg import stand_in
 from tests.data.zoo import CASES, Case
@@ -124,7 +126,16 @@ def trained_on(source: Source, reading: DecodeOptions, hw: tuple[int, int], deco
     return batch["images"]
 
 
-@pytest.mark.parametrize("case", WHOLE, ids=lambda case: case.name)
+def _first_of_each_kind() -> Iterator[Any]:
+    """The fast tests take one file of each ending and number of channels."""
+    found = set[tuple[str, int]]()
+    for case in WHOLE:
+        kind = Path(case.name).suffix, case.reading.channels
+        yield runs.slow(case) if kind in found else case
+        found.add(kind)
+
+
+@pytest.mark.parametrize("case", [*_first_of_each_kind()], ids=lambda case: case.name)
 def test_all_ways_to_the_pixels_of_a_file_agree(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, in blocks, from the cache or left out of it, decoded late, evaluated, packed."""
     monkeypatch.setenv("MPP_CACHE", str(tmp_path))  # each look at the usual one takes longer, the more is in it

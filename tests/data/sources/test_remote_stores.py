@@ -73,6 +73,7 @@ def test_s3(s3, tmp_path, encode, monkeypatch):
     assert changed.read(0) == expected[4]
 
 
+@pytest.mark.slow
 def test_s3_without_credentials(s3, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
