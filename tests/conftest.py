@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
         warnings.simplefilter("ignore")  # torch warns once in a process of a GPU's driver that does not work
         torch.cuda.is_available()
     jaxtyping.install_import_hook(["mpp.model", "mpp.objective", *CHECKED], "beartype.beartype")
-    import mpp.system.torchvision_import  # noqa: F401
+    import mpp.system.timm_import  # noqa: F401
 
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 

@@ -86,7 +86,7 @@ def first_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     ("changed", "waits"),
     [
         ({"train__precision": "bf16"}, {}),
-        runs.slow({"optim__name": "sgd"}, {"mpp/training/loop.py:check: item": 1}),  # torch has no fused one for shards
+        ({"optim__name": "sgd"}, {"mpp/training/loop.py:check: item": 1}),  # torch has no fused one for shards
     ],
 )
 def test_fsdp_does_not_wait(changed: dict[str, str], waits: dict[str, int], first_of_two: World, source: str) -> None:

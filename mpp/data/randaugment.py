@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import mpp.system.torchvision_import  # noqa: F401
+import mpp.system.timm_import  # noqa: F401
 from mpp.data.decoding import Picture
 from mpp.data.settings import DataConfig
 from mpp.data.transform import TrainTransform, Transform

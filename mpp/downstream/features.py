@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.timm_import  # noqa: F401
 
 # isort: split
 import numpy as np
@@ -123,6 +123,11 @@ def extract_by_all(
     parts = [part for part in dist.gather(own) if len(part[1])]
     if not parts:
         raise RunError(f"none of the {len(indices)} images of {source.name} that are needed could be decoded")
+    return in_order(parts)
+
+
+def in_order(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Joins the features of several ranks, with the images that they are of, by ascending images."""
     features, decoded = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.argsort(decoded)
     return features[order], decoded[order]

@@ -15,7 +15,7 @@ from torch import Tensor
 from mpp import dist
 from mpp.data.sources.base import Source, count
 from mpp.downstream.feature_cache import cached_features
-from mpp.downstream.features import FrozenEncoder
+from mpp.downstream.features import FrozenEncoder, in_order
 from mpp.errors import RunError
 from mpp.model.kernel_choice import EVALUATION_BATCH
 from mpp.system.cache import shown_size
@@ -84,10 +84,7 @@ class TokenReader:
                 progress.to(done)
         if size == 1:
             return rows[:done], np.concatenate(decoded)
-        parts = dist.gather((rows[:done], np.concatenate(decoded)))
-        rows, images = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = np.argsort(images)
-        return rows[order], images[order]
+        return in_order(dist.gather((rows[:done], np.concatenate(decoded))))
 
     def stream(self, source: Source, indices: Int64[np.ndarray, " m"], batch_size: int) -> Iterator[Found]:
         """Runs the encoder on these images in order; those that cannot be decoded are left out of their batch."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.timm_import  # noqa: F401
 
 # isort: split
 import timm

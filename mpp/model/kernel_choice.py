@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.timm_import  # noqa: F401
 
 # isort: split
 import torch

@@ -115,7 +115,8 @@ class Monitor(RunMonitor):
                     state.clock.paused(seconds)
                     figures |= {**found, f"time/{name}_seconds": seconds}
         self.log.row(step, state.images_seen, figures)
-        if self.run.world.main and (collapsed := rankme.collapse(read_rows(self.run.folder / ROWS))):
+        followed = rankme.RANK in figures and self.run.world.main
+        if followed and (collapsed := rankme.collapse(read_rows(self.run.folder / ROWS))):
             self.say(f"WARNING: {collapsed}")
 
     def _fewshot(self, model: MaskedPatchPrediction, step: int) -> dict[str, Any]:

@@ -184,11 +184,10 @@ def _accuracy(runs: Sequence[_Finetuning]) -> str:
     if len(runs) > 1:
         return f"{_percent(estimate([run.result.figure for run in runs], 'runs'))}{several} ({len(runs)} runs)"
     result = runs[0].result
-    within = (
-        ""
-        if result.figure_interval is None
-        else " ({:.1f} to {:.1f})".format(*(100 * x for x in result.figure_interval))
-    )
+    within = ""
+    if result.figure_interval:
+        low, high = result.figure_interval
+        within = f" ({100 * low:.1f} to {100 * high:.1f})"
     return f"{percent(result.figure)}{several}{within}"
 
 

@@ -1,11 +1,9 @@
-"""Imports torchvision where its compiled operators cannot load, as beside the CPU build of torch; and timm, quickly.
+"""Imports torchvision where its compiled operators cannot load, as beside the CPU build of torch.
 
 The package registry's torchvision is linked against CUDA. Beside a CPU torch its operators are missing and
 `import torchvision` (so also `import timm`) dies while registering a fake kernel for `torchvision::nms`. Declaring
 the two schemas that it asks for is enough for transforms, datasets and all of timm; box operators and
 `torchvision.io` stay out of reach and nothing here uses them. A healthy install is left alone.
-
-timm imports wandb where it is installed, for more than a second, and for one function that nothing here calls.
 """
 
 import importlib
@@ -30,16 +28,4 @@ def ensure_torchvision() -> None:
         importlib.import_module("torchvision")
 
 
-def _import_timm() -> None:
-    if "wandb" in sys.modules:
-        importlib.import_module("timm")
-        return
-    sys.modules["wandb"] = None  # pyright: ignore[reportArgumentType]  # as where it is missing
-    try:
-        importlib.import_module("timm")
-    finally:
-        del sys.modules["wandb"]
-
-
 ensure_torchvision()
-_import_timm()

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.timm_import  # noqa: F401
 
 # isort: split
 import timm
@@ -95,12 +95,12 @@ def _open_folder(folder: Path) -> Weights:
 
 def _open_timm(name: str, pretrained: bool) -> Weights:
     bare = name.partition(".")[0]
-    of_tokens = timm.is_model(bare) and (is_vit(bare) or is_eva(bare))
     if not timm.is_model(bare):
         raise UserError(
             f"--init {name}: neither a file, a folder nor a model of timm {timm.__version__}; near it: "
             f"{similar_names(bare)}"
         )
+    of_tokens = is_vit(bare) or is_eva(bare)
     if pretrained:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its tries
         try:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.timm_import  # noqa: F401
 
 # isort: split
 import timm

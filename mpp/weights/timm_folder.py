@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mpp.system.torchvision_import  # noqa: F401  (timm imports torchvision)
+import mpp.system.timm_import  # noqa: F401
 
 # isort: split
 import timm

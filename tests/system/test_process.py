@@ -219,9 +219,7 @@ def studying(source: str, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "words", [pretraining, tuning, packing, checking, pytest.param(studying, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("words", [pretraining, tuning, packing, checking, studying])
 def test_tools_work_in_any_thread(
     words: Callable[[str, Path], list[str]],
     source: str,

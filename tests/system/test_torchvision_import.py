@@ -44,7 +44,7 @@ def test_operators_are_declared_where_they_alone_are_missing(
 
 @pytest.mark.slow
 def test_transforms_and_timm_import_in_a_fresh_process_without_a_warning() -> None:
-    code = "import mpp.system.torchvision_import, sys, torchvision.transforms.v2, timm; print('wandb' in sys.modules, "
+    code = "import mpp.system.timm_import, sys, torchvision.transforms.v2, timm; print('wandb' in sys.modules, "
     code += "timm.is_model('vit_tiny_patch16_224')); import wandb"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "False True\n", "")

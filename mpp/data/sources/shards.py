@@ -146,19 +146,21 @@ class ShardSource(Source):
         if not any(map(lacking, {*EXTRA_OF.values()})):
             return []
         looked = spread(np.arange(len(self)), _LOOKED if self.reads_together else _LOOKED_LOCAL)
-        found = dict[str, list[int]]()
+        begins, remote = dict[int, bytes | OSError](), dict[int, tuple[str, int, int]]()
         for index in looked:
             shard, start, size = self._extent(index)
-            tar, size = self.tars[shard], min(size, _FIRST)
-            origin = self.origins[shard]
-            with contextlib.suppress(OSError):  # reading an image says so
-                if tar is not None:
-                    data = os.pread(self._open[tar], size, start)
-                else:
-                    assert isinstance(origin, RemoteFile)
-                    (data,) = fetch_ranges([(origin.url, start, size)], self.timeout)
-                if isinstance(data, bytes) and (extra := needed_extra(data)) and lacking(extra):
-                    found.setdefault(extra, []).append(index)
+            tar, origin, size = self.tars[shard], self.origins[shard], min(size, _FIRST)
+            if tar is None:
+                assert isinstance(origin, RemoteFile)
+                remote[index] = origin.url, start, size
+            else:
+                with contextlib.suppress(OSError):  # reading an image says so
+                    begins[index] = os.pread(self._open[tar], size, start)
+        begins |= zip(remote, fetch_ranges([*remote.values()], self.timeout), strict=True)
+        found = dict[str, list[int]]()
+        for index, data in begins.items():
+            if isinstance(data, bytes) and (extra := needed_extra(data)) and lacking(extra):
+                found.setdefault(extra, []).append(index)
         return [
             f"{len(indices)} of {count(len(looked), 'image')} looked at cannot be read, such as "
             f"{printable(self.location(indices[0]))}: to read them, {lacking(extra)}"

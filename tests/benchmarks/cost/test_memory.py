@@ -145,10 +145,10 @@ def check_on_cpu(source: str, config: PretrainConfig) -> None:
     [
         ({}, {}, {"name": "adam"}, {"detail": 1.0}),
         ({"grad_checkpointing": True}, {}, {"name": "sgd", "ema_decay": 0.9}, {}),
-        runs.slow({}, {"micro_batch": BATCH // 4}, {}, {"ratio": 0.15, "target": "colour_4x4"}),
-        runs.slow({"attention": "explicit"}, {}, {}, {"target": "pixels"}),
-        runs.slow({}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "decoder_depth": 1}),
-        runs.slow({"img_size": (64,)}, {"precision": "bf16", "batch_size": 16}, {}, {"decoder_depth": 2}),
+        ({}, {"micro_batch": BATCH // 4}, {}, {"ratio": 0.15, "target": "colour_4x4"}),
+        ({"attention": "explicit"}, {}, {}, {"target": "pixels"}),
+        ({}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "decoder_depth": 1}),
+        ({"img_size": (64,)}, {"precision": "bf16", "batch_size": 16}, {}, {"decoder_depth": 2}),
     ],
 )
 def test_the_peak_is_of_the_living_tensors(model: Any, train: Any, optim: Any, objective: Any, source: str) -> None:
