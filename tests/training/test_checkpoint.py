@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,13 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
+class Attribute:
+    """An object whose unpickling takes an attribute of what may be named, but is no enum."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return getattr, (shard_files.metadata.Metadata, "__init__")
+
+
 def edit(folder: Path, change: Callable[[Any], object]) -> None:
     description = pickle.loads((folder / ".metadata").read_bytes())
     change(description)
@@ -189,6 +197,7 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     "shards elsewhere": lambda at: edit(at, elsewhere),
     "code for a description": lambda at: (at / ".metadata").write_bytes(pickle.dumps(Trap(at))),
     "code in the description": lambda at: edit(at, lambda found: setattr(found, "planner_data", Trap(at))),
+    "an attribute in the description": lambda at: edit(at, lambda found: setattr(found, "planner_data", Attribute())),
     "code for a tensor": object_instead,
     "code for the rest": lambda at: torch.save(Trap(at), at / "plain.pt"),
     "code for a shard": lambda at: torch.save(Trap(at), at / "__0_0.distcp"),
@@ -215,6 +224,27 @@ def test_a_spoilt_or_foreign_checkpoint_is_refused_in_one_line_and_runs_no_code(
 def test_the_traps_work_where_they_are_not_guarded_against(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Trap(tmp_path / "checkpoint")))
     assert (tmp_path / "it ran").exists()
+
+
+class OldPickler(pickle.Pickler):
+    """Pickles the members of an enum as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, obj: object) -> Any:
+        return (getattr, (type(obj), obj.name)) if isinstance(obj, Enum) else NotImplemented
+
+
+@pytest.mark.usefixtures("group")
+def test_a_folder_written_by_an_early_python_3_11(tmp_path: Path) -> None:
+    run = train(build(True), 1)
+    path = save(run, tmp_path)
+    with (path / ".metadata").open("rb") as file:
+        description = pickle.load(file)
+    with (path / ".metadata").open("wb") as file:
+        OldPickler(file, protocol=4).dump(description)
+    assert b"getattr" in (path / ".metadata").read_bytes()
+    after = build(False)
+    after.load_state_dict(load_checkpoint(path))
+    runs.assert_same(*(gathered(one.state_dict())["model"] for one in (after, run)))
 
 
 @pytest.mark.usefixtures("group")

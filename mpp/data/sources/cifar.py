@@ -1,12 +1,13 @@
 """CIFAR-10 and CIFAR-100 in their authors' python archives, read by torchvision."""
 
+import shutil
 import tarfile
 import tempfile
 import urllib.error
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -61,6 +62,17 @@ def _read(spec: str, reader: type[CIFAR10], folder: Path, split: Split) -> ListS
     return ListSource(images, held.targets, tuple(held.classes), name=spec, split=split)
 
 
+def _unpack(tar: tarfile.TarFile, folder: Path) -> None:
+    """Write the files of an archive to `folder`, by their names alone, so that none can leave it.
+
+    tarfile's own filter for this came with Python 3.11.4, after Debian 12's.
+    """
+    folder.mkdir()
+    for member in filter(tarfile.TarInfo.isreg, tar):
+        with tar.extractfile(member) as packed, (folder / PurePosixPath(member.name).name).open("wb") as file:
+            shutil.copyfileobj(packed, file)
+
+
 @contextmanager
 def _unpacked(spec: str, reader: type[CIFAR10], folder: Path) -> Generator[Path]:
     """A folder with the batches where torchvision expects them; what is made for that goes again."""
@@ -74,7 +86,7 @@ def _unpacked(spec: str, reader: type[CIFAR10], folder: Path) -> Generator[Path]
         elif archive.is_file():
             try:
                 with tarfile.open(archive) as tar:
-                    tar.extractall(temporary, filter="data")
+                    _unpack(tar, Path(temporary) / reader.base_folder)
             except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
                 if isinstance(error, OSError) and error.errno is not None:  # the disk's, no fault of the archive
                     what = f"cannot unpack {archive} into {temporary} ({error.strerror})"
