@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.curation.settings import CacheRecipe, CheckRecipe, ShardRecipe
-from mpp.downstream.inference_settings import EmbedRecipe, PredictRecipe, check_embed
+from mpp.downstream.inference_settings import EmbedRecipe, PredictRecipe, check_embed, check_predict
 from mpp.downstream.settings import FewshotRecipe, FinetuneConfig, ProbeRecipe
 from mpp.errors import ConfigError
 from mpp.pretraining.settings import ConvertRecipe, PretrainConfig
@@ -123,11 +123,9 @@ TOOLS = {
         "Classify images with a fine-tuned model.",
         PredictRecipe,
         "mpp.downstream.predict:predict",
-        {
-            "init": "no model: give --init, such as --init runs/ft",
-            "images": "no images: name files or folders, such as predict --init runs/ft image.jpg",
-        },
         {},
+        {},
+        check=check_predict,
     ),
     "embed": Tool(
         "Write features of images to a file, or find images that are alike in one.",

@@ -22,6 +22,11 @@ class PredictRecipe:
     """A fine-tuned run, or any weights with a head: timm or Hugging Face folder, JAX .npz, timm name."""
     images: tuple[str, ...] = ()
     """Image files and folders of images; on the command line they need no --images."""
+    data: str = ""
+    """Images of all splits, instead of --images: array:FILE.npz, csv:FILE, shards:GLOB, ... as data.source of the
+    training."""
+    download: bool = False
+    """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
     top: int = 3
     """Classes named for each image."""
     out: str = ""
@@ -85,6 +90,18 @@ class EmbedRecipe:
         return DataConfig(max_bad=self.max_bad).max_bad_share
 
 
+def check_predict(config: PredictRecipe) -> None:
+    """Refuses settings that do not go together, before torch is loaded. Raises ConfigError."""
+    if not config.init:
+        raise ConfigError("no model: give --init, such as --init runs/ft")
+    _check_images(config, "name files or folders, such as predict --init runs/ft image.jpg, or give --data")
+
+
+def _check_images(config: "PredictRecipe | EmbedRecipe", advice: str) -> None:
+    if bool(config.data) == bool(config.images):
+        raise ConfigError(f"{'both --data and --images' if config.data else 'no images'}: {advice}")
+
+
 def check_embed(config: EmbedRecipe) -> None:
     """Refuses settings that do not go together, before torch is loaded. Raises ConfigError."""
     changed = [name for name, value in by_name(config).items() if value != by_name(EmbedRecipe())[name]]
@@ -106,9 +123,7 @@ def check_embed(config: EmbedRecipe) -> None:
             )
     if not config.init:
         raise ConfigError("no encoder: give --init, such as --init runs/first, or --index to look into features")
-    if bool(config.data) == bool(config.images):
-        what = "both --data and --images" if config.data else "no images"
-        raise ConfigError(f"{what}: give --data, such as --data folder:/my/images, or --images, such as --images a.jpg")
+    _check_images(config, "give --data, such as --data folder:/my/images, or --images, such as --images a.jpg")
     if not config.out:
         raise ConfigError("nowhere to write to: give --out, such as --out features.npz")
     if (ending := Path(config.out).suffix) not in ENDINGS:

@@ -13,7 +13,9 @@ from mpp.data.loader import sequential
 from mpp.data.sources.base import Source
 from mpp.data.sources.dicom import with_frames
 from mpp.data.sources.files import FileSource
+from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.names import is_hidden, is_image, printable
+from mpp.data.sources.opening import open_splits
 from mpp.data.transform import EvalTransform, normalise
 from mpp.data.workers import worker_count
 from mpp.dist import World
@@ -37,7 +39,10 @@ def predict(config: PredictRecipe) -> int:
         UserError: a model without a head, images that are not there.
         RunError: none of the images can be decoded.
     """
-    source = open_images(config.images)
+    if config.images:
+        source = open_images(config.images)
+    else:
+        source = MixtureSource(config.data, [*open_splits(config.data, config.download).values()])
     weights = replace(open_weights(config.init), max_image_mb=config.max_image_mb)
     if not weights.classes:
         todo = f"fine-tune it first ({command('finetune')})"

@@ -47,6 +47,25 @@ def test_a_folder_to_a_csv(done: Done, images: Path, tmp_path: Path, capsys: pyt
     assert [row["path"] for row in rows] == sorted(str(path) for path in (tmp_path / "images").rglob("[0-9]*.png"))
 
 
+def test_all_splits_of_a_source(done: Done, images: Path, tmp_path: Path) -> None:
+    files = [images / split / name / "1.png" for split in ("train", "test") for name in ("red", "green")]
+    arrays = [np.asarray(Image.open(path).convert("RGB").resize((20, 20))) for path in files]
+    np.savez(tmp_path / "two.npz", train_images=np.stack(arrays[:2]), test_images=np.stack(arrays[2:]))
+    for number, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{number}.png")
+    words = ["--init", str(done.run_dir), "--device", "cpu", "--out"]
+    assert predict([*words, str(tmp_path / "a.csv"), "--data", f"array:{tmp_path / 'two.npz'}"]) == 0
+    assert predict([*words, str(tmp_path / "b.csv"), *(str(tmp_path / f"{number}.png") for number in range(4))]) == 0
+    rows, expected = read_csv(tmp_path / "a.csv"), read_csv(tmp_path / "b.csv")
+    places = [
+        f"image {number} of {split}_images in {tmp_path / 'two.npz'}"
+        for split in ("train", "test")
+        for number in (0, 1)
+    ]
+    assert [row.pop("path") for row in rows] == places
+    assert rows == [{name: value for name, value in row.items() if name != "path"} for row in expected]
+
+
 def test_a_classifier_of_timm_s_sees_what_timm_shows_it(images: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10).eval()
@@ -92,6 +111,8 @@ def test_images_of_too_many_bytes_are_said(
 WRONG = {
     "a.png": "no model: give --init",
     "--init RUN": "no images: name files or folders",
+    "--init RUN IMAGE --data demo": "both --data and --images: name files or folders",
+    "--init RUN --data folder:TMP/nowhere": "folder:TMP/nowhere: there is no folder TMP/nowhere",
     "--init RUN TMP/nowhere.png": "there is no image TMP/nowhere.png",
     "--init RUN IMAGE TMP/nowhere.png": "there is no image TMP/nowhere.png",
     "--init RUN TMP/empty": "there is no image in the folder TMP/empty",
