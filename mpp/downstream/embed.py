@@ -61,7 +61,9 @@ def embed(config: EmbedRecipe) -> int:
         check_writable(out)
         images = once_a_machine(world, lambda: Images.opened(config))
         dist.agree(images.facts)
-        frozen = open_frozen(config.init, config.encoder, (config.layer,), world, device)
+        frozen = open_frozen(
+            config.init, config.encoder, (config.layer,), world, device, quarters=config.pool == "quarters"
+        )
         if config.pool not in (pools := (*frozen.pools, *(("none",) if frozen.is_vit else ()))):
             raise UserError(f"--pool {config.pool}: of {config.init} take {' or '.join(pools)}")
         _embed(config, out, images, frozen, _settings(config, frozen, images), world)

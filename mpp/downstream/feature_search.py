@@ -115,6 +115,7 @@ def _features_of(
         precision=choose_precision(precision, device, "encoder.precision"),
         workers=worker_count(-1, 1) if len(paths) > 128 else 0,
         seed=made_by["seed"],
+        quarters=made_by["pool"] == "quarters",
     )
     if changed := changes({name: made_by[name] for name in frozen.identity()}, frozen.identity()):
         now = f"{config.init or made_by['init']} has changed since"

@@ -24,6 +24,7 @@ from jaxtyping import Float, Float32, Int64
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mpp import dist
 from mpp.data.loader import sequential
@@ -142,11 +143,13 @@ class FrozenEncoder:
         image_hw: another input size than the weights' own.
         precision: bf16, fp16 or fp32.
         cache: whether features are cached on disk.
+        quarters: whether this pooling is among those of a ViT, which makes features several times as wide.
 
     Attributes:
         depth: how many layers the encoder has.
         layers: those that are read, each once, ascending and counted from the end: -1 is the last.
-        pools: the features of one layer: mean, and of ViTs with a class token token and mean+token.
+        pools: the features of one layer: mean, and of ViTs with a class token token and mean+token; of ViTs quarters,
+            where it was asked for.
 
     Raises:
         UserError: a layer or a size that the encoder has not.
@@ -163,6 +166,7 @@ class FrozenEncoder:
         workers: int = 0,
         cache: bool = False,
         seed: int = 0,
+        quarters: bool = False,
     ) -> None:
         self.weights = weights
         self.image_hw = image_hw or weights.image_hw
@@ -179,7 +183,9 @@ class FrozenEncoder:
         self.depth = max(len(stages or ()), 1)
         self.layers = self._from_the_end(layers)
         self._has_token = self.is_vit and self.model.num_prefix_tokens > 0 and self.model.cls_token is not None
+        self._quarters = quarters and self.is_vit
         self.pools: tuple[str, ...] = ("mean", "token", "mean+token") if self._has_token else ("mean",)
+        self.pools += ("quarters",) if self._quarters else ()
         self._attention = ""
         self._memory: list[tuple[Source, np.ndarray, dict[int, Features]]] = []
         self._cache, self._hash = cache, ""
@@ -193,11 +199,11 @@ class FrozenEncoder:
         return tuple(sorted({layer if layer < 0 else layer - self.depth for layer in numbers}))
 
     def encode(self, images: Tensor) -> Float[Tensor, "b d"]:
-        """Encodes uint8 (B, C, h, w) on the device: layers, and in each mean and token, side by side."""
+        """Encodes uint8 (B, C, h, w) on the device: layers, and in each mean, token and quarters, side by side."""
         return torch.cat(self._rows(images), dim=1)
 
     def _rows(self, images: Tensor) -> list[Float[Tensor, "b d"]]:
-        """Features of each layer: of ViTs with a class token the mean of the patch tokens and after it that token."""
+        """Features of each layer: the mean of the patch tokens, and after it the class token and quarters of ViTs."""
         pixels = normalise(images, self.weights.mean, self.weights.std)
         with torch.inference_mode(), autocast(self.precision, self.device):
             rows = self._pooled_tokens(pixels) if self.is_vit else self._pooled_maps(pixels)
@@ -206,11 +212,21 @@ class FrozenEncoder:
     def _pooled_tokens(self, pixels: Tensor) -> list[Tensor]:
         tokens = self._tokens(pixels)
         norms = [nn.Identity() if layer != -1 else self.model.fc_norm for layer in self.layers]  # the latter of some
-        pools: tuple[Literal["mean", "token"], ...] = ("mean", "token") if self._has_token else ("mean",)
         return [
-            torch.cat([norm(pool(of.float(), self.model.num_prefix_tokens, how)).float() for how in pools], dim=1)
+            torch.cat([norm(part).float() for part in self._parts(of.float())], dim=1)
             for of, norm in zip(tokens, norms, strict=True)
         ]
+
+    def _parts(self, tokens: Tensor) -> list[Float[Tensor, "b d"]]:
+        """Mean, class token and the mean of each quarter of the image, rows first; of an odd number of rows or columns
+        both sides have the one in the middle."""
+        prefix = self.model.num_prefix_tokens
+        pools: tuple[Literal["mean", "token"], ...] = ("mean", "token") if self._has_token else ("mean",)
+        parts = [pool(tokens, prefix, how) for how in pools]
+        if self._quarters:
+            grid = tokens[:, prefix:].transpose(1, 2).unflatten(2, self.model.patch_embed.grid_size)
+            parts += F.adaptive_avg_pool2d(grid, 2).flatten(2).unbind(2)
+        return parts
 
     def _tokens(self, pixels: Tensor) -> list[Tensor]:
         """All tokens of each layer of a ViT, (B, tokens, D)."""
@@ -247,10 +263,9 @@ class FrozenEncoder:
 
     def _pooled(self, rows: Any, how: str) -> Any:
         """Of features of one layer, arrays or tensors, the part that this pooling asks for."""
-        if how == "mean+token" or not self._has_token:
-            return rows
-        half = rows.shape[1] // 2
-        return rows[:, :half] if how == "mean" else rows[:, half:]
+        width = rows.shape[1] // (1 + self._has_token + 4 * self._quarters)
+        first, last = {"mean": (0, 1), "token": (1, 2), "mean+token": (0, 2), "quarters": (-4, None)}[how]
+        return rows[:, first * width : None if last is None else last * width]
 
     def read(self, images: Tensor, how: str) -> Float[Tensor, "b *shape"]:
         """Features of the first of `layers` of uint8 (B, C, h, w) on the device: (B, D) by one of `pools`; of ViTs by
@@ -320,7 +335,8 @@ class FrozenEncoder:
             "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),
             "pixels": [TRANSFORM_VERSION, PIL.__version__],
             "arithmetic": [self.precision, self.device.type, kernels, torch.__version__, timm.__version__],
-            **({"pools": self.pools} if isinstance(self.model, Eva) else {}),  # earlier versions kept one of Eva's
+            # Earlier versions kept one of Eva's.
+            **({"pools": self.pools} if isinstance(self.model, Eva) or self._quarters else {}),
         }
 
 

@@ -61,7 +61,8 @@ class EmbedRecipe:
     layer: int = -1
     """Layer to read: a block of ViTs, a stage of others; 0 is the first, -1 the last, after its norm."""
     pool: Pool | Literal["none"] = "mean"
-    """Mean of the patch tokens, class token, both side by side, or none: every patch token, into an .npz alone."""
+    """Mean of the patch tokens, class token, both side by side, the means of the image's quarters side by side, or
+    none: every patch token, into an .npz alone."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of the numbers that are written."""
     max_bad: str = "1%"

@@ -15,8 +15,8 @@ from mpp.training.settings import (
     check_different,
 )
 
-Pool = Literal["mean", "token", "mean+token"]
-"""Of the patch tokens, the class token, or both side by side."""
+Pool = Literal["mean", "token", "mean+token", "quarters"]
+"""Mean of the patch tokens, the class token, both side by side, or the means of the image's quarters side by side."""
 
 
 def parse_share(text: str, name: str = "a share") -> float:
@@ -256,15 +256,17 @@ class _FrozenRecipe:
     download: bool = False
     """Fetch cifar10 or cifar100 from its authors' site when DIR lacks it (needs to be online)."""
     pool: tuple[Pool, ...] = ("mean", "token")
-    """Mean of the patch tokens, class token of encoders that have one, or both side by side, each in turn. Linear fits
-    standardise every feature, so neither half of mean+token outweighs the other, but the same l2 regularises twice the
-    features half as much; in the cosine of knn the half with the longer vectors counts more."""
+    """Mean of the patch tokens, class token of encoders that have one, both side by side, or of ViTs the means of the
+    four quarters of the image side by side (they tell where in the image something is, and are four times as many),
+    each in turn. Linear fits standardise every feature, so neither half of mean+token outweighs the other, but the
+    same l2 regularises twice the features half as much; in the cosine of knn the half with the longer vectors counts
+    more."""
     encoder: FrozenConfig = FrozenConfig()
 
     def __post_init__(self) -> None:
         check_different(self.init, "init", "encoders")
         check_group(self.group, "group")
-        check_different(self.pool, "pool", "ones of mean, token and mean+token", valid=bool(self.pool))
+        check_different(self.pool, "pool", "ones of mean, token, mean+token and quarters", valid=bool(self.pool))
 
 
 @dataclass(frozen=True)

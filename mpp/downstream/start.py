@@ -30,6 +30,7 @@ def open_frozen(
     world: World,
     device: torch.device,
     cache: bool = False,
+    quarters: bool = False,
 ) -> FrozenEncoder:
     """Opens the encoder that `init` names; raises UserError for weights, a layer or a size that there is not."""
     weights = once_a_machine(world, lambda: open_weights(init))
@@ -42,6 +43,7 @@ def open_frozen(
         workers=worker_count(of.workers, world.local_size),
         cache=cache,
         seed=of.seed,
+        quarters=quarters,
     )
 
 

@@ -54,6 +54,7 @@ def read_frozen(plan: Plan, start: StartPoint, inputs: Inputs) -> Figures:
         precision=choose_precision(train.precision, device, "finetune.train.precision"),
         workers=worker_count(config.finetune.data.workers, 1),
         cache=True,
+        quarters="quarters" in config.pool,
     )
     try:
         figures: Figures = {"fewshot": _fewshot(plan, frozen, side, seed), "probe": None}

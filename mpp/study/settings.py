@@ -73,7 +73,7 @@ class StudyConfig:
     layers: tuple[int | Literal["all"], ...] = field(default=(-1,), metadata={"free": True})
     """Few-shot: layers that are read, such as -1 -2 -3, or the word all."""
     pool: tuple[Pool, ...] = field(default=("mean", "token"), metadata={"free": True})
-    """Few-shot: mean of the patch tokens, class token, both side by side; those that an encoder has."""
+    """Few-shot: mean of the patch tokens, class token, both side by side, quarters; those that an encoder has."""
     l2: str = field(default="1024", metadata={"free": True})
     """Few-shot: strength of the L2 regularisation, or cv."""
     probe: bool = field(default=False, metadata={"free": True})

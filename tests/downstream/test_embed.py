@@ -97,6 +97,7 @@ def test_parquet_and_csv_have_the_same(whole: Path, pretrained: Path, split: str
     [
         ("--pool token --layer 0", "token", 0),
         ("--pool mean+token --dtype float16", "mean+token", -1),
+        ("--pool quarters --layer 0", "quarters", 0),
         ("--pool none --layer -2", "none", -2),
     ],
 )
@@ -114,9 +115,12 @@ def test_layers_poolings_and_types(
         x = pixels([str(path) for path in images], model)
         layers = model.forward_intermediates(x, norm=layer == -1, **options)
         patches, prefix = layers[layer]
+    grid = patches.unflatten(1, model.patch_embed.grid_size)
+    quarters = [part for rows in grid.chunk(2, dim=1) for part in rows.chunk(2, dim=2)]
     expected = {
         "token": prefix[:, 0],
         "mean+token": torch.cat([patches.mean(dim=1), prefix[:, 0]], dim=1),
+        "quarters": torch.cat([part.mean(dim=(1, 2)) for part in quarters], dim=1),
         "none": patches,
     }[how]
     assert found.features.dtype == (np.float16 if "float16" in flags else np.float32)

@@ -75,6 +75,13 @@ def test_of_a_vit(spec: str) -> None:
             torch.testing.assert_close(features(of, how, layer), each, rtol=0, atol=2e-5)
         torch.testing.assert_close(features(of, "mean+token", layer), torch.cat(expected, dim=1), rtol=0, atol=2e-5)
     assert torch.equal(features(frozen(spec, small, layers=(len(after) - 1,)), "mean"), features(last, "mean"))
+    of = frozen(spec, small, layers=(0, -1), quarters=True)
+    assert of.pools == ("mean", "token", "mean+token", "quarters")
+    for layer, all_tokens in ((-1, tokens), (-5, after[0])):
+        grid = all_tokens[:, 1:].unflatten(1, model.patch_embed.grid_size)
+        expected = [side.mean(dim=(1, 2)) for half in grid.chunk(2, dim=1) for side in half.chunk(2, dim=2)]
+        torch.testing.assert_close(features(of, "quarters", layer), torch.cat(expected, dim=1), rtol=0, atol=2e-5)
+        assert torch.equal(features(of, "mean", layer), features(frozen(spec, small, layers=(layer,)), "mean", layer))
 
 
 @pytest.mark.parametrize(

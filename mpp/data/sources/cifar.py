@@ -69,7 +69,9 @@ def _unpack(tar: tarfile.TarFile, folder: Path) -> None:
     """
     folder.mkdir()
     for member in filter(tarfile.TarInfo.isreg, tar):
-        with tar.extractfile(member) as packed, (folder / PurePosixPath(member.name).name).open("wb") as file:
+        packed = tar.extractfile(member)
+        assert packed is not None  # of a regular file
+        with packed, (folder / PurePosixPath(member.name).name).open("wb") as file:
             shutil.copyfileobj(packed, file)
 
 
