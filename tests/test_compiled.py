@@ -14,11 +14,12 @@ pytestmark = pytest.mark.slow
 
 CASES: dict[str, tuple[str, dict[str, str]]] = {
     "the paper's": ("pretrain", {"optim__ema_decay": "0"}),
-    "4x4 colours, details, blocks, 2-D positions, [mask] enters later, a decoder": (
+    "4x4 colours, details, visual words, blocks, 2-D positions, [mask] enters later, a decoder": (
         "pretrain",
         {
             "objective__target": "colour_4x4",
             "objective__detail": "0.1",
+            "objective__words": "0.1",
             "objective__picking": "block",
             "objective__mask_enters": "1",
             "objective__decoder_depth": "1",

@@ -104,6 +104,13 @@ def _pick_blocks(
     return (covered + order).argsort(dim=1)[:, :k].sort(dim=1).values
 
 
+def others(picked: Int[Tensor, "B K"], patches: int) -> Int[Tensor, "B rest"]:
+    """The patches of each image that are not picked, ascending."""
+    left = torch.ones(len(picked), patches, dtype=torch.int8, device=picked.device).scatter(1, picked, 0)
+    # Sorted, not nonzero: of a known size, so that nothing waits for the device.
+    return left.argsort(dim=1, descending=True, stable=True)[:, : patches - picked.shape[1]]
+
+
 def draw_corruption(
     picked: Int[Tensor, "B K"],
     patches: int,

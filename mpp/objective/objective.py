@@ -5,7 +5,7 @@ tokens = corrupt(tokens, corruption, mask_token)  80 % [mask], 10 % another patc
 tokens = encoder.encode(tokens, at=picked)        those of the K corrupted patches, and no others
 [or, with a decoder: decoder(encoder.encode(tokens, at=picked, return_all=True), picked)]
 output = head(tokens)
-loss   = mean over all K, the unchanged ones included [+ detail * that of a second head]
+loss   = mean over all K, the unchanged ones included [+ detail * that of a second head, + words * those of two more]
 """
 
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mpp.errors import command
-from mpp.objective.masking import KINDS, Corruption, corrupt
+from mpp.objective.masking import KINDS, Corruption, corrupt, others
 from mpp.objective.target import ColourTarget, Target, cell_sums, details
+from mpp.objective.words import WORDS, VisualWords
 
 Figures = dict[str, Tensor]
 """Name -> (2,) float64: a sum and the count that it runs over; any union's mean is its sums over its counts."""
@@ -31,6 +32,8 @@ class MaskedPatchPrediction(nn.Module):
         normalise: makes the encoder's input, float32, of raw pixels of 0 to 255, uint8.
         mask_block: block before which the [mask] embeddings enter; above 0 only if all picked patches are masked.
         detail: weight of the loss of a second head, which predicts the patches' `details`; 0: no such head.
+        words: weight of the losses of two more heads, which predict the patches' `VisualWords`, one at the corrupted
+            patches, the other at the rest, from the encoder's own tokens; 0: no such heads.
         decoder: makes the tokens that the heads read of all of the encoder's and the indices of the corrupted patches;
             None: the heads read the encoder's own.
     """
@@ -47,6 +50,7 @@ class MaskedPatchPrediction(nn.Module):
         mask_block: int = 0,
         detail: float = 0.0,
         decoder: nn.Module | None = None,
+        words: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
@@ -59,8 +63,12 @@ class MaskedPatchPrediction(nn.Module):
         self.head = nn.Linear(self.encoder.embed_dim, target.outputs)
         outputs = target.channels * self.encoder.patch[0] * self.encoder.patch[1]
         self.detail_head = nn.Linear(self.encoder.embed_dim, outputs) if detail else None
+        self.words_weight = words
+        self.words = VisualWords(self.encoder.patch, target.channels) if words else None
+        self.words_head = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
+        self.seen_head = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        for head in filter(None, (self.head, self.detail_head)):
+        for head in filter(None, (self.head, self.detail_head, self.words_head, self.seen_head)):
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
         values = target.of(torch.zeros(1, target.channels, *target.patch, dtype=torch.uint8))[0, 0]
@@ -71,31 +79,42 @@ class MaskedPatchPrediction(nn.Module):
         self, pixels: Float[Tensor, "batch channels height width"], corruption: Corruption
     ) -> Float[Tensor, "batch k outputs"]:
         """The head's output at the corrupted patches of normalised images."""
-        return self.head(self._encode(pixels, corruption))
+        return self.head(self._encode(pixels, corruption)[0])
 
-    def _encode(self, pixels: Tensor, corruption: Corruption) -> Float[Tensor, "batch k dim"]:
-        """The tokens of the corrupted patches, after the encoder and the decoder, if there is one."""
+    def _encode(
+        self, pixels: Tensor, corruption: Corruption
+    ) -> tuple[Float[Tensor, "batch k dim"], Float[Tensor, "batch patches dim"]]:
+        """The tokens of the corrupted patches, after the encoder and the decoder, if there is one; and those of all
+        patches after the encoder, where there are words to predict from them, else the first again."""
         tokens, picked = corrupt(self.encoder.embed(pixels), corruption, self.mask_token), corruption.picked
-        if self.decoder is None:
-            return self.encoder.encode(tokens, at=picked, mask_block=self.mask_block)
-        return self.decoder(self.encoder.encode(tokens, at=picked, mask_block=self.mask_block, return_all=True), picked)
+        if self.decoder is None and self.words is None:
+            of_picked = self.encoder.encode(tokens, at=picked, mask_block=self.mask_block)
+            return of_picked, of_picked
+        every = self.encoder.encode(tokens, at=picked, mask_block=self.mask_block, return_all=True)
+        patches = every[:, self.encoder.num_prefix_tokens :]
+        return (gather_patches(patches, picked) if self.decoder is None else self.decoder(every, picked)), patches
 
     def forward(
         self, images: UInt8[Tensor, "batch channels height width"], corruption: Corruption
     ) -> tuple[Float[Tensor, ""], Figures]:
         """Loss and figures of raw pixels 0 to 255, after augmentation."""
-        tokens = self._encode(self.normalise(images), corruption)
+        tokens, patches = self._encode(self.normalise(images), corruption)
         output = self.head(tokens)
         values = gather_patches(self.target.of(images), corruption.picked)
         loss = self.target.loss(output, values)
         with torch.no_grad():
             figures = self._figures(images, corruption, output.detach(), values, loss.detach())
-        if self.detail_head is None:
-            return loss.mean(), figures
-        true = gather_patches(details(images, self.encoder.patch), corruption.picked)
-        detail_loss = (self.detail_head(tokens).float() - true).square().mean(dim=-1)
-        figures["loss_detail"] = _sum(detail_loss.detach(), torch.ones_like(detail_loss))
-        return loss.mean() + self.detail * detail_loss.mean(), figures
+        total = loss.mean()
+        if self.detail_head is not None:
+            true = gather_patches(details(images, self.encoder.patch), corruption.picked)
+            total = total + self.detail * _squared("loss_detail", self.detail_head(tokens), true, figures)
+        if self.words is not None and self.words_head is not None and self.seen_head is not None:
+            words, seen = self.words.of(images), others(corruption.picked, patches.shape[1])
+            at_picked, at_seen = gather_patches(words, corruption.picked), gather_patches(words, seen)
+            total = total + self.words_weight * _squared("loss_words", self.words_head(tokens), at_picked, figures)
+            output = self.seen_head(gather_patches(patches, seen))
+            total = total + self.words_weight * _squared("loss_words_seen", output, at_seen, figures)
+        return total, figures
 
     def _figures(self, images: Tensor, corruption: Corruption, output: Tensor, values: Tensor, loss: Tensor) -> Figures:
         target, name = self.target, self.target.score_name
@@ -119,6 +138,13 @@ def gather_patches(values: Tensor, picked: Int[Tensor, "batch k"]) -> Tensor:
     """(batch, patches, ...) at the picked patches: (batch, k, ...)."""
     index = picked.view(*picked.shape, *[1] * (values.ndim - 2))
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+
+
+def _squared(name: str, output: Tensor, true: Tensor, figures: Figures) -> Float[Tensor, ""]:
+    """Mean squared error; puts it among the figures."""
+    loss = (output.float() - true).square().mean(dim=-1)
+    figures[name] = _sum(loss.detach(), torch.ones_like(loss))
+    return loss.mean()
 
 
 def _sum(values: Tensor, weight: Tensor) -> Tensor:

@@ -15,6 +15,10 @@ class ObjectiveConfig:
     detail: float = 0.0
     """Weight of a second prediction, by a head of its own: the patch's pixels less their mean, over their standard
     deviation (MAE's normalised pixels), mean squared error, loss_detail. 0: none, as in the paper."""
+    words: float = 0.0
+    """Weight of a third prediction, by two heads of their own, at the corrupted patches and at the others: how much the
+    patch's small windows resemble each of 256 visual words, typical windows that k-means finds at the start (Coates et
+    al., AISTATS 2011), mean squared error, loss_words and loss_words_seen. 0: none, as in the paper."""
     ratio: float = 0.5
     """Share of the patches that is corrupted; K = round(ratio * N) in every image."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -32,7 +36,7 @@ class ObjectiveConfig:
     """Where the other patch of a random replacement is from; batch: the images of a micro-batch (train.micro_batch)."""
 
     def __post_init__(self) -> None:
-        for key in ("detail", "mask_enters", "decoder_depth"):
+        for key in ("detail", "words", "mask_enters", "decoder_depth"):
             if not 0 <= getattr(self, key) < float("inf"):
                 raise ValueError(f"objective.{key} must be at least 0, got {getattr(self, key)}")
         if not 0 < self.ratio <= 1:

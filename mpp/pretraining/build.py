@@ -218,7 +218,8 @@ def build_model(
         decoder = Decoder(encoder, objective.decoder_depth) if objective.decoder_depth else None
         with building_on(device):
             normalise = Normalise(config.data.mean, config.data.std, channels)
-            built = MaskedPatchPrediction(encoder, target, normalise, objective.mask_enters, objective.detail, decoder)
+            weights = objective.detail, decoder, objective.words
+            built = MaskedPatchPrediction(encoder, target, normalise, objective.mask_enters, *weights)
     return built.to(device)
 
 
@@ -242,6 +243,11 @@ def _check_objective(objective: ObjectiveConfig, encoder: Encoder, channels: int
         raise UserError(
             f"objective.ratio {objective.ratio:g} hides all {patches} patches, so that with objective.mask_enters the "
             "first blocks see nothing; take a smaller ratio"
+        )
+    if objective.words and num_picked(objective.ratio, patches) == patches:
+        raise UserError(
+            f"objective.ratio {objective.ratio:g} hides all {patches} patches, and objective.words needs others; take "
+            "a smaller ratio"
         )
     if objective.detail and channels * encoder.patch[0] * encoder.patch[1] < 2:
         raise UserError("patches of one value have no details; leave out objective.detail or take larger patches")

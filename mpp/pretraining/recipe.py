@@ -129,8 +129,6 @@ def _finish(run: PretrainingRun, monitor: Monitor) -> int:
 def start(run: PretrainingRun, monitor: Monitor) -> Survey:
     """Surveys the targets of a new run, and shows its untrained model."""
     survey = survey_source(run)
-    for model in (run.model, run.exported):
-        model.frequent.copy_(survey.frequent)
     monitor.say(survey.describe())
     if survey.warning:
         monitor.say(f"WARNING: {survey.warning}")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mpp import dist
 from mpp.data.feed import DeviceBatch
 from mpp.data.loader import stream
 from mpp.data.reader import Batch
@@ -80,11 +81,21 @@ def corruption_at(
 
 
 def survey_source(run: PretrainingRun) -> Survey:
-    """Surveys the targets of the first augmented images of the run's source."""
+    """Surveys the targets of the first augmented images of the run's source, and lets the model learn from them what it
+    needs before its first step: the most frequent target, and its visual words.
+    """
     batches = survey_batches(run.train_source, run.transform, run.reading, run.config.train.seed, run.workers)
     with closing(batches):
         images = torch.cat([next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)])
-    return survey_targets(run.model.target, images)
+    survey = survey_targets(run.model.target, images)
+    if run.model.words is not None:
+        run.model.words.learn(images)
+        state = dist.gather(run.model.words.state_dict())[0]  # the first rank's: processors may round differently
+    for model in (run.model, run.exported):
+        model.frequent.copy_(survey.frequent)
+        if model.words is not None:
+            model.words.load_state_dict(state)
+    return survey
 
 
 def survey_batches(

@@ -96,6 +96,12 @@ def charts(record: RunRecord) -> tuple[Chart, ...]:
         Chart(loss, "Loss", f"loss ({unit})", tuple((f"loss{kind}", label) for kind, label in _KINDS)),
         Chart(score, title, title.lower(), scores, baselines, percent=classes),
         Chart("loss_detail", "Loss of the details", "squared error", (("loss_detail", "corrupted patches"),)),
+        Chart(
+            "loss_words",
+            "Loss of the visual words",
+            "squared error",
+            (("loss_words", "corrupted patches"), ("loss_words_seen", "other patches")),
+        ),
         Chart("few_shot", frozen, "test accuracy", shots, percent=True, markers=True, spread="_std"),
         Chart("effective_rank", "Effective rank of the features", _RANK, ((RANK, _RANK),), markers=True),
         *common,

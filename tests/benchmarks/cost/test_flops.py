@@ -63,6 +63,8 @@ LATE = {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2}
         ({"depth": 4, "attention": "explicit"}, {**LATE, "detail": 1.0}),
         ({"grad_checkpointing": True}, {**LATE, "decoder_depth": 1}),
         ({}, {"decoder_depth": 2}),
+        ({"depth": 4}, {**LATE, "words": 4.0}),
+        ({"img_size": (56,), "patch_size": (14,)}, {"decoder_depth": 1, "words": 1.0}),
     ],
 )
 def test_every_part_is_what_torch_counts(model: Any, objective: Any) -> None:

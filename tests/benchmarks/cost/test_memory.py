@@ -147,6 +147,7 @@ def check_on_cpu(source: str, config: PretrainConfig) -> None:
         ({"grad_checkpointing": True}, {}, {"name": "sgd", "ema_decay": 0.9}, {}),
         ({}, {"micro_batch": BATCH // 4}, {}, {"ratio": 0.15, "target": "colour_4x4"}),
         ({"attention": "explicit"}, {}, {}, {"target": "pixels"}),
+        ({}, {}, {}, {"words": 4.0}),
         ({}, {}, {}, {"ratio": 0.75, "split": (1.0, 0.0, 0.0), "mask_enters": 2, "decoder_depth": 1}),
         ({"img_size": (64,)}, {"precision": "bf16", "batch_size": 16}, {}, {"decoder_depth": 2}),
     ],

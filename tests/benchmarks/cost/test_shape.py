@@ -24,7 +24,7 @@ def config_of(model: dict[str, Any], **objective: Any) -> PretrainConfig:
         config_of({"pos_embed": "none", "in_chans": 8}, bits=4),
         config_of({"pos_embed": "2d"}, target="pixels"),
         config_of({"pos_embed": "sincos2d"}, target="colour_4x4", decoder_depth=2),
-        config_of({"name": "vit_so150m_patch16_reg4_gap_256"}, decoder_depth=1, detail=0.5),
+        config_of({"name": "vit_so150m_patch16_reg4_gap_256"}, decoder_depth=1, detail=0.5, words=1.0),
     ],
     ids=lambda config: f"{config.model.name} {config.model.pos_embed} {config.objective.target}",
 )

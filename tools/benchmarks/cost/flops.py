@@ -30,17 +30,20 @@ def flops(shape: Shape, kernel: str = FUSED, checkpointing: bool = False) -> dic
     """Operations of one image in training, by part.
 
     The early blocks know the T - K tokens that are not hidden from them. The last block computes keys and values of all
-    T tokens and the rest for the K that are read. Checkpointing runs every block again up to its last product, whose
-    result nothing needs.
+    T tokens and the rest for the K that are read, or for all T where visual words are read from them. Checkpointing
+    runs every block again up to its last product, whose result nothing needs.
     """
     n, t, k = shape.patches, shape.tokens, shape.picked
     d, m = shape.dim, shape.hidden
     embedding = 2 * n * shape.patch_values * d
     known = [t - k] * shape.early + [t] * (shape.blocks - 1 - shape.early)  # to each block but the last
-    projections = sum(8 * s * d * d for s in known) + 4 * t * d * d + 4 * k * d * d
-    products = sum(4 * s * s * d for s in known) + 4 * k * t * d  # queries by keys, weights by values
-    mlp = sum(4 * s * d * m for s in known) + 4 * k * d * m
-    head = 2 * k * d * (shape.outputs + shape.details)
+    asking = shape.asking
+    projections = sum(8 * s * d * d for s in known) + 4 * t * d * d + 4 * asking * d * d
+    products = sum(4 * s * s * d for s in known) + 4 * asking * t * d  # queries by keys, weights by values
+    mlp = sum(4 * s * d * m for s in known) + 4 * asking * d * m
+    head = 2 * k * d * (shape.outputs + shape.details) + 2 * n * d * shape.words
+    windows, values = shape.word_windows
+    words = 2 * n * windows * values * (values + shape.words)  # whitening, distances
     again = products // 2 if kernel == FUSED else 0  # the weights, once more
     return {
         "patch embedding": Passes(embedding, embedding),  # pixels need no gradient
@@ -51,7 +54,7 @@ def flops(shape: Shape, kernel: str = FUSED, checkpointing: bool = False) -> dic
         ),
         "MLP": Passes(mlp, 2 * mlp, mlp // 2 * checkpointing),
         "head": Passes(head, 2 * head),
-        "baselines": Passes(2 * k * n * shape.channels, 0),  # means of neighbours, for the figures
+        "baselines": Passes(2 * k * n * shape.channels + words, 0),  # means of neighbours, for the figures; words
     }
 
 

@@ -76,7 +76,7 @@ def saved(shape: Shape, setup: Setup, number: int) -> int:
     """Bytes that a block keeps for its backward pass, of one image; the last block knows K tokens beyond its keys."""
     t, d = _known(shape, number), shape.dim
     last = number == shape.blocks - 1
-    k = shape.picked if last else t
+    k = shape.asking if last else t
     wide, narrow = 4, setup.narrow
     attended = t * d * wide + t * d * narrow  # the block's input, and its norm
     attended += (2 * t + k) * d * narrow + k * d * narrow * last  # keys, values, queries; the tokens that ask
@@ -96,6 +96,8 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
     kept = [saved(shape, setup, number) for number in range(blocks)]
     copies = narrow if narrow < 4 and setup.sharded == 1 else 0  # FSDP gathers in half precision
     read = k * d * (4 + narrow)  # before and after the last norm
+    if shape.words:  # of all tokens, and those of either head
+        read = shape.asking * d * 4 + shape.tokens * d * (4 + narrow)
     if shape.decoder:  # and the encoder's own, whose output stays fp32
         read += _known(shape, shape.depth - 1) * d * 8
     images = shape.pixels + shape.pixels * narrow + shape.patches * d * narrow
@@ -112,13 +114,19 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
         "batch": b * images + corruption,
         "temporaries": b * max(8 * shape.pixels, 16 * k * shape.patches),
     }
+    windows, values = shape.word_windows
+    yield full | {  # what the words are is found out: windows, products, distances and how near each is, in fp32
+        "head and loss": b * _loss(replace(shape, words=0), setup),
+        "batch": b * images + corruption,
+        "temporaries": 4 * b * shape.patches * windows * (values + 3 * shape.words),
+    }
     yield full | {  # the gradient of the head's output has become that of its weight
-        "head and loss": b * k * (shape.outputs + shape.details) * narrow,
+        "head and loss": b * (k * (shape.outputs + shape.details) + shape.patches * shape.words) * narrow,
         "batch": b * images + corruption,
         "temporaries": shape.head_parameters * (4 if narrow == 4 else 6),
     }
     for number in reversed(range(blocks)):
-        of = k if number == blocks - 1 else _known(shape, number)
+        of = shape.asking if number == blocks - 1 else _known(shape, number)
         alive = (sum(inputs[:number]) + kept[number]) if setup.checkpointing else sum(kept[: number + 1])
         grown = shape.head_parameters + (blocks - 1 - number) * shape.block_parameters
         # The gradient of the residual, of the MLP's inside, and one weight's.
@@ -159,7 +167,9 @@ def _loss(shape: Shape, setup: Setup) -> int:
     regression = setup.narrow + 8  # output, target, difference
     classes = setup.narrow + (0 if setup.narrow == 4 else 4) + 4
     output = shape.outputs * (regression if shape.pixel_target else classes)
-    return shape.picked * (output + shape.details * regression)
+    # All words are targets before they are those of either head.
+    words = shape.patches * shape.words * (regression + 4)
+    return shape.picked * (output + shape.details * regression) + words
 
 
 def largest_micro_batch(shape: Shape, setup: Setup, limit: float) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 from mpp.errors import UserError, command
 from mpp.objective.masking import num_picked
+from mpp.objective.words import WORDS
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
 
@@ -36,6 +37,10 @@ class Shape:
     pixel_target: bool = False
     detail: bool = False
     """Whether a second head predicts the pixels of a patch."""
+    words: int = 0
+    """Visual words: outputs of a head at the corrupted patches, and of another at the rest."""
+    word_windows: tuple[int, int] = (0, 0)
+    """Windows of a patch that are compared with the words, and values of each."""
     early: int = 0
     """Blocks that run without the corrupted patches."""
     decoder: int = 0
@@ -77,9 +82,14 @@ class Shape:
         return self.patch_values * self.detail
 
     @property
+    def asking(self) -> int:
+        """Tokens of the last block for which more than keys and values is computed."""
+        return self.tokens if self.words and not self.decoder else self.picked
+
+    @property
     def head_parameters(self) -> int:
         """Of the last norm, a decoder's own, and the heads."""
-        return 2 * self.dim * (1 + (self.decoder > 0)) + (self.outputs + self.details) * (self.dim + 1)
+        return 2 * self.dim * (1 + (self.decoder > 0)) + (self.outputs + self.details + 2 * self.words) * (self.dim + 1)
 
     @property
     def root_parameters(self) -> int:
@@ -100,6 +110,7 @@ def shape_of(config: PretrainConfig) -> Shape:
     model = build_model(config, "meta")
     encoder, objective = model.encoder, config.objective
     vit: Any = encoder.vit
+    words = model.words
     dim, prefix, (rows, columns) = encoder.embed_dim, encoder.num_prefix_tokens, encoder.grid
     positions = {"learned": (rows * columns + prefix) * dim, "2d": (rows + columns) * (dim // 2)}
     shape = Shape(
@@ -116,6 +127,8 @@ def shape_of(config: PretrainConfig) -> Shape:
         outputs=model.head.out_features,
         pixel_target=objective.target == "pixels",
         detail=objective.detail > 0,
+        words=0 if words is None else WORDS,
+        word_windows=(0, 0) if words is None else (words.windows[0] * words.windows[1], len(words.middle)),
         early=objective.mask_enters,
         decoder=objective.decoder_depth,
     )

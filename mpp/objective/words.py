@@ -1,0 +1,122 @@
+"""Visual words: how much the small windows of a patch resemble each of some typical ones, learnt from the images.
+
+images -> windows of about 6 x 6 pixels -> less their mean, over their deviation -> whitened
+       -> how much nearer than the others each word is -> mean over the windows of a patch
+
+Source: A. Coates, H. Lee, A. Y. Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning", AISTATS
+2011, sections 3.1 to 3.3 (K-means, "triangle").
+"""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WORDS = 256
+_SIDE = 6  # pixels of a window, the best of their section 4.5
+_MOST_WINDOWS = 100_000
+_ROUNDS = 15
+_FLAT = 10 / 255**2  # added to a window's variance, and below to the eigenvalues: theirs, section 3.1.1
+_WHITE = 0.1
+
+
+class VisualWords(nn.Module):
+    """The words, and what they are compared with. Buffers, so a checkpoint has them.
+
+    A patch of up to about 12 pixels a side is taken as it is, a larger one shrunk; it has a window for about 4 pixels
+    of its side, which reaches over its edge.
+    """
+
+    middle: Tensor
+    whitening: Tensor
+    words: Tensor
+    usual: Tensor
+    spread: Tensor
+
+    def __init__(self, patch: tuple[int, int], channels: int) -> None:
+        super().__init__()
+        self.shrink = tuple(_shrink(side) for side in patch)
+        """Pixels that are averaged to one, down and across."""
+        inside = [side // by for side, by in zip(patch, self.shrink, strict=True)]
+        self.windows = tuple(_windows(side) for side in inside)
+        """Windows of a patch, down and across."""
+        self.stride = tuple(side // number for side, number in zip(inside, self.windows, strict=True))
+        self.side = tuple(max(_SIDE, stride) for stride in self.stride)
+        values = channels * self.side[0] * self.side[1]
+        self.register_buffer("middle", torch.zeros(values))
+        self.register_buffer("whitening", torch.zeros(values, values))
+        self.register_buffer("words", torch.zeros(WORDS, values))
+        self.register_buffer("usual", torch.zeros(WORDS))
+        self.register_buffer("spread", torch.ones(WORDS))
+
+    @torch.no_grad()
+    def learn(self, images: UInt8[Tensor, "batch channels height width"]) -> None:
+        """Sets whitening and words by these images, on the CPU, in the same way each time."""
+        generator = torch.Generator().manual_seed(0)
+        windows = self._cut(images.cpu()).flatten(0, 1)
+        windows = windows[torch.randperm(len(windows), generator=generator)[:_MOST_WINDOWS]]
+        middle = windows.mean(dim=0)
+        windows = windows - middle
+        values, vectors = torch.linalg.eigh(windows.T @ windows / len(windows))
+        whitening = vectors * (values.clamp(min=0) + _WHITE).rsqrt() @ vectors.T
+        words = _k_means(windows @ whitening, generator)
+        for name, found in (("middle", middle), ("whitening", whitening), ("words", words)):
+            getattr(self, name).copy_(found)
+        self.usual.zero_()
+        self.spread.fill_(1)
+        found = self.of(images.to(self.usual.device)).flatten(0, 1)
+        self.usual.copy_(found.mean(dim=0))
+        self.spread.copy_(found.std(dim=0, unbiased=False) + 1e-6)
+
+    @torch.no_grad()
+    def of(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches words"]:
+        """What is predicted of every patch: mean 0 and deviation 1 over the patches that the words were learnt from.
+
+        A word counts by how much nearer than the mean of all words it is to a window, 0 where it is farther.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            windows = (self._cut(images) - self.middle) @ self.whitening
+            squared = windows.square().sum(dim=-1, keepdim=True) + self.words.square().sum(dim=1)
+            distance = (squared - 2 * windows @ self.words.T).clamp_(min=0).sqrt_()
+            near = (distance.mean(dim=-1, keepdim=True) - distance).clamp_(min=0)
+            grid = near.transpose(1, 2).unflatten(2, self._cells(images))
+            pooled = F.avg_pool2d(grid, self.windows).flatten(2).transpose(1, 2)
+            return (pooled - self.usual) / self.spread
+
+    def _cells(self, images: Tensor) -> tuple[int, int]:
+        """Windows of an image, down and across."""
+        height, width = images.shape[-2:]
+        return height // self.shrink[0] // self.stride[0], width // self.shrink[1] // self.stride[1]
+
+    def _cut(self, images: Tensor) -> Float[Tensor, "batch windows values"]:
+        """Windows of an image, rows first, each less its mean and over its deviation; those at an edge repeat it."""
+        pixels = F.avg_pool2d(images.float() / 255, self.shrink)
+        over = self.side[0] - self.stride[0], self.side[1] - self.stride[1]
+        edges = over[1] // 2, over[1] - over[1] // 2, over[0] // 2, over[0] - over[0] // 2  # left, right, up, down
+        padded = F.pad(pixels, edges, mode="replicate")
+        windows = F.unfold(padded, self.side, stride=self.stride).transpose(1, 2)
+        windows = windows - windows.mean(dim=-1, keepdim=True)
+        return windows / (windows.square().mean(dim=-1, keepdim=True) + _FLAT).sqrt()
+
+
+def _shrink(side: int) -> int:
+    """The most pixels that are averaged to one such that a patch keeps 6 a side, or all that it has."""
+    return max((by for by in range(1, side + 1) if side % by == 0 and side // by >= _SIDE), default=1)
+
+
+def _windows(side: int) -> int:
+    """About one for 4 pixels of a patch's side, which they share evenly."""
+    return max(number for number in range(1, max(side // 4, 1) + 1) if side % number == 0)
+
+
+def _k_means(windows: Float[Tensor, "n values"], generator: torch.Generator) -> Float[Tensor, "words values"]:
+    """Lloyd's algorithm, from windows drawn at random; a word that has lost all of its windows becomes one of them."""
+    drawn = windows[torch.randperm(len(windows), generator=generator)[torch.arange(WORDS) % len(windows)]]
+    words = drawn
+    for _ in range(_ROUNDS):
+        nearest = [(words.square().sum(dim=1) - 2 * part @ words.T).argmin(dim=1) for part in windows.split(2**14)]
+        own = torch.cat(nearest)
+        count = own.bincount(minlength=WORDS)[:, None]
+        total = torch.zeros_like(words).index_add_(0, own, windows)
+        words = torch.where(count > 0, total / count.clamp(min=1), drawn)
+    return words
