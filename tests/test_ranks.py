@@ -22,7 +22,7 @@ from tests import runs
 # fp32 without stochastic depth, whose draws depend on the split; and an epsilon well above rounding, or Adam would
 # make whole steps of the gradients that are nothing but rounding (those of the keys' biases).
 SPLIT = {"model__drop_path": "0", "train__precision": "fp32", "optim__eps": "1e-4"}
-SHORT = {**SPLIT, "train__length": "15 steps", "fewshot__shots": "1,5"}
+SHORT = {**SPLIT, "train__length": "15 steps", "fewshot__shots": "1,5", "objective__words": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ _WHITE = 0.1
 class VisualWords(nn.Module):
     """The words, and what they are compared with. Buffers, so a checkpoint has them.
 
-    A patch of up to about 12 pixels a side is taken as it is, a larger one shrunk; it has a window for about 4 pixels
+    Patches of 12 pixels or more a side are shrunk, to 6 or more; one has a window for about 4 pixels
     of its side, which reaches over its edge.
     """
 
