@@ -24,7 +24,6 @@ from jaxtyping import Float, Float32, Int64
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mpp import dist
 from mpp.data.loader import sequential
@@ -37,7 +36,7 @@ from mpp.downstream.fewshot import Extract
 from mpp.downstream.labelled import Labelled
 from mpp.errors import RunError, UserError
 from mpp.model.attention import Attention
-from mpp.model.encoder import check_patches, pool
+from mpp.model.encoder import check_patches, pool, quarters
 from mpp.model.kernel_choice import EVALUATION_BATCH, settle_kernel, task_of
 from mpp.system.process import global_draws
 from mpp.system.progress import Progress
@@ -148,8 +147,7 @@ class FrozenEncoder:
     Attributes:
         depth: how many layers the encoder has.
         layers: those that are read, each once, ascending and counted from the end: -1 is the last.
-        pools: the features of one layer: mean, and of ViTs with a class token token and mean+token; of ViTs quarters,
-            where it was asked for.
+        pools: the features of one layer: mean; of ViTs with a class token token and mean+token; quarters if asked for.
 
     Raises:
         UserError: a layer or a size that the encoder has not.
@@ -212,21 +210,16 @@ class FrozenEncoder:
     def _pooled_tokens(self, pixels: Tensor) -> list[Tensor]:
         tokens = self._tokens(pixels)
         norms = [nn.Identity() if layer != -1 else self.model.fc_norm for layer in self.layers]  # the latter of some
+        pools: tuple[Literal["mean", "token"], ...] = ("mean", "token") if self._has_token else ("mean",)
+        prefix, grid = self.model.num_prefix_tokens, self.model.patch_embed.grid_size
+
+        def parts(of: Tensor) -> list[Tensor]:
+            return [*(pool(of, prefix, how) for how in pools), *(quarters(of, prefix, grid) if self._quarters else ())]
+
         return [
-            torch.cat([norm(part).float() for part in self._parts(of.float())], dim=1)
+            torch.cat([norm(part).float() for part in parts(of.float())], dim=1)
             for of, norm in zip(tokens, norms, strict=True)
         ]
-
-    def _parts(self, tokens: Tensor) -> list[Float[Tensor, "b d"]]:
-        """Mean, class token and the mean of each quarter of the image, rows first; of an odd number of rows or columns
-        both sides have the one in the middle."""
-        prefix = self.model.num_prefix_tokens
-        pools: tuple[Literal["mean", "token"], ...] = ("mean", "token") if self._has_token else ("mean",)
-        parts = [pool(tokens, prefix, how) for how in pools]
-        if self._quarters:
-            grid = tokens[:, prefix:].transpose(1, 2).unflatten(2, self.model.patch_embed.grid_size)
-            parts += F.adaptive_avg_pool2d(grid, 2).flatten(2).unbind(2)
-        return parts
 
     def _tokens(self, pixels: Tensor) -> list[Tensor]:
         """All tokens of each layer of a ViT, (B, tokens, D)."""
@@ -335,8 +328,7 @@ class FrozenEncoder:
             "indices": hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest(),
             "pixels": [TRANSFORM_VERSION, PIL.__version__],
             "arithmetic": [self.precision, self.device.type, kernels, torch.__version__, timm.__version__],
-            # Earlier versions kept one of Eva's.
-            **({"pools": self.pools} if isinstance(self.model, Eva) or self._quarters else {}),
+            **({"pools": self.pools} if isinstance(self.model, Eva) or self._quarters else {}),  # older: one of Eva's
         }
 
 

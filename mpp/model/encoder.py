@@ -24,6 +24,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mpp.errors import UserError
 from mpp.model.attention import Attention, Block, attention_weights, run_blocks, take, use_kernel
@@ -158,6 +159,17 @@ def pool(
     if num_prefix_tokens < 1:
         raise ValueError("pool=token needs a class token, which this encoder has not: take pool=mean")
     return tokens[:, 0]
+
+
+def quarters(
+    tokens: Float[Tensor, "b tokens d"], num_prefix_tokens: int, grid: tuple[int, int]
+) -> tuple[Float[Tensor, "b d"], ...]:
+    """Means of the patch tokens in each quarter of an image, rows first.
+
+    Where rows or columns are odd, both halves have the one in the middle.
+    """
+    patches = tokens[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, grid)
+    return F.adaptive_avg_pool2d(patches, 2).flatten(2).unbind(2)
 
 
 class Decoder(nn.Module):
