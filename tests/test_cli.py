@@ -49,14 +49,14 @@ TOOLS: dict[str, tuple[list[str], str, str]] = {
         "nothing to start from: give --init, such as --init runs/first, or none for a new model",
     ),
     "fewshot": (
-        ["--init [STR [STR ...]]", "--shots [INT [INT ...]]", "--pool [{mean,token,mean+token}"],
+        ["--init [STR [STR ...]]", "--shots [INT [INT ...]]", "--pool [{mean,token,mean+token,quarters}"],
         "--shots",
         NO_ENCODER,
     ),
     "probe": (["--kind {linear,knn,attentive}", "--l2 [FLOAT [FLOAT ...]]", "--layer INT"], "--kind", NO_ENCODER),
     "predict": (["--init STR", "--top INT"], "--top", "no model: give --init, such as --init runs/ft"),
     "embed": (
-        ["--init STR", "--pool {mean,token,mean+token,none}"],
+        ["--init STR", "--pool {mean,token,mean+token,quarters,none}"],
         "--pool",
         "no encoder: give --init, such as --init runs/first, or --index to look into features",
     ),
