@@ -184,6 +184,7 @@ def test_a_decoder_is_in_the_checkpoints_and_not_in_the_model(source: str, tmp_p
     assert any(name.startswith("decoder.blocks.0.") for name in ema)
 
 
+@pytest.mark.slow
 def test_visual_words_are_learnt_once_and_a_run_goes_on_with_them(source: str, tmp_path: Path) -> None:
     settings = {
         "train__length": "8 steps",
