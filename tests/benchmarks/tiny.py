@@ -24,5 +24,5 @@ def call(*argv: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProces
     environment.pop("RANK", None)
     return subprocess.run(
         [sys.executable, *python, str(ROOT / "tools" / "bench.py"), *argv],
-        check=False, env=environment, capture_output=True, text=True, timeout=120,
+        check=False, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
