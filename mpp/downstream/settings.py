@@ -258,9 +258,8 @@ class _FrozenRecipe:
     pool: tuple[Pool, ...] = ("mean", "token")
     """Mean of the patch tokens, class token of encoders that have one, both side by side, or of ViTs the means of the
     four quarters of the image side by side (they tell where in the image something is, and are four times as many),
-    each in turn. Linear fits standardise every feature, so neither half of mean+token outweighs the other, but the
-    same l2 regularises twice the features half as much; in the cosine of knn the half with the longer vectors counts
-    more."""
+    each in turn. Linear fits standardise every feature, so neither half of mean+token outweighs the other, but one l2
+    regularises twice the features half as much; in the cosine of knn the half with the longer vectors counts more."""
     encoder: FrozenConfig = FrozenConfig()
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 WORDS = 256
 _SIDE = 6  # pixels of a window, the best of their section 4.5
-_MOST_WINDOWS = 100_000
+_MOST_WINDOWS = 100_000  # that words are learnt from, about
 _ROUNDS = 15
 _FLAT = 10 / 255**2  # added to a window's variance, and below to the eigenvalues: theirs, section 3.1.1
 _WHITE = 0.1
@@ -23,8 +23,8 @@ _WHITE = 0.1
 class VisualWords(nn.Module):
     """The words, and what they are compared with. Buffers, so a checkpoint has them.
 
-    Patches of 12 pixels or more a side are shrunk, to 6 or more; one has a window for about 4 pixels
-    of its side, which reaches over its edge.
+    Patches of 12 pixels or more a side are shrunk, to 6 or more; one has a window for about 4 pixels of its side, which
+    reaches over its edge.
     """
 
     middle: Tensor
@@ -51,15 +51,15 @@ class VisualWords(nn.Module):
 
     @torch.no_grad()
     def learn(self, images: UInt8[Tensor, "batch channels height width"]) -> None:
-        """Sets whitening and words by these images, on the CPU, in the same way each time."""
-        generator = torch.Generator().manual_seed(0)
+        """Sets whitening and words by these images, of large ones by the first; on the CPU, always in the same way."""
+        height, width = self._cells(images)
+        images = images[: -(-_MOST_WINDOWS // (height * width))]  # or hundreds of large images would fill the memory
         windows = self._cut(images.cpu()).flatten(0, 1)
-        windows = windows[torch.randperm(len(windows), generator=generator)[:_MOST_WINDOWS]]
         middle = windows.mean(dim=0)
         windows = windows - middle
         values, vectors = torch.linalg.eigh(windows.T @ windows / len(windows))
         whitening = vectors * (values.clamp(min=0) + _WHITE).rsqrt() @ vectors.T
-        words = _k_means(windows @ whitening, generator)
+        words = _k_means(windows @ whitening, torch.Generator().manual_seed(0))
         for name, found in (("middle", middle), ("whitening", whitening), ("words", words)):
             getattr(self, name).copy_(found)
         self.usual.zero_()

@@ -113,6 +113,14 @@ def test_the_same_images_give_the_same_words() -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_of_many_large_images_the_first_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpp.objective.words._MOST_WINDOWS", 100)  # 48 an image
+    words, first = VisualWords((8, 8), 3), VisualWords((8, 8), 3)
+    words.learn(smooth(20, 3, 24, 32))
+    first.learn(smooth(20, 3, 24, 32)[:3])
+    assert all(torch.equal(*both) for both in zip(words.buffers(), first.buffers(), strict=True))
+
+
 @pytest.mark.parametrize("with_decoder", [False, True])
 @pytest.mark.parametrize("mask_block", [0, 1])
 def test_the_objective_adds_the_losses_of_both_heads(with_decoder: bool, mask_block: int) -> None:
