@@ -31,6 +31,12 @@ DATA_IN_ONE_LINE = re.sub(r"\s+", " ", DATA)
 BENCHES: dict[str, tuple[type[Any], dict[str, str]]] = {"plan": (PlanBench, PLAN_ALIASES), "data": (DataBench, {})}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_backslash_of_a_formula_was_lost(page: Path) -> None:
+    """Such as that of frac or right, which an escape makes a form feed or a carriage return."""
+    assert not {*page.read_bytes().decode("utf-8")} & {*map(chr, range(32))} - {"\n"}
+
+
 def commands(text: str) -> list[str]:
     return re.findall(r"^ {4}(?:torchrun .*?|python )tools/(\w+\.py\b.*)$", re.sub(r" \\\n +", " ", text), re.MULTILINE)
 

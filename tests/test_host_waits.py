@@ -60,7 +60,14 @@ READ = {"mpp/training/meter.py:read: copy to cpu, blocking": 1}
         ({"optim__ema_decay": "0.9", "objective__picking": "block", "objective__random_from": "batch"}, READ),
         runs.slow({"train__precision": "bf16", "objective__target": "pixels", "objective__decoder_depth": "1"}, {}),
         runs.slow(
-            {"train__precision": "fp16", "objective__words": "0.5", "optim__name": "sgd", "optim__clip_norm": "0"}, {}
+            {
+                "train__precision": "fp16",
+                "objective__detail": "0.5",
+                "objective__words": "0.5",
+                "optim__name": "sgd",
+                "optim__clip_norm": "0",
+            },
+            {},
         ),
     ],
 )

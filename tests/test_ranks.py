@@ -22,7 +22,7 @@ from tests import runs
 # fp32 without stochastic depth, whose draws depend on the split; and an epsilon well above rounding, or Adam would
 # make whole steps of the gradients that are nothing but rounding (those of the keys' biases).
 SPLIT = {"model__drop_path": "0", "train__precision": "fp32", "optim__eps": "1e-4"}
-SHORT = {**SPLIT, "train__length": "15 steps", "fewshot__shots": "1,5", "objective__words": "1"}
+SHORT = {**SPLIT, "train__length": "15 steps", "fewshot__shots": "1,5"}
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +85,15 @@ def test_several_processes_do_what_one_does(ranks: int, parallel: str, by: Any, 
     assert convert(["--init", str(latest), "--out", str(tmp_path / "converted")]) == 0
     exported, converted = (folder / "model.safetensors" for folder in (run_dir / "model", tmp_path / "converted"))
     assert converted.read_bytes() == exported.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_visual_words(noisy: str, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    words = {**SHORT, "objective__words": "1"}
+    assert pretrain(runs.command(noisy, alone, **words)[1:]) == 0
+    runs.finish(runs.command(noisy, together, train__parallel="fsdp", **words), ranks=2)
+    assert_alike(together, alone)
 
 
 @pytest.mark.slow

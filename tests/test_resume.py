@@ -8,11 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mpp.cli import finetune, pretrain
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
 from mpp.training.loop import EXIT_REQUEUE
+from mpp.training.rows import read_rows
 from tests import runs
+
+import timm  # isort: skip  (after mpp, which makes it importable beside the CPU build of torch)
 
 
 @pytest.fixture(scope="session")
@@ -234,3 +238,22 @@ def test_a_folder_of_the_user_s_own_called_model_is_left_alone(
 def test_a_start_without_a_checkpoint_does_not_bind_its_config(source: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("optim:\n  lr: 0.5\n")
     assert again(source, tmp_path, train__length="1 steps") == 0
+
+
+@pytest.mark.slow
+def test_visual_words_are_learnt_once_and_a_run_goes_on_with_them(source: str, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", {"objective__words": "4", "checkpoint__every": "4 steps"}
+    assert again(source, run, **settings) == 0
+    first, *_, last = Checkpoints(run / "checkpoints").steps()
+    states = [load_checkpoint(Checkpoints(run / "checkpoints").path(step))["model"] for step in (first, last)]
+    for name in ("whitening", "words", "usual"):
+        assert torch.equal(*(state[f"words.{name}"] for state in states))
+        assert states[0][f"words.{name}"].any()
+    assert sum({"loss_words", "loss_words_seen"} <= row.keys() for row in read_rows(run / "metrics.jsonl")) == 2
+    reference = shutil.copytree(run, tmp_path / "reference")
+    Checkpoints(run / "checkpoints").path(last).unlink()
+    assert again(source, run, **settings) == 0
+    runs.assert_same_run(run, reference)
+    assert not any(
+        "words" in name for name in timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).state_dict()
+    )

@@ -24,16 +24,14 @@ from torch import Tensor
 from mpp import dist
 from mpp.data.reader import Bad
 from mpp.data.sources.base import Source, count
-from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.names import printable
-from mpp.data.sources.opening import open_splits
 from mpp.dist import World
 from mpp.downstream.feature_file import Record, Rows, check_writable, read_settings, write_features
 from mpp.downstream.feature_parts import Parts, changes
 from mpp.downstream.feature_search import search
 from mpp.downstream.features import FrozenEncoder, stream_features
 from mpp.downstream.inference_settings import EmbedRecipe, check_embed
-from mpp.downstream.predict import open_images
+from mpp.downstream.predict import as_one, open_by_split
 from mpp.downstream.start import open_frozen
 from mpp.errors import RunError, Unreachable, UserError, without_credentials
 from mpp.model.kernel_choice import EVALUATION_BATCH
@@ -80,18 +78,15 @@ class Images:
     @classmethod
     def opened(cls, config: EmbedRecipe) -> "Images":
         """Those that the settings name. Raises UserError where there are none."""
-        if config.images:
-            source = open_images(config.images)
-            if not len(source):
-                raise UserError(f"there is no image in --images {printable(' '.join(config.images))}")
-            return cls({"": source})
-        return cls(dict(open_splits(config.data, config.download)))
+        found = cls(open_by_split(config))
+        if config.images and not len(found.source):
+            raise UserError(f"there is no image in --images {printable(' '.join(config.images))}")
+        return found
 
     @property
     def source(self) -> Source:
         """All of them as one."""
-        sources = list(self.splits.values())
-        return sources[0] if len(sources) == 1 else MixtureSource(sources[0].name, sources)
+        return as_one(self.splits)
 
     def facts(self) -> dict[str, str]:
         """What must be the same for all ranks."""

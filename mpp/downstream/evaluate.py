@@ -249,7 +249,7 @@ def _encoders(
     of = config.encoder
     encoders: list[tuple[str, FrozenEncoder]] = []
     for init in config.init:
-        frozen = open_frozen(init, of, layers, world, device, of.cache, "quarters" in config.pool)
+        frozen = open_frozen(init, of, layers, world, device, cache=of.cache, quarters="quarters" in config.pool)
         if not set(config.pool) & set(frozen.pools):
             raise UserError(f"--pool {' '.join(config.pool)}: {init} takes {' or '.join(frozen.pools)}")
         if isinstance(config, ProbeRecipe) and config.kind == "attentive" and not frozen.is_vit:

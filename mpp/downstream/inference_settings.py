@@ -98,7 +98,7 @@ def check_predict(config: PredictRecipe) -> None:
     _check_images(config, "name files or folders, such as predict --init runs/ft image.jpg, or give --data")
 
 
-def _check_images(config: "PredictRecipe | EmbedRecipe", advice: str) -> None:
+def _check_images(config: PredictRecipe | EmbedRecipe, advice: str) -> None:
     if bool(config.data) == bool(config.images):
         raise ConfigError(f"{'both --data and --images' if config.data else 'no images'}: {advice}")
 

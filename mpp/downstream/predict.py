@@ -2,9 +2,10 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from mpp.data.sources.opening import open_splits
 from mpp.data.transform import EvalTransform, normalise
 from mpp.data.workers import worker_count
 from mpp.dist import World
-from mpp.downstream.inference_settings import PredictRecipe
+from mpp.downstream.inference_settings import EmbedRecipe, PredictRecipe
 from mpp.downstream.scoring import short_name
 from mpp.errors import RunError, UserError, command
 from mpp.model.kernel_choice import settle_kernel, task_of
@@ -39,10 +40,7 @@ def predict(config: PredictRecipe) -> int:
         UserError: a model without a head, images that are not there.
         RunError: none of the images can be decoded.
     """
-    if config.images:
-        source = open_images(config.images)
-    else:
-        source = MixtureSource(config.data, [*open_splits(config.data, config.download).values()])
+    source = as_one(open_by_split(config))
     weights = replace(open_weights(config.init), max_image_mb=config.max_image_mb)
     if not weights.classes:
         todo = f"fine-tune it first ({command('finetune')})"
@@ -100,6 +98,19 @@ def _predictions(
             progress.add(len(batch["images"]) + len(batch["bad"]))
     if not decoded:
         raise RunError(f"none of the {len(source)} images could be decoded")
+
+
+def open_by_split(config: PredictRecipe | EmbedRecipe) -> Mapping[Any, Source]:
+    """Opens the images that the settings name, by split, "" for files. Raises UserError where there are none."""
+    if config.images:
+        return {"": open_images(config.images)}
+    return dict(open_splits(config.data, config.download))
+
+
+def as_one(splits: Mapping[Any, Source]) -> Source:
+    """The images of all splits, one after the other."""
+    sources = list(splits.values())
+    return sources[0] if len(sources) == 1 else MixtureSource(sources[0].name, sources)
 
 
 def open_images(images: Iterable[str]) -> Source:

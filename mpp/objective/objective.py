@@ -65,8 +65,8 @@ class MaskedPatchPrediction(nn.Module):
         self.detail_head = nn.Linear(self.encoder.embed_dim, outputs) if detail else None
         self.words_weight = words
         self.words = VisualWords(self.encoder.patch, target.channels) if words else None
-        self.words_head = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
-        self.seen_head = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
+        self.words_head: Any = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
+        self.seen_head: Any = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         for head in filter(None, (self.head, self.detail_head, self.words_head, self.seen_head)):
             nn.init.trunc_normal_(head.weight, std=0.02)
@@ -83,13 +83,12 @@ class MaskedPatchPrediction(nn.Module):
 
     def _encode(
         self, pixels: Tensor, corruption: Corruption
-    ) -> tuple[Float[Tensor, "batch k dim"], Float[Tensor, "batch patches dim"]]:
+    ) -> tuple[Float[Tensor, "batch k dim"], Float[Tensor, "batch patches dim"] | None]:
         """The tokens of the corrupted patches, after the encoder and the decoder, if there is one; and those of all
-        patches after the encoder, where there are words to predict from them, else the first again."""
+        patches after the encoder, if that computes them, as it does for a decoder and for words."""
         tokens, picked = corrupt(self.encoder.embed(pixels), corruption, self.mask_token), corruption.picked
         if self.decoder is None and self.words is None:
-            of_picked = self.encoder.encode(tokens, at=picked, mask_block=self.mask_block)
-            return of_picked, of_picked
+            return self.encoder.encode(tokens, at=picked, mask_block=self.mask_block), None
         every = self.encoder.encode(tokens, at=picked, mask_block=self.mask_block, return_all=True)
         patches = every[:, self.encoder.num_prefix_tokens :]
         return (gather_patches(patches, picked) if self.decoder is None else self.decoder(every, picked)), patches
@@ -108,7 +107,7 @@ class MaskedPatchPrediction(nn.Module):
         if self.detail_head is not None:
             true = gather_patches(details(images, self.encoder.patch), corruption.picked)
             total = total + self.detail * _squared("loss_detail", self.detail_head(tokens), true, figures)
-        if self.words is not None and self.words_head is not None and self.seen_head is not None:
+        if self.words is not None and patches is not None:
             words, seen = self.words.of(images), others(corruption.picked, patches.shape[1])
             at_picked, at_seen = gather_patches(words, corruption.picked), gather_patches(words, seen)
             total = total + self.words_weight * _squared("loss_words", self.words_head(tokens), at_picked, figures)

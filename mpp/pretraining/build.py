@@ -218,8 +218,9 @@ def build_model(
         decoder = Decoder(encoder, objective.decoder_depth) if objective.decoder_depth else None
         with building_on(device):
             normalise = Normalise(config.data.mean, config.data.std, channels)
-            weights = objective.detail, decoder, objective.words
-            built = MaskedPatchPrediction(encoder, target, normalise, objective.mask_enters, *weights)
+            built = MaskedPatchPrediction(
+                encoder, target, normalise, objective.mask_enters, objective.detail, decoder, objective.words
+            )
     return built.to(device)
 
 

@@ -88,13 +88,14 @@ def survey_source(run: PretrainingRun) -> Survey:
     with closing(batches):
         images = torch.cat([next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)])
     survey = survey_targets(run.model.target, images)
+    models: tuple[Any, ...] = run.model, run.exported
+    for model in models:
+        model.frequent.copy_(survey.frequent)
     if run.model.words is not None:
         run.model.words.learn(images)
-        state = dist.gather(run.model.words.state_dict())[0]  # the first rank's: processors may round differently
-    for model in (run.model, run.exported):
-        model.frequent.copy_(survey.frequent)
-        if model.words is not None:
-            model.words.load_state_dict(state)
+        words = dist.gather(run.model.words.state_dict())[0]  # the first rank's: processors may round differently
+        for model in models:
+            model.words.load_state_dict(words)
     return survey
 
 

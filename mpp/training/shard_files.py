@@ -24,7 +24,15 @@ from torch.distributed.tensor import DTensor
 from mpp.system.process import without_warnings
 from mpp.training.tensor_tree import Key, Like, map_tensors
 
-_ALLOWED = {
+
+def _enum_member(kind: Any, name: str) -> Enum:
+    """Stands for getattr, by which Python 3.11.0 to 3.11.3 (as in Debian 12) pickle the members of an enum."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise pickle.UnpicklingError("builtins.getattr does not belong in a checkpoint")
+    return kind[name]
+
+
+_ALLOWED = {("builtins", "getattr"): _enum_member} | {
     (kind.__module__, kind.__name__): kind
     for kind in (
         *(metadata.Metadata, metadata.MetadataIndex, metadata.TensorStorageMetadata, metadata.ChunkStorageMetadata),
@@ -108,17 +116,8 @@ def origin(error: BaseException) -> BaseException:
     return error
 
 
-def _enum_member(kind: Any, name: str) -> Enum:
-    """Stand for getattr, by which Python 3.11.0 to 3.11.3 (as in Debian 12) pickle the members of an enum."""
-    if not (isinstance(kind, type) and issubclass(kind, Enum)):
-        raise pickle.UnpicklingError("builtins.getattr does not belong in a checkpoint")
-    return kind[name]
-
-
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) == ("builtins", "getattr"):
-            return _enum_member
         found = _ALLOWED.get((module_name, global_name))
         if found is None and module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             found = getattr(torch, global_name)

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from mpp.downstream.features import pool
 from mpp.downstream.rankme import LARGEST, RANK
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
-from mpp.training.checkpoint import Checkpoints, load_checkpoint
+from mpp.training.checkpoint import Checkpoints
 from mpp.training.rows import read_rows
 from tests import runs
 
@@ -182,32 +181,6 @@ def test_a_decoder_is_in_the_checkpoints_and_not_in_the_model(source: str, tmp_p
     assert pretrain(words[1:]) == 0
     ema, _ = check_exported(words, tmp_path / "run")
     assert any(name.startswith("decoder.blocks.0.") for name in ema)
-
-
-@pytest.mark.slow
-def test_visual_words_are_learnt_once_and_a_run_goes_on_with_them(source: str, tmp_path: Path) -> None:
-    settings = {
-        "train__length": "8 steps",
-        "checkpoint__every": "4 steps",
-        "fewshot__data": "",
-        "checkpoint__keep_last": "3",
-    }
-    words = runs.command(source, tmp_path / "run", objective__words="4", **settings)
-    assert pretrain(words[1:]) == 0
-    run = tmp_path / "run"
-    first, *_, last = Checkpoints(run / "checkpoints").steps()
-    states = [load_checkpoint(Checkpoints(run / "checkpoints").path(step))["model"] for step in (first, last)]
-    for name in ("whitening", "words", "usual"):
-        assert torch.equal(*(state[f"words.{name}"] for state in states))
-        assert states[0][f"words.{name}"].any()
-    assert sum({"loss_words", "loss_words_seen"} <= row.keys() for row in read_rows(run / "metrics.jsonl")) == 2
-    reference = shutil.copytree(run, tmp_path / "reference")
-    Checkpoints(run / "checkpoints").path(last).unlink()
-    assert pretrain(words[1:]) == 0
-    runs.assert_same_run(run, reference)
-    assert not any(
-        "words" in name for name in timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).state_dict()
-    )
 
 
 def check_refused(err: str, *said: str) -> None:

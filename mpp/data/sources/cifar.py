@@ -63,7 +63,7 @@ def _read(spec: str, reader: type[CIFAR10], folder: Path, split: Split) -> ListS
 
 
 def _unpack(tar: tarfile.TarFile, folder: Path) -> None:
-    """Write the files of an archive to `folder`, by their names alone, so that none can leave it.
+    """Writes the files of an archive to `folder`, by their names alone, so that none can leave it.
 
     tarfile's own filter for this came with Python 3.11.4, after Debian 12's.
     """

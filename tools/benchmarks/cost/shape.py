@@ -108,9 +108,8 @@ def shape_of(config: PretrainConfig) -> Shape:
         UserError: settings that training refuses, or a model that is not a plain ViT.
     """
     model = build_model(config, "meta")
-    encoder, objective = model.encoder, config.objective
+    encoder, objective, words = model.encoder, config.objective, model.words
     vit: Any = encoder.vit
-    words = model.words
     dim, prefix, (rows, columns) = encoder.embed_dim, encoder.num_prefix_tokens, encoder.grid
     positions = {"learned": (rows * columns + prefix) * dim, "2d": (rows + columns) * (dim // 2)}
     shape = Shape(
