@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = markdown.replace("](../", "](")
     if page.file.src_uri != "method.md":
         return markdown
-    block = '\n<div style="overflow: auto hidden; padding: 0.3em 0">{}</div>\n'  # a phone's page scrolls the formula alone
+    block = '\n<div style="overflow: auto hidden; padding: 0.3em 0">{}</div>\n'  # a phone scrolls it alone
     markdown = re.sub(r"\$\$(.+?)\$\$", lambda m: block.format(convert(m[1].strip(), display="block")), markdown)
     return re.sub(r"\$([^$\n]+)\$", lambda m: convert(m[1]), markdown)
 
