@@ -7,6 +7,7 @@ thread alone (`one_thread`, `without_warnings`).
 
 import ctypes
 import functools
+import gc
 import os
 import platform
 import re
@@ -193,15 +194,31 @@ def without_warnings(message: str = "", category: type[Warning] = Warning) -> Ge
         thread.depth -= 1
 
 
+_here = threading.local()
+
+
+def _leave_garbage() -> None:
+    """Keeps a child that `forking` starts from collecting what it inherits.
+
+    Some garbage waits for a thread when it goes, as a process group of torch does for its own, and a child has none.
+    """
+    if getattr(_here, "forking", False):
+        gc.freeze()
+
+
+os.register_at_fork(after_in_child=_leave_garbage)
+
+
 @contextmanager
 def forking(signals: Sequence[signal.Signals]) -> Generator[None]:
     """Blocks these signals while child processes start, which inherit that until they have handlers of their own.
 
-    It hides Python's warning of a fork, too.
+    It hides Python's warning of a fork, too, and leaves the garbage of this process to this process.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    before, _here.forking = signal.pthread_sigmask(signal.SIG_BLOCK, signals), True
     try:
         with without_warnings(".*fork", DeprecationWarning):
             yield
     finally:
+        _here.forking = False
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,5 +1,6 @@
 """What a whole process shares: changed by two threads at once it ends as it was, and neither disturbs the other."""
 
+import gc
 import os
 import pickle
 import platform
@@ -22,7 +23,7 @@ import torch
 from mpp import cli
 from mpp.report import charts
 from mpp.study import scheduler
-from mpp.system.process import GENERATORS, global_draws, handle, one_thread, shared, without_warnings
+from mpp.system.process import GENERATORS, forking, global_draws, handle, one_thread, shared, without_warnings
 from tests import runs
 from tests.study.commands import command as study_command
 
@@ -47,6 +48,34 @@ def is_heard() -> bool:
     except UserWarning:
         return True
     return False
+
+
+class Garbage:
+    """In a cycle, so that the collector alone ends it; writes down in which process that is."""
+
+    def __init__(self, path: Path) -> None:
+        self.itself, self.path = self, path
+
+    def __del__(self) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def test_a_child_leaves_the_parent_s_garbage_alone(tmp_path: Path) -> None:
+    gc.disable()
+    try:
+        Garbage(tmp_path / "ended in")
+        with forking(()):
+            child = os.fork()
+            if not child:
+                gc.collect()
+                os._exit(0)
+            os.waitpid(child, 0)
+        assert not (tmp_path / "ended in").exists()
+        gc.collect()
+    finally:
+        gc.enable()
+    assert (tmp_path / "ended in").read_text() == f"{os.getpid()}\n"
 
 
 @pytest.mark.parametrize(
