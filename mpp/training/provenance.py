@@ -101,6 +101,7 @@ def _versions() -> dict[str, str]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    versions["torch"] = str(torch.__version__)  # tells the build, such as +cu130, which the package's may not
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda
     driver = Path("/sys/module/nvidia/version")
