@@ -21,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
         return
     gc.disable()  # a collection would look through all that is imported, each time
+    # Processes of two tests share the cores: threads that spin while they wait would hold up the others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     with warnings.catch_warnings():

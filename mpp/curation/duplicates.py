@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mpp.curation.scan import ScanResult
+from mpp.curation.scan import BLANK, ScanResult
 from mpp.data.sources.base import Source
 from mpp.data.sources.names import Split, printable
 
@@ -21,7 +21,7 @@ class Duplicates:
     Attributes:
         same_bytes, same_bytes_images: groups of equal files, and the images in them.
         same_pixels, same_pixels_images: groups of equal images in files that are not all equal, and their images.
-        conflicts, across: groups whose labels differ; that lie in several splits.
+        conflicts, across: groups whose labels differ; that lie in several splits and are not blank.
         leaked: images of other splits than train that are also in another split.
     """
 
@@ -50,7 +50,8 @@ class Duplicates:
         lowest = self._range(np.where(self._label < 0, _LAST, self._label))[0]
         self.conflicts = np.flatnonzero(lowest < self._range(self._label)[1])
         lowest, highest = self._range(self._split)
-        self.across = np.flatnonzero(lowest != highest)
+        blank = (joined("flags")[rows[self._starts]] & BLANK).astype(bool)
+        self.across = np.flatnonzero((lowest != highest) & ~blank)
         members = np.split(self._split[rows], self._starts[1:])
         self.leaked = sum(int(np.count_nonzero(members[number])) for number in self.across)
 

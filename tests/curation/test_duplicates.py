@@ -2,6 +2,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.curation.made import noise, save, under
 
 
@@ -39,9 +41,10 @@ def test_images_of_both_splits_are_found(check: Callable[..., Any], tmp_path: Pa
     for split, images in {"train": (twice, noise(40, 40)), "test": (twice, twice, noise(40, 40))}.items():
         for number, pixels in enumerate(images):
             save(data / split / ("a", "b")[number % 2] / f"{number}.png", pixels)
+        save(data / split / "a" / "blank.png", np.zeros((40, 40, 3), np.uint8))  # tells nothing of the test
     save(data / "test" / "a" / "bad.png", noise(40, 40)).write_bytes(b"")
     _, lines, report = check(data)
-    assert under(lines, "test split") == ["4 images looked at, 1 of them bad (1 empty)"]
+    assert under(lines, "test split") == ["5 images looked at, 1 of them bad (1 empty)"]
     assert report["duplicates"]["test_images_in_train"] == 2
     warning = "WARNING: 2 images of the test split also in the train split: "
     assert any(line.startswith(f"{warning}{data}/train/a/0.png (a) of train = ") for line in lines)
