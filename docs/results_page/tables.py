@@ -96,10 +96,13 @@ def probe_table(study: Study) -> str:
     """The linear probe on all labels, and the effective rank of the features that it reads."""
     at = study.reading[0], "mean"
     rows = []
+    several = study.probe_chosen(RANDOM) is not None
     for side in (RANDOM, *study.arms):
         gained = NONE if side == RANDOM else gain_text(study.probe_gain(side))
-        rows.append([side_markdown(side), accuracy_text(study.probe(side)), gained, rank_text(study.rank(side, at))])
-    return table(["encoder", "linear probe", "gain", "effective rank"], rows)
+        chosen = [accuracy_text(study.probe_chosen(side))] * several
+        cells = [accuracy_text(study.probe(side)), gained, *chosen, rank_text(study.rank(side, at))]
+        rows.append([side_markdown(side), *cells])
+    return table(["encoder", "linear probe", "gain", *["chosen on held-out images"] * several, "effective rank"], rows)
 
 
 def ablation_table(study: Study) -> str:

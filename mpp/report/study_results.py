@@ -159,6 +159,14 @@ class StudyResults:
         """Accuracy of the linear probe on all labels, over the pretrainings."""
         return _of_runs({seed: [top1] for seed, top1 in self._probed(side).items()}, [side])
 
+    def probe_chosen(self, side: str) -> Estimate | None:
+        """The same where held-out training images choose layer and pooling; None where an older study did not, or there
+        is one reading only."""
+        runs = [run for run in self.content["probes"] if run["side"] == side]
+        if not all(run.get("chosen") for run in runs):
+            return None
+        return _of_runs({run["pretrain_seed"]: [run["chosen"]["top1"]] for run in runs}, [side])
+
     def probe_gain(self, side: str, over: str = RANDOM) -> Estimate | None:
         """Of the linear probe of an encoder over that of another."""
         here, there = self._probed(side), self._probed(over)

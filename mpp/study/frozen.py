@@ -17,6 +17,7 @@ from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Fewshot
 from mpp.downstream.finetune_result import Inputs
 from mpp.downstream.probe import sweep_linear
+from mpp.downstream.settings import Pool
 from mpp.downstream.start import with_input_settings
 from mpp.errors import RunError
 from mpp.report.features import effective_rank
@@ -30,7 +31,8 @@ from mpp.weights.opening import open_weights
 _RANKED = 2000  # images that the rank is measured on
 
 Figures = dict[str, Any]
-"""{"fewshot": one entry a layer, pooling and number of shots, "probe": top-1 or None}."""
+"""{"fewshot": one entry a layer, pooling and number of shots, "probe": top-1 or None, "probe_chosen": of the layer and
+pooling that held-out training images chose, None of one alone, missing in older files}."""
 
 
 def open_encoder(init: str, config: StudyConfig) -> Weights:
@@ -57,10 +59,9 @@ def read_frozen(plan: Plan, start: StartPoint, inputs: Inputs) -> Figures:
         quarters="quarters" in config.pool,
     )
     try:
-        figures: Figures = {"fewshot": _fewshot(plan, frozen, side, seed), "probe": None}
-        if config.probe:  # trained on the mean of the patches of all labelled images
-            train, test, val, groups = read_splits(frozen.extract("mean", -1), plan.labelled)
-            figures["probe"] = sweep_linear(train, test, len(plan.labelled.classes), val=val, groups=groups).top1
+        figures: Figures = {"fewshot": _fewshot(plan, frozen, side, seed), "probe": None, "probe_chosen": None}
+        if config.probe:
+            figures["probe"], figures["probe_chosen"] = _probe(plan, frozen)
     except ValueError as error:
         raise RunError(f"the frozen encoder of {side}: {error}") from error
     content = {"of": asdict(inputs) | _settings(config), "figures": figures}
@@ -68,25 +69,45 @@ def read_frozen(plan: Plan, start: StartPoint, inputs: Inputs) -> Figures:
     return figures
 
 
+def _probe(plan: Plan, frozen: FrozenEncoder) -> tuple[float, dict[str, Any] | None]:
+    """Linear classifiers of all labelled images: top-1 of the mean of the last layer's patches, and of the layer and
+    pooling, among those of the study, that do best on held-out training images, of equals the first; None where there
+    is one only."""
+    read = {}
+    for layer, pool in dict.fromkeys([(-1, "mean"), *_readings(plan.config, frozen)]):
+        train, test, val, groups = read_splits(frozen.extract(pool, layer), plan.labelled)
+        read[layer, pool] = sweep_linear(train, test, len(plan.labelled.classes), val=val, groups=groups)
+    if len(read) < 2:
+        return read[-1, "mean"].top1, None
+    (layer, pool), best = max(read.items(), key=lambda item: item[1].held_out or 0)
+    chosen = {"layer": layer, "pool": pool, "held_out": best.held_out, "top1": best.top1}
+    return read[-1, "mean"].top1, chosen
+
+
+def _readings(config: StudyConfig, frozen: FrozenEncoder) -> list[tuple[int, Pool]]:
+    """Layers, counted from the last, and poolings of the study that the encoder has."""
+    asked = {layer if layer == "all" or layer < 0 else layer - frozen.depth for layer in config.layers}
+    layers = [layer for layer in frozen.layers if layer in asked or "all" in asked]
+    return [(layer, pool) for layer in layers for pool in config.pool if pool in frozen.pools]
+
+
 def _fewshot(plan: Plan, frozen: FrozenEncoder, side: str, pretrain_seed: int | None) -> list[dict[str, Any]]:
     config = plan.config
     l2 = "cv" if config.l2 == "cv" else float(config.l2)
     fewshot = Fewshot(plan.labelled, config.shots, tuple(range(config.draws)), l2)
-    asked = {layer if layer == "all" or layer < 0 else layer - frozen.depth for layer in config.layers}
     found = []
-    for layer in (layer for layer in frozen.layers if layer in asked or "all" in asked):
-        for pool in (pool for pool in config.pool if pool in frozen.pools):
-            extract = frozen.extract(pool, layer)
-            result = fewshot.run(extract, choosing=True)
-            features, _ = extract(plan.labelled.test, fewshot.test_indices)
-            some = np.unique(np.linspace(0, len(features) - 1, _RANKED).astype(np.int64))
-            rank = effective_rank(features[some])
-            for column, shots in enumerate(result.shots):
-                held_out = [] if result.held_out is None else result.held_out[:, column].tolist()
-                entry = {"side": side, "pretrain_seed": pretrain_seed, "layer": layer, "pool": pool}
-                entry |= {"depth": frozen.depth, "shots": shots, "accuracy": result.accuracy[:, column].tolist()}
-                entry |= {"held_out": [None if np.isnan(share) else share for share in held_out], "rank": rank}
-                found.append(entry)
+    for layer, pool in _readings(config, frozen):
+        extract = frozen.extract(pool, layer)
+        result = fewshot.run(extract, choosing=True)
+        features, _ = extract(plan.labelled.test, fewshot.test_indices)
+        some = np.unique(np.linspace(0, len(features) - 1, _RANKED).astype(np.int64))
+        rank = effective_rank(features[some])
+        for column, shots in enumerate(result.shots):
+            held_out = [] if result.held_out is None else result.held_out[:, column].tolist()
+            entry = {"side": side, "pretrain_seed": pretrain_seed, "layer": layer, "pool": pool}
+            entry |= {"depth": frozen.depth, "shots": shots, "accuracy": result.accuracy[:, column].tolist()}
+            entry |= {"held_out": [None if np.isnan(share) else share for share in held_out], "rank": rank}
+            found.append(entry)
     return found
 
 

@@ -96,7 +96,7 @@ class Record:
             "finetuning": [self._finetuning[run] for run in finetuning],
             "fewshot": [entry for _, figures in frozen for entry in figures["fewshot"]],
             "probes": [
-                {"side": side, "pretrain_seed": seed, "top1": figures["probe"]}
+                {"side": side, "pretrain_seed": seed, "top1": figures["probe"], "chosen": figures.get("probe_chosen")}
                 for (side, seed), figures in frozen if figures["probe"] is not None
             ],
             "device_seconds": round(math.fsum(self._seconds.values()), 3),

@@ -119,7 +119,13 @@ def _markdown(
     probes = {probe["side"]: study.probe(probe["side"]) for probe in study.content["probes"]}
     if probes:
         lines += ["", f"Linear probe on all labels, test accuracy in %{repeated(spread, probes.values())}:", ""]
-        lines += _markdown_table(("encoder", "top-1"), ((side, accuracy_text(of)) for side, of in probes.items()))
+        best = {side: study.probe_chosen(side) for side in probes}
+        head = ("mean of the last layer", "layer and pooling chosen on held-out training images")
+        columns = [probes, *([best] if all(best.values()) else [])]
+        lines += _markdown_table(
+            ("encoder", *head[: len(columns)]),
+            ((side, *(accuracy_text(of[side]) for of in columns)) for side in probes),
+        )
     pretraining = {run["arm"]: (run["images"], run["steps"]) for run in study.content["pretraining"]}
     data = study.content.get("data") or {}
     for arm, (images, steps) in pretraining.items():

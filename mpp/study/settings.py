@@ -77,7 +77,8 @@ class StudyConfig:
     l2: str = field(default="1024", metadata={"free": True})
     """Few-shot: strength of the L2 regularisation, or cv."""
     probe: bool = field(default=False, metadata={"free": True})
-    """Also train a linear classifier on the frozen features of all labelled images."""
+    """Also train linear classifiers on the frozen features of all labelled images: the mean of the last layer, and the
+    one of layers and pool that held-out training images choose."""
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
 

@@ -114,7 +114,8 @@ def test_runs_stand_in_order_with_all_that_made_them(tmp_path: Path) -> None:
     plan = replace(planned(study(run_dir=str(tmp_path), equal_time=True)), finetunings=[])
     end(plan.pretrainings[1], FIRST)
     end(plan.pretrainings[0], FIRST, FIRST, SECOND)
-    end_frozen(plan.config, "a", 0, {"fewshot": [], "probe": 0.5})
+    chosen = {"layer": -1, "pool": "quarters", "held_out": 0.6, "top1": 0.7}
+    end_frozen(plan.config, "a", 0, {"fewshot": [], "probe": 0.5, "probe_chosen": chosen})
     document = written(plan, {"b": {"ratio": 1.0, "images": 1, "flags": "--data.source folder:/home/me/x"}})
     assert [run["arm"] for run in document["pretraining"]] == ["a", "b"]
     # A twentieth of 101 steps: one at 53, and fifty at 2.
@@ -122,7 +123,7 @@ def test_runs_stand_in_order_with_all_that_made_them(tmp_path: Path) -> None:
     assert final == {"loss": pytest.approx(3.0), "accuracy_masked": pytest.approx(0.5)}
     assert document["environment"] == {"time": "2", **SECOND}
     assert document["environments"] == [{**FIRST, "runs": 2}, {**SECOND, "runs": 1}]
-    assert document["probes"] == [{"side": "a", "pretrain_seed": 0, "top1": 0.5}]
+    assert document["probes"] == [{"side": "a", "pretrain_seed": 0, "top1": 0.5, "chosen": chosen}]
     assert document["equal_time"]["arms"]["b"]["flags"] == "--data.source folder:x"
 
 

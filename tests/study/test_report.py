@@ -71,6 +71,18 @@ def test_of_one_seed_and_one_draw_there_is_no_spread(tmp_path: Path) -> None:
     assert all(row["std"] == "" for row in read_csv(tmp_path / "fewshot.csv"))
 
 
+def test_the_probe_that_held_out_images_chose_stands_beside_that_of_the_mean(tmp_path: Path) -> None:
+    several = document(("a",))
+    write(tmp_path, several)
+    assert "| encoder | mean of the last layer |\n" in (tmp_path / "study.md").read_text("utf-8")
+    for probe, top1 in zip(several["probes"], (0.5, 0.9), strict=True):
+        probe["chosen"] = {"layer": -2, "pool": "quarters", "held_out": 0.6, "top1": top1}
+    write(tmp_path, several)
+    text = (tmp_path / "study.md").read_text("utf-8")
+    assert "| encoder | mean of the last layer | layer and pooling chosen on held-out training images |" in text
+    assert "| a | 50.0 ± 14.1 | 70.0 ± 28.3 |" in text
+
+
 @pytest.mark.slow
 def test_what_cross_validation_chose_stands_beside_the_rest(tmp_path: Path) -> None:
     several = document(("a",))

@@ -1,0 +1,33 @@
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from mpp.downstream.features import FrozenEncoder
+from mpp.study.frozen import _probe
+from mpp.study.plan import Plan
+
+
+def test_held_out_training_images_choose_how_the_probe_reads_and_no_test_image() -> None:
+    rng = np.random.default_rng(0)
+    labels = {"train": np.arange(200) % 2, "test": np.arange(100) % 2}
+    known = {("mean", "train"): False, ("mean", "test"): True, ("quarters", "train"): True, ("quarters", "test"): False}
+
+    def extract(pool: str, layer: int) -> Any:
+        def of(split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            told = labels[split][indices] if known[pool, split] else rng.integers(0, 2, len(indices))
+            return np.stack([told, rng.random(len(indices))], axis=1).astype(np.float32), np.arange(len(indices))
+
+        return of
+
+    labelled = {"train": "train", "test": "test", "val": None, "val_labels": None, "train_groups": None}
+    labelled |= {"train_labels": labels["train"], "test_labels": labels["test"], "classes": ("a", "b")}
+    config = SimpleNamespace(layers=(-1,), pool=("mean", "quarters"))
+    plan = SimpleNamespace(config=config, labelled=SimpleNamespace(**labelled, truth=lambda of: of))
+    frozen = SimpleNamespace(layers=(-1,), depth=4, pools=("mean", "quarters"), extract=extract)
+    mean, chosen = _probe(cast(Plan, plan), cast(FrozenEncoder, frozen))
+    assert chosen is not None
+    assert (chosen["pool"], chosen["held_out"]) == ("quarters", 1)
+    assert mean != chosen["top1"] < 0.7
+    config.pool = ("mean",)
+    assert _probe(cast(Plan, plan), cast(FrozenEncoder, frozen))[1] is None
