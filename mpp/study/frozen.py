@@ -16,7 +16,7 @@ from mpp.dist import World
 from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Fewshot
 from mpp.downstream.finetune_result import Inputs
-from mpp.downstream.probe import sweep_linear
+from mpp.downstream.probe import ProbeResult, sweep_linear
 from mpp.downstream.settings import Pool
 from mpp.downstream.start import with_input_settings
 from mpp.errors import RunError
@@ -29,6 +29,7 @@ from mpp.weights.base import Weights
 from mpp.weights.opening import open_weights
 
 _RANKED = 2000  # images that the rank is measured on
+_CHOOSING = 10_000  # training images that choose how the probe reads: all, for each layer and pooling, would take hours
 
 Figures = dict[str, Any]
 """{"fewshot": one entry a layer, pooling and number of shots, "probe": top-1 or None, "probe_chosen": of the layer and
@@ -73,15 +74,24 @@ def _probe(plan: Plan, frozen: FrozenEncoder) -> tuple[float, dict[str, Any] | N
     """Linear classifiers of all labelled images: top-1 of the mean of the last layer's patches, and of the layer and
     pooling, among those of the study, that do best on held-out training images, of equals the first; None where there
     is one only."""
-    read = {}
-    for layer, pool in dict.fromkeys([(-1, "mean"), *_readings(plan.config, frozen)]):
-        train, test, val, groups = read_splits(frozen.extract(pool, layer), plan.labelled)
-        read[layer, pool] = sweep_linear(train, test, len(plan.labelled.classes), val=val, groups=groups)
-    if len(read) < 2:
-        return read[-1, "mean"].top1, None
-    (layer, pool), best = max(read.items(), key=lambda item: item[1].held_out or 0)
-    chosen = {"layer": layer, "pool": pool, "held_out": best.held_out, "top1": best.top1}
-    return read[-1, "mean"].top1, chosen
+    usual, *others = dict.fromkeys([(-1, "mean"), *_readings(plan.config, frozen)])
+    most = max(_CHOOSING, 10 * len(plan.labelled.classes))
+    probe = _sweep(plan, frozen, usual)
+    if not others:
+        return probe.top1, None
+    layer, pool = best = max((usual, *others), key=lambda of: _sweep(plan, frozen, of, most).held_out or 0)
+    chosen = probe if best == usual else _sweep(plan, frozen, best)
+    return probe.top1, {"layer": layer, "pool": pool, "held_out": chosen.held_out, "top1": chosen.top1}
+
+
+def _sweep(plan: Plan, frozen: FrozenEncoder, reading: tuple[int, Pool], most: int | None = None) -> ProbeResult:
+    """Fits a linear classifier to what is read of the training images, of `most` drawn ones if there are more."""
+    layer, pool = reading
+    (features, labels), test, val, groups = read_splits(frozen.extract(pool, layer), plan.labelled)
+    if most is not None and len(labels) > most:
+        drawn = np.sort(np.random.default_rng(0).permutation(len(labels))[:most])
+        features, labels, groups = features[drawn], labels[drawn], groups if groups is None else groups[drawn]
+    return sweep_linear((features, labels), test, len(plan.labelled.classes), val=val, groups=groups)
 
 
 def _readings(config: StudyConfig, frozen: FrozenEncoder) -> list[tuple[int, Pool]]:
