@@ -74,7 +74,8 @@ def _probe(plan: Plan, frozen: FrozenEncoder) -> tuple[float, dict[str, Any] | N
     """Linear classifiers of all labelled images: top-1 of the mean of the last layer's patches, and of the layer and
     pooling, among those of the study, that do best on held-out training images, of equals the first; None where there
     is one only."""
-    usual, *others = dict.fromkeys([(-1, "mean"), *_readings(plan.config, frozen)])
+    usual: tuple[int, Pool] = (-1, "mean")
+    others = [reading for reading in _readings(plan.config, frozen) if reading != usual]
     most = max(_CHOOSING, 10 * len(plan.labelled.classes))
     probe = _sweep(plan, frozen, usual)
     if not others:
