@@ -71,6 +71,7 @@ def test_of_one_seed_and_one_draw_there_is_no_spread(tmp_path: Path) -> None:
     assert all(row["std"] == "" for row in read_csv(tmp_path / "fewshot.csv"))
 
 
+@pytest.mark.slow
 def test_the_probe_that_held_out_images_chose_stands_beside_that_of_the_mean(tmp_path: Path) -> None:
     several = document(("a",))
     write(tmp_path, several)
