@@ -106,6 +106,7 @@ def run_python(text: str) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_the_python_of_the_guides_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = mpp.ModelConfig("vit_tiny_patch16_224", depth=1)

@@ -21,6 +21,7 @@ from tests.curation.made import RNG, noise, save
 from tests.data.zoo import CASES, Case
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_says_the_same(check: Callable[..., Any], tmp_path: Path):
     data = tmp_path / "data"
     for number in range(70):

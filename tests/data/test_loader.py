@@ -59,6 +59,7 @@ def test_each_epoch_holds_each_index_once_in_its_permutation():
     np.testing.assert_array_equal(few, np.concatenate([permutation(7, epoch, 3) for epoch in range(11)])[:32])
 
 
+@pytest.mark.slow
 def test_workers_threads_micro_batches_and_resumption_change_nothing(pictures, augment, whole):
     threads = torch.get_num_threads()
     try:

@@ -81,6 +81,7 @@ def allow_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.slow
 def test_many_shards_within_few_open_files(tmp_path, encode, allow_files, monkeypatch):
     """Of which each worker wants to keep some open, or one line that names the limit."""
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
