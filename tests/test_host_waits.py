@@ -71,6 +71,7 @@ READ = {"mpp/training/meter.py:read: copy to cpu, blocking": 1}
         ),
     ],
 )
+@pytest.mark.slow
 def test_pretraining_waits_for_a_row_of_figures_alone(
     changed: dict[str, str], waits: dict[str, int], source: str
 ) -> None:

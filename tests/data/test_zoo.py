@@ -76,6 +76,7 @@ def test_bombs_are_refused_before_anything_is_allocated(name):
 WHOLE = [case for case in CASES if not case.kind and case.size[0] * case.size[1] < 5000]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(case=st.sampled_from(WHOLE), draws=st.data())
 def test_mutations_give_pixels_or_bad_image(case, draws):
