@@ -54,12 +54,13 @@ def pretrain(source: str, rows: bool = False, world: World = ALONE, **changed: s
 READ = {"mpp/training/meter.py:read: copy to cpu, blocking": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "waits"),
     [
         ({"optim__ema_decay": "0.9", "objective__picking": "block", "objective__random_from": "batch"}, READ),
-        runs.slow({"train__precision": "bf16", "objective__target": "pixels", "objective__decoder_depth": "1"}, {}),
-        runs.slow(
+        ({"train__precision": "bf16", "objective__target": "pixels", "objective__decoder_depth": "1"}, {}),
+        (
             {
                 "train__precision": "fp16",
                 "objective__detail": "0.5",
@@ -71,7 +72,6 @@ READ = {"mpp/training/meter.py:read: copy to cpu, blocking": 1}
         ),
     ],
 )
-@pytest.mark.slow
 def test_pretraining_waits_for_a_row_of_figures_alone(
     changed: dict[str, str], waits: dict[str, int], source: str
 ) -> None:

@@ -75,14 +75,16 @@ def _probe(plan: Plan, frozen: FrozenEncoder) -> tuple[float, dict[str, Any] | N
     pooling, among those of the study, that do best on held-out training images, of equals the first; None where there
     is one only."""
     usual: tuple[int, Pool] = (-1, "mean")
-    others = [reading for reading in _readings(plan.config, frozen) if reading != usual]
-    most = max(_CHOOSING, 10 * len(plan.labelled.classes))
-    probe = _sweep(plan, frozen, usual)
-    if not others:
-        return probe.top1, None
-    layer, pool = best = max((usual, *others), key=lambda of: _sweep(plan, frozen, of, most).held_out or 0)
-    chosen = probe if best == usual else _sweep(plan, frozen, best)
-    return probe.top1, {"layer": layer, "pool": pool, "held_out": chosen.held_out, "top1": chosen.top1}
+    readings = dict.fromkeys([usual, *_readings(plan.config, frozen)])
+    if len(readings) < 2:
+        return _sweep(plan, frozen, usual).top1, None
+    most = max(_CHOOSING, 10 * len(plan.labelled.classes))  # so that classes keep images to hold out
+    sweeps = {reading: _sweep(plan, frozen, reading, most) for reading in readings}
+    layer, pool = best = max(sweeps, key=lambda reading: sweeps[reading].held_out or 0)
+    if len(plan.labelled.train_indices) > most:
+        sweeps = {reading: _sweep(plan, frozen, reading) for reading in {usual, best}}
+    chosen = {"layer": layer, "pool": pool, "held_out": sweeps[best].held_out, "top1": sweeps[best].top1}
+    return sweeps[usual].top1, chosen
 
 
 def _sweep(plan: Plan, frozen: FrozenEncoder, reading: tuple[int, Pool], most: int | None = None) -> ProbeResult:

@@ -39,6 +39,17 @@ def test_fine_tuning_by_hand() -> None:
     assert figures.gain(of, "scratch", "1%", over="usual") == "\u221211.0 ± 4.3"
 
 
+def test_the_reading_that_held_out_images_chose_stands_beside_the_mean_of_the_last_layer() -> None:
+    ranked = [{"side": "random", "pretrain_seed": None, "layer": -1, "pool": "mean", "shots": 10, "rank": 3.0}]
+    probes = [{"side": "random", "pretrain_seed": None, "top1": 0.3}]
+    of = changed(by_hand(), fewshot=[run | {"accuracy": [0.1]} for run in ranked], probes=probes)
+    assert rows(tables.probe_table(of))[""] == ["encoder", "linear probe", "gain", "effective rank"]
+    chosen = {"layer": -2, "pool": "quarters", "held_out": 0.5, "top1": 0.4}
+    table = rows(tables.probe_table(changed(of, probes=[probes[0] | {"chosen": chosen}])))
+    assert table[""] == ["encoder", "linear probe", "gain", "chosen on held-out images", "effective rank"]
+    assert table["random initialisation"] == ["30.0", "-", "40.0", "3.0"]
+
+
 def test_the_headline_has_every_side_and_the_gain_of_what_held_out_training_images_chose() -> None:
     table = rows(tables.headline_table(by_hand()))
     sides = ["from scratch", "from scratch, longer", "usual", "other", "same"]

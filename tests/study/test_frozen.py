@@ -22,7 +22,12 @@ def test_held_out_training_images_choose_how_the_probe_reads_and_no_test_image(m
         return of
 
     labelled = {"train": "train", "test": "test", "val": None, "val_labels": None, "train_groups": None}
-    labelled |= {"train_labels": labels["train"], "test_labels": labels["test"], "classes": ("a", "b")}
+    labelled |= {
+        "train_labels": labels["train"],
+        "train_indices": range(200),
+        "test_labels": labels["test"],
+        "classes": ("a", "b"),
+    }
     taught: list[int] = []
 
     def fitted(images: int) -> SimpleNamespace:
@@ -36,11 +41,10 @@ def test_held_out_training_images_choose_how_the_probe_reads_and_no_test_image(m
     assert chosen is not None
     assert (chosen["pool"], chosen["held_out"]) == ("quarters", 1)
     assert mean != chosen["top1"] < 0.7
-    monkeypatch.setattr(
-        "mpp.study.frozen._CHOOSING", 50
-    )  # a part of the images chooses, all of them teach the chosen one
+    # A part of the images chooses, all of them teach the chosen one.
+    monkeypatch.setattr("mpp.study.frozen._CHOOSING", 50)
     monkeypatch.setattr("mpp.study.frozen.sweep_linear", lambda train, *_, **__: fitted(len(train[1])))
     _probe(cast(Plan, plan), cast(FrozenEncoder, frozen))
-    assert taught == [200, 50, 50, 200]
+    assert taught == [50, 50, 200, 200]
     config.pool = ("mean",)
     assert _probe(cast(Plan, plan), cast(FrozenEncoder, frozen))[1] is None

@@ -194,7 +194,7 @@ def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
     assert ours == theirs[: len(ours)]
     probes = json.loads((tmp_path / "study.json").read_text())["probes"]
     assert [probe["side"] for probe in probes] == ["random", "pretrained"]
-    for probe in probes:  # read as tools/probe.py reads it
+    for probe in probes:
         layer, pool = probe["chosen"]["layer"], probe["chosen"]["pool"]
         assert (layer, pool) in {(-1, "mean"), (-1, "token")}
         assert pool == "token" or probe["chosen"]["top1"] == probe["top1"]
