@@ -23,7 +23,7 @@ from mpp.config import from_values, to_dict
 from mpp.data.decoding import decode
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import SourceError
-from mpp.data.sources.held import as_image, hold
+from mpp.data.sources.from_python import as_image, register
 from mpp.data.sources.opening import open_source
 from mpp.downstream.settings import FewshotRecipe
 from mpp.errors import ConfigError, UserError
@@ -84,7 +84,7 @@ def test_a_run_gives_figures_paths_and_its_encoder(run: Any) -> None:
 def test_it_goes_on_with_the_same_images_alone(run: Any) -> None:
     text = (run.run_dir / "config.yaml").read_text("utf-8")
     (spec,) = [line.partition("source: ")[2] for line in text.splitlines() if "source: " in line]
-    assert spec == hold(pictures(), labelled=False).name
+    assert spec == register(pictures(), labelled=False).name
     assert mpp.pretrain(config=TINY, data=pictures(), run_dir=run.run_dir, **SHORT).figures == run.figures
     with pytest.raises(UserError, match=r"holds a run with another config \(data.source: .*python:list of 40 images"):
         mpp.pretrain(config=TINY, data=pictures(1), run_dir=run.run_dir, **SHORT)
@@ -92,7 +92,9 @@ def test_it_goes_on_with_the_same_images_alone(run: Any) -> None:
 
 def test_a_command_line_cannot_have_them(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--config", str(run.run_dir / "config.yaml"), "--run-dir", str(tmp_path / "new")]) == 2
-    line = "images that a Python program held, and that are not here; hand them over again, from Python, or name a "
+    line = (
+        "images of a Python program that has ended or no longer has them; hand them over again, from Python, or name a "
+    )
     assert line in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -258,11 +260,11 @@ class Pairs(Dataset):
 
 def test_a_dataset_of_tensors_is_a_source() -> None:
     for images, labels in ((Pairs(), [0, 1, 0, 1, 0, 1]), (Subset(Pairs(), [1, 3, 4]), [1, 1, 0])):
-        source = hold(images)
+        source = register(images)
         assert source.classes == ("cat", "dog")
         assert source.labels().tolist() == labels  # pyright: ignore[reportOptionalMemberAccess]
     assert open_source(source.name) is source
-    image, label = hold(Pairs()).read(5)
+    image, label = register(Pairs()).read(5)
     assert label == 1
     assert decode(image, DecodeOptions()).tolist() == np.full((8, 10, 3), 255).tolist()
 
@@ -271,7 +273,7 @@ RGBA = Image.new("RGBA", (4, 2), (200, 0, 0, 0))
 
 
 def test_a_label_may_be_a_row_of_zeros_and_ones() -> None:
-    source = hold([(RGBA, [1, 0, 0]), (RGBA, torch.tensor([1, 1, 0])), (RGBA, np.zeros(3))])
+    source = register([(RGBA, [1, 0, 0]), (RGBA, torch.tensor([1, 1, 0])), (RGBA, np.zeros(3))])
     sets = source.label_sets()
     assert sets is not None
     assert (source.labels(), source.classes) == (None, ("0", "1", "2"))
@@ -317,18 +319,18 @@ def test_images_of_any_kind(image: Any, pixel: list[int], tmp_path: Path) -> Non
 )
 def test_what_is_no_source(images: list[Any], line: str) -> None:
     with pytest.raises(SourceError, match=line):
-        hold(images)
+        register(images)
 
 
 def test_a_list_is_its_own_though_its_fingerprint_leaves_the_difference_out() -> None:
     first = [np.zeros((4, 4, 3), np.uint8)] * 1500
     second = [*first[:7], np.ones((4, 4, 3), np.uint8), *first[8:]]
-    sources = hold(first), hold(second)
+    sources = register(first), register(second)
     assert [int(np.asarray(source.image(7)).max()) for source in sources] == [0, 1]
 
 
 def test_a_bad_image_among_good_ones_is_a_bad_file() -> None:
-    source = hold([RGBA, None, RGBA])
+    source = register([RGBA, None, RGBA])
     with pytest.raises(OSError, match="NoneType is no image"):
         source.read(1)
     with pytest.raises(ConfigError):

@@ -5,7 +5,7 @@
 
 Settings are keywords, dotted names in a dict with `**`, or dicts: `train={"length": "20k steps"}`. `config` is the name
 of a shipped config, the path of a YAML file, a dict or a dataclass of settings; the other settings go on top. Where a
-setting names a source of images, it takes a sequence of images or a torch Dataset, too (see `HeldSource`).
+setting names a source of images, it takes a sequence of images or a torch Dataset, too (see `PythonSource`).
 
 Errors are `mpp.UserError` with the line that the tool prints. A run that was asked to stop, and has saved itself,
 raises `mpp.Stopped`, or KeyboardInterrupt after Ctrl-C; the same call goes on with it.
@@ -83,16 +83,16 @@ def load(spec: str) -> "tuple[nn.Module, Callable[[Any], torch.Tensor]]":
 def _call(name: str, config: Any, settings: Mapping[str, Any]) -> "Result":
     """Runs a tool; raises as the module says."""
     tool = TOOLS[name]
-    held: list[Any] = []  # the sources live as long as the call
+    sources: list[Any] = []  # they live as long as the call
 
     def converted(setting: str, value: Any) -> Any:
         if setting not in _SOURCES or value is None or isinstance(value, str | os.PathLike):
             return value
-        from mpp.data.sources.held import hold
+        from mpp.data.sources.from_python import register
 
         labelled = (name, setting) != ("pretrain", "data.source")  # it never asks for labels
-        held.append(hold(value, labelled))
-        return held[-1].name
+        sources.append(register(value, labelled))
+        return sources[-1].name
 
     with _own_environment(), tempfile.TemporaryDirectory() as scratch:
         limit_of(cache_folder())  # a wrong $MPP_CACHE_LIMIT is reported now rather than when something is cached

@@ -119,12 +119,12 @@ class Record:
     @staticmethod
     def from_dict(record: dict[str, Any]) -> "Record":
         """Back from `to_dict`."""
-        told = record["figures"]
-        figures = Figures(len(told["class_counts"]), 0)
-        figures.class_counts += np.array(told["class_counts"], dtype=np.int64)
-        figures.colours = ChannelStatistics.from_dict(told["colours"])
-        figures.heights.update(dict(told["heights"]))
-        figures.widths.update(dict(told["widths"]))
+        values = record["figures"]
+        figures = Figures(len(values["class_counts"]), 0)
+        figures.class_counts += np.array(values["class_counts"], dtype=np.int64)
+        figures.colours = ChannelStatistics.from_dict(values["colours"])
+        figures.heights.update(dict(values["heights"]))
+        figures.widths.update(dict(values["widths"]))
         return Record([Shard(*shard) for shard in record["parts"]], [Bad(*bad) for bad in record["bad"]], figures)
 
 

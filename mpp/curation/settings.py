@@ -1,4 +1,4 @@
-"""What the tools that look after the images can be told. Free of torch, so that `--help` is instant."""
+"""Settings of the tools that check, pack and cache images. Free of torch, so that `--help` is instant."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -14,7 +14,7 @@ import mpp.system.torchvision_import  # noqa: F401
 from mpp.data.batch_resize import crop_and_resize, is_small
 from mpp.data.decoding import Picture, open_picture
 from mpp.data.settings import DataConfig, DecodeOptions, Framing
-from mpp.data.sources.held import as_image
+from mpp.data.sources.from_python import as_image
 from mpp.errors import UserError
 from mpp.system.process import global_draws
 

@@ -18,7 +18,7 @@ from mpp.errors import UserError
 from mpp.system.files import one_writer, remove, write_csv, write_whole
 from mpp.training.bad_files import HEAD, BadFiles, by_kind, read_bad_rows
 
-_LOOSE = ("init", "data", "folder", "seed")  # weights and images are told by what is in them
+_LOOSE = ("init", "data", "folder", "seed")  # weights and images are known by what is in them
 _LONG = ("weights", "architecture", "input", "images")
 
 

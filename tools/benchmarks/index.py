@@ -114,7 +114,7 @@ def _resident(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return float(line.split()[1]) * 1024
-    raise UserError("the memory of a process is told by Linux alone: leave this part out with --entries 0")
+    raise UserError("only Linux says how much memory a process takes: leave this part out with --entries 0")
 
 
 if __name__ == "__main__":

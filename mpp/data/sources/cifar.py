@@ -57,9 +57,9 @@ def _read(spec: str, reader: type[CIFAR10], folder: Path, split: Split) -> ListS
             if not check_integrity(str(root / reader.base_folder / name), checksum):
                 what = f"{name} is not the official file (its MD5 differs)"
                 raise SourceError(f"{spec}: {what}; delete it and fetch it again")
-        held = reader(str(root), train=split == "train")
-    images = np.ascontiguousarray(held.data)  # torchvision's is a view of planes
-    return ListSource(images, held.targets, tuple(held.classes), name=spec, split=split)
+        whole = reader(str(root), train=split == "train")
+    images = np.ascontiguousarray(whole.data)  # torchvision's is a view of planes
+    return ListSource(images, whole.targets, tuple(whole.classes), name=spec, split=split)
 
 
 def _unpack(tar: tarfile.TarFile, folder: Path) -> None:

@@ -11,7 +11,7 @@ _MOST_NUMBERED = 100_000  # ImageNet-21k has 21,841 classes, the largest sets of
 
 
 class ListSource(Source):
-    """Images held in memory.
+    """Images in memory.
 
     Args:
         images: encoded bytes or arrays (H, W) or (H, W, C) of a real dtype; one array (N, H, W, C) will do.

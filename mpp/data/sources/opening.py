@@ -15,8 +15,8 @@ from mpp.data.sources.base import Source, SourceError
 from mpp.data.sources.cifar import open_cifar
 from mpp.data.sources.demo import open_demo
 from mpp.data.sources.folder import open_folder
+from mpp.data.sources.from_python import registered
 from mpp.data.sources.hdf5 import hdf5_name, open_hdf5
-from mpp.data.sources.held import held
 from mpp.data.sources.hf_dataset import HfDataset
 from mpp.data.sources.mixture import MixtureSource
 from mpp.data.sources.names import Split, home_expanded
@@ -90,7 +90,7 @@ def _openers(spec: str, download: bool, expected: Sequence[str], keep: bool) -> 
     if kind in ("cifar10", "cifar100"):
         return {split: partial(open_cifar, kind, path, split, download) for split in _BOTH}
     if kind == "python":
-        return {"train": partial(held, spec)}
+        return {"train": partial(registered, spec)}
     if kind == "shards":
         return {"train": lambda: open_shards(spec, argument, keep)}
     if kind == "array":

@@ -89,7 +89,7 @@ def parse(spec: str) -> tuple[str, str]:
     if weighted := _weighted(spec):
         raise SourceError(f"{shown(spec)!r}: a weight is for one of several sources; write {shown(weighted[2])}")
     kind, _, argument = spec.partition(":")
-    if kind == "python":  # only a program can give such (held.py)
+    if kind == "python":  # only a program can give such (from_python.py)
         return kind, argument
     if kind not in _EXAMPLES:
         raise _unknown(spec, kind, argument)

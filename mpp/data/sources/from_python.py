@@ -1,6 +1,6 @@
-"""Images that a Python program holds, in the place of a source: a sequence, an array or a torch Dataset.
+"""Images of a Python program in the place of a source: a sequence, an array or a torch Dataset.
 
-    source = hold([image, ...])          images, or (image, label) pairs
+    source = register([image, ...])          images, or (image, label) pairs
     open_splits(source.name)             while `source` lives: python:list of 40 images, fingerprint 3fa9c1d2e4b7
 
 The name says what they were, in config.yaml too, and is the same for the same images and labels.
@@ -21,12 +21,12 @@ from mpp.data.sources.in_memory import checked_labels, labels_or_sets, sets_note
 
 KIND = "python"
 _ARRAYS = ("L", "RGB", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's modes whose arrays are the pixels
-_CHANNELS, _LEAST_SIDE = (1, 3, 4), 16  # what tells the axis of the channels
+_CHANNELS, _LEAST_SIDE = (1, 3, 4), 16  # by these the axis of the channels is found
 _EXPECTED = "Pillow images, arrays (H, W) or (H, W, C), tensors (H, W) or (C, H, W), encoded bytes or paths of files"
-_held: WeakValueDictionary[str, "HeldSource"] = WeakValueDictionary()
+_registered: WeakValueDictionary[str, "PythonSource"] = WeakValueDictionary()
 
 
-class HeldSource(Source):
+class PythonSource(Source):
     """Images of a program's own, each asked for by its index whenever it is read.
 
     Args:
@@ -102,19 +102,19 @@ class HeldSource(Source):
             raise OSError(str(error)) from error
 
 
-def hold(images: Any, labelled: bool = True) -> HeldSource:
-    """A source of these images, which `held` finds by its name for as long as somebody keeps it."""
-    source = HeldSource(images, labelled)
-    _held[source.name] = source  # another with this name may differ in an image that its fingerprint leaves out
+def register(images: Any, labelled: bool = True) -> PythonSource:
+    """A source of these images, which `registered` finds by its name for as long as somebody keeps it."""
+    source = PythonSource(images, labelled)
+    _registered[source.name] = source  # another with this name may differ in an image that its fingerprint leaves out
     return source
 
 
-def held(name: str) -> Source:
+def registered(name: str) -> Source:
     """The source of this name; SourceError where this process has none."""
     try:
-        return _held[name]
+        return _registered[name]
     except KeyError:
-        what = "images that a Python program held, and that are not here"
+        what = "images of a Python program that has ended or no longer has them"
         raise SourceError(f"{name!r}: {what}; hand them over again, from Python, or name a folder of them") from None
 
 
