@@ -242,14 +242,23 @@ def test_a_start_without_a_checkpoint_does_not_bind_its_config(source: str, tmp_
 
 @pytest.mark.slow
 def test_visual_words_are_learnt_once_and_a_run_goes_on_with_them(source: str, tmp_path: Path) -> None:
-    run, settings = tmp_path / "run", {"objective__words": "4", "checkpoint__every": "4 steps"}
+    run, settings = (
+        tmp_path / "run",
+        {"objective__words": "4", "checkpoint__every": "4 steps"},
+    )
     assert again(source, run, **settings) == 0
     first, *_, last = Checkpoints(run / "checkpoints").steps()
     states = [load_checkpoint(Checkpoints(run / "checkpoints").path(step))["model"] for step in (first, last)]
-    for name in ("whitening", "words", "usual"):
-        assert torch.equal(*(state[f"words.{name}"] for state in states))
-        assert states[0][f"words.{name}"].any()
-    assert sum({"loss_words", "loss_words_seen"} <= row.keys() for row in read_rows(run / "metrics.jsonl")) == 2
+    for name in ("words.whitening", "words.words", "words.usual", "image_words.whitening", "image_words.words"):
+        assert torch.equal(*(state[name] for state in states))
+        assert states[0][name].any()
+    assert (
+        sum(
+            {"loss_words", "loss_words_seen", "loss_words_image"} <= row.keys()
+            for row in read_rows(run / "metrics.jsonl")
+        )
+        == 2
+    )
     reference = shutil.copytree(run, tmp_path / "reference")
     Checkpoints(run / "checkpoints").path(last).unlink()
     assert again(source, run, **settings) == 0

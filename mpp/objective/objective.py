@@ -5,7 +5,7 @@ tokens = corrupt(tokens, corruption, mask_token)  80 % [mask], 10 % another patc
 tokens = encoder.encode(tokens, at=picked)        those of the K corrupted patches, and no others
 [or, with a decoder: decoder(encoder.encode(tokens, at=picked, return_all=True), picked)]
 output = head(tokens)
-loss   = mean over all K, the unchanged ones included [+ detail * that of a second head, + words * those of two more]
+loss   = mean over all K, the unchanged ones included [+ detail * that of a second head, + words * those of three more]
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mpp.errors import command
+from mpp.objective.image_words import IMAGE_WORDS, ImageWords
 from mpp.objective.masking import KINDS, Corruption, corrupt, others
 from mpp.objective.target import ColourTarget, Target, cell_sums, details
 from mpp.objective.words import WORDS, VisualWords
@@ -32,8 +33,8 @@ class MaskedPatchPrediction(nn.Module):
         normalise: makes the encoder's input, float32, of raw pixels of 0 to 255, uint8.
         mask_block: block before which the [mask] embeddings enter; above 0 only if all picked patches are masked.
         detail: weight of the loss of a second head, which predicts the patches' `details`; 0: no such head.
-        words: weight of the losses of two more heads, which predict the patches' `VisualWords`, one at the corrupted
-            patches, the other at the rest, from the encoder's own tokens; 0: no such heads.
+        words: weight of the losses of three more heads: of the `VisualWords` of the corrupted patches; of those of the
+            rest, from the encoder's own tokens; of the image's `ImageWords`, from the mean of these. 0: no such heads.
         decoder: makes the tokens that the heads read of all of the encoder's and the indices of the corrupted patches;
             None: the heads read the encoder's own.
     """
@@ -67,8 +68,11 @@ class MaskedPatchPrediction(nn.Module):
         self.words = VisualWords(self.encoder.patch, target.channels) if words else None
         self.words_head: Any = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
         self.seen_head: Any = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
+        self.image_words = ImageWords(self.encoder.grid) if words else None
+        self.image_head: Any = nn.Linear(self.encoder.embed_dim, IMAGE_WORDS) if words else None
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        for head in filter(None, (self.head, self.detail_head, self.words_head, self.seen_head)):
+        heads = self.head, self.detail_head, self.words_head, self.seen_head, self.image_head
+        for head in filter(None, heads):
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
         values = target.of(torch.zeros(1, target.channels, *target.patch, dtype=torch.uint8))[0, 0]
@@ -107,12 +111,16 @@ class MaskedPatchPrediction(nn.Module):
         if self.detail_head is not None:
             true = gather_patches(details(images, self.encoder.patch), corruption.picked)
             total = total + self.detail * _squared("loss_detail", self.detail_head(tokens), true, figures)
-        if self.words is not None and patches is not None:
-            words, seen = self.words.of(images), others(corruption.picked, patches.shape[1])
-            at_picked, at_seen = gather_patches(words, corruption.picked), gather_patches(words, seen)
-            total = total + self.words_weight * _squared("loss_words", self.words_head(tokens), at_picked, figures)
-            output = self.seen_head(gather_patches(patches, seen))
-            total = total + self.words_weight * _squared("loss_words_seen", output, at_seen, figures)
+        if self.words is not None and self.image_words is not None and patches is not None:
+            words, picked = self.words.of(images), corruption.picked
+            seen = others(picked, patches.shape[1])
+            tokens_seen = gather_patches(patches, seen)
+            for name, output, true in (
+                ("loss_words", self.words_head(tokens), gather_patches(words, picked)),
+                ("loss_words_seen", self.seen_head(tokens_seen), gather_patches(words, seen)),
+                ("loss_words_image", self.image_head(tokens_seen.mean(dim=1)), self.image_words.of(words)),
+            ):
+                total = total + self.words_weight * _squared(name, output, true, figures)
         return total, figures
 
     def _figures(self, images: Tensor, corruption: Corruption, output: Tensor, values: Tensor, loss: Tensor) -> Figures:

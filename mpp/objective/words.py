@@ -59,7 +59,7 @@ class VisualWords(nn.Module):
         windows = windows - middle
         values, vectors = torch.linalg.eigh(windows.T @ windows / len(windows))
         whitening = vectors * (values.clamp(min=0) + _WHITE).rsqrt() @ vectors.T
-        words = _k_means(windows @ whitening, torch.Generator().manual_seed(0))
+        words = k_means(windows @ whitening, WORDS, torch.Generator().manual_seed(0))
         for name, found in (("middle", middle), ("whitening", whitening), ("words", words)):
             getattr(self, name).copy_(found)
         self.usual.zero_()
@@ -70,15 +70,10 @@ class VisualWords(nn.Module):
 
     @torch.no_grad()
     def of(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches words"]:
-        """What is predicted of every patch: mean 0 and deviation 1 over the patches that the words were learnt from.
-
-        A word counts by how much nearer than the mean of all words it is to a window, 0 where it is farther.
-        """
+        """What is predicted of every patch: mean 0 and deviation 1 over the patches that the words were learnt from."""
         with torch.autocast(images.device.type, enabled=False):
             windows = (self._cut(images) - self.middle) @ self.whitening
-            squared = windows.square().sum(dim=-1, keepdim=True) + self.words.square().sum(dim=1)
-            distance = (squared - 2 * windows @ self.words.T).clamp_(min=0).sqrt_()
-            near = (distance.mean(dim=-1, keepdim=True) - distance).clamp_(min=0)
+            near = nearness(windows, self.words)
             grid = near.transpose(1, 2).unflatten(2, self._cells(images))
             pooled = F.avg_pool2d(grid, self.windows).flatten(2).transpose(1, 2)
             return (pooled - self.usual) / self.spread
@@ -109,14 +104,23 @@ def _windows(side: int) -> int:
     return max(number for number in range(1, max(side // 4, 1) + 1) if side % number == 0)
 
 
-def _k_means(windows: Float[Tensor, "n values"], generator: torch.Generator) -> Float[Tensor, "words values"]:
-    """Lloyd's algorithm, from windows drawn at random; a word that has lost all of its windows becomes one of them."""
-    drawn = windows[torch.randperm(len(windows), generator=generator)[torch.arange(WORDS) % len(windows)]]
-    words = drawn
+def nearness(points: Float[Tensor, "*n values"], words: Float[Tensor, "words values"]) -> Float[Tensor, "*n words"]:
+    """How much nearer than the mean of all words each word is to a point, 0 where it is farther (their "triangle")."""
+    squared = points.square().sum(dim=-1, keepdim=True) + words.square().sum(dim=1)
+    distance = (squared - 2 * points @ words.T).clamp_(min=0).sqrt_()
+    return (distance.mean(dim=-1, keepdim=True) - distance).clamp_(min=0)
+
+
+def k_means(
+    points: Float[Tensor, "n values"], number: int, generator: torch.Generator
+) -> Float[Tensor, "number values"]:
+    """Lloyd's algorithm, from points drawn at random; a centre that has lost all of its points becomes one of them."""
+    drawn = points[torch.randperm(len(points), generator=generator)[torch.arange(number) % len(points)]]
+    centres = drawn
     for _ in range(_ROUNDS):
-        nearest = [(words.square().sum(dim=1) - 2 * part @ words.T).argmin(dim=1) for part in windows.split(2**14)]
+        nearest = [(centres.square().sum(dim=1) - 2 * part @ centres.T).argmin(dim=1) for part in points.split(2**14)]
         own = torch.cat(nearest)
-        count = own.bincount(minlength=WORDS)[:, None]
-        total = torch.zeros_like(words).index_add_(0, own, windows)
-        words = torch.where(count > 0, total / count.clamp(min=1), drawn)
-    return words
+        count = own.bincount(minlength=number)[:, None]
+        total = torch.zeros_like(centres).index_add_(0, own, points)
+        centres = torch.where(count > 0, total / count.clamp(min=1), drawn)
+    return centres

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mpp.data.settings import DataConfig, DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.transform import Transform
 from mpp.dist import World
+from mpp.objective.image_words import MOST_IMAGES
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.objective.objective import Figures, Survey, survey_targets
 from mpp.pretraining.build import PretrainingRun, build
@@ -82,20 +83,28 @@ def corruption_at(
 
 def survey_source(run: PretrainingRun) -> Survey:
     """Surveys the targets of the first augmented images of the run's source, and lets the model learn from them what it
-    needs before its first step: the most frequent target, and its visual words.
+    needs before its first step: the most frequent target and its visual words, those of whole images by more of them.
     """
     batches = survey_batches(run.train_source, run.transform, run.reading, run.config.train.seed, run.workers)
+    words, image_words = run.model.words, run.model.image_words
     with closing(batches):
-        images = torch.cat([next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)])
+        parts = [next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)]
+        images = torch.cat(parts)
+        if words is not None and image_words is not None:
+            words.learn(images)
+            different = min(len(run.train_source), MOST_IMAGES)
+            more = islice(batches, max(different - SURVEY_IMAGES, 0) // SURVEY_BATCH)
+            all_parts = chain(parts, (batch["images"] for batch in more))
+            image_words.learn((words.of(part.to(run.device)) for part in all_parts), different)
     survey = survey_targets(run.model.target, images)
     models: tuple[Any, ...] = run.model, run.exported
     for model in models:
         model.frequent.copy_(survey.frequent)
-    if run.model.words is not None:
-        run.model.words.learn(images)
-        words = dist.gather(run.model.words.state_dict())[0]  # the first rank's: processors may round differently
-        for model in models:
-            model.words.load_state_dict(words)
+    for name, learnt in (("words", words), ("image_words", image_words)):
+        if learnt is not None:
+            state = dist.gather(learnt.state_dict())[0]  # the first rank's: processors may round differently
+            for model in models:
+                getattr(model, name).load_state_dict(state)
     return survey
 
 

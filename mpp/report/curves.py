@@ -100,7 +100,11 @@ def charts(record: RunRecord) -> tuple[Chart, ...]:
             "loss_words",
             "Loss of the visual words",
             "squared error",
-            (("loss_words", "corrupted patches"), ("loss_words_seen", "other patches")),
+            (
+                ("loss_words", "corrupted patches"),
+                ("loss_words_seen", "other patches"),
+                ("loss_words_image", "whole images"),
+            ),
         ),
         Chart("few_shot", frozen, "test accuracy", shots, percent=True, markers=True, spread="_std"),
         Chart("effective_rank", "Effective rank of the features", _RANK, ((RANK, _RANK),), markers=True),

@@ -15,7 +15,7 @@ from mpp.model.encoder import Decoder, build_encoder
 from mpp.objective.masking import Corruption, draw_corruption, others, pick_patches
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.target import build_target
-from mpp.objective.words import WORDS, VisualWords, _k_means
+from mpp.objective.words import WORDS, VisualWords, k_means
 from tests.objective.test_objective import CONFIG, seeded
 
 
@@ -85,13 +85,13 @@ def test_windows_are_whitened() -> None:
     np.testing.assert_allclose(np.sort(values), np.sort(expected / (expected + 0.1)), atol=1e-4)
 
 
-def test_k_means_is_scikit_learn_s() -> None:
+def testk_means_is_scikit_learn_s() -> None:
     windows = torch.randn(3000, 12, generator=seeded(1))
     start = windows[torch.randperm(3000, generator=seeded(2))[:WORDS]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of the rounds being over
         reference = KMeans(WORDS, init=start.numpy(), n_init=1, max_iter=15, tol=0, algorithm="lloyd").fit(windows)
-    np.testing.assert_allclose(_k_means(windows, seeded(2)), reference.cluster_centers_, atol=1e-4)
+    np.testing.assert_allclose(k_means(windows, WORDS, seeded(2)), reference.cluster_centers_, atol=1e-4)
 
 
 @pytest.mark.parametrize("images", [torch.full((4, 3, 16, 16), 9), torch.zeros(1, 3, 16, 16)], ids=["grey", "one"])
@@ -123,7 +123,7 @@ def test_of_many_large_images_the_first_are_enough(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("with_decoder", [False, True])
 @pytest.mark.parametrize("mask_block", [0, 1])
-def test_the_objective_adds_the_losses_of_both_heads(with_decoder: bool, mask_block: int) -> None:
+def test_the_objective_adds_the_losses_of_its_heads(with_decoder: bool, mask_block: int) -> None:
     torch.manual_seed(0)
     images = smooth(3, 3, 24, 32)
     encoder: Any = build_encoder(CONFIG if not mask_block else CONFIG.__class__(**{**vars(CONFIG), "depth": 2}))
@@ -133,17 +133,24 @@ def test_the_objective_adds_the_losses_of_both_heads(with_decoder: bool, mask_bl
     assert model.words is not None
     assert model.words_head is not None
     assert model.seen_head is not None
+    assert model.image_words is not None
     model.words.learn(images)
+    model.image_words.learn([model.words.of(images)], 3)
     picked = pick_patches(3, (3, 4), 0.5, seeded(2))
     drawn: Corruption = draw_corruption(picked, 12, seeded(3), (1.0, 0.0, 0.0) if mask_block else (0.4, 0.3, 0.3))
     loss, figures = model(images, drawn)
     tokens, patches = model._encode(model.normalise(images), drawn)
-    true, squared = model.words.of(images), {"loss_words": [], "loss_words_seen": []}
+    true = model.words.of(images)
+    of_image = model.image_words.of(true)
+    squared: dict[str, list[Tensor]] = {"loss_words": [], "loss_words_seen": [], "loss_words_image": []}
     for b, row in enumerate(picked.tolist()):
         for k, at in enumerate(row):
             squared["loss_words"].append((model.words_head(tokens[b, k]) - true[b, at]).square().mean())
-        for at in sorted({*range(12)} - {*row}):
+        rest = sorted({*range(12)} - {*row})
+        for at in rest:
             squared["loss_words_seen"].append((model.seen_head(patches[b, at]) - true[b, at]).square().mean())
+        mean = torch.stack([patches[b, at] for at in rest]).mean(dim=0)
+        squared["loss_words_image"].append((model.image_head(mean) - of_image[b]).square().mean())
     means = {name: torch.stack(values).mean().item() for name, values in squared.items()}
     for name, mean in means.items():
         assert float(figures[name][0] / figures[name][1]) == pytest.approx(mean, rel=1e-5)

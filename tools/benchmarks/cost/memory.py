@@ -115,13 +115,14 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Moment]:
         "temporaries": b * max(8 * shape.pixels, 16 * k * shape.patches),
     }
     windows, values = shape.word_windows
+    outputs = k * (shape.outputs + shape.details) + shape.patches * shape.words + shape.image_words
     yield full | {  # what the words are is found out: windows, products, distances and how near each is, in fp32
-        "head and loss": b * _loss(replace(shape, words=0), setup),
+        "head and loss": b * _loss(replace(shape, words=0, image_words=0), setup),
         "batch": b * images + corruption,
         "temporaries": 4 * b * shape.patches * windows * (values + 3 * shape.words),
     }
     yield full | {  # the gradient of the head's output has become that of its weight
-        "head and loss": b * (k * (shape.outputs + shape.details) + shape.patches * shape.words) * narrow,
+        "head and loss": b * outputs * narrow,
         "batch": b * images + corruption,
         "temporaries": shape.head_parameters * (4 if narrow == 4 else 6),
     }
@@ -168,7 +169,7 @@ def _loss(shape: Shape, setup: Setup) -> int:
     classes = setup.narrow + (0 if setup.narrow == 4 else 4) + 4
     output = shape.outputs * (regression if shape.pixel_target else classes)
     # All words are targets before they are those of either head.
-    words = shape.patches * shape.words * (regression + 4)
+    words = (shape.patches * shape.words + shape.image_words) * (regression + 4)
     return shape.picked * (output + shape.details * regression) + words
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpp.errors import UserError, command
+from mpp.objective.image_words import IMAGE_WORDS
 from mpp.objective.masking import num_picked
 from mpp.objective.words import WORDS
 from mpp.pretraining.build import build_model
@@ -41,6 +42,10 @@ class Shape:
     """Visual words: outputs of a head at the corrupted patches, and of another at the rest."""
     word_windows: tuple[int, int] = (0, 0)
     """Windows of a patch that are compared with the words, and values of each."""
+    image_words: int = 0
+    """Words of whole images: outputs of a head at the mean token of the rest."""
+    image_values: tuple[int, int] = (0, 0)
+    """Values of an image's visual words, and those of them that are compared with the words of images."""
     early: int = 0
     """Blocks that run without the corrupted patches."""
     decoder: int = 0
@@ -89,7 +94,8 @@ class Shape:
     @property
     def head_parameters(self) -> int:
         """Of the last norm, a decoder's own, and the heads."""
-        return 2 * self.dim * (1 + (self.decoder > 0)) + (self.outputs + self.details + 2 * self.words) * (self.dim + 1)
+        outputs = self.outputs + self.details + 2 * self.words + self.image_words
+        return 2 * self.dim * (1 + (self.decoder > 0)) + outputs * (self.dim + 1)
 
     @property
     def root_parameters(self) -> int:
@@ -108,7 +114,7 @@ def shape_of(config: PretrainConfig) -> Shape:
         UserError: settings that training refuses, or a model that is not a plain ViT.
     """
     model = build_model(config, "meta")
-    encoder, objective, words = model.encoder, config.objective, model.words
+    encoder, objective, words, of_image = model.encoder, config.objective, model.words, model.image_words
     vit: Any = encoder.vit
     dim, prefix, (rows, columns) = encoder.embed_dim, encoder.num_prefix_tokens, encoder.grid
     positions = {"learned": (rows * columns + prefix) * dim, "2d": (rows + columns) * (dim // 2)}
@@ -128,6 +134,8 @@ def shape_of(config: PretrainConfig) -> Shape:
         detail=objective.detail > 0,
         words=0 if words is None else WORDS,
         word_windows=(0, 0) if words is None else (words.windows[0] * words.windows[1], len(words.middle)),
+        image_words=0 if of_image is None else IMAGE_WORDS,
+        image_values=(0, 0) if of_image is None else (len(of_image.whitening), of_image.whitening.shape[1]),
         early=objective.mask_enters,
         decoder=objective.decoder_depth,
     )
