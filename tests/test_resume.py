@@ -252,13 +252,8 @@ def test_visual_words_are_learnt_once_and_a_run_goes_on_with_them(source: str, t
     for name in ("words.whitening", "words.words", "words.usual", "image_words.whitening", "image_words.words"):
         assert torch.equal(*(state[name] for state in states))
         assert states[0][name].any()
-    assert (
-        sum(
-            {"loss_words", "loss_words_seen", "loss_words_image"} <= row.keys()
-            for row in read_rows(run / "metrics.jsonl")
-        )
-        == 2
-    )
+    losses = {"loss_words", "loss_words_seen", "loss_words_image"}
+    assert sum(losses <= row.keys() for row in read_rows(run / "metrics.jsonl")) == 2
     reference = shutil.copytree(run, tmp_path / "reference")
     Checkpoints(run / "checkpoints").path(last).unlink()
     assert again(source, run, **settings) == 0
