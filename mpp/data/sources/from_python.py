@@ -1,6 +1,6 @@
 """Images of a Python program in the place of a source: a sequence, an array or a torch Dataset.
 
-    source = register([image, ...])          images, or (image, label) pairs
+    source = register([image, ...])      images, or (image, label) pairs
     open_splits(source.name)             while `source` lives: python:list of 40 images, fingerprint 3fa9c1d2e4b7
 
 The name says what they were, in config.yaml too, and is the same for the same images and labels.
