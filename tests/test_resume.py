@@ -242,10 +242,7 @@ def test_a_start_without_a_checkpoint_does_not_bind_its_config(source: str, tmp_
 
 @pytest.mark.slow
 def test_visual_words_are_learnt_once_and_a_run_goes_on_with_them(source: str, tmp_path: Path) -> None:
-    run, settings = (
-        tmp_path / "run",
-        {"objective__words": "4", "checkpoint__every": "4 steps"},
-    )
+    run, settings = tmp_path / "run", {"objective__words": "4", "checkpoint__every": "4 steps"}
     assert again(source, run, **settings) == 0
     first, *_, last = Checkpoints(run / "checkpoints").steps()
     states = [load_checkpoint(Checkpoints(run / "checkpoints").path(step))["model"] for step in (first, last)]

@@ -168,7 +168,7 @@ def _loss(shape: Shape, setup: Setup) -> int:
     regression = setup.narrow + 8  # output, target, difference
     classes = setup.narrow + (0 if setup.narrow == 4 else 4) + 4
     output = shape.outputs * (regression if shape.pixel_target else classes)
-    # All words are targets before they are those of either head.
+    # All words are targets before they are those of one of the heads.
     words = (shape.patches * shape.words + shape.image_words) * (regression + 4)
     return shape.picked * (output + shape.details * regression) + words
 
