@@ -1,6 +1,6 @@
-"""Words of whole images: how much an image resembles each of some typical ones in its visual words and their places.
+"""Words of whole images: how much an image resembles each of some typical ones in its words, colours and their places.
 
-words of the patches -> their means over each quarter of the image -> principal components, whitened
+words and colours of the patches -> their means over each quarter of the image -> principal components, whitened
                      -> how much nearer than the others each typical image is
 
 It is what `mpp.objective.words` does with windows, once more with images.
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpp.objective.words import WORDS, k_means, nearness
+from mpp.objective.words import k_means, nearness
 
 IMAGE_WORDS = 512
 MOST_IMAGES = 4096
@@ -31,19 +31,19 @@ class ImageWords(nn.Module):
     usual: Tensor
     spread: Tensor
 
-    def __init__(self, grid: tuple[int, int]) -> None:
+    def __init__(self, grid: tuple[int, int], values: int) -> None:
+        """Of images with so many rows and columns of patches, and so many values of a patch (`VisualWords.outputs`)."""
         super().__init__()
         self.grid = grid
-        """Rows and columns of patches."""
-        self.register_buffer("middle", torch.zeros(4 * WORDS))
-        self.register_buffer("whitening", torch.zeros(4 * WORDS, _COMPONENTS))
+        self.register_buffer("middle", torch.zeros(4 * values))
+        self.register_buffer("whitening", torch.zeros(4 * values, _COMPONENTS))
         self.register_buffer("words", torch.zeros(IMAGE_WORDS, _COMPONENTS))
         self.register_buffer("usual", torch.zeros(IMAGE_WORDS))
         self.register_buffer("spread", torch.ones(IMAGE_WORDS))
 
     @torch.no_grad()
-    def learn(self, words: Iterable[Float[Tensor, "_ patches words"]], different: int) -> None:
-        """Sets the typical images by the visual words of images; on the CPU, always in the same way.
+    def learn(self, words: Iterable[Float[Tensor, "_ patches values"]], different: int) -> None:
+        """Sets the typical images by what `VisualWords` makes of images; on the CPU, always in the same way.
 
         Args:
             words: of the images, in parts.
@@ -65,7 +65,7 @@ class ImageWords(nn.Module):
             buffer.copy_(value)
 
     @torch.no_grad()
-    def of(self, words: Float[Tensor, "batch patches words"]) -> Float[Tensor, "batch image_words"]:
+    def of(self, words: Float[Tensor, "batch patches values"]) -> Float[Tensor, "batch image_words"]:
         """What is predicted of every image: mean 0 and deviation 1 over the images that were learnt from."""
         with torch.autocast(words.device.type, enabled=False):
             near = nearness((self._quarters(words) - self.middle) @ self.whitening, self.words)

@@ -18,7 +18,7 @@ from mpp.errors import command
 from mpp.objective.image_words import IMAGE_WORDS, ImageWords
 from mpp.objective.masking import KINDS, Corruption, corrupt, others
 from mpp.objective.target import ColourTarget, Target, cell_sums, details
-from mpp.objective.words import WORDS, VisualWords
+from mpp.objective.words import VisualWords
 
 Figures = dict[str, Tensor]
 """Name -> (2,) float64: a sum and the count that it runs over; any union's mean is its sums over its counts."""
@@ -66,9 +66,10 @@ class MaskedPatchPrediction(nn.Module):
         self.detail_head = nn.Linear(self.encoder.embed_dim, outputs) if detail else None
         self.words_weight = words
         self.words = VisualWords(self.encoder.patch, target.channels) if words else None
-        self.words_head: Any = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
-        self.seen_head: Any = nn.Linear(self.encoder.embed_dim, WORDS) if words else None
-        self.image_words = ImageWords(self.encoder.grid) if words else None
+        values = 0 if self.words is None else self.words.outputs
+        self.words_head: Any = nn.Linear(self.encoder.embed_dim, values) if words else None
+        self.seen_head: Any = nn.Linear(self.encoder.embed_dim, values) if words else None
+        self.image_words = ImageWords(self.encoder.grid, values) if words else None
         self.image_head: Any = nn.Linear(self.encoder.embed_dim, IMAGE_WORDS) if words else None
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         heads = self.head, self.detail_head, self.words_head, self.seen_head, self.image_head

@@ -2,6 +2,7 @@
 
 images -> windows of about 6 x 6 pixels -> less their mean, over their deviation -> whitened
        -> how much nearer than the others each word is -> mean over the windows of a patch
+images -> mean colour of a patch, which the windows have lost
 
 Source: A. Coates, H. Lee, A. Y. Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning", AISTATS
 2011, sections 3.1 to 3.3 (K-means, "triangle").
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WORDS = 256
+_COLOURS = 48  # as how many words a patch's mean colour counts, all channels together
 _SIDE = 6  # pixels of a window, the best of their section 4.5
 _MOST_WINDOWS = 100_000  # that words are learnt from, about
 _ROUNDS = 15
@@ -24,7 +26,7 @@ class VisualWords(nn.Module):
     """The words, and what they are compared with. Buffers, so a checkpoint has them.
 
     Patches of 12 pixels or more a side are shrunk, to 6 or more; one has a window for about 4 pixels of its side, which
-    reaches over its edge.
+    reaches over its edge. Beside the words stands the mean of each channel over the patch.
     """
 
     middle: Tensor
@@ -43,11 +45,14 @@ class VisualWords(nn.Module):
         self.stride = tuple(side // number for side, number in zip(inside, self.windows, strict=True))
         self.side = tuple(max(_SIDE, stride) for stride in self.stride)
         values = channels * self.side[0] * self.side[1]
+        self.patch = patch
+        self.outputs = WORDS + channels
+        """Values of a patch."""
         self.register_buffer("middle", torch.zeros(values))
         self.register_buffer("whitening", torch.zeros(values, values))
         self.register_buffer("words", torch.zeros(WORDS, values))
-        self.register_buffer("usual", torch.zeros(WORDS))
-        self.register_buffer("spread", torch.ones(WORDS))
+        self.register_buffer("usual", torch.zeros(self.outputs))
+        self.register_buffer("spread", torch.ones(self.outputs))
 
     @torch.no_grad()
     def learn(self, images: UInt8[Tensor, "batch channels height width"]) -> None:
@@ -67,16 +72,22 @@ class VisualWords(nn.Module):
         found = self.of(images.to(self.usual.device)).flatten(0, 1)
         self.usual.copy_(found.mean(dim=0))
         self.spread.copy_(found.std(dim=0, unbiased=False) + 1e-6)
+        self.spread[WORDS:] *= ((self.outputs - WORDS) / _COLOURS) ** 0.5
 
     @torch.no_grad()
-    def of(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches words"]:
-        """What is predicted of every patch: mean 0 and deviation 1 over the patches that the words were learnt from."""
+    def of(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches outputs"]:
+        """What is predicted of every patch: its words, then its mean colour.
+
+        Over the patches that the words were learnt from the mean is 0 and the deviation 1, of the colours larger, so
+        that they count as 48 words together.
+        """
         with torch.autocast(images.device.type, enabled=False):
             windows = (self._cut(images) - self.middle) @ self.whitening
             near = nearness(windows, self.words)
             grid = near.transpose(1, 2).unflatten(2, self._cells(images))
             pooled = F.avg_pool2d(grid, self.windows).flatten(2).transpose(1, 2)
-            return (pooled - self.usual) / self.spread
+            colour = F.avg_pool2d(images.float() / 255, self.patch).flatten(2).transpose(1, 2)
+            return (torch.cat([pooled, colour], dim=-1) - self.usual) / self.spread
 
     def _cells(self, images: Tensor) -> tuple[int, int]:
         """Windows of an image, down and across."""

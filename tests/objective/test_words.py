@@ -27,15 +27,19 @@ def smooth(batch: int, channels: int, height: int, width: int) -> Tensor:
 
 
 def by_hand(images: Tensor, patch: tuple[int, int], words: VisualWords) -> np.ndarray:
-    """(batch, patches, words), window by window in float64."""
+    """(batch, patches, words and channels), window by window in float64."""
     pixels = images.double().numpy() / 255
     (by_y, by_x), (step_y, step_x), (high, wide) = words.shrink, words.stride, words.side
     middle, whitening, centres, usual, spread = (value.double().numpy() for value in words.buffers())
     batch, channels, height, width = pixels.shape
     pixels = pixels.reshape(batch, channels, height // by_y, by_y, width // by_x, by_x).mean(axis=(3, 5))
     rows, columns = height // patch[0], width // patch[1]
-    result = np.zeros((batch, rows * columns, len(centres)))
+    result = np.zeros((batch, rows * columns, len(centres) + channels))
     for b, image in enumerate(pixels):
+        for of in range(rows * columns):
+            y, x = of // columns * (patch[0] // by_y), of % columns * (patch[1] // by_x)
+            part = image[:, y : y + patch[0] // by_y, x : x + patch[1] // by_x]
+            result[b, of, len(centres) :] = part.mean(axis=(1, 2))
         for y in range(0, image.shape[1], step_y):
             for x in range(0, image.shape[2], step_x):
                 top, left = y - (high - step_y) // 2, x - (wide - step_x) // 2
@@ -45,7 +49,8 @@ def by_hand(images: Tensor, patch: tuple[int, int], words: VisualWords) -> np.nd
                 window = (window - window.mean()) / np.sqrt(window.var() + 10 / 255**2)
                 distance = np.linalg.norm((window - middle) @ whitening - centres, axis=1)
                 of = y * by_y // patch[0] * columns + x * by_x // patch[1]
-                result[b, of] += np.maximum(0, distance.mean() - distance) / words.windows[0] / words.windows[1]
+                near = np.maximum(0, distance.mean() - distance)
+                result[b, of, : len(centres)] += near / words.windows[0] / words.windows[1]
     return (result - usual) / spread
 
 
@@ -67,12 +72,13 @@ def test_they_are_what_a_loop_over_windows_finds(
     words.learn(images)
     assert words.windows == windows
     found = words.of(images)
-    assert found.shape == (60, size[0] // patch[0] * (size[1] // patch[1]), WORDS)
+    assert found.shape == (60, size[0] // patch[0] * (size[1] // patch[1]), WORDS + channels)
     np.testing.assert_allclose(found[:2], by_hand(images[:2], patch, words), rtol=1e-3, atol=5e-3)
-    torch.testing.assert_close(found.mean(dim=(0, 1)), torch.zeros(WORDS), rtol=0, atol=1e-3)
-    varies = words.spread > 1e-4  # a word may be near to no window at all
-    deviation = found.std(dim=(0, 1), unbiased=False)[varies]
-    torch.testing.assert_close(deviation, torch.ones_like(deviation), rtol=0, atol=0.02)
+    torch.testing.assert_close(found.mean(dim=(0, 1)), torch.zeros(WORDS + channels), rtol=0, atol=1e-3)
+    deviation = found.std(dim=(0, 1), unbiased=False)
+    varies = words.spread[:WORDS] > 1e-4  # a word may be near to no window at all
+    torch.testing.assert_close(deviation[:WORDS][varies], torch.ones(int(varies.sum())), rtol=0, atol=0.02)
+    torch.testing.assert_close(deviation[WORDS:].square(), torch.full((channels,), 48 / channels), rtol=0.02, atol=0)
 
 
 def test_windows_are_whitened() -> None:
@@ -85,7 +91,7 @@ def test_windows_are_whitened() -> None:
     np.testing.assert_allclose(np.sort(values), np.sort(expected / (expected + 0.1)), atol=1e-4)
 
 
-def testk_means_is_scikit_learn_s() -> None:
+def test_k_means_is_scikit_learn_s() -> None:
     windows = torch.randn(3000, 12, generator=seeded(1))
     start = windows[torch.randperm(3000, generator=seeded(2))[:WORDS]]
     with warnings.catch_warnings():

@@ -6,7 +6,6 @@ from typing import Any
 from mpp.errors import UserError, command
 from mpp.objective.image_words import IMAGE_WORDS
 from mpp.objective.masking import num_picked
-from mpp.objective.words import WORDS
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
 
@@ -39,7 +38,7 @@ class Shape:
     detail: bool = False
     """Whether a second head predicts the pixels of a patch."""
     words: int = 0
-    """Visual words: outputs of a head at the corrupted patches, and of another at the rest."""
+    """Visual words and mean colours: outputs of a head at the corrupted patches, and of another at the rest."""
     word_windows: tuple[int, int] = (0, 0)
     """Windows of a patch that are compared with the words, and values of each."""
     image_words: int = 0
@@ -132,7 +131,7 @@ def shape_of(config: PretrainConfig) -> Shape:
         outputs=model.head.out_features,
         pixel_target=objective.target == "pixels",
         detail=objective.detail > 0,
-        words=0 if words is None else WORDS,
+        words=0 if words is None else words.outputs,
         word_windows=(0, 0) if words is None else (words.windows[0] * words.windows[1], len(words.middle)),
         image_words=0 if of_image is None else IMAGE_WORDS,
         image_values=(0, 0) if of_image is None else (len(of_image.whitening), of_image.whitening.shape[1]),
