@@ -14,6 +14,8 @@ import yaml
 from mpp.errors import ConfigError
 
 _SHORT = {"pretrain/best": "pretrain/best_base"}
+_KIND = {"plan": "pretrain"}
+"""`bench plan` takes the settings of a pretraining."""
 
 
 def shipped_folder() -> Path:
@@ -30,7 +32,7 @@ def config_file(text: str, tool: str) -> Path:
     path = Path(text).expanduser()
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
-    folder = shipped_folder()
+    folder, tool = shipped_folder(), _KIND.get(tool, tool)
     for name in (f"{tool}/{text}", text):
         name = _SHORT.get(name, name)
         if "/" in name and ".." not in name and (shipped := folder / f"{name}.yaml").is_file():

@@ -16,6 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("pretrain", "base", "pretrain/base"),
         ("pretrain", "best", "pretrain/best_base"),
         ("pretrain", "pretrain/best", "pretrain/best_base"),
+        ("plan", "demo", "pretrain/demo"),
         ("finetune", "modern", "finetune/modern"),
         ("finetune", "finetune/modern", "finetune/modern"),
         ("study", "benefit_cpu", "study/benefit_cpu"),
