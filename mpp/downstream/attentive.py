@@ -185,17 +185,20 @@ def sweep_attentive(
     targets = truth[:, present] if several else np.searchsorted(present, truth)
     grid = list(product(sorted(how.lrs), sorted(how.decays, reverse=True)))
     table: list[tuple[tuple[float, float], float]] = []
+    probes, learned = None, every
     if len(grid) > 1:
         if val:
-            learned, held_out = every, (val[0], np.arange(len(val[0])), val[1])
+            held_out = val[0], np.arange(len(val[0])), val[1]
         else:
             (learned, _), (rows, labels) = cut_tenth((every, truth), groups)
             held_out = tokens, rows, labels
         probes = train_probes(tokens, learned, targets, len(present), how, grid)
         table = list(zip(grid, _accuracies(probes, *held_out, present, num_classes), strict=True))
     chosen = max(table, key=itemgetter(1))[0] if table else grid[0]
-    probe = train_probes(tokens, every, targets, len(present), how, [chosen])
-    blocks = (logits for (logits,) in _logits(probe, test[0], np.arange(len(test[0])), present, num_classes))
+    if probes is None or learned is not every:
+        probes, grid = train_probes(tokens, every, targets, len(present), how, [chosen]), [chosen]
+    at = grid.index(chosen)
+    blocks = (logits[at] for logits in _logits(probes, test[0], np.arange(len(test[0])), present, num_classes))
     if several:
         scores = np.concatenate(list(blocks))
         precision = mean_average_precision(scores, test[1])
