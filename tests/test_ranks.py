@@ -225,6 +225,7 @@ def test_torchrun_that_is_asked_to_stop_saves_for_any_number_of_processes(
 @pytest.mark.slow
 def test_fine_tuning_by_shares_does_what_one_process_does(source: str, tmp_path: Path) -> None:
     settings = {"model__drop_path": "0", "train__precision": "fp32", "train__length": "12 steps"}
+    settings |= {"model__head": "probe"}
     for name, ranks in (("one", 1), ("two", 2)):
         words = runs.finetune_command(source, tmp_path / name, train__parallel="fsdp", **settings)
         runs.finish(words, ranks=ranks)

@@ -183,6 +183,7 @@ def verdict_of(config: FinetuneConfig, folder: Path, result: Result, trivial: fl
     if not _from_scratch(result.init):
         scratch = _beside_scratch(config, folder)
         words = ["--config", str(folder / "config.yaml"), "--init", f"random:{result.init}"]
+        words += ["--model.head", "linear"] if config.model.head == "probe" else []
         words += ["--optim.lr", *rates] if (rates := _swept(folder)) else []
         words += ["--run-dir", f"{folder}_scratch"]
         instead = f"{command('finetune')} {shlex.join(words)}"
@@ -214,6 +215,8 @@ def _beside_scratch(config: FinetuneConfig, folder: Path) -> Comparison | None:
         except UserError:
             continue
         may_differ = _ARCHITECTURE | ({"optim.lr"} if rates and rates == _swept(beside) else set())
+        if {settings["model"]["head"], other["model"]["head"]} == {"probe", "linear"}:
+            may_differ |= {"model.head"}  # new weights have nothing to fit a head to
         changed = {line.partition(":")[0] for line in differences(FinetuneConfig, settings, other)}
         of_other = _read_json(beside / INPUTS)
         images = all(inputs.get(key) and inputs.get(key) == of_other.get(key) for key in ("train", "test"))

@@ -49,8 +49,7 @@ class ClassifierConfig:
     """The classifier: the encoder that `init` names, or a new one, with a head on top."""
 
     name: str = ""
-    """With --init none: any timm name, such as vit_tiny_patch16_224 or resnet18. With a single file of weights: theirs,
-    where their shapes do not say it."""
+    """With --init none: any timm name. With a single file of weights: theirs, where their shapes do not say it."""
     img_size: tuple[int, ...] = ()
     """Input size in pixels, one number or height and width. Empty: that of the weights. Positions are resampled."""
     patch_size: tuple[int, ...] = ()
@@ -65,8 +64,9 @@ class ClassifierConfig:
     """With --init none: image channels."""
     pool: Literal["auto", "avg", "token"] = "auto"
     """What a ViT's head reads: mean of the patch tokens or class token. auto: as the weights do; none: avg."""
-    head: Literal["linear", "tanh", "keep"] = "linear"
-    """A new linear layer, zero-initialised; the paper's head for pre-training, with a hidden tanh layer; the init's."""
+    head: Literal["linear", "probe", "tanh", "keep"] | Auto = field(default="linear", metadata=CHOSEN)
+    """linear: a new layer, zero-initialised; probe: one fitted to the frozen encoder first; tanh: the paper's for
+    pre-training, with a hidden layer; keep: the init's. auto: probe if pretrained, below 1,000 images, else linear."""
     representation: int = 0
     """Width of the tanh head's hidden layer; 0: the encoder's."""
     drop_path: float = 0.0

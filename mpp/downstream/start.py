@@ -1,26 +1,34 @@
-"""Encoders to start from: named weights, frozen or to be tuned, or a new architecture, with settings of their input."""
+"""Encoders to start from, frozen or to be tuned, with settings of their input; and a head that reads them well."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import mpp.system.timm_import  # noqa: F401
 
 # isort: split
+import numpy as np
 import timm
 import torch
+from torch import Tensor, nn
 
+from mpp import dist
 from mpp.data.settings import DataConfig
+from mpp.data.transform import EvalTransform, normalise
 from mpp.data.workers import worker_count
 from mpp.dist import World
-from mpp.downstream.features import FrozenEncoder
+from mpp.downstream.features import FrozenEncoder, extract_by_all
+from mpp.downstream.labelled import Labelled
+from mpp.downstream.logistic import fit_linear
 from mpp.downstream.settings import ClassifierConfig, EncoderConfig, FinetuneConfig, LabelledConfig
 from mpp.errors import UserError
 from mpp.model.encoder import similar_names
-from mpp.training.parallel import choose_precision
+from mpp.training.parallel import autocast, choose_precision
 from mpp.training.run_folder import once_a_machine
-from mpp.weights.base import Weights
+from mpp.weights.base import Weights, classifier_names
 from mpp.weights.opening import open_weights
+
+_HEAD_L2 = 50  # of the sum of the losses: about the best of a grid at 50, 200 and 500 images of CIFAR-10
 
 
 def open_frozen(
@@ -64,6 +72,49 @@ def start_weights(config: FinetuneConfig) -> Weights:
         if value != getattr(ClassifierConfig(), key) and not (key == "name" and value == weights.name):
             raise UserError(f"model.{key} is for --init none; {config.init} has its own")
     return with_input_settings(weights, config.data)
+
+
+def fit_head(
+    model: Any,
+    labelled: Labelled,
+    weights: Weights,
+    image_hw: tuple[int, int],
+    device: torch.device,
+    precision: str,
+    workers: int,
+) -> None:
+    """Sets the new head of a model on `device` to the logistic regression of the training images, by all ranks.
+
+    The first steps, of a head that knows nothing yet, would else spoil the encoder (A. Kumar et al., "Fine-Tuning can
+    Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022). A class without training images is
+    made as likely as the least likely one.
+
+    Raises:
+        UserError: a model whose head is not one linear layer.
+    """
+    modules = dict(model.named_modules())
+    layers = [modules.get(prefix.removesuffix(".")) for prefix in classifier_names(model)]
+    if len(layers) != 1 or not isinstance(head := layers[0], nn.Linear):
+        raise UserError(f"model.head probe: the head of {weights.name} is not one linear layer; take linear")
+
+    def encode(images: Tensor) -> Tensor:
+        with autocast(precision, device):
+            tokens = model.forward_features(normalise(images, weights.mean, weights.std))
+            return model.forward_head(tokens, pre_logits=True).float()
+
+    model.eval()
+    images = labelled.train, labelled.train_indices, EvalTransform(image_hw, weights.framing), weights.reading
+    features, decoded = extract_by_all(encode, *images, device, workers=workers)
+    model.train()
+    truth = labelled.truth(labelled.train_labels[decoded])
+    probe = fit_linear(features, truth, len(labelled.classes), _HEAD_L2 / len(features))
+    known = np.isfinite(probe.bias)
+    weight = probe.weights / probe.std[:, None]
+    bias = np.where(known, probe.bias, probe.bias[known].min()) - probe.mean @ weight
+    weight, bias = dist.gather((weight, bias))[0]  # the first rank's: processors may round differently
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight.T))
+        head.bias.copy_(torch.from_numpy(bias))
 
 
 def with_input_settings(weights: Weights, data: LabelledConfig) -> Weights:

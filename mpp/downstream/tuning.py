@@ -32,7 +32,7 @@ from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.features import extract_by_all
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, parse_share
-from mpp.downstream.start import start_weights
+from mpp.downstream.start import fit_head, start_weights
 from mpp.errors import UserError
 from mpp.model.encoder import check_patches, is_vit
 from mpp.system.cores import memory
@@ -156,6 +156,8 @@ def build_tuning(
             raise UserError(f"{what}; take a smaller train.micro_batch") from error
     if config.loss.mixup or config.loss.cutmix:
         _check_pairs(schedule.micro_batch, schedule.batch_size // world.size)
+    if config.model.head == "probe" and earlier(config) is None:  # else a checkpoint has the head
+        fit_head(model.to(device), labelled, weights, image_hw, device, precision, workers)
     loss = ClassifierLoss(model, weights, config.loss.smoothing, labelled.sets is not None).to(device)
     wrapped, state = build_state(config, model, world, device, precision, contents, loss)
     transform = (
@@ -202,6 +204,7 @@ def settle_config(
         width=model.num_features,
         image_bytes=activation_bytes(model, tokens) if tokens else 0,
         memory=memory() // world.local_size if cpu else 0,
+        pretrained=weights.state is not None,
     )
     return settle(config, facts, earlier(config))
 

@@ -38,6 +38,8 @@ class Facts:
     """Bytes of memory of the machine, for one rank."""
     continued: bool = False
     """Whether a pretraining goes on from weights."""
+    pretrained: bool = False
+    """Whether a fine-tuning starts from weights."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Choice:
 
 _NAMES = (
     *("train.batch_size", "train.length", "train.micro_batch", "schedule.warmup", "optim.lr", "optim.ema_decay"),
-    *("loss.mixup", "loss.cutmix", "log.every", "checkpoint.every"),
+    *("model.head", "loss.mixup", "loss.cutmix", "log.every", "checkpoint.every"),
 )
 
 
@@ -106,13 +108,20 @@ def settle(config: C, facts: Facts, before: Any = None) -> tuple[C, tuple[Choice
     average = max(0.0, min(0.9998, round(1 - 10 / steps, 5)))
     value("optim.ema_decay", lambda: (average, "the average of the last tenth of the run"))
     many = facts.images >= 1000
-    mixing = "images enough to mix" if many else "fewer than 1,000 images"
-    value("loss.mixup", lambda: (0.8 if many else 0.0, mixing))
-    value("loss.cutmix", lambda: (1.0 if many else 0.0, mixing))
+    number = f"{'at least' if many else 'fewer than'} 1,000 images"
+    value("model.head", lambda: _head(facts, many, number))
+    value("loss.mixup", lambda: (0.8 if many else 0.0, number))
+    value("loss.cutmix", lambda: (1.0 if many else 0.0, number))
     value("log.every", lambda: (f"{min(max(steps // 20, 1), 50)} steps", "at least 20 rows"))
     value("checkpoint.every", lambda: (f"{max(math.ceil(steps / 20), 100)} steps", "5% of the run, at least 100 steps"))
     flags = [word for choice in choices for word in (f"--{choice.name}", choice.value)]
     return overridden(config, flags), tuple(choices)
+
+
+def _head(facts: Facts, many: bool, number: str) -> tuple[str, str]:
+    if not facts.pretrained:
+        return "linear", "new weights have nothing to fit it to"
+    return "linear" if many else "probe", number
 
 
 def _batch(facts: Facts) -> tuple[int, str]:

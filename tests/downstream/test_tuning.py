@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from mpp.config import parse
@@ -96,6 +97,49 @@ def test_a_new_head_says_nothing(head: str, loss: LossConfig, source: str) -> No
     if head == "tanh":
         assert parts.model.get_parameter("head.pre_logits.weight").shape == (48, 48)
         assert parts.model.get_parameter("head.pre_logits.weight").std() > 0
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("init", ["random:test_vit", "random:test_resnet", "random:test_convnext"])
+def test_a_head_may_begin_as_the_linear_probe(init: str, several: bool, source: str) -> None:
+    told = config(source, init, model__img_size="32", model__head="probe")
+    labelled = open_labelled(source)
+    labels = np.where(labelled.train_labels == 2, -1, labelled.train_labels)  # a class that keeps no image
+    labelled = replace(labelled, train_labels=labels)
+    if several:
+        sets = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1]], dtype=np.uint8)
+        labelled = replace(labelled, sets=sets)
+    parts = build_tuning(told, labelled, 0.1, World(), CPU)
+    assert parts.model.training
+    logits, decoded = predict(parts, labelled.train, labelled.train_indices)
+    found: list[torch.Tensor] = []
+    model: Any = parts.exported
+    head = model.get_submodule({"random:test_vit": "head", "random:test_resnet": "fc"}.get(init, "head.fc"))
+    head.register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    predict(parts, labelled.train, labelled.train_indices)
+    features = torch.cat(found).double().numpy()
+    scaled = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-5)
+    given = labels[decoded]
+    reference = LogisticRegression(C=1 / 50, tol=1e-8, max_iter=10_000)
+    if several:
+        expected = [reference.fit(scaled, sets[given, k]).decision_function(scaled) for k in (0, 1, 3)]
+        np.testing.assert_allclose(logits[:, [0, 1, 3]], np.stack(expected, axis=1), atol=1e-3)
+    else:
+        expected = reference.fit(scaled, given).predict_log_proba(scaled)
+        known = torch.from_numpy(logits[:, [0, 1, 3]]).log_softmax(dim=1)
+        np.testing.assert_allclose(known, expected, atol=1e-3)
+    assert np.isfinite(logits[:, 2]).all()
+
+
+def test_a_run_that_goes_on_fits_no_head_again(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpp.downstream.tuning.earlier", lambda config: config)
+    parts = tuning(source, "random:test_vit", model__img_size="32", model__head="probe")
+    assert not parts.model.get_parameter("head.weight").any()  # a checkpoint has it
+
+
+def test_a_head_of_several_layers_is_no_probe(source: str) -> None:
+    with pytest.raises(UserError, match="the head of deit_tiny_distilled_patch16_224 is not one linear layer"):
+        tuning(source, "random:deit_tiny_distilled_patch16_224", model__head="probe", model__img_size="32")
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -186,6 +186,14 @@ def test_the_same_training_from_scratch_is_found_beside_a_run_and_nothing_else_i
     assert "from scratch" not in verdict_in(scratch)
 
 
+def test_from_scratch_a_head_is_not_fitted_first(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", "runs/first", 60, model__head="probe")
+    finished(tmp_path / "tanh", "random:runs/first", 50, model__head="tanh")
+    assert "--init random:runs/first --model.head linear --run-dir " in verdict_in(run)
+    finished(tmp_path / "plain", "random:runs/first", 50, model__head="linear")
+    assert "from scratch (plain): +10.0 ± 6.0 points (gained)" in verdict_in(run)
+
+
 def test_several_labels_are_compared_by_mean_average_precision(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     truth, random = (rng.random((100, 2)) < 0.3).astype(np.uint8), rng.random((100, 2)).round(6)

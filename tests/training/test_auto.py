@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mpp.config import differences, to_dict
-from mpp.downstream.settings import FinetuneConfig, FinetuneOptimConfig, LossConfig
+from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, FinetuneOptimConfig, LossConfig
 from mpp.errors import RunError
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training import micro_batch
@@ -20,6 +20,7 @@ from mpp.training.settings import ScheduleConfig, TrainConfig, chosen
 AUTO = ScheduleConfig(warmup="auto")
 PRETRAIN = PretrainConfig(schedule=AUTO)
 FINETUNE = FinetuneConfig(
+    model=ClassifierConfig(head="auto"),
     schedule=AUTO,
     optim=FinetuneOptimConfig(name="adamw", ema_decay="auto"),
     loss=LossConfig(mixup="auto", cutmix="auto"),
@@ -36,6 +37,15 @@ def test_few_labels_make_a_real_run() -> None:
     assert (config.optim.ema_decay, config.loss.mixup, config.loss.cutmix) == (0.98, 0, 0)
     assert not needs_choice(config)
     assert "train.batch_size 16: the largest power of two up to half of 40 images" in str(choices[0])
+
+
+@pytest.mark.parametrize(
+    ("images", "pretrained", "head"),
+    [(40, True, "probe"), (999, True, "probe"), (1000, True, "linear"), (40, False, "linear")],
+)
+def test_few_labels_are_read_before_the_encoder_is_tuned(images: int, pretrained: bool, head: str) -> None:
+    config, _ = settle(FINETUNE, replace(LABELS, images=images, pretrained=pretrained))
+    assert config.model.head == head
 
 
 def test_millions_of_images_make_the_run_that_base_had() -> None:
