@@ -28,7 +28,12 @@ _LARGEST_LABELLED = 60  # classes whose names fit beside a confusion matrix
 _LARGEST_COUNTED = 12  # classes whose cells hold a figure
 _MOST_CELLS = 250  # a side; of more, one cell would be a dot of three pixels
 _LONGEST = 24  # characters of a name
-_POOLED = {"mean": "mean of the patches", "token": "class token", "mean+token": "both side by side"}
+_POOLED = {
+    "mean": "mean of the patches",
+    "token": "class token",
+    "mean+token": "mean and class token",
+    "quarters": "means of the quarters",
+}
 
 ByShots = Mapping[int, Estimate]
 """Accuracy, 0 to 1, by the number of shots."""

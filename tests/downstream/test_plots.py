@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from mpp.downstream import plots
 from mpp.downstream.estimates import Estimate, estimate
 from mpp.downstream.fewshot import Readout
 from mpp.downstream.plots import plot_bars, plot_confusion, plot_layers, plot_shots
+from mpp.downstream.settings import Pool
 
 
 @pytest.fixture
@@ -87,6 +88,16 @@ def test_layers_picture(tmp_path: Path, drawn: list[Any]) -> None:
     (legend,) = drawn[0].legends
     assert texts(legend.get_texts()) == ["run", "random:run", "mean of the patches", "class token"]
     assert drawn[0].get_supxlabel().endswith("bands: standard deviation over 3 draws")
+
+
+def test_every_pooling_has_a_line_of_its_own(tmp_path: Path, drawn: list[Any]) -> None:
+    pools = get_args(Pool)
+    plot_layers(
+        tmp_path / "layers.png", {Readout("run", at, pool, 2): result(0.3) for pool in pools for at in (-2, -1)}
+    )
+    (legend,) = drawn[0].legends
+    assert len(set(texts(legend.get_texts()))) == 1 + len(pools)
+    assert len({(line.get_linestyle(), line.get_marker()) for line in drawn[0].axes[0].lines}) == len(pools)
 
 
 def test_bars_picture(tmp_path: Path, drawn: list[Any]) -> None:
