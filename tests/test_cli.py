@@ -44,7 +44,11 @@ TOOLS: dict[str, tuple[list[str], str, str]] = {
         "no images to learn from: give --data, such as --data folder:/my/images or --data demo",
     ),
     "finetune": (
-        ["--optim.lr [FLOAT|{auto} [FLOAT|{auto} ...]]", "--data.labels STR", "--model.head {linear,tanh,keep}"],
+        [
+            "--optim.lr [FLOAT|{auto} [FLOAT|{auto} ...]]",
+            "--data.labels STR",
+            "--model.head {linear,probe,tanh,keep,auto}",
+        ],
         "--optim.lr",
         "nothing to start from: give --init, such as --init runs/first, or none for a new model",
     ),
