@@ -46,6 +46,11 @@ def probe(study: Study, side: str) -> str:
     return accuracy_text(study.probe(side))
 
 
+def probe_chosen(study: Study, side: str) -> str:
+    """Of the linear probe at the layer and pooling that held-out training images chose."""
+    return accuracy_text(study.probe_chosen(side))
+
+
 def rank(study: Study, side: str, layer: int) -> str:
     """Effective rank of the mean of the patches, the mean over the pretrainings: "28.6"."""
     return rank_text(study.rank(side, (layer, "mean")))

@@ -78,7 +78,8 @@ def _device(start: dict[str, Any]) -> str:
     devices = made_on.get("devices", "")
     if devices != "cpu":
         return devices
-    return f"{made_on.get('cores')} cores of {made_on.get('processor')}, {made_on.get('memory')} of memory"
+    cores = made_on.get("cores")
+    return f"{cores} core{'s' * (cores != 1)} of {made_on.get('processor')}, {made_on.get('memory')} of memory"
 
 
 def time(study: Study) -> str:

@@ -27,6 +27,7 @@ _FUNCTIONS: tuple[Callable[..., Any], ...] = (
     figures.fewshot,
     figures.fewshot_gain,
     figures.probe,
+    figures.probe_chosen,
     figures.rank,
     figures.images,
     figures.parameters,
