@@ -68,6 +68,7 @@ def test_sentences_say_what_the_studies_do() -> None:
     of = read_studies(RESULTS)
     ours, usual = (figures.gain(of["benefit_cpu"], arm, "1%")[1:] for arm in ("ours", "paper's objective"))
     few, finer = of["benefit_few_cpu"], "ours, finer, 3.2M images"
+    words, (arm,) = of["benefit_words_cpu"], of["benefit_words_cpu"].arms
     long, scratch = (
         figures.accuracy(of["benefit_long_cpu"], side, "10%") for side in ("ours, 2.4M images", "scratch, longer")
     )
@@ -75,6 +76,9 @@ def test_sentences_say_what_the_studies_do() -> None:
         f"gained {ours} points over scratch at 1 % of the labels; the paper's gained {usual} ",
         f"gains {figures.fewshot_gain(few, finer, 10)} points in few-shot",
         f"made for few labels, {figures.gain(few, finer, '1%')} at 1 %.",
+        f"gain {figures.fewshot_gain(words, arm, 10)} and {figures.gain(words, arm, '1%')}, most of it early.",
+        f"a linear classifier is at {figures.probe(words, arm)} % instead of {figures.probe(few, finer)}, where",
+        f"layer and pooling at {figures.probe_chosen(words, arm)} (untrained",
         f"(one seed: {long} against {scratch})",
     ):
         assert sentence in " ".join(f"{readme()} {(ROOT / 'docs' / 'pretraining.md').read_text('utf-8')}".split())
