@@ -74,6 +74,13 @@ def start_weights(config: FinetuneConfig) -> Weights:
     return with_input_settings(weights, config.data)
 
 
+def linear_head(model: nn.Module) -> nn.Linear | None:
+    """Gives the classification head of a timm model; None if that is not one linear layer."""
+    modules = dict(model.named_modules())
+    layers = [modules.get(prefix.removesuffix(".")) for prefix in classifier_names(model)]
+    return layers[0] if len(layers) == 1 and isinstance(layers[0], nn.Linear) else None
+
+
 def fit_head(
     model: Any,
     labelled: Labelled,
@@ -92,9 +99,8 @@ def fit_head(
     Raises:
         UserError: a model whose head is not one linear layer.
     """
-    modules = dict(model.named_modules())
-    layers = [modules.get(prefix.removesuffix(".")) for prefix in classifier_names(model)]
-    if len(layers) != 1 or not isinstance(head := layers[0], nn.Linear):
+    head = linear_head(model)
+    if head is None:
         raise UserError(f"model.head probe: the head of {weights.name} is not one linear layer; take linear")
 
     def encode(images: Tensor) -> Tensor:

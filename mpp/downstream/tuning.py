@@ -32,7 +32,7 @@ from mpp.downstream.feature_cache import weights_hash
 from mpp.downstream.features import extract_by_all
 from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, parse_share
-from mpp.downstream.start import fit_head, start_weights
+from mpp.downstream.start import fit_head, linear_head, start_weights
 from mpp.errors import UserError
 from mpp.model.encoder import check_patches, is_vit
 from mpp.system.cores import memory
@@ -194,7 +194,7 @@ def settle_config(
         return config, ()
     image_hw, cpu = _image_hw(config.model, weights), device.type == "cpu"
     with on_meta():
-        model = create(weights, image_hw=image_hw)
+        model = create(weights, num_classes=len(labelled.classes), image_hw=image_hw)
     tokens = model.patch_embed.num_patches if is_vit(weights.name) else 0
     facts = Facts(
         images=len(labelled.train_indices),
@@ -204,7 +204,7 @@ def settle_config(
         width=model.num_features,
         image_bytes=activation_bytes(model, tokens) if tokens else 0,
         memory=memory() // world.local_size if cpu else 0,
-        pretrained=weights.state is not None,
+        readable=weights.state is not None and linear_head(model) is not None,
     )
     return settle(config, facts, earlier(config))
 

@@ -38,8 +38,8 @@ class Facts:
     """Bytes of memory of the machine, for one rank."""
     continued: bool = False
     """Whether a pretraining goes on from weights."""
-    pretrained: bool = False
-    """Whether a fine-tuning starts from weights."""
+    readable: bool = False
+    """Whether a fine-tuning starts from weights that one linear layer can read."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def settle(config: C, facts: Facts, before: Any = None) -> tuple[C, tuple[Choice
 
 
 def _head(facts: Facts, many: bool, number: str) -> tuple[str, str]:
-    if not facts.pretrained:
-        return "linear", "new weights have nothing to fit it to"
+    if not facts.readable:
+        return "linear", "no weights that one linear layer could be fitted to"
     return "linear" if many else "probe", number
 
 

@@ -20,7 +20,7 @@ from mpp.dist import World
 from mpp.downstream.labelled import open_labelled, take_fraction
 from mpp.downstream.settings import FinetuneConfig, LossConfig
 from mpp.downstream.start import start_weights
-from mpp.downstream.tuning import FinetuningRun, build_tuning, predict, result_weights, training_step
+from mpp.downstream.tuning import FinetuningRun, build_tuning, predict, result_weights, settle_config, training_step
 from mpp.errors import UserError
 from mpp.weights.opening import open_weights
 from mpp.weights.timm_folder import write_timm_folder
@@ -135,6 +135,14 @@ def test_a_run_that_goes_on_fits_no_head_again(source: str, monkeypatch: pytest.
     monkeypatch.setattr("mpp.downstream.tuning.earlier", lambda config: config)
     parts = tuning(source, "random:test_vit", model__img_size="32", model__head="probe")
     assert not parts.model.get_parameter("head.weight").any()  # a checkpoint has it
+
+
+@pytest.mark.parametrize(("name", "head"), [("test_vit", "probe"), ("deit_tiny_distilled_patch16_224", "linear")])
+def test_auto_fits_a_head_of_one_layer(name: str, head: str, source: str) -> None:
+    told = config(source, f"random:{name}", model__img_size="32", model__head="auto")
+    weights = replace(open_weights(f"random:{name}"), state={})
+    settled, _ = settle_config(told, open_labelled(source), weights, World(), CPU)
+    assert settled.model.head == head
 
 
 def test_a_head_of_several_layers_is_no_probe(source: str) -> None:

@@ -40,11 +40,11 @@ def test_few_labels_make_a_real_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "pretrained", "head"),
+    ("images", "readable", "head"),
     [(40, True, "probe"), (999, True, "probe"), (1000, True, "linear"), (40, False, "linear")],
 )
-def test_few_labels_are_read_before_the_encoder_is_tuned(images: int, pretrained: bool, head: str) -> None:
-    config, _ = settle(FINETUNE, replace(LABELS, images=images, pretrained=pretrained))
+def test_few_labels_are_read_before_the_encoder_is_tuned(images: int, readable: bool, head: str) -> None:
+    config, _ = settle(FINETUNE, replace(LABELS, images=images, readable=readable))
     assert config.model.head == head
 
 
