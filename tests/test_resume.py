@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mpp.cli import finetune, pretrain
+from mpp.pretraining.survey import FILE
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
 from mpp.training.loop import EXIT_REQUEUE
 from mpp.training.rows import read_rows
@@ -246,15 +247,18 @@ def test_visual_words_are_learnt_once_and_a_run_goes_on_with_them(source: str, t
     assert again(source, run, **settings) == 0
     first, *_, last = Checkpoints(run / "checkpoints").steps()
     states = [load_checkpoint(Checkpoints(run / "checkpoints").path(step))["model"] for step in (first, last)]
-    for name in ("words.whitening", "words.words", "words.usual", "image_words.whitening", "image_words.words"):
+    for name in ("words.whitening", "words.words", "words.usual", "image_words.words", "image_words.usual"):
         assert torch.equal(*(state[name] for state in states))
         assert states[0][name].any()
     losses = {"loss_words", "loss_words_seen", "loss_words_image"}
     assert sum(losses <= row.keys() for row in read_rows(run / "metrics.jsonl")) == 2
     reference = shutil.copytree(run, tmp_path / "reference")
-    Checkpoints(run / "checkpoints").path(last).unlink()
-    assert again(source, run, **settings) == 0
-    runs.assert_same_run(run, reference)
+    for left in ("with", "without"):
+        Checkpoints(run / "checkpoints").path(last).unlink()
+        if left == "without":
+            (run / FILE).unlink()
+        assert again(source, run, **settings) == 0
+        runs.assert_same_run(run, reference)
     assert not any(
         "words" in name for name in timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).state_dict()
     )

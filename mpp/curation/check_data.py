@@ -34,7 +34,7 @@ from mpp.downstream.contact_sheet import COLUMNS, ROWS, draw_sheet, draw_tiles, 
 from mpp.errors import RunError
 from mpp.objective.objective import Survey, survey_targets
 from mpp.objective.target import build_target
-from mpp.pretraining.step import SURVEY_BATCH, SURVEY_IMAGES, survey_batches
+from mpp.pretraining.survey import SURVEY_BATCH, SURVEY_IMAGES, survey_batches
 from mpp.system.files import make_folder, one_writer, write_csv, write_whole
 from mpp.system.outcome import Outcome
 from mpp.system.progress import Progress

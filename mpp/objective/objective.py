@@ -34,7 +34,8 @@ class MaskedPatchPrediction(nn.Module):
         mask_block: block before which the [mask] embeddings enter; above 0 only if all picked patches are masked.
         detail: weight of the loss of a second head, which predicts the patches' `details`; 0: no such head.
         words: weight of the losses of three more heads: of the `VisualWords` of the corrupted patches; of those of the
-            rest, from the encoder's own tokens; of the image's `ImageWords`, from the mean of these. 0: no such heads.
+            rest, from the encoder's own tokens; of the whole image's `ImageWords`, from the mean of these. 0: no such
+            heads.
         decoder: makes the tokens that the heads read of all of the encoder's and the indices of the corrupted patches;
             None: the heads read the encoder's own.
     """
@@ -69,7 +70,7 @@ class MaskedPatchPrediction(nn.Module):
         values = 0 if self.words is None else self.words.outputs
         self.words_head: Any = nn.Linear(self.encoder.embed_dim, values) if words else None
         self.seen_head: Any = nn.Linear(self.encoder.embed_dim, values) if words else None
-        self.image_words = ImageWords(self.encoder.grid, values) if words else None
+        self.image_words = ImageWords() if words else None
         self.image_head: Any = nn.Linear(self.encoder.embed_dim, IMAGE_WORDS) if words else None
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         heads = self.head, self.detail_head, self.words_head, self.seen_head, self.image_head
@@ -99,9 +100,16 @@ class MaskedPatchPrediction(nn.Module):
         return (gather_patches(patches, picked) if self.decoder is None else self.decoder(every, picked)), patches
 
     def forward(
-        self, images: UInt8[Tensor, "batch channels height width"], corruption: Corruption
+        self,
+        images: UInt8[Tensor, "batch channels height width"],
+        corruption: Corruption,
+        components: Float[Tensor, "batch components"] | None = None,
     ) -> tuple[Float[Tensor, ""], Figures]:
-        """Loss and figures of raw pixels 0 to 255, after augmentation."""
+        """Loss and figures of raw pixels 0 to 255, after augmentation.
+
+        `components` are those of the whole images (see `ImageComponents`), for the loss of their words; NaN leaves an
+        image out of it.
+        """
         tokens, patches = self._encode(self.normalise(images), corruption)
         output = self.head(tokens)
         values = gather_patches(self.target.of(images), corruption.picked)
@@ -116,12 +124,16 @@ class MaskedPatchPrediction(nn.Module):
             words, picked = self.words.of(images), corruption.picked
             seen = others(picked, patches.shape[1])
             tokens_seen = gather_patches(patches, seen)
-            for name, output, true in (
-                ("loss_words", self.words_head(tokens), gather_patches(words, picked)),
-                ("loss_words_seen", self.seen_head(tokens_seen), gather_patches(words, seen)),
-                ("loss_words_image", self.image_head(tokens_seen.mean(dim=1)), self.image_words.of(words)),
-            ):
-                total = total + self.words_weight * _squared(name, output, true, figures)
+            losses: list[Tensor] = [
+                _squared("loss_words", self.words_head(tokens), gather_patches(words, picked), figures),
+                _squared("loss_words_seen", self.seen_head(tokens_seen), gather_patches(words, seen), figures),
+            ]
+            if components is not None:
+                output, known = self.image_head(tokens_seen.mean(dim=1)), components.isfinite().all(dim=1).float()
+                of_image = self.image_words.of(components.nan_to_num())
+                losses.append(_squared("loss_words_image", output, of_image, figures, known))
+            for each in losses:
+                total = total + self.words_weight * each
         return total, figures
 
     def _figures(self, images: Tensor, corruption: Corruption, output: Tensor, values: Tensor, loss: Tensor) -> Figures:
@@ -148,11 +160,13 @@ def gather_patches(values: Tensor, picked: Int[Tensor, "batch k"]) -> Tensor:
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
-def _squared(name: str, output: Tensor, true: Tensor, figures: Figures) -> Float[Tensor, ""]:
-    """Mean squared error; puts it among the figures."""
+def _squared(
+    name: str, output: Tensor, true: Tensor, figures: Figures, weight: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Mean squared error, of rows by their weight; puts it among the figures."""
     loss = (output.float() - true).square().mean(dim=-1)
-    figures[name] = _sum(loss.detach(), torch.ones_like(loss))
-    return loss.mean()
+    figures[name] = _sum(loss.detach(), torch.ones_like(loss) if weight is None else weight)
+    return loss.mean() if weight is None else (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _sum(values: Tensor, weight: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ class ObjectiveConfig:
     words: float = 0.0
     """Weight of a third prediction, by heads of their own: at the corrupted patches and at the others how much the
     patch's small windows resemble each of 256 visual words, typical windows that k-means finds at the start (Coates et
-    al., AISTATS 2011), and its mean colour, and of the whole image how much it resembles each of 512 typical ones in
-    these; mean squared errors, loss_words, loss_words_seen and loss_words_image. 0: none, as in the paper."""
+    al., AISTATS 2011), and its mean colour, and of the whole image, of which this is a crop, how much it resembles each
+    of 512 typical ones in these, for which all images are read once at the start; mean squared errors, loss_words,
+    loss_words_seen and loss_words_image. 0: none, as in the paper."""
     ratio: float = 0.5
     """Share of the patches that is corrupted; K = round(ratio * N) in every image."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)

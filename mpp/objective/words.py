@@ -25,8 +25,8 @@ _WHITE = 0.1
 class VisualWords(nn.Module):
     """The words, and what they are compared with. Buffers, so a checkpoint has them.
 
-    Patches of 12 pixels or more a side are shrunk, to 6 or more; one has a window for about 4 pixels of its side, which
-    reaches over its edge. Beside the words stands the mean of each channel over the patch.
+    Patches of 12 pixels or more a side are shrunk, to 6 or more; one has a window for about `every` pixels of its side,
+    which reaches over its edge. Beside the words stands the mean of each channel over the patch.
     """
 
     middle: Tensor
@@ -35,12 +35,12 @@ class VisualWords(nn.Module):
     usual: Tensor
     spread: Tensor
 
-    def __init__(self, patch: tuple[int, int], channels: int) -> None:
+    def __init__(self, patch: tuple[int, int], channels: int, every: int = 4) -> None:
         super().__init__()
         self.shrink = tuple(_shrink(side) for side in patch)
         """Pixels that are averaged to one, down and across."""
         inside = [side // by for side, by in zip(patch, self.shrink, strict=True)]
-        self.windows = tuple(_windows(side) for side in inside)
+        self.windows = tuple(_windows(side, every) for side in inside)
         """Windows of a patch, down and across."""
         self.stride = tuple(side // number for side, number in zip(inside, self.windows, strict=True))
         self.side = tuple(max(_SIDE, stride) for stride in self.stride)
@@ -110,9 +110,9 @@ def _shrink(side: int) -> int:
     return max((by for by in range(1, side + 1) if side % by == 0 and side // by >= _SIDE), default=1)
 
 
-def _windows(side: int) -> int:
-    """About one for 4 pixels of a patch's side, which they share evenly."""
-    return max(number for number in range(1, max(side // 4, 1) + 1) if side % number == 0)
+def _windows(side: int, every: int) -> int:
+    """About one for so many pixels of a patch's side, which they share evenly."""
+    return max(number for number in range(1, max(side // every, 1) + 1) if side % number == 0)
 
 
 def nearness(points: Float[Tensor, "*n values"], words: Float[Tensor, "words values"]) -> Float[Tensor, "*n words"]:

@@ -1,10 +1,11 @@
 """Builds a pretraining run from its config: data, model, optimiser, schedule."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mpp import dist
 from mpp.data.device_jpeg import choose_decoder
@@ -56,6 +57,8 @@ class PretrainingRun(TrainingRun):
     fewshot: Fewshot | None
     init_hash: str
     """Of the weights that a new run goes on from; empty for random ones, and where a run is resumed."""
+    components: Tensor | None = field(default=None, kw_only=True)
+    """float16 (images, components): what the words of its whole images are made of, once that is known (survey.py)."""
 
 
 def build(config: PretrainConfig, world: World, device: torch.device) -> PretrainingRun:

@@ -25,8 +25,9 @@ from mpp.objective.objective import Survey
 from mpp.pretraining.build import FIRST, PretrainingRun, build, weights_of
 from mpp.pretraining.monitor import Monitor
 from mpp.pretraining.settings import PretrainConfig
-from mpp.pretraining.step import survey_source, training_step
+from mpp.pretraining.step import training_step
 from mpp.pretraining.summary import dry_run_report, summary, verdict_of
+from mpp.pretraining.survey import survey_source, survey_whole_images
 from mpp.system.files import drop_aside
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.loggers import check_installed
@@ -94,6 +95,7 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
     if resumed:
         run.record(resumed, data)
         monitor.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
+        survey_whole_images(run, new=False)
     else:
         survey = start(run, monitor)
         facts: dict[str, Any] = {"targets": survey.describe(), "warning": survey.warning, "doubts": run.doubts()}
@@ -126,9 +128,10 @@ def _finish(run: PretrainingRun, monitor: Monitor) -> int:
     return 0
 
 
-def start(run: PretrainingRun, monitor: Monitor) -> Survey:
-    """Surveys the targets of a new run, and shows its untrained model."""
+def start(run: PretrainingRun, monitor: Monitor, dry: bool = False) -> Survey:
+    """Surveys the targets and images of a new run, and shows its untrained model."""
     survey = survey_source(run)
+    survey_whole_images(run, dry=dry)
     monitor.say(survey.describe())
     if survey.warning:
         monitor.say(f"WARNING: {survey.warning}")
@@ -182,7 +185,7 @@ def _dry_run(run: PretrainingRun) -> int:
     run.settle_attention()
     with contextlib.closing(Monitor(run, dry=True)) as monitor:
         run.train_source = run.decoded(run.source, monitor.say, make=False)
-        start(run, monitor)
+        start(run, monitor, dry=True)
         ends: list[float] = []
 
         def note_end(state: State) -> None:

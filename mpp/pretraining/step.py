@@ -1,42 +1,36 @@
-"""The training step of pretraining: what it corrupts, the targets it surveys first, and the step alone for timing.
+"""The training step of pretraining: what it corrupts, and the step alone for timing.
 
 Every random draw derives from the seed and a position: (seed, epoch, index) for augmentation, (seed, images seen) for
 the corruption of a global batch.
 """
 
 import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain, count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mpp import dist
 from mpp.data.feed import DeviceBatch
-from mpp.data.loader import stream
-from mpp.data.reader import Batch
 from mpp.data.seeds import derive_seed
-from mpp.data.settings import DataConfig, DecodeOptions
-from mpp.data.sources.base import Source
-from mpp.data.transform import Transform
+from mpp.data.settings import DataConfig
 from mpp.dist import World
-from mpp.objective.image_words import MOST_IMAGES
+from mpp.objective.image_words import COMPONENTS
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
-from mpp.objective.objective import Figures, Survey, survey_targets
+from mpp.objective.objective import Figures
 from mpp.pretraining.build import PretrainingRun, build
 from mpp.pretraining.settings import FewshotConfig, PretrainConfig
 from mpp.training.loop import FiniteGuard, update
 from mpp.training.parallel import autocast
 from mpp.training.settings import ScheduleConfig
 
-SURVEY_IMAGES, SURVEY_BATCH = 512, 64
-_CORRUPTION, _DROPOUT, _SURVEY = 1, 2, 3  # so that no two kinds of draws share a seed
+_CORRUPTION, _DROPOUT = 1, 2  # survey.py has the others, so that no two kinds of draws share a seed
 
 
 def training_step(
@@ -55,9 +49,19 @@ def training_step(
         if config.model.drop_path:
             torch.manual_seed(derive_seed(config.train.seed, _DROPOUT, position, slot))
         with autocast(precision, run.device):
-            return model(images, corruption)
+            return model(images, corruption, components_of(run, batch["index"]))
 
     return step
+
+
+def components_of(run: PretrainingRun, index: Int64[Tensor, " batch"]) -> Float[Tensor, "batch components"] | None:
+    """What the words of whole images are made of: a row for each of these images, NaN where it is not known; None where
+    the objective does not predict them."""
+    if run.model.image_words is None:
+        return None
+    if run.components is None:  # a trial before the training
+        return torch.full((len(index), COMPONENTS), torch.nan, device=run.device)
+    return run.components[index.to(run.device, non_blocking=True)]
 
 
 def draw(run: PretrainingRun, position: int, batch: int) -> Corruption:
@@ -79,49 +83,6 @@ def corruption_at(
     picked = pick_patches(batch, grid, objective.ratio, generator, objective.picking)
     within = group if objective.random_from == "batch" else 1
     return draw_corruption(picked, grid[0] * grid[1], generator, objective.split, within)
-
-
-def survey_source(run: PretrainingRun) -> Survey:
-    """Surveys the targets of the first augmented images of the run's source, and lets the model learn from them what it
-    needs before its first step: the most frequent target and its visual words, those of whole images by more of them.
-    """
-    batches = survey_batches(run.train_source, run.transform, run.reading, run.config.train.seed, run.workers)
-    words, image_words = run.model.words, run.model.image_words
-    with closing(batches):
-        parts = [next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)]
-        images = torch.cat(parts)
-        if words is not None and image_words is not None:
-            words.learn(images)
-            different = min(len(run.train_source), MOST_IMAGES)
-            more = islice(batches, max(different - SURVEY_IMAGES, 0) // SURVEY_BATCH)
-            all_parts = chain(parts, (batch["images"] for batch in more))
-            image_words.learn((words.of(part.to(run.device)) for part in all_parts), different)
-    survey = survey_targets(run.model.target, images)
-    models: tuple[Any, ...] = run.model, run.exported
-    for model in models:
-        model.frequent.copy_(survey.frequent)
-    for name, learnt in (("words", words), ("image_words", image_words)):
-        if learnt is not None:
-            state = dist.gather(learnt.state_dict())[0]  # the first rank's: processors may round differently
-            for model in models:
-                getattr(model, name).load_state_dict(state)
-    return survey
-
-
-def survey_batches(
-    source: Source, transform: Transform, reading: DecodeOptions, seed: int, workers: int
-) -> Generator[Batch]:
-    """The endless batches of a source whose first ones a run of this seed surveys."""
-    return stream(
-        source,
-        transform,
-        reading,
-        seed=derive_seed(seed, _SURVEY) % 2**31,
-        batch_size=SURVEY_IMAGES,
-        micro_batch=SURVEY_BATCH,
-        start=0,
-        workers=workers,
-    )
 
 
 def endless_step(config: PretrainConfig, device: torch.device) -> tuple[PretrainingRun, Callable[[], None]]:

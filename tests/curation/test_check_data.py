@@ -24,7 +24,7 @@ from mpp.model.settings import ModelConfig
 from mpp.objective.objective import Survey
 from mpp.pretraining.build import build
 from mpp.pretraining.settings import PretrainConfig
-from mpp.pretraining.step import survey_source
+from mpp.pretraining.survey import survey_source
 from mpp.training.bad_files import BadFiles
 from mpp.training.settings import TrainConfig
 from tests.curation.made import noise, pictures, save, under

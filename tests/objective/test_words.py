@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mpp.data.transform import Normalise
 from mpp.model.encoder import Decoder, build_encoder
+from mpp.objective.image_words import COMPONENTS
 from mpp.objective.masking import Corruption, draw_corruption, others, pick_patches
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.target import build_target
@@ -141,13 +142,15 @@ def test_the_objective_adds_the_losses_of_its_heads(with_decoder: bool, mask_blo
     assert model.seen_head is not None
     assert model.image_words is not None
     model.words.learn(images)
-    model.image_words.learn([model.words.of(images)], 3)
+    components = torch.randn(3, COMPONENTS, generator=seeded(4)).half()
+    model.image_words.learn(components.float())
+    components[1] = torch.nan  # an image that could not be read
     picked = pick_patches(3, (3, 4), 0.5, seeded(2))
     drawn: Corruption = draw_corruption(picked, 12, seeded(3), (1.0, 0.0, 0.0) if mask_block else (0.4, 0.3, 0.3))
-    loss, figures = model(images, drawn)
+    loss, figures = model(images, drawn, components)
     tokens, patches = model._encode(model.normalise(images), drawn)
     true = model.words.of(images)
-    of_image = model.image_words.of(true)
+    of_image = model.image_words.of(components)
     squared: dict[str, list[Tensor]] = {"loss_words": [], "loss_words_seen": [], "loss_words_image": []}
     for b, row in enumerate(picked.tolist()):
         for k, at in enumerate(row):
@@ -156,7 +159,8 @@ def test_the_objective_adds_the_losses_of_its_heads(with_decoder: bool, mask_blo
         for at in rest:
             squared["loss_words_seen"].append((model.seen_head(patches[b, at]) - true[b, at]).square().mean())
         mean = torch.stack([patches[b, at] for at in rest]).mean(dim=0)
-        squared["loss_words_image"].append((model.image_head(mean) - of_image[b]).square().mean())
+        if b != 1:
+            squared["loss_words_image"].append((model.image_head(mean) - of_image[b]).square().mean())
     means = {name: torch.stack(values).mean().item() for name, values in squared.items()}
     for name, mean in means.items():
         assert float(figures[name][0] / figures[name][1]) == pytest.approx(mean, rel=1e-5)

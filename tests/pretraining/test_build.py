@@ -1,7 +1,6 @@
 """A built run: what its step gets, what it draws, that it learns, and what does not fit."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from mpp.dist import World
 from mpp.objective.masking import RANDOM, Corruption
 from mpp.pretraining.build import PretrainingRun, build
 from mpp.pretraining.settings import PretrainConfig
-from mpp.pretraining.step import draw, survey_source, training_step
+from mpp.pretraining.step import draw, training_step
+from mpp.pretraining.survey import survey_source
 from mpp.training import training_run
 from mpp.training.loop import fit
 from tests import runs
@@ -47,7 +47,7 @@ class Recorder(nn.Module):
         super().__init__()
         self.given: list[tuple[Tensor, Corruption]] = []
 
-    def forward(self, images: Tensor, corruption: Corruption) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, corruption: Corruption, _: None) -> tuple[Tensor, dict[str, Tensor]]:
         self.given.append((images, corruption))
         return torch.zeros(()), {}
 
@@ -192,22 +192,3 @@ def test_mask_embeddings_enter_before_the_block_that_the_config_names(
     training_step(run)(run.wrapped, next(batches))
     batches.close()
     assert counts == tokens
-
-
-@pytest.mark.parametrize(("number", "read"), [(60, 512), (1000, 512 + 7 * 64), (4200, 4096)])
-def test_words_of_images_are_learnt_from_more_of_them_where_there_are_more(
-    number: int, read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (number, 16, 16, 3), np.uint8))
-    learnt: list[tuple[int, int]] = []
-
-    def learn(words: Iterable[Tensor], different: int) -> None:
-        learnt.append((sum(map(len, words)), different))
-
-    run = built(f"array:{tmp_path}/images.npy", objective__words="1", model__img_size="16", model__patch_size="8")
-    monkeypatch.setattr(run.model.image_words, "learn", learn)
-    survey_source(run)
-    assert learnt == [(read, min(number, 4096))]
-    assert run.model.words is not None
-    assert run.model.words.words.any()
-    assert torch.equal(run.model.words.words, run.exported.words.words)

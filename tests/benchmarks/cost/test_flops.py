@@ -10,6 +10,7 @@ from benchmarks.cost.shape import shape_of
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from mpp.model.settings import ModelConfig
+from mpp.objective.image_words import COMPONENTS
 from mpp.objective.masking import draw_corruption, pick_patches
 from mpp.objective.settings import ObjectiveConfig
 from mpp.pretraining.build import build_model
@@ -40,8 +41,9 @@ def check(model: ModelConfig, objective: ObjectiveConfig, batch: int = 2) -> Non
     picked = pick_patches(batch, grid, objective.ratio, generator)
     corruption = draw_corruption(picked, grid[0] * grid[1], generator, objective.split)
     images = torch.randint(0, 256, (batch, model.in_chans, *model.image_hw), dtype=torch.uint8, generator=generator)
+    components = torch.zeros(batch, COMPONENTS) if objective.words else None
     with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
-        loss = built(images, corruption)[0]
+        loss = built(images, corruption, components)[0]
         forward = counter.get_total_flops() // batch
         loss.backward()
     parts = flops(shape_of(config), FUSED if model.attention == "sdpa" else EXPLICIT, model.grad_checkpointing)

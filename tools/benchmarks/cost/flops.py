@@ -44,8 +44,7 @@ def flops(shape: Shape, kernel: str = FUSED, checkpointing: bool = False) -> dic
     head = 2 * k * d * (shape.outputs + shape.details) + 2 * n * d * shape.words + 2 * d * shape.image_words
     windows, values = shape.word_windows
     words = 2 * n * windows * values * (values + shape.words - shape.channels)  # whitening, distances
-    of_image, compared = shape.image_values
-    words += 2 * compared * (of_image + shape.image_words)
+    words += 2 * shape.image_components * shape.image_words
     again = products // 2 if kernel == FUSED else 0  # the weights, once more
     return {
         "patch embedding": Passes(embedding, embedding),  # pixels need no gradient

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpp.errors import UserError, command
-from mpp.objective.image_words import IMAGE_WORDS
+from mpp.objective.image_words import COMPONENTS, IMAGE_WORDS
 from mpp.objective.masking import num_picked
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
@@ -43,8 +43,8 @@ class Shape:
     """Windows of a patch that are compared with the words, and values of each."""
     image_words: int = 0
     """Words of whole images: outputs of a head at the mean token of the rest."""
-    image_values: tuple[int, int] = (0, 0)
-    """Values of an image's visual words, and those of them that are compared with the words of images."""
+    image_components: int = 0
+    """Values of a whole image that are compared with its words."""
     early: int = 0
     """Blocks that run without the corrupted patches."""
     decoder: int = 0
@@ -134,7 +134,7 @@ def shape_of(config: PretrainConfig) -> Shape:
         words=0 if words is None else words.outputs,
         word_windows=(0, 0) if words is None else (words.windows[0] * words.windows[1], len(words.middle)),
         image_words=0 if of_image is None else IMAGE_WORDS,
-        image_values=(0, 0) if of_image is None else (len(of_image.whitening), of_image.whitening.shape[1]),
+        image_components=0 if of_image is None else COMPONENTS,
         early=objective.mask_enters,
         decoder=objective.decoder_depth,
     )

@@ -1,0 +1,155 @@
+"""What a run finds out of its images before it trains."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mpp.data.transform import EvalTransform
+from mpp.objective.image_words import COMPONENTS, ImageComponents
+from mpp.pretraining import survey
+from mpp.pretraining.build import PretrainingRun
+from mpp.pretraining.step import components_of, training_step
+from mpp.pretraining.survey import FILE, survey_source, survey_whole_images
+from tests import runs
+from tests.pretraining.test_build import built
+
+WORDS = {"objective__words": "1", "model__img_size": "16", "model__patch_size": "8"}
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "SURVEY_IMAGES", 64)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    """80 images that differ by more than noise."""
+    coarse = np.random.default_rng(0).integers(0, 256, (80, 4, 4, 3), np.uint8)
+    np.save(tmp_path / "images.npy", coarse.repeat(5, axis=1).repeat(5, axis=2))
+    return f"array:{tmp_path}/images.npy"
+
+
+def built_in(folder: Path, source: str, **changed: str) -> PretrainingRun:
+    run = built(source, **WORDS, **changed)
+    run.config = replace(run.config, run_dir=str(folder))
+    return run
+
+
+def surveyed(source: str, folder: Path, **changed: str) -> PretrainingRun:
+    run = built_in(folder, source, **changed)
+    folder.mkdir(exist_ok=True)
+    survey_source(run)
+    survey_whole_images(run)
+    return run
+
+
+def table(run: PretrainingRun) -> Tensor:
+    assert run.components is not None
+    return run.components
+
+
+def test_the_model_learns_its_words(source: str, tmp_path: Path) -> None:
+    run = surveyed(source, tmp_path / "run", optim__ema_decay="0.9")
+    assert run.exported is not run.model
+    for name in ("words", "image_words"):
+        learnt, exported = (dict(getattr(model, name).named_buffers()) for model in (run.model, run.exported))
+        assert learnt["words"].any()
+        assert all(torch.equal(learnt[key], exported[key]) for key in learnt)
+
+
+def test_every_image_is_seen_whole(source: str, tmp_path: Path) -> None:
+    run = surveyed(source, tmp_path / "run", data__hflip="0.5")
+    pixels = np.load(source.removeprefix("array:"))
+    whole = torch.stack([EvalTransform((16, 16))(image) for image in pixels])
+    learnt = ImageComponents((2, 2), (8, 8), 3, flips=(False, True))
+    learnt.words.learn(survey._surveyed(run))
+    learnt.learn(learnt.quarters(whole))
+    assert table(run).dtype == torch.float16
+    np.testing.assert_allclose(table(run).float(), learnt.of(learnt.quarters(whole)), rtol=1e-2, atol=1e-2)
+
+
+def test_of_many_images_some_teach_and_the_drawn_ones_are_known(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = surveyed(source, tmp_path / "a")
+    monkeypatch.setattr(survey, "MOST_LEARNT", 80 // 2)
+    monkeypatch.setattr(survey, "MOST_KNOWN", 60)
+    read: list[int] = []
+    extract: Any = survey.extract_by_all
+    monkeypatch.setattr(survey, "extract_by_all", lambda *a, **k: (read.append(len(a[2])), extract(*a, **k))[1])
+    run = surveyed(source, tmp_path / "b")
+    assert read == [40, 20]
+    known = table(run).isfinite().all(dim=1)
+    assert known.sum() == 60
+    assert table(run)[~known].isnan().all()
+    assert not torch.equal(table(run)[known], table(every)[known])
+
+
+def test_a_run_that_goes_on_reads_what_it_kept_or_finds_it_again(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = surveyed(source, tmp_path / "run")
+    typical = first.model.image_words.state_dict()
+    for damage in (None, b"", b"cut"):
+        if damage is not None:
+            (tmp_path / "run" / FILE).write_bytes(damage)
+        later = built_in(tmp_path / "run", source)
+        later.model.image_words.load_state_dict(typical)
+        with monkeypatch.context() as patched:
+            if damage is None:
+                patched.setattr(survey, "extract_by_all", lambda *_, **__: pytest.fail("images were read again"))
+            survey_whole_images(later, new=False)
+        assert torch.equal(table(later), table(first))
+        assert all(torch.equal(typical[name], value) for name, value in later.model.image_words.state_dict().items())
+        assert torch.equal(torch.from_numpy(np.load(tmp_path / "run" / FILE)), table(first))
+    (tmp_path / "run" / FILE).unlink()
+    np.save(tmp_path / "run" / FILE, np.zeros((79, COMPONENTS), np.float16))  # of other images
+    later = built_in(tmp_path / "run", source)
+    survey_whole_images(later, new=False)
+    assert torch.equal(table(later), table(first))
+
+
+def test_a_dry_run_keeps_nothing(source: str, tmp_path: Path) -> None:
+    run = built_in(tmp_path / "run", source)
+    survey_source(run)
+    survey_whole_images(run, dry=True)
+    assert table(run).isfinite().all(dim=1).sum() == 64
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_cannot_be_decoded_has_no_words(tmp_path: Path) -> None:
+    folder = runs.write_folder(tmp_path / "images", *(f"{number:02}.png" for number in range(30)))
+    (tmp_path / "images" / "12.png").write_bytes(b"no picture")
+    run = surveyed(folder, tmp_path / "run")
+    known = table(run).isfinite().all(dim=1)
+    assert known.sum() == len(run.source) - 1
+    assert run.source.location(int((~known).nonzero())).endswith("12.png")
+
+
+def test_the_step_gives_the_model_the_rows_of_its_images(source: str, tmp_path: Path) -> None:
+    run = surveyed(source, tmp_path / "run")
+    given: list[Any] = []
+    run.wrapped.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+    batches = run.batches()
+    batch = next(batches)
+    batches.close()
+    training_step(run)(run.wrapped, batch)
+    assert torch.equal(given[0][2], table(run)[batch["index"]])
+    assert len(batch["index"].unique()) == len(batch["index"])
+
+
+def test_without_words_or_before_the_survey_nothing_is_known(source: str) -> None:
+    index = torch.tensor([3, 1])
+    plain = built(source, model__img_size="16", model__patch_size="8")
+    survey_whole_images(plain)
+    assert plain.components is None
+    assert components_of(plain, index) is None
+    found = components_of(built(source, **WORDS), index)
+    assert found is not None
+    assert found.shape == (2, COMPONENTS)
+    assert found.isnan().all()
