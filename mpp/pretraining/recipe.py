@@ -97,7 +97,7 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
         monitor.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
         survey_whole_images(run, new=False)
     else:
-        survey = start(run, monitor)
+        survey, _ = start(run, monitor)
         facts: dict[str, Any] = {"targets": survey.describe(), "warning": survey.warning, "doubts": run.doubts()}
         if run.config.init:
             export(run, FIRST)  # the original may be gone when somebody wants to compare
@@ -128,15 +128,14 @@ def _finish(run: PretrainingRun, monitor: Monitor) -> int:
     return 0
 
 
-def start(run: PretrainingRun, monitor: Monitor, dry: bool = False) -> Survey:
-    """Surveys the targets and images of a new run, and shows its untrained model."""
-    survey = survey_source(run)
-    survey_whole_images(run, dry=dry)
+def start(run: PretrainingRun, monitor: Monitor, dry: bool = False) -> tuple[Survey, float]:
+    """Surveys the targets of a new run and its whole images, which takes so many seconds; shows its untrained model."""
+    survey, seconds = survey_source(run), survey_whole_images(run, dry=dry)
     monitor.say(survey.describe())
     if survey.warning:
         monitor.say(f"WARNING: {survey.warning}")
     monitor.initial()
-    return survey
+    return survey, seconds
 
 
 def export(run: PretrainingRun, name: str = MODEL) -> None:
@@ -185,7 +184,7 @@ def _dry_run(run: PretrainingRun) -> int:
     run.settle_attention()
     with contextlib.closing(Monitor(run, dry=True)) as monitor:
         run.train_source = run.decoded(run.source, monitor.say, make=False)
-        start(run, monitor, dry=True)
+        _, before = start(run, monitor, dry=True)
         ends: list[float] = []
 
         def note_end(state: State) -> None:
@@ -196,5 +195,5 @@ def _dry_run(run: PretrainingRun) -> int:
             two = replace(run.schedule, total_steps=2)
             fit(run.state, run.wrapped, batches, training_step(run), two, each_step=[note_end])
     if run.world.main:
-        print(dry_run_report(run, ends[1] - ends[0], monitor))
+        print(dry_run_report(run, ends[1] - ends[0], before, monitor))
     return 0

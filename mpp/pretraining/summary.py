@@ -96,8 +96,9 @@ def _share(rows: Sequence[Row], kind: str) -> float:
     )
 
 
-def dry_run_report(run: PretrainingRun, seconds: float, monitor: Monitor) -> str:
-    """What the full run would take, from the seconds of one step and of the evaluation that `monitor` made."""
+def dry_run_report(run: PretrainingRun, seconds: float, before: float, monitor: Monitor) -> str:
+    """What the full run would take, from the seconds of one step, of reading all images `before` the first, if it does,
+    and of the evaluation that `monitor` made."""
     schedule, cuda, (rows, columns) = run.schedule, run.device.type == "cuda", run.model.encoder.grid
     training = seconds * schedule.total_steps
     parameters = sum(p.numel() for p in run.model.encoder.parameters())
@@ -118,6 +119,8 @@ def dry_run_report(run: PretrainingRun, seconds: float, monitor: Monitor) -> str
         f"full run     {schedule.total_steps:,} steps, {schedule.total_steps * schedule.batch_size:,} images, "
         f"{in_words(training)}",
     ]
+    if before:
+        lines.append(f"before it    {in_words(before)} to see every image whole once, for objective.words")
     if monitor.evaluates:
         period = monitor.evaluation_period
         times = 1 + (math.ceil(schedule.total_steps / period) if period else 1)  # one before the first step

@@ -1,5 +1,6 @@
 """What a pretraining run finds out of its images before it trains: the most frequent target, and its words."""
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
@@ -47,26 +48,28 @@ def survey_source(run: PretrainingRun) -> Survey:
     return survey
 
 
-def survey_whole_images(run: PretrainingRun, new: bool = True, dry: bool = False) -> None:
+def survey_whole_images(run: PretrainingRun, new: bool = True, dry: bool = False) -> float:
     """Finds out what the words of the run's whole images are made of, by all ranks together, where the objective
     predicts them.
 
     The images are seen as for an evaluation. A `new` run learns the typical ones among them and keeps what it found in
     its folder; one that goes on reads it there, or finds it out once more where the file is gone. A `dry` run looks at
-    a few images, and keeps nothing.
+    a few images, and keeps nothing. Returns the seconds that reading all takes, as far as images were read.
     """
     model, images = run.model, len(run.source)
     if model.image_words is None:
-        return
+        return 0.0
     if not new and (kept := _read(run.folder / FILE, images)) is not None:
         run.components = kept.to(run.device)
-        return
+        return 0.0
     order = np.random.default_rng(derive_seed(run.config.train.seed, _WHOLE)).permutation(images)
     some, others = order[: SURVEY_IMAGES if dry else MOST_LEARNT], order[MOST_LEARNT : 0 if dry else MOST_KNOWN]
     learnt, typical = _components(run), model.image_words
     learnt.words.learn(_surveyed(run))
     _agreed(learnt.words)
+    began = time.perf_counter()
     quarters, found = _by_all(run, learnt.quarters, some)
+    seconds = (time.perf_counter() - began) * min(images, MOST_KNOWN) / len(some)
     learnt.learn(torch.from_numpy(quarters))
     _agreed(learnt)
     of_some = learnt.of(torch.from_numpy(quarters).to(run.device)).cpu()
@@ -81,6 +84,7 @@ def survey_whole_images(run: PretrainingRun, new: bool = True, dry: bool = False
     run.components = torch.from_numpy(components).to(run.device)
     if run.world.main and not dry:
         write_whole(run.folder / FILE, lambda file: np.save(file, components))
+    return seconds
 
 
 def _components(run: PretrainingRun) -> ImageComponents:
@@ -94,8 +98,8 @@ def _by_all(
     run: PretrainingRun, encode: Callable[[Tensor], Tensor], indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What all ranks together make of these images, and which of them could be decoded."""
-    transform = EvalTransform(run.model.encoder.image_hw)
-    return extract_by_all(encode, run.train_source, np.sort(indices), transform, run.reading, run.device, workers=run.workers)
+    source, transform = run.train_source, EvalTransform(run.model.encoder.image_hw)
+    return extract_by_all(encode, source, np.sort(indices), transform, run.reading, run.device, workers=run.workers)
 
 
 def _surveyed(run: PretrainingRun) -> UInt8[Tensor, "images channels height width"]:

@@ -104,7 +104,7 @@ def test_summary_of_pixels_and_of_a_run_that_masks_nothing(tmp_path: Path) -> No
 def report(run: PretrainingRun, seconds: float, evaluation: float = 1.0) -> str:
     monitor = Monitor(run, dry=True)
     monitor.evaluation_seconds = evaluation
-    return dry_run_report(run, seconds, monitor)
+    return dry_run_report(run, seconds, 0.0, monitor)
 
 
 def test_a_dry_run_reports_the_cost_of_the_run(source: str) -> None:

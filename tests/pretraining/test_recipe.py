@@ -205,12 +205,14 @@ def test_a_dry_run_makes_few_steps_reports_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "cache"))
-    more = {"train__length": "100M images", "log__pictures": "50%", "checkpoint__every": "1 steps"}
+    more = {"train__length": "100M images", "log__pictures": "50%", "objective__words": "1"}
+    more["checkpoint__every"] = "1 steps"
     words = runs.command(source, tmp_path / "run", "--dry-run", **more)
     assert pretrain(words[1:]) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line)
     assert lines["images"] == "40 images in 4 classes"
     assert lines["full"].startswith("run     6,250,000 steps, 100,000,000 images, ")
+    assert lines["before"].endswith("to see every image whole once, for objective.words")
     for name, text in (("memory", " GiB peak of this process"), ("speed", " images/s ("), ("evaluation", " s each, ")):
         assert text in lines[name]
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
