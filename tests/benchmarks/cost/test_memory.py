@@ -52,6 +52,7 @@ class Steps:
                 # Under no name: this frame would keep the images until the next step, whose peak they would lower.
                 yield {
                     "images": torch.randint(0, 256, shape, dtype=torch.uint8, device=run.device),
+                    "index": torch.zeros(run.micro_batch, dtype=torch.int64),
                     "position": run.state.images_seen,
                     "slot": part * run.micro_batch,
                 }
