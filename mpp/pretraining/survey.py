@@ -59,7 +59,9 @@ def survey_whole_images(run: PretrainingRun, new: bool = True, dry: bool = False
     model, images = run.model, len(run.source)
     if model.image_words is None:
         return 0.0
-    if not new and (kept := _read(run.folder / FILE, images)) is not None:
+    kept = None if new else _read(run.folder / FILE, images)
+    missing = dist.any_rank(kept is None)
+    if kept is not None and not missing:
         run.components = kept.to(run.device)
         return 0.0
     order = np.random.default_rng(derive_seed(run.config.train.seed, _WHOLE)).permutation(images)
