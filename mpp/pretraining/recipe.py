@@ -27,7 +27,7 @@ from mpp.pretraining.monitor import Monitor
 from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import training_step
 from mpp.pretraining.summary import dry_run_report, summary, verdict_of
-from mpp.pretraining.survey import survey_source, survey_whole_images
+from mpp.pretraining.survey import survey_source, survey_whole_images, surveyed_images
 from mpp.system.files import drop_aside
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.loggers import check_installed
@@ -95,7 +95,7 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
     if resumed:
         run.record(resumed, data)
         monitor.say(f"resumed from {checkpoints.latest()} at step {resumed} of {total}")
-        survey_whole_images(run, new=False)
+        survey_whole_images(run)
     else:
         survey, _ = start(run, monitor)
         facts: dict[str, Any] = {"targets": survey.describe(), "warning": survey.warning, "doubts": run.doubts()}
@@ -130,7 +130,8 @@ def _finish(run: PretrainingRun, monitor: Monitor) -> int:
 
 def start(run: PretrainingRun, monitor: Monitor, dry: bool = False) -> tuple[Survey, float]:
     """Surveys the targets of a new run and its whole images, which takes so many seconds; shows its untrained model."""
-    survey, seconds = survey_source(run), survey_whole_images(run, dry=dry)
+    images = surveyed_images(run)
+    survey, seconds = survey_source(run, images), survey_whole_images(run, images, dry)
     monitor.say(survey.describe())
     if survey.warning:
         monitor.say(f"WARNING: {survey.warning}")

@@ -24,6 +24,8 @@ from mpp.objective.objective import Survey, survey_targets
 from mpp.pretraining.build import PretrainingRun
 from mpp.system.files import write_whole
 
+Images = UInt8[Tensor, "images channels height width"]
+
 SURVEY_IMAGES, SURVEY_BATCH = 512, 64
 MOST_LEARNT, MOST_KNOWN = 2**14, 2**20
 """Images of a source, drawn by the seed, that the words of whole images are learnt from, and that have such words."""
@@ -33,11 +35,10 @@ _LARGEST = float(np.finfo(np.float16).max)
 _SURVEY, _WHOLE = 3, 4  # step.py has the others
 
 
-def survey_source(run: PretrainingRun) -> Survey:
-    """Surveys the targets of the first augmented images of the run's source, and lets the model learn from them what it
-    needs before its first step: the most frequent target and its visual words.
+def survey_source(run: PretrainingRun, images: Images) -> Survey:
+    """Surveys the targets of these `surveyed_images`, and lets the model learn from them what it needs before its first
+    step: the most frequent target and its visual words.
     """
-    images = _surveyed(run)
     survey = survey_targets(run.model.target, images)
     models: tuple[Any, ...] = run.model, run.exported
     for model in models:
@@ -48,18 +49,19 @@ def survey_source(run: PretrainingRun) -> Survey:
     return survey
 
 
-def survey_whole_images(run: PretrainingRun, new: bool = True, dry: bool = False) -> float:
+def survey_whole_images(run: PretrainingRun, surveyed: Images | None = None, dry: bool = False) -> float:
     """Finds out what the words of the run's whole images are made of, by all ranks together, where the objective
     predicts them.
 
-    The images are seen as for an evaluation. A `new` run learns the typical ones among them and keeps what it found in
-    its folder; one that goes on reads it there, or finds it out once more where the file is gone. A `dry` run looks at
-    a few images, and keeps nothing. Returns the seconds that reading all takes, as far as images were read.
+    The images are seen as for an evaluation. A new run, which gives its `surveyed_images`, learns the typical ones and
+    keeps what it found in its folder; one that goes on reads it there, or finds it out once more where the file is
+    gone. A `dry` run looks at a few images, and keeps nothing. Returns the seconds that reading all takes, as far as
+    images were read.
     """
     model, images = run.model, len(run.source)
     if model.image_words is None:
         return 0.0
-    kept = None if new else _read(run.folder / FILE, images)
+    kept = _read(run.folder / FILE, images) if surveyed is None else None
     missing = dist.any_rank(kept is None)
     if kept is not None and not missing:
         run.components = kept.to(run.device)
@@ -67,7 +69,7 @@ def survey_whole_images(run: PretrainingRun, new: bool = True, dry: bool = False
     order = np.random.default_rng(derive_seed(run.config.train.seed, _WHOLE)).permutation(images)
     some, others = order[: SURVEY_IMAGES if dry else MOST_LEARNT], order[MOST_LEARNT : 0 if dry else MOST_KNOWN]
     learnt, typical = _components(run), model.image_words
-    learnt.words.learn(_surveyed(run))
+    learnt.words.learn(surveyed_images(run) if surveyed is None else surveyed)
     _agreed(learnt.words)
     began = time.perf_counter()
     quarters, found = _by_all(run, learnt.quarters, some)
@@ -75,7 +77,7 @@ def survey_whole_images(run: PretrainingRun, new: bool = True, dry: bool = False
     learnt.learn(torch.from_numpy(quarters))
     _agreed(learnt)
     of_some = learnt.of(torch.from_numpy(quarters).to(run.device)).cpu()
-    if new:
+    if surveyed is not None:
         typical.learn(of_some)
         run.exported.image_words.load_state_dict(_agreed(typical))
     components = np.full((images, COMPONENTS), np.nan, dtype=np.float16)
@@ -104,7 +106,8 @@ def _by_all(
     return extract_by_all(encode, source, np.sort(indices), transform, run.reading, run.device, workers=run.workers)
 
 
-def _surveyed(run: PretrainingRun) -> UInt8[Tensor, "images channels height width"]:
+def surveyed_images(run: PretrainingRun) -> Images:
+    """The first augmented images of the run's source, those that it surveys."""
     batches = survey_batches(run.train_source, run.transform, run.reading, run.config.train.seed, run.workers)
     with closing(batches):
         return torch.cat([next(batches)["images"] for _ in range(SURVEY_IMAGES // SURVEY_BATCH)])

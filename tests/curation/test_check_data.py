@@ -24,7 +24,7 @@ from mpp.model.settings import ModelConfig
 from mpp.objective.objective import Survey
 from mpp.pretraining.build import build
 from mpp.pretraining.settings import PretrainConfig
-from mpp.pretraining.survey import survey_source
+from mpp.pretraining.survey import survey_source, surveyed_images
 from mpp.training.bad_files import BadFiles
 from mpp.training.settings import TrainConfig
 from tests.curation.made import noise, pictures, save, under
@@ -113,7 +113,7 @@ def test_targets_are_those_that_a_run_surveys(check: Callable[..., Any], tmp_pat
         train=TrainConfig(length="1 steps", batch_size=16, device="cpu"),
     )
     parts = build(config, World(), torch.device("cpu"))
-    counts = survey_source(parts).counts
+    counts = survey_source(parts, surveyed_images(parts)).counts
     assert counts is not None
     assert report["targets"]["counts"] == {str(int(c)): int(counts[c]) for c in counts.nonzero().flatten()}
 

@@ -16,7 +16,7 @@ from mpp.objective.masking import RANDOM, Corruption
 from mpp.pretraining.build import PretrainingRun, build
 from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import draw, training_step
-from mpp.pretraining.survey import survey_source
+from mpp.pretraining.survey import survey_source, surveyed_images
 from mpp.training import training_run
 from mpp.training.loop import fit
 from tests import runs
@@ -148,7 +148,7 @@ def test_other_channels_run_end_to_end(channels: str, mean: str, predictions: in
     classes = 8 ** (int(channels) // predictions)
     assert losses_of(run, 2)[0] == pytest.approx(math.log(classes), abs=0.5)  # an untrained model knows nothing
     assert run.model.target.predictions == predictions
-    assert survey_source(run).images == 512
+    assert survey_source(run, surveyed_images(run)).images == 512
     changed = [not torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True)]
     assert sum(changed) > 0.9 * len(changed)  # the first update has a rate of 0
 

@@ -14,7 +14,7 @@ from mpp.objective.image_words import COMPONENTS, ImageComponents
 from mpp.pretraining import survey
 from mpp.pretraining.build import PretrainingRun
 from mpp.pretraining.step import components_of, training_step
-from mpp.pretraining.survey import FILE, survey_source, survey_whole_images
+from mpp.pretraining.survey import FILE, survey_source, survey_whole_images, surveyed_images
 from tests import runs
 from tests.pretraining.test_build import built
 
@@ -43,8 +43,9 @@ def built_in(folder: Path, source: str, **changed: str) -> PretrainingRun:
 def surveyed(source: str, folder: Path, **changed: str) -> PretrainingRun:
     run = built_in(folder, source, **changed)
     folder.mkdir(exist_ok=True)
-    survey_source(run)
-    survey_whole_images(run)
+    images = surveyed_images(run)
+    survey_source(run, images)
+    survey_whole_images(run, images)
     return run
 
 
@@ -67,7 +68,7 @@ def test_every_image_is_seen_whole(source: str, tmp_path: Path) -> None:
     pixels = np.load(source.removeprefix("array:"))
     whole = torch.stack([EvalTransform((16, 16))(image) for image in pixels])
     learnt = ImageComponents((2, 2), (8, 8), 3, flips=(False, True))
-    learnt.words.learn(survey._surveyed(run))
+    learnt.words.learn(surveyed_images(run))
     learnt.learn(learnt.quarters(whole))
     assert table(run).dtype == torch.float16
     np.testing.assert_allclose(table(run).float(), learnt.of(learnt.quarters(whole)), rtol=1e-2, atol=1e-2)
@@ -103,25 +104,26 @@ def test_a_run_that_goes_on_reads_what_it_kept_or_finds_it_again(
         with monkeypatch.context() as patched:
             if damage is None:
                 patched.setattr(survey, "extract_by_all", lambda *_, **__: pytest.fail("images were read again"))
-            survey_whole_images(later, new=False)
+            survey_whole_images(later)
         assert torch.equal(table(later), table(first))
         assert all(torch.equal(typical[name], value) for name, value in later.model.image_words.state_dict().items())
         assert torch.equal(torch.from_numpy(np.load(tmp_path / "run" / FILE)), table(first))
     with monkeypatch.context() as patched:  # as where another machine has no such file
         patched.setattr(survey.dist, "any_rank", lambda _: True)
         later.components = None
-        survey_whole_images(later, new=False)
+        survey_whole_images(later)
         assert torch.equal(table(later), table(first))
     np.save(tmp_path / "run" / FILE, np.zeros((79, COMPONENTS), np.float16))  # of other images
     later = built_in(tmp_path / "run", source)
-    survey_whole_images(later, new=False)
+    survey_whole_images(later)
     assert torch.equal(table(later), table(first))
 
 
 def test_a_dry_run_keeps_nothing(source: str, tmp_path: Path) -> None:
     run = built_in(tmp_path / "run", source)
-    survey_source(run)
-    survey_whole_images(run, dry=True)
+    images = surveyed_images(run)
+    survey_source(run, images)
+    survey_whole_images(run, images, dry=True)
     assert table(run).isfinite().all(dim=1).sum() == 64
     assert not (tmp_path / "run").exists()
 
