@@ -5,9 +5,8 @@ the corruption of a global batch.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from mpp.data.feed import DeviceBatch
 from mpp.data.seeds import derive_seed
@@ -26,7 +24,6 @@ from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.objective.objective import Figures
 from mpp.pretraining.build import PretrainingRun, build
 from mpp.pretraining.settings import FewshotConfig, PretrainConfig
-from mpp.training.loop import FiniteGuard, update
 from mpp.training.parallel import autocast
 from mpp.training.settings import ScheduleConfig
 
@@ -99,33 +96,4 @@ def endless_step(config: PretrainConfig, device: torch.device) -> tuple[Pretrain
         plain = replace(config, data=data, train=train, schedule=ScheduleConfig(), fewshot=FewshotConfig())
         run = build(plain, World(), device)
     run.settle_attention()
-    generator = torch.Generator().manual_seed(0)
-    shape = (run.micro_batch, channels, height, width)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
-    labels, index = torch.full((run.micro_batch,), -1, device=device), torch.zeros(run.micro_batch, dtype=torch.int64)
-
-    def batches() -> Iterator[DeviceBatch]:
-        while True:
-            for slot in range(0, run.schedule.batch_size, run.micro_batch):
-                yield {
-                    "images": images,
-                    "labels": labels,
-                    "index": index,
-                    "position": run.state.images_seen,
-                    "slot": slot,
-                }
-
-    constant_rate(run.state.optimizer)
-    endless, step, guard, numbers = batches(), training_step(run), FiniteGuard(run.state), count(1)
-
-    def make_update() -> None:
-        update(run.state, run.wrapped, endless, step, run.schedule, guard, next(numbers))
-        run.state.images_seen += run.schedule.batch_size
-
-    return run, make_update
-
-
-def constant_rate(optimizer: Optimizer) -> None:
-    """Sets a learning rate, which is otherwise the loop's to set."""
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-4
+    return run, run.endless_updates(training_step(run), (channels, height, width))

@@ -1,11 +1,12 @@
-"""How many images each arm of a study may see in equal time.
+"""How many images each arm of a study, and its longer training from scratch, may see in equal time.
 
-arms -> the training step of each, as its run would make it -> seconds per image, side by side
-     -> the first arm's images x its seconds, by the others' seconds -> equal_time.json, which is kept
+arms, scratch -> the training step of each, as its run would make it -> seconds per image, side by side
+              -> the first arm's images x its seconds, by the others' seconds -> equal_time.json, which is kept
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 
 from mpp.dist import World
+from mpp.downstream.labelled import Labelled
+from mpp.downstream.settings import FinetuneConfig
+from mpp.downstream.tuning import build_tuning, training_step
 from mpp.errors import UserError, without_credentials
 from mpp.pretraining.build import resolve_init
 from mpp.pretraining.settings import PretrainConfig
@@ -21,62 +25,113 @@ from mpp.pretraining.step import endless_step
 from mpp.study.settings import Arm
 from mpp.system.files import write_whole
 from mpp.training.parallel import choose_device
-from mpp.training.settings import chosen
+from mpp.training.settings import ScheduleConfig
 from mpp.training.timing import MEASURING, calls_lasting, in_turns, ratios, seconds_a_call
+from mpp.training.training_run import TrainingRun
+from mpp.weights.base import Weights
 
 EQUAL_TIME = "equal_time.json"
 _ROUNDS, _WARM_UP, _SAMPLE_SECONDS = 7, 2, 0.5
 
-Lengths = dict[str, dict[str, Any]]
-"""Arm -> {"ratio": its seconds per image over the first arm's, "images": that it manages in equal time, "flags": that
-set it apart}; in the file below "arms"."""
+MakeStep = Callable[[], tuple[TrainingRun, Callable[[], None]]]
+"""Builds a run, and a function that makes its next update."""
 
 
-def equal_lengths(folder: Path, arms: Sequence[Arm], images: int) -> Lengths:
-    """How many images each arm sees in the time that the first needs for `images`; measured once, then read.
+@dataclass(frozen=True)
+class EqualTime:
+    """How many images fit into the time of the first arm's pretraining."""
+
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Arm -> {"ratio": its seconds per image over the first arm's, "images": that fit, "flags": that set it apart}."""
+    longer: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Share of the labels -> {"ratio", "images"} of training from scratch on it."""
+
+
+def known_lengths(folder: Path) -> EqualTime:
+    """Reads what was measured for a study before; raises UserError for a file that cannot be read."""
+    path = folder / EQUAL_TIME
+    try:
+        return EqualTime(**json.loads(path.read_text("utf-8"))) if path.is_file() else EqualTime()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read; delete it to measure again") from error
+
+
+def equal_lengths(
+    folder: Path, arms: Sequence[Arm], images: int, scratch: Mapping[str, MakeStep] | None = None
+) -> EqualTime:
+    """How many images each side sees in the time that the first arm needs for `images`; measured once, then read.
+
+    `scratch`: the step of training from scratch, by share of the labels.
 
     Raises:
         UserError: lengths of another first arm in the folder, or a file that cannot be read.
     """
-    path = folder / EQUAL_TIME
-    try:
-        known: Lengths = json.loads(path.read_text("utf-8"))["arms"] if path.is_file() else {}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read; delete it to measure again") from error
+    known, scratch = known_lengths(folder), scratch or {}
     default, flags = arms[0].name, {arm.name: without_credentials(arm.flags) for arm in arms}
     first = {"ratio": 1.0, "images": images, "flags": flags[default]}
     # Files of an older version lack the flags.
-    before = {name: {"flags": own} | known[name] for name, own in flags.items() if name in known}
-    if known and before.get(default) != first:
-        raise UserError(
-            f"{path} is of another first arm, or of other flags or another length of it; choose another --run-dir"
-        )
+    before = {name: {"flags": own} | known.arms[name] for name, own in flags.items() if name in known.arms}
+    if known.arms and before.get(default) != first:
+        what = f"{folder / EQUAL_TIME} is of another first arm, or of other flags or another length of it"
+        raise UserError(f"{what}; choose another --run-dir")
     missing = [arm for arm in arms[1:] if arm.name not in before or before[arm.name]["flags"] != flags[arm.name]]
-    if known and not missing:
+    shares = [share for share in scratch if share not in known.longer]
+    if known.arms and not missing and not shares:
         return known
-    known[default] = first
-    for arm, ratio in zip(missing, step_time_ratios([arm.pretrain for arm in [arms[0], *missing]]), strict=True):
-        size = chosen(arm.pretrain.train.batch_size)
-        steps = max(1, round(images / ratio / size))
-        known[arm.name] = {"ratio": ratio, "images": size * steps, "flags": flags[arm.name]}
-    write_whole(path, json.dumps({"arms": known}, indent=2) + "\n")
-    return known
+    found = EqualTime(known.arms | {default: first}, dict(known.longer))
+    makers = [pretraining_step(arm.pretrain) for arm in (arms[0], *missing)] + [scratch[share] for share in shares]
+    for side, (ratio, size) in zip((*missing, *shares), step_time_ratios(makers), strict=True):
+        length = {"ratio": ratio, "images": size * max(1, round(images / ratio / size))}
+        if isinstance(side, str):
+            found.longer[side] = length
+        else:
+            found.arms[side.name] = length | {"flags": flags[side.name]}
+    write_whole(folder / EQUAL_TIME, json.dumps(vars(found), indent=2) + "\n")
+    return found
 
 
-def step_time_ratios(configs: Sequence[PretrainConfig]) -> list[float]:
-    """Seconds per image of each training step but the first, over the first's: medians over rounds of all of them.
+def pretraining_step(config: PretrainConfig) -> MakeStep:
+    """The step of a pretraining; its config has no auto left."""
 
-    Whole steps as the runs make them, with the optimiser, on images that lie on the device.
+    def make() -> tuple[TrainingRun, Callable[[], None]]:
+        device = choose_device(config.train.device, World(), "train.device")
+        return endless_step(resolve_init(config, World())[0], device)
+
+    return make
+
+
+def scratch_step(config: FinetuneConfig, labelled: Labelled, encoder: Weights) -> MakeStep:
+    """The step of training from scratch on these labels: `encoder` has no weights yet."""
+
+    def make() -> tuple[TrainingRun, Callable[[], None]]:
+        device = choose_device(config.train.device, World(), "finetune.train.device")
+        # The images that are timed are random ones: none need be decoded.
+        data, train = replace(config.data, cache="none"), replace(config.train, length="1M steps")
+        plain = replace(config, data=data, train=train, schedule=ScheduleConfig())
+        run = build_tuning(plain, labelled, 1e-4, World(), device, encoder)
+        run.settle_attention()
+        return run, run.endless_updates(training_step(run), (encoder.in_chans, *run.image_hw))
+
+    return make
+
+
+def step_time_ratios(makers: Sequence[MakeStep]) -> list[tuple[float, int]]:
+    """Of each training step but the first, the seconds per image over the first's, and how many images it takes.
+
+    Medians over rounds of all of them. Whole steps as the runs make them, with the optimiser, on images that lie on the
+    device.
     """
-    device = choose_device(configs[0].train.device, World(), "train.device")
     sides: dict[int, Callable[[], float]] = {}
+    sizes: list[int] = []
     # Each is compiled for itself, however many there are.
-    with MEASURING, torch._dynamo.config.patch(recompile_limit=8 * len(configs)):
-        for number, config in enumerate(configs):
-            _, step = endless_step(resolve_init(config, World())[0], device)
-            seconds_a_call(step, device, _WARM_UP)
-            sides[number] = partial(seconds_a_call, step, device, calls_lasting(_SAMPLE_SECONDS, step, device))
+    with MEASURING, torch._dynamo.config.patch(recompile_limit=8 * len(makers)):
+        for number, make in enumerate(makers):
+            run, step = make()
+            sizes.append(run.schedule.batch_size)
+            seconds_a_call(step, run.device, _WARM_UP)
+            calls = calls_lasting(_SAMPLE_SECONDS, step, run.device)
+            sides[number] = partial(seconds_a_call, step, run.device, calls)
         taken = in_turns(sides, _ROUNDS)
     torch.compiler.reset()
-    images = [chosen(config.train.batch_size) for config in configs]
-    return [float(np.median(ratios(taken[i], taken[0]))) * images[0] / images[i] for i in range(1, len(configs))]
+    per_image = [float(np.median(ratios(taken[i], taken[0]))) * sizes[0] / size for i, size in enumerate(sizes)]
+    return list(zip(per_image, sizes, strict=True))[1:]

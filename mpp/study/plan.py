@@ -1,10 +1,8 @@
 """The runs of a study, before anything is trained: its pretrainings, its fine-tuning runs, and the config of each."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mpp.config import differences, from_file, to_dict
 from mpp.data.sources.opening import open_source
@@ -14,6 +12,7 @@ from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.pretraining.build import resolve_init, settle_config
 from mpp.pretraining.encoder_choice import choose_encoder
 from mpp.pretraining.settings import PretrainConfig
+from mpp.study.equal_time import EqualTime
 from mpp.study.settings import LONGER, PRETRAINED, RANDOM, SCRATCH, Arm, StudyConfig, folder_name
 from mpp.training.auto import Facts, settle
 from mpp.training.duration import parse_duration
@@ -53,21 +52,21 @@ class Pretraining:
         return not differences(PretrainConfig, to_dict(before), to_dict(replace(filled, model=model)))
 
 
-def pretrainings(config: StudyConfig, lengths: Mapping[str, Mapping[str, Any]]) -> list[Pretraining]:
+def pretrainings(config: StudyConfig, timed: EqualTime | None = None) -> list[Pretraining]:
     """All pretrainings, every arm with the first seed, then with the next; none where weights are given instead.
 
     Args:
-        lengths: by arm, the "images" of equal time; an arm with a length of its own keeps that.
+        timed: images of the arms in equal time, where it is known; an arm with a length of its own keeps that.
     """
     if config.init:
         return []
     found: list[Pretraining] = []
-    arms = config.parsed_arms()
+    arms, lengths = config.parsed_arms(), timed.arms if timed else {}
     for seed in config.pretrain_seeds:
         for number, arm in enumerate(arms):
             base = arm.pretrain
-            timed = number and arm.name in lengths and base.train.length == config.pretrain.train.length
-            length = f"{lengths[arm.name]['images']} images" if timed else base.train.length
+            equal = number and arm.name in lengths and base.train.length == config.pretrain.train.length
+            length = f"{lengths[arm.name]['images']} images" if equal else base.train.length
             folder = Path(config.run_dir) / "pretrain" / arm.folder / f"seed_{seed}"
             download = config.download or base.data.download
             data = replace(base.data, source=base.data.source or config.data, download=download)
@@ -109,10 +108,16 @@ class FinetuneRun:
         return f"{self.side}, {self.labels} of the labels, seed {self.seed}"
 
 
-def finetune_runs(config: StudyConfig, labelled: Labelled, pretrained: int) -> list[FinetuneRun]:
+def finetune_runs(
+    config: StudyConfig, labelled: Labelled, pretrained: int, timed: EqualTime | None = None
+) -> list[FinetuneRun]:
     """All sides of a setting next to each other, so that a study that is stopped early can compare them.
 
-    Runs that choose a learning rate for all shares come first. `pretrained`: images that the first arm sees.
+    Runs that choose a learning rate for all shares come first.
+
+    Args:
+        pretrained: images that the first arm sees.
+        timed: images that longer training from scratch sees in the same time, where it is known.
     """
     lengths = config.lengths or (config.finetune.train.length,) * len(config.labels)
     arms = (PRETRAINED,) if config.init else tuple(arm.name for arm in config.parsed_arms())
@@ -122,7 +127,8 @@ def finetune_runs(config: StudyConfig, labelled: Labelled, pretrained: int) -> l
             found.append(FinetuneRun(SCRATCH, labels, length, seed, None))
             if labels in config.longer:
                 tuned = _tuned_images(config.finetune, length, take_fraction(labelled, labels, config.seeds[0]))
-                found.append(FinetuneRun(LONGER, labels, f"{tuned + pretrained} images", seed, None))
+                more = timed.longer[labels]["images"] if timed and labels in timed.longer else pretrained
+                found.append(FinetuneRun(LONGER, labels, f"{tuned + more} images", seed, None))
             start = None if config.init else config.pretrain_seeds[number % len(config.pretrain_seeds)]
             found += [FinetuneRun(arm, labels, length, seed, start) for arm in arms]
     return sorted(found, key=lambda run: (run.labels, run.seed) != (config.tune_at, config.seeds[0]))

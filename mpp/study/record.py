@@ -20,7 +20,7 @@ from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import without_credentials
 from mpp.pretraining.build import build_model
 from mpp.pretraining.settings import PretrainConfig
-from mpp.study.equal_time import Lengths
+from mpp.study.equal_time import EqualTime
 from mpp.study.frozen import Figures, saved_figures
 from mpp.study.plan import FinetuneRun, Plan, Pretraining, StartPoint
 from mpp.system.files import read_csv, write_whole
@@ -46,10 +46,10 @@ class Record:
     Args:
         plan: of the study.
         test_images_seen: by arm, how many test images its pretraining sees, where it sees any.
-        lengths: of equal time.
+        timed: what equal time was measured for.
     """
 
-    def __init__(self, plan: Plan, test_images_seen: Mapping[str, int] | None = None, lengths: Lengths | None = None):
+    def __init__(self, plan: Plan, test_images_seen: Mapping[str, int] | None = None, timed: EqualTime | None = None):
         self._plan = plan
         self._path = Path(plan.config.run_dir) / FILE
         self._seconds: dict[Path, float] = {}
@@ -71,7 +71,7 @@ class Record:
                 "classes": len(labelled.classes),
                 **seen,
             },
-            "equal_time": {"arms": without_folders(lengths)} if lengths else None,
+            "equal_time": _measured(timed) if timed and timed.arms else None,
             "pretraining": [],
             "finetuning": [],
             "fewshot": [],
@@ -179,6 +179,11 @@ def _environments(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Each environment once, with the number of runs it started; a run that was resumed elsewhere counts for both."""
     texts = [text for starts in runs for text in dict.fromkeys(json.dumps(_made_by(start)) for start in starts)]
     return [{**json.loads(text), "runs": number} for text, number in Counter(texts).items()]
+
+
+def _measured(timed: EqualTime) -> dict[str, Any]:
+    """Lengths in equal time as data; without the longer training from scratch where there is none."""
+    return {"arms": without_folders(timed.arms)} | ({"longer": timed.longer} if timed.longer else {})
 
 
 def without_folders(value: Any) -> Any:

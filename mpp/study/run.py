@@ -34,12 +34,12 @@ from mpp.errors import UserError
 from mpp.model.encoder import model_args
 from mpp.pretraining.build import build_model
 from mpp.report.visualize import REPORT, write_report
-from mpp.study.equal_time import EQUAL_TIME, Lengths, equal_lengths
+from mpp.study.equal_time import EQUAL_TIME, EqualTime, MakeStep, equal_lengths, known_lengths, scratch_step
 from mpp.study.plan import Plan, Pretraining, finetune_runs, images_of, pretrainings
 from mpp.study.record import Record
 from mpp.study.report import write
 from mpp.study.scheduler import lock_of, run_tasks
-from mpp.study.settings import SCRATCH, StudyConfig
+from mpp.study.settings import LONGER, SCRATCH, StudyConfig
 from mpp.study.tasks import StudyTasks
 from mpp.system.files import claimed, write_whole
 from mpp.weights.base import Weights
@@ -67,23 +67,24 @@ def run(config: StudyConfig) -> int:
     for note in labelled.notes:
         print(f"note: {note}", file=sys.stderr)
     test_images_seen = _check(config, labelled)
-    planned = pretrainings(config, {})
+    planned = pretrainings(config)
     images = images_of(planned[0].resolved) if config.longer or config.equal_time else 0
     before = _earlier_config(folder, config)
-    plan = Plan(config, labelled, planned, finetune_runs(config, labelled, images))
+    timed = known_lengths(folder) if config.equal_time else EqualTime()
+    plan = Plan(config, labelled, planned, finetune_runs(config, labelled, images, timed))
     check_finished(plan, before)
     try:
         write_whole(folder / "config.yaml", to_yaml(config))
     except OSError as error:
         raise UserError(f"cannot write to the study's folder {folder}: {error.strerror}") from error
-    lengths: Lengths = {}
     if config.equal_time:
         with claimed(lock_of(folder, folder / EQUAL_TIME), wait=True):
             last = {one.arm.name: one for one in planned}
             arms = [replace(one.arm, pretrain=one.resolved) for one in last.values()]
-            lengths = equal_lengths(folder, arms, images)
-        plan = replace(plan, pretrainings=pretrainings(config, lengths))
-    record = Record(plan, test_images_seen, lengths)
+            timed = equal_lengths(folder, arms, images, _scratch_steps(plan))
+        runs = finetune_runs(config, labelled, images, timed)
+        plan = replace(plan, pretrainings=pretrainings(config, timed), finetunings=runs)
+    record = Record(plan, test_images_seen, timed)
     status = run_tasks(StudyTasks(plan, record).tasks())
     if status:
         return status
@@ -106,10 +107,10 @@ def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
             print(f"note: {note}", file=sys.stderr)
     else:
         seen = check_apart(config, labelled)
-        encoders = [_new_encoder(one) for one in {one.arm.name: one for one in pretrainings(config, {})}.values()]
+        encoders = [_new_encoder(one) for one in {one.arm.name: one for one in pretrainings(config)}.values()]
     for weights in encoders:
         FrozenEncoder(weights, layers=config.layers, device=torch.device("cpu"))  # refuses layers that are not there
-    plan = Plan(config, labelled, pretrainings(config, {}), finetune_runs(config, labelled, 0))
+    plan = Plan(config, labelled, pretrainings(config), finetune_runs(config, labelled, 0))
     for labels, one in {one.labels: one for one in plan.finetunings if one.side == SCRATCH}.items():
         tuned = plan.finetune_config(one)
         part = take_fraction(labelled, labels, one.seed)
@@ -118,6 +119,16 @@ def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
         rate = max((lr for lr in tuned.optim.lr if lr != "auto"), default=1e-3)
         build_tuning(tuned, part, rate, World(), torch.device("cpu"), encoders[0])
     return seen
+
+
+def _scratch_steps(plan: Plan) -> dict[str, MakeStep]:
+    """What `equal_lengths` measures of the longer training from scratch, by share of the labels."""
+    encoder = _new_encoder(plan.pretrainings[0])
+    first = {one.labels: one for one in reversed(plan.finetunings) if one.side == LONGER}
+    return {
+        labels: scratch_step(plan.finetune_config(one), take_fraction(plan.labelled, labels, one.seed), encoder)
+        for labels, one in first.items()
+    }
 
 
 def check_apart(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
@@ -135,7 +146,7 @@ def check_apart(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
             try:
                 source = open_source(spec, download=config.download or data.download, keep=data.keep)
             except SourceError as error:
-                if not all(one.finished for one in pretrainings(config, {}) if one.arm.name == arm.name):
+                if not all(one.finished for one in pretrainings(config) if one.arm.name == arm.name):
                     raise
                 what = f"the test images were not compared with those that {arm.name} was pretrained on"
                 print(f"note: {what}: {error}", file=sys.stderr)

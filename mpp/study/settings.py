@@ -54,14 +54,15 @@ class StudyConfig:
     """Each arm is pretrained with each of them; fine-tuning takes them in turn, one for each of seeds."""
     equal_time: bool = False
     """Each arm sees as many images as its step, timed here, manages in the time of the first arm's pretraining; one
-    with another train.length than pretrain's keeps that."""
+    with another train.length than pretrain's keeps that. `longer` goes by that time, too."""
     labels: tuple[str, ...] = field(default=("1%", "10%", "100%"), metadata={"free": True})
     """Shares of the labels."""
     lengths: tuple[str, ...] = field(default=(), metadata={"free": True})
     """Length of the fine-tuning for each of these shares. Empty: finetune.train.length for all."""
     longer: tuple[str, ...] = field(default=(), metadata={"free": True})
     """Those of the shares at which scratch is trained a second time, with as many images more as the first arm's
-    pretraining saw: for equal total compute. It takes the learning rate of scratch."""
+    pretraining saw, or with equal_time as fit into its time: for equal total compute. It takes scratch's learning
+    rate."""
     tune_at: str = field(default="", metadata={"free": True})
     """Share at which alone each side chooses its learning rate, where there are several. Empty: at each share."""
     seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata={"free": True})

@@ -107,3 +107,9 @@ def average_warning(decay: float, steps: int) -> str:
         f"optim.ema_decay {decay:g} over {steps:,} steps: {share:.0%} of the average, which is what is saved and "
         f"tested, is still the weights after the first step; try --optim.ema-decay {max(0.0, 1 - 10 / steps):.4g}"
     )
+
+
+def constant_rate(optimizer: Optimizer) -> None:
+    """Set a learning rate, which is otherwise the loop's to set."""
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4

@@ -1,7 +1,8 @@
 """The parts of a training run, whatever it trains, and what pretraining and fine-tuning do with them alike."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from mpp.training.auto import Choice
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.data_stalls import data_notes
 from mpp.training.doubts import doubts
-from mpp.training.loop import State
-from mpp.training.optim import build_ema, build_optimizer, parameter_groups
+from mpp.training.loop import FiniteGuard, State, Step, update
+from mpp.training.optim import build_ema, build_optimizer, constant_rate, parameter_groups
 from mpp.training.parallel import DTYPES, prepare
 from mpp.training.provenance import record_start
 from mpp.training.run_folder import once_a_machine
@@ -139,6 +140,31 @@ class TrainingRun:
             decode=self.decode,
             report_bad=report_bad,
         )
+
+    def endless_updates(self, step: Step, shape: tuple[int, int, int]) -> Callable[[], None]:
+        """Return a function that makes the next update, for timing.
+
+        Its images of that shape (channels, height, width; random ones, on the device), their labels (class 0) and the
+        learning rate are always the same.
+        """
+        generator, size = torch.Generator().manual_seed(0), self.micro_batch
+        images = torch.randint(0, 256, (size, *shape), dtype=torch.uint8, generator=generator).to(self.device)
+        labels, index = torch.zeros(size, dtype=torch.int64, device=self.device), torch.zeros(size, dtype=torch.int64)
+
+        def batches() -> Iterator[DeviceBatch]:
+            while True:
+                for slot in range(0, self.schedule.batch_size, size):
+                    position = self.state.images_seen
+                    yield {"images": images, "labels": labels, "index": index, "position": position, "slot": slot}
+
+        constant_rate(self.state.optimizer)
+        endless, guard, numbers = batches(), FiniteGuard(self.state), count(1)
+
+        def make_update() -> None:
+            update(self.state, self.wrapped, endless, step, self.schedule, guard, next(numbers))
+            self.state.images_seen += self.schedule.batch_size
+
+        return make_update
 
 
 def training_workers(data: DataConfig, world: World, device: torch.device) -> int:

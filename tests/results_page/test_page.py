@@ -191,6 +191,18 @@ def test_a_study_of_some_shares_is_not_in_the_headline() -> None:
 
 
 @pytest.mark.usefixtures("blank")
+def test_longer_training_from_scratch_says_what_it_was_given() -> None:
+    content = study("benefit_new", {"usual": ("", 0.1)}, longer=("1%",))
+    assert "about equal total compute, counted in images" in " ".join(_page(content).split())
+    content["equal_time"] = {"arms": {}, "longer": {"1%": {"ratio": 2.2, "images": 136_384}}}
+    assert 'the pretraining "usual" (136,384 at 1 %; both steps timed side by side)' in " ".join(_page(content).split())
+
+
+def _page(content: dict[str, Any]) -> str:
+    return render({content["name"]: Study(content, content["name"])})["studies.md"]
+
+
+@pytest.mark.usefixtures("blank")
 def test_the_tool_says_that_the_headline_stays(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(root, [folder_of(root, study("benefit_new", {"usual": ("", 0.1)}) | {"finished": False})])
     assert (root / "README.md").read_text("utf-8") == MARKED

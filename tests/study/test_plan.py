@@ -12,11 +12,13 @@ import torch
 from mpp.config import overridden, to_yaml
 from mpp.data.sources.in_memory import ListSource
 from mpp.downstream.labelled import label
+from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
+from mpp.model.encoder import model_args
 from mpp.model.settings import ModelConfig
 from mpp.pretraining.settings import PretrainConfig
 from mpp.study import equal_time
-from mpp.study.equal_time import EQUAL_TIME, equal_lengths, step_time_ratios
+from mpp.study.equal_time import EQUAL_TIME, EqualTime, equal_lengths, pretraining_step, scratch_step, step_time_ratios
 from mpp.study.plan import FinetuneRun, Plan, finetune_runs, images_of, pretrainings
 from mpp.study.settings import LONGER, StudyConfig
 from mpp.training.settings import TrainConfig
@@ -43,11 +45,11 @@ def labelled(images: int):
 
 def planned(config: StudyConfig, images: int = 160) -> Plan:
     of = labelled(images)
-    return Plan(config, of, pretrainings(config, {}), finetune_runs(config, of, 1600))
+    return Plan(config, of, pretrainings(config), finetune_runs(config, of, 1600))
 
 
 def test_every_arm_is_pretrained_with_every_seed() -> None:
-    runs = pretrainings(study(pretrain_seeds=(0, 3)), {"a": {"images": 7}, "b": {"images": 640}})
+    runs = pretrainings(study(pretrain_seeds=(0, 3)), EqualTime({"a": {"images": 7}, "b": {"images": 640}}))
     assert [(run.arm.name, run.config.train.seed, run.config.run_dir) for run in runs] == [
         (arm, seed, f"runs/s/pretrain/{arm}/seed_{seed}") for seed in (0, 3) for arm in "ab"
     ]
@@ -58,13 +60,13 @@ def test_every_arm_is_pretrained_with_every_seed() -> None:
     assert images_of(runs[0].config) == 1600
     # An arm with a length of its own keeps that, too.
     config = study(arms=("a: --train.length '50 steps'", "b", "c: --train.length '900 images'"))
-    runs = pretrainings(config, {name: {"images": 640} for name in "abc"})
+    runs = pretrainings(config, EqualTime({name: {"images": 640} for name in "abc"}))
     assert [run.config.train.length for run in runs] == ["50 steps", "640 images", "900 images"]
 
 
 def test_a_pretraining_whose_encoder_was_chosen_is_finished(tmp_path: Path) -> None:
     auto = replace(TINY, model=replace(TINY.model, name="auto", img_size="auto", patch_size=()))
-    run = pretrainings(study(pretrain=auto, run_dir=str(tmp_path)), {})[0]
+    run = pretrainings(study(pretrain=auto, run_dir=str(tmp_path)))[0]
     assert not run.finished
     (run.folder / "model").mkdir(parents=True)
     (run.folder / "model" / "config.json").touch()
@@ -87,6 +89,9 @@ def test_sides_of_a_setting_stand_together_and_take_the_pretrainings_in_turn() -
                 expected.append(FinetuneRun(LONGER, labels, f"{160 + 1600} images", seed, None))
             expected += [FinetuneRun(arm, labels, length, seed, start) for arm in "ab"]
     assert planned(config).finetunings == expected
+    # In equal time: as many images more as were measured.
+    timed = finetune_runs(config, labelled(160), 1600, EqualTime(longer={"50%": {"images": 640}}))
+    assert {run.length for run in timed if run.side == LONGER} == {"800 images"}
 
 
 def test_the_share_that_chooses_the_rates_comes_first() -> None:
@@ -123,29 +128,44 @@ def test_scratch_is_the_first_arm_s_encoder_and_has_no_layer_decay() -> None:
 
 def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
-    monkeypatch.setattr(equal_time, "step_time_ratios", lambda of: measured.append(len(of)) or [ratio] * (len(of) - 1))
+
+    def ratios(makers: list[Any]) -> list[tuple[float, int]]:
+        measured.append(len(makers))
+        return [(ratio, 16)] * (len(makers) - 1)
+
+    monkeypatch.setattr(equal_time, "step_time_ratios", ratios)
     arms, ratio = study(arms=("a", "b: --train.batch_size 32", "c")).parsed_arms(), 0.5
-    found = equal_lengths(tmp_path, arms[:2], 1600)
+    found = equal_lengths(tmp_path, arms[:2], 1600).arms
     assert found == {
         "a": {"ratio": 1.0, "images": 1600, "flags": ""},
         "b": {"ratio": 0.5, "images": 3200, "flags": "--train.batch_size 32"},
     }
-    assert json.loads((tmp_path / EQUAL_TIME).read_text()) == {"arms": found}
+    assert json.loads((tmp_path / EQUAL_TIME).read_text()) == {"arms": found, "longer": {}}
     ratio = 3.0
-    later = equal_lengths(tmp_path, arms, 1600)  # an arm more: it alone is measured beside the first
-    assert later == {**found, "c": {"ratio": 3.0, "images": 528, "flags": ""}}  # 533 images in whole steps of 16
-    assert equal_lengths(tmp_path, arms, 1600) == later
+    later = {**found, "c": {"ratio": 3.0, "images": 528, "flags": ""}}  # 533 images in whole steps of 16
+    assert equal_lengths(tmp_path, arms, 1600).arms == later  # an arm more: it alone is measured beside the first
+    assert equal_lengths(tmp_path, arms, 1600).arms == later
     assert measured == [2, 2]
     with pytest.raises(UserError, match="another first arm"):
         equal_lengths(tmp_path, arms[1:], 1600)
     with pytest.raises(UserError, match="of other flags"):
         equal_lengths(tmp_path, study(arms=("a: --train.seed 0", "c")).parsed_arms(), 1600)
+    # Training from scratch is measured beside them, each share of the labels once.
+    ratio, scratch = 2.0, {share: pretraining_step(TINY) for share in ("1%", "10%")}
+    longer = {"1%": {"ratio": 2.0, "images": 800}}
+    assert equal_lengths(tmp_path, arms, 1600, {"1%": scratch["1%"]}) == EqualTime(later, longer)
+    ratio = 4.0
+    longer |= {"10%": {"ratio": 4.0, "images": 400}}
+    for _ in range(2):
+        assert equal_lengths(tmp_path, arms, 1600, scratch) == EqualTime(later, longer)
+    assert measured == [2, 2, 2, 2]
     # An arm with other flags makes another step.
+    ratio = 3.0
     again = equal_lengths(tmp_path, study(arms=("a", "b: --objective.bits 4", "c")).parsed_arms(), 1600)
-    assert again == {**later, "b": {"ratio": 3.0, "images": 528, "flags": "--objective.bits 4"}}
+    assert again == EqualTime({**later, "b": {"ratio": 3.0, "images": 528, "flags": "--objective.bits 4"}}, longer)
     older = {"a": {"ratio": 1.0, "images": 1600}, "b": {"ratio": 0.5, "images": 3200}}  # which lacks the flags
     (tmp_path / EQUAL_TIME).write_text(json.dumps({"arms": older}))
-    assert equal_lengths(tmp_path, study().parsed_arms(), 1600) == older
+    assert equal_lengths(tmp_path, study().parsed_arms(), 1600) == EqualTime(older)
 
 
 @pytest.fixture
@@ -160,7 +180,21 @@ def test_equal_time_of_weights_that_are_gone_on_from(tmp_path: Path) -> None:
     weights = Weights("vit_tiny_patch16_224", size, None, (32, 32))
     write_timm_folder(replace(weights, state=build(weights).state_dict()), tmp_path)
     config = PretrainConfig(init=str(tmp_path), train=TINY.train)  # the weights say the rest
-    assert len(step_time_ratios([config, config])) == 1
+    assert [size for _, size in step_time_ratios([pretraining_step(config)] * 2)] == [16]
+
+
+@pytest.mark.usefixtures("short")
+def test_scratch_is_timed_by_its_own_step() -> None:
+    plan = planned(study(finetune=replace(FinetuneConfig(), train=TrainConfig(batch_size=32, device="cpu"))))
+    encoder = Weights("vit_tiny_patch16_224", model_args(TINY.model), None, (32, 32))
+    config = plan.finetune_config(plan.finetunings[0], 1e-3)
+    run, make_update = scratch_step(config, plan.labelled, encoder)()
+    before = run.model.head.weight.detach().clone()
+    make_update()
+    assert run.state.images_seen == run.schedule.batch_size == 32
+    assert not torch.equal(run.model.head.weight, before)
+    ((ratio, size),) = step_time_ratios([pretraining_step(TINY), lambda: (run, make_update)])
+    assert (ratio > 0, size) == (True, 32)
 
 
 @pytest.mark.slow
@@ -168,5 +202,8 @@ def test_equal_time_of_weights_that_are_gone_on_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 def test_a_deeper_encoder_takes_longer(device: str) -> None:
     shallow = replace(TINY, train=replace(TINY.train, device=device, compile="off"))
-    same, more = step_time_ratios([shallow, shallow, replace(shallow, model=replace(TINY.model, depth=24))])
+    deep = replace(TINY.model, depth=24)
+    (same, _), (more, _) = step_time_ratios(
+        [pretraining_step(config) for config in (shallow, shallow, replace(shallow, model=deep))]
+    )
     assert more > 1.5 * same

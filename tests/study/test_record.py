@@ -14,7 +14,7 @@ from mpp.downstream.labelled import open_labelled
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
 from mpp.study import tasks
-from mpp.study.equal_time import Lengths
+from mpp.study.equal_time import EqualTime
 from mpp.study.frozen import saved_figures
 from mpp.study.plan import Plan, Pretraining, pretrainings
 from mpp.study.record import Record
@@ -60,9 +60,9 @@ def end_frozen(config: StudyConfig, side: str, seed: int, figures: dict[str, Any
     return inputs
 
 
-def written(plan: Plan, lengths: Lengths | None = None) -> dict[str, Any]:
+def written(plan: Plan, timed: EqualTime | None = None) -> dict[str, Any]:
     """study.json of a plan."""
-    Record(plan, lengths=lengths).write()
+    Record(plan, timed=timed).write()
     return json.loads((Path(plan.config.run_dir) / "study.json").read_text())
 
 
@@ -86,7 +86,7 @@ def test_test_images_among_the_pretraining_data_are_counted(tmp_path: Path, caps
     (tmp_path / "more.npy").unlink()
     with pytest.raises(UserError, match=r"there is no file .*more\.npy"):
         check_apart(config, of)
-    for run in pretrainings(config, {}):
+    for run in pretrainings(config):
         end(run)
     assert check_apart(config, of) == {}
     assert "test images were not compared with those that b was pretrained on: array:" in capsys.readouterr().err
@@ -116,7 +116,8 @@ def test_runs_stand_in_order_with_all_that_made_them(tmp_path: Path) -> None:
     end(plan.pretrainings[0], FIRST, FIRST, SECOND)
     chosen = {"layer": -1, "pool": "quarters", "held_out": 0.6, "top1": 0.7}
     end_frozen(plan.config, "a", 0, {"fewshot": [], "probe": 0.5, "probe_chosen": chosen})
-    document = written(plan, {"b": {"ratio": 1.0, "images": 1, "flags": "--data.source folder:/home/me/x"}})
+    timed = EqualTime({"b": {"ratio": 1.0, "images": 1, "flags": "--data.source folder:/home/me/x"}})
+    document = written(plan, timed)
     assert [run["arm"] for run in document["pretraining"]] == ["a", "b"]
     # A twentieth of 101 steps: one at 53, and fifty at 2.
     final = document["pretraining"][0]["final"]
@@ -124,7 +125,9 @@ def test_runs_stand_in_order_with_all_that_made_them(tmp_path: Path) -> None:
     assert document["environment"] == {"time": "2", **SECOND}
     assert document["environments"] == [{**FIRST, "runs": 2}, {**SECOND, "runs": 1}]
     assert document["probes"] == [{"side": "a", "pretrain_seed": 0, "top1": 0.5, "chosen": chosen}]
-    assert document["equal_time"]["arms"]["b"]["flags"] == "--data.source folder:x"
+    assert document["equal_time"] == {"arms": {"b": timed.arms["b"] | {"flags": "--data.source folder:x"}}}
+    longer = {"1%": {"ratio": 2.0, "images": 800}}
+    assert written(plan, replace(timed, longer=longer))["equal_time"]["longer"] == longer
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -162,7 +165,7 @@ def test_figures_of_frozen_encoders_are_found_by_their_settings(tmp_path: Path) 
 
 def test_labelled_images_without_pretraining(tmp_path: Path) -> None:
     config = study(run_dir=str(tmp_path), arms=(), init="runs/first")
-    plan = Plan(config, labelled(8), pretrainings(config, {}), [])
+    plan = Plan(config, labelled(8), pretrainings(config), [])
     assert plan.pretrainings == []
     assert set(plan.encoders.values()) == {("random", None), ("pretrained", None)}
     assert written(plan)["data"] == {"train_images": 8, "test_images": 4, "classes": 4}

@@ -200,6 +200,18 @@ def test_two_processes_share_a_study_and_one_goes_on_for_a_killed_one(
         assert pool == "token" or probe["chosen"]["top1"] == probe["top1"]
 
 
+def test_in_equal_time_longer_training_goes_by_its_own_step(source: str, tmp_path: Path) -> None:
+    few = {"arms": "", "pretrain_seeds": "0", "seeds": "0", "layers": "-1", "pretrain__train__length": "64 steps"}
+    words = command(source, tmp_path, equal_time="true", **few)
+    runs.call(words)
+    measured = json.loads((tmp_path / "study.json").read_text())["equal_time"]["longer"]["50%"]
+    assert measured["images"] == 8 * round(64 * 16 / measured["ratio"] / 8)
+    steps = [result(tmp_path, side, "50%", 0)["steps"] for side in ("scratch", "scratch, longer")]
+    assert steps[1] - steps[0] == measured["images"] // 8
+    out, _ = runs.call(words)  # with what was measured before
+    assert out.count("was done before") == 1 + 5
+
+
 # The last one, for it adds to the study that the others look at.
 def test_a_share_of_the_labels_may_be_added(done: tuple[Path, str], source: str) -> None:
     more = {"labels": "50%,75%,100%", "lengths": "4 steps,4 steps,6 steps", "layers": "-1"}

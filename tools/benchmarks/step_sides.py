@@ -23,10 +23,10 @@ from mpp.model.settings import ModelConfig
 from mpp.objective.masking import Corruption, draw_corruption, pick_patches
 from mpp.pretraining.build import PretrainingRun, build_model
 from mpp.pretraining.settings import PretrainConfig
-from mpp.pretraining.step import constant_rate, endless_step, training_step
+from mpp.pretraining.step import endless_step, training_step
 from mpp.system.meta_device import on_meta
 from mpp.training.loop import fit
-from mpp.training.optim import build_optimizer, parameter_groups
+from mpp.training.optim import build_optimizer, constant_rate, parameter_groups
 from mpp.training.parallel import autocast, prepare
 from mpp.training.settings import OptimConfig, TrainConfig
 from mpp.training.timing import calls_lasting, seconds_a_call
