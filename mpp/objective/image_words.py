@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpp.objective.words import VisualWords, k_means, nearness
+from mpp.objective.words import VisualWords, k_means, nearness, principal_axes
 
 IMAGE_WORDS = 512
 COMPONENTS = 128
@@ -46,12 +46,10 @@ class ImageComponents(nn.Module):
     @torch.no_grad()
     def learn(self, quarters: Float[Tensor, "images values"]) -> None:
         """Sets the principal components by the `quarters` of images; on the CPU, always in the same way."""
-        middle = quarters.mean(dim=0)
-        quarters = quarters - middle
-        values, vectors = torch.linalg.eigh(quarters.T @ quarters / len(quarters))
-        values, vectors = values[-COMPONENTS:].clamp(min=0), vectors[:, -COMPONENTS:]
+        middle, variances, axes = principal_axes(quarters)
+        variances, axes = variances[-COMPONENTS:], axes[:, -COMPONENTS:]
         self.middle.copy_(middle)
-        self.whitening.copy_(vectors * (values + _WHITE * values.mean() + 1e-6).rsqrt())
+        self.whitening.copy_(axes * (variances + _WHITE * variances.mean() + 1e-6).rsqrt())
 
     @torch.no_grad()
     def quarters(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch values"]:

@@ -60,11 +60,9 @@ class VisualWords(nn.Module):
         height, width = self._cells(images)
         images = images[: -(-_MOST_WINDOWS // (height * width))]  # or hundreds of large images would fill the memory
         windows = self._cut(images.cpu()).flatten(0, 1)
-        middle = windows.mean(dim=0)
-        windows = windows - middle
-        values, vectors = torch.linalg.eigh(windows.T @ windows / len(windows))
-        whitening = vectors * (values.clamp(min=0) + _WHITE).rsqrt() @ vectors.T
-        words = k_means(windows @ whitening, WORDS, torch.Generator().manual_seed(0))
+        middle, variances, axes = principal_axes(windows)
+        whitening = axes * (variances + _WHITE).rsqrt() @ axes.T
+        words = k_means((windows - middle) @ whitening, WORDS, torch.Generator().manual_seed(0))
         for name, found in (("middle", middle), ("whitening", whitening), ("words", words)):
             getattr(self, name).copy_(found)
         self.usual.zero_()
@@ -120,6 +118,16 @@ def nearness(points: Float[Tensor, "*n values"], words: Float[Tensor, "words val
     squared = points.square().sum(dim=-1, keepdim=True) + words.square().sum(dim=1)
     distance = (squared - 2 * points @ words.T).clamp_(min=0).sqrt_()
     return (distance.mean(dim=-1, keepdim=True) - distance).clamp_(min=0)
+
+
+def principal_axes(
+    points: Float[Tensor, "n values"],
+) -> tuple[Float[Tensor, " values"], Float[Tensor, " values"], Float[Tensor, "values values"]]:
+    """Mean of the points, variances along their principal axes, the least first, and these axes, a column each."""
+    middle = points.mean(dim=0)
+    points = points - middle
+    variances, axes = torch.linalg.eigh(points.T @ points / len(points))
+    return middle, variances.clamp(min=0), axes
 
 
 def k_means(
