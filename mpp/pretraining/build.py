@@ -146,6 +146,7 @@ def settle_config(
         image_bytes=activation_bytes(encoder.vit, encoder.grid[0] * encoder.grid[1]),
         memory=memory() // world.local_size if cpu else 0,
         continued=bool(config.init),
+        words=config.objective.words > 0,
     )
     config, more = settle(config, facts, before)
     return config, (*choices, *more)

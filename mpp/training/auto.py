@@ -15,6 +15,7 @@ from mpp.training.duration import parse_duration
 
 C = TypeVar("C")
 _AUTO = ("auto", ["auto"])
+_WORDS_WIDTH = 256  # the widest encoder at which words did better with twice the rate; wider ones were not tried
 BEGAN = "as this run began"
 """Why a run that goes on has a value."""
 
@@ -40,6 +41,8 @@ class Facts:
     """Whether a pretraining goes on from weights."""
     readable: bool = False
     """Whether a fine-tuning starts from weights that one linear layer can read."""
+    words: bool = False
+    """Whether a pretraining predicts visual words."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,8 @@ def _rate(facts: Facts, optimiser: str, batch: int) -> tuple[str, str]:
     else:
         rate = min(5e-4 * 768 / facts.width * math.sqrt(batch / 256), 2e-3)
         because = "5e-4 x 768 / width x sqrt(batch / 256), at most 2e-3"
+        if facts.words and facts.width <= _WORDS_WIDTH:
+            rate, because = 2 * rate, f"{because}, twice that for words"
     if facts.continued:
         rate, because = rate / 10, f"{because}, a tenth of it for weights that are there already"
     return f"{rate:.2g}", because

@@ -52,6 +52,7 @@ def test_millions_of_images_make_the_run_that_base_had() -> None:
     config, _ = settle(PRETRAIN, PHOTOS)
     assert (config.train.batch_size, config.train.length, config.train.micro_batch) == (1024, "50000 steps", 256)
     assert config.optim.lr == 1e-3  # BEiT's for ViT-B, by the square root of the batch
+    assert settle(PRETRAIN, replace(PHOTOS, words=True))[0].optim.lr == 1e-3  # not tried at this width
     many, _ = settle(FINETUNE, replace(PHOTOS, labelled=True))
     assert (many.loss.mixup, many.loss.cutmix, many.train.batch_size, many.optim.ema_decay) == (0.8, 1.0, 512, 0.99964)
 
@@ -66,6 +67,14 @@ def test_every_number_of_images_makes_a_run_that_can_learn(images: int, labelled
         assert config.train.batch_size <= images
         assert steps >= 500
         assert 0 < warmup <= steps / 4
+
+
+def test_words_take_twice_the_rate() -> None:
+    facts = Facts(5_000, labelled=False, cpu=True, width=192)
+    usual, words = (settle(PRETRAIN, replace(facts, words=some))[0].optim.lr for some in (False, True))
+    assert words == pytest.approx(2 * usual, rel=0.02)
+    tenth, _ = settle(PRETRAIN, replace(facts, words=True, continued=True))
+    assert tenth.optim.lr == pytest.approx(words / 10, rel=0.02)
 
 
 def test_what_was_set_stays_and_the_rest_goes_by_it() -> None:
