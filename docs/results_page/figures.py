@@ -51,6 +51,11 @@ def probe_chosen(study: Study, side: str) -> str:
     return accuracy_text(study.probe_chosen(side))
 
 
+def fewshot_chosen(study: Study, side: str, shots: int) -> str:
+    """Of frozen features, at the layer and pooling that each draw chose by its shots."""
+    return accuracy_text(study.fewshot_chosen(side, shots))
+
+
 def rank(study: Study, side: str, layer: int) -> str:
     """Effective rank of the mean of the patches, the mean over the pretrainings: "28.6"."""
     return rank_text(study.rank(side, (layer, "mean")))

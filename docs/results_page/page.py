@@ -28,6 +28,7 @@ _FUNCTIONS: tuple[Callable[..., Any], ...] = (
     figures.fewshot_gain,
     figures.probe,
     figures.probe_chosen,
+    figures.fewshot_chosen,
     figures.rank,
     figures.images,
     figures.parameters,

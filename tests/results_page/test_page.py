@@ -74,11 +74,14 @@ def test_sentences_say_what_the_studies_do() -> None:
     )
     for sentence in (
         f"gained {ours} points over scratch at 1 % of the labels; the paper's gained {usual} ",
-        f"gains {figures.fewshot_gain(few, finer, 10)} points in few-shot",
-        f"made for few labels, {figures.gain(few, finer, '1%')} at 1 %.",
-        f"gain {figures.fewshot_gain(words, arm, 10)} and {figures.gain(words, arm, '1%')}, most of it early.",
-        f"a linear classifier is at {figures.probe(words, arm)} % instead of {figures.probe(few, finer)}, where",
-        f"layer and pooling at {figures.probe_chosen(words, arm)} (untrained",
+        f"gain {figures.fewshot_gain(words, arm, 10)} points with 10 shots (details, in as much time, "
+        f"{figures.fewshot_gain(few, finer, 10)})",
+        f"made for few labels, {figures.gain(words, arm, '1%')} at 1 % (details {figures.gain(few, finer, '1%')},",
+        f"mean of the last layer | {figures.probe(few, finer)} | {figures.probe(words, arm)} |",
+        f"(untrained {figures.probe_chosen(words, 'random')}) | - | {figures.probe_chosen(words, arm)} |",
+        f"10 shots, mean of the last layer | {figures.fewshot(few, finer, 10)} | {figures.fewshot(words, arm, 10)} |",
+        f"chosen by the shots | - | {figures.fewshot_chosen(words, arm, 10)} |",
+        f"begins at the probe) | {figures.accuracy(few, finer, '1%')} | {figures.accuracy(words, arm, '1%')} |",
         f"(one seed: {long} against {scratch})",
     ):
         assert sentence in " ".join(f"{readme()} {(ROOT / 'docs' / 'pretraining.md').read_text('utf-8')}".split())
