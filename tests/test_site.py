@@ -73,5 +73,13 @@ def test_pages_load_alone_and_every_link_leads_somewhere(site: tuple[Path, str],
 def test_search_finds(site: tuple[Path, str]) -> None:
     with open_browser() as browser, visit(browser, f"{site[1]}index.html") as at:
         at.page.fill("input[name=query]", "num_pictures")
-        at.page.wait_for_selector(".md-search-result__link[href*='settings.html']")
+        # A key that is let go before the page listens is lost, so one is let go again and again.
+        at.page.wait_for_function(
+            """() => {
+                document.querySelector("input[name=query]").dispatchEvent(new Event("keyup"));
+                return document.querySelector(".md-search-result__link[href*='settings.html']");
+            }""",
+            polling=500,
+            timeout=60_000,
+        )
         assert at.problems == []
