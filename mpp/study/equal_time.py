@@ -51,9 +51,13 @@ def known_lengths(folder: Path) -> EqualTime:
     """Reads what was measured for a study before; raises UserError for a file that cannot be read."""
     path = folder / EQUAL_TIME
     try:
-        return EqualTime(**json.loads(path.read_text("utf-8"))) if path.is_file() else EqualTime()
-    except (ValueError, TypeError) as error:
+        known = EqualTime(**json.loads(path.read_text("utf-8"))) if path.is_file() else EqualTime()
+        lengths = [int(of["images"]) for side in (known.arms, known.longer) for of in side.values()]
+        if min(lengths, default=1) < 1:
+            raise ValueError(f"{min(lengths)} images")
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} cannot be read; delete it to measure again") from error
+    return known
 
 
 def equal_lengths(

@@ -168,6 +168,15 @@ def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert equal_lengths(tmp_path, study().parsed_arms(), 1600) == EqualTime(older)
 
 
+@pytest.mark.parametrize(
+    "text", ["x", "[1]", "3", '{"arms": 3}', '{"arms": {"a": 3}}', '{"longer": {"1%": {"images": 0}}}', '{"b": {}}']
+)
+def test_lengths_that_cannot_be_read_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / EQUAL_TIME).write_text(text)
+    with pytest.raises(UserError, match="delete it to measure again"):
+        equal_lengths(tmp_path, study().parsed_arms(), 1600)
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equal_time, "_SAMPLE_SECONDS", 0.0)
