@@ -74,12 +74,15 @@ def test_search_finds(site: tuple[Path, str]) -> None:
     with open_browser() as browser, visit(browser, f"{site[1]}index.html") as at:
         at.page.fill("input[name=query]", "num_pictures")
         # A key that is let go before the page listens is lost, so one is let go again and again.
+        result = ".md-search-result__link[href*='settings.html']"
         at.page.wait_for_function(
-            """() => {
+            """result => {
                 document.querySelector("input[name=query]").dispatchEvent(new Event("keyup"));
-                return document.querySelector(".md-search-result__link[href*='settings.html']");
+                return document.querySelector(result);
             }""",
+            arg=result,
             polling=500,
             timeout=60_000,
         )
+        at.page.wait_for_selector(result)  # and it is visible
         assert at.problems == []

@@ -46,7 +46,7 @@ class Record:
     Args:
         plan: of the study.
         test_images_seen: by arm, how many test images its pretraining sees, where it sees any.
-        timed: what equal time was measured for.
+        timed: images of equal time, where it was measured.
     """
 
     def __init__(self, plan: Plan, test_images_seen: Mapping[str, int] | None = None, timed: EqualTime | None = None):
@@ -71,7 +71,7 @@ class Record:
                 "classes": len(labelled.classes),
                 **seen,
             },
-            "equal_time": _measured(timed) if timed and timed.arms else None,
+            "equal_time": without_folders(vars(timed)) if timed and timed.arms else None,
             "pretraining": [],
             "finetuning": [],
             "fewshot": [],
@@ -179,11 +179,6 @@ def _environments(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Each environment once, with the number of runs it started; a run that was resumed elsewhere counts for both."""
     texts = [text for starts in runs for text in dict.fromkeys(json.dumps(_made_by(start)) for start in starts)]
     return [{**json.loads(text), "runs": number} for text, number in Counter(texts).items()]
-
-
-def _measured(timed: EqualTime) -> dict[str, Any]:
-    """Lengths in equal time as data; without the longer training from scratch where there is none."""
-    return {"arms": without_folders(timed.arms)} | ({"longer": timed.longer} if timed.longer else {})
 
 
 def without_folders(value: Any) -> Any:

@@ -123,6 +123,8 @@ def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
 
 def _scratch_steps(plan: Plan) -> dict[str, MakeStep]:
     """What `equal_lengths` measures of the longer training from scratch, by share of the labels."""
+    if not plan.config.longer:
+        return {}
     encoder = _new_encoder(plan.pretrainings[0])
     first = {one.labels: one for one in reversed(plan.finetunings) if one.side == LONGER}
     return {

@@ -125,7 +125,10 @@ def test_runs_stand_in_order_with_all_that_made_them(tmp_path: Path) -> None:
     assert document["environment"] == {"time": "2", **SECOND}
     assert document["environments"] == [{**FIRST, "runs": 2}, {**SECOND, "runs": 1}]
     assert document["probes"] == [{"side": "a", "pretrain_seed": 0, "top1": 0.5, "chosen": chosen}]
-    assert document["equal_time"] == {"arms": {"b": timed.arms["b"] | {"flags": "--data.source folder:x"}}}
+    assert document["equal_time"] == {
+        "arms": {"b": timed.arms["b"] | {"flags": "--data.source folder:x"}},
+        "longer": {},
+    }
     longer = {"1%": {"ratio": 2.0, "images": 800}}
     assert written(plan, replace(timed, longer=longer))["equal_time"]["longer"] == longer
 
