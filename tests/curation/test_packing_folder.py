@@ -8,8 +8,10 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +25,54 @@ from tests.curation.made import complaint, contents, pack, write_pictures
 FLAGS = ("--shard-images", "10", "--resize", "12")
 
 
-def in_a_process(images: Path, out: Path, before: Callable[[], object] = lambda: None) -> multiprocessing.Process:
-    def run() -> None:
-        before()
-        os._exit(pack(images, out, *FLAGS))
+def in_a_process(images: Path, out: Path, before: Callable[[], object] | None = None) -> ForkServerProcess:
+    """Packs in a process of its own, whose stderr goes to `_errors(out)`.
 
-    process = multiprocessing.get_context("fork").Process(target=run)
+    Not a fork of this process, which has threads: the child may wait for ever for a lock that one of them had.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=_pack, args=(images, out, before))
     process.start()
     return process
+
+
+def _errors(out: Path) -> Path:
+    return out.with_suffix(".stderr")
+
+
+def _pack(images: Path, out: Path, before: Callable[[], object] | None) -> None:
+    with _errors(out).open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+        if before:
+            before()
+        sys.exit(pack(images, out, *FLAGS))
+
+
+def error(out: Path) -> str:
+    """The one line of an error that the process packing into `out` ended with."""
+    (line,) = [line for line in _errors(out).read_text().splitlines() if line.startswith("shard: error: ")]
+    return line
+
+
+def exit_code(process: ForkServerProcess) -> int | None:
+    process.join(60)
+    return process.exitcode
+
+
+def wait_after_saving() -> None:
+    """So that the packing is never over before a signal arrives."""
+    keep = PackingFolder.save
+
+    def keep_and_wait(self: PackingFolder, task: int, record: Record) -> None:
+        keep(self, task, record)
+        time.sleep(20)
+
+    PackingFolder.save = keep_and_wait
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 
 
 class Uninterrupted(NamedTuple):
@@ -55,10 +97,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(images: Path) -> Uninterrupted:
+    exit_code(in_a_process(images, images.parent / "first"))  # until all is imported
     begun = time.monotonic()
-    process = in_a_process(images, images.parent / "reference")
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(in_a_process(images, images.parent / "reference")) == 0
     return Uninterrupted(contents(images.parent / "reference"), time.monotonic() - begun)
 
 
@@ -114,33 +155,22 @@ def test_stopped_by_a_signal(
     images: Path,
     uninterrupted: Uninterrupted,
     tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    out, keep = tmp_path / "out", PackingFolder.save
-
-    def keep_and_wait(folder: PackingFolder, task: int, record: Record) -> None:
-        keep(folder, task, record)
-        signal.pause()  # so that the packing is never over before the signal arrives
-
-    process = in_a_process(images, out, lambda: setattr(PackingFolder, "save", keep_and_wait))
-    while not list(out.glob(".packing/[0-9]*.json")):
+    out = tmp_path / "out"
+    process = in_a_process(images, out, wait_after_saving)
+    while process.is_alive() and not list(out.glob(".packing/[0-9]*.json")):
         time.sleep(0.001)
     os.kill(process.pid or 0, number)
-    process.join()
-    assert process.exitcode == 1
-    assert f"stopped by {number.name}; the same command again goes on" in complaint(capfd)
+    assert exit_code(process) == 1
+    assert f"stopped by {number.name}; the same command again goes on" in error(out)
     assert not list(out.glob("*.tar"))
     uninterrupted.assert_same_once_resumed(images, out)
 
 
-def test_a_full_disk(
-    images: Path, uninterrupted: Uninterrupted, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk(images: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = in_a_process(images, out, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)))
-    process.join()
-    assert process.exitcode == 1
-    assert f"cannot write to {out} (File too large); make room" in complaint(capfd)
+    assert exit_code(in_a_process(images, out, limit_files)) == 1
+    assert f"cannot write to {out} (File too large); make room" in error(out)
     assert not list(out.glob("*.tar"))
     uninterrupted.assert_same_once_resumed(images, out)
 
@@ -186,15 +216,13 @@ def test_what_fails_is_one_line_and_the_next_packing_is_whole(
     assert not list((tmp_path / "out").rglob("*.unfinished"))
 
 
-def test_two_at_once(images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_at_once(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     identity = {"source": "", "fingerprint": "", "settings": {}}
     with PackingFolder(out, identity).locked():
         (out / ".packing" / "packing.json").unlink()  # so that the lock alone is in the way
-        process = in_a_process(images, out)
-        process.join()
-    assert process.exitcode == 2
-    assert f"--out {out} is in use: process {os.getpid()} on " in complaint(capfd)
+        assert exit_code(in_a_process(images, out)) == 2
+    assert f"--out {out} is in use: process {os.getpid()} on " in error(out)
 
 
 def test_what_another_process_finished_meanwhile_is_complete(
@@ -203,7 +231,7 @@ def test_what_another_process_finished_meanwhile_is_complete(
     out, locked = tmp_path / "out", PackingFolder.locked
 
     def after_another(folder: PackingFolder) -> contextlib.AbstractContextManager[None]:
-        in_a_process(images, out, monkeypatch.undo).join()
+        assert exit_code(in_a_process(images, out)) == 0
         return locked(folder)
 
     monkeypatch.setattr("mpp.curation.shard.PackingFolder.locked", after_another)
