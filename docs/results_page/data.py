@@ -40,6 +40,11 @@ class Study(StudyResults):
         return self.content["config"]
 
     @property
+    def in_equal_time(self) -> Mapping[str, Mapping[str, Any]]:
+        """By share of the labels what longer training from scratch had in the pretraining's device time; else empty."""
+        return (self.content["equal_time"] or {}).get("longer") or {}
+
+    @property
     def labels(self) -> Sequence[str]:
         """Shares of the labels, fewest images first; those that no run has had yet come last."""
         images = self.labelled_images

@@ -83,10 +83,15 @@ def _images(shown: Sequence[Picture]) -> str:
 
 
 def in_headline(studies: Mapping[str, Study]) -> dict[str, Study]:
-    """Those that README.md tells of: what pretraining is worth at all the shares of the goals, by finished studies."""
+    """Those that README.md tells of: what pretraining is worth at all the shares of the goals, by finished studies.
+
+    Where some gave scratch the pretraining's device time, the harder test, they stand alone.
+    """
     asked = goals.FINETUNING.keys()
     benefit = {name: study for name, study in studies.items() if study.kind == "benefit" and study.finished}
-    return {name: study for name, study in benefit.items() if asked <= set(study.labels)}
+    whole = {name: study for name, study in benefit.items() if asked <= set(study.labels)}
+    timed = {name: study for name, study in whole.items() if study.in_equal_time}
+    return timed or whole
 
 
 def headline(studies: Mapping[str, Study]) -> str:

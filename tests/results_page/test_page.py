@@ -193,6 +193,15 @@ def test_a_study_of_some_shares_is_not_in_the_headline() -> None:
     assert charts.pictures(whole)
 
 
+def test_equal_device_time_stands_alone_in_the_headline() -> None:
+    plain, timed = (study(f"benefit_{name}", {"usual": ("", 0.1)}, longer=("1%",)) for name in ("images", "time"))
+    timed["equal_time"] = {"arms": {}, "longer": {"1%": {"ratio": 2.2, "images": 136_384}}}
+    both = {of["name"]: Study(of, of["name"]) for of in (plain, timed)}
+    assert list(in_headline(both)) == ["benefit_time"]
+    assert "also gets the device time of the pretraining, as extra training" in headline(both)
+    assert 'also gets as many images as "usual" saw, as' in headline({"benefit_images": both["benefit_images"]})
+
+
 @pytest.mark.usefixtures("blank")
 def test_longer_training_from_scratch_says_what_it_was_given() -> None:
     content = study("benefit_new", {"usual": ("", 0.1)}, longer=("1%",))
