@@ -1,6 +1,8 @@
 """Values in the place of auto: the rule at both ends, what goes on, what was set, several ranks; micro-batches."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,9 +71,21 @@ def test_every_number_of_images_makes_a_run_that_can_learn(images: int, labelled
         assert 0 < warmup <= steps / 4
 
 
+def test_the_documentation_tells_how_long_it_makes_a_run() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pretraining.md").read_text("utf-8")
+    table = page.partition("\n| your images |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) == 4
+    for row in table:
+        images, *figures = (float(figure.replace(",", "")) for figure in re.findall(r"[\d.,]+", row))
+        for cpu, (steps, batch, passes) in zip((False, True), (figures[:3], figures[3:]), strict=True):
+            train = settle(PRETRAIN, Facts(int(images), labelled=False, cpu=cpu))[0].train
+            assert (train.length, train.batch_size) == (f"{steps:.0f} steps", batch)
+            assert float(f"{steps * batch / images:.2g}") == float(f"{passes:.2g}")
+
+
 def test_words_take_twice_the_rate() -> None:
     facts = Facts(5_000, labelled=False, cpu=True, width=192)
-    usual, words = (settle(PRETRAIN, replace(facts, words=some))[0].optim.lr for some in (False, True))
+    usual, words = (chosen(settle(PRETRAIN, replace(facts, words=some))[0].optim.lr) for some in (False, True))
     assert words == pytest.approx(2 * usual, rel=0.02)
     tenth, _ = settle(PRETRAIN, replace(facts, words=True, continued=True))
     assert tenth.optim.lr == pytest.approx(words / 10, rel=0.02)
