@@ -168,8 +168,8 @@ class Plan:
         return {(side, seed): (RANDOM if side == SCRATCH else side, seed) for side, seed in sides}
 
     def rate_group(self, run: FinetuneRun) -> tuple[str, str]:
-        """Runs of a group share a learning rate, which the first of them chooses; longer scratch takes scratch's."""
-        return SCRATCH if run.from_scratch else run.side, self.config.tune_at or run.labels
+        """Runs of a group share a learning rate, which the first of them chooses."""
+        return run.side, self.config.tune_at or run.labels
 
     def finetune_config(self, run: FinetuneRun, lr: float | None = None) -> FinetuneConfig:
         """The config of one run; without `lr` it has the learning rates to choose from."""

@@ -61,10 +61,10 @@ class StudyConfig:
     """Length of the fine-tuning for each of these shares. Empty: finetune.train.length for all."""
     longer: tuple[str, ...] = field(default=(), metadata={"free": True})
     """Those of the shares at which scratch is trained a second time, with as many images more as the first arm's
-    pretraining saw, or with equal_time as fit into its time: for equal total compute. It takes scratch's learning
-    rate."""
+    pretraining saw, or with equal_time as fit into its time: for equal total compute."""
     tune_at: str = field(default="", metadata={"free": True})
-    """Share at which alone each side chooses its learning rate, where there are several. Empty: at each share."""
+    """Share at which alone each side chooses its learning rate, where there are several (longer scratch at its first
+    one, where it is not trained at this). Empty: at each share."""
     seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata={"free": True})
     """Each draws its own share of the labels, order, augmentation and new weights; the same ones for all sides."""
     shots: tuple[int, ...] = field(default=(1, 5, 10, 25), metadata={"free": True})

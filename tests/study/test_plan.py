@@ -100,9 +100,10 @@ def test_the_share_that_chooses_the_rates_comes_first() -> None:
         *((side, "100%", 0) for side in ("scratch", "a", "b")),
         ("scratch", "50%", 0),
     ]
-    assert {plan.rate_group(run) for run in plan.finetunings} == {(side, "100%") for side in ("scratch", "a", "b")}
+    sides = ("scratch", LONGER, "a", "b")
+    assert {plan.rate_group(run) for run in plan.finetunings} == {(side, "100%") for side in sides}
     each = replace(plan, config=replace(plan.config, tune_at=""))
-    assert len({each.rate_group(run) for run in plan.finetunings}) == 3 * 2  # longer takes scratch's
+    assert len({each.rate_group(run) for run in plan.finetunings}) == 3 * 2 + 1
 
 
 def test_scratch_is_the_first_arm_s_encoder_and_has_no_layer_decay() -> None:

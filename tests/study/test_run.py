@@ -95,9 +95,8 @@ def test_each_side_s_learning_rate_is_chosen_once(done: tuple[Path, str]) -> Non
     assert len(found) == 14
     rates = {side: {row["lr"] for row in found if row["side"] == side} for side in sides("50%")}
     assert all(len(of) == 1 for of in rates.values())
-    assert rates["scratch, longer"] == rates["scratch"]
     swept = {path.parent for path in folder.glob("finetune/*/*/*/sweep.csv")}
-    assert swept == {cell(folder, side, "50%", 0) for side in ("scratch", *ARMS)}  # longer takes scratch's
+    assert swept == {cell(folder, side, "50%", 0) for side in sides("50%")}
     assert not list(folder.glob("finetune/**/checkpoints"))
 
 
@@ -126,7 +125,7 @@ def test_its_data_file_holds_every_run_and_no_folder(done: tuple[Path, str]) -> 
             assert run[key] == of[key]
         assert run["images"] == 8 * run["steps"]
         assert run["pretrain_seed"] == (run["seed"] if run["side"] in ARMS else None)
-        swept = (run["labels"], run["seed"]) == ("50%", 0) and run["side"] != "scratch, longer"
+        swept = (run["labels"], run["seed"]) == ("50%", 0)
         assert (run["sweep"] is not None) == swept
         assert run["sweep"] is None or (run["sweep"].keys() == {"0.001", "0.003"} and f"{run['lr']:g}" in run["sweep"])
     parts = [run["seconds"] for key in ("pretraining", "finetuning") for run in document[key]]
