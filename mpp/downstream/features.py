@@ -85,8 +85,7 @@ def stream_features(
         if before is not None:
             yield _waited_for(copied, before)
         if rows.numel():
-            # The copy back lands in pinned memory. Also on the CPU it is a copy: one token of each image, as a view,
-            # would keep all of them.
+            # The copy back lands in pinned memory. On the CPU, too, it is a copy: a view of one token would keep all.
             rows = rows.to("cpu", non_blocking=True, copy=True)
         if copied:
             copied.record()
@@ -110,10 +109,11 @@ def extract_by_all(
     device: torch.device,
     *,
     workers: int,
+    refuse: bool = True,
 ) -> tuple[Float32[np.ndarray, "m d"], Int64[np.ndarray, " m"]]:
     """Extracts features of these images by all ranks together; every rank gets them and their indices, ascending.
 
-    Images that cannot be decoded are left out; raises RunError where that leaves none.
+    Images that cannot be decoded are left out; raises RunError where that leaves none, unless `refuse` is false.
     """
     rank, size = dist.rank_and_size()
     options: Any = {"batch_size": EVALUATION_BATCH, "workers": workers, "pin_memory": device.type == "cuda"}
@@ -121,9 +121,9 @@ def extract_by_all(
     with Progress("reading images", len(indices)) as progress:
         own = extract_features(encode, batches, device, lambda images: progress.add(size * images))
     parts = [part for part in dist.gather(own) if len(part[1])]
-    if not parts:
+    if refuse and not parts:
         raise RunError(f"none of the {len(indices)} images of {source.name} that are needed could be decoded")
-    return in_order(parts)
+    return in_order(parts or [own])
 
 
 def in_order(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

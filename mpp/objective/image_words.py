@@ -8,12 +8,14 @@ It is what `mpp.objective.words` does with windows, once more with images. All c
 words, those of the whole.
 """
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float16, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpp.objective.words import VisualWords, k_means, nearness, principal_axes
+from mpp.objective.words import LEAST_SPREAD, VisualWords, k_means, nearness, principal_axes
 
 IMAGE_WORDS = 512
 COMPONENTS = 128
@@ -23,7 +25,8 @@ _WHITE = 1.0  # of the mean variance of the components, added to each
 
 
 class ImageComponents(nn.Module):
-    """What an image is described by: buffers that are learnt from the training images, and needed before it alone.
+    """What an image is described by, learnt from the training images. Buffers, so a checkpoint has them: the typical
+    images below mean nothing to other components.
 
     Args:
         grid: rows and columns of patches.
@@ -84,12 +87,12 @@ class ImageWords(nn.Module):
     def learn(self, components: Float[Tensor, "images components"]) -> None:
         """Sets the typical images by the components of images; on the CPU, always in the same way.
 
-        Each eighth image makes a typical one; where these are fewer than 512, they are repeated.
+        There is one for eight images, at most 512; where they are fewer, they are repeated.
         """
         number = min(IMAGE_WORDS, max(len(components) // 8, 1))
         typical = k_means(components, number, torch.Generator().manual_seed(0))[torch.arange(IMAGE_WORDS) % number]
         near = nearness(components, typical)
-        learnt = typical, near.mean(dim=0), near.std(dim=0, unbiased=False) + 1e-6
+        learnt = typical, near.mean(dim=0), near.std(dim=0, unbiased=False).clamp(min=LEAST_SPREAD)
         for buffer, value in zip(self.buffers(), learnt, strict=True):
             buffer.copy_(value)
 
@@ -98,3 +101,22 @@ class ImageWords(nn.Module):
         """What is predicted of every image: mean 0 and deviation 1 over the images that were learnt from."""
         with torch.autocast(components.device.type, enabled=False):
             return (nearness(components.float(), self.words) - self.usual) / self.spread
+
+
+@dataclass(frozen=True)
+class KnownComponents:
+    """The components of the images of a source, as far as they are known; on the device that trains."""
+
+    indices: Int64[Tensor, " known"]
+    """Which images of the source they are of, ascending."""
+    rows: Float16[Tensor, "known components"]
+
+    def to(self, device: torch.device) -> "KnownComponents":
+        """The same on a device."""
+        return KnownComponents(self.indices.to(device), self.rows.to(device))
+
+    def of(self, index: Int64[Tensor, " batch"]) -> Float16[Tensor, "batch components"]:
+        """A row for each of these images, NaN where it is not known."""
+        index = index.to(self.rows.device, non_blocking=True).contiguous()
+        found = torch.searchsorted(self.indices, index).clamp_(max=len(self.indices) - 1)
+        return self.rows[found].masked_fill((self.indices[found] != index)[:, None], torch.nan)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mpp.errors import command
-from mpp.objective.image_words import IMAGE_WORDS, ImageWords
+from mpp.objective.image_words import IMAGE_WORDS, ImageComponents, ImageWords
 from mpp.objective.masking import KINDS, Corruption, corrupt, others
 from mpp.objective.target import ColourTarget, Target, cell_sums, details
 from mpp.objective.words import VisualWords
@@ -38,6 +38,7 @@ class MaskedPatchPrediction(nn.Module):
             heads.
         decoder: makes the tokens that the heads read of all of the encoder's and the indices of the corrupted patches;
             None: the heads read the encoder's own.
+        flips: whether the training turns images upside down, and left to right, for the words of whole images.
     """
 
     frequent: Tensor
@@ -53,6 +54,7 @@ class MaskedPatchPrediction(nn.Module):
         detail: float = 0.0,
         decoder: nn.Module | None = None,
         words: float = 0.0,
+        flips: tuple[bool, bool] = (False, False),
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
@@ -70,6 +72,9 @@ class MaskedPatchPrediction(nn.Module):
         values = 0 if self.words is None else self.words.outputs
         self.words_head: Any = nn.Linear(self.encoder.embed_dim, values) if words else None
         self.seen_head: Any = nn.Linear(self.encoder.embed_dim, values) if words else None
+        self.image_components: ImageComponents | None = None
+        if words:
+            self.image_components = ImageComponents(self.encoder.grid, self.encoder.patch, target.channels, flips)
         self.image_words = ImageWords() if words else None
         self.image_head: Any = nn.Linear(self.encoder.embed_dim, IMAGE_WORDS) if words else None
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -163,10 +168,11 @@ def gather_patches(values: Tensor, picked: Int[Tensor, "batch k"]) -> Tensor:
 def _squared(
     name: str, output: Tensor, true: Tensor, figures: Figures, weight: Tensor | None = None
 ) -> Float[Tensor, ""]:
-    """Mean squared error, of rows by their weight; puts it among the figures."""
+    """Mean squared error over all rows, each by its weight; puts that of the weighed ones among the figures."""
     loss = (output.float() - true).square().mean(dim=-1)
     figures[name] = _sum(loss.detach(), torch.ones_like(loss) if weight is None else weight)
-    return loss.mean() if weight is None else (loss * weight).sum() / weight.sum().clamp(min=1)
+    # A mean over all rows, or the loss of a batch would go by how it is cut into micro-batches.
+    return (loss if weight is None else loss * weight).mean()
 
 
 def _sum(values: Tensor, weight: Tensor) -> Tensor:

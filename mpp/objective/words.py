@@ -20,13 +20,16 @@ _MOST_WINDOWS = 100_000  # that words are learnt from, about
 _ROUNDS = 15
 _FLAT = 10 / 255**2  # added to a window's variance, and below to the eigenvalues: theirs, section 3.1.1
 _WHITE = 0.1
+LEAST_SPREAD = 0.01
+"""By which less variation is divided: a channel that is empty in the images that teach may be there in others."""
 
 
 class VisualWords(nn.Module):
     """The words, and what they are compared with. Buffers, so a checkpoint has them.
 
-    Patches of 12 pixels or more a side are shrunk, to 6 or more; one has a window for about `every` pixels of its side,
-    which reaches over its edge. Beside the words stands the mean of each channel over the patch.
+    Patches of 12 pixels or more a side are shrunk, to 6 or more, where a whole number of pixels makes one. They have a
+    window for about `every` pixels of a side, which reaches over the edge. Beside the words stands the mean of each
+    channel over the patch.
     """
 
     middle: Tensor
@@ -69,7 +72,7 @@ class VisualWords(nn.Module):
         self.spread.fill_(1)
         found = self.of(images.to(self.usual.device)).flatten(0, 1)
         self.usual.copy_(found.mean(dim=0))
-        self.spread.copy_(found.std(dim=0, unbiased=False) + 1e-6)
+        self.spread.copy_(found.std(dim=0, unbiased=False).clamp(min=LEAST_SPREAD))
         self.spread[WORDS:] *= ((self.outputs - WORDS) / _COLOURS) ** 0.5
 
     @torch.no_grad()
@@ -133,7 +136,7 @@ def principal_axes(
 def k_means(
     points: Float[Tensor, "n values"], number: int, generator: torch.Generator
 ) -> Float[Tensor, "number values"]:
-    """Lloyd's algorithm, from points drawn at random; a centre that has lost all of its points becomes one of them."""
+    """Lloyd's algorithm, from points drawn at random; a centre that has lost all of its points goes back to its own."""
     drawn = points[torch.randperm(len(points), generator=generator)[torch.arange(number) % len(points)]]
     centres = drawn
     for _ in range(_ROUNDS):

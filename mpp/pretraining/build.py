@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mpp import dist
 from mpp.data.device_jpeg import choose_decoder
@@ -22,6 +21,7 @@ from mpp.downstream.labelled import open_labelled
 from mpp.errors import UserError, command
 from mpp.model.encoder import Decoder, Encoder, build_encoder
 from mpp.model.settings import ModelConfig
+from mpp.objective.image_words import KnownComponents
 from mpp.objective.masking import num_picked
 from mpp.objective.objective import MaskedPatchPrediction
 from mpp.objective.settings import ObjectiveConfig
@@ -57,8 +57,8 @@ class PretrainingRun(TrainingRun):
     fewshot: Fewshot | None
     init_hash: str
     """Of the weights that a new run goes on from; empty for random ones, and where a run is resumed."""
-    components: Tensor | None = field(default=None, kw_only=True)
-    """float16 (images, components): what the words of its whole images are made of, once that is known (survey.py)."""
+    components: KnownComponents | None = field(default=None, kw_only=True)
+    """What the words of its whole images are made of, once that is known (survey.py)."""
 
 
 def build(config: PretrainConfig, world: World, device: torch.device) -> PretrainingRun:
@@ -221,9 +221,15 @@ def build_model(
         _check_objective(objective, encoder, channels)
         decoder = Decoder(encoder, objective.decoder_depth) if objective.decoder_depth else None
         with building_on(device):
-            normalise = Normalise(config.data.mean, config.data.std, channels)
             built = MaskedPatchPrediction(
-                encoder, target, normalise, objective.mask_enters, objective.detail, decoder, objective.words
+                encoder,
+                target,
+                Normalise(config.data.mean, config.data.std, channels),
+                objective.mask_enters,
+                objective.detail,
+                decoder,
+                objective.words,
+                (config.data.vflip > 0, config.data.hflip > 0),
             )
     return built.to(device)
 

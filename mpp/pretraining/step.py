@@ -58,7 +58,7 @@ def components_of(run: PretrainingRun, index: Int64[Tensor, " batch"]) -> Float[
         return None
     if run.components is None:  # a trial before the training
         return torch.full((len(index), COMPONENTS), torch.nan, device=run.device)
-    return run.components[index.to(run.device, non_blocking=True)]
+    return run.components.of(index)
 
 
 def draw(run: PretrainingRun, position: int, batch: int) -> Corruption:

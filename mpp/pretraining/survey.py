@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from mpp.data.seeds import derive_seed
 from mpp.data.settings import DecodeOptions
 from mpp.data.sources.base import Source
 from mpp.data.transform import EvalTransform, Transform
-from mpp.downstream.features import extract_by_all
-from mpp.objective.image_words import COMPONENTS, ImageComponents
+from mpp.downstream.features import extract_by_all, in_order
+from mpp.errors import RunError
+from mpp.objective.image_words import KnownComponents
 from mpp.objective.objective import Survey, survey_targets
 from mpp.pretraining.build import PretrainingRun
 from mpp.system.files import write_whole
@@ -29,8 +31,8 @@ Images = UInt8[Tensor, "images channels height width"]
 SURVEY_IMAGES, SURVEY_BATCH = 512, 64
 MOST_LEARNT, MOST_KNOWN = 2**14, 2**20
 """Images of a source, drawn by the seed, that the words of whole images are learnt from, and that have such words."""
-FILE = "image_components.npy"
-"""In the run's folder, float16 (images, components): what the words of its whole images are made of."""
+FILE = "image_components.npz"
+"""In the run's folder: what the words of its whole images are made of (float16), of which images, and their digest."""
 _LARGEST = float(np.finfo(np.float16).max)
 _SURVEY, _WHOLE = 3, 4  # step.py has the others
 
@@ -53,49 +55,48 @@ def survey_whole_images(run: PretrainingRun, surveyed: Images | None = None, dry
     """Finds out what the words of the run's whole images are made of, by all ranks together, where the objective
     predicts them.
 
-    The images are seen as for an evaluation. A new run, which gives its `surveyed_images`, learns the typical ones and
-    keeps what it found in its folder; one that goes on reads it there, or finds it out once more where the file is
-    gone. A `dry` run looks at a few images, and keeps nothing. Returns the seconds that reading all takes, as far as
-    images were read.
+    The images are seen as for an evaluation. A new run, which gives its `surveyed_images`, learns its components and
+    the typical images, and keeps the components of its images in its folder. One that goes on reads them there, or
+    finds them out once more where the file is gone or of other images. A `dry` run looks at a few images, and keeps
+    nothing. Returns about how many seconds it takes to read all, 0 where none were read.
     """
     model, images = run.model, len(run.source)
-    if model.image_words is None:
+    learnt, typical = model.image_components, model.image_words
+    if learnt is None or typical is None:
         return 0.0
-    kept = _read(run.folder / FILE, images) if surveyed is None else None
+    digest = run.state.contents.digest if run.state.contents else ""
+    kept = _read(run.folder / FILE, digest) if surveyed is None else None
     missing = dist.any_rank(kept is None)
     if kept is not None and not missing:
         run.components = kept.to(run.device)
         return 0.0
     order = np.random.default_rng(derive_seed(run.config.train.seed, _WHOLE)).permutation(images)
     some, others = order[: SURVEY_IMAGES if dry else MOST_LEARNT], order[MOST_LEARNT : 0 if dry else MOST_KNOWN]
-    learnt, typical = _components(run), model.image_words
-    learnt.words.learn(surveyed_images(run) if surveyed is None else surveyed)
-    _agreed(learnt.words)
+    if surveyed is not None:
+        learnt.words.learn(surveyed)
+        _agreed(learnt.words)
     began = time.perf_counter()
     quarters, found = _by_all(run, learnt.quarters, some)
+    if not len(found):
+        raise RunError(f"none of {len(some)} images of {run.source.name} could be decoded")
     seconds = (time.perf_counter() - began) * min(images, MOST_KNOWN) / len(some)
-    learnt.learn(torch.from_numpy(quarters))
-    _agreed(learnt)
+    if surveyed is not None:
+        learnt.learn(torch.from_numpy(quarters))
+        run.exported.image_components.load_state_dict(_agreed(learnt))
     of_some = learnt.of(torch.from_numpy(quarters).to(run.device)).cpu()
     if surveyed is not None:
         typical.learn(of_some)
         run.exported.image_words.load_state_dict(_agreed(typical))
-    components = np.full((images, COMPONENTS), np.nan, dtype=np.float16)
-    components[found] = of_some.clip(-_LARGEST, _LARGEST)
+    parts = [(of_some.numpy(), found)]
     if len(others):
-        of_others, found = _by_all(run, lambda batch: learnt.of(learnt.quarters(batch)), others)
-        components[found] = of_others.clip(-_LARGEST, _LARGEST)
-    run.components = torch.from_numpy(components).to(run.device)
+        parts.append(_by_all(run, lambda batch: learnt.of(learnt.quarters(batch)), others))
+    rows, indices = in_order([part for part in parts if len(part[1])])
+    rows = rows.clip(-_LARGEST, _LARGEST).astype(np.float16)
+    run.components = KnownComponents(torch.from_numpy(indices), torch.from_numpy(rows)).to(run.device)
     if run.world.main and not dry:
-        write_whole(run.folder / FILE, lambda file: np.save(file, components))
+        arrays = {"rows": rows, "indices": indices, "digest": digest}
+        write_whole(run.folder / FILE, lambda file: np.savez(file, **arrays))
     return seconds
-
-
-def _components(run: PretrainingRun) -> ImageComponents:
-    """What the components of its images are found by, before anything is learnt."""
-    encoder, data = run.model.encoder, run.config.data
-    flips = data.vflip > 0, data.hflip > 0
-    return ImageComponents(encoder.grid, encoder.patch, run.config.model.in_chans, flips).to(run.device)
 
 
 def _by_all(
@@ -103,7 +104,8 @@ def _by_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What all ranks together make of these images, and which of them could be decoded."""
     source, transform = run.train_source, EvalTransform(run.model.encoder.image_hw)
-    return extract_by_all(encode, source, np.sort(indices), transform, run.reading, run.device, workers=run.workers)
+    indices, options = np.sort(indices), {"workers": run.workers, "refuse": False}
+    return extract_by_all(encode, source, indices, transform, run.reading, run.device, **options)
 
 
 def surveyed_images(run: PretrainingRun) -> Images:
@@ -114,20 +116,22 @@ def surveyed_images(run: PretrainingRun) -> Images:
 
 
 def _agreed(learnt: nn.Module) -> dict[str, Any]:
-    """Lets it be what the first rank learnt, for processors may round differently; that state."""
-    state = dist.gather(learnt.state_dict())[0]
+    """Lets it be what the first rank learnt, for processors may round differently; that state, on the CPU."""
+    own = {name: value.cpu() for name, value in learnt.state_dict().items()} if dist.rank_and_size()[0] == 0 else None
+    state = dist.gather(own)[0]
     learnt.load_state_dict(state)
     return state
 
 
-def _read(path: Path, images: int) -> Tensor | None:
-    """The components of so many images, as the run kept them; None where the file is gone, or not of these."""
+def _read(path: Path, digest: str) -> KnownComponents | None:
+    """The components of the images of this digest, as the run kept them; None where the file is gone, or of others."""
     try:
-        components = np.load(path)
-    except (OSError, EOFError, ValueError):
+        with path.open("rb") as file, np.load(file) as arrays:
+            if str(arrays["digest"]) != digest:
+                return None
+            return KnownComponents(torch.from_numpy(arrays["indices"]), torch.from_numpy(arrays["rows"]))
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None
-    fits = components.dtype == np.float16 and components.shape == (images, COMPONENTS)
-    return torch.from_numpy(components) if fits else None
 
 
 def survey_batches(

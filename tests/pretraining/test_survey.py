@@ -14,7 +14,7 @@ from mpp.objective.image_words import COMPONENTS, ImageComponents
 from mpp.pretraining import survey
 from mpp.pretraining.build import PretrainingRun
 from mpp.pretraining.step import components_of, training_step
-from mpp.pretraining.survey import FILE, survey_source, survey_whole_images, surveyed_images
+from mpp.pretraining.survey import FILE, MOST_LEARNT, survey_source, survey_whole_images, surveyed_images
 from tests import runs
 from tests.pretraining.test_build import built
 
@@ -50,8 +50,9 @@ def surveyed(source: str, folder: Path, **changed: str) -> PretrainingRun:
 
 
 def table(run: PretrainingRun) -> Tensor:
+    """A row for each image of the source."""
     assert run.components is not None
-    return run.components
+    return run.components.of(torch.arange(len(run.source)))
 
 
 def test_the_model_learns_its_words(source: str, tmp_path: Path) -> None:
@@ -86,37 +87,50 @@ def test_of_many_images_some_teach_and_the_drawn_ones_are_known(
     run = surveyed(source, tmp_path / "b")
     assert read == [40, 20]
     known = table(run).isfinite().all(dim=1)
-    assert known.sum() == 60
+    assert known.sum() == 60 == len(run.components.rows if run.components else ())
     assert table(run)[~known].isnan().all()
     assert not torch.equal(table(run)[known], table(every)[known])
+
+
+def again(first: PretrainingRun, source: str) -> PretrainingRun:
+    """The run that goes on from the checkpoint of another, perhaps with other images."""
+    run = built_in(first.folder, source)
+    run.model.load_state_dict(first.model.state_dict())
+    return run
 
 
 def test_a_run_that_goes_on_reads_what_it_kept_or_finds_it_again(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = surveyed(source, tmp_path / "run")
-    typical = first.model.image_words.state_dict()
-    for damage in (None, b"", b"cut"):
+    for damage in (None, b"", b"cut", (tmp_path / "run" / FILE).read_bytes()[:-99]):
         if damage is not None:
             (tmp_path / "run" / FILE).write_bytes(damage)
-        later = built_in(tmp_path / "run", source)
-        later.model.image_words.load_state_dict(typical)
+        later = again(first, source)
         with monkeypatch.context() as patched:
             if damage is None:
                 patched.setattr(survey, "extract_by_all", lambda *_, **__: pytest.fail("images were read again"))
             survey_whole_images(later)
         assert torch.equal(table(later), table(first))
-        assert all(torch.equal(typical[name], value) for name, value in later.model.image_words.state_dict().items())
-        assert torch.equal(torch.from_numpy(np.load(tmp_path / "run" / FILE)), table(first))
+        runs.assert_same(later.model.state_dict(), first.model.state_dict())
+        with np.load(tmp_path / "run" / FILE) as kept:
+            assert torch.equal(torch.from_numpy(kept["rows"]), table(first))
     with monkeypatch.context() as patched:  # as where another machine has no such file
         patched.setattr(survey.dist, "any_rank", lambda _: True)
         later.components = None
         survey_whole_images(later)
         assert torch.equal(table(later), table(first))
-    np.save(tmp_path / "run" / FILE, np.zeros((79, COMPONENTS), np.float16))  # of other images
-    later = built_in(tmp_path / "run", source)
-    survey_whole_images(later)
-    assert torch.equal(table(later), table(first))
+
+
+def test_a_run_that_goes_on_with_other_images_keeps_what_they_are_compared_with(source: str, tmp_path: Path) -> None:
+    first = surveyed(source, tmp_path / "run")
+    pixels = np.load(source.removeprefix("array:"))
+    for name, other in (("more", np.concatenate([pixels[:1], pixels])), ("moved", np.roll(pixels, 1, axis=0))):
+        np.save(tmp_path / f"{name}.npy", other)
+        later = again(first, f"array:{tmp_path}/{name}.npy")
+        survey_whole_images(later)
+        np.testing.assert_allclose(table(later)[1:80], table(first)[:79], rtol=1e-2, atol=1e-2)
+        runs.assert_same(later.model.state_dict(), first.model.state_dict())
 
 
 def test_a_dry_run_keeps_nothing(source: str, tmp_path: Path) -> None:
@@ -128,13 +142,17 @@ def test_a_dry_run_keeps_nothing(source: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_an_image_that_cannot_be_decoded_has_no_words(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_has_no_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = next(number for number in range(999) if np.random.default_rng(number).permutation(30)[-1] == 12)
     folder = runs.write_folder(tmp_path / "images", *(f"{number:02}.png" for number in range(30)))
     (tmp_path / "images" / "12.png").write_bytes(b"no picture")
-    run = surveyed(folder, tmp_path / "run")
-    known = table(run).isfinite().all(dim=1)
-    assert known.sum() == len(run.source) - 1
-    assert run.source.location(int((~known).nonzero())).endswith("12.png")
+    for some in (MOST_LEARNT, 29):  # also where it is the only one left for a second pass
+        monkeypatch.setattr(survey, "MOST_LEARNT", some)
+        monkeypatch.setattr(survey, "derive_seed", lambda *_: seed)
+        run = surveyed(folder, tmp_path / "run")
+        known = table(run).isfinite().all(dim=1)
+        assert known.sum() == len(run.source) - 1
+        assert run.source.location(int((~known).nonzero())).endswith("12.png")
 
 
 def test_the_step_gives_the_model_the_rows_of_its_images(source: str, tmp_path: Path) -> None:
