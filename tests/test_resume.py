@@ -136,6 +136,14 @@ def copy(ended: Path, tmp_path: Path) -> Path:
     return shutil.copytree(ended, tmp_path / "copy")
 
 
+def test_a_finished_run_whose_figures_are_gone_says_so(
+    source: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "metrics.jsonl").unlink()
+    assert again(source, copy) == 0
+    assert f"note: {copy / 'metrics.jsonl'} has no figures any more" in capsys.readouterr().out
+
+
 def test_a_finished_run_is_left_as_it_is_and_refused_where_it_does_not_fit(
     source: str, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,7 +80,7 @@ def _cached(reader: WholeReader, images: int, workers: int, make: bool, say: Cal
         raise _Unfit("the sources are weighted")
     if "://" in source.name:
         raise _Unfit("they are remote (--data.keep true keeps the files)")
-    _estimate(reader, 1)  # of arrays, which need no decoding, there is nothing to ask or to say
+    estimate = _estimate(reader)  # of arrays, which need no decoding, there is nothing to ask or to say
     room = {"the memory": memory() // _SHARE}
 
     def size() -> int:
@@ -88,7 +88,7 @@ def _cached(reader: WholeReader, images: int, workers: int, make: bool, say: Cal
             raise _Unfit(f"{count(images, 'image')} of {len(source):,} are to be read, fewer than two passes")
         if not make:
             raise _Unfit("a dry run keeps no pixels")
-        estimate, folder = _estimate(reader, _SAMPLE), cache_folder()
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         room[f"what is free in {folder}"] = shutil.disk_usage(folder).free // _SHARE
         for what, most in room.items():
@@ -107,7 +107,7 @@ def _cached(reader: WholeReader, images: int, workers: int, make: bool, say: Cal
     return pixels
 
 
-def _estimate(reader: WholeReader, sample: int) -> int:
+def _estimate(reader: WholeReader) -> int:
     """Bytes that all images take decoded, by the headers of some. Raises _Unfit where there is nothing to decode."""
 
     def area(_: int, data: bytes | np.ndarray, __: int) -> int:
@@ -117,7 +117,7 @@ def _estimate(reader: WholeReader, sample: int) -> int:
         return picture.height * picture.width if reader.keeps(picture) else 0
 
     source = reader.source
-    indices = spread(np.arange(len(source)), sample)
+    indices = spread(np.arange(len(source)), _SAMPLE)
     each = attempt_each(source, indices, reader.options.max_bytes, area)
     areas = [found for _, found in each if not isinstance(found, Bad)]
     if not areas:

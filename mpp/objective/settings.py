@@ -45,7 +45,7 @@ class ObjectiveConfig:
             raise ValueError(f"objective.ratio must be in (0, 1], got {self.ratio}")
         if not 1 <= self.bits <= 8:
             raise ValueError(f"objective.bits must be 1 to 8, got {self.bits}")
-        if any(p < 0 for p in self.split) or abs(sum(self.split) - 1) > 1e-6:
+        if not all(p >= 0 for p in self.split) or not abs(sum(self.split) - 1) <= 1e-6:
             raise ValueError(f"objective.split must be three probabilities that sum to 1, got {list(self.split)}")
         if self.mask_enters and self.split[0] < 1:
             raise ValueError(

@@ -237,7 +237,7 @@ def build_model(
 def _check_objective(objective: ObjectiveConfig, encoder: Encoder, channels: int) -> None:
     """Refuses settings of the objective that do not fit the encoder."""
     patches, blocks = encoder.grid[0] * encoder.grid[1], len(encoder.vit.blocks)
-    if patches < 2 and objective.split[1] > 0 and objective.random_from == "image":
+    if patches < 2 and objective.split[1] > 0:
         raise UserError("model.img_size holds one patch, which has no other to be replaced by; take smaller patches")
     if objective.decoder_depth > blocks:
         raise UserError(

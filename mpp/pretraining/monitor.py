@@ -75,8 +75,7 @@ class Monitor(RunMonitor):
         """Draws reconstructions of the same images with the same corruption each time."""
         run, began = self.run, time.perf_counter()
         with evaluating(run) as model:
-            if run.world.main:
-                images = self.pictured_images
+            if run.world.main and len(images := self.pictured_images):
                 pixels = normalise(images, run.config.data.mean, run.config.data.std)
                 with autocast(run.precision, run.device):
                     sheet, layout = draw_sheet(reconstruct(model, images, pixels, draw(run, 0, len(images))))
@@ -85,11 +84,14 @@ class Monitor(RunMonitor):
 
     @cached_property
     def pictured_images(self) -> Tensor:
-        """uint8 (n, C, h, w), drawn by the seed."""
+        """uint8 (n, C, h, w), drawn by the seed; without those that cannot be decoded."""
         source, config = self.run.source, self.run.config
         number = min(config.log.num_pictures, len(source))
         indices = np.random.default_rng(config.train.seed).choice(len(source), number, replace=False)
-        return torch.cat([batch["images"] for batch in self._read(source, indices)]).to(self.run.device)
+        images = torch.cat([batch["images"] for batch in self._read(source, indices)])
+        if not len(images):
+            self.say(f"note: no pictures: none of the {number} images drawn for them could be decoded")
+        return images.to(self.run.device)
 
     def _read(self, source: Source, indices: Sequence[int] | np.ndarray) -> Iterator[Batch]:
         transform = EvalTransform(self.run.model.encoder.image_hw)
@@ -115,7 +117,7 @@ class Monitor(RunMonitor):
                     state.clock.paused(seconds)
                     figures |= {**found, f"time/{name}_seconds": seconds}
         self.log.row(step, state.images_seen, figures)
-        followed = rankme.RANK in figures and self.run.world.main
+        followed = rankme.RANK in figures and self.run.world.main and not self.dry
         if followed and (collapsed := rankme.collapse(read_rows(self.run.folder / ROWS))):
             self.say(f"WARNING: {collapsed}")
 

@@ -101,7 +101,8 @@ def _train(run: PretrainingRun, checkpoints: Checkpoints, monitor: Monitor, resu
         facts: dict[str, Any] = {"targets": survey.describe(), "warning": survey.warning, "doubts": run.doubts()}
         if run.config.init:
             export(run, FIRST)  # the original may be gone when somebody wants to compare
-            facts["init"] = f"{run.config.init} (SHA-256 of its weights {run.init_hash})"
+            if run.init_hash:  # else it had begun before, and its checkpoint has them
+                facts["init"] = f"{run.config.init} (SHA-256 of its weights {run.init_hash})"
         run.record(0, data, **facts)
         save(run.state)
         save.wait()  # or the loader's processes, started meanwhile, would keep the file open
@@ -121,8 +122,11 @@ def _finish(run: PretrainingRun, monitor: Monitor) -> int:
     monitor.project_features()
     if run.world.main:
         monitor.terminal.close()
-        score, notes = run.model.target.score_name, run.data_notes()
-        verdict = verdict_of(read_rows(run.folder / ROWS), read_starts(run.folder), score, run.config.init)
+        score, notes, rows = run.model.target.score_name, run.data_notes(), read_rows(run.folder / ROWS)
+        if not any(score in row for row in rows):
+            print(f"note: {run.folder / ROWS} has no figures any more, so that nothing can be said of them")
+            return 0
+        verdict = verdict_of(rows, read_starts(run.folder), score, run.config.init)
         verdict.write(run.folder, [*run.doubts(), *notes])
         print(summary(run.folder, score, verdict, notes, run.config.init, run.doubts()))
     return 0

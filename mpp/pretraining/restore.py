@@ -20,7 +20,8 @@ def weights_or_checkpoint(spec: str) -> Weights:
         UserError: see `open_weights`; a checkpoint of another kind of run, or one that is damaged.
     """
     path = Path(spec).expanduser()
-    checkpoint = path if path.exists() and path.parent.name == "checkpoints" else None
+    ours = path.parent.name == "checkpoints" and path.name.startswith("step_")
+    checkpoint = path if ours and path.exists() else None
     if (path / "config.yaml").is_file() and not (path / "model" / "config.json").is_file():
         checkpoint = Checkpoints(path / "checkpoints").latest()
         if checkpoint:

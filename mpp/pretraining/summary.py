@@ -111,7 +111,8 @@ def dry_run_report(run: PretrainingRun, seconds: float, before: float, monitor: 
     lines = [
         "",
         f"images       {run.source.describe()}",
-        f"model        {run.config.model.name}, {parameters / 1e6:.1f}M parameters, {rows}x{columns} patches",
+        f"model        {run.config.model.name}, {parameters / 1e6:.1f} M parameters in its encoder, "
+        f"{rows} x {columns} patches",
         f"device       {device}, {run.precision}, {run.world.size} process(es)",
         f"batch        {schedule.batch_size} = {run.world.size} x {schedule.accumulate} x {run.micro_batch}",
         f"memory       {memory}",

@@ -1,5 +1,6 @@
 """Lengths of training as users write them, in steps, epochs, images or percent, and times in words. Free of torch."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -32,8 +33,10 @@ def parse_duration(text: str, name: str = "duration") -> Duration:
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise ValueError(f"{name} needs a number and a unit (1000 steps, 90 epochs, 1.28M images, 5%), got {text!r}")
-    unit = f"{match[3]}s" if match[3] else "percent"
-    return Duration(float(match[1].replace("_", "")) * _SCALE[match[2]], unit)
+    value = float(match[1].replace("_", "")) * _SCALE[match[2]]
+    if math.isinf(value):
+        raise ValueError(f"{name} is longer than any run, got {text!r}")
+    return Duration(value, f"{match[3]}s" if match[3] else "percent")
 
 
 def in_words(seconds: float) -> str:

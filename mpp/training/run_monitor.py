@@ -15,7 +15,7 @@ class RunMonitor:
     """
 
     def __init__(self, run: TrainingRun, score: str, dry: bool = False) -> None:
-        self.run, self.score = run, score
+        self.run, self.score, self.dry = run, score, dry
         config, world, state = run.config, run.world, run.state
         resumed = run.schedule.step(state.images_seen)
         self.terminal = Terminal(run.schedule.total_steps, resumed, on=world.main)

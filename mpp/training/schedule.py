@@ -57,8 +57,11 @@ def build_schedule(
     total = parse_duration(train.length, "train.length").steps(size, epoch_images)
     names = ("warmup", "cooldown", "timescale")
     parts = [parse_duration(getattr(plan, name), f"schedule.{name}") for name in names]
+    warmup, cooldown, timescale = (part.steps(size, epoch_images, total) for part in parts)
+    if all(part.unit == "percent" for part in parts[:2]) and parts[0].value + parts[1].value <= 100:
+        cooldown = min(cooldown, total - warmup)  # both may have been rounded up
     try:
-        rate = learning_rate(plan.kind, lr, total, *(part.steps(size, epoch_images, total) for part in parts))
+        rate = learning_rate(plan.kind, lr, total, warmup, cooldown, timescale)
     except ValueError as error:
         raise UserError(f"schedule: {error}") from error
     return Schedule(total, size, share // micro, rate, clip_norm, micro, epoch_images)

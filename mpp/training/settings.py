@@ -87,8 +87,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for key in ("lr", "eps"):
-            if getattr(self, key) != "auto" and not getattr(self, key) > 0:
-                raise ValueError(f"optim.{key} must be positive, got {getattr(self, key)}")
+            if getattr(self, key) != "auto" and not 0 < getattr(self, key) < float("inf"):
+                raise ValueError(f"optim.{key} must be positive and finite, got {getattr(self, key)}")
         for key in ("weight_decay", "clip_norm"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"optim.{key} must not be negative, got {getattr(self, key)}")
@@ -112,8 +112,8 @@ class ScheduleConfig:
     """rsqrt: lr falls as 1 / sqrt(1 + (step - warmup) / timescale)."""
 
     def __post_init__(self) -> None:
-        for key in ("warmup", "cooldown", "timescale"):
-            check_duration(getattr(self, key), f"schedule.{key}")
+        check_duration(self.warmup, "schedule.warmup")
+        parse_duration(self.cooldown, "schedule.cooldown")
         if not parse_duration(self.timescale, "schedule.timescale").value:
             raise ValueError(f"schedule.timescale must be above 0, got {self.timescale!r}")
 

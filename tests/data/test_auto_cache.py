@@ -72,6 +72,15 @@ def test_the_stream_is_the_same_bits(folder, transform, workers):
         assert_same(run(one, 10, transform), run(other, 10, transform))
 
 
+def test_a_damaged_first_image_is_one_of_many(folder):
+    (folder / "-0.png").write_bytes(b"what another system left behind")
+    source = open_source(f"folder:{folder}")
+    assert source.location(0).endswith("-0.png")
+    found, note = cached(source)
+    assert found is not source
+    assert note.startswith("images are decoded once: ")
+
+
 def test_a_part_is_decoded_alone(folder):
     source, decoding = open_source(f"folder:{folder}"), list[str]()
     part = Subset(source, np.array([5, 8, 2, 6]))

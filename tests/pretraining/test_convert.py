@@ -55,6 +55,12 @@ def test_a_run_that_has_not_ended_gives_its_newest_checkpoint(
     assert capsys.readouterr().err.count("its newest checkpoint is taken, step_000000002.pt") == 1
 
 
+def test_a_folder_of_weights_may_be_called_checkpoints(run_dir: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(run_dir / "model", tmp_path / "checkpoints" / "mine")
+    assert convert(["--init", str(model), "--out", str(tmp_path / "out")]) == 0
+    assert filecmp.cmp(tmp_path / "out" / "model.safetensors", model / "model.safetensors", shallow=False)
+
+
 def test_a_run_to_timm_at_another_size(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert(["--init", str(tuned), "--out", str(tmp_path / "same")]) == 0
     printed = capsys.readouterr().out

@@ -115,7 +115,7 @@ def test_a_dry_run_reports_the_cost_of_the_run(source: str) -> None:
     memory = lines.pop("memory")
     assert lines == {
         "images": "40 images in 4 classes",
-        "model": f"vit_tiny_patch16_224, {millions:.1f}M parameters, 4x4 patches",
+        "model": f"vit_tiny_patch16_224, {millions:.1f} M parameters in its encoder, 4 x 4 patches",
         "device": f"cpu, {run.precision}, 1 process(es)",
         "batch": "16 = 1 x 4 x 4",
         "speed": "32.0 images/s (0.50 s/step)",
@@ -168,6 +168,30 @@ def test_pictures_are_of_the_same_images_each_time(source: str) -> None:
     assert first.shape == (8, 3, 32, 32)
     assert torch.equal(first, second)
     assert len(np.unique(first.flatten(1).numpy(), axis=0)) == 8
+
+
+def test_no_picture_where_none_of_its_images_decodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs.write_folder(tmp_path / "images", *(f"{number}.png" for number in range(8)))
+    for path in (tmp_path / "images").glob("*.png"):
+        path.write_bytes(b"no picture")
+    run = built(folder, fewshot__data="")
+    Monitor(run, dry=True).picture(run.state)
+    assert "no pictures: none of the 8 images drawn for them could be decoded" in "".join(capsys.readouterr())
+
+
+def test_a_dry_run_is_not_warned_of_the_collapse_of_another(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"step": step, RANK: rank, LARGEST: 40} for step, rank in ((0, 20.0), (50, 1.1))]
+    run = replace(built(source), fewshot=None)
+    run.config = replace(run.config, run_dir=str(tmp_path))
+    for dry in (False, True):
+        monitor = Monitor(run, dry)
+        monkeypatch.setattr(monitor.log, "row", lambda *_: None)
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        monitor.evaluate(run.state)
+        monitor.close()
+        assert ("collapsed" in "".join(capsys.readouterr())) is not dry
 
 
 def test_the_effective_rank_needs_no_labels_and_changes_nothing(source: str, monkeypatch: pytest.MonkeyPatch) -> None:

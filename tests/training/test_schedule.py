@@ -107,5 +107,7 @@ def test_the_schedule_of_a_config() -> None:
     assert [schedule.rate(step) for step in (0, 1, 2, 10)] == pytest.approx([0, 0.05, 0.1, 0])
     with pytest.raises(UserError, match=r"schedule: warm-up \(6 steps\) and cooldown \(5\) .* \(10 steps\)"):
         built({}, {"warmup": "6 steps", "cooldown": "5 steps"})
+    halves = built({"batch_size": 1, "length": "7 steps"}, {"kind": "constant", "warmup": "50%", "cooldown": "50%"})
+    assert [halves.rate(step) for step in (0, 4, 7)] == pytest.approx([0, 0.1, 0])  # both would be 4 steps
     with pytest.raises(UserError, match=r"train\.batch_size 15 is not a multiple of the 2 processes"):
         built({"batch_size": 15}, {}, 2)
