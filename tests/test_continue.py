@@ -185,7 +185,7 @@ def test_a_dry_run_tells_and_writes_nothing(
     init: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pretrain(words(source, tmp_path / "run", init, "--dry-run", model__img_size="48")) == 0
-    assert "vit_tiny_patch16_224, 0.1M parameters, 6x6 patches" in capsys.readouterr().out
+    assert "vit_tiny_patch16_224, 0.1 M parameters in its encoder, 6 x 6 patches" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
