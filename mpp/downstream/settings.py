@@ -66,7 +66,7 @@ class ClassifierConfig:
     """What a ViT's head reads: mean of the patch tokens or class token. auto: as the weights do; none: avg."""
     head: Literal["linear", "probe", "tanh", "keep"] | Auto = field(default="linear", metadata=CHOSEN)
     """linear: a new layer, zero-initialised; probe: one fitted to the frozen encoder first; tanh: the paper's for
-    pre-training, with a hidden layer; keep: the init's. auto: probe if pretrained, below 1,000 images, else linear."""
+    pre-training, with a hidden layer; keep: the init's. auto: probe if pretrained, up to 50,000 images, else linear."""
     representation: int = 0
     """Width of the tanh head's hidden layer; 0: the encoder's."""
     drop_path: float = 0.0
@@ -101,8 +101,8 @@ class LabelledConfig(DataConfig):
     """Which images those are; a smaller share is part of a larger one."""
     holdout: str = "10%"
     """Share of the training images on which a sweep over several optim.lr chooses, without a validation split."""
-    randaugment: str = ""
-    """timm's RandAugment, such as rand-m9-mstd0.5-inc1. Empty: none."""
+    randaugment: str = field(default="", metadata=CHOSEN)
+    """timm's RandAugment, such as rand-m9-mstd0.5-inc1. Empty: none; auto: this where mixup auto is 0.8."""
     mean: tuple[float, ...] = ()
     """Normalisation mean on a 0 to 1 scale, one number or one per channel. Empty: that of the weights (none: 0.5)."""
     std: tuple[float, ...] = ()
@@ -128,9 +128,9 @@ class LossConfig:
     smoothing: float = 0.0
     """Label smoothing."""
     mixup: float | Auto = field(default=0.0, metadata=CHOSEN)
-    """Mixup's alpha; 0: none; auto: 0.8 from 1,000 images. With cutmix, too, one of the two is drawn for a batch."""
+    """Mixup's alpha; 0: none; auto: 0.8 from 100 passes over the images on. With cutmix, a batch has one of the two."""
     cutmix: float | Auto = field(default=0.0, metadata=CHOSEN)
-    """CutMix's alpha; 0: none. auto: 1 from 1,000 images."""
+    """CutMix's alpha; 0: none; auto: 1 where mixup auto is 0.8."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:

@@ -205,6 +205,7 @@ def settle_config(
         image_bytes=activation_bytes(model, tokens) if tokens else 0,
         memory=memory() // world.local_size if cpu else 0,
         readable=weights.state is not None and linear_head(model) is not None,
+        colour=weights.in_chans == 3 and config.data.decode != "cuda",
     )
     return settle(config, facts, earlier(config))
 

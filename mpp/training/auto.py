@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mpp.config import by_name, overridden
+from mpp.data.sources.base import count
 from mpp.training.duration import parse_duration
 
 C = TypeVar("C")
 _AUTO = ("auto", ["auto"])
+_MIXED_PASSES = 100  # over the images, from which on mixing them and RandAugment are worth it (docs/few_labels.md)
+_PROBED = 50_000  # images up to which a head begins at the probe: of more, their features would fill the memory
+_RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 _WORDS_WIDTH = 256  # the widest encoder at which words did better with twice the rate; wider ones were not tried
 BEGAN = "as this run began"
 """Why a run that goes on has a value."""
@@ -43,6 +47,8 @@ class Facts:
     """Whether a fine-tuning starts from weights that one linear layer can read."""
     words: bool = False
     """Whether a pretraining predicts visual words."""
+    colour: bool = True
+    """Whether RandAugment can change the images: they have three channels, and the CPU decodes them."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,12 @@ class Choice:
     because: str
 
     def __str__(self) -> str:
-        return f"{self.name} {self.value}: {self.because}"
+        return f"{self.name} {self.value or 'none'}: {self.because}"
 
 
 _NAMES = (
     *("train.batch_size", "train.length", "train.micro_batch", "schedule.warmup", "optim.lr", "optim.ema_decay"),
-    *("model.head", "loss.mixup", "loss.cutmix", "log.every", "checkpoint.every"),
+    *("model.head", "loss.mixup", "loss.cutmix", "data.randaugment", "log.every", "checkpoint.every"),
 )
 
 
@@ -110,21 +116,29 @@ def settle(config: C, facts: Facts, before: Any = None) -> tuple[C, tuple[Choice
     value("optim.lr", lambda: _rate(facts, given["optim.name"], batch))
     average = max(0.0, min(0.9998, round(1 - 10 / steps, 5)))
     value("optim.ema_decay", lambda: (average, "the average of the last tenth of the run"))
-    many = facts.images >= 1000
-    number = f"{'at least' if many else 'fewer than'} 1,000 images"
-    value("model.head", lambda: _head(facts, many, number))
-    value("loss.mixup", lambda: (0.8 if many else 0.0, number))
-    value("loss.cutmix", lambda: (1.0 if many else 0.0, number))
+    value("model.head", lambda: _head(facts))
+    passes = round(steps * batch / facts.images)
+    mixed, number = passes >= _MIXED_PASSES, f"{count(passes, 'pass')} over the images; from {_MIXED_PASSES} on it pays"
+    value("loss.mixup", lambda: (0.8 if mixed else 0.0, number))
+    value("loss.cutmix", lambda: (1.0 if mixed else 0.0, number))
+    value("data.randaugment", lambda: _randaugment(facts, mixed, number))
     value("log.every", lambda: (f"{min(max(steps // 20, 1), 50)} steps", "at least 20 rows"))
     value("checkpoint.every", lambda: (f"{max(math.ceil(steps / 20), 100)} steps", "5% of the run, at least 100 steps"))
     flags = [word for choice in choices for word in (f"--{choice.name}", choice.value)]
     return overridden(config, flags), tuple(choices)
 
 
-def _head(facts: Facts, many: bool, number: str) -> tuple[str, str]:
+def _head(facts: Facts) -> tuple[str, str]:
     if not facts.readable:
         return "linear", "no weights that one linear layer could be fitted to"
-    return "linear" if many else "probe", number
+    many = facts.images > _PROBED
+    return "linear" if many else "probe", f"{'more than' if many else 'up to'} {_PROBED:,} images"
+
+
+def _randaugment(facts: Facts, mixed: bool, number: str) -> tuple[str, str]:
+    if not facts.colour:
+        return "", "it needs images of three channels that the CPU decodes"
+    return (_RANDAUGMENT if mixed else ""), number
 
 
 def _batch(facts: Facts) -> tuple[int, str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mpp.config import differences, to_dict
-from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, FinetuneOptimConfig, LossConfig
+from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, FinetuneOptimConfig, LabelledConfig, LossConfig
 from mpp.errors import RunError
 from mpp.pretraining.settings import PretrainConfig
 from mpp.training import micro_batch
@@ -23,6 +23,7 @@ AUTO = ScheduleConfig(warmup="auto")
 PRETRAIN = PretrainConfig(schedule=AUTO)
 FINETUNE = FinetuneConfig(
     model=ClassifierConfig(head="auto"),
+    data=LabelledConfig(randaugment="auto"),
     schedule=AUTO,
     optim=FinetuneOptimConfig(name="adamw", ema_decay="auto"),
     loss=LossConfig(mixup="auto", cutmix="auto"),
@@ -36,14 +37,14 @@ def test_few_labels_make_a_real_run() -> None:
     assert (config.train.batch_size, config.train.length, config.train.micro_batch) == (16, "500 steps", 16)
     assert (config.schedule.warmup, config.log.every, config.checkpoint.every) == ("50 steps", "25 steps", "100 steps")
     assert config.optim.lr == pytest.approx((1e-3 * (16 / 512 * 768 / 192) ** 0.5,), rel=0.02)
-    assert (config.optim.ema_decay, config.loss.mixup, config.loss.cutmix) == (0.98, 0, 0)
+    assert (config.optim.ema_decay, config.loss.mixup, config.loss.cutmix) == (0.98, 0.8, 1)
     assert not needs_choice(config)
     assert "train.batch_size 16: the largest power of two up to half of 40 images" in str(choices[0])
 
 
 @pytest.mark.parametrize(
     ("images", "readable", "head"),
-    [(40, True, "probe"), (999, True, "probe"), (1000, True, "linear"), (40, False, "linear")],
+    [(40, True, "probe"), (50_000, True, "probe"), (50_001, True, "linear"), (40, False, "linear")],
 )
 def test_few_labels_are_read_before_the_encoder_is_tuned(images: int, readable: bool, head: str) -> None:
     config, _ = settle(FINETUNE, replace(LABELS, images=images, readable=readable))
@@ -56,7 +57,27 @@ def test_millions_of_images_make_the_run_that_base_had() -> None:
     assert config.optim.lr == 1e-3  # BEiT's for ViT-B, by the square root of the batch
     assert settle(PRETRAIN, replace(PHOTOS, words=True))[0].optim.lr == 1e-3  # not tried at this width
     many, _ = settle(FINETUNE, replace(PHOTOS, labelled=True))
-    assert (many.loss.mixup, many.loss.cutmix, many.train.batch_size, many.optim.ema_decay) == (0.8, 1.0, 512, 0.99964)
+    assert (many.train.batch_size, many.optim.ema_decay) == (512, 0.99964)
+
+
+@pytest.mark.parametrize(
+    ("images", "changed", "mixed"),
+    [
+        (40, {}, True),
+        (1_000, {}, True),
+        (30_000, {}, True),
+        (1_281_167, {}, False),  # 11 passes over them
+        (5_000, {"cpu": True}, False),  # 38 passes
+        (5_000, {"colour": False}, True),
+    ],
+)
+def test_many_passes_are_mixed(images: int, changed: dict[str, bool], mixed: bool) -> None:
+    facts = replace(PHOTOS, labelled=True, images=images, **changed)
+    config, choices = settle(FINETUNE, facts)
+    assert (config.loss.mixup, config.loss.cutmix) == ((0.8, 1.0) if mixed else (0.0, 0.0))
+    assert config.data.randaugment == ("rand-m9-mstd0.5-inc1" if mixed and facts.colour else "")
+    (said,) = (str(choice) for choice in choices if choice.name == "data.randaugment")
+    assert (mixed and facts.colour) or said.startswith("data.randaugment none: ")
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -114,7 +135,7 @@ def test_a_batch_is_shared_out_equally() -> None:
     assert config.train.batch_size == 1026
     assert config.train.micro_batch == 171 or 171 % chosen(config.train.micro_batch) == 0
     for ranks in (1, 2, 3, 5, 6, 7):  # mixup takes the images of a process in pairs
-        config, _ = settle(FINETUNE, Facts(50_000, labelled=True, cpu=False, ranks=ranks))
+        config, _ = settle(FINETUNE, Facts(20_000, labelled=True, cpu=False, ranks=ranks))
         assert config.loss.mixup
         assert chosen(config.train.batch_size) % (2 * ranks) == 0, ranks
 
