@@ -107,7 +107,7 @@ def settle(config: C, facts: Facts, before: Any = None) -> tuple[C, tuple[Choice
     batch = value("train.batch_size", lambda: _batch(facts))
     length = value("train.length", lambda: _length(facts))
     steps = parse_duration(length).steps(batch, facts.images)
-    value("train.micro_batch", lambda: _micro_batch(facts, batch))
+    micro = value("train.micro_batch", lambda: _micro_batch(facts, batch))
     warmup = 0.1 if facts.labelled else 0.05
     value(
         "schedule.warmup",
@@ -118,10 +118,13 @@ def settle(config: C, facts: Facts, before: Any = None) -> tuple[C, tuple[Choice
     value("optim.ema_decay", lambda: (average, "the average of the last tenth of the run"))
     value("model.head", lambda: _head(facts))
     passes = round(steps * batch / facts.images)
-    mixed, number = passes >= _MIXED_PASSES, f"{count(passes, 'pass')} over the images; from {_MIXED_PASSES} on it pays"
-    value("loss.mixup", lambda: (0.8 if mixed else 0.0, number))
-    value("loss.cutmix", lambda: (1.0 if mixed else 0.0, number))
-    value("data.randaugment", lambda: _randaugment(facts, mixed, number))
+    long, number = passes >= _MIXED_PASSES, f"{count(passes, 'pass')} over the images; from {_MIXED_PASSES} on it pays"
+    share = max(batch // facts.ranks, 1)
+    paired = max(n for n in range(1, min(micro, share) + 1) if share % n == 0) % 2 == 0
+    because = number if paired else "the images of a pass make no pairs"
+    value("loss.mixup", lambda: (0.8 if long and paired else 0.0, because))
+    value("loss.cutmix", lambda: (1.0 if long and paired else 0.0, because))
+    value("data.randaugment", lambda: _randaugment(facts, long, number))
     value("log.every", lambda: (f"{min(max(steps // 20, 1), 50)} steps", "at least 20 rows"))
     value("checkpoint.every", lambda: (f"{max(math.ceil(steps / 20), 100)} steps", "5% of the run, at least 100 steps"))
     flags = [word for choice in choices for word in (f"--{choice.name}", choice.value)]
@@ -135,10 +138,10 @@ def _head(facts: Facts) -> tuple[str, str]:
     return "linear" if many else "probe", f"{'more than' if many else 'up to'} {_PROBED:,} images"
 
 
-def _randaugment(facts: Facts, mixed: bool, number: str) -> tuple[str, str]:
+def _randaugment(facts: Facts, long: bool, number: str) -> tuple[str, str]:
     if not facts.colour:
         return "", "it needs images of three channels that the CPU decodes"
-    return (_RANDAUGMENT if mixed else ""), number
+    return (_RANDAUGMENT if long else ""), number
 
 
 def _batch(facts: Facts) -> tuple[int, str]:

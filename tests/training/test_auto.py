@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpp.config import differences, to_dict
+from mpp.config import differences, overridden, to_dict
 from mpp.downstream.settings import ClassifierConfig, FinetuneConfig, FinetuneOptimConfig, LabelledConfig, LossConfig
 from mpp.errors import RunError
 from mpp.pretraining.settings import PretrainConfig
@@ -102,6 +102,13 @@ def test_the_documentation_tells_how_long_it_makes_a_run() -> None:
             train = settle(PRETRAIN, Facts(int(images), labelled=False, cpu=cpu))[0].train
             assert (train.length, train.batch_size) == (f"{steps:.0f} steps", batch)
             assert float(f"{steps * batch / images:.2g}") == float(f"{passes:.2g}")
+
+
+@pytest.mark.parametrize(("batch", "images"), [("9", 40), ("auto", 1)])
+def test_what_makes_no_pairs_is_not_mixed(batch: str, images: int) -> None:
+    config, choices = settle(overridden(FINETUNE, ["--train.batch-size", batch]), replace(LABELS, images=images))
+    assert (config.loss.mixup, config.loss.cutmix, config.data.randaugment != "") == (0, 0, True)
+    assert "the images of a pass make no pairs" in " ".join(map(str, choices))
 
 
 def test_words_take_twice_the_rate() -> None:
