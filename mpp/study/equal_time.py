@@ -2,6 +2,8 @@
 
 arms, scratch -> the training step of each, as its run would make it -> seconds per image, side by side
               -> the first arm's images x its seconds, by the others' seconds -> equal_time.json, which is kept
+
+Where an arm reads all images once before its first step, that counts, too.
 """
 
 import json
@@ -19,9 +21,10 @@ from mpp.downstream.labelled import Labelled
 from mpp.downstream.settings import FinetuneConfig
 from mpp.downstream.tuning import build_tuning, training_step
 from mpp.errors import UserError, without_credentials
-from mpp.pretraining.build import resolve_init
+from mpp.pretraining.build import build, resolve_init
 from mpp.pretraining.settings import PretrainConfig
 from mpp.pretraining.step import endless_step
+from mpp.pretraining.survey import survey_whole_images, surveyed_images
 from mpp.study.settings import Arm
 from mpp.system.files import write_whole
 from mpp.training.parallel import choose_device
@@ -42,7 +45,8 @@ class EqualTime:
     """How many images fit into the time of the first arm's pretraining."""
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Arm -> {"ratio": its seconds per image over the first arm's, "images": that fit, "flags": that set it apart}."""
+    """Arm -> {"ratio": its seconds per image over the first arm's, "images": that fit, "flags": that set it apart,
+    "survey": how many images the first arm trains on in the time that this one reads all images, where it does}."""
     longer: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Share of the labels -> {"ratio", "images"} of training from scratch on it."""
 
@@ -75,7 +79,7 @@ def equal_lengths(
     first = {"ratio": 1.0, "images": images, "flags": flags[default]}
     # Files of an older version lack the flags.
     before = {name: {"flags": own} | known.arms[name] for name, own in flags.items() if name in known.arms}
-    if known.arms and before.get(default) != first:
+    if known.arms and {key: value for key, value in before.get(default, {}).items() if key != "survey"} != first:
         what = f"{folder / EQUAL_TIME} is of another first arm, or of other flags or another length of it"
         raise UserError(f"{what}; choose another --run-dir")
     missing = [arm for arm in arms[1:] if arm.name not in before or before[arm.name]["flags"] != flags[arm.name]]
@@ -83,13 +87,18 @@ def equal_lengths(
     if known.arms and not missing and not shares:
         return known
     found = EqualTime(known.arms | {default: first}, dict(known.longer))
-    makers = [pretraining_step(arm.pretrain) for arm in (arms[0], *missing)] + [scratch[share] for share in shares]
-    for side, (ratio, size) in zip((*missing, *shares), step_time_ratios(makers), strict=True):
-        length = {"ratio": ratio, "images": size * max(1, round(images / ratio / size))}
+    timed = arms[0], *missing
+    makers = [pretraining_step(arm.pretrain) for arm in timed] + [scratch[share] for share in shares]
+    seconds, others = step_time_ratios(makers)
+    surveys = [{"survey": round(took / seconds)} if (took := survey_seconds(arm.pretrain)) else {} for arm in timed]
+    found.arms[default] = before.get(default, first | surveys[0])
+    total = images + found.arms[default].get("survey", 0)
+    for side, (ratio, size), survey in zip((*missing, *shares), others, surveys[1:] + [{}] * len(shares), strict=True):
+        length = {"ratio": ratio, "images": size * max(1, round((total - survey.get("survey", 0)) / ratio / size))}
         if isinstance(side, str):
             found.longer[side] = length
         else:
-            found.arms[side.name] = length | {"flags": flags[side.name]}
+            found.arms[side.name] = length | {"flags": flags[side.name]} | survey
     write_whole(folder / EQUAL_TIME, json.dumps(vars(found), indent=2) + "\n")
     return found
 
@@ -102,6 +111,16 @@ def pretraining_step(config: PretrainConfig) -> MakeStep:
         return endless_step(resolve_init(config, World())[0], device)
 
     return make
+
+
+def survey_seconds(config: PretrainConfig) -> float:
+    """About how many seconds a run reads all of its images before its first step, by the time of some; 0 where its
+    objective does not ask for it. Its config has no auto left."""
+    if not config.objective.words:
+        return 0.0
+    device = choose_device(config.train.device, World(), "train.device")
+    run = build(config, World(), device)
+    return survey_whole_images(run, surveyed_images(run), dry=True)
 
 
 def scratch_step(config: FinetuneConfig, labelled: Labelled, encoder: Weights) -> MakeStep:
@@ -119,8 +138,8 @@ def scratch_step(config: FinetuneConfig, labelled: Labelled, encoder: Weights) -
     return make
 
 
-def step_time_ratios(makers: Sequence[MakeStep]) -> list[tuple[float, int]]:
-    """Of each training step but the first, the seconds per image over the first's, and how many images it takes.
+def step_time_ratios(makers: Sequence[MakeStep]) -> tuple[float, list[tuple[float, int]]]:
+    """Seconds per image of the first training step; these of each other over the first's, with its images a step.
 
     Medians over rounds of all of them. Whole steps as the runs make them, with the optimiser, on images that lie on the
     device.
@@ -138,4 +157,4 @@ def step_time_ratios(makers: Sequence[MakeStep]) -> list[tuple[float, int]]:
         taken = in_turns(sides, _ROUNDS)
     torch.compiler.reset()
     per_image = [float(np.median(ratios(taken[i], taken[0]))) * sizes[0] / size for i, size in enumerate(sizes)]
-    return list(zip(per_image, sizes, strict=True))[1:]
+    return float(np.median(taken[0])) / sizes[0], list(zip(per_image, sizes, strict=True))[1:]

@@ -18,7 +18,15 @@ from mpp.model.encoder import model_args
 from mpp.model.settings import ModelConfig
 from mpp.pretraining.settings import PretrainConfig
 from mpp.study import equal_time
-from mpp.study.equal_time import EQUAL_TIME, EqualTime, equal_lengths, pretraining_step, scratch_step, step_time_ratios
+from mpp.study.equal_time import (
+    EQUAL_TIME,
+    EqualTime,
+    equal_lengths,
+    pretraining_step,
+    scratch_step,
+    step_time_ratios,
+    survey_seconds,
+)
 from mpp.study.plan import FinetuneRun, Plan, finetune_runs, images_of, pretrainings
 from mpp.study.settings import LONGER, StudyConfig
 from mpp.training.settings import TrainConfig
@@ -130,9 +138,9 @@ def test_scratch_is_the_first_arm_s_encoder_and_has_no_layer_decay() -> None:
 def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
 
-    def ratios(makers: list[Any]) -> list[tuple[float, int]]:
+    def ratios(makers: list[Any]) -> tuple[float, list[tuple[float, int]]]:
         measured.append(len(makers))
-        return [(ratio, 16)] * (len(makers) - 1)
+        return 0.01, [(ratio, 16)] * (len(makers) - 1)
 
     monkeypatch.setattr(equal_time, "step_time_ratios", ratios)
     arms, ratio = study(arms=("a", "b: --train.batch_size 32", "c")).parsed_arms(), 0.5
@@ -169,6 +177,32 @@ def test_equal_lengths_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert equal_lengths(tmp_path, study().parsed_arms(), 1600) == EqualTime(older)
 
 
+def test_reading_all_images_first_takes_from_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equal_time, "step_time_ratios", lambda makers: (0.01, [(2.0, 16)] * (len(makers) - 1)))
+    monkeypatch.setattr(equal_time, "survey_seconds", lambda config: 3.2 if config.objective.words else 0.0)
+    arms = study(arms=("a: --objective.words 4", "b", "c: --objective.words 4")).parsed_arms()
+    for _ in range(2):  # measured, then read
+        found = equal_lengths(tmp_path, arms, 1600, {"1%": pretraining_step(TINY)})
+        # 3.2 s are 320 images of the first arm, at 0.01 s each.
+        assert {name: (of["images"], of.get("survey")) for name, of in found.arms.items()} == {
+            "a": (1600, 320),
+            "b": ((1600 + 320) / 2, None),
+            "c": (1600 / 2, 320),
+        }
+        assert found.longer["1%"]["images"] == (1600 + 320) / 2
+    # One arm more, beside what the first one took.
+    monkeypatch.setattr(equal_time, "survey_seconds", lambda config: 6.4 if config.objective.words else 0.0)
+    more = (*arms, *study(arms=("d: --objective.words 4",)).parsed_arms())
+    assert equal_lengths(tmp_path, more, 1600).arms["d"]["images"] == (1600 + 320 - 640) / 2
+
+
+def test_reading_all_images_is_timed_where_the_objective_asks_for_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (80, 32, 32, 3), np.uint8))
+    config = replace(TINY, data=replace(TINY.data, source=f"array:{tmp_path / 'images.npy'}"))
+    assert survey_seconds(config) == 0
+    assert 0 < survey_seconds(replace(config, objective=replace(config.objective, words=4.0))) < 60
+
+
 @pytest.mark.parametrize(
     "text", ["x", "[1]", "3", '{"arms": 3}', '{"arms": {"a": 3}}', '{"longer": {"1%": {"images": 0}}}', '{"b": {}}']
 )
@@ -190,7 +224,7 @@ def test_equal_time_of_weights_that_are_gone_on_from(tmp_path: Path) -> None:
     weights = Weights("vit_tiny_patch16_224", size, None, (32, 32))
     write_timm_folder(replace(weights, state=build(weights).state_dict()), tmp_path)
     config = PretrainConfig(init=str(tmp_path), train=TINY.train)  # the weights say the rest
-    assert [size for _, size in step_time_ratios([pretraining_step(config)] * 2)] == [16]
+    assert [size for _, size in step_time_ratios([pretraining_step(config)] * 2)[1]] == [16]
 
 
 @pytest.mark.usefixtures("short")
@@ -203,8 +237,8 @@ def test_scratch_is_timed_by_its_own_step() -> None:
     make_update()
     assert run.state.images_seen == run.schedule.batch_size == 32
     assert not torch.equal(run.model.head.weight, before)
-    ((ratio, size),) = step_time_ratios([pretraining_step(TINY), lambda: (run, make_update)])
-    assert (ratio > 0, size) == (True, 32)
+    seconds, ((ratio, size),) = step_time_ratios([pretraining_step(TINY), lambda: (run, make_update)])
+    assert (0 < seconds < 1, ratio > 0, size) == (True, True, 32)
 
 
 @pytest.mark.slow
@@ -213,7 +247,7 @@ def test_scratch_is_timed_by_its_own_step() -> None:
 def test_a_deeper_encoder_takes_longer(device: str) -> None:
     shallow = replace(TINY, train=replace(TINY.train, device=device, compile="off"))
     deep = replace(TINY.model, depth=24)
-    (same, _), (more, _) = step_time_ratios(
+    _, ((same, _), (more, _)) = step_time_ratios(
         [pretraining_step(config) for config in (shallow, shallow, replace(shallow, model=deep))]
     )
     assert more > 1.5 * same
