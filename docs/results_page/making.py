@@ -79,7 +79,8 @@ def _device(start: dict[str, Any]) -> str:
     if devices != "cpu":
         return devices
     cores = made_on.get("cores")
-    return f"{cores} core{'s' * (cores != 1)} of {made_on.get('processor')}, {made_on.get('memory')} of memory"
+    plural = "" if cores == "1" else "s"
+    return f"{cores} core{plural} of {made_on.get('processor')}, {made_on.get('memory')} of memory"
 
 
 def time(study: Study) -> str:

@@ -326,10 +326,15 @@ class Fewshot:
         test = test_features, images.truth(images.test_labels[test_decoded])
         groups = None if images.train_groups is None else images.train_groups[train_decoded]
         result = score(self.shots, draws, train, test, len(images.classes), self.l2, choosing, groups)
-        sizes = images.sizes(images.train_labels)
-        short = {k: int(np.count_nonzero(sizes < k)) for k in self.shots}
+        short = short_classes(images, self.shots)
         lost = self.num_images - len(train_decoded) - len(test_decoded)
         return replace(result, short_classes=short, dropped=lost)
+
+
+def short_classes(labelled: Labelled, shots: Sequence[int]) -> dict[int, int]:
+    """Shots -> number of classes that have fewer training images than that."""
+    sizes = labelled.sizes(labelled.train_labels)
+    return {k: int(np.count_nonzero(sizes < k)) for k in shots}
 
 
 def evaluations(every: str, total_steps: int, batch_size: int, num_images: int, epoch_images: int) -> int:

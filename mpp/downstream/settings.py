@@ -102,7 +102,7 @@ class LabelledConfig(DataConfig):
     holdout: str = "10%"
     """Share of the training images on which a sweep over several optim.lr chooses, without a validation split."""
     randaugment: str = field(default="", metadata=CHOSEN)
-    """timm's RandAugment, such as rand-m9-mstd0.5-inc1. Empty: none; auto: this where mixup auto is 0.8."""
+    """timm's RandAugment. Empty: none; auto: rand-m9-mstd0.5-inc1 for many passes over images that are not many."""
     mean: tuple[float, ...] = ()
     """Normalisation mean on a 0 to 1 scale, one number or one per channel. Empty: that of the weights (none: 0.5)."""
     std: tuple[float, ...] = ()

@@ -7,6 +7,7 @@ from pathlib import Path
 from mpp.config import differences, from_file, to_dict
 from mpp.data.sources.opening import open_source
 from mpp.dist import World
+from mpp.downstream.finetune_result import changed_settings, read_result
 from mpp.downstream.labelled import Labelled, take_fraction
 from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.pretraining.build import resolve_init, settle_config
@@ -168,8 +169,25 @@ class Plan:
         return {(side, seed): (RANDOM if side == SCRATCH else side, seed) for side, seed in sides}
 
     def rate_group(self, run: FinetuneRun) -> tuple[str, str]:
-        """Runs of a group share a learning rate, which the first of them chooses."""
+        """Runs of a group share a learning rate, which one of them chooses."""
         return run.side, self.config.tune_at or run.labels
+
+    @cached_property
+    def choosers(self) -> dict[tuple[str, str], FinetuneRun]:
+        """The run of each group that chooses its learning rate: the first one, or at the same share the first that is
+        done; other seeds may have been put before it since."""
+        found: dict[tuple[str, str], FinetuneRun] = {}
+        for run in self.finetunings:
+            found.setdefault(self.rate_group(run), run)
+        for group, first in found.items():
+            alike = (run for run in self.finetunings if (run.side, run.labels) == (first.side, first.labels))
+            found[group] = next(filter(self.is_done, alike), first)
+        return found
+
+    def is_done(self, run: FinetuneRun) -> bool:
+        """Whether it has a result in the study's folder, by these settings and any of the learning rates."""
+        config = self.finetune_config(run)
+        return read_result(Path(config.run_dir)) is not None and not changed_settings(config)
 
     def finetune_config(self, run: FinetuneRun, lr: float | None = None) -> FinetuneConfig:
         """The config of one run; without `lr` it has the learning rates to choose from."""

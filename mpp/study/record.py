@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpp.config import from_file, to_dict
+from mpp.downstream.fewshot import short_classes
 from mpp.downstream.finetune_result import Result, changed_settings, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import without_credentials
@@ -58,6 +59,9 @@ class Record:
         self._finetuning: dict[FinetuneRun, dict[str, Any]] = {}
         self._frozen: dict[StartPoint, Figures] = {}
         labelled, seen = plan.labelled, {"test_images_seen": dict(test_images_seen)} if test_images_seen else {}
+        short = {
+            str(shots): classes for shots, classes in short_classes(labelled, plan.config.shots).items() if classes
+        }
         self.document: dict[str, Any] = {
             "schema": _SCHEMA,
             "name": self._path.absolute().parent.name,
@@ -70,6 +74,7 @@ class Record:
                 "test_images": len(labelled.test_indices),
                 "classes": len(labelled.classes),
                 **seen,
+                **({"short_classes": short} if short else {}),
             },
             "equal_time": without_folders(vars(timed)) if timed and timed.arms else None,
             "pretraining": [],

@@ -116,6 +116,8 @@ def _markdown(
         ("encoder", *(f"{n} shot{'s' * (n > 1)}" for n in study.counts)),
         ((name, *(accuracy_text(by.get(n)) for n in study.counts)) for name, by in named.items()),
     )
+    data = study.content.get("data") or {}
+    lines += [f"\n{note}." for note in few_shots(data.get("short_classes", {}), data.get("classes", 0))]
     probes = {probe["side"]: study.probe(probe["side"]) for probe in study.content["probes"]}
     if probes:
         lines += ["", f"Linear probe on all labels, test accuracy in %{repeated(spread, probes.values())}:", ""]
@@ -127,7 +129,6 @@ def _markdown(
             ((side, *(accuracy_text(of[side]) for of in columns)) for side in probes),
         )
     pretraining = {run["arm"]: (run["images"], run["steps"]) for run in study.content["pretraining"]}
-    data = study.content.get("data") or {}
     for arm, (images, steps) in pretraining.items():
         of = f" of {arm}" if len(pretraining) > 1 else ""
         lines += ["", f"Pretraining{of}: {images:,} images, {steps:,} steps."]
@@ -135,6 +136,12 @@ def _markdown(
             which = f"{seen:,} of the {data['test_images']:,} test images"
             lines[-1] += f" Its images hold {which}, so that its figures may be too good."
     return "\n".join(lines) + "\n"
+
+
+def few_shots(short: Mapping[Any, int], classes: int) -> list[str]:
+    """A note where so many of the classes are `short` of images for some number of shots."""
+    counts = ", ".join(f"{n} of {classes} for {k} shots" for k, n in short.items() if n)
+    return [f"classes that have fewer training images, of which all are taken: {counts}"] if counts else []
 
 
 def _two_sides(study: StudyResults) -> list[str]:

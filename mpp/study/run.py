@@ -25,6 +25,7 @@ from mpp.data.sources.overlap import Shared, shared
 from mpp.data.sources.patterns import shown
 from mpp.dist import World
 from mpp.downstream.features import FrozenEncoder
+from mpp.downstream.fewshot import short_classes
 from mpp.downstream.finetune_result import changed_settings, read_result
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
 from mpp.downstream.pretrained_on import notes_on_pretraining
@@ -37,7 +38,7 @@ from mpp.report.visualize import REPORT, write_report
 from mpp.study.equal_time import EQUAL_TIME, EqualTime, MakeStep, equal_lengths, known_lengths, scratch_step
 from mpp.study.plan import Plan, Pretraining, finetune_runs, images_of, pretrainings
 from mpp.study.record import Record
-from mpp.study.report import write
+from mpp.study.report import few_shots, write
 from mpp.study.scheduler import lock_of, run_tasks
 from mpp.study.settings import LONGER, SCRATCH, StudyConfig
 from mpp.study.tasks import StudyTasks
@@ -64,7 +65,7 @@ def run(config: StudyConfig) -> int:
         raise UserError(f"{several}; run finetune, fewshot and probe instead")
     trained, tested = len(labelled.train_indices), len(labelled.test_indices)
     print(f"labels: {trained:,} training and {tested:,} test images", flush=True)
-    for note in labelled.notes:
+    for note in (*labelled.notes, *few_shots(short_classes(labelled, config.shots), len(labelled.classes))):
         print(f"note: {note}", file=sys.stderr)
     test_images_seen = _check(config, labelled)
     planned = pretrainings(config)
@@ -108,14 +109,21 @@ def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
     else:
         seen = check_apart(config, labelled)
         encoders = [_new_encoder(one) for one in {one.arm.name: one for one in pretrainings(config)}.values()]
-    for weights in encoders:
-        FrozenEncoder(weights, layers=config.layers, device=torch.device("cpu"))  # refuses layers that are not there
+    for weights in encoders:  # refuses layers that are not there
+        one = FrozenEncoder(
+            weights, layers=config.layers, device=torch.device("cpu"), quarters="quarters" in config.pool
+        )
+        if not set(config.pool) & set(one.pools):
+            raise UserError(f"pool {' '.join(config.pool)}: {weights.origin} takes {' or '.join(one.pools)}")
     plan = Plan(config, labelled, pretrainings(config), finetune_runs(config, labelled, 0))
     for labels, one in {one.labels: one for one in plan.finetunings if one.side == SCRATCH}.items():
         tuned = plan.finetune_config(one)
         part = take_fraction(labelled, labels, one.seed)
-        if len(tuned.optim.lr) > 1:
-            part = hold_out(part, parse_share(tuned.data.holdout), one.seed)
+        if len(tuned.optim.lr) > 1 and labels in {chooser.labels for chooser in plan.choosers.values()}:
+            try:
+                part = hold_out(part, parse_share(tuned.data.holdout), one.seed)
+            except SourceError as error:
+                raise UserError(f"{labels} of the labels: {error}") from None
         rate = max((lr for lr in tuned.optim.lr if lr != "auto"), default=1e-3)
         build_tuning(tuned, part, rate, World(), torch.device("cpu"), encoders[0])
     return seen
@@ -217,16 +225,19 @@ def check_finished(plan: Plan, before: StudyConfig) -> None:
         UserError: naming the run and its settings.
     """
     rates: dict[tuple[str, str], float] = {}
+    for group, one in plan.choosers.items():
+        result = read_result(Path(plan.finetune_config(one).run_dir)) if plan.is_done(one) else None
+        if result is not None:
+            rates[group] = result.lr
     for one in plan.finetunings:
         group = plan.rate_group(one)
         config = plan.finetune_config(one, rates.get(group))
-        folder = Path(config.run_dir)
         changed = changed_settings(config)
         if changed and config.resume != "force":
             names = [name for name in _MAY_CHANGE if getattr(before, name) != getattr(plan.config, name)]
             why = f", for {' and '.join(names)} of the study changed" if names else ""
             what = f"{config.run_dir} holds a run with another config ({'; '.join(changed)}){why}"
             raise UserError(f"{what}; choose another --run-dir")
-        result = read_result(folder)
-        if result is not None and not changed:
-            rates.setdefault(group, result.lr)
+        if len(config.optim.lr) > 1 and config.resume != "force" and one != plan.choosers[group] and plan.is_done(one):
+            what = f"{config.run_dir} has the learning rate that another run chose, and {plan.choosers[group]}"
+            raise UserError(f"{what}, would choose one anew; choose another --run-dir")

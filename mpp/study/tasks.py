@@ -25,7 +25,6 @@ class StudyTasks:
 
     def __init__(self, plan: Plan, record: Record) -> None:
         self._plan, self._record = plan, record
-        self._choosers = {plan.rate_group(run): run for run in reversed(plan.finetunings)}
         self._rates: dict[tuple[str, str], float] = {}
         self._pretrained: set[StartPoint] = set()
         self._inputs: dict[StartPoint, Inputs] = {}
@@ -65,7 +64,7 @@ class StudyTasks:
     def _can_tune(self, run: FinetuneRun) -> bool:
         """Whether also its learning rate is chosen, or it chooses one."""
         group = self._plan.rate_group(run)
-        return self._can_start(run.start) and (group in self._rates or self._choosers[group] == run)
+        return self._can_start(run.start) and (group in self._rates or self._plan.choosers[group] == run)
 
     def _inputs_of(self, start: StartPoint) -> Inputs:
         if start not in self._inputs:

@@ -17,6 +17,7 @@ from mpp.training.duration import parse_duration
 C = TypeVar("C")
 _AUTO = ("auto", ["auto"])
 _MIXED_PASSES = 100  # over the images, from which on mixing them and RandAugment are worth it (docs/few_labels.md)
+_AUGMENTED, _NARROW = 1_000, 192  # images up to which RandAugment pays for an encoder that is less wide than this
 _PROBED = 50_000  # images up to which a head begins at the probe: of more, their features would fill the memory
 _RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 _WORDS_WIDTH = 256  # the widest encoder at which words did better with twice the rate; wider ones were not tried
@@ -141,6 +142,8 @@ def _head(facts: Facts) -> tuple[str, str]:
 def _randaugment(facts: Facts, long: bool, number: str) -> tuple[str, str]:
     if not facts.colour:
         return "", "it needs images of three channels that the CPU decodes"
+    if long and facts.width < _NARROW and facts.images > _AUGMENTED:
+        return "", f"more than {_AUGMENTED:,} images are enough for an encoder of width {facts.width}"
     return (_RANDAUGMENT if long else ""), number
 
 

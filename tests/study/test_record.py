@@ -157,6 +157,22 @@ def test_a_setting_that_changes_finished_runs_is_refused(tmp_path: Path) -> None
     check_finished(planned(replace(config, labels=("50%", "100%"), arms=(*config.arms, "c"))), config)
 
 
+def test_seeds_put_before_others_take_the_rate_that_was_chosen(tmp_path: Path) -> None:
+    config = study(run_dir=str(tmp_path), labels=("50%",), seeds=(0,))
+    config = replace(config, finetune=replace(config.finetune, optim=replace(config.finetune.optim, lr=(1.0, 2.0))))
+    for run in (plan := planned(config)).finetunings:
+        end_tuning(plan.finetune_config(run, 2.0))
+    more = planned(replace(config, seeds=(1, 0)))
+    assert [(run.side, run.seed) for run in more.choosers.values()] == [(side, 0) for side in ("scratch", "a", "b")]
+    check_finished(more, config)
+    # A share that is to choose anew might choose another rate than the one that finished runs have.
+    anew = planned(replace(config, labels=("50%", "100%"), tune_at="100%"))
+    assert {run.labels for run in anew.choosers.values()} == {"100%"}
+    with pytest.raises(UserError, match="seed_0 has the learning rate that another run chose, and scratch, 100% of"):
+        check_finished(anew, config)
+    check_finished(planned(replace(anew.config, finetune=replace(anew.config.finetune, resume="force"))), config)
+
+
 def test_figures_of_frozen_encoders_are_found_by_their_settings(tmp_path: Path) -> None:
     config, figures = study(run_dir=str(tmp_path)), {"fewshot": [], "probe": None}
     inputs = end_frozen(config, "a", 0, figures)
@@ -171,4 +187,5 @@ def test_labelled_images_without_pretraining(tmp_path: Path) -> None:
     plan = Plan(config, labelled(8), pretrainings(config), [])
     assert plan.pretrainings == []
     assert set(plan.encoders.values()) == {("random", None), ("pretrained", None)}
-    assert written(plan)["data"] == {"train_images": 8, "test_images": 4, "classes": 4}
+    few = {"5": 4, "10": 4, "25": 4}  # of the shots that it would draw of each class
+    assert written(plan)["data"] == {"train_images": 8, "test_images": 4, "classes": 4, "short_classes": few}

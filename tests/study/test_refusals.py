@@ -1,11 +1,15 @@
 """What a study refuses, in one line and before it does anything."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mpp.cli import study
+from mpp.study import run
+from mpp.weights.base import Weights, build
+from mpp.weights.timm_folder import write_timm_folder
 from tests.study.commands import TAKEN, command
 
 
@@ -40,7 +44,7 @@ from tests.study.commands import TAKEN, command
         ({"test": ""}, "would see the images held out"),
         ({"test": "", "pretrain__data__source": "DATA"}, "would see the images held out"),
         ({"layers": "-9"}, "layer"),
-        ({"labels": "4%,100%", "longer": "", "tune_at": ""}, "no class of"),
+        ({"labels": "4%,100%", "longer": "", "tune_at": ""}, "error: 4% of the labels: no class of"),
         ({"finetune__loss__mixup": "0.5", "finetune__train__batch_size": "7"}, "7"),
     ],
 )
@@ -51,6 +55,26 @@ def test_wrong_input_is_one_line(
     assert study(command(source, tmp_path / "study", **changed)[1:]) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "study").exists()
+
+
+def test_only_shares_that_choose_a_rate_need_images_to_choose_by(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_tasks", lambda tasks: 75)  # nothing is trained
+    one_image_a_class = command(source, tmp_path / "study", labels="4%,100%", longer="", tune_at="100%", shots="1,11")
+    assert study(one_image_a_class[1:]) == 75
+    note = "note: classes that have fewer training images, of which all are taken: 4 of 4 for 11 shots"
+    assert note in capsys.readouterr().err.splitlines()
+
+
+def test_a_pooling_that_the_encoder_has_not_is_refused(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = Weights("resnet10t", {}, None, (32, 32))
+    write_timm_folder(replace(weights, state=build(weights).state_dict()), tmp_path / "cnn")
+    taken = TAKEN | {"init": str(tmp_path / "cnn"), "layers": "-1", "pool": "token,quarters"}
+    assert study(command(source, tmp_path / "study", **taken)[1:]) == 2
+    assert capsys.readouterr().err.endswith("error: pool token quarters: the encoder takes mean\n")
 
 
 @pytest.mark.parametrize("how", ["spelling", "relative", "link", "copy", "mixture"])

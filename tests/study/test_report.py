@@ -49,7 +49,13 @@ def test_the_document_of_several_pretrainings(tmp_path: Path) -> None:
     assert "Pretraining: 1,600 images, 100 steps.\n" in text
     write(tmp_path, document(("a",)) | {"data": {"test_images": 1000, "test_images_seen": {"a": 12}}})
     seen = "100 steps. Its images hold 12 of the 1,000 test images, so that its figures may be too good.\n"
-    assert seen in (tmp_path / "study.md").read_text("utf-8")
+    assert seen in (text := (tmp_path / "study.md").read_text("utf-8"))
+    assert "fewer training images" not in text
+    write(tmp_path, document(("a",)) | {"data": {"classes": 3, "short_classes": {"5": 1, "25": 2}}})
+    few = (
+        "\nclasses that have fewer training images, of which all are taken: 1 of 3 for 5 shots, 2 of 3 for 25 shots.\n"
+    )
+    assert few in (tmp_path / "study.md").read_text("utf-8")
     assert not (tmp_path / "layers.png").exists()
     write(tmp_path, document())
     text = (tmp_path / "study.md").read_text("utf-8")

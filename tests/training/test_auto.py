@@ -80,6 +80,16 @@ def test_many_passes_are_mixed(images: int, changed: dict[str, bool], mixed: boo
     assert (mixed and facts.colour) or said.startswith("data.randaugment none: ")
 
 
+@pytest.mark.parametrize(
+    ("images", "width", "augmented"), [(450, 128, True), (1_000, 191, True), (1_001, 191, False), (4_500, 192, True)]
+)
+def test_narrow_encoders_of_many_images_are_not_augmented(images: int, width: int, augmented: bool) -> None:
+    config, choices = settle(FINETUNE, replace(PHOTOS, labelled=True, images=images, width=width))
+    assert ((config.data.randaugment != ""), config.loss.mixup) == (augmented, 0.8)
+    said = next(choice.because for choice in choices if choice.name == "data.randaugment")
+    assert augmented != said.startswith("more than 1,000 images are enough for an encoder of width")
+
+
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("images", [2, 7, 50, 500, 5_000, 50_000])
 def test_every_number_of_images_makes_a_run_that_can_learn(images: int, labelled: bool) -> None:
