@@ -332,8 +332,8 @@ class Fewshot:
 
 
 def short_classes(labelled: Labelled, shots: Sequence[int]) -> dict[int, int]:
-    """Shots -> number of classes that have fewer training images than that."""
-    sizes = labelled.sizes(labelled.train_labels)
+    """Shots -> number of classes that have fewer training images than that; those of the test alone do not count."""
+    sizes = labelled.sizes(labelled.train_labels)[: len(labelled.classes)]
     return {k: int(np.count_nonzero(sizes < k)) for k in shots}
 
 

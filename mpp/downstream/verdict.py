@@ -196,8 +196,10 @@ def _reasons(
     if warning or one_class:
         same = f" (one class makes {frequent:.0%} of them)" if one_class else ""
         found.append(f"nearly all targets are the same{same}, as with wrongly scaled images, so look at the pictures")
-    if trend is not None and trend.gain > trend.half:
-        more = max(-gap, 0.0) / trend.slope
+    if trend is not None and trend.gain > trend.half and gap >= 0:
+        found.append("too short: it has drawn level, and still improved at its end")
+    elif trend is not None and trend.gain > trend.half:
+        more = -gap / trend.slope
         found.append(
             f"too short: at the slope of its last quarter it needs {more:,.0f} more steps to draw level, "
             f"{1 + more / total:.1f} times its {total:,} in all, and curves flatten"

@@ -75,12 +75,13 @@ def _probe(plan: Plan, frozen: FrozenEncoder) -> tuple[float, dict[str, Any] | N
     pooling, among those of the study, that do best on held-out training images, of equals the first; None where there
     is one only."""
     usual: tuple[int, Pool] = (-1, "mean")
-    readings = dict.fromkeys([usual, *_readings(plan.config, frozen)])
+    asked = _readings(plan.config, frozen)
+    readings = dict.fromkeys([usual, *asked])
     if len(readings) < 2:
         return _sweep(plan, frozen, usual).top1, None
     most = max(_CHOOSING, 10 * len(plan.labelled.classes))  # so that classes keep images to hold out
     sweeps = {reading: _sweep(plan, frozen, reading, most) for reading in readings}
-    layer, pool = best = max(sweeps, key=lambda reading: sweeps[reading].held_out or 0)
+    layer, pool = best = max(asked, key=lambda reading: (sweeps[reading].held_out or 0, reading == usual))
     if len(plan.labelled.train_indices) > most:
         sweeps = {reading: _sweep(plan, frozen, reading) for reading in {usual, best}}
     chosen = {"layer": layer, "pool": pool, "held_out": sweeps[best].held_out, "top1": sweeps[best].top1}

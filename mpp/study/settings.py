@@ -127,6 +127,11 @@ class StudyConfig:
                 raise ValueError(f"{name} is set by the study; use {other}, got {value!r}")
         tuned = self.finetune
         replace(tuned.data, source=self.data, test=self.test, group=self.group)  # checks them together
+        for length in self.lengths:
+            try:
+                replace(tuned.train, length=length)
+            except ValueError as error:
+                raise ValueError(f"lengths: {error}") from None
         if self.lengths and tuned.train.length != FinetuneConfig().train.length:
             raise ValueError("lengths and finetune.train.length say the same; give one of them")
 

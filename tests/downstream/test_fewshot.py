@@ -24,6 +24,7 @@ from mpp.downstream.fewshot import (
     draw_shots,
     evaluations,
     score,
+    short_classes,
     stratified_folds,
 )
 from mpp.downstream.labelled import label
@@ -119,6 +120,8 @@ def test_only_the_images_needed_are_asked_for() -> None:
     assert (result.dropped, result.short_classes) == (0, {1: 0, 2: 0})
     assert task(train, test, max_test=7, seeds=(5,)).test_indices.tolist() == test_asked  # whatever the seeds
     assert task(train, test, shots=(30, 31)).run(reader).short_classes == {30: 0, 31: 3}
+    other = Fake(np.repeat([2, 0, 1, 3], 20), "a b c d", "held")  # d has no training images
+    assert short_classes(label(train, other), (1, 31)) == {1: 0, 31: 3}
 
 
 @pytest.mark.parametrize("share", [None, 3])

@@ -55,6 +55,7 @@ BELOW = "It has learnt nothing yet that a blur does not know: "
         (curve([0.2]), {}, [BELOW, "(1) too short: it made 100 steps."]),
         (curve(RISING), {}, ["(1) too short: at the slope of its last quarter", "still improved at its end (+3.8 ±"]),
         (curve(RISING), {}, ["twice the length would take about 2.2 h at this speed."]),  # 2 x 4,000 s
+        (curve(RISING + 0.0525), {}, [BELOW, "+0.1 ±", "no difference", "it has drawn level, and still improved at"]),
         (curve(RISING[::-1] + 0.3), {}, [ABOVE, "It got worse at its end (\u22123.8 ±"]),
         (curve(LEVEL, loss=lambda n: 3 + n / 100), {}, ["(1) a learning rate that is too high: the loss rises"]),
         (curve(LEVEL, loss=6.2), {}, ["(1) a learning rate that is too low, or much too high", "(6.2 to 6.2)"]),

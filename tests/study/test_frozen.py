@@ -46,5 +46,11 @@ def test_held_out_training_images_choose_how_the_probe_reads_and_no_test_image(m
     monkeypatch.setattr("mpp.study.frozen.sweep_linear", lambda train, *_, **__: fitted(len(train[1])))
     _probe(cast(Plan, plan), cast(FrozenEncoder, frozen))
     assert taught == [50, 50, 200, 200]
+    # What the study does not read is not chosen, be it the best.
+    config.pool, known["mean", "train"], known["quarters", "train"] = ("quarters",), True, False
+    monkeypatch.undo()
+    _, chosen = _probe(cast(Plan, plan), cast(FrozenEncoder, frozen))
+    assert chosen is not None
+    assert chosen["pool"] == "quarters"
     config.pool = ("mean",)
     assert _probe(cast(Plan, plan), cast(FrozenEncoder, frozen))[1] is None

@@ -22,6 +22,7 @@ from tests.study.commands import TAKEN, command
         ({"init": "/nowhere/run"}, "leave out arms"),
         ({"labels": "0%", "lengths": "", "longer": "", "tune_at": ""}, "labels"),
         ({"lengths": "6 steps"}, "lengths"),
+        ({"lengths": "6 steps,foo"}, "lengths: train.length needs a number and a unit"),
         ({"seeds": "0,0"}, "seeds"),
         ({"finetune__init": "resnet18"}, "finetune.init is set by the study; use init"),
         ({"finetune__data__labels": "50%"}, "use labels"),
