@@ -33,20 +33,23 @@ def finetuning_table(study: Study) -> str:
 
 
 def headline_table(study: Study) -> str:
-    """The few figures that matter most: fine-tuning and few-shot of every side, and what the chosen arm gains."""
+    """The few figures that matter most: fine-tuning and few-shot of every side, and what the chosen arm gains over
+    scratch, where that had the device time of the pretraining over this longer one."""
     arms, sides = headline_arms(study), study.sides
+    over = LONGER if study.in_equal_time else SCRATCH
     rows = []
     for labels in study.labels:
         cells = [accuracy_text(study.tuned(side, labels)) for side in sides]
-        rows.append([f"{labels} of the labels", *cells, *(gain_text(study.gain(arm, labels)) for arm in arms)])
+        rows.append([f"{labels} of the labels", *cells, *(gain_text(study.gain(arm, labels, over)) for arm in arms)])
     shots = study.shots
     frozen = {side: accuracy_text(study.fewshot(side, shots)) for side in (RANDOM, *study.arms)}
     cells = {SCRATCH: f"{frozen[RANDOM]} (random)", LONGER: NONE, **frozen}
     named = f"few-shot, {shots} per class, frozen"
-    gains = (gain_text(study.fewshot_gain(arm, shots)) for arm in arms)
+    beside = " (over random)" if over == LONGER else ""
+    gains = (gain_text(study.fewshot_gain(arm, shots)) + beside for arm in arms)
     rows.append([named, *(cells[side] for side in sides), *gains])
     one = len(study.arms) == 1
-    return table(["", *map(side_markdown, sides), *_of_arms(arms, "gain over scratch", one)], rows)
+    return table(["", *map(side_markdown, sides), *_of_arms(arms, f"gain over {over}", one)], rows)
 
 
 def _of_arms(arms: Iterable[str], what: str, one: bool) -> list[str]:

@@ -199,7 +199,12 @@ def test_equal_device_time_stands_alone_in_the_headline() -> None:
     both = {of["name"]: Study(of, of["name"]) for of in (plain, timed)}
     assert list(in_headline(both)) == ["benefit_time"]
     assert "also gets the device time of the pretraining, as extra training" in headline(both)
-    assert 'also gets as many images as "usual" saw, as' in headline({"benefit_images": both["benefit_images"]})
+    assert "| gain over scratch, longer |" in headline(both)
+    assert " (over random) |\n" in headline(both)
+    images = headline({"benefit_images": both["benefit_images"]})
+    assert 'also gets as many images as "usual" saw, as' in images
+    assert "| gain over scratch |" in images
+    assert "(over random)" not in images
 
 
 @pytest.mark.usefixtures("blank")
