@@ -182,8 +182,10 @@ def verdict_of(config: FinetuneConfig, folder: Path, result: Result, trivial: fl
     scratch, instead = None, ""
     if not _from_scratch(result.init):
         scratch = _beside_scratch(config, folder)
+        new = from_new_weights(config)
         words = ["--config", str(folder / "config.yaml"), "--init", f"random:{result.init}"]
-        words += ["--model.head", "linear"] if config.model.head == "probe" else []
+        words += ["--model.head", new.model.head] if new.model != config.model else []
+        words += ["--optim.layer-decay", f"{new.optim.layer_decay:g}"] if new.optim != config.optim else []
         words += ["--optim.lr", *rates] if (rates := _swept(folder)) else []
         words += ["--run-dir", f"{folder}_scratch"]
         instead = f"{command('finetune')} {shlex.join(words)}"
@@ -199,13 +201,20 @@ def verdict_of(config: FinetuneConfig, folder: Path, result: Result, trivial: fl
     )
 
 
+def from_new_weights(config: FinetuneConfig) -> FinetuneConfig:
+    """The same fine-tuning for new weights, which is the fair comparison with it: they have no head to keep and nothing
+    to fit one to, and their lower layers hold nothing that a lower rate would protect."""
+    head = "linear" if config.model.head in ("probe", "keep") else config.model.head
+    return replace(config, model=replace(config.model, head=head), optim=replace(config.optim, layer_decay=1.0))
+
+
 def _from_scratch(init: str) -> bool:
     return init == "none" or init.startswith("random:")
 
 
 def _beside_scratch(config: FinetuneConfig, folder: Path) -> Comparison | None:
-    """Compares with a run in a folder beside this one that differs in nothing but that it began with new weights."""
-    inputs, rates, settings = _read_json(folder / INPUTS), _swept(folder), to_dict(config)
+    """Compares with a run in a folder beside this one that is the same, `from_new_weights`."""
+    inputs, rates, settings = _read_json(folder / INPUTS), _swept(folder), to_dict(from_new_weights(config))
     for path in sorted(folder.absolute().parent.glob(f"*/{RESULT}")):
         beside = path.parent
         try:
@@ -215,8 +224,6 @@ def _beside_scratch(config: FinetuneConfig, folder: Path) -> Comparison | None:
         except UserError:
             continue
         may_differ = _ARCHITECTURE | ({"optim.lr"} if rates and rates == _swept(beside) else set())
-        if {settings["model"]["head"], other["model"]["head"]} == {"probe", "linear"}:
-            may_differ |= {"model.head"}  # new weights have nothing to fit a head to
         changed = {line.partition(":")[0] for line in differences(FinetuneConfig, settings, other)}
         of_other = _read_json(beside / INPUTS)
         images = all(inputs.get(key) and inputs.get(key) == of_other.get(key) for key in ("train", "test"))

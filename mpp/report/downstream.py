@@ -17,7 +17,7 @@ from mpp.data.sources.base import count
 from mpp.data.sources.patterns import shown
 from mpp.downstream.estimates import Estimate, estimate, over
 from mpp.downstream.fewshot import Readout
-from mpp.downstream.finetune_result import INPUTS, Result, read_result
+from mpp.downstream.finetune_result import INPUTS, Result, from_new_weights, read_result
 from mpp.downstream.settings import FinetuneConfig
 from mpp.errors import UserError
 from mpp.report.page import Section, Table
@@ -92,7 +92,7 @@ class _Finetuning:
         return self.result.init.startswith(_RANDOM)
 
     def comparable(self, other: "_Finetuning") -> bool:
-        """Whether the two differ in nothing but start and seeds."""
+        """Whether the two differ in nothing but start, what new weights need, and seeds."""
         same_images = not (self.hashes and other.hashes) or self.hashes == other.hashes
         return same_images and not differences(FinetuneConfig, self.recipe, other.recipe)
 
@@ -123,6 +123,7 @@ def _read_finetuning(folder: Path) -> _Finetuning | None:
     except ValueError:  # no such file
         rates = ()
     train, data = replace(config.train, seed=0), replace(config.data, labels_seed=0)
+    config = config if result.init.startswith(_RANDOM) else from_new_weights(config)
     fixed = replace(config, init="", train=train, data=data, optim=replace(config.optim, lr=rates or config.optim.lr))
     sizes = [result.steps, result.train_images, result.test_images, result.num_classes, result.mean_ap is not None]
     return _Finetuning(folder, config, result, to_dict(fixed) | {"sizes": sizes}, hashes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from mpp.config import differences, from_file, to_dict
 from mpp.data.sources.opening import open_source
 from mpp.dist import World
-from mpp.downstream.finetune_result import changed_settings, read_result
+from mpp.downstream.finetune_result import changed_settings, from_new_weights, read_result
 from mpp.downstream.labelled import Labelled, take_fraction
 from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.pretraining.build import resolve_init, settle_config
@@ -197,12 +197,12 @@ class Plan:
         data = replace(data, labels=run.labels, labels_seed=run.seed)
         # A single auto is each share's own: it goes by the batch, and so by the number of labels.
         rates = base.optim.lr if lr is None or base.optim.lr == ("auto",) else (lr,)
+        of_side = from_new_weights(base) if run.from_scratch else base
         return replace(
-            base,
+            of_side,
             init=self.inits[run.start],
             run_dir=str(Path(config.run_dir) / "finetune" / folder_name(run.side) / share / f"seed_{run.seed}"),
             data=replace(data, download=config.download or base.data.download),
             train=replace(base.train, length=run.length, seed=run.seed),
-            # New lower layers hold nothing that a lower rate would protect.
-            optim=replace(base.optim, lr=rates, layer_decay=1.0 if run.from_scratch else base.optim.layer_decay),
+            optim=replace(of_side.optim, lr=rates),
         )

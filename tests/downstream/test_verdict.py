@@ -187,11 +187,20 @@ def test_the_same_training_from_scratch_is_found_beside_a_run_and_nothing_else_i
     assert "from scratch" not in verdict_in(scratch)
 
 
-def test_from_scratch_a_head_is_not_fitted_first(tmp_path: Path) -> None:
-    run = finished(tmp_path / "run", "runs/first", 60, model__head="probe")
+@pytest.mark.parametrize("head", ["probe", "keep"])
+def test_from_scratch_there_is_no_head_to_begin_with(head: str, tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", "runs/first", 60, model__head=head)
     finished(tmp_path / "tanh", "random:runs/first", 50, model__head="tanh")
     assert "--init random:runs/first --model.head linear --run-dir " in verdict_in(run)
     finished(tmp_path / "plain", "random:runs/first", 50, model__head="linear")
+    assert "from scratch (plain): +10.0 ± 6.0 points (gained)" in verdict_in(run)
+
+
+def test_from_scratch_all_layers_learn_at_the_whole_rate(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", "runs/first", 60, optim__layer_decay="0.75")
+    finished(tmp_path / "slow", "random:runs/first", 10, optim__layer_decay="0.75")
+    assert "--init random:runs/first --optim.layer-decay 1 --run-dir " in verdict_in(run)
+    finished(tmp_path / "plain", "random:runs/first", 50)
     assert "from scratch (plain): +10.0 ± 6.0 points (gained)" in verdict_in(run)
 
 

@@ -123,6 +123,16 @@ def test_scratch_beside_pretrained(tmp_path: Path) -> None:
     assert len(single.rows) == 4
 
 
+def test_scratch_is_what_new_weights_need(tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "first")
+    tuned(tmp_path / "a", "first", 0.7, model__head="probe", optim__layer_decay="0.75")
+    tuned(tmp_path / "b", f"random:{run}", 0.4, optim__layer_decay="0.75")
+    (single,) = tables(sections(run), "downstream")
+    assert len(single.rows) == 2
+    tuned(tmp_path / "c", f"random:{run}", 0.5)
+    assert tables(sections(run), "downstream")[0].rows[0][3] == "+20.0"
+
+
 def test_of_several_labels_an_image_mean_average_precisions_are_compared(tmp_path: Path) -> None:
     run = pretrained(tmp_path / "first")
     tuned(tmp_path / "a", "first", 0.3, mean_ap=0.7)
