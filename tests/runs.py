@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,12 @@ def write_images(folder: Path, number: int = 40, noise: float = 40, seed: int = 
 
 
 def write_folder(folder: Path, *names: str) -> str:
-    """Small pictures of these names in a folder; its source."""
+    """Small pictures of these names in a folder, each of a colour of its own; its source."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (2, 2)).save(path)
+        colour = zlib.crc32(f"{folder.name}/{name}".encode())
+        Image.new("RGB", (2, 2), tuple(colour.to_bytes(4)[:3])).save(path)
     return f"folder:{folder}"
 
 

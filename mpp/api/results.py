@@ -15,8 +15,8 @@ from mpp.report.visualize import FIGURES, REPORT
 from mpp.system.files import read_csv
 from mpp.system.outcome import Outcome
 from mpp.system.process import global_draws
+from mpp.training.earlier_run import MODEL
 from mpp.training.rows import last_part
-from mpp.training.run_folder import MODEL
 from mpp.weights.base import build
 from mpp.weights.opening import open_weights
 

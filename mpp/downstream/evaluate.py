@@ -27,8 +27,8 @@ from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Extract, Fewshot, FewshotResult, Readout, choose_readout
 from mpp.downstream.labelled import Labelled, open_labelled, take_fraction
 from mpp.downstream.plots import plot_layers, plot_shots
-from mpp.downstream.pretrained_on import notes_on_pretraining
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, Value, sweep_knn, sweep_linear
+from mpp.downstream.seen import notes_on_pretraining
 from mpp.downstream.settings import FewshotRecipe, ProbeRecipe
 from mpp.downstream.start import open_frozen
 from mpp.downstream.tokens import TokenReader

@@ -20,6 +20,7 @@ from mpp.downstream.settings import FinetuneConfig
 from mpp.downstream.verdict import MEAN_AP, Comparison, Verdict, of_finetuning, paired
 from mpp.errors import UserError, command
 from mpp.system.files import read_csv, write_whole
+from mpp.training.earlier_run import changes
 from mpp.training.rows import read_rows
 from mpp.training.settings import chosen
 from mpp.weights.base import Weights
@@ -153,7 +154,7 @@ def changed_settings(config: FinetuneConfig) -> list[str]:
     if not path.is_file():
         return []
     before = from_file(FinetuneConfig, path)
-    changed = differences(FinetuneConfig, to_dict(before), to_dict(config))
+    changed = changes(before, config)
     chosen = set(before.optim.lr) <= set(config.optim.lr)
     return [line for line in changed if not (chosen and line.startswith("optim.lr:"))]
 

@@ -39,8 +39,9 @@ from mpp.system.cores import memory
 from mpp.system.meta_device import on_meta
 from mpp.system.process import global_draws
 from mpp.training.auto import Choice, Facts, activation_bytes, needs_choice, settle
+from mpp.training.earlier_run import earlier
 from mpp.training.parallel import DTYPES, autocast, choose_precision
-from mpp.training.run_folder import earlier, once_a_machine
+from mpp.training.run_folder import once_a_machine
 from mpp.training.schedule import build_schedule
 from mpp.training.settings import chosen
 from mpp.training.sharded import whole

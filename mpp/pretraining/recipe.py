@@ -30,6 +30,7 @@ from mpp.pretraining.summary import dry_run_report, summary, verdict_of
 from mpp.pretraining.survey import survey_source, survey_whole_images, surveyed_images
 from mpp.system.files import drop_aside
 from mpp.training.checkpoint import Checkpoints
+from mpp.training.earlier_run import MODEL
 from mpp.training.loggers import check_installed
 from mpp.training.loop import Every, NonFinite, State, fit
 from mpp.training.micro_batch import try_micro_batch
@@ -37,7 +38,7 @@ from mpp.training.overview import overview
 from mpp.training.provenance import read_starts
 from mpp.training.rows import FILE as ROWS
 from mpp.training.rows import read_rows
-from mpp.training.run_folder import MODEL, claiming, explained, processes, resume, train
+from mpp.training.run_folder import claiming, explained, processes, resume, train
 from mpp.training.saving import Saving
 from mpp.training.sharded import whole
 from mpp.training.timing import synchronise

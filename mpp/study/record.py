@@ -41,6 +41,14 @@ _UPWARD = re.compile(r"(?<![\w./\\~-])(?:[^\s/:]+/)*\.\./")  # "../", "a/../"
 _ALTERNATIVES = re.compile(r"\{[^{}]*/[^{}]*\}")  # braces with folders in them
 
 
+def test_images_seen(folder: Path) -> dict[str, int]:
+    """Arm -> how many test images its pretraining saw, as study.json in the folder says; {} where it says nothing."""
+    try:
+        return dict(json.loads((folder / FILE).read_text("utf-8"))["data"]["test_images_seen"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
 class Record:
     """The results of a study so far, by whichever process they were made.
 

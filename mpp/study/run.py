@@ -28,7 +28,7 @@ from mpp.downstream.features import FrozenEncoder
 from mpp.downstream.fewshot import short_classes
 from mpp.downstream.finetune_result import changed_settings, read_result
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
-from mpp.downstream.pretrained_on import notes_on_pretraining
+from mpp.downstream.seen import notes_on_pretraining
 from mpp.downstream.settings import parse_share
 from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
@@ -37,7 +37,7 @@ from mpp.pretraining.build import build_model
 from mpp.report.visualize import REPORT, write_report
 from mpp.study.equal_time import EQUAL_TIME, EqualTime, MakeStep, equal_lengths, known_lengths, scratch_step
 from mpp.study.plan import Plan, Pretraining, finetune_runs, images_of, pretrainings
-from mpp.study.record import Record
+from mpp.study.record import Record, test_images_seen
 from mpp.study.report import few_shots, write
 from mpp.study.scheduler import lock_of, run_tasks
 from mpp.study.settings import LONGER, SCRATCH, StudyConfig
@@ -67,11 +67,11 @@ def run(config: StudyConfig) -> int:
     print(f"labels: {trained:,} training and {tested:,} test images", flush=True)
     for note in (*labelled.notes, *few_shots(short_classes(labelled, config.shots), len(labelled.classes))):
         print(f"note: {note}", file=sys.stderr)
-    test_images_seen = _check(config, labelled)
+    timed = known_lengths(folder) if config.equal_time else EqualTime()
+    seen = _check(config, labelled, timed)
     planned = pretrainings(config)
     images = images_of(planned[0].resolved) if config.longer or config.equal_time else 0
     before = _earlier_config(folder, config)
-    timed = known_lengths(folder) if config.equal_time else EqualTime()
     plan = Plan(config, labelled, planned, finetune_runs(config, labelled, images, timed))
     check_finished(plan, before)
     try:
@@ -85,7 +85,7 @@ def run(config: StudyConfig) -> int:
             timed = equal_lengths(folder, arms, images, _scratch_steps(plan))
         runs = finetune_runs(config, labelled, images, timed)
         plan = replace(plan, pretrainings=pretrainings(config, timed), finetunings=runs)
-    record = Record(plan, test_images_seen, timed)
+    record = Record(plan, seen, timed)
     status = run_tasks(StudyTasks(plan, record).tasks())
     if status:
         return status
@@ -99,7 +99,7 @@ def run(config: StudyConfig) -> int:
     return 0
 
 
-def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
+def _check(config: StudyConfig, labelled: Labelled, timed: EqualTime) -> dict[str, int]:
     """Builds, with new weights, all that the study will build after hours of pretraining; returns as `check_apart`."""
     seen: dict[str, int] = {}
     if config.init:
@@ -107,7 +107,7 @@ def _check(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
         for note in notes_on_pretraining(config.init, labelled.test, labelled.test_indices):
             print(f"note: {note}", file=sys.stderr)
     else:
-        seen = check_apart(config, labelled)
+        seen = check_apart(config, labelled, timed)
         encoders = [_new_encoder(one) for one in {one.arm.name: one for one in pretrainings(config)}.values()]
     for weights in encoders:  # refuses layers that are not there
         one = FrozenEncoder(
@@ -141,14 +141,17 @@ def _scratch_steps(plan: Plan) -> dict[str, MakeStep]:
     }
 
 
-def check_apart(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
+def check_apart(config: StudyConfig, labelled: Labelled, timed: EqualTime | None = None) -> dict[str, int]:
     """By arm, how many of the test images are in its pretraining data, where any are; prints a warning of these.
+
+    Of an arm that is trained and whose images are gone, as many as study.json says. `timed` as of `pretrainings`.
 
     Raises:
         UserError: all are, whatever the two sources are called.
     """
     compared: dict[str, Shared] = {}
     seen: dict[str, int] = {}
+    earlier = test_images_seen(Path(config.run_dir))
     for arm in config.parsed_arms():
         data = arm.pretrain.data
         spec = data.source or config.data
@@ -156,10 +159,11 @@ def check_apart(config: StudyConfig, labelled: Labelled) -> dict[str, int]:
             try:
                 source = open_source(spec, download=config.download or data.download, keep=data.keep)
             except SourceError as error:
-                if not all(one.finished for one in pretrainings(config) if one.arm.name == arm.name):
+                if not all(one.finished for one in pretrainings(config, timed) if one.arm.name == arm.name):
                     raise
                 what = f"the test images were not compared with those that {arm.name} was pretrained on"
                 print(f"note: {what}: {error}", file=sys.stderr)
+                seen |= {name: number for name, number in earlier.items() if name == arm.name}
                 continue
             found = compared[spec] = shared(labelled.test, labelled.test_indices, source)
             if found.all_of_them:

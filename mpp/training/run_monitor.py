@@ -2,9 +2,9 @@
 
 from mpp.system.files import set_aside
 from mpp.training.bad_files import BadFiles
+from mpp.training.earlier_run import MODEL
 from mpp.training.log import RunLog, Terminal
 from mpp.training.loop import State, read_figures
-from mpp.training.run_folder import MODEL
 from mpp.training.training_run import TrainingRun
 
 

@@ -36,9 +36,9 @@ from tests.downstream.tuned import read_csv
 NAMES = ("fluid", "mass", "nodule")
 
 
-def write(folder: Path, images: int = 48, columns: bool = False, extra: str = "") -> str:
+def write(folder: Path, images: int = 48, columns: bool = False, extra: str = "", seed: int = 0) -> str:
     """Grey images of which each class whitens a stripe, three of a patient, and a CSV of names or of findings."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     (folder / "i").mkdir(parents=True, exist_ok=True)
     rows = [f"path,{'age,' + ','.join(NAMES) if columns else 'Finding Labels'}"]
     for number in range(images):
@@ -149,7 +149,7 @@ def test_every_split_has_each_class_in_its_share(tmp_path: Path) -> None:
 
 def test_a_test_source_has_the_classes_of_the_training_images(tmp_path: Path) -> None:
     spec, other = write(tmp_path / "train"), tmp_path / "test" / "a.csv"
-    write(tmp_path / "test", 4)
+    write(tmp_path / "test", 4, seed=1)
     other.write_text("path,labels\ni/p0_0.png,nodule;new\ni/p0_1.png,\ni/p0_2.png,mass\n", "utf-8")
     labelled = open_labelled(spec, f"csv:{other}")
     assert labelled.truth(labelled.test_labels).tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0]]

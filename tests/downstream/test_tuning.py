@@ -1,7 +1,6 @@
 """The parts of a fine-tuning run: where it starts, its step, and what is exported."""
 
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +57,10 @@ def test_only_images_that_are_trained_on_are_decoded_and_only_where_they_are_rea
     tmp_path: Path, labels: str, decoded: int
 ) -> None:
     for number in range(40):
-        folder = tmp_path / "train" / str(number % 4)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((9, 9, 3), number, dtype=np.uint8)).save(folder / f"{number}.png")
-    shutil.copytree(tmp_path / "train", tmp_path / "test")
+        for split, colour in (("train", number), ("test", 100 + number)):
+            folder = tmp_path / split / str(number % 4)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((9, 9, 3), colour, dtype=np.uint8)).save(folder / f"{number}.png")
     labelled = open_labelled(f"folder:{tmp_path}")
     taken = take_fraction(labelled, labels, 0)
 

@@ -89,7 +89,24 @@ def test_test_images_among_the_pretraining_data_are_counted(tmp_path: Path, caps
     for run in pretrainings(config):
         end(run)
     assert check_apart(config, of) == {}
+    Record(Plan(config, of, pretrainings(config), []), {**seen, "gone": 5}).write()
+    assert check_apart(config, of) == seen  # as it was found while they were there
     assert "test images were not compared with those that b was pretrained on: array:" in capsys.readouterr().err
+
+
+def test_arms_in_equal_time_are_known_when_their_images_are_gone(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images[:12], labels=np.arange(12) % 3)
+    np.savez(tmp_path / "test.npz", images=images[12:], labels=np.arange(8) % 3)
+    data, test = (f"array:{tmp_path}/{name}.npz" for name in ("train", "test"))
+    arms = ("a", f"b: --data.source array:{tmp_path}/gone.npy")
+    config = study(run_dir=str(tmp_path / "s"), data=data, test=test, arms=arms, equal_time=True)
+    timed = EqualTime({"a": {"images": 1600}, "b": {"images": 800}})
+    for run in pretrainings(config, timed):
+        end(run)
+    with pytest.raises(UserError, match="gone"):
+        check_apart(config, open_labelled(data, test))
+    assert check_apart(config, open_labelled(data, test), timed) == {}
 
 
 def test_what_other_processes_did_is_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from mpp.data.sources.contents import Contents
 from mpp.errors import RunError, TryLater, Unreachable, UserError
 from mpp.training.checkpoint import Checkpoints, load_checkpoint
 from mpp.training.loop import EXIT_REQUEUE, State
-from mpp.training.run_folder import check_contents, earlier, explained, resume
+from mpp.training.run_folder import explained, resume
 from mpp.training.saving import Saving
 from mpp.training.schedule import Schedule
 from mpp.training.settings import TrainConfig
@@ -100,13 +100,6 @@ def test_a_checkpoint_of_an_older_version_does_not_tell_its_images(tmp_path: Pat
     assert start(config, 12, 10) == 2
 
 
-def test_one_rank_s_other_images_stop_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there, here = (["3 images then, 4 now"], Contents(3, "0"))
-    monkeypatch.setattr(dist, "gather", lambda value: [value, there])
-    with pytest.raises(UserError, match="3 images then, 4 now"):
-        check_contents(here, here.to_dict(), tmp_path, force=False)
-
-
 def test_another_batch_size_is_refused_even_by_force(tmp_path: Path) -> None:
     config, _, _ = saved(tmp_path)
     larger = replace(config, train=replace(config.train, batch_size=8))
@@ -115,22 +108,6 @@ def test_another_batch_size_is_refused_even_by_force(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(UserError, match=r"train\.batch_size cannot change within a run \(4 -> 8\)"):
         start(replace(larger, resume="force"))
-
-
-def test_runs_of_another_kind_are_left_alone(tmp_path: Path) -> None:
-    path, another = tmp_path / "config.yaml", "holds a run of another kind; choose another --run-dir"
-    path.write_text("whatever: 3")
-    with pytest.raises(UserError, match=another):
-        start(Config(str(tmp_path)))
-    assert path.read_text() == "whatever: 3"
-    path.unlink()
-    saved(tmp_path)
-    path.write_text(path.read_text() + "unknown: 3\n")
-    with pytest.raises(UserError, match=another):
-        earlier(Config(str(tmp_path)))
-    path.unlink()
-    with pytest.raises(UserError, match=r"has checkpoints but no config\.yaml"):
-        earlier(Config(str(tmp_path)))
 
 
 def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:

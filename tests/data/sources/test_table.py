@@ -183,7 +183,7 @@ def test_more_labels_than_classes_can_be(table, monkeypatch):
 def test_a_list_is_parsed_once_for_all_of_its_splits(table, monkeypatch):
     parsed, real = [], csv.reader
     monkeypatch.setattr(csv, "reader", lambda *args, **more: parsed.append(1) or real(*args, **more))
-    rows = "".join(f"1.png,{'ab'[i % 2]},{'train' if i % 3 else 'test'}\n" for i in range(1000))
+    rows = "".join(f"{'1.png,{},train' if i % 3 else 'deep/2.png,{},test'}\n".format("ab"[i % 2]) for i in range(1000))
     spec = table(f"path,label,split\n{rows}")
     assert {split: len(source) for split, source in open_splits(spec).items()} == {"train": 666, "test": 334}
     assert len(parsed) == 1

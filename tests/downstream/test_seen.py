@@ -1,13 +1,16 @@
-"""What a run tells of itself: what it was pretrained on."""
+"""Test images that were seen before, in labelled images and in those of a pretraining."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mpp.config import to_yaml
 from mpp.data.settings import DataConfig
+from mpp.data.sources.base import SourceError
 from mpp.data.sources.opening import open_source
-from mpp.downstream.pretrained_on import notes_on_pretraining
+from mpp.downstream.labelled import open_labelled
+from mpp.downstream.seen import notes_on_labelled, notes_on_pretraining
 from mpp.downstream.settings import FinetuneConfig
 from mpp.pretraining.settings import PretrainConfig
 
@@ -51,3 +54,32 @@ def test_test_images_that_weights_were_pretrained_on(tmp_path: Path) -> None:
     assert f"pretraining data of {remote}, shards:s3://somewhere/a.tar" in notes(remote, 0)[0]
     itself = write(tmp_path / "itself", PretrainConfig(data=DataConfig(source="demo"), init=str(tmp_path / "itself")))
     assert notes(itself, 0) == []
+
+
+def test_test_images_among_the_labelled_ones(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
+    labels = np.arange(12) % 2
+    np.savez(tmp_path / "train.npz", images=images[:8], labels=labels[:8])
+    np.savez(tmp_path / "test.npz", images=images[6:], labels=labels[6:])
+    np.savez(tmp_path / "part.npz", images=images[2:6], labels=labels[2:6])
+    train, test, part = (f"array:{tmp_path}/{name}.npz" for name in ("train", "test", "part"))
+    (note,) = open_labelled(train, test).notes
+    assert note.startswith("WARNING: 2 of the 6 test images are in the training images, 2 byte for byte, such as image")
+    assert note.endswith(": figures will be too good")
+    with pytest.raises(SourceError, match=r"all 4 test images of .*part.* are among the training images of .*train"):
+        open_labelled(train, part)
+    assert open_labelled(part, test).notes == ()
+    # A fifth that is held out of images of which some are there twice; none of it is compared with itself.
+    again = np.repeat(np.arange(12), np.where(np.arange(12) < 8, 2, 1))
+    np.savez(tmp_path / "twice.npz", images=images[again], labels=labels[again])
+    _, note = open_labelled(f"array:{tmp_path}/twice.npz").notes
+    assert note.startswith("WARNING: ")
+    assert "of the 4 test images are in the training images" in note
+    assert open_labelled(train).notes[1:] == ()
+    # What is not trained on does not count.
+    source = open_source(train)
+    used = np.where(np.arange(8) < 6, 0, -1)
+    assert notes_on_labelled(open_source(test), np.arange(6), {"validation": (source, used)}) == []
+    (note,) = notes_on_labelled(open_source(test), np.arange(6), {"validation": (source, used + 1)})
+    assert "2 of the 6 test images are in the validation images" in note
+    assert notes_on_labelled(source, np.arange(8), {"validation": (None, None)}) == []

@@ -1,15 +1,50 @@
-"""Test images that weights were pretrained on, as far as the runs of this library tell."""
+"""Test images that are no longer new: among the images that teach a classifier, or those of the pretraining, as far as
+the runs of this library tell."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mpp.config.files import load_yaml
-from mpp.data.sources.base import Source, SourceError
+from mpp.data.sources.base import Source, SourceError, Subset
 from mpp.data.sources.opening import open_source
-from mpp.data.sources.overlap import shared
+from mpp.data.sources.overlap import MOST_IMAGES, shared
 from mpp.data.sources.patterns import shown
 from mpp.errors import UserError
+
+
+def notes_on_labelled(
+    test: Source, tested: np.ndarray, others: Mapping[str, tuple[Source | None, np.ndarray | None]]
+) -> list[str]:
+    """Compares test images with the other labelled images; one sentence a finding.
+
+    Args:
+        test: their source.
+        tested: int64 (n,), which of its images are tested.
+        others: "training" and "validation" -> a source and the label of each of its images, below 0 for those that are
+            not used; None where there are none. A kind of more than `overlap.MOST_IMAGES` is not compared: on a network
+            file system the sizes of so many files alone take minutes, at each start.
+
+    Raises:
+        SourceError: all test images are among the others of a kind.
+    """
+    notes: list[str] = []
+    for kind, (there, labels) in others.items():
+        if there is None or labels is None:
+            continue
+        used = np.flatnonzero(labels >= 0)
+        if len(used) > MOST_IMAGES:
+            continue
+        found = shared(test, tested, Subset(there, used))
+        if found.all_of_them:
+            what = f"all {found.tested:,} test images of {test.name} are among the {kind} images of {there.name}"
+            raise SourceError(f"{what}: name other images for the test")
+        sentences = found.sentences(f"the {kind} images")
+        if found.found:
+            sentences[0] = f"WARNING: {sentences[0]}: figures will be too good"
+        notes += sentences
+    return notes
 
 
 def notes_on_pretraining(init: str, test: Source, indices: np.ndarray) -> list[str]:
