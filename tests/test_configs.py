@@ -48,7 +48,7 @@ def load(name: str) -> PretrainConfig:
 
 def test_they_are_all_there() -> None:
     kinds = ("ablation", "best", "continue", "length")
-    kinds += ("benefit", "benefit_compute", "benefit_few", "benefit_long", "benefit_words")
+    kinds += ("benefit", "benefit_compute", "benefit_few", "benefit_words")
     assert set(NAMES) == set(IMAGES)
     assert set(CONFIGS["finetune"]) == {"paper", "modern"}
     assert set(STUDIES) == {"benefit_gpu", *(f"{kind}_cpu" for kind in kinds)}
