@@ -132,7 +132,7 @@ def finetune_runs(
                 found.append(FinetuneRun(LONGER, labels, f"{tuned + more} images", seed, None))
             start = None if config.init else config.pretrain_seeds[number % len(config.pretrain_seeds)]
             found += [FinetuneRun(arm, labels, length, seed, start) for arm in arms]
-    return sorted(found, key=lambda run: (run.labels, run.seed) != (config.tune_at, config.seeds[0]))
+    return sorted(found, key=lambda run: run.labels not in config.tune_at or run.seed != config.seeds[0])
 
 
 def _tuned_images(config: FinetuneConfig, length: str, labelled: Labelled) -> int:
@@ -170,7 +170,9 @@ class Plan:
 
     def rate_group(self, run: FinetuneRun) -> tuple[str, str]:
         """Runs of a group share a learning rate, which one of them chooses."""
-        return run.side, self.config.tune_at or run.labels
+        tune_at = sorted(filter(None, self.config.tune_at), key=parse_share)
+        larger = (share for share in tune_at if parse_share(share) >= parse_share(run.labels))
+        return run.side, next(larger, tune_at[-1]) if tune_at else run.labels
 
     @cached_property
     def choosers(self) -> dict[tuple[str, str], FinetuneRun]:

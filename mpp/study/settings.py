@@ -62,9 +62,10 @@ class StudyConfig:
     longer: tuple[str, ...] = field(default=(), metadata={"free": True})
     """Those of the shares at which scratch is trained a second time, with as many images more as the first arm's
     pretraining saw, or with equal_time as fit into its time: for equal total compute."""
-    tune_at: str = field(default="", metadata={"free": True})
-    """Share at which alone each side chooses its learning rate, where there are several (longer scratch at its first
-    one, where it is not trained at this). Empty: at each share."""
+    tune_at: tuple[str, ...] = field(default=(), metadata={"free": True})
+    """Shares at which each side chooses its learning rate, where there are several (longer scratch at its first one,
+    where it is not trained at these). Other shares take that of the next larger of these, else of the largest. Empty:
+    at each share; so does '', which older studies have."""
     seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata={"free": True})
     """Each draws its own share of the labels, order, augmentation and new weights; the same ones for all sides."""
     shots: tuple[int, ...] = field(default=(1, 5, 10, 25), metadata={"free": True})
@@ -97,7 +98,7 @@ class StudyConfig:
             raise ValueError(f"lengths takes one length for each of the {len(self.labels)} labels, or none")
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1, got {self.draws}")
-        for key, some in (("longer", self.longer), ("tune_at", (self.tune_at,) if self.tune_at else ())):
+        for key, some in (("longer", self.longer), ("tune_at", tuple(filter(None, self.tune_at)))):
             for share in some:
                 if share not in self.labels or some.count(share) > 1:
                     raise ValueError(f"{key} takes shares that labels has, {', '.join(self.labels)}, got {share!r}")

@@ -42,7 +42,7 @@ def command(source: str, run_dir: Path, **changed: str) -> list[str]:
     test = runs.write_images(Path(source.partition(":")[2]).parent / "test", 24, seed=1)
     settings = SETTINGS | {"data": source, "test": test, "run_dir": str(run_dir)}
     settings |= {name.replace("__", "."): value for name, value in changed.items()}
-    empty = ("arms", "longer", "lengths")  # lists that may be
+    empty = ("arms", "longer", "lengths", "tune_at")  # lists that may be
     words = [
         word for name, value in settings.items() if value or name not in empty
         for word in (f"--{name}", *(value.split(",") if value else [""]))

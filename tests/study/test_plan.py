@@ -103,15 +103,24 @@ def test_sides_of_a_setting_stand_together_and_take_the_pretrainings_in_turn() -
 
 
 def test_the_share_that_chooses_the_rates_comes_first() -> None:
-    plan = planned(study(labels=("50%", "100%"), longer=("50%",), tune_at="100%"))
+    plan = planned(study(labels=("50%", "100%"), longer=("50%",), tune_at=("100%",)))
     assert [(run.side, run.labels, run.seed) for run in plan.finetunings[:4]] == [
         *((side, "100%", 0) for side in ("scratch", "a", "b")),
         ("scratch", "50%", 0),
     ]
     sides = ("scratch", LONGER, "a", "b")
     assert {plan.rate_group(run) for run in plan.finetunings} == {(side, "100%") for side in sides}
-    each = replace(plan, config=replace(plan.config, tune_at=""))
+    each = replace(plan, config=replace(plan.config, tune_at=("",)))  # as older studies have it
     assert len({each.rate_group(run) for run in plan.finetunings}) == 3 * 2 + 1
+
+
+def test_a_share_takes_the_rate_of_the_next_larger_one_that_chooses() -> None:
+    plan = planned(study(labels=("5%", "50%", "100%"), longer=("5%",), tune_at=("100%", "50%")))
+    assert {run.labels for run in plan.finetunings[:6]} == {"50%", "100%"}
+    taken = {(run.labels, plan.rate_group(run)[1]) for run in plan.finetunings}
+    assert taken == {("5%", "50%"), ("50%", "50%"), ("100%", "100%")}
+    smaller = replace(plan, config=replace(plan.config, tune_at=("5%", "50%")))
+    assert smaller.rate_group(next(run for run in plan.finetunings if run.labels == "100%"))[1] == "50%"
 
 
 def test_scratch_is_the_first_arm_s_encoder_and_has_no_layer_decay() -> None:

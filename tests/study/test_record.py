@@ -183,7 +183,7 @@ def test_seeds_put_before_others_take_the_rate_that_was_chosen(tmp_path: Path) -
     assert [(run.side, run.seed) for run in more.choosers.values()] == [(side, 0) for side in ("scratch", "a", "b")]
     check_finished(more, config)
     # A share that is to choose anew might choose another rate than the one that finished runs have.
-    anew = planned(replace(config, labels=("50%", "100%"), tune_at="100%"))
+    anew = planned(replace(config, labels=("50%", "100%"), tune_at=("100%",)))
     assert {run.labels for run in anew.choosers.values()} == {"100%"}
     with pytest.raises(UserError, match="seed_0 has the learning rate that another run chose, and scratch, 100% of"):
         check_finished(anew, config)
