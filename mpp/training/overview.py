@@ -21,7 +21,7 @@ def overview(run: TrainingRun, model: str, image_hw: tuple[int, int], data: tupl
         choices.append("rise of the rate, rows and checkpoints: by the length of the run")
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device)
     lines = [
-        ("model", f"{model}, {parameters / 1e6:.1f} M parameters, {image_hw[0]} x {image_hw[1]} pixels"),
+        ("model", f"{model}, {parameters / 1e6:.1f} M parameters with heads, {image_hw[0]} x {image_hw[1]} pixels"),
         data,
         (
             "training",

@@ -126,7 +126,7 @@ def test_rows_and_curves_are_complete(finished: Finished) -> None:
 
 def test_what_it_prints(finished: Finished) -> None:
     for said in (
-        "model        vit_tiny_patch16_224, 4 x 4 patches, 0.1 M parameters, 32 x 32 pixels",
+        "model        vit_tiny_patch16_224, 4 x 4 patches, 0.1 M parameters with heads, 32 x 32 pixels",
         "training     20 steps of 16 images, ",
         f"settings     all of them are in {finished.run_dir / 'config.yaml'}",
     ):
