@@ -28,14 +28,14 @@ from mpp.downstream.fewshot import Extract, Fewshot, FewshotResult, Readout, cho
 from mpp.downstream.labelled import Labelled, open_labelled, take_fraction
 from mpp.downstream.plots import plot_layers, plot_shots
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, Value, sweep_knn, sweep_linear
-from mpp.downstream.seen import notes_on_pretraining
+from mpp.downstream.seen import notes_on_test
 from mpp.downstream.settings import FewshotRecipe, ProbeRecipe
 from mpp.downstream.start import open_frozen
 from mpp.downstream.tokens import TokenReader
 from mpp.errors import RunError, UserError
 from mpp.system.files import make_folder, write_csv
 from mpp.system.outcome import Outcome
-from mpp.training.run_folder import once_a_machine, processes
+from mpp.training.run_folder import on_main, once_a_machine, processes
 
 _CHOSEN = "chosen by cross-validation on the shots"
 _Chosen = dict[str, tuple[FewshotResult, list[list[Readout]]]]
@@ -89,9 +89,9 @@ def fewshot_results(config: FewshotRecipe) -> dict[Readout, FewshotResult]:
         l2 = "cv" if config.l2 == "cv" else float(config.l2)
         task = Fewshot(labelled, config.shots, config.seeds, l2, config.max_test or None)
         encoders = _encoders(config, config.layers, world, device)
+        _print_notes(config, labelled, task.train_indices, task.test_indices, world)
         if config.out and world.main:
             make_folder(Path(config.out).expanduser(), _fewshot_files(config))
-        _print_notes(config, labelled, task.train_indices, task.test_indices, world)
         if task.beside_shots and world.main:
             beside = f"{count(task.beside_shots, 'test image')} left out, of groups that shots were drawn from"
             print(f"note: {beside}", file=sys.stderr)
@@ -168,9 +168,9 @@ def probe(config: ProbeRecipe) -> int:
         chosen_on = "validation" if labelled.val else "held-out training"
         encoders = _encoders(config, (config.layer,), world, device)
         path = Path(config.out).expanduser() / "probe.csv"
+        _print_notes(config, labelled, labelled.train_indices, labelled.test_indices, world)
         if config.out and world.main:
             make_folder(path.parent, ("probe.csv",))
-        _print_notes(config, labelled, labelled.train_indices, labelled.test_indices, world)
         results: dict[Readout, ProbeResult] = {}
         attentive, given = config.kind == "attentive", (encoders, labelled, config.encoder.cache, world)
         for readout, extract in _token_readouts(*given) if attentive else _readouts(encoders, config.pool):
@@ -299,11 +299,11 @@ def _named_errors(name: str) -> Generator[None]:
 def _print_notes(
     config: FewshotRecipe | ProbeRecipe, labelled: Labelled, train: np.ndarray, test: np.ndarray, world: World
 ) -> None:
-    """Prints numbers of images, notes on them, and which encoders were pretrained on some of the test images."""
+    """Prints numbers of images, notes on them, and which of the test images are not new."""
+    seen = on_main(world, lambda: notes_on_test(labelled, config.init, train, test))
     if world.main:
         print(f"{len(train):,} training and {len(test):,} test images", file=sys.stderr)
-        pretrained_on = [note for init in config.init for note in notes_on_pretraining(init, labelled.test, test)]
-        for note in dict.fromkeys([*labelled.notes, *pretrained_on]):
+        for note in dict.fromkeys([*labelled.notes, *seen]):
             print(f"note: {note}", file=sys.stderr)
 
 

@@ -42,7 +42,7 @@ from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_frac
 from mpp.downstream.multi_label import MultiLabelScores
 from mpp.downstream.plots import plot_confusion
 from mpp.downstream.scoring import Scores, score
-from mpp.downstream.seen import notes_on_pretraining
+from mpp.downstream.seen import notes_on_test
 from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.downstream.start import start_weights
 from mpp.downstream.tuning import FinetuningRun, build_tuning, predict, result_weights, settle_config, training_step
@@ -60,6 +60,7 @@ from mpp.training.run_folder import (
     Claim,
     claiming,
     explained,
+    on_main,
     once_a_machine,
     processes,
     resume,
@@ -81,7 +82,7 @@ class Diverged(RunError):
 def run(config: FinetuneConfig, compare: bool = True) -> int:
     """Fine-tunes, or resumes, as `config` says. Returns the exit status: 0, or 75 after a requested stop.
 
-    `compare` adds notes on test images that the weights were pretrained on.
+    `compare` adds notes on test images that are not new, and refuses a test of none else.
 
     Raises:
         UserError: bad input, before anything is written.
@@ -95,9 +96,9 @@ def run(config: FinetuneConfig, compare: bool = True) -> int:
         labelled = once_a_machine(world, lambda: open_labelled(*sources))
         labelled = take_fraction(labelled, data.labels, data.labels_seed)
         dist.agree(labelled.facts)
-        if compare and world.main:
-            pretrained_on = notes_on_pretraining(config.init, labelled.test, labelled.test_indices)
-            labelled = replace(labelled, source_notes=(*labelled.source_notes, *pretrained_on))
+        if compare:
+            seen = on_main(world, lambda: notes_on_test(labelled, [config.init]))
+            labelled = replace(labelled, source_notes=(*labelled.source_notes, *seen))
         weights = once_a_machine(world, lambda: start_weights(config))
         config, choices = settle_config(config, labelled, weights, world, device)
         build = functools.partial(build_tuning, world=world, device=device, weights=weights, choices=choices)
@@ -129,7 +130,7 @@ def _sweep(config: FinetuneConfig, labelled: Labelled, build: _Build, world: Wor
             if world.main:
                 tried = {row["lr"] for row in read_csv(Path(config.run_dir) / "sweep.csv")}
                 new = [f"{rate:g}" for rate in map(chosen, config.optim.lr) if tried and str(rate) not in tried]
-                rest = f"; {', '.join(new)} was not tried, for which choose another --run-dir" if new else ""
+                rest = f"; not tried: {', '.join(new)} (choose another --run-dir to try them)" if new else ""
                 print(f"optim.lr {lr:g} was chosen before, see sweep.csv{rest}", flush=True)
             return 0, lr
     split = hold_out(labelled, parse_share(config.data.holdout), config.train.seed)

@@ -187,7 +187,7 @@ def verdict_of(config: FinetuneConfig, folder: Path, result: Result, trivial: fl
         words = ["--config", str(folder / "config.yaml"), "--init", f"random:{result.init}"]
         words += ["--model.head", new.model.head] if new.model != config.model else []
         words += ["--optim.layer-decay", f"{new.optim.layer_decay:g}"] if new.optim != config.optim else []
-        words += ["--optim.lr", *rates] if (rates := _swept(folder)) else []
+        words += ["--optim.lr", *rates] if (rates := swept(folder)) else []
         words += ["--run-dir", f"{folder}_scratch"]
         instead = f"{command('finetune')} {shlex.join(words)}"
     return of_finetuning(
@@ -215,7 +215,7 @@ def _from_scratch(init: str) -> bool:
 
 def _beside_scratch(config: FinetuneConfig, folder: Path) -> Comparison | None:
     """Compares with a run in a folder beside this one that is the same, `from_new_weights`."""
-    inputs, rates, settings = _read_json(folder / INPUTS), _swept(folder), to_dict(from_new_weights(config))
+    inputs, rates, settings = _read_json(folder / INPUTS), swept(folder), to_dict(from_new_weights(config))
     for path in sorted(folder.absolute().parent.glob(f"*/{RESULT}")):
         beside = path.parent
         try:
@@ -224,7 +224,7 @@ def _beside_scratch(config: FinetuneConfig, folder: Path) -> Comparison | None:
             other = to_dict(from_file(FinetuneConfig, beside / "config.yaml"))
         except UserError:
             continue
-        may_differ = _ARCHITECTURE | ({"optim.lr"} if rates and rates == _swept(beside) else set())
+        may_differ = _ARCHITECTURE | ({"optim.lr"} if rates and rates == swept(beside) else set())
         changed = {line.partition(":")[0] for line in differences(FinetuneConfig, settings, other)}
         of_other = _read_json(beside / INPUTS)
         images = all(inputs.get(key) and inputs.get(key) == of_other.get(key) for key in ("train", "test"))
@@ -235,7 +235,7 @@ def _beside_scratch(config: FinetuneConfig, folder: Path) -> Comparison | None:
     return None
 
 
-def _swept(folder: Path) -> list[str]:
+def swept(folder: Path) -> list[str]:
     """The learning rates of a run's sweep, if it made one."""
     return [row["lr"] for row in read_csv(folder / "sweep.csv")]
 

@@ -24,7 +24,6 @@ from mpp.data.sources.overlap import same_places
 from mpp.data.sources.patterns import shown
 from mpp.downstream.groups import check_groups, draw_groups, groups_of, shared_groups
 from mpp.downstream.multi_label import join_sets
-from mpp.downstream.seen import notes_on_labelled
 from mpp.downstream.settings import parse_share
 
 _TEST_SEED = 1729  # which images are tested never changes, so that figures of different runs compare
@@ -116,7 +115,7 @@ def open_labelled(data: str, test: str = "", download: bool = False, keep: bool 
     fifth of each class, held out by a fixed seed. `download`, `keep` and `group` are those of the data settings.
 
     Raises:
-        SourceError: a source that does not open, test images that are all among the others, or as `label`.
+        SourceError: a source that does not open, or as `label`.
     """
     splits = open_splits(data, download, keep=keep)
     if test == data and "test" not in splits:
@@ -130,10 +129,7 @@ def open_labelled(data: str, test: str = "", download: bool = False, keep: bool 
         labelled = label(train, others.get("test", others["train"]), group)  # a folder of test images is all "train"
     else:
         labelled = label(train, splits.get("test"), group)
-    labelled = _with_validation(labelled, splits, group) if "val" in splits else labelled
-    others = {"training": (labelled.train, labelled.train_labels), "validation": (labelled.val, labelled.val_labels)}
-    notes = *labelled.source_notes, *notes_on_labelled(labelled.test, labelled.test_indices, others)
-    return replace(labelled, source_notes=notes)
+    return _with_validation(labelled, splits, group) if "val" in splits else labelled
 
 
 def _with_validation(labelled: Labelled, splits: Splits, group: str) -> Labelled:

@@ -1,50 +1,60 @@
-"""Test images that are no longer new: among the images that teach a classifier, or those of the pretraining, as far as
-the runs of this library tell."""
+"""Test images that are not new: among those that teach a classifier or choose its settings, or among those of the
+pretraining, as far as the runs of this library tell."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from mpp.config.files import load_yaml
 from mpp.data.sources.base import Source, SourceError, Subset
 from mpp.data.sources.opening import open_source
 from mpp.data.sources.overlap import MOST_IMAGES, shared
 from mpp.data.sources.patterns import shown
+from mpp.downstream.labelled import Labelled
 from mpp.errors import UserError
 
 
-def notes_on_labelled(
-    test: Source, tested: np.ndarray, others: Mapping[str, tuple[Source | None, np.ndarray | None]]
+def notes_on_test(
+    labelled: Labelled,
+    inits: Sequence[str],
+    train: Int64[np.ndarray, " n"] | None = None,
+    test: Int64[np.ndarray, " m"] | None = None,
 ) -> list[str]:
-    """Compares test images with the other labelled images; one sentence a finding.
+    """Compares test images with the images that they are to be new beside; one sentence a finding.
+
+    These are the training and validation images, and those of the pretraining of `inits`. More than
+    `overlap.MOST_IMAGES` of a kind are not compared: on a network file system the sizes of so many files alone take
+    minutes, at each start.
 
     Args:
-        test: their source.
-        tested: int64 (n,), which of its images are tested.
-        others: "training" and "validation" -> a source and the label of each of its images, below 0 for those that are
-            not used; None where there are none. A kind of more than `overlap.MOST_IMAGES` is not compared: on a network
-            file system the sizes of so many files alone take minutes, at each start.
+        labelled: the labelled images.
+        inits: weights, as `open_weights` takes them.
+        train: images to train on, those of the training pool if None.
+        test: images to test, all if None.
 
     Raises:
-        SourceError: all test images are among the others of a kind.
+        SourceError: all test images are among the training images.
     """
+    train = labelled.train_indices if train is None else train
+    test = labelled.test_indices if test is None else test
+    kinds = [("training", labelled.train, train)]
+    if labelled.val is not None and labelled.val_labels is not None:
+        kinds.append(("validation", labelled.val, np.flatnonzero(labelled.val_labels >= 0)))
     notes: list[str] = []
-    for kind, (there, labels) in others.items():
-        if there is None or labels is None:
-            continue
-        used = np.flatnonzero(labels >= 0)
+    for kind, there, used in kinds:
         if len(used) > MOST_IMAGES:
             continue
-        found = shared(test, tested, Subset(there, used))
-        if found.all_of_them:
-            what = f"all {found.tested:,} test images of {test.name} are among the {kind} images of {there.name}"
-            raise SourceError(f"{what}: name other images for the test")
+        found = shared(labelled.test, test, Subset(there, used))
+        if found.all_of_them and kind == "training":
+            what = f"all {found.tested:,} test images of {labelled.test.name} are among the training images"
+            raise SourceError(f"{what} of {there.name}: name other images for the test")
         sentences = found.sentences(f"the {kind} images")
         if found.found:
             sentences[0] = f"WARNING: {sentences[0]}: figures will be too good"
         notes += sentences
-    return notes
+    return notes + [note for init in inits for note in notes_on_pretraining(init, labelled.test, test)]
 
 
 def notes_on_pretraining(init: str, test: Source, indices: np.ndarray) -> list[str]:

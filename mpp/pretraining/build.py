@@ -1,8 +1,6 @@
 """Builds a pretraining run from its config: data, model, optimiser, schedule."""
 
-import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
@@ -32,7 +30,7 @@ from mpp.system.cores import memory
 from mpp.system.meta_device import building_on
 from mpp.system.process import global_draws
 from mpp.training.auto import Choice, Facts, activation_bytes, needs_choice, settle
-from mpp.training.earlier_run import earlier
+from mpp.training.earlier_run import earlier, same_init
 from mpp.training.parallel import DTYPES, choose_precision
 from mpp.training.run_folder import once_a_machine
 from mpp.training.schedule import build_schedule
@@ -177,7 +175,7 @@ def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, 
         return config, None
     before = earlier(config)
     if before is not None:
-        if _same_spelling(before.init) != _same_spelling(config.init):
+        if not same_init(before.init, before.run_dir, config.init, config.run_dir):
             raise UserError(
                 f"{config.run_dir} began with {f'--init {before.init}' if before.init else 'new weights'}, "
                 f"not --init {config.init}; choose another --run-dir"
@@ -191,12 +189,6 @@ def resolve_init(config: PretrainConfig, world: World) -> tuple[PretrainConfig, 
     if config.init_args not in ((), init_args):
         raise UserError(f"init_args is filled in from --init {config.init}; leave it out")
     return replace(config, init=init, model=model, data=data, init_args=init_args), weights
-
-
-def _same_spelling(init: str) -> str:
-    """The same text for the same folder or file, however it is spelt."""
-    path = Path(init).expanduser()
-    return os.path.normpath(path.absolute()) if "/" in init or path.exists() else init
 
 
 def build_model(

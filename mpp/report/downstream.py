@@ -84,6 +84,8 @@ class _Finetuning:
     result: Result
     recipe: Mapping[str, Any]
     """Settings and sizes that two runs must have in common to be compared: all but start and seeds."""
+    recipe_of_scratch: Mapping[str, Any]
+    """Those of training from scratch beside it."""
     hashes: list[str]
     """Of the images, which must be the same, too; empty in runs of an older version."""
 
@@ -94,7 +96,10 @@ class _Finetuning:
     def comparable(self, other: "_Finetuning") -> bool:
         """Whether the two differ in nothing but start, what new weights need, and seeds."""
         same_images = not (self.hashes and other.hashes) or self.hashes == other.hashes
-        return same_images and not differences(FinetuneConfig, self.recipe, other.recipe)
+        one, two = self.recipe, other.recipe
+        if self.scratch != other.scratch:
+            one, two = self.recipe_of_scratch, other.recipe_of_scratch
+        return same_images and not differences(FinetuneConfig, one, two)
 
     @property
     def images(self) -> tuple[str, str]:
@@ -123,27 +128,27 @@ def _read_finetuning(folder: Path) -> _Finetuning | None:
     except ValueError:  # no such file
         rates = ()
     train, data = replace(config.train, seed=0), replace(config.data, labels_seed=0)
-    config = config if result.init.startswith(_RANDOM) else from_new_weights(config)
     fixed = replace(config, init="", train=train, data=data, optim=replace(config.optim, lr=rates or config.optim.lr))
+    of_scratch = fixed if result.init.startswith(_RANDOM) else from_new_weights(fixed)
     sizes = [result.steps, result.train_images, result.test_images, result.num_classes, result.mean_ap is not None]
-    return _Finetuning(folder, config, result, to_dict(fixed) | {"sizes": sizes}, hashes)
+    recipe, recipe_of_scratch = (to_dict(each) | {"sizes": sizes} for each in (fixed, of_scratch))
+    return _Finetuning(folder, config, result, recipe, recipe_of_scratch, hashes)
 
 
 def _finetuning_tables(runs: Sequence[_Finetuning]) -> list[Table]:
     """Scratch beside pretrained for each recipe that has both, and every run."""
     groups: list[list[_Finetuning]] = []
-    for run in runs:
+    for run in (run for run in runs if not run.scratch):
         group = next((group for group in groups if group[0].comparable(run)), None)
         if group is None:
             groups.append([run])
         else:
             group.append(run)
     rows = []
-    for group in groups:
-        scratch, pretrained = ([run for run in group if run.scratch is side] for side in (True, False))
-        if scratch and pretrained:
-            source, labels = group[0].images
-            words = f"{source}, {labels} of the labels, {group[0].config.train.length}"
+    for pretrained in groups:
+        first = pretrained[0]
+        if scratch := [run for run in runs if run.scratch and first.comparable(run)]:
+            words = ", ".join((first.images[0], f"{first.images[1]} of the labels", first.config.train.length))
             rows.append((words, _accuracy(scratch), _accuracy(pretrained), _gain(scratch, pretrained)))
     tables = []
     if rows:

@@ -26,9 +26,9 @@ from mpp.data.sources.patterns import shown
 from mpp.dist import World
 from mpp.downstream.features import FrozenEncoder
 from mpp.downstream.fewshot import short_classes
-from mpp.downstream.finetune_result import changed_settings, read_result
+from mpp.downstream.finetune_result import changed_settings, read_result, swept
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
-from mpp.downstream.seen import notes_on_pretraining
+from mpp.downstream.seen import notes_on_test
 from mpp.downstream.settings import parse_share
 from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError
@@ -65,10 +65,11 @@ def run(config: StudyConfig) -> int:
         raise UserError(f"{several}; run finetune, fewshot and probe instead")
     trained, tested = len(labelled.train_indices), len(labelled.test_indices)
     print(f"labels: {trained:,} training and {tested:,} test images", flush=True)
-    for note in (*labelled.notes, *few_shots(short_classes(labelled, config.shots), len(labelled.classes))):
+    seen = notes_on_test(labelled, [config.init])
+    for note in (*labelled.notes, *seen, *few_shots(short_classes(labelled, config.shots), len(labelled.classes))):
         print(f"note: {note}", file=sys.stderr)
     timed = known_lengths(folder) if config.equal_time else EqualTime()
-    seen = _check(config, labelled, timed)
+    test_images_pretrained = _check(config, labelled, timed)
     planned = pretrainings(config)
     images = images_of(planned[0].resolved) if config.longer or config.equal_time else 0
     before = _earlier_config(folder, config)
@@ -85,7 +86,7 @@ def run(config: StudyConfig) -> int:
             timed = equal_lengths(folder, arms, images, _scratch_steps(plan))
         runs = finetune_runs(config, labelled, images, timed)
         plan = replace(plan, pretrainings=pretrainings(config, timed), finetunings=runs)
-    record = Record(plan, seen, timed)
+    record = Record(plan, test_images_pretrained, timed)
     status = run_tasks(StudyTasks(plan, record).tasks())
     if status:
         return status
@@ -104,8 +105,6 @@ def _check(config: StudyConfig, labelled: Labelled, timed: EqualTime) -> dict[st
     seen: dict[str, int] = {}
     if config.init:
         encoders = [replace(open_weights(config.init), state=None, origin="the encoder")]
-        for note in notes_on_pretraining(config.init, labelled.test, labelled.test_indices):
-            print(f"note: {note}", file=sys.stderr)
     else:
         seen = check_apart(config, labelled, timed)
         encoders = [_new_encoder(one) for one in {one.arm.name: one for one in pretrainings(config)}.values()]
@@ -230,9 +229,13 @@ def check_finished(plan: Plan, before: StudyConfig) -> None:
     """
     rates: dict[tuple[str, str], float] = {}
     for group, one in plan.choosers.items():
-        result = read_result(Path(plan.finetune_config(one).run_dir)) if plan.is_done(one) else None
+        config = plan.finetune_config(one)
+        result = read_result(Path(config.run_dir)) if plan.is_done(one) else None
         if result is not None:
             rates[group] = result.lr
+            if len(config.optim.lr) > 1 and config.resume != "force" and not swept(Path(config.run_dir)):
+                what = f"{config.run_dir} has a learning rate that it did not choose, and {one}, now chooses one"
+                raise UserError(f"{what}; choose another --run-dir")
     for one in plan.finetunings:
         group = plan.rate_group(one)
         config = plan.finetune_config(one, rates.get(group))

@@ -61,18 +61,21 @@ def earlier(config: C) -> C | None:
     return before if started else None
 
 
-def changes(old: RunConfig, new: RunConfig) -> list[str]:
-    """Give the settings that changed since a run began, as `differences` does.
+def same_init(was: str, began: str, now: str, folder: str) -> bool:
+    """Whether two inits are the same weights, of a run that began in one folder and goes on in another: by whatever
+    path, also where they moved together with the run."""
+    if not was or not now or was.startswith(_NEW) != now.startswith(_NEW):
+        return was == now
+    one, other = (Path(init.removeprefix(_NEW)).expanduser() for init in (was, now))
+    moved = other.exists() and os.path.relpath(one, began) == os.path.relpath(other, folder)
+    return moved or os.path.realpath(one) == os.path.realpath(other)
 
-    An init that is there is the same by whatever path it is named, and where it moved together with the run's folder.
-    """
+
+def changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """Give the settings that changed since a run began, as `differences` does, but for another name of its init."""
     before, after = to_dict(old), to_dict(new)
-    was, now = (config.get("init") or "" for config in (before, after))
-    one, other = was.removeprefix(_NEW), now.removeprefix(_NEW)
-    if one and other and (one == was) == (other == now) and Path(other).exists():
-        moved = os.path.relpath(one, old.run_dir) == os.path.relpath(other, new.run_dir)
-        if moved or os.path.realpath(one) == os.path.realpath(other):
-            after["init"] = was
+    if same_init(before.get("init") or "", old.run_dir, after.get("init") or "", new.run_dir):
+        after["init"] = before.get("init")
     return differences(type(new), before, after)
 
 

@@ -1,5 +1,6 @@
 """Test images that were seen before, in labelled images and in those of a pretraining."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from mpp.data.settings import DataConfig
 from mpp.data.sources.base import SourceError
 from mpp.data.sources.opening import open_source
 from mpp.downstream.labelled import open_labelled
-from mpp.downstream.seen import notes_on_labelled, notes_on_pretraining
+from mpp.downstream.seen import notes_on_pretraining, notes_on_test
 from mpp.downstream.settings import FinetuneConfig
 from mpp.pretraining.settings import PretrainConfig
 
@@ -63,23 +64,30 @@ def test_test_images_among_the_labelled_ones(tmp_path: Path) -> None:
     np.savez(tmp_path / "test.npz", images=images[6:], labels=labels[6:])
     np.savez(tmp_path / "part.npz", images=images[2:6], labels=labels[2:6])
     train, test, part = (f"array:{tmp_path}/{name}.npz" for name in ("train", "test", "part"))
-    (note,) = open_labelled(train, test).notes
+
+    def notes(data: str, test: str = "", *inits: str) -> list[str]:
+        return notes_on_test(open_labelled(data, test), inits)
+
+    (note,) = notes(train, test)
     assert note.startswith("WARNING: 2 of the 6 test images are in the training images, 2 byte for byte, such as image")
     assert note.endswith(": figures will be too good")
     with pytest.raises(SourceError, match=r"all 4 test images of .*part.* are among the training images of .*train"):
-        open_labelled(train, part)
-    assert open_labelled(part, test).notes == ()
+        notes(train, part)
+    assert notes(part, test) == []
+    first = write(tmp_path / "first", PretrainConfig(data=DataConfig(source=part)))
+    assert [line.partition(" in the ")[2][:11] for line in notes(train, test, first)] == ["training im"]
+    assert [line.partition(" in the ")[2][:11] for line in notes(part, train, first)] == ["training im", "pretraining"]
     # A fifth that is held out of images of which some are there twice; none of it is compared with itself.
     again = np.repeat(np.arange(12), np.where(np.arange(12) < 8, 2, 1))
     np.savez(tmp_path / "twice.npz", images=images[again], labels=labels[again])
-    _, note = open_labelled(f"array:{tmp_path}/twice.npz").notes
+    (note,) = notes(f"array:{tmp_path}/twice.npz")
     assert note.startswith("WARNING: ")
     assert "of the 4 test images are in the training images" in note
-    assert open_labelled(train).notes[1:] == ()
-    # What is not trained on does not count.
-    source = open_source(train)
-    used = np.where(np.arange(8) < 6, 0, -1)
-    assert notes_on_labelled(open_source(test), np.arange(6), {"validation": (source, used)}) == []
-    (note,) = notes_on_labelled(open_source(test), np.arange(6), {"validation": (source, used + 1)})
-    assert "2 of the 6 test images are in the validation images" in note
-    assert notes_on_labelled(source, np.arange(8), {"validation": (None, None)}) == []
+    assert notes(train) == []
+    # What is not trained on does not count, nor what is not tested.
+    labelled = open_labelled(train, test)
+    assert notes_on_test(labelled, [], train=np.arange(6)) == notes_on_test(labelled, [], test=np.arange(2, 6)) == []
+    # Validation images only choose: to test on them is told, and not refused.
+    val, val_labels = open_source(part), np.zeros(4, dtype=np.int64)
+    chosen = replace(open_labelled(train, part), train_labels=np.full(8, -1), val=val, val_labels=val_labels)
+    assert [line[9:60] for line in notes_on_test(chosen, [])] == ["4 of the 4 test images are in the validation images"]

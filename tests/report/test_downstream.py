@@ -131,6 +131,9 @@ def test_scratch_is_what_new_weights_need(tmp_path: Path) -> None:
     assert len(single.rows) == 2
     tuned(tmp_path / "c", f"random:{run}", 0.5)
     assert tables(sections(run), "downstream")[0].rows[0][3] == "+20.0"
+    # Two pretrained recipes are two rows beside the one scratch that is what new weights need for either.
+    tuned(tmp_path / "d", "first", 0.6)
+    assert sorted(row[3] for row in tables(sections(run), "downstream")[0].rows) == ["+10.0", "+20.0"]
 
 
 def test_of_several_labels_an_image_mean_average_precisions_are_compared(tmp_path: Path) -> None:

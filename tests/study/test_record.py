@@ -40,12 +40,14 @@ def end(run: Pretraining, *starts: dict[str, Any]) -> None:
     (run.folder / "environment.json").write_text(json.dumps(starts_of))
 
 
-def end_tuning(config: FinetuneConfig, written: FinetuneConfig | None = None) -> None:
-    """Leaves the files of a fine-tuning run, of the config `written` if that is another."""
+def end_tuning(config: FinetuneConfig, written: FinetuneConfig | None = None, sweep: bool = False) -> None:
+    """Leaves the files of a fine-tuning run, of the config `written` if that is another, and of its sweep."""
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(written or config).replace("batch_size: auto", "batch_size: 512"))
     (folder / "metrics.jsonl").write_text("")
+    if sweep:
+        (folder / "sweep.csv").write_text("lr,held_out_top1,held_out_images,chosen\n2.0,0.5,40,1\n")
     write_record(folder / RESULT, Result(0.5, None, 0.5, (0.4, 0.6), 4, 80, 4, 2.0, 9, config.init))
 
 
@@ -166,7 +168,7 @@ def test_a_setting_that_changes_finished_runs_is_refused(tmp_path: Path) -> None
     config = replace(config, finetune=replace(config.finetune, optim=replace(config.finetune.optim, lr=(1.0, 2.0))))
     plan = planned(config)
     run = next(run for run in plan.finetunings if (run.side, run.seed) == ("a", 1))
-    end_tuning(plan.finetune_config(run, 2.0))
+    end_tuning(plan.finetune_config(run, 2.0), sweep=True)
     check_finished(plan, config)  # with one of the learning rates to be tried
     for changed in ({"pretrain_seeds": (0, 1)}, {"lengths": ("9 steps",)}):
         with pytest.raises(UserError, match=f"seed_1 holds a run .*, for {next(iter(changed))} of the study changed"):
@@ -178,7 +180,7 @@ def test_seeds_put_before_others_take_the_rate_that_was_chosen(tmp_path: Path) -
     config = study(run_dir=str(tmp_path), labels=("50%",), seeds=(0,))
     config = replace(config, finetune=replace(config.finetune, optim=replace(config.finetune.optim, lr=(1.0, 2.0))))
     for run in (plan := planned(config)).finetunings:
-        end_tuning(plan.finetune_config(run, 2.0))
+        end_tuning(plan.finetune_config(run, 2.0), sweep=True)
     more = planned(replace(config, seeds=(1, 0)))
     assert [(run.side, run.seed) for run in more.choosers.values()] == [(side, 0) for side in ("scratch", "a", "b")]
     check_finished(more, config)
@@ -187,7 +189,17 @@ def test_seeds_put_before_others_take_the_rate_that_was_chosen(tmp_path: Path) -
     assert {run.labels for run in anew.choosers.values()} == {"100%"}
     with pytest.raises(UserError, match="seed_0 has the learning rate that another run chose, and scratch, 100% of"):
         check_finished(anew, config)
-    check_finished(planned(replace(anew.config, finetune=replace(anew.config.finetune, resume="force"))), config)
+    force = replace(config.finetune, resume="force")
+    check_finished(planned(replace(anew.config, finetune=force)), config)
+    # Nor is the rate of another share one that a share has chosen.
+    both = replace(config, labels=("50%", "100%"))
+    for run in (plan := planned(both)).finetunings:
+        if run.labels == "100%":
+            end_tuning(plan.finetune_config(run, 2.0))
+    check_finished(planned(replace(both, tune_at=("50%",))), both)
+    with pytest.raises(UserError, match="100/seed_0 has a learning rate that it did not choose, and scratch, 100%"):
+        check_finished(plan, both)
+    check_finished(planned(replace(both, finetune=force)), both)
 
 
 def test_figures_of_frozen_encoders_are_found_by_their_settings(tmp_path: Path) -> None:
