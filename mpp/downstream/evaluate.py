@@ -89,9 +89,10 @@ def fewshot_results(config: FewshotRecipe) -> dict[Readout, FewshotResult]:
         l2 = "cv" if config.l2 == "cv" else float(config.l2)
         task = Fewshot(labelled, config.shots, config.seeds, l2, config.max_test or None)
         encoders = _encoders(config, config.layers, world, device)
-        _print_notes(config, labelled, task.train_indices, task.test_indices, world)
+        seen = on_main(world, lambda: notes_on_test(labelled, config.init, task.train_indices, task.test_indices))
         if config.out and world.main:
             make_folder(Path(config.out).expanduser(), _fewshot_files(config))
+        _print_notes(labelled, seen, task.train_indices, task.test_indices, world)
         if task.beside_shots and world.main:
             beside = f"{count(task.beside_shots, 'test image')} left out, of groups that shots were drawn from"
             print(f"note: {beside}", file=sys.stderr)
@@ -168,9 +169,10 @@ def probe(config: ProbeRecipe) -> int:
         chosen_on = "validation" if labelled.val else "held-out training"
         encoders = _encoders(config, (config.layer,), world, device)
         path = Path(config.out).expanduser() / "probe.csv"
-        _print_notes(config, labelled, labelled.train_indices, labelled.test_indices, world)
+        seen = on_main(world, lambda: notes_on_test(labelled, config.init))
         if config.out and world.main:
             make_folder(path.parent, ("probe.csv",))
+        _print_notes(labelled, seen, labelled.train_indices, labelled.test_indices, world)
         results: dict[Readout, ProbeResult] = {}
         attentive, given = config.kind == "attentive", (encoders, labelled, config.encoder.cache, world)
         for readout, extract in _token_readouts(*given) if attentive else _readouts(encoders, config.pool):
@@ -296,11 +298,8 @@ def _named_errors(name: str) -> Generator[None]:
         raise RunError(f"{name}: {error}") from error
 
 
-def _print_notes(
-    config: FewshotRecipe | ProbeRecipe, labelled: Labelled, train: np.ndarray, test: np.ndarray, world: World
-) -> None:
-    """Prints numbers of images, notes on them, and which of the test images are not new."""
-    seen = on_main(world, lambda: notes_on_test(labelled, config.init, train, test))
+def _print_notes(labelled: Labelled, seen: list[str], train: np.ndarray, test: np.ndarray, world: World) -> None:
+    """Prints numbers of images, notes on them, and notes on test images that are not new."""
     if world.main:
         print(f"{len(train):,} training and {len(test):,} test images", file=sys.stderr)
         for note in dict.fromkeys([*labelled.notes, *seen]):

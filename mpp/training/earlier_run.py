@@ -74,8 +74,9 @@ def same_init(was: str, began: str, now: str, folder: str) -> bool:
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
     """Give the settings that changed since a run began, as `differences` does, but for another name of its init."""
     before, after = to_dict(old), to_dict(new)
-    if same_init(before.get("init") or "", old.run_dir, after.get("init") or "", new.run_dir):
-        after["init"] = before.get("init")
+    was, now = before.get("init") or "", after.get("init") or ""
+    if was and now and same_init(was, old.run_dir, now, new.run_dir):
+        after["init"] = was
     return differences(type(new), before, after)
 
 
