@@ -50,7 +50,7 @@ def test_a_sweep_chooses_on_held_out_training_images(
 
     # A new rate beside the chosen one is not tried, and told of.
     assert tune(split, run_dir, **{**SWEEP, "optim__lr": f"{result.lr},0.5"}) == 0
-    new = "see sweep.csv; 0.5 was not tried, for which choose another --run-dir"
+    new = "see sweep.csv; not tried: 0.5 (choose another --run-dir to try them)"
     assert new in capsys.readouterr().out
     # Another config is refused before the sweep begins.
     assert tune(split, run_dir, **SWEEP, loss__smoothing="0.1") == 2
