@@ -26,9 +26,9 @@ from mpp.downstream.attentive import Training, sweep_attentive
 from mpp.downstream.features import FrozenEncoder, read_splits
 from mpp.downstream.fewshot import Extract, Fewshot, FewshotResult, Readout, choose_readout
 from mpp.downstream.labelled import Labelled, open_labelled, take_fraction
+from mpp.downstream.leakage import notes_on_test
 from mpp.downstream.plots import plot_layers, plot_shots
 from mpp.downstream.probe import L2_SWEEP, ProbeResult, Value, sweep_knn, sweep_linear
-from mpp.downstream.seen import notes_on_test
 from mpp.downstream.settings import FewshotRecipe, ProbeRecipe
 from mpp.downstream.start import open_frozen
 from mpp.downstream.tokens import TokenReader

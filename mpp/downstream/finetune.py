@@ -35,20 +35,21 @@ from mpp.downstream.finetune_result import (
     finished,
     read_result,
     summary,
+    swept,
     verdict_of,
     write_record,
 )
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
+from mpp.downstream.leakage import notes_on_test
 from mpp.downstream.multi_label import MultiLabelScores
 from mpp.downstream.plots import plot_confusion
 from mpp.downstream.scoring import Scores, score
-from mpp.downstream.seen import notes_on_test
 from mpp.downstream.settings import FinetuneConfig, parse_share
 from mpp.downstream.start import start_weights
 from mpp.downstream.tuning import FinetuningRun, build_tuning, predict, result_weights, settle_config, training_step
 from mpp.downstream.verdict import FILE as VERDICT
 from mpp.errors import RunError
-from mpp.system.files import drop_aside, read_csv, write_csv, write_whole
+from mpp.system.files import drop_aside, write_csv, write_whole
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.earlier_run import MODEL, check_config, earlier
 from mpp.training.loggers import check_installed
@@ -128,7 +129,7 @@ def _sweep(config: FinetuneConfig, labelled: Labelled, build: _Build, world: Wor
         check_config(before, _with_lr(config, lr) if lr in config.optim.lr else config)
         if lr in config.optim.lr and config.resume != "force":
             if world.main:
-                tried = {row["lr"] for row in read_csv(Path(config.run_dir) / "sweep.csv")}
+                tried = swept(Path(config.run_dir))
                 new = [f"{rate:g}" for rate in map(chosen, config.optim.lr) if tried and str(rate) not in tried]
                 rest = f"; not tried: {', '.join(new)} (choose another --run-dir to try them)" if new else ""
                 print(f"optim.lr {lr:g} was chosen before, see sweep.csv{rest}", flush=True)

@@ -28,7 +28,7 @@ from mpp.downstream.features import FrozenEncoder
 from mpp.downstream.fewshot import short_classes
 from mpp.downstream.finetune_result import changed_settings, read_result, swept
 from mpp.downstream.labelled import Labelled, hold_out, open_labelled, take_fraction
-from mpp.downstream.seen import notes_on_test
+from mpp.downstream.leakage import notes_on_test
 from mpp.downstream.settings import parse_share
 from mpp.downstream.tuning import build_tuning
 from mpp.errors import UserError

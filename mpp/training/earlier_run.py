@@ -74,9 +74,8 @@ def same_init(was: str, began: str, now: str, folder: str) -> bool:
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
     """Give the settings that changed since a run began, as `differences` does, but for another name of its init."""
     before, after = to_dict(old), to_dict(new)
-    was, now = before.get("init") or "", after.get("init") or ""
-    if was and now and same_init(was, old.run_dir, now, new.run_dir):
-        after["init"] = was
+    if after.get("init") and same_init(before["init"] or "", old.run_dir, after["init"], new.run_dir):
+        after["init"] = before["init"]
     return differences(type(new), before, after)
 
 

@@ -107,9 +107,8 @@ def _different(ran: Any, shipped: Any, name: str = "") -> list[str]:
     list may have been its only element, or "" for none.
     """
     if not isinstance(shipped, dict):
-        return (
-            [] if ran == shipped or shipped in ("auto", [ran] if ran else []) else [f"{name}: {ran} is not {shipped}"]
-        )
+        same = ran == shipped or shipped in ("auto", [ran] if ran else [])
+        return [] if same else [f"{name}: {ran} is not {shipped}"]
     keys = [key for key in shipped if key in ran and (key not in OF_THE_MACHINE or isinstance(ran[key], dict))]
     return [line for key in keys for line in _different(ran[key], shipped[key], f"{name}.{key}")]
 

@@ -11,7 +11,7 @@ from mpp.data.settings import DataConfig
 from mpp.data.sources.base import SourceError
 from mpp.data.sources.opening import open_source
 from mpp.downstream.labelled import open_labelled
-from mpp.downstream.seen import notes_on_pretraining, notes_on_test
+from mpp.downstream.leakage import notes_on_pretraining, notes_on_test
 from mpp.downstream.settings import FinetuneConfig
 from mpp.pretraining.settings import PretrainConfig
 
